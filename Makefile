@@ -1,0 +1,43 @@
+# `make demo` and `make test` set everything up by themselves; nothing has to be installed before.
+
+PYTHON ?= python3
+BACKBONE ?= stand-in
+EPISODES ?= 30
+ROLLOUTS ?= 20
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+TASK := metaworld/drawer-open-v3
+DEMO := demo/$(subst /,--,$(BACKBONE))
+
+export MUJOCO_GL ?= egl
+
+.PHONY: demo test check clean
+
+# From demonstrations to a rollout; run again, every step goes on where it stopped.
+demo: $(INSTALLED)
+	$(BIN)/vla-data record --env $(TASK) --views corner,topview,gripperPOV \
+		--episodes $(EPISODES) --out demo/recordings
+	$(BIN)/vla-embed data_manifests/metaworld-drawer-open.toml --store $(DEMO)/features.zarr \
+		--backbone $(BACKBONE)
+	$(BIN)/vla-train $(DEMO)/features.zarr --preset demo --out $(DEMO)/run --resume
+	$(BIN)/vla-rollout $(DEMO)/run --env $(TASK) --episodes $(ROLLOUTS)
+	@echo "recordings: demo/recordings   features: $(DEMO)/features.zarr   run: $(DEMO)/run"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+# Lint, format and types.
+check: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv demo
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@PYTHON="$(PYTHON)" sh .ci/system-packages
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[metaworld,dev]'
+	touch $@

@@ -1,0 +1,50 @@
+"""`vla-embed`: encode every frame of a dataset once and cache the features."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.exits import exit_on_vla_error
+from pipeline.features.embed import EmbedConfig, embed_dataset
+from policy.backbone import DEFAULT_REPOSITORY, STAND_IN
+from policy.spec import ComputeDtype
+
+main = typer.Typer(add_completion=False)
+
+
+@main.command()
+def embed(
+    manifest: Annotated[Path, typer.Argument(help="A TOML file as in data_manifests/.")],
+    store: Annotated[Path, typer.Option(help="Feature store to create, or to go on with.")],
+    backbone: Annotated[
+        str, typer.Option(help="Hub repository, local folder, or `stand-in` (not pretrained).")
+    ] = DEFAULT_REPOSITORY,
+    revision: Annotated[
+        str | None, typer.Option(help="40-hex commit of another hub repository.")
+    ] = None,
+    dtype: Annotated[
+        ComputeDtype | None,
+        typer.Option(help="The tower's dtype; default bfloat16 where the hardware has it."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the tower runs, as torch names it.")] = "cpu",
+) -> None:
+    """Encode every frame of a dataset once and cache the features. Resumable."""
+    with exit_on_vla_error():
+        if backbone == STAND_IN:
+            typer.echo(
+                "the stand-in encoder is NOT pretrained: good for trying the whole way out, not "
+                "for judging SigLIP2",
+                err=True,
+            )
+        report = embed_dataset(
+            EmbedConfig(
+                manifest=manifest,
+                store=store,
+                backbone=backbone,
+                revision=revision,
+                compute_dtype=dtype,
+                device=device,
+            )
+        )
+        typer.echo(report.summary())

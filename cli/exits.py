@@ -1,0 +1,34 @@
+"""How every command ends: one line and exit code 2 for a user's error, 130 for Ctrl-C.
+
+Knows exit codes; nothing about what a command does.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import typer
+
+from policy.errors import VlaError
+
+USER_ERROR: Final = 2
+INTERRUPTED: Final = 130  # 128 + SIGINT, as shells count
+
+
+@contextmanager
+def exit_on_vla_error() -> Iterator[None]:
+    """Turn a user's error into one line on stderr and an exit code; let our defects show."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        yield
+    except VlaError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(USER_ERROR) from error
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {place}{error.strerror or error}", err=True)
+        raise typer.Exit(USER_ERROR) from error
+    except KeyboardInterrupt as interrupt:
+        typer.echo("\ninterrupted; the same command goes on from here", err=True)
+        raise typer.Exit(INTERRUPTED) from interrupt

@@ -1,0 +1,47 @@
+"""`vla-rollout`: run a trained policy live and measure its success."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.exits import exit_on_vla_error
+from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
+from pipeline.rollout.loop import RolloutConfig, roll_out
+
+main = typer.Typer(add_completion=False)
+
+
+@main.command()
+def rollout(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    env: Annotated[str, typer.Option(help="Environment, as metaworld/drawer-open-v3.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes, each with its own seed.")] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = FIRST_ROLLOUT_SEED,
+    evaluations: Annotated[int, typer.Option(min=1, help="Head passes a decision.")] = 1,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Control steps an episode; default the simulator's.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Where the run's encoder lies now, if it moved.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for result.json; default RUN/rollouts/ENV.")
+    ] = None,
+) -> None:
+    """Roll a trained policy out on unseen seeds, through the encoder of its training."""
+    with exit_on_vla_error():
+        folder = out or run / "rollouts" / env.replace("/", "-")
+        result = roll_out(
+            RolloutConfig(
+                run=run,
+                env=env,
+                out=folder,
+                episodes=episodes,
+                first_seed=seed,
+                num_evaluations=evaluations,
+                max_steps=max_steps,
+                backbone=backbone,
+            )
+        )
+        typer.echo(f"{result.summary()}\nwrote {folder / 'result.json'}")

@@ -1,0 +1,43 @@
+"""Errors of everything that touches disks, processes and simulators."""
+
+from policy.errors import VlaError
+
+
+class ManifestError(VlaError, ValueError):
+    """A dataset manifest is wrong: unknown key, missing file, impossible value."""
+
+
+class DatasetError(VlaError, ValueError):
+    """A dataset does not hold what its manifest says, or holds values that cannot be used."""
+
+
+class FrameReadError(VlaError, OSError):
+    """A frame is absent or does not decode; never answered with fewer or blank frames."""
+
+
+class StoreError(VlaError, RuntimeError):
+    """A feature store cannot be used: absent, of another format, or damaged."""
+
+
+class IncompleteStoreError(StoreError):
+    """A feature store whose embedding has not finished."""
+
+
+class EncoderMismatchError(VlaError, ValueError):
+    """Features of one encoder would meet another encoder."""
+
+
+class RunError(VlaError, RuntimeError):
+    """A run directory is absent, half-written or does not fit what was asked."""
+
+
+class EnvError(VlaError, RuntimeError):
+    """A simulator cannot be built, or does not fit the policy."""
+
+
+class RenderingError(EnvError):
+    """No way to render without a screen: neither EGL nor OSMesa works on this machine."""
+
+
+class ConfigError(VlaError, ValueError):
+    """A setting is unknown or out of range."""

@@ -1,0 +1,66 @@
+"""The seam between a simulator or robot and the rollout: views, state, action, success.
+
+Knows no policy and no encoder. One file beside this one drives each simulator.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+FIRST_ROLLOUT_SEED: Final = 100_000
+"""Recordings use seeds below this one, rollouts this one and up: none is seen in training."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one control step brought."""
+
+    reward: float
+    """The simulator's own reward, in its own scale."""
+    success: bool
+    """The task is solved at this step, by the simulator's own measure."""
+    truncated: bool
+    """The simulator's time limit is reached; stepping on would be an error."""
+
+
+@runtime_checkable  # the test run checks return types
+class RobotEnv(Protocol):
+    """A robot with cameras that can be reset to a seed and stepped."""
+
+    name: str
+    """What `make_env` was called with, for reports: `metaworld/drawer-open-v3`."""
+    view_names: tuple[str, ...]
+    """Camera names, in the order of `render`."""
+    state_dim: int
+    """Width of `state`."""
+    action_dim: int
+    """Width of the action."""
+    control_hz: float
+    """Control steps a second of simulated time."""
+    max_steps: int
+    """Control steps until the simulator's own time limit."""
+
+    def reset(self, seed: int) -> None:
+        """Start an episode; the same seed gives the same episode, bit for bit."""
+
+    def render(self) -> UInt8[np.ndarray, "v h w 3"]:
+        """Render every view now, RGB, upright, values in [0, 255]; slow, so call it when needed."""
+
+    def state(self) -> Float32[np.ndarray, " s"]:
+        """Return what the robot knows of itself; nothing about the objects."""
+
+    def step(self, action: Float32[np.ndarray, " a"]) -> StepResult:
+        """Apply one action, clipped to the robot's range, and advance one control step."""
+
+    def close(self) -> None:
+        """Free the renderer and the simulator."""
+
+
+@runtime_checkable
+class ScriptedExpert(Protocol):
+    """An environment that also ships an expert which sees the simulator's full state."""
+
+    def expert_action(self) -> Float32[np.ndarray, " a"]:
+        """Return the expert's action for the current step, within the robot's range."""

@@ -1,0 +1,256 @@
+"""Every Meta-World v3 task as a `RobotEnv` with a scripted expert; owns mujoco and metaworld.
+
+Knows no policy and no file. The scene is Meta-World's own, goal marker included.
+Source: Farama-Foundation/Metaworld 3.1.1, sawyer_xyz_env.py, env_dict.py, policies/.
+Differs from the source: `reset` obeys its seed and leaves no stale positions, pictures of the
+cameras that are mounted upside-down are turned, and shadows, reflections and multisampling are off.
+"""
+
+import atexit
+import difflib
+import gc
+import importlib.metadata
+import os
+import sys
+import warnings
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from pipeline.errors import EnvError, RenderingError
+from pipeline.rollout.envs.base import StepResult
+
+_HOW_TO_RENDER: Final = (
+    "run `apt-get install libegl1 libgl1-mesa-dri` (with MUJOCO_GL=egl or unset), or set "
+    "MUJOCO_GL=osmesa and install libosmesa6"
+)
+
+
+def _rendering_error(reason: str) -> RenderingError:
+    chosen = os.environ.get("MUJOCO_GL", "(unset when mujoco was imported)")
+    return RenderingError(
+        f"expected MuJoCo to render without a screen, found MUJOCO_GL={chosen} unusable "
+        f"({' '.join(reason.split())[:160]}); {_HOW_TO_RENDER}"
+    )
+
+
+# MuJoCo reads MUJOCO_GL once, while it is imported; without it, it looks for a screen.
+if sys.platform == "linux" and "mujoco" not in sys.modules:
+    os.environ.setdefault("MUJOCO_GL", "egl")
+try:
+    import mujoco
+except ModuleNotFoundError:
+    raise  # not installed: `make_env` names the extra
+except Exception as error:  # a broken GL raises AttributeError, ImportError, OSError, RuntimeError
+    raise _rendering_error(str(error)) from error
+
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # noqa: E402 - imports mujoco itself
+from metaworld.policies import ENV_POLICY_MAP  # noqa: E402 - the same
+
+IMAGE_SIZE: Final = 256  # pixels, both sides; what the encoder takes, so nothing is resized
+STATE_DIM: Final = 4  # hand x y z, gripper: sawyer_xyz_env.py, _get_curr_obs_combined_no_goal
+ACTION_DIM: Final = 4  # hand displacement x y z, gripper effort: the same file, action_space
+_EXPERTS: Final[dict[str, Any]] = ENV_POLICY_MAP  # typed as the abstract base there
+
+
+class MetaWorldEnv:
+    """One Meta-World v3 task; implements `ExpertEnv`."""
+
+    source: str
+    """Where recordings come from, in words."""
+    licence: str = "MIT"
+    """Meta-World's licence; a recording is its simulator's output."""
+    # sawyer_xyz_env.py: the distance of the claws, divided by 0.1 m and clipped to [0, 1].
+    state_units: str = "hand position x y z in metres; gripper openness, 0 closed to 1 open"
+    """The columns of `state`."""
+    # sawyer_xyz_env.py: action_scale 1/100; _reset_hand opens the gripper with effort -1.
+    action_units: str = (
+        "hand displacement x y z, 1 = 0.01 m a step; gripper effort, -1 opens to 1 closes"
+    )
+    """The columns of the action."""
+
+    def __init__(self, task: str, views: tuple[str, ...]) -> None:
+        """Load the task and its renderer; `reset` must follow.
+
+        Args:
+            task: a name of Meta-World: `drawer-open-v3`.
+            views: cameras of the scene, in the order in which the policy sees them.
+
+        Raises:
+            EnvError: the task or a camera does not exist, or a camera is named twice.
+            RenderingError: neither EGL nor OSMesa works.
+        """
+        if task not in ALL_V3_ENVIRONMENTS:
+            close = difflib.get_close_matches(task, ALL_V3_ENVIRONMENTS, n=3, cutoff=0.4)
+            raise EnvError(
+                f"metaworld/{task}: expected one of Meta-World's {len(ALL_V3_ENVIRONMENTS)} tasks, "
+                f"found none of that name; try {', '.join(f'metaworld/{name}' for name in close)}"
+                if close
+                else f"metaworld/{task}: expected a task such as metaworld/drawer-open-v3, found "
+                f"none of that name; all are {', '.join(sorted(ALL_V3_ENVIRONMENTS))}"
+            )
+        version = importlib.metadata.version("metaworld")
+        self.source = f"scripted expert of metaworld {version}, recorded with vla-data record"
+        self.revision = f"metaworld {version}, mujoco {importlib.metadata.version('mujoco')}"
+        self.name = f"metaworld/{task}"
+        self.view_names = views
+        self.state_dim = STATE_DIM
+        self.action_dim = ACTION_DIM
+        self._task_name = task
+        self._task = _build_task(task)
+        self.control_hz: float = 1.0 / self._task.dt
+        self.max_steps: int = self._task.max_path_length
+        self._cameras = self._find_cameras(views)
+        self._observation: np.ndarray | None = None
+        self._expert: Any = None
+        self._renderer: Any = _build_renderer(self._task.model)
+        # A context that is still alive at exit makes PyOpenGL print tracebacks; MuJoCo ends EGL in
+        # an exit hook of its own, registered by now, so this one runs before it.
+        atexit.register(self.close)
+
+    def reset(self, seed: int) -> None:
+        """Start an episode; the same seed gives the same episode, bit for bit.
+
+        Checked on all 50 tasks with another episode of 150 random steps in between.
+
+        Raises:
+            EnvError: the seed is negative.
+        """
+        if seed < 0:
+            raise EnvError(f"{self.name}: expected a seed of 0 or more, found {seed}; choose one")
+        self._task.seed(seed)  # Meta-World's reset ignores its own seed argument
+        self._task.reset()
+        # Many tasks move an object by editing the model and stop there. Without this, the first
+        # picture and the first observation show it where the reset's first of two draws put it.
+        mujoco.mj_forward(self._task.model, self._task.data)
+        self._task._prev_obs = self._task._get_curr_obs_combined_no_goal()
+        self._observation = self._task._get_obs()
+        self._expert = _EXPERTS[self._task_name]()
+
+    def render(self) -> UInt8[np.ndarray, "v 256 256 3"]:
+        """Render every view now, RGB, values in [0, 255].
+
+        Pictures of cameras that are fixed to the world and whose up axis points below the horizon
+        (corner, corner2, corner3, corner4) are turned by 180 degrees, so that up is up.
+
+        Raises:
+            EnvError: the environment is closed.
+        """
+        if self._renderer is None:
+            raise EnvError(f"{self.name}: expected an open environment, found it closed; build one")
+        frames = []
+        for camera, is_upside_down in self._cameras:
+            self._renderer.update_scene(self._task.data, camera=camera)
+            frame = self._renderer.render()
+            frames.append(frame[::-1, ::-1] if is_upside_down else frame)
+        return np.stack(frames)
+
+    def state(self) -> Float32[np.ndarray, " s"]:
+        """Return hand position (x, y, z; metres) and gripper openness (0 closed, 1 open).
+
+        Raises:
+            EnvError: `reset` was not called.
+        """
+        return self._observed()[:STATE_DIM].astype(np.float32)
+
+    def step(self, action: Float32[np.ndarray, " a"]) -> StepResult:
+        """Apply one action, clipped to [-1, 1], and advance one control step.
+
+        Raises:
+            EnvError: the action has another width or is not finite, the time limit is past, or
+                `reset` was not called.
+        """
+        self._observed()
+        if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
+            raise EnvError(
+                f"{self.name}: expected {ACTION_DIM} finite numbers as action, found {action}; "
+                "check the policy's action width and its training"
+            )
+        if self._task.curr_path_length >= self.max_steps:
+            raise EnvError(
+                f"{self.name}: expected at most {self.max_steps} steps, found one more; reset first"
+            )
+        applied = np.clip(action, -1.0, 1.0)
+        self._observation, reward, _, truncated, info = self._task.step(applied)
+        return StepResult(float(reward), bool(info["success"]), bool(truncated))
+
+    def expert_action(self) -> Float32[np.ndarray, " a"]:
+        """Return the scripted expert's action for the current step, clipped to [-1, 1].
+
+        Raises:
+            EnvError: `reset` was not called.
+        """
+        observation = self._observed()
+        with warnings.catch_warnings():
+            # The experts ask for more than the robot's range by design; it is clipped here.
+            warnings.filterwarnings("ignore", r"Constant\(s\) may be too high", UserWarning)
+            action: np.ndarray = self._expert.get_action(observation)
+        clipped: np.ndarray = np.clip(action, -1.0, 1.0)
+        return clipped.astype(np.float32)
+
+    def close(self) -> None:
+        """Free the renderer and the simulator; closing twice is fine."""
+        atexit.unregister(self.close)
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+            self._task.close()
+
+    def _observed(self) -> np.ndarray:
+        if self._observation is None:
+            raise EnvError(f"{self.name}: expected reset(seed) first, found no episode; call reset")
+        return self._observation
+
+    def _find_cameras(self, views: tuple[str, ...]) -> list[tuple[int, bool]]:
+        model, data = self._task.model, self._task.data
+        ids = {model.camera(index).name: index for index in range(model.ncam)}
+        unknown = [view for view in views if view not in ids]
+        if unknown or not views or len(set(views)) < len(views):
+            raise EnvError(
+                f"{self.name}: expected different views out of {', '.join(ids)}, found "
+                f"{', '.join(views) or 'none'}; correct the views"
+            )
+        cameras = []
+        for view in views:
+            camera = ids[view]
+            up_axis_z = data.cam_xmat[camera].reshape(3, 3)[2, 1]
+            is_fixed_to_world = model.cam_bodyid[camera] == 0
+            cameras.append((camera, bool(is_fixed_to_world and up_axis_z < 0)))
+        return cameras
+
+
+def _build_task(task: str) -> Any:
+    env = ALL_V3_ENVIRONMENTS[task]()
+    env._freeze_rand_vec = False
+    env._set_task_called = True
+    env.seeded_rand_vec = True  # draw positions from `seed`, not from numpy's global state
+    # As MT1 does: hide the goal and the experts of 20 tasks fail. The observation space holds the
+    # goal's bounds, is cached, and clips the observation. `state` never contains the goal.
+    env._partially_observable = False
+    del env.sawyer_observation_space
+    return env
+
+
+def _build_renderer(model: Any) -> Any:
+    # Three views take 36 ms on one core of a CPU; 58 ms with the default 4 samples a pixel, and
+    # 290 ms with shadows. The count of samples is read when the renderer is built.
+    model.vis.quality.offsamples = 0
+    reason = ""
+    # Half-built renderers print from their __del__; the failure is told once, below, instead. It is
+    # not chained, because a chained error keeps them alive until after the hook is back.
+    unraisable_hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        renderer = mujoco.Renderer(model, IMAGE_SIZE, IMAGE_SIZE)
+    except Exception as error:  # noqa: BLE001 - drivers raise whatever they like
+        reason = str(error) or type(error).__name__
+    try:
+        if reason:
+            gc.collect()
+            raise _rendering_error(reason)
+    finally:
+        sys.unraisablehook = unraisable_hook
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+    return renderer

@@ -1,0 +1,394 @@
+"""Record a scripted expert: one lossless HDF5 file a seed, several seeds at a time, resumable.
+
+Knows environments by their protocol and episodes by `write_episode`; knows no encoder. The set of
+recorded seeds is decided by the request alone, never by timing: the first N seeds, from
+`first_seed` on, that the expert solves.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Annotated, Final
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from tqdm import tqdm
+
+from pipeline.datasets.aloha_hdf5 import (
+    ACTION_KEY,
+    IMAGES_GROUP,
+    STATE_KEY,
+    RecordedEpisode,
+    read_label,
+    write_episode,
+)
+from pipeline.datasets.manifest import Manifest, load_manifest
+from pipeline.errors import ConfigError, DatasetError, EnvError
+from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
+from pipeline.rollout.envs.registry import ExpertEnv, make_expert_env
+from policy.errors import VlaError
+
+MANIFEST_NAME: Final = "manifest.toml"
+FAILURES_NAME: Final = "failed_seeds.json"
+ATTEMPTS_PER_EPISODE: Final = 3  # seeds tried at most, for each episode asked for
+
+
+class RecordConfig(BaseModel):
+    """What to record, and where."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    env: str
+    """What `make_env` takes: `metaworld/drawer-open-v3`."""
+    views: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Cameras, in the order in which the policy will see them."""
+    episodes: Annotated[int, Field(ge=1)]
+    """Demonstrations wanted; a larger number later adds to the same folder."""
+    out: Path
+    """Folder of the recordings and of their `manifest.toml`; resumed when it exists."""
+    first_seed: Annotated[int, Field(ge=0)] = 0
+    """The first seed tried; all stay below the seeds of rollouts."""
+    workers: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes, each with its own simulator; changes the speed, never the recordings."""
+
+
+@dataclass(frozen=True)
+class RecordReport:
+    """What a recording session did."""
+
+    manifest: Path
+    """The manifest to give to `vla-embed`."""
+    episodes: int
+    """Demonstrations in the folder."""
+    recorded: int
+    """Of these, recorded by this call."""
+    steps: int
+    """Control steps recorded by this call."""
+    failed_seeds: tuple[int, ...]
+    """Seeds that the expert did not solve; they are not in the folder."""
+    seconds: float
+    """Wall-clock time of this call."""
+
+    def summary(self) -> str:
+        """Say in one line what was recorded and what to do next."""
+        failed = f", {len(self.failed_seeds)} seeds not solved by the expert" * bool(
+            self.failed_seeds
+        )
+        return (
+            f"{self.episodes} episodes in {self.manifest.parent} ({self.recorded} new with "
+            f"{self.steps} steps in {self.seconds:.0f} s{failed}); next: vla-embed {self.manifest}"
+        )
+
+
+def record_dataset(config: RecordConfig) -> RecordReport:
+    """Record demonstrations of a scripted expert, and write their manifest when all are there.
+
+    An episode ends with the step that first solves the task. Recordings already in the folder are
+    kept; after Ctrl-C only the episodes in hand are lost, and the same call goes on.
+
+    Raises:
+        ConfigError: seeds would reach those of rollouts, or the folder holds recordings that this
+            request would not make; nothing is written then.
+        DatasetError: a recording in the folder is damaged, or the disk does not take a new one.
+        EnvError: the environment cannot be built, or its expert fails on too many seeds.
+    """
+    started = time.monotonic()
+    last_seed = config.first_seed + ATTEMPTS_PER_EPISODE * config.episodes - 1
+    if last_seed >= FIRST_ROLLOUT_SEED:
+        raise ConfigError(
+            f"first_seed: expected all of {ATTEMPTS_PER_EPISODE} x {config.episodes} seeds below "
+            f"{FIRST_ROLLOUT_SEED}, where rollouts begin, found up to {last_seed}; lower first_seed"
+        )
+    recorded, failed = _recorded_seeds(config), _read_failures(config)
+    _refuse_other_seeds(config, recorded, failed)
+    # Built here once to name its errors in this process, before anything is written.
+    env = make_expert_env(config.env, config.views)
+    manifest = manifest_of(env)
+    env.close()
+    manifest_file = config.out / MANIFEST_NAME
+    if manifest_file.exists() and load_manifest(manifest_file).to_dict() != manifest.to_dict():
+        raise ConfigError(
+            f"{manifest_file}: expected the manifest of {config.env} with views "
+            f"{', '.join(config.views)}, found another; record into another folder, or move it away"
+        )
+    num_before, steps = len(recorded), 0
+    if num_before < config.episodes:
+        config.out.mkdir(parents=True, exist_ok=True)
+        steps = _record_missing(config, recorded, failed)
+    if len(recorded) < config.episodes:
+        raise EnvError(
+            f"{config.env}: expected the expert to solve {config.episodes} of at most "
+            f"{ATTEMPTS_PER_EPISODE * config.episodes} seeds, found {len(recorded)} solved and "
+            f"{len(failed)} failed; ask for fewer episodes, or choose another first_seed and folder"
+        )
+    if not manifest_file.exists():
+        _replace_text(manifest_file, manifest.to_toml())
+    return RecordReport(
+        manifest=manifest_file,
+        episodes=len(recorded),
+        recorded=len(recorded) - num_before,
+        steps=steps,
+        failed_seeds=tuple(sorted(failed)),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _planned_seeds(config: RecordConfig, failed: set[int]) -> list[int]:
+    """List the seeds that make up the dataset, as far as failures are known."""
+    attempts = range(config.first_seed, config.first_seed + ATTEMPTS_PER_EPISODE * config.episodes)
+    return [seed for seed in attempts if seed not in failed][: config.episodes]
+
+
+def _record_missing(config: RecordConfig, recorded: set[int], failed: set[int]) -> int:
+    """Record until the plan is met or cannot be; extend the two sets; return the new steps."""
+    steps = 0
+    in_hand: dict[_Worker, int] = {}
+    with (
+        _crew(config, min(config.workers, config.episodes - len(recorded))) as idle,
+        tqdm(
+            total=config.episodes,
+            initial=len(recorded),
+            desc=config.env,
+            unit="episode",
+            disable=None,
+        ) as bar,
+    ):
+        while True:
+            plan = _planned_seeds(config, failed)
+            # Too many failures: finish what is in hand, and let the caller say so.
+            wanted = plan if len(plan) == config.episodes else []
+            busy = recorded.union(in_hand.values())
+            for seed in [seed for seed in wanted if seed not in busy][: len(idle)]:
+                worker = idle.pop()
+                worker.begin(seed)
+                in_hand[worker] = seed
+            if not in_hand:
+                return steps
+            ready = wait([worker.connection for worker in in_hand])
+            for worker in [worker for worker in in_hand if worker.connection in ready]:
+                length = worker.finish()
+                seed = in_hand.pop(worker)
+                idle.append(worker)
+                if length is None:
+                    failed.add(seed)
+                    content = {"env": config.env, "seeds": sorted(failed)}
+                    _replace_text(config.out / FAILURES_NAME, json.dumps(content) + "\n")
+                else:
+                    recorded.add(seed)
+                    steps += length
+                    bar.update()
+
+
+@dataclass(frozen=True, eq=False)
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+
+    def begin(self, seed: int) -> None:
+        with suppress(OSError):  # a worker that has ended left its reason for `finish`
+            self.connection.send(seed)
+
+    def finish(self) -> int | None:
+        try:
+            answer: int | VlaError | None = self.connection.recv()
+        except (EOFError, OSError) as error:
+            self.process.join(timeout=5)
+            raise EnvError(
+                f"recording worker: expected an episode, found that the process ended with code "
+                f"{self.process.exitcode}; -9 means out of memory: use fewer workers. The same "
+                "call goes on where this one stopped"
+            ) from error
+        if isinstance(answer, VlaError):
+            raise answer
+        return answer
+
+
+@contextmanager
+def _crew(config: RecordConfig, num_workers: int) -> Iterator[list[_Worker]]:
+    """Start worker processes; end them at once if the block is left by an error or Ctrl-C."""
+    spawn = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
+    workers: list[_Worker] = []
+    try:
+        with _ctrl_c_ignored():
+            for _ in range(num_workers):
+                ours, theirs = spawn.Pipe()
+                process = spawn.Process(target=_work, args=(config, theirs), daemon=True)
+                process.start()
+                theirs.close()  # so that the end of the worker is the end of the pipe
+                workers.append(_Worker(process, ours))
+        yield [*workers]
+    except BaseException:
+        for worker in workers:
+            worker.process.terminate()
+        raise
+    finally:
+        for worker in workers:
+            worker.connection.close()  # an idle worker reads the end of the pipe, and returns
+            worker.process.join()
+        for partial in config.out.glob(".*.partial"):
+            partial.unlink()
+
+
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Start children deaf to Ctrl-C: this process ends them, and they print no traceback."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set a handler, and only it gets Ctrl-C
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _work(config: RecordConfig, connection: Connection) -> None:
+    """Record the seeds that arrive, until the pipe closes; runs in a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Mesa's software renderer starts a thread a core in each process; set before OpenGL loads.
+    os.environ["LP_NUM_THREADS"] = "1"
+    with suppress(EOFError, ConnectionError):  # the recording process has ended or is done
+        try:
+            env = make_expert_env(config.env, config.views)
+            try:
+                while True:
+                    seed = connection.recv()
+                    connection.send(_record_seed(env, seed, config.out))
+            finally:
+                env.close()
+        except ConnectionError:
+            raise
+        except VlaError as error:
+            connection.send(error)
+        except OSError as error:
+            connection.send(
+                DatasetError(
+                    f"{config.out}: expected to write a recording, found {error}; make room or "
+                    "choose another folder, and repeat the call"
+                )
+            )
+
+
+def _record_seed(env: ExpertEnv, seed: int, out: Path) -> int | None:
+    """Record one seed; return its steps, or None if the expert does not solve it."""
+    # Physics takes 1 ms a step and rendering 36 ms: look first whether there is anything to render.
+    length = _steps_to_success(env, seed)
+    if length is None:
+        return None
+    env.reset(seed)
+    frames, states, actions, is_solved = [], [], [], False
+    for _ in range(length):
+        frames.append(env.render())
+        states.append(env.state())
+        actions.append(env.expert_action())
+        is_solved = env.step(actions[-1]).success
+    if not is_solved:
+        raise EnvError(
+            f"{env.name}: expected seed {seed} to be solved at step {length} twice, found that the "
+            "same seed gave another episode; report this, the simulator is not deterministic here"
+        )
+    episode = RecordedEpisode(
+        frames={
+            view: np.stack([shot[index] for shot in frames])
+            for index, view in enumerate(env.view_names)
+        },
+        state=np.stack(states),
+        action=np.stack(actions),
+        env=env.name,
+        seed=seed,
+        fps=env.control_hz,
+    )
+    write_episode(out / f"episode_{seed}.hdf5", episode)
+    return length
+
+
+def _steps_to_success(env: ExpertEnv, seed: int) -> int | None:
+    env.reset(seed)
+    for step in range(1, env.max_steps + 1):
+        if env.step(env.expert_action()).success:
+            return step
+    return None
+
+
+def _recorded_seeds(config: RecordConfig) -> set[int]:
+    """Find what is recorded already, and refuse a folder of something else."""
+    seeds = set()
+    for path in sorted(config.out.glob("*.hdf5")):
+        label = read_label(path)
+        if (label.env, label.views) != (config.env, config.views):
+            raise ConfigError(
+                f"{path}: expected a recording of {config.env} with views "
+                f"{', '.join(config.views)}, found one of {label.env} with "
+                f"{', '.join(label.views)}; record into another folder"
+            )
+        if path.name != f"episode_{label.seed}.hdf5":
+            raise ConfigError(
+                f"{path}: expected episode_{label.seed}.hdf5 for a recording of seed {label.seed}, "
+                "found another name; rename it back or move it away"
+            )
+        seeds.add(label.seed)
+    return seeds
+
+
+def _read_failures(config: RecordConfig) -> set[int]:
+    path = config.out / FAILURES_NAME
+    if not path.exists():
+        return set()
+    try:
+        content = json.loads(path.read_text())
+        env, seeds = str(content["env"]), {int(seed) for seed in content["seeds"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f"{path}: expected the environment and the seeds that its expert failed, found other "
+            "content; remove the file, and these seeds are tried again"
+        ) from error
+    if env != config.env:
+        raise ConfigError(
+            f"{path}: expected failures of {config.env}, found those of {env}; record into another "
+            "folder"
+        )
+    return seeds
+
+
+def _refuse_other_seeds(config: RecordConfig, recorded: set[int], failed: set[int]) -> None:
+    """The folder is the dataset: an episode beyond the request would be trained on."""
+    others = sorted(recorded.difference(_planned_seeds(config, failed)))
+    if others:
+        raise ConfigError(
+            f"{config.out}: expected only seeds of a recording of {config.episodes} episodes from "
+            f"seed {config.first_seed}, found also {others[:5]} ({len(others)} in all); ask "
+            "for more episodes, or record into another folder"
+        )
+
+
+def manifest_of(env: ExpertEnv) -> Manifest:
+    """Describe recordings of an environment; `path` is the folder of the manifest itself."""
+    return Manifest.from_dict(
+        {
+            "name": env.name.replace("/", "-"),
+            "source": env.source,
+            "revision": env.revision,
+            "licence": env.licence,
+            "format": "aloha_hdf5",
+            "path": ".",
+            "fps": env.control_hz,
+            "views": [{"name": name, "key": f"{IMAGES_GROUP}/{name}"} for name in env.view_names],
+            "state": {"key": STATE_KEY, "units": env.state_units},
+            "action": {"key": ACTION_KEY, "units": env.action_units},
+        }
+    )
+
+
+def _replace_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

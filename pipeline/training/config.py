@@ -1,0 +1,102 @@
+"""What a training run is made of; saved whole with the run.
+
+Knows settings only. Presets are functions in `presets.py`.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+from policy.agent import AgentConfig
+
+
+class OptimizerConfig(BaseModel):
+    """AdamW and its schedule."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak step size."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of AdamW's two running means, per step."""
+    weight_decay: float = Field(default=1e-3, ge=0)
+    """Pull towards zero, on matrices only: gains, biases and depth queries keep none."""
+    warmup_steps: int = Field(default=1_000, ge=0)
+    """Steps over which the step size rises from zero."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: fall to zero along a cosine, or stay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Longer gradients are scaled down to this Euclidean norm."""
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides a run's weights, given the store."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: str
+    """Name of the preset this configuration started from; for people."""
+    agent: AgentConfig = AgentConfig()
+    """Sizes and objective of the policy."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its schedule."""
+    steps: int = Field(default=50_000, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(default=64, ge=1)
+    """Windows an optimiser step."""
+    seed: int = Field(default=0, ge=0)
+    """Decides initial weights, batches and noise."""
+    heldout_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the episodes kept out of training, to measure the error on; 0 keeps none."""
+    log_every: int = Field(default=50, ge=1)
+    """Steps between two lines of log.jsonl."""
+    validate_every: int = Field(default=1_000, ge=1)
+    """Steps between two measurements on the held-out episodes."""
+    checkpoint_every: int = Field(default=1_000, ge=1)
+    """Steps between two checkpoints; a killed job loses at most these."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many of the latest checkpoints stay on the disk."""
+
+    @model_validator(mode="after")
+    def _the_warmup_ends_before_the_run(self) -> "TrainConfig":
+        if self.optimizer.warmup_steps >= self.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps}, want fewer than "
+                f"steps={self.steps}"
+            )
+        return self
+
+
+def with_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
+    """Return `config` with `group.field=value` settings applied, values written as in TOML.
+
+    Raises:
+        ConfigError: a setting names no field, or its value is out of range.
+    """
+    content = config.model_dump()
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        *groups, field = key.strip().split(".")
+        target: Any = content
+        for group in groups:
+            target = target.get(group) if isinstance(target, dict) else None
+        if not separator or not isinstance(target, dict) or field not in target:
+            known = ", ".join(target) if isinstance(target, dict) else ", ".join(content)
+            raise ConfigError(f"--set {setting}: want group.field=value, known here: {known}")
+        target[field] = _parse_value(text.strip())
+    try:
+        return TrainConfig.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "settings"
+        raise ConfigError(f"--set {' '.join(settings)}: {place}: {first['msg']}") from error
+
+
+def _parse_value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string, as in `optimizer.schedule=constant`

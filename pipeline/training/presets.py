@@ -1,0 +1,67 @@
+"""The named experiments. A preset is a function; `--set` changes single fields of it.
+
+`proj96` and `proj192` are the original design's two runs; `demo` is small enough for two CPU cores.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from pipeline.errors import ConfigError
+from pipeline.training.config import OptimizerConfig, TrainConfig
+from policy.agent import AgentConfig
+from policy.head import HeadConfig
+
+
+def proj96() -> TrainConfig:
+    """Return the original run with views projected to 96 features."""
+    return TrainConfig(preset="proj96")
+
+
+def proj192() -> TrainConfig:
+    """Return the original run with views projected to 192 features."""
+    return TrainConfig(preset="proj192", agent=AgentConfig(projection_dim=192))
+
+
+def demo() -> TrainConfig:
+    """Return a run that two CPU cores finish in minutes on one scripted task."""
+    return TrainConfig(
+        preset="demo",
+        agent=AgentConfig(head=HeadConfig(n_emb=192, n_layer=4)),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
+        steps=1_000,
+        log_every=20,
+        validate_every=250,
+        checkpoint_every=250,
+    )
+
+
+def debug() -> TrainConfig:
+    """Return a run of seconds that shows whether everything fits together, and learns nothing."""
+    return TrainConfig(
+        preset="debug",
+        agent=AgentConfig(
+            projection_dim=8, cond_dim=16, head=HeadConfig(n_emb=64, n_layer=2, pred_horizon=8)
+        ),
+        optimizer=OptimizerConfig(warmup_steps=2),
+        steps=8,
+        batch_size=8,
+        log_every=1,
+        validate_every=4,
+        checkpoint_every=4,
+    )
+
+
+PRESETS: Final[dict[str, Callable[[], TrainConfig]]] = {
+    preset.__name__: preset for preset in (proj96, proj192, demo, debug)
+}
+
+
+def preset_config(name: str) -> TrainConfig:
+    """Return the configuration of a preset.
+
+    Raises:
+        ConfigError: there is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r}, want one of {', '.join(PRESETS)}")
+    return PRESETS[name]()

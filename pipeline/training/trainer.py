@@ -1,0 +1,316 @@
+"""The training loop: batches from memory, AdamW, moving average, log, checkpoints, exact resume.
+
+Knows windows, the agent and checkpoints; never loads the encoder. Every random number is a
+function of seed and step, so that a run that was killed and resumed gives the same bits as one
+that was not.
+"""
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pipeline.errors import RunError
+from pipeline.features.store import FeatureStore
+from pipeline.training.checkpoint import (
+    Checkpoint,
+    DataIdentity,
+    RunDescription,
+    checkpoint_steps,
+    read_checkpoint,
+    read_run,
+    write_checkpoint,
+    write_run,
+)
+from pipeline.training.config import OptimizerConfig, TrainConfig
+from pipeline.training.windows import BatchSampler, WindowData, Windows, seeded_generator
+from policy.agent import VLAAgent
+from policy.ema import WeightAverage
+from policy.errors import NonFiniteLossError
+
+HELDOUT_WINDOWS: Final = 512  # at most; enough for a mean error, a second of compute
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a finished training did."""
+
+    run: Path
+    steps: int
+    resumed_from: int
+    num_parameters: int
+    heldout_error: float | None
+    """Root mean squared one-step action error on held-out episodes, normalised; None without."""
+    elapsed_s: float
+
+    def summary(self) -> str:
+        """Say it in one line."""
+        start = f", resumed at step {self.resumed_from}" if self.resumed_from else ""
+        error = "" if self.heldout_error is None else f", held-out error {self.heldout_error:.4f}"
+        return (
+            f"{self.run}: {self.steps} steps{start} in {self.elapsed_s:.0f} s, "
+            f"{self.num_parameters / 1e6:.1f} M parameters{error}"
+        )
+
+
+def train(
+    store_path: Path, run: Path, config: TrainConfig, *, resume: bool, device: str = "cpu"
+) -> TrainReport:
+    """Train a policy on a complete feature store.
+
+    Args:
+        store_path: the store.
+        run: folder of the run.
+        config: everything that decides the weights.
+        resume: go on with the run in `run` if there is one; otherwise one there is an error.
+        device: torch's name of the device to train on.
+
+    Raises:
+        StoreError, IncompleteStoreError: the store cannot be used.
+        RunError: `run` holds another run, or holds one and `resume` is False.
+        NonFiniteLossError: the loss is not finite; checkpoints before it stay valid.
+    """
+    store = FeatureStore.open(store_path)
+    data = WindowData(store, heldout_share=config.heldout_share)
+    description = RunDescription(
+        config=config,
+        spec=data.spec,
+        data=DataIdentity(
+            name=str(store.attributes.manifest["name"]),
+            store_digest=store.digest(),
+            fps=store.attributes.fps,
+            encoder=store.attributes.encoder,
+            manifest=store.attributes.manifest,
+        ),
+    )
+    _claim_run(run, description, resume=resume)
+    trainer = Trainer(run, config, data, torch.device(device))
+    resumed_from = trainer.restore()
+    started = time.monotonic()
+    trainer.fit()
+    return TrainReport(
+        run=run,
+        steps=config.steps,
+        resumed_from=resumed_from,
+        num_parameters=sum(parameter.numel() for parameter in trainer.agent.parameters()),
+        heldout_error=trainer.heldout_error(),
+        elapsed_s=time.monotonic() - started,
+    )
+
+
+def _claim_run(run: Path, description: RunDescription, *, resume: bool) -> None:
+    if not (run / "run.json").exists():
+        write_run(run, description)
+        return
+    if not resume:
+        raise RunError(f"{run}: holds a run already; --resume goes on with it, or name another")
+    held = read_run(run)
+    for part in ("config", "spec", "data"):
+        ours, theirs = (getattr(side, part).model_dump(mode="json") for side in (description, held))
+        for field in ours:
+            if ours[field] != theirs[field]:
+                raise RunError(
+                    f"{run}: was started with {part}.{field}={theirs[field]}, now it is "
+                    f"{ours[field]}; a run resumes unchanged, so name another --out"
+                )
+
+
+class Trainer:
+    """One run's agent, optimiser and position."""
+
+    def __init__(self, run: Path, config: TrainConfig, data: WindowData, device: torch.device):
+        """Build the agent at its initial weights; `restore` moves it on."""
+        self.run = run
+        self.config = config
+        self.data = data
+        self.device = device
+        self.step = 0
+        torch.manual_seed(config.seed)  # initial weights, the only use of the global stream
+        self.agent = VLAAgent(config.agent, data.spec)
+        self.agent.fit_statistics(data.statistics())
+        self.agent.to(device)
+        self.average = WeightAverage(self.agent)
+        self.optimizer = build_optimizer(self.agent, config.optimizer)
+        self._sampler = BatchSampler(data.train_rows, config.batch_size, config.seed)
+
+    def restore(self) -> int:
+        """Go to the run's latest checkpoint, if there is one, and return its step.
+
+        Raises:
+            RunError: the checkpoint is damaged or of another agent.
+        """
+        steps = checkpoint_steps(self.run)
+        if not steps:
+            return 0
+        checkpoint = read_checkpoint(self.run, steps[-1])
+        try:
+            self.agent.load_state_dict(checkpoint.agent, strict=True)
+        except RuntimeError as error:
+            raise RunError(f"{self.run}: checkpoint of another agent ({error})") from error
+        self.average.averaged = {
+            name: tensor.to(self.device) for name, tensor in checkpoint.average.items()
+        }
+        restore_optimizer(self.optimizer, self.agent, checkpoint.optimizer)
+        self.step = checkpoint.step
+        return self.step
+
+    def fit(self) -> None:
+        """Train up to the configured number of steps, and leave a checkpoint of the last one."""
+        config = self.config
+        if self.step == config.steps:
+            return
+        log_path = self.run / "log.jsonl"
+        _cut_log(log_path, self.step)
+        with (
+            log_path.open("a") as log,
+            tqdm(
+                total=config.steps, initial=self.step, desc="train", unit="step", disable=None
+            ) as progress,
+        ):
+            while self.step < config.steps:
+                figures = self.advance()
+                progress.update()
+                entry: dict[str, float] = {"step": self.step}
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    entry |= {name: float(value) for name, value in figures.items()}
+                    progress.set_postfix(mse=f"{entry['raw_mse']:.4f}", refresh=False)
+                if self.step % config.validate_every == 0 and len(self.data.heldout_rows):
+                    entry["heldout_error"] = self.heldout_error() or 0.0
+                if len(entry) > 1:
+                    log.write(json.dumps(entry) + "\n")
+                    log.flush()
+                if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                    self.save()
+
+    def advance(self) -> dict[str, Tensor]:
+        """Take one optimiser step and return its figures.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite; the message names the episodes.
+        """
+        config = self.config
+        rows = self._sampler.batch(self.step)
+        batch = self._windows(rows)
+        loss = self.agent.compute_loss(
+            batch.features,
+            batch.state,
+            batch.actions,
+            batch.valid,
+            seeded_generator(config.seed, "loss", self.step),
+        )
+        if not torch.isfinite(loss.value):
+            episodes = sorted(set(self.data.episode_of[rows].tolist()))
+            raise NonFiniteLossError(
+                f"{self.run}: loss is {float(loss.value)} at step {self.step}, episodes "
+                f"{episodes}; look at them with vla-data info, or lower optimizer.learning_rate"
+            )
+        loss.value.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(
+            self.agent.parameters(), config.optimizer.max_grad_norm, foreach=True
+        )
+        rate = learning_rate(config.optimizer, self.step, config.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update(self.agent, self.step)
+        self.step += 1
+        return {"loss": loss.value.detach(), **loss.figures, "grad_norm": norm}
+
+    @torch.no_grad()
+    def heldout_error(self) -> float | None:
+        """Return the root mean squared one-step action error of the averaged weights.
+
+        Over held-out windows in normalised units (the action range is 2), on fixed noise; None if
+        no episode is held out.
+        """
+        rows = self.data.heldout_rows
+        if not len(rows):
+            return None
+        rows = rows[:: max(1, len(rows) // HELDOUT_WINDOWS)]
+        batch = self._windows(rows)
+        trained = {name: tensor.clone() for name, tensor in self.agent.state_dict().items()}
+        self.agent.load_state_dict(self.average.averaged)
+        noise = self.agent.noise(len(rows), seeded_generator(self.config.seed, "heldout", 0))
+        predicted = self.agent.predict(batch.features, batch.state, noise.to(self.device))
+        normalize = self.agent.action_normalizer.normalize
+        error = (normalize(predicted) - normalize(batch.actions)).square()[batch.valid]
+        self.agent.load_state_dict(trained)
+        return math.sqrt(float(error.mean()))
+
+    def save(self) -> None:
+        """Write a checkpoint of the present state."""
+        checkpoint = Checkpoint(
+            step=self.step,
+            agent=dict(self.agent.state_dict()),
+            average=dict(self.average.averaged),
+            optimizer=optimizer_tensors(self.optimizer, self.agent),
+        )
+        write_checkpoint(self.run, checkpoint, keep=self.config.keep_checkpoints)
+
+    def _windows(self, rows: Tensor) -> Windows:
+        agent = self.config.agent
+        windows = self.data.gather(
+            rows, obs_horizon=agent.obs_horizon, pred_horizon=agent.head.pred_horizon
+        )
+        return windows.to(self.device)
+
+
+def build_optimizer(agent: VLAAgent, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Build AdamW with weight decay on matrices only; the depth mixer's queries keep none."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in agent.named_parameters():
+        is_matrix = parameter.ndim >= 2 and ".mixer." not in f".{name}"
+        (matrices if is_matrix else others).append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Return the step size of optimiser step `step`, counted from 0, of `steps`."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = (step - config.warmup_steps) / (steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, agent: VLAAgent) -> dict[str, Tensor]:
+    """Return AdamW's state as named tensors: `exp_avg/head.predict.weight` and so on."""
+    return {
+        f"{kind}/{name}": value
+        for name, parameter in agent.named_parameters()
+        for kind, value in optimizer.state[parameter].items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, agent: VLAAgent, tensors: dict[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` returned."""
+    parameters = dict(agent.named_parameters())
+    for key, value in tensors.items():
+        kind, name = key.split("/", maxsplit=1)
+        parameter = parameters[name]
+        device = "cpu" if kind == "step" and parameter.device.type == "cpu" else parameter.device
+        optimizer.state[parameter][kind] = value.to(device)
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop the lines after `step`: a resumed run writes them again."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    path.write_text("".join(kept))

@@ -1,0 +1,161 @@
+"""Training windows as index gathers on a feature store that lies in memory whole.
+
+Knows a store's arrays and episode borders; nothing about the agent. A window is named by its
+current step: it holds the `obs_horizon` steps that end there and the `pred_horizon` actions that
+start there. Observations before an episode's first step repeat that step; actions after its last
+step repeat that one and are marked invalid, so that they do not count in the loss.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from pipeline.errors import StoreError
+from pipeline.features.store import FeatureStore
+from policy.normalizer import DataStatistics
+from policy.spec import AgentSpec
+
+STATISTICS_ROWS = 8_192  # rows of features summed at once in float64: 150 MB
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A batch of training windows."""
+
+    features: Float[Tensor, "b t v 768"]
+    """Of the observation steps, the last one current; float32."""
+    state: Float[Tensor, "b t s"]
+    """Of the same steps, in the manifest's units."""
+    actions: Float[Tensor, "b horizon a"]
+    """From the current step on, in the manifest's units."""
+    valid: Bool[Tensor, "b horizon"]
+    """False where the episode had ended."""
+
+    def to(self, device: torch.device) -> "Windows":
+        """Return the batch on another device."""
+        moved = (getattr(self, field.name).to(device) for field in fields(self))
+        return type(self)(*moved)
+
+
+class WindowData:
+    """A store's arrays in memory, with its episodes split into training and held-out ones."""
+
+    def __init__(self, store: FeatureStore, *, heldout_share: float):
+        """Load a complete store.
+
+        Args:
+            store: every unit is checked against its commit record while it loads.
+            heldout_share: share of the episodes kept out of training, spread evenly over the
+                store; any share above 0 holds out one episode or more, but never all.
+
+        Raises:
+            StoreError: the store is damaged, or too small to hold an episode out.
+        """
+        steps = store.read_steps()
+        self.features = torch.from_numpy(store.read_features())
+        self.state = torch.from_numpy(steps.state)
+        self.action = torch.from_numpy(steps.action)
+        ends = torch.from_numpy(steps.episode_ends)
+        lengths = torch.diff(ends, prepend=torch.zeros(1, dtype=torch.int64))
+        self.episode_of = torch.repeat_interleave(torch.arange(len(ends)), lengths)
+        self._first_row = (ends - lengths)[self.episode_of]
+        self._last_row = (ends - 1)[self.episode_of]
+        self.spec = AgentSpec(
+            view_names=store.attributes.view_names,
+            state_dim=self.state.shape[1],
+            action_dim=self.action.shape[1],
+        )
+        heldout = _heldout_episodes(len(ends), heldout_share, store)
+        is_heldout = torch.isin(self.episode_of, heldout)
+        self.train_rows: Int64[Tensor, " n"] = torch.nonzero(~is_heldout)[:, 0]
+        self.heldout_rows: Int64[Tensor, " n"] = torch.nonzero(is_heldout)[:, 0]
+
+    def gather(self, rows: Int64[Tensor, " b"], *, obs_horizon: int, pred_horizon: int) -> Windows:
+        """Return the windows whose current steps are `rows`."""
+        past = torch.arange(1 - obs_horizon, 1)
+        future = torch.arange(pred_horizon)
+        observed = torch.maximum(rows[:, None] + past, self._first_row[rows][:, None])
+        last = self._last_row[rows][:, None]
+        executed = rows[:, None] + future
+        return Windows(
+            features=self.features[observed].float(),
+            state=self.state[observed],
+            actions=self.action[torch.minimum(executed, last)],
+            valid=executed <= last,
+        )
+
+    def statistics(self) -> DataStatistics:
+        """Return the statistics of the training episodes alone."""
+        mean, std = _mean_and_std(self.features, self.train_rows)
+        state, action = self.state[self.train_rows], self.action[self.train_rows]
+        return DataStatistics(
+            feature_mean=mean,
+            feature_std=std,
+            state_min=state.amin(dim=0),
+            state_max=state.amax(dim=0),
+            action_min=action.amin(dim=0),
+            action_max=action.amax(dim=0),
+        )
+
+
+class BatchSampler:
+    """Which rows make up the batch of a step: shuffled epochs, one after the other.
+
+    A pure function of seed and step, so that a resumed run needs no saved position.
+    """
+
+    def __init__(self, rows: Int64[Tensor, " n"], batch_size: int, seed: int):
+        self._rows = rows
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = -1
+        self._order = rows
+
+    def batch(self, step: int) -> Int64[Tensor, " b"]:
+        """Return the rows of optimiser step `step`, counted from 0."""
+        position, wanted = step * self._batch_size, self._batch_size
+        parts = []
+        while wanted:
+            epoch, offset = divmod(position, len(self._rows))
+            part = self._epoch_order(epoch)[offset : offset + wanted]
+            parts.append(part)
+            position, wanted = position + len(part), wanted - len(part)
+        return torch.cat(parts)
+
+    def _epoch_order(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            generator = seeded_generator(self._seed, "epoch", epoch)
+            self._order = self._rows[torch.randperm(len(self._rows), generator=generator)]
+            self._epoch = epoch
+        return self._order
+
+
+def seeded_generator(seed: int, purpose: str, index: int) -> torch.Generator:
+    """Return a CPU generator that depends on all three and on nothing else."""
+    words = np.random.SeedSequence([seed, index, *purpose.encode()]).generate_state(2)
+    return torch.Generator().manual_seed((int(words[0]) << 31) | (int(words[1]) >> 1))
+
+
+def _heldout_episodes(num_episodes: int, share: float, store: FeatureStore) -> Tensor:
+    if share == 0:
+        return torch.empty(0, dtype=torch.int64)
+    if num_episodes == 1:
+        raise StoreError(
+            f"{store.path}: 1 episode, want 2 or more to hold one out; record more, or set "
+            f"heldout_share=0"
+        )
+    count = min(max(1, round(share * num_episodes)), num_episodes - 1)
+    # The middle of each of `count` equal stretches: recordings often drift from first to last.
+    return ((torch.arange(count) + 0.5) * num_episodes / count).long()
+
+
+def _mean_and_std(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Two passes in float64: one pass of squares would cancel where the mean is large."""
+    chunks = torch.split(rows, STATISTICS_ROWS)
+    mean = torch.stack([features[chunk].double().sum(dim=0) for chunk in chunks]).sum(0) / len(rows)
+    squares = [(features[chunk].double() - mean).square().sum(dim=0) for chunk in chunks]
+    std = (torch.stack(squares).sum(dim=0) / len(rows)).sqrt()
+    return mean.float(), std.float()

@@ -1,0 +1,145 @@
+"""The agent: features and state in, action chunks out; the owner of the conditioning contract.
+
+Knows the encoder only as an injected `VisionBackbone`, which training never needs; knows nothing
+about stores, checkpoints or simulators.
+
+An action chunk starts at the last observation step: `chunk[0]` is the action to take now, and the
+rollout executes `chunk[0:num_action_steps]` before it asks again.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Float16, UInt8
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Generator, Tensor, nn
+
+from policy.errors import AgentMismatchError
+from policy.head import ActionHead, HeadConfig
+from policy.normalizer import DataStatistics, MinMaxNormalizer
+from policy.objectives.base import Loss
+from policy.objectives.improved_meanflow import ImprovedMeanFlow, ImprovedMeanFlowConfig
+from policy.projectors import ViewProjectors
+from policy.spec import AgentSpec, VisionBackbone
+
+
+class AgentConfig(BaseModel):
+    """Sizes of the trainable part of a policy, and its objective."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    projection_dim: int = Field(default=96, ge=1)
+    """Width each view's 768 features are projected to; 96 and 192 are the named experiments."""
+    cond_dim: int = Field(default=384, ge=1)
+    """Width of the condition token of one observation step."""
+    obs_horizon: int = Field(default=2, ge=1)
+    """Observation steps the policy sees, the current one included."""
+    num_action_steps: int = Field(default=8, ge=1)
+    """Control steps executed before re-planning; at most `head.pred_horizon`."""
+    head: HeadConfig = HeadConfig()
+    """Size of the action head."""
+    objective: ImprovedMeanFlowConfig = ImprovedMeanFlowConfig()
+    """What trains the head."""
+
+    @model_validator(mode="after")
+    def _executed_steps_fit_in_the_prediction(self) -> "AgentConfig":
+        if self.num_action_steps > self.head.pred_horizon:
+            raise ValueError(
+                f"num_action_steps={self.num_action_steps}, want 1..{self.head.pred_horizon} "
+                f"(head.pred_horizon)"
+            )
+        return self
+
+
+class VLAAgent(nn.Module):
+    """Projects cached or live features, builds the condition and drives the action head."""
+
+    def __init__(
+        self, config: AgentConfig, spec: AgentSpec, backbone: VisionBackbone | None = None
+    ):
+        """Build an untrained agent; `backbone` is needed only to encode frames."""
+        super().__init__()
+        self.config = config
+        self.spec = spec
+        self.backbone = backbone
+        self.raw_cond_dim = spec.num_views * config.projection_dim + spec.state_dim
+        self.view_projectors = ViewProjectors(spec.num_views, config.projection_dim)
+        self.state_normalizer = MinMaxNormalizer(spec.state_dim)
+        self.action_normalizer = MinMaxNormalizer(spec.action_dim)
+        self.cond_projector = nn.Linear(self.raw_cond_dim, config.cond_dim)
+        self.head = ActionHead(
+            config.head,
+            cond_dim=config.cond_dim,
+            num_cond_tokens=config.obs_horizon,
+            action_dim=spec.action_dim,
+        )
+        self.objective = ImprovedMeanFlow(config.objective)
+
+    def fit_statistics(self, statistics: DataStatistics) -> None:
+        """Take the scales of features, state and action from the training split."""
+        self.view_projectors.standardizer.fit(statistics.feature_mean, statistics.feature_std)
+        self.state_normalizer.fit(statistics.state_min, statistics.state_max)
+        self.action_normalizer.fit(statistics.action_min, statistics.action_max)
+
+    def encode_views(self, frames: UInt8[Tensor, "t v 256 256 3"]) -> Float16[Tensor, "t v 768"]:
+        """Encode live frames with the injected encoder; see `VisionBackbone.encode_views`.
+
+        Raises:
+            AgentMismatchError: the agent was built without an encoder.
+        """
+        if self.backbone is None:
+            raise AgentMismatchError("this agent holds no encoder: it takes features, not frames")
+        return self.backbone.encode_views(frames)
+
+    def compute_loss(
+        self,
+        features: Float[Tensor, "b t v 768"],
+        state: Float[Tensor, "b t s"],
+        actions: Float[Tensor, "b horizon a"],
+        valid: Bool[Tensor, "b horizon"],
+        generator: Generator,
+    ) -> Loss:
+        """Compute the training loss of a batch of windows.
+
+        Args:
+            features: of `obs_horizon` steps, the last one current.
+            state: of the same steps, in the manifest's units.
+            actions: from the current step on, in the manifest's units.
+            valid: False where a chunk runs past its episode's end.
+            generator: on the CPU; the only source of randomness.
+        """
+        condition = self.head.encode_condition(self._build_cond(features, state))
+        normalised = self.action_normalizer.normalize(actions)
+        return self.objective.loss(self.head, normalised, valid, condition, generator)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        features: Float[Tensor, "b t v 768"],
+        state: Float[Tensor, "b t s"],
+        noise: Float[Tensor, "b horizon a"],
+        num_evaluations: int = 1,
+    ) -> Float[Tensor, "b horizon a"]:
+        """Return action chunks that start at the last observation step, in the manifest's units.
+
+        Args:
+            features: of `obs_horizon` steps, the last one current.
+            state: of the same steps, in the manifest's units.
+            noise: standard normal; decides which of the likely chunks is drawn.
+            num_evaluations: passes through the head; 1 is the policy's own speed.
+        """
+        condition = self.head.encode_condition(self._build_cond(features, state))
+        normalised = self.objective.sample(self.head, noise, condition, num_evaluations)
+        return self.action_normalizer.unnormalize(normalised)
+
+    def noise(self, batch_size: int, generator: Generator) -> Float[Tensor, "b horizon a"]:
+        """Draw the noise that `predict` starts from, on the CPU."""
+        horizon, width = self.config.head.pred_horizon, self.spec.action_dim
+        return torch.randn(batch_size, horizon, width, generator=generator)
+
+    def _build_cond(
+        self, features: Float[Tensor, "b t v 768"], state: Float[Tensor, "b t s"]
+    ) -> Float[Tensor, "b t c"]:
+        """Build one condition token an observation step: views side by side, state, projection."""
+        views = self.view_projectors(features).flatten(start_dim=2)
+        raw = torch.cat([views, self.state_normalizer.normalize(state)], dim=-1)
+        cond: Tensor = self.cond_projector(raw)
+        return cond

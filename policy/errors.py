@@ -1,0 +1,30 @@
+"""The root of the project's error tree.
+
+Every error that a user can cause derives from `VlaError` and from the fitting builtin; the command
+line turns it into one line and exit code 2. Anything else is a defect of ours and shows its
+traceback.
+"""
+
+
+class VlaError(Exception):
+    """What the user gave or asked for cannot be used; the message says where and what to do."""
+
+
+class FrameFormatError(VlaError, ValueError):
+    """Frames are not what the encoder takes (data's fault): dtype, channel count or size."""
+
+
+class EncoderLoadError(VlaError, RuntimeError):
+    """The vision tower cannot be loaded as asked (hub, folder, weights or preprocessing)."""
+
+
+class FeatureRangeError(VlaError, ArithmeticError):
+    """A feature is not finite or does not fit float16 (the weights' or the dtype's fault)."""
+
+
+class AgentMismatchError(VlaError, ValueError):
+    """Data or weights do not fit the agent's shapes (configuration's fault)."""
+
+
+class NonFiniteLossError(VlaError, FloatingPointError):
+    """Training diverged: the loss is NaN or infinite (configuration's or data's fault)."""

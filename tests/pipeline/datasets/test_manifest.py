@@ -1,0 +1,203 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.datasets.manifest import Manifest, load_manifest
+from pipeline.errors import ManifestError
+from policy.errors import VlaError
+
+TEXT = """
+name = "towel"
+source = "our laboratory"
+revision = "2026-03"
+licence = "CC-BY-4.0"
+format = "aloha_hdf5"
+path = "data"
+fps = 50
+
+[[views]]
+name = "top"
+key = "observations/images/cam_high"
+
+[[views]]
+name = "left"
+key = "observations/images/cam_left_wrist"
+
+[state]
+key = "observations/qpos"
+units = "radians"
+
+[action]
+key = "action"
+units = "radians"
+"""
+
+
+def write(folder: Path, text: str = TEXT) -> Path:
+    path = folder / "towel.toml"
+    path.write_text(text)
+    return path
+
+
+def problem_of(folder: Path, text: str) -> str:
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(write(folder, text))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{folder / 'towel.toml'}: ")
+    return message
+
+
+def test_a_manifest_is_read_as_written(tmp_path):
+    manifest = load_manifest(write(tmp_path))
+    assert manifest.view_names == ("top", "left")
+    assert manifest.views[1].key == "observations/images/cam_left_wrist"
+    assert manifest.fps == 50.0
+    assert manifest.resize is None
+    assert manifest.root == tmp_path / "data"
+
+
+def test_paths_may_be_relative_absolute_or_begin_with_a_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOWEL_ROOT", str(tmp_path / "elsewhere"))
+    written = {
+        "../data": tmp_path.parent / "data",
+        "/srv/data": Path("/srv/data"),
+        "${TOWEL_ROOT}/x": tmp_path / "elsewhere" / "x",
+        "${TOWEL_ROOT}": tmp_path / "elsewhere",
+    }
+    for path, root in written.items():
+        text = TEXT.replace('path = "data"', f'path = "{path}"')
+        assert load_manifest(write(tmp_path, text)).root == root
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_an_unset_variable_is_named(tmp_path, monkeypatch, value):
+    monkeypatch.delenv("TOWEL_ROOT", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TOWEL_ROOT", value)
+    message = problem_of(tmp_path, TEXT.replace('"data"', '"${TOWEL_ROOT}/x"'))
+    assert "export TOWEL_ROOT=" in message
+
+
+@pytest.mark.parametrize("path", ["~/data", "$HOME/data", "/a/${HOME}", "${HOME}/${USER}"])
+def test_other_shorthand_is_refused_and_not_taken_for_a_folder(tmp_path, monkeypatch, path):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert repr(path) in problem_of(tmp_path, TEXT.replace('"data"', f'"{path}"'))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "pattern"),
+    [
+        ("fps = 50\n", "", r"fps: expected this key, found none; add it"),
+        ("fps = 50\n", 'fps = "50"\n', r"fps: expected .*number, found '50'"),
+        ("fps = 50\n", "fps = 0\n", r"fps: expected .*greater than 0, found 0"),
+        ("fps = 50\n", "fps = inf\n", r"fps: expected .*finite.*, found inf"),
+        ("fps = 50\n", "fps = true\n", r"fps: expected .*number, found True"),
+        ("fps = 50\n", "fps = 50\nfsp = 3\n", r"fsp: expected one of name, .*unknown key"),
+        ('units = "radians"\n\n', "", r"state\.units: expected this key"),
+        ("\n[state]", 'colour = "red"\n[state]', r"views\[1\]\.colour: expected one of name, key"),
+        ('name = "left"', 'name = "top"', r"views: expected names that differ, found top"),
+        ('name = "left"', 'name = "a/b"', r"views\[1\]\.name: expected .*found 'a/b'"),
+        ('"aloha_hdf5"', '"lerobot"', r"format: expected 'aloha_hdf5', found 'lerobot'"),
+        ('licence = "CC-BY-4.0"', 'licence = " "', r"licence: expected .*at least 1 character"),
+        ("fps = 50\n", "fps = 50\nresize = [224, 224]\n", r"resize\[0\]: expected 256, found 224"),
+        ("fps = 50\n", "fps = [\n", r"expected TOML in UTF-8, found: .*line"),
+        ('"CC-BY-4.0"', "3", r"licence: expected a valid string, found 3"),
+    ],
+)
+def test_a_wrong_field_is_told_in_one_line(tmp_path, old, new, pattern):
+    assert old in TEXT
+    assert re.search(pattern, problem_of(tmp_path, TEXT.replace(old, new, 1)))
+
+
+def test_a_manifest_without_views_is_refused(tmp_path):
+    text = re.sub(r"\[\[views\]\]\n.*\n.*\n", "", TEXT)
+    assert "views: expected this key" in problem_of(tmp_path, text)
+    text = text.replace("fps = 50\n", "fps = 50\nviews = []\n")
+    assert "views: expected " in problem_of(tmp_path, text)
+
+
+def test_several_problems_are_counted(tmp_path):
+    text = TEXT.replace("fps = 50\n", "").replace('name = "towel"\n', "")
+    assert "(1 more to correct)" in problem_of(tmp_path, text)
+
+
+def test_a_missing_file_a_folder_and_a_binary_file_are_manifest_errors(tmp_path):
+    with pytest.raises(ManifestError, match="found nothing"):
+        load_manifest(tmp_path / "absent.toml")
+    with pytest.raises(ManifestError, match="directory"):
+        load_manifest(tmp_path)
+    (tmp_path / "towel.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(VlaError, match="UTF-8"):
+        load_manifest(tmp_path / "towel.toml")
+
+
+def test_resize_is_an_opt_in_that_only_knows_the_size_of_the_encoder(tmp_path):
+    text = TEXT.replace("fps = 50\n", "fps = 50\nresize = [256, 256]\n")
+    assert load_manifest(write(tmp_path, text)).resize == (256, 256)
+
+
+def test_the_saved_content_rebuilds_the_manifest_without_its_place(tmp_path):
+    manifest = load_manifest(write(tmp_path))
+    saved = manifest.to_dict()
+    assert str(tmp_path) not in str(saved)
+    rebuilt = Manifest.from_dict(saved)
+    assert rebuilt.to_dict() == saved
+    assert rebuilt.digest() == manifest.digest()
+    with pytest.raises(ManifestError, match="read back from a store"):
+        _ = rebuilt.root
+    assert Manifest.from_dict(saved, root=tmp_path).root == tmp_path
+    with pytest.raises(ManifestError, match=r"a\.zarr: fps: expected this key"):
+        Manifest.from_dict({k: v for k, v in saved.items() if k != "fps"}, origin="a.zarr")
+
+
+def test_toml_text_round_trips_with_awkward_strings(tmp_path):
+    saved = load_manifest(write(tmp_path)).to_dict()
+    saved |= {
+        "source": 'a "quoted" \\ back\tslash, 1\u00b0, \U0001f916, \x7f',
+        "resize": [256, 256],
+    }
+    manifest = Manifest.from_dict(saved)
+    assert load_manifest(write(tmp_path, manifest.to_toml())).to_dict() == manifest.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("fps = 50", "fps = 25"),
+        ("fps = 50", "fps = 50\nresize = [256, 256]"),
+        ('revision = "2026-03"', 'revision = "2026-04"'),
+        ('name = "left"', 'name = "right"'),
+        ("cam_high", "cam_low"),
+        ("observations/qpos", "observations/qvel"),
+        ('key = "action"', 'key = "base_action"'),
+    ],
+)
+def test_the_digest_changes_with_what_decides_the_rows(tmp_path, old, new):
+    before = load_manifest(write(tmp_path)).digest()
+    assert load_manifest(write(tmp_path, TEXT.replace(old, new, 1))).digest() != before
+
+
+def test_the_digest_ignores_place_and_words_but_not_the_order_of_views(tmp_path):
+    manifest = load_manifest(write(tmp_path))
+    assert re.fullmatch("[0-9a-f]{64}", manifest.digest())
+    text = TEXT.replace('"data"', '"/srv/other"').replace("radians", "degrees")
+    text = text.replace('"towel"', '"cloth"').replace("our laboratory", "theirs")
+    assert load_manifest(write(tmp_path, text)).digest() == manifest.digest()
+    swapped = manifest.to_dict()
+    swapped["views"] = swapped["views"][::-1]
+    assert Manifest.from_dict(swapped).digest() != manifest.digest()
+
+
+def test_the_example_in_the_readme_is_a_manifest(tmp_path, monkeypatch):
+    readme = Path(__file__).parents[3] / "data_manifests" / "README.md"
+    [example] = re.findall(r"```toml\n(.*?)```", readme.read_text(), flags=re.DOTALL)
+    monkeypatch.setenv("DATA_ROOT", "/data")
+    assert load_manifest(write(tmp_path, example)).root == Path("/data/fold_towel")
+
+
+def test_the_readme_explains_every_field():
+    readme = (Path(__file__).parents[3] / "data_manifests" / "README.md").read_text()
+    for field in Manifest.model_fields:
+        assert re.search(rf"\| `\[*{field}\]*` \|", readme), field

@@ -1,0 +1,188 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from pipeline.datasets.aloha_hdf5 import AlohaHdf5Reader, RecordedEpisode, write_episode
+from pipeline.datasets.manifest import load_manifest
+from pipeline.errors import ConfigError, DatasetError, EnvError
+from pipeline.rollout.envs.registry import make_expert_env
+from pipeline.rollout.record import RecordConfig, manifest_of, record_dataset
+
+ROOT = Path(__file__).parents[3]
+ENV = "metaworld/handle-press-v3"  # solved in 35 to 41 steps
+VIEWS = ("corner", "gripperPOV")
+
+
+def config_for(out: Path, **changes: object) -> RecordConfig:
+    fields = {"env": ENV, "views": VIEWS, "episodes": 2, "out": out, "workers": 2}
+    return RecordConfig.model_validate(fields | changes)
+
+
+def write_recording(folder: Path, seed: int, env: str = ENV, views: tuple[str, ...] = VIEWS):
+    folder.mkdir(exist_ok=True)
+    episode = RecordedEpisode(
+        frames={view: np.zeros((1, 2, 2, 3), np.uint8) for view in views},
+        state=np.zeros((1, 4), np.float32),
+        action=np.zeros((1, 4), np.float32),
+        env=env,
+        seed=seed,
+        fps=80.0,
+    )
+    write_episode(folder / f"episode_{seed}.hdf5", episode)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        ({"env": "metaworld/reach-v3"}, r"episode_1\.hdf5: .* found one of metaworld/handle-press"),
+        ({"views": ("gripperPOV", "corner")}, r"with views gripperPOV, corner, found one .*corner"),
+        ({"episodes": 1}, r"expected only seeds .* found also \[1\]"),
+        ({"first_seed": 2}, r"from seed 2, found also \[1\]"),
+    ],
+)
+def test_a_folder_of_other_recordings_is_refused_and_left_as_it_is(tmp_path, changes, pattern):
+    write_recording(tmp_path, seed=1)
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=pattern):
+        record_dataset(config_for(tmp_path, **changes))
+    assert contents(tmp_path) == before
+
+
+def test_a_damaged_or_renamed_recording_is_named(tmp_path):
+    write_recording(tmp_path, seed=1)
+    (tmp_path / "episode_1.hdf5").rename(tmp_path / "episode_0.hdf5")
+    with pytest.raises(ConfigError, match=r"episode_0\.hdf5: expected episode_1\.hdf5"):
+        record_dataset(config_for(tmp_path))
+    (tmp_path / "episode_0.hdf5").write_bytes(b"\x89HDF")
+    with pytest.raises(DatasetError, match=r"episode_0\.hdf5: .*does not open"):
+        record_dataset(config_for(tmp_path))
+
+
+def test_failures_of_another_environment_or_other_content_are_refused(tmp_path):
+    failures = tmp_path / "failed_seeds.json"
+    failures.write_text(json.dumps({"env": "metaworld/reach-v3", "seeds": [0]}))
+    with pytest.raises(ConfigError, match="failures of metaworld/handle-press-v3"):
+        record_dataset(config_for(tmp_path))
+    for content in ("[]", "{", '{"env": "x", "seeds": ["a"]}'):
+        failures.write_text(content)
+        with pytest.raises(DatasetError, match=r"failed_seeds\.json: expected"):
+            record_dataset(config_for(tmp_path))
+
+
+def test_seeds_of_rollouts_are_never_recorded(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match="below 100000"):
+        record_dataset(config_for(out, first_seed=99_995))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("wrong", [{"episodes": 0}, {"workers": 0}, {"views": ()}, {"fps": 3}])
+def test_impossible_settings_are_refused(tmp_path, wrong):
+    with pytest.raises(ValidationError):
+        config_for(tmp_path, **wrong)
+
+
+@pytest.mark.sim
+def test_recordings_are_what_the_simulator_shows_and_resume_to_the_same_bytes(tmp_path):
+    config = config_for(tmp_path, first_seed=1)
+    report = record_dataset(config)
+    assert (report.episodes, report.recorded, report.failed_seeds) == (2, 2, ())
+    assert "vla-embed" in report.summary()
+    before = contents(tmp_path)
+    assert sorted(before) == ["episode_1.hdf5", "episode_2.hdf5", "manifest.toml"]
+
+    (tmp_path / "episode_2.hdf5").unlink()
+    assert record_dataset(config).recorded == 1
+    assert contents(tmp_path) == before
+    assert record_dataset(config).recorded == 0
+
+    reader = AlohaHdf5Reader(load_manifest(report.manifest))
+    env = make_expert_env(ENV, VIEWS)
+    env.reset(2)
+    length, state, action = reader.episode_length(1), reader.state(1), reader.action(1)
+    frames = reader.frames(1, 0, length)
+    assert report.steps == reader.episode_length(0) + length
+    for step in range(length):
+        if step % 10 == 0 or step == length - 1:
+            for recorded, live in zip(frames, env.render(), strict=True):
+                np.testing.assert_array_equal(recorded[step], live)
+        np.testing.assert_array_equal(state[step], env.state())
+        np.testing.assert_array_equal(action[step], env.expert_action())
+        # The first step that solves the task is the last of the episode.
+        assert env.step(action[step]).success == (step == length - 1)
+    env.close()
+
+
+@pytest.mark.sim
+def test_a_seed_that_the_expert_fails_is_replaced_by_the_next_and_remembered(tmp_path):
+    config = config_for(tmp_path, env="metaworld/soccer-v3", views=("corner",), episodes=1)
+    assert record_dataset(config).failed_seeds == (0,)
+    assert sorted(contents(tmp_path)) == ["episode_1.hdf5", "failed_seeds.json", "manifest.toml"]
+    content = json.loads((tmp_path / "failed_seeds.json").read_text())
+    assert content == {"env": "metaworld/soccer-v3", "seeds": [0]}
+
+
+@pytest.mark.sim
+def test_an_expert_that_fails_on_too_many_seeds_is_an_error_and_no_dataset(tmp_path):
+    (tmp_path / "failed_seeds.json").write_text(json.dumps({"env": ENV, "seeds": [0, 1, 2]}))
+    with pytest.raises(EnvError, match="1 of at most 3 seeds, found 0 solved and 3 failed"):
+        record_dataset(config_for(tmp_path, episodes=1))
+    assert sorted(contents(tmp_path)) == ["failed_seeds.json"]
+
+
+@pytest.mark.sim
+def test_ctrl_c_ends_every_process_and_keeps_what_is_whole(tmp_path):
+    """Ctrl-C reaches the whole process group, as from a terminal."""
+    out = tmp_path / "out"
+    code = (
+        "from pathlib import Path\n"
+        "from pipeline.rollout.record import RecordConfig, record_dataset\n"
+        f"config = RecordConfig(env={ENV!r}, views=('corner', 'topview', 'gripperPOV'),"
+        f" episodes=50, out=Path({str(out)!r}))\n"
+        "try:\n    record_dataset(config)\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(out.glob("episode_*.hdf5")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    interrupted = time.monotonic()
+    # The pipes close only when the last worker is gone.
+    stdout, stderr = process.communicate(timeout=30)
+    # Seconds; 0.3 were measured, and to finish the episodes in hand takes 2.
+    assert time.monotonic() - interrupted < 1.2
+    assert stdout == "interrupted\n"
+    assert "Traceback" not in stderr
+    names = sorted(path.name for path in out.iterdir())
+    assert names
+    assert all(name.startswith("episode_") for name in names)
+
+
+@pytest.mark.sim
+def test_the_shipped_manifest_is_the_one_that_the_recorder_writes():
+    shipped = load_manifest(ROOT / "data_manifests" / "metaworld-drawer-open.toml")
+    env = make_expert_env("metaworld/drawer-open-v3", ("corner", "topview", "gripperPOV"))
+    recorded = manifest_of(env)
+    env.close()
+    assert shipped.to_dict() | {"path": "."} == recorded.to_dict()
+    assert shipped.digest() == recorded.digest()
+    assert shipped.root == ROOT / "demo" / "recordings"

@@ -1,0 +1,227 @@
+"""The frozen tower, against transformers' own classes on checkpoints saved here."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from policy.backbone import STAND_IN, FrozenSiglip2, load_backbone
+from policy.errors import EncoderLoadError, FeatureRangeError, FrameFormatError
+
+# sha256 of the stand-in in float32: whatever library version draws or holds the weights.
+STAND_IN_FLOAT32 = "111caa093384af0e89797c2f9ecd19332379fbdb3668e53af2da5a8c1c96d309"
+NUM_FULL_LAYERS = 12
+
+
+def save_checkpoint(folder: Path, *, num_layers: int, image_size: int = 256) -> Path:
+    """Save a whole two-tower checkpoint with random weights, as the hub's repository holds one."""
+    torch.manual_seed(0)
+    config = SiglipConfig(
+        vision_config=SiglipVisionConfig(
+            num_hidden_layers=num_layers, image_size=image_size
+        ).to_dict(),
+        text_config=SiglipTextConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            projection_size=768,
+        ).to_dict(),
+    )
+    SiglipModel(config).save_pretrained(folder)
+    processor = SiglipImageProcessorPil(
+        size={"height": image_size, "width": image_size},
+        resample=2,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    processor.save_pretrained(folder)
+    path = folder / "preprocessor_config.json"
+    fields = json.loads(path.read_text())
+    fields |= {"do_resize": True, "do_rescale": True, "do_normalize": True}
+    fields |= {"rescale_factor": 1 / 255}
+    path.write_text(json.dumps(fields))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("siglip2"), num_layers=1)
+
+
+@pytest.fixture(scope="module")
+def stand_in():
+    return load_backbone(STAND_IN)
+
+
+def random_steps(num_steps: int, num_views: int = 3, seed: int = 0) -> torch.Tensor:
+    pixels = np.random.default_rng(seed).integers(0, 256, (num_steps, num_views, 256, 256, 3))
+    return torch.from_numpy(pixels.astype(np.uint8))
+
+
+def upstream_features(folder: Path, frames: torch.Tensor) -> torch.Tensor:
+    """transformers' own processor and vision model, float32, one image at a time."""
+    processor = SiglipImageProcessorPil.from_pretrained(folder)
+    tower = SiglipVisionModel.from_pretrained(folder, dtype=torch.float32).eval()
+    features = []
+    for frame in frames.flatten(0, 1).numpy():
+        pixels = processor(images=frame, return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            features.append(tower(pixel_values=pixels).pooler_output[0])
+    return torch.stack(features).unflatten(0, frames.shape[:2])
+
+
+def test_features_equal_the_upstream_library(checkpoint):
+    frames = random_steps(2)
+    encoder = load_backbone(str(checkpoint), compute_dtype="float32")
+
+    features = encoder.encode_views(frames)
+
+    expected = upstream_features(checkpoint, frames)
+    # float16 keeps 11 bits: half a unit in the last place is 2^-11 of the value.
+    torch.testing.assert_close(features.float(), expected, rtol=2**-11, atol=1e-5)
+    assert encoder.identity.revision == "local"
+    assert encoder.identity.pretrained
+
+
+def test_full_size_checkpoint_loads_and_encodes(tmp_path):
+    folder = save_checkpoint(tmp_path / "full", num_layers=NUM_FULL_LAYERS)
+    frames = random_steps(1, num_views=1)
+
+    encoder = load_backbone(str(folder), compute_dtype="float32")
+
+    expected = upstream_features(folder, frames)
+    torch.testing.assert_close(
+        encoder.encode_views(frames).float(), expected, rtol=2**-11, atol=1e-4
+    )
+
+
+def test_encoder_keeps_the_contract_of_the_design(stand_in):
+    assert FrozenSiglip2.dataset_image_resize_shape is None
+    assert stand_in.dataset_image_resize_shape is None
+    assert stand_in.eval_image_resize_shape == (256, 256)
+    assert not stand_in.identity.pretrained
+
+
+def test_stand_in_is_the_same_on_every_machine():
+    assert load_backbone(STAND_IN, compute_dtype="float32").identity.fingerprint == STAND_IN_FLOAT32
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_a_step_has_the_same_bits_alone_and_among_others(compute_dtype):
+    """What makes cached and live features equal: batching must be invisible."""
+    encoder = load_backbone(STAND_IN, compute_dtype=compute_dtype)
+    frames = random_steps(3)
+
+    together = encoder.encode_views(frames)
+    alone = torch.cat([encoder.encode_views(step[None]) for step in frames.flip(0)]).flip(0)
+
+    assert torch.equal(together, alone)
+
+
+def test_views_are_encoded_independently_by_one_tower(stand_in):
+    frames = random_steps(1)
+    permuted = frames[:, [2, 0, 1]]
+    features = stand_in.encode_views(frames)
+
+    changed = frames.clone()
+    changed[:, 1] = 255 - changed[:, 1]
+    features_of_changed = stand_in.encode_views(changed)
+
+    assert torch.equal(stand_in.encode_views(permuted), features[:, [2, 0, 1]])
+    assert torch.equal(features_of_changed[:, [0, 2]], features[:, [0, 2]])
+    assert not torch.equal(features_of_changed[:, 1], features[:, 1])
+
+
+def test_no_gradient_comes_out_of_the_tower(stand_in):
+    assert not stand_in.encode_views(random_steps(1)).requires_grad
+
+
+def test_frames_of_another_shape_are_refused(stand_in):
+    with pytest.raises(FrameFormatError, match="want uint8"):
+        FrozenSiglip2.encode_views.__wrapped__.__wrapped__(
+            stand_in, torch.zeros(1, 3, 128, 128, 3, dtype=torch.uint8)
+        )
+
+
+def test_features_beyond_float16_are_refused():
+    encoder = load_backbone(STAND_IN, compute_dtype="float32")
+    with torch.no_grad():
+        dict(encoder._tower.named_parameters())["head.mlp.fc2.bias"].fill_(1e5)
+    with pytest.raises(FeatureRangeError, match="65504"):
+        encoder.encode_views(random_steps(1))
+
+
+def test_other_weights_or_dtype_have_another_fingerprint(checkpoint, stand_in):
+    float32 = load_backbone(str(checkpoint), compute_dtype="float32").identity
+    bfloat16 = load_backbone(str(checkpoint), compute_dtype="bfloat16").identity
+    prints = {float32.fingerprint, bfloat16.fingerprint, stand_in.identity.fingerprint}
+    assert len(prints) == 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("resample", 3),
+        ("size", {"height": 224, "width": 224}),
+        ("image_mean", [0.48, 0.45, 0.40]),
+        ("do_normalize", None),
+    ],
+)
+def test_preprocessing_that_drifted_is_refused(checkpoint, tmp_path, field, value):
+    folder = _copy(checkpoint, tmp_path)
+    path = folder / "preprocessor_config.json"
+    fields = json.loads(path.read_text())
+    fields[field] = value
+    if value is None:
+        del fields[field]  # the library would fill its own default in, silently
+    path.write_text(json.dumps(fields))
+    with pytest.raises(EncoderLoadError, match=f"preprocessor_config.json: {field}"):
+        load_backbone(str(folder))
+
+
+def test_missing_tensors_are_refused(checkpoint, tmp_path):
+    folder = _copy(checkpoint, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] = 2  # one more than the weights have
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EncoderLoadError, match="missing"):
+        load_backbone(str(folder))
+
+
+def test_weights_in_pickle_are_refused(checkpoint, tmp_path):
+    folder = _copy(checkpoint, tmp_path)
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(EncoderLoadError, match="no SigLIP2 vision tower loads"):
+        load_backbone(str(folder))
+
+
+def test_a_tower_of_another_image_size_is_refused(tmp_path):
+    folder = save_checkpoint(tmp_path / "small", num_layers=1, image_size=224)
+    with pytest.raises(EncoderLoadError, match="224"):
+        load_backbone(str(folder))
+
+
+def test_a_hub_repository_needs_a_pinned_revision():
+    with pytest.raises(EncoderLoadError, match="40-hex"):
+        load_backbone("someone/else", revision="main")
+
+
+def _copy(checkpoint: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for file in checkpoint.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder

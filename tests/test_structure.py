@@ -1,0 +1,79 @@
+"""The house's own rules: import direction, one owner a library, empty packages, file sizes."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import cli
+import pipeline
+import policy
+
+ROOT = Path(__file__).parents[1]
+
+MAY_IMPORT = {"policy": set(), "pipeline": {"policy"}, "cli": {"pipeline", "policy"}}
+PIPELINE_ROOMS = ["datasets", "features", "training", "rollout"]  # each imports those to its left
+OWNERS = {
+    "transformers": {"policy/backbone.py"},
+    "huggingface_hub": {"policy/backbone.py"},
+    "PIL": {"policy/preprocess.py"},
+    "zarr": {"pipeline/features/store.py"},
+    "h5py": {"pipeline/datasets/aloha_hdf5.py"},
+    "mujoco": {"pipeline/rollout/envs/metaworld.py"},
+    "metaworld": {"pipeline/rollout/envs/metaworld.py"},
+    "safetensors": {"pipeline/training/checkpoint.py"},
+    "typer": {path.relative_to(ROOT).as_posix() for path in (ROOT / "cli").glob("*.py")},
+}
+FORBIDDEN = {"pickle", "dill", "cloudpickle", "joblib", "torchvision"}
+SOURCES = sorted(path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py"))
+NAMES = [path.relative_to(ROOT).as_posix() for path in SOURCES]
+
+
+def imported_modules(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            modules |= {node.module or "", *(f"{node.module}.{a.name}" for a in node.names)}
+    return modules
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_imports_only_what_its_room_allows(name):
+    room = name.split("/")[0]
+    modules = imported_modules(ROOT / name)
+    roots = {module.split(".")[0] for module in modules}
+    upward = (roots & {*MAY_IMPORT, "tests"}) - MAY_IMPORT[room] - {room}
+    stray = {library for library in roots & OWNERS.keys() if name not in OWNERS[library]}
+    assert not upward, f"{name} imports {upward}; {room} may import {MAY_IMPORT[room]}"
+    assert not stray, f"{name} imports {stray}; owned by {OWNERS}"
+    assert not roots & FORBIDDEN
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.count("/") > 1])
+def test_pipeline_rooms_import_leftwards_only(name):
+    room = name.split("/")[1]
+    if not name.startswith("pipeline/") or room not in PIPELINE_ROOMS:
+        return
+    right = PIPELINE_ROOMS[PIPELINE_ROOMS.index(room) + 1 :]
+    modules = imported_modules(ROOT / name)
+    wrong = {m for m in modules if any(m.startswith(f"pipeline.{other}") for other in right)}
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("__init__.py")])
+def test_packages_import_nothing(name):
+    assert (ROOT / name).read_text() == ""
+
+
+@pytest.mark.parametrize("package", [policy, pipeline, cli])
+def test_packages_are_the_top_level_ones(package):
+    """`tests/policy` must never be what `import policy` finds."""
+    assert Path(package.__file__).parent == ROOT / package.__name__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_file_is_longer_than_400_lines(name):
+    assert len((ROOT / name).read_text().splitlines()) <= 400
