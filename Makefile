@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BACKBONE ?= stand-in
-EPISODES ?= 30
+EPISODES ?= 26
 ROLLOUTS ?= 20
 
 BIN := .venv/bin

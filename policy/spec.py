@@ -3,7 +3,7 @@
 Knows no tensors of its own, no files and no simulator.
 """
 
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float16, UInt8
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -57,6 +57,7 @@ class AgentSpec(BaseModel):
         return len(self.view_names)
 
 
+@runtime_checkable
 class VisionBackbone(Protocol):
     """A frozen encoder of camera frames. Embedding and rollout hold the same kind of object."""
 

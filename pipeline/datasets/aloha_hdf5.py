@@ -7,7 +7,6 @@ Source: tonyzhaozh/act@42a5e2f, utils.py (the loader needs `sim`, `qpos`, `qvel`
 Differs from the source: recordings hold frames losslessly compressed, and numbers may have gaps.
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import DatasetError, FrameReadError
+from pipeline.files import sync_file
 
 IMAGES_GROUP: Final = "observations/images"
 STATE_KEY: Final = "observations/qpos"
@@ -239,8 +239,7 @@ def write_episode(path: Path, episode: RecordedEpisode) -> None:
             file.attrs["seed"] = episode.seed
             file.attrs["fps"] = episode.fps
             file.attrs["views"] = list(episode.frames)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
+        sync_file(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

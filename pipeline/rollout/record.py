@@ -6,36 +6,23 @@ recorded seeds is decided by the request alone, never by timing: the first N see
 """
 
 import json
-import multiprocessing
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Annotated, Final
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from pipeline.datasets.aloha_hdf5 import (
-    ACTION_KEY,
-    IMAGES_GROUP,
-    STATE_KEY,
-    RecordedEpisode,
-    read_label,
-    write_episode,
-)
+from pipeline.datasets.aloha_hdf5 import ACTION_KEY, IMAGES_GROUP, STATE_KEY, read_label
 from pipeline.datasets.manifest import Manifest, load_manifest
 from pipeline.errors import ConfigError, DatasetError, EnvError
+from pipeline.files import write_atomically, write_json
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import ExpertEnv, make_expert_env
-from policy.errors import VlaError
+from pipeline.rollout.workers import Worker, crew
 
 MANIFEST_NAME: Final = "manifest.toml"
 FAILURES_NAME: Final = "failed_seeds.json"
@@ -131,7 +118,7 @@ def record_dataset(config: RecordConfig) -> RecordReport:
             f"{len(failed)} failed; ask for fewer episodes, or choose another first_seed and folder"
         )
     if not manifest_file.exists():
-        _replace_text(manifest_file, manifest.to_toml())
+        write_atomically(manifest_file, manifest.to_toml().encode())
     return RecordReport(
         manifest=manifest_file,
         episodes=len(recorded),
@@ -151,9 +138,10 @@ def _planned_seeds(config: RecordConfig, failed: set[int]) -> list[int]:
 def _record_missing(config: RecordConfig, recorded: set[int], failed: set[int]) -> int:
     """Record until the plan is met or cannot be; extend the two sets; return the new steps."""
     steps = 0
-    in_hand: dict[_Worker, int] = {}
+    num_workers = min(config.workers, config.episodes - len(recorded))
+    in_hand: dict[Worker, int] = {}
     with (
-        _crew(config, min(config.workers, config.episodes - len(recorded))) as idle,
+        crew(config.env, config.views, config.out, num_workers) as idle,
         tqdm(
             total=config.episodes,
             initial=len(recorded),
@@ -181,142 +169,11 @@ def _record_missing(config: RecordConfig, recorded: set[int], failed: set[int]) 
                 if length is None:
                     failed.add(seed)
                     content = {"env": config.env, "seeds": sorted(failed)}
-                    _replace_text(config.out / FAILURES_NAME, json.dumps(content) + "\n")
+                    write_json(config.out / FAILURES_NAME, content)
                 else:
                     recorded.add(seed)
                     steps += length
                     bar.update()
-
-
-@dataclass(frozen=True, eq=False)
-class _Worker:
-    process: BaseProcess
-    connection: Connection
-
-    def begin(self, seed: int) -> None:
-        with suppress(OSError):  # a worker that has ended left its reason for `finish`
-            self.connection.send(seed)
-
-    def finish(self) -> int | None:
-        try:
-            answer: int | VlaError | None = self.connection.recv()
-        except (EOFError, OSError) as error:
-            self.process.join(timeout=5)
-            raise EnvError(
-                f"recording worker: expected an episode, found that the process ended with code "
-                f"{self.process.exitcode}; -9 means out of memory: use fewer workers. The same "
-                "call goes on where this one stopped"
-            ) from error
-        if isinstance(answer, VlaError):
-            raise answer
-        return answer
-
-
-@contextmanager
-def _crew(config: RecordConfig, num_workers: int) -> Iterator[list[_Worker]]:
-    """Start worker processes; end them at once if the block is left by an error or Ctrl-C."""
-    spawn = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
-    workers: list[_Worker] = []
-    try:
-        with _ctrl_c_ignored():
-            for _ in range(num_workers):
-                ours, theirs = spawn.Pipe()
-                process = spawn.Process(target=_work, args=(config, theirs), daemon=True)
-                process.start()
-                theirs.close()  # so that the end of the worker is the end of the pipe
-                workers.append(_Worker(process, ours))
-        yield [*workers]
-    except BaseException:
-        for worker in workers:
-            worker.process.terminate()
-        raise
-    finally:
-        for worker in workers:
-            worker.connection.close()  # an idle worker reads the end of the pipe, and returns
-            worker.process.join()
-        for partial in config.out.glob(".*.partial"):
-            partial.unlink()
-
-
-@contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    """Start children deaf to Ctrl-C: this process ends them, and they print no traceback."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set a handler, and only it gets Ctrl-C
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
-def _work(config: RecordConfig, connection: Connection) -> None:
-    """Record the seeds that arrive, until the pipe closes; runs in a process of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Mesa's software renderer starts a thread a core in each process; set before OpenGL loads.
-    os.environ["LP_NUM_THREADS"] = "1"
-    with suppress(EOFError, ConnectionError):  # the recording process has ended or is done
-        try:
-            env = make_expert_env(config.env, config.views)
-            try:
-                while True:
-                    seed = connection.recv()
-                    connection.send(_record_seed(env, seed, config.out))
-            finally:
-                env.close()
-        except ConnectionError:
-            raise
-        except VlaError as error:
-            connection.send(error)
-        except OSError as error:
-            connection.send(
-                DatasetError(
-                    f"{config.out}: expected to write a recording, found {error}; make room or "
-                    "choose another folder, and repeat the call"
-                )
-            )
-
-
-def _record_seed(env: ExpertEnv, seed: int, out: Path) -> int | None:
-    """Record one seed; return its steps, or None if the expert does not solve it."""
-    # Physics takes 1 ms a step and rendering 36 ms: look first whether there is anything to render.
-    length = _steps_to_success(env, seed)
-    if length is None:
-        return None
-    env.reset(seed)
-    frames, states, actions, is_solved = [], [], [], False
-    for _ in range(length):
-        frames.append(env.render())
-        states.append(env.state())
-        actions.append(env.expert_action())
-        is_solved = env.step(actions[-1]).success
-    if not is_solved:
-        raise EnvError(
-            f"{env.name}: expected seed {seed} to be solved at step {length} twice, found that the "
-            "same seed gave another episode; report this, the simulator is not deterministic here"
-        )
-    episode = RecordedEpisode(
-        frames={
-            view: np.stack([shot[index] for shot in frames])
-            for index, view in enumerate(env.view_names)
-        },
-        state=np.stack(states),
-        action=np.stack(actions),
-        env=env.name,
-        seed=seed,
-        fps=env.control_hz,
-    )
-    write_episode(out / f"episode_{seed}.hdf5", episode)
-    return length
-
-
-def _steps_to_success(env: ExpertEnv, seed: int) -> int | None:
-    env.reset(seed)
-    for step in range(1, env.max_steps + 1):
-        if env.step(env.expert_action()).success:
-            return step
-    return None
 
 
 def _recorded_seeds(config: RecordConfig) -> set[int]:
@@ -386,9 +243,3 @@ def manifest_of(env: ExpertEnv) -> Manifest:
             "action": {"key": ACTION_KEY, "units": env.action_units},
         }
     )
-
-
-def _replace_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.errors import ConfigError
 from policy.agent import AgentConfig
+from policy.spec import ComputeDtype
 
 
 class OptimizerConfig(BaseModel):
@@ -49,6 +50,8 @@ class TrainConfig(BaseModel):
     """Windows an optimiser step."""
     seed: int = Field(default=0, ge=0)
     """Decides initial weights, batches and noise."""
+    compute_dtype: ComputeDtype = "float32"
+    """Dtype of the head's products in the pass with gradient; du/dt always stays in float32."""
     heldout_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the episodes kept out of training, to measure the error on; 0 keeps none."""
     log_every: int = Field(default=50, ge=1)

@@ -26,12 +26,13 @@ def demo() -> TrainConfig:
     """Return a run that two CPU cores finish in minutes on one scripted task."""
     return TrainConfig(
         preset="demo",
-        agent=AgentConfig(head=HeadConfig(n_emb=192, n_layer=4)),
+        agent=AgentConfig(head=HeadConfig(n_emb=128, n_layer=4)),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
-        steps=1_000,
+        steps=900,
+        batch_size=32,
         log_every=20,
-        validate_every=250,
-        checkpoint_every=250,
+        validate_every=300,
+        checkpoint_every=150,
     )
 
 

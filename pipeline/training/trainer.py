@@ -197,17 +197,17 @@ class Trainer:
         config = self.config
         rows = self._sampler.batch(self.step)
         batch = self._windows(rows)
-        loss = self.agent.compute_loss(
-            batch.features,
-            batch.state,
-            batch.actions,
-            batch.valid,
-            seeded_generator(config.seed, "loss", self.step),
-        )
+        generator = seeded_generator(config.seed, "loss", self.step)
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=config.compute_dtype == "bfloat16"
+        ):
+            loss = self.agent.compute_loss(
+                batch.features, batch.state, batch.actions, batch.valid, generator
+            )
         if not torch.isfinite(loss.value):
             episodes = sorted(set(self.data.episode_of[rows].tolist()))
             raise NonFiniteLossError(
-                f"{self.run}: loss is {float(loss.value)} at step {self.step}, episodes "
+                f"{self.run}: loss is {loss.value.item()} at step {self.step}, episodes "
                 f"{episodes}; look at them with vla-data info, or lower optimizer.learning_rate"
             )
         loss.value.backward()  # type: ignore[no-untyped-call]

@@ -4,7 +4,7 @@ Knows velocity networks, actions and time; nothing about cameras, robots or the 
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
@@ -22,6 +22,7 @@ class Loss:
     """Scalars without gradient, by name."""
 
 
+@runtime_checkable
 class VelocityField(Protocol):
     """A network that predicts average velocities, such as `ActionHead`."""
 
@@ -36,6 +37,7 @@ class VelocityField(Protocol):
         """Predict the velocity averaged over [t - h, t]; see `ActionHead.forward`."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """Trains a head on action chunks and draws action chunks from it."""
 

@@ -1,0 +1,203 @@
+"""The commands as a user meets them: their flags, and one line for every wrong input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import typer.main
+from typer.testing import CliRunner, Result
+
+import cli.data
+import cli.embed
+import cli.rollout
+import cli.train
+from tests.pipeline.tiny import complete_store, create_store, write_dataset
+
+BIN = Path(sys.executable).parent
+
+
+APPS = {
+    "vla-embed": cli.embed.main,
+    "vla-train": cli.train.main,
+    "vla-rollout": cli.rollout.main,
+    "vla-data": cli.data.main,
+}
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, as a user does."""
+    command, *rest = map(str, words)
+    return subprocess.run(
+        [str(BIN / command), *rest],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        timeout=120,
+        check=False,
+    )
+
+
+def invoke(*words: object) -> Result:
+    """Run a command in this process, which spares the seconds of loading torch."""
+    command, *rest = map(str, words)
+    return CliRunner().invoke(APPS[command], rest)
+
+
+def refusal_line(exit_code: int, stderr: str) -> str:
+    """Return the one line of a user's error; anything else fails."""
+    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert exit_code == 2, stderr
+    assert "Traceback" not in stderr
+    assert len(lines) == 1, stderr
+    return lines[0]
+
+
+def refusal(*words: object) -> str:
+    """Run a command that must fail as a user's error, and return what it says."""
+    result = invoke(*words)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return refusal_line(result.exit_code, result.stderr)
+
+
+def flags(app: typer.Typer, name: str | None = None) -> set[str]:
+    command = typer.main.get_command(app)
+    if name is not None:
+        command = command.commands[name]
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+def test_flags_are_what_users_know():
+    assert flags(cli.embed.main) == {
+        "manifest",
+        "--store",
+        "--backbone",
+        "--revision",
+        "--dtype",
+        "--device",
+    }
+    assert flags(cli.train.main) == {"store", "--out", "--preset", "--set", "--resume", "--device"}
+    assert flags(cli.rollout.main) == {
+        "run",
+        "--env",
+        "--episodes",
+        "--seed",
+        "--evaluations",
+        "--max-steps",
+        "--backbone",
+        "--out",
+    }
+    assert flags(cli.data.main, "record") == {
+        "--env",
+        "--episodes",
+        "--out",
+        "--views",
+        "--first-seed",
+    }
+    assert flags(cli.data.main, "info") == {"path", "--json"}
+
+
+def test_hub_that_cannot_be_reached_names_the_ways_out(tmp_path):
+    manifest = write_dataset(tmp_path, lengths=(2,))
+    result = run("vla-embed", manifest, "--store", tmp_path / "s.zarr")
+    message = refusal_line(result.returncode, result.stderr)
+    assert "google/siglip2-base-patch16-256" in message
+    assert "folder" in message
+    assert "stand-in" in message
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_wrong_manifests_and_data_leave_no_store(tmp_path):
+    manifest = write_dataset(tmp_path / "good", lengths=(2,))
+    store = tmp_path / "s.zarr"
+
+    def refused(text: str) -> str:
+        manifest.write_text(text)
+        message = refusal("vla-embed", manifest, "--store", store, "--backbone", "stand-in")
+        assert not store.exists()
+        return message
+
+    text = manifest.read_text()
+    assert "colour" in refused("colour = 1\n" + text)
+    assert "elsewhere" in refused(text.replace('path = "data"', 'path = "elsewhere"'))
+    message = refused(text.replace("images/r_vis", "images/wrist"))
+    assert "wrist" in message
+    assert "r_vis" in message  # the cameras that are there
+    with h5py.File(tmp_path / "good/data/episode_0.hdf5", "r+") as file:
+        file["observations/qpos"][1, 2] = np.nan
+    assert "step 1" in refused(text)
+
+
+def test_a_manifest_that_is_not_there_is_refused(tmp_path):
+    message = refusal("vla-embed", tmp_path / "no.toml", "--store", tmp_path / "s.zarr")
+    assert "no.toml" in message
+
+
+def test_stores_that_cannot_be_trained_on_are_refused(tmp_path):
+    assert "no feature store" in refusal("vla-train", tmp_path, "--out", tmp_path / "run")
+    create_store(tmp_path / "s.zarr", (4, 4))
+    message = refusal("vla-train", tmp_path / "s.zarr", "--out", tmp_path / "run")
+    assert "0 of 1 units" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_settings_are_refused_before_anything_is_written(tmp_path):
+    store = complete_store(tmp_path / "s.zarr")
+    out = tmp_path / "run"
+    assert "known" in refusal("vla-train", store.path, "--out", out, "--set", "lr=1")
+    assert "proj96" in refusal("vla-train", store.path, "--out", out, "--preset", "large")
+    assert not out.exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    message = refusal("vla-rollout", tmp_path, "--env", "metaworld/drawer-open-v3")
+    assert "no training run here" in message
+    assert "neither a feature store nor a training run" in refusal("vla-data", "info", tmp_path)
+
+
+def test_a_disk_that_cannot_be_written_is_refused(tmp_path):
+    store = complete_store(tmp_path / "s.zarr")
+    (tmp_path / "file").write_text("")
+    message = refusal("vla-train", store.path, "--preset", "debug", "--out", tmp_path / "file/run")
+    assert "file/run" in message
+
+
+def test_info_speaks_to_people_and_to_programs(tmp_path):
+    store = complete_store(tmp_path / "s.zarr")
+    people = invoke("vla-data", "info", store.path)
+    programs = invoke("vla-data", "info", store.path, "--json")
+    assert "steps" in people.stdout
+    fields = json.loads(programs.stdout)
+    assert fields["steps"] == 31
+    assert fields["encoder_fingerprint"] == "f" * 64
+    assert fields["digest"] == store.digest()
+
+
+def test_commands_import_no_simulator_to_embed_or_train():
+    code = (
+        "import sys, cli.embed, cli.train; "
+        "print([m for m in ('mujoco', 'metaworld', 'ray') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_importing_the_agent_needs_neither_store_nor_simulator_nor_transformers():
+    code = (
+        "import sys, policy.agent; "
+        "print([m for m in ('zarr', 'h5py', 'mujoco', 'transformers') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_help_of_every_command_works():
+    for words in (("vla-embed",), ("vla-train",), ("vla-rollout",), ("vla-data", "record")):
+        assert "Usage" in invoke(*words, "--help").stdout

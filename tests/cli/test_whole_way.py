@@ -1,0 +1,109 @@
+"""The main job end to end, through the commands, on the real three-view simulator."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.cli.test_commands import BIN, refusal, run
+
+TASK = "metaworld/drawer-open-v3"
+VIEWS = "corner,topview,gripperPOV"
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    out = tmp_path_factory.mktemp("way") / "recordings"
+    words = ("--env", TASK, "--views", VIEWS, "--episodes", 2, "--out", out)
+    result = run("vla-data", "record", *words)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def embedded(recorded):
+    """Embed, be interrupted by Ctrl-C, and go on with the same command."""
+    store = recorded.parent / "features.zarr"
+    words = ["vla-embed", recorded / "manifest.toml", "--store", store, "--backbone", "stand-in"]
+    command = [str(BIN / words[0]), *map(str, words[1:])]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    _wait_until((store / "commits").is_dir)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "the same command goes on from here" in stderr
+    assert "Traceback" not in stderr
+    assert not (store / "COMPLETE.json").exists()
+    assert "units; run the same" in refusal("vla-train", store, "--out", store.parent / "no")
+
+    result = run(*words)
+    assert result.returncode == 0, result.stderr
+    assert "NOT pretrained" in result.stderr
+    return store
+
+
+@pytest.fixture(scope="module")
+def trained(embedded):
+    """Train half the way, resume with the same command and finish."""
+    out = embedded.parent / "run"
+    words = ("vla-train", embedded, "--preset", "debug", "--out", out, "--set", "steps=400")
+    words += ("--set", "checkpoint_every=20", "--set", "validate_every=400")
+    process = subprocess.Popen([str(BIN / words[0]), *map(str, words[1:])])
+    _wait_until(lambda: any((out / "checkpoints").glob("step_*/checkpoint.json")))
+    process.kill()
+    process.wait()
+
+    assert "--resume" in refusal(*words)
+    result = run(*words, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert "resumed at step" in result.stdout
+    return out
+
+
+@pytest.mark.sim
+def test_the_way_from_demonstrations_to_a_rollout(trained):
+    result = run("vla-rollout", trained, "--env", TASK, "--episodes", 2, "--max-steps", 12)
+    assert result.returncode == 0, result.stderr
+    assert "of 2 unseen episodes" in result.stdout
+    assert "Wilson interval" in result.stdout
+    path = trained / "rollouts/metaworld-drawer-open-v3/result.json"
+    found = json.loads(path.read_text())
+    assert [episode["seed"] for episode in found["episodes"]] == [100_000, 100_001]
+    assert [episode["steps"] for episode in found["episodes"]] == [12, 12]
+    assert found["num_evaluations"] == 1
+    assert not found["encoder"]["pretrained"]
+
+    again = trained.parent / "again"
+    words = ("--episodes", 2, "--max-steps", 12, "--out", again)
+    assert run("vla-rollout", trained, "--env", TASK, *words).returncode == 0
+    repeated = json.loads((again / "result.json").read_text())
+    assert repeated["episodes"] == found["episodes"]
+
+
+@pytest.mark.sim
+def test_the_run_and_the_store_describe_themselves(trained, embedded):
+    store = json.loads(run("vla-data", "info", embedded, "--json").stdout)
+    fields = json.loads(run("vla-data", "info", trained, "--json").stdout)
+    assert store["complete"]
+    assert store["episodes"] == 2
+    assert fields["complete"]
+    assert fields["store_digest"] == store["digest"]
+    assert fields["encoder_fingerprint"] == store["encoder_fingerprint"]
+
+
+@pytest.mark.sim
+def test_a_policy_does_not_move_a_robot_it_was_not_trained_for(trained):
+    seen = refusal("vla-rollout", trained, "--env", TASK, "--seed", 3)
+    assert "recordings may have used it" in seen
+    unknown = refusal("vla-rollout", trained, "--env", "metaworld/drawer-opne-v3")
+    assert "drawer-open-v3" in unknown
+
+
+def _wait_until(condition, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)

@@ -1,0 +1,127 @@
+"""Embedding real HDF5 files with the stand-in encoder: the same bits as live, resumable, strict."""
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import DatasetError, EncoderMismatchError, FrameReadError, StoreError
+from pipeline.features.embed import EmbedConfig, embed_dataset
+from pipeline.features.store import FeatureStore
+from policy.backbone import load_backbone
+from policy.preprocess import resize_frames
+from tests.pipeline.tiny import VIEWS, write_dataset
+
+
+def embed(manifest: Path, store: Path, **settings):
+    return embed_dataset(
+        EmbedConfig(manifest=manifest, store=store, backbone="stand-in", **settings)
+    )
+
+
+def recorded_frames(manifest: Path, episode: int) -> np.ndarray:
+    with h5py.File(manifest.parent / f"data/episode_{episode}.hdf5") as file:
+        return np.stack([file[f"observations/images/{view}"][:] for view in VIEWS], axis=1)
+
+
+def store_bytes(store: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(store).as_posix(): path.read_bytes()
+        for path in store.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("embedded")
+    manifest = write_dataset(folder)
+    report = embed(manifest, folder / "s.zarr")
+    return manifest, folder / "s.zarr", report
+
+
+@pytest.fixture
+def copied(embedded, tmp_path):
+    manifest, store, _ = embedded
+    shutil.copytree(manifest.parent, tmp_path / "copy")
+    return tmp_path / "copy" / manifest.name, tmp_path / "copy" / store.name
+
+
+def test_cached_features_equal_live_ones_bit_for_bit(embedded):
+    """The heart of the project: live frames, alone and in any order, against the store."""
+    manifest, store, report = embedded
+    cached = FeatureStore.open(store).read_features()
+    live_encoder = load_backbone("stand-in")
+    frames = np.concatenate([recorded_frames(manifest, episode) for episode in (0, 1)])
+    for row in (7, 0, 3):
+        live = live_encoder.encode_views(resize_frames(torch.from_numpy(frames[row]))[None])
+        np.testing.assert_array_equal(live[0].numpy(), cached[row])
+    assert (report.num_episodes, report.num_steps, report.num_encoded_images) == (2, 8, 24)
+
+
+def test_a_second_run_encodes_nothing_and_changes_nothing(copied):
+    manifest, store = copied
+    before = store_bytes(store)
+    assert embed(manifest, store).num_encoded_images == 0
+    assert store_bytes(store) == before
+
+
+@pytest.mark.parametrize("lost", ["commits/000000.json", "features/c/0/0/0"])
+def test_a_lost_unit_is_encoded_again_to_the_same_bytes(copied, lost):
+    manifest, store = copied
+    before = store_bytes(store)
+    (store / lost).unlink()
+    assert embed(manifest, store).num_encoded_images == 24
+    assert store_bytes(store) == before
+
+
+def test_another_encoder_is_refused(copied):
+    manifest, store = copied
+    held = FeatureStore.open(store).attributes.encoder.compute_dtype
+    other = "float32" if held == "bfloat16" else "bfloat16"
+    before = store_bytes(store)
+    with pytest.raises(EncoderMismatchError, match=f"{held}, fingerprint"):
+        embed(manifest, store, compute_dtype=other)
+    assert store_bytes(store) == before
+
+
+def test_other_data_is_refused(copied):
+    manifest, store = copied
+    with h5py.File(manifest.parent / "data/episode_1.hdf5", "r+") as file:
+        file["action"][0, 0] += 1
+    with pytest.raises(StoreError, match="other data"):
+        embed(manifest, store)
+
+
+def test_frames_of_another_size_need_the_opt_in(tmp_path):
+    manifest = write_dataset(tmp_path, lengths=(2,), size=(120, 160))
+    with pytest.raises(DatasetError, match=r"120x160 pixels, want 256x256.*resize = \[256, 256\]"):
+        embed(manifest, tmp_path / "s.zarr")
+    assert not (tmp_path / "s.zarr").exists()
+
+    manifest.write_text("resize = [256, 256]\n" + manifest.read_text())
+    embed(manifest, tmp_path / "s.zarr")
+
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    frames = torch.from_numpy(recorded_frames(manifest, 0)[1])
+    live = load_backbone("stand-in").encode_views(resize_frames(frames)[None])
+    np.testing.assert_array_equal(store.read_features()[1], live[0].numpy())
+    assert store.attributes.manifest["resize"] == [256, 256]
+
+
+def test_a_frame_that_does_not_decode_commits_nothing(copied):
+    manifest, store = copied
+    shutil.rmtree(store)
+    path = manifest.parent / "data/episode_0.hdf5"
+    with h5py.File(path) as file:
+        chunk = file["observations/images/top"].id.get_chunk_info(2)
+    with path.open("r+b") as file:
+        file.seek(chunk.byte_offset)
+        file.write(b"\0" * chunk.size)
+    with pytest.raises(FrameReadError, match="episode_0"):
+        embed(manifest, store)
+    assert not (store / "COMPLETE.json").exists()
+    assert list((store / "commits").iterdir()) == []

@@ -1,0 +1,107 @@
+"""Small real datasets and stores for the tests of the rooms that read them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.datasets.aloha_hdf5 import RecordedEpisode, write_episode
+from pipeline.features.store import FeatureStore, StepArrays, StoreAttributes
+from pipeline.features.units import unit_rows
+from policy.spec import EncoderIdentity
+
+VIEWS = ("front", "top", "r_vis")
+STATE_DIM, ACTION_DIM = 5, 4
+FPS = 50.0
+
+MANIFEST = f"""
+name = "tiny"
+source = "random numbers"
+revision = "0"
+licence = "CC0-1.0"
+format = "aloha_hdf5"
+path = "data"
+fps = {FPS}
+views = [{", ".join(f'{{name = "{v}", key = "observations/images/{v}"}}' for v in VIEWS)}]
+state = {{key = "observations/qpos", units = "none"}}
+action = {{key = "action", units = "none"}}
+"""
+
+
+def write_dataset(
+    folder: Path, lengths: tuple[int, ...] = (5, 3), size: tuple[int, int] = (256, 256)
+) -> Path:
+    """Write random episodes of three views and return the manifest's path."""
+    data = folder / "data"
+    data.mkdir(parents=True)
+    for seed, length in enumerate(lengths):
+        numbers = np.random.default_rng(seed)
+        episode = RecordedEpisode(
+            frames={view: numbers.integers(0, 256, (length, *size, 3), np.uint8) for view in VIEWS},
+            state=numbers.normal(size=(length, STATE_DIM)).astype(np.float32),
+            action=numbers.uniform(-1, 1, (length, ACTION_DIM)).astype(np.float32),
+            env="tiny",
+            seed=seed,
+            fps=FPS,
+        )
+        write_episode(data / f"episode_{seed}.hdf5", episode)
+    manifest = folder / "tiny.toml"
+    manifest.write_text(MANIFEST)
+    return manifest
+
+
+def tiny_identity(fingerprint: str = "f" * 64) -> EncoderIdentity:
+    return EncoderIdentity(
+        name="tiny",
+        revision="none",
+        pretrained=False,
+        compute_dtype="float32",
+        fingerprint=fingerprint,
+    )
+
+
+def tiny_steps(lengths: tuple[int, ...]) -> StepArrays:
+    """Random state and action; row numbers in the first column of both."""
+    num_rows = sum(lengths)
+    numbers = np.random.default_rng(0)
+    state = numbers.normal(size=(num_rows, STATE_DIM)).astype(np.float32)
+    action = numbers.uniform(-1, 1, (num_rows, ACTION_DIM)).astype(np.float32)
+    state[:, 0] = action[:, 0] = np.arange(num_rows)
+    return StepArrays(
+        state=state,
+        action=action,
+        timestamp=np.concatenate([np.arange(length) / FPS for length in lengths]),
+        episode_ends=np.cumsum(lengths, dtype=np.int64),
+    )
+
+
+def tiny_features(num_rows: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(num_rows, 3, 768)).astype(np.float16)
+
+
+def create_store(path: Path, lengths: tuple[int, ...]) -> FeatureStore:
+    """Create a store of random steps without features."""
+    attributes = StoreAttributes(
+        encoder=tiny_identity(),
+        view_names=VIEWS,
+        fps=FPS,
+        manifest={"name": "tiny"},
+        manifest_digest="0" * 64,
+    )
+    return FeatureStore.create(path, attributes, tiny_steps(lengths))
+
+
+def fill_store(store: FeatureStore, units: list[int] | None = None) -> None:
+    """Write the features of some units, all by default."""
+    features = tiny_features(store.num_rows)
+    for unit in range(store.num_units) if units is None else units:
+        start, stop = unit_rows(unit, store.num_rows)
+        hashes = np.arange(3 * (stop - start), dtype=np.uint64).reshape(-1, 3)
+        store.write_unit(unit, features[start:stop], hashes)
+
+
+def complete_store(path: Path, lengths: tuple[int, ...] = (12, 9, 10)) -> FeatureStore:
+    """Create a store that a trainer accepts."""
+    store = create_store(path, lengths)
+    fill_store(store)
+    store.mark_complete()
+    return store

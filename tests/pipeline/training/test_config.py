@@ -1,0 +1,56 @@
+"""Presets and settings."""
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.training.config import with_settings
+from pipeline.training.presets import PRESETS, preset_config
+
+
+@pytest.mark.parametrize(("name", "width"), [("proj96", 96), ("proj192", 192)])
+def test_original_presets_are_the_designs(name, width):
+    config = preset_config(name)
+    agent = config.agent
+    assert agent.projection_dim == width
+    assert (agent.head.n_emb, agent.head.n_layer, agent.head.pred_horizon) == (384, 12, 16)
+    assert (agent.num_action_steps, agent.obs_horizon, agent.cond_dim) == (8, 2, 384)
+    assert config.steps == 50_000
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_carry_their_name(name):
+    assert preset_config(name).preset == name
+
+
+def test_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="proj96, proj192, demo, debug"):
+        preset_config("proj48")
+
+
+def test_settings_change_one_field_each():
+    changed = with_settings(
+        preset_config("debug"),
+        ["steps=20", "agent.head.n_layer=3", "optimizer.schedule=constant"],
+    )
+    assert (changed.steps, changed.agent.head.n_layer) == (20, 3)
+    assert changed.optimizer.schedule == "constant"
+    assert changed.agent.projection_dim == preset_config("debug").agent.projection_dim
+
+
+@pytest.mark.parametrize(
+    ("setting", "pattern"),
+    [
+        ("steps", "want group.field=value"),
+        ("stepz=3", "known here: preset, agent"),
+        ("agent.head.layers=3", "n_layer"),
+        ("agent.projection_dim.x=3", "want group.field=value"),
+        ("steps=-1", "steps: Input should be greater"),
+        ("steps=many", "steps: Input should be a valid integer"),
+        ("agent.num_action_steps=99", "num_action_steps=99, want 1..8"),
+        ("steps=1", "warmup_steps=2, want fewer"),
+    ],
+)
+def test_a_wrong_setting_is_told_in_one_line(setting, pattern):
+    with pytest.raises(ConfigError, match=pattern) as caught:
+        with_settings(preset_config("debug"), [setting])
+    assert "\n" not in str(caught.value)

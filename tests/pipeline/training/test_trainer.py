@@ -1,0 +1,182 @@
+"""Training on small real stores: exact resume, honest statistics, refusal of what changed."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.errors import IncompleteStoreError, RunError
+from pipeline.training.checkpoint import checkpoint_steps, read_average, read_checkpoint, read_run
+from pipeline.training.config import OptimizerConfig, with_settings
+from pipeline.training.presets import debug
+from pipeline.training.trainer import Trainer, learning_rate, train
+from pipeline.training.windows import WindowData
+from policy.errors import NonFiniteLossError
+from tests.pipeline.tiny import complete_store, create_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return complete_store(tmp_path_factory.mktemp("trainer") / "s.zarr")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(store, tmp_path_factory):
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(store.path, run, debug(), resume=False)
+    return run
+
+
+def test_a_run_that_died_resumes_to_the_same_bits(store, uninterrupted, tmp_path):
+    """Stopped between checkpoints, at step 6 of 8: the resumed run starts from 4 and must agree."""
+    run = tmp_path / "run"
+    config = debug()
+    shutil.copytree(uninterrupted, run)
+    shutil.rmtree(run / "checkpoints")
+    (run / "log.jsonl").unlink()
+    dying = Trainer(run, config, WindowData(store, heldout_share=0.05), torch.device("cpu"))
+    for _ in range(4):
+        dying.advance()
+    dying.save()
+    for _ in range(2):
+        dying.advance()
+    with (run / "log.jsonl").open("w") as log:
+        log.write('{"step": 3}\n{"step": 5}\n{"step": 6, "lo')
+
+    report = train(store.path, run, config, resume=True)
+
+    assert report.resumed_from == 4
+    ours, expected = (read_checkpoint(path, 8) for path in (run, uninterrupted))
+    for part in ("agent", "average", "optimizer"):
+        for name, tensor in getattr(expected, part).items():
+            assert torch.equal(getattr(ours, part)[name], tensor), f"{part}: {name}"
+    logged = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert logged == [3, 5, 6, 7, 8]
+
+
+def test_the_log_says_what_training_did(uninterrupted):
+    entries = [json.loads(line) for line in (uninterrupted / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == list(range(1, 9))
+    assert all(math.isfinite(entry["raw_mse"]) for entry in entries)
+    assert [entry["step"] for entry in entries if "heldout_error" in entry] == [4, 8]
+
+
+def test_checkpoints_beyond_the_latest_two_go(store, tmp_path):
+    config = with_settings(debug(), ["checkpoint_every=2"])
+    train(store.path, tmp_path / "run", config, resume=False)
+    assert checkpoint_steps(tmp_path / "run") == [6, 8]
+
+
+def test_training_lowers_the_error_on_data_it_can_learn(tmp_path):
+    """Actions of the tiny store hold the row number in their first column; the state does too."""
+    store = complete_store(tmp_path / "s.zarr", (40, 40))
+    config = with_settings(
+        debug(),
+        [
+            "steps=60",
+            "optimizer.learning_rate=0.003",
+            "batch_size=32",
+            "heldout_share=0.0",
+            "checkpoint_every=60",
+        ],
+    )
+    train(store.path, tmp_path / "run", config, resume=False)
+    lines = (tmp_path / "run/log.jsonl").read_text().splitlines()
+    errors = [json.loads(line)["raw_mse"] for line in lines]
+    assert sum(errors[-10:]) < 0.8 * sum(errors[:10])
+
+
+def test_a_finished_run_resumes_to_nothing(store, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    report = train(store.path, tmp_path / "run", debug(), resume=True)
+    assert report.resumed_from == report.steps == 8
+
+
+def test_the_run_describes_itself(store, uninterrupted):
+    run = read_run(uninterrupted)
+    assert run.config == debug()
+    assert run.data.store_digest == store.digest()
+    assert run.data.encoder == store.attributes.encoder
+    assert run.spec.view_names == ("front", "top", "r_vis")
+
+
+def test_the_averaged_weights_carry_the_scales_of_the_data(store, uninterrupted):
+    _, weights = read_average(uninterrupted)
+    statistics = WindowData(store, heldout_share=0.05).statistics()
+    mean = weights["view_projectors.standardizer.mean"]
+    assert torch.equal(mean, statistics.feature_mean)
+
+
+def test_a_folder_with_a_run_needs_resume(store, uninterrupted):
+    with pytest.raises(RunError, match="--resume"):
+        train(store.path, uninterrupted, debug(), resume=False)
+
+
+def test_resume_refuses_another_configuration(store, uninterrupted):
+    changed = with_settings(debug(), ["seed=1"])
+    with pytest.raises(RunError, match=r"config\.seed=0, now it is 1"):
+        train(store.path, uninterrupted, changed, resume=True)
+
+
+def test_resume_refuses_another_store(uninterrupted, tmp_path):
+    other = complete_store(tmp_path / "other.zarr", (15, 16))
+    with pytest.raises(RunError, match=r"data\.store_digest"):
+        train(other.path, uninterrupted, debug(), resume=True)
+
+
+def test_an_incomplete_store_is_not_trained_on(tmp_path):
+    create_store(tmp_path / "s.zarr", (4, 4))
+    with pytest.raises(IncompleteStoreError, match="vla-embed"):
+        train(tmp_path / "s.zarr", tmp_path / "run", debug(), resume=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_episodes(store, tmp_path):
+    trainer = Trainer(tmp_path, debug(), WindowData(store, heldout_share=0.0), torch.device("cpu"))
+    with torch.no_grad():
+        trainer.agent.cond_projector.bias.fill_(math.nan)
+    with pytest.raises(NonFiniteLossError, match=r"step 0, episodes \[0, 1, 2\]"):
+        trainer.advance()
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "other agent"])
+def test_a_damaged_checkpoint_is_refused(store, uninterrupted, tmp_path, damage):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    folder = run / "checkpoints/step_00000008"
+    path = folder / "agent.safetensors"
+    if damage == "other agent":
+        tensors = load_file(path)
+        tensors.pop("head.predict.weight")
+        save_file(tensors, path)
+    else:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content if damage == "flip" else content[:-1])
+    with pytest.raises(RunError, match=r"agent\.safetensors: damaged"):
+        train(store.path, run, debug(), resume=True)
+
+
+def test_folders_that_are_no_runs_are_refused(tmp_path):
+    with pytest.raises(RunError, match="no training run here"):
+        read_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"format_version": 99}')
+    with pytest.raises(RunError, match="version 99"):
+        read_run(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RunError, match="cannot be read"):
+        read_run(tmp_path)
+
+
+def test_learning_rate_rises_then_falls_along_a_cosine():
+    config = OptimizerConfig(learning_rate=2.0, warmup_steps=10)
+    rates = [learning_rate(config, step, 110) for step in range(110)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[10] == pytest.approx(2.0)
+    assert rates[60] == pytest.approx(1.0)
+    assert rates[109] < 0.001
+    constant = OptimizerConfig(learning_rate=2.0, warmup_steps=10, schedule="constant")
+    assert learning_rate(constant, 109, 110) == 2.0
