@@ -147,11 +147,10 @@ def run_episode(
         noise = agent.noise(1, seeded_generator(seed, "decision", decision))
         chunk = decide(agent, list(observations), noise, num_evaluations, stopwatch)
         decision += 1
-        observations.clear()
         render_s = 0.0
         for index, action in enumerate(chunk):
-            # Only the last steps of a chunk are seen by the next decision.
-            if index > len(chunk) - obs_horizon:
+            # The next decision sees only a chunk's last steps; its first one is observed above.
+            if index > max(0, len(chunk) - obs_horizon):
                 started = time.perf_counter()
                 observations.append(_observe(env))
                 render_s += time.perf_counter() - started
