@@ -22,7 +22,7 @@ def record(
     first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode.")] = 0,
 ) -> None:
     """Record a simulator's scripted expert as an ACT/ALOHA HDF5 dataset. Resumable."""
-    with exit_on_vla_error():
+    with exit_on_vla_error("the same command goes on from here"):
         names = tuple(name.strip() for name in views.split(",") if name.strip())
         config = RecordConfig(
             env=env, views=names, episodes=episodes, out=out, first_seed=first_seed
@@ -36,7 +36,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Say what a feature store or a training run is."""
-    with exit_on_vla_error():
+    with exit_on_vla_error("nothing was changed"):
         fields = describe(path)
         if as_json:
             typer.echo(json.dumps(fields, indent=2))

@@ -30,7 +30,7 @@ def embed(
     device: Annotated[str, typer.Option(help="Where the tower runs, as torch names it.")] = "cpu",
 ) -> None:
     """Encode every frame of a dataset once and cache the features. Resumable."""
-    with exit_on_vla_error():
+    with exit_on_vla_error("the same command goes on from here"):
         if backbone == STAND_IN:
             typer.echo(
                 "the stand-in encoder is NOT pretrained: good for trying the whole way out, not "

@@ -17,8 +17,12 @@ INTERRUPTED: Final = 130  # 128 + SIGINT, as shells count
 
 
 @contextmanager
-def exit_on_vla_error() -> Iterator[None]:
-    """Turn a user's error into one line on stderr and an exit code; let our defects show."""
+def exit_on_vla_error(after_interrupt: str) -> Iterator[None]:
+    """Turn a user's error into one line on stderr and an exit code; let our defects show.
+
+    Args:
+        after_interrupt: what Ctrl-C leaves behind and how to go on, in a few words.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         yield
@@ -27,8 +31,9 @@ def exit_on_vla_error() -> Iterator[None]:
         raise typer.Exit(USER_ERROR) from error
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"error: {place}{error.strerror or error}", err=True)
+        reason = error.strerror or error
+        typer.echo(f"error: {place}{reason}; want a place that can be read and written", err=True)
         raise typer.Exit(USER_ERROR) from error
     except KeyboardInterrupt as interrupt:
-        typer.echo("\ninterrupted; the same command goes on from here", err=True)
+        typer.echo(f"\ninterrupted; {after_interrupt}", err=True)
         raise typer.Exit(INTERRUPTED) from interrupt

@@ -18,7 +18,9 @@ def rollout(
     env: Annotated[str, typer.Option(help="Environment, as metaworld/drawer-open-v3.")],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes, each with its own seed.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = FIRST_ROLLOUT_SEED,
-    evaluations: Annotated[int, typer.Option(min=1, help="Head passes a decision.")] = 1,
+    evaluations: Annotated[
+        int | None, typer.Option(min=1, help="Head passes a decision; default the objective's.")
+    ] = None,
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Control steps an episode; default the simulator's.")
     ] = None,
@@ -30,7 +32,7 @@ def rollout(
     ] = None,
 ) -> None:
     """Roll a trained policy out on unseen seeds, through the encoder of its training."""
-    with exit_on_vla_error():
+    with exit_on_vla_error("no result was written"):
         folder = out or run / "rollouts" / env.replace("/", "-")
         result = roll_out(
             RolloutConfig(

@@ -28,7 +28,7 @@ def train_command(
     device: Annotated[str, typer.Option(help="Where to train, as torch names it.")] = "cpu",
 ) -> None:
     """Train a policy on cached features."""
-    with exit_on_vla_error():
+    with exit_on_vla_error("add --resume to go on from the last checkpoint"):
         config = with_settings(preset_config(preset), settings or [])
         report = train(store, out, config, resume=resume, device=device)
         typer.echo(report.summary())

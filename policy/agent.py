@@ -7,16 +7,19 @@ An action chunk starts at the last observation step: `chunk[0]` is the action to
 rollout executes `chunk[0:num_action_steps]` before it asks again.
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float, Float16, UInt8
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Generator, Tensor, nn
 
 from policy.errors import AgentMismatchError
-from policy.head import ActionHead, HeadConfig
+from policy.head import ActionHead, Condition, HeadConfig
 from policy.normalizer import DataStatistics, MinMaxNormalizer
-from policy.objectives.base import Loss
-from policy.objectives.improved_meanflow import ImprovedMeanFlow, ImprovedMeanFlowConfig
+from policy.objectives.base import ActionNetwork, AdditiveObjective, Loss
+from policy.objectives.improved_meanflow import ImprovedMeanFlowConfig
+from policy.objectives.registry import ObjectiveConfig, build_objective
 from policy.projectors import ViewProjectors
 from policy.spec import AgentSpec, VisionBackbone
 
@@ -24,20 +27,20 @@ from policy.spec import AgentSpec, VisionBackbone
 class AgentConfig(BaseModel):
     """Sizes of the trainable part of a policy, and its objective."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    projection_dim: int = Field(default=96, ge=1)
+    projection_dim: int = Field(default=96, ge=1, le=8_192)
     """Width each view's 768 features are projected to; 96 and 192 are the named experiments."""
-    cond_dim: int = Field(default=384, ge=1)
+    cond_dim: int = Field(default=384, ge=1, le=8_192)
     """Width of the condition token of one observation step."""
-    obs_horizon: int = Field(default=2, ge=1)
+    obs_horizon: int = Field(default=2, ge=1, le=4_096)
     """Observation steps the policy sees, the current one included."""
     num_action_steps: int = Field(default=8, ge=1)
     """Control steps executed before re-planning; at most `head.pred_horizon`."""
     head: HeadConfig = HeadConfig()
     """Size of the action head."""
-    objective: ImprovedMeanFlowConfig = ImprovedMeanFlowConfig()
-    """What trains the head."""
+    objective: ObjectiveConfig = ImprovedMeanFlowConfig()
+    """What trains the head and samples from it; its `kind` decides which other fields it has."""
 
     @model_validator(mode="after")
     def _executed_steps_fit_in_the_prediction(self) -> "AgentConfig":
@@ -55,7 +58,11 @@ class VLAAgent(nn.Module):
     def __init__(
         self, config: AgentConfig, spec: AgentSpec, backbone: VisionBackbone | None = None
     ):
-        """Build an untrained agent; `backbone` is needed only to encode frames."""
+        """Build an untrained agent; `backbone` is needed only to encode frames.
+
+        Raises:
+            MissingExtraError: the objective needs a library that is not installed.
+        """
         super().__init__()
         self.config = config
         self.spec = spec
@@ -65,13 +72,14 @@ class VLAAgent(nn.Module):
         self.state_normalizer = MinMaxNormalizer(spec.state_dim)
         self.action_normalizer = MinMaxNormalizer(spec.action_dim)
         self.cond_projector = nn.Linear(self.raw_cond_dim, config.cond_dim)
+        self.objective = build_objective(config.objective)
         self.head = ActionHead(
             config.head,
             cond_dim=config.cond_dim,
             num_cond_tokens=config.obs_horizon,
             action_dim=spec.action_dim,
+            num_outputs=self.objective.num_outputs,
         )
-        self.objective = ImprovedMeanFlow(config.objective)
 
     def fit_statistics(self, statistics: DataStatistics) -> None:
         """Take the scales of features, state and action from the training split."""
@@ -115,25 +123,72 @@ class VLAAgent(nn.Module):
         self,
         features: Float[Tensor, "b t v 768"],
         state: Float[Tensor, "b t s"],
-        noise: Float[Tensor, "b horizon a"],
-        num_evaluations: int = 1,
+        noise: Float[Tensor, "b draws horizon a"],
+        num_evaluations: int | None = None,
     ) -> Float[Tensor, "b horizon a"]:
         """Return action chunks that start at the last observation step, in the manifest's units.
 
         Args:
             features: of `obs_horizon` steps, the last one current.
             state: of the same steps, in the manifest's units.
-            noise: standard normal; decides which of the likely chunks is drawn.
-            num_evaluations: passes through the head; 1 is the policy's own speed.
+            noise: from `noise`, for as many passes; decides which of the likely chunks is drawn.
+            num_evaluations: passes through the head; None is the objective's own number.
+
+        Raises:
+            AgentMismatchError: the objective cannot take that many passes.
         """
-        condition = self.head.encode_condition(self._build_cond(features, state))
-        normalised = self.objective.sample(self.head, noise, condition, num_evaluations)
+        passes = self.evaluations(num_evaluations)
+        cond = self._build_cond(features, state)
+        head: ActionNetwork
+        if passes == 1:  # a condition that is read once need not be kept
+            head, condition = partial(_forward_once, self.head, cond), Condition(())
+        else:
+            head, condition = self.head, self.head.encode_condition(cond)
+        normalised = self.objective.sample(head, noise, condition, passes)
         return self.action_normalizer.unnormalize(normalised)
 
-    def noise(self, batch_size: int, generator: Generator) -> Float[Tensor, "b horizon a"]:
-        """Draw the noise that `predict` starts from, on the CPU."""
+    @torch.no_grad()
+    def additivity_residual(
+        self,
+        features: Float[Tensor, "b t v 768"],
+        state: Float[Tensor, "b t s"],
+        noise: Float[Tensor, "b draws horizon a"],
+    ) -> Float[Tensor, " b"] | None:
+        """Return how far one jump from noise to actions is from two, relative to their length.
+
+        None where the objective does not learn jumps. Large where a one-step policy is unsure of
+        itself; three passes through the head. See `AdditiveObjective`.
+        """
+        if not isinstance(self.objective, AdditiveObjective):
+            return None
+        condition = self.head.encode_condition(self._build_cond(features, state))
+        return self.objective.additivity_residual(self.head, noise, condition)
+
+    def noise(
+        self, batch_size: int, generator: Generator, num_evaluations: int | None = None
+    ) -> Float[Tensor, "b draws horizon a"]:
+        """Draw the noise that `predict` needs for that many passes, on the CPU.
+
+        Raises:
+            AgentMismatchError: the objective cannot take that many passes.
+        """
+        draws = self.objective.num_noise_draws(self.evaluations(num_evaluations))
         horizon, width = self.config.head.pred_horizon, self.spec.action_dim
-        return torch.randn(batch_size, horizon, width, generator=generator)
+        return torch.randn(batch_size, draws, horizon, width, generator=generator)
+
+    def evaluations(self, asked: int | None) -> int:
+        """Return how many passes through the head a decision takes.
+
+        Args:
+            asked: a number, or None for the objective's own.
+
+        Raises:
+            AgentMismatchError: the objective cannot take that many passes.
+        """
+        if asked is None:
+            return self.objective.default_evaluations
+        self.objective.check_evaluations(asked)
+        return asked
 
     def _build_cond(
         self, features: Float[Tensor, "b t v 768"], state: Float[Tensor, "b t s"]
@@ -143,3 +198,9 @@ class VLAAgent(nn.Module):
         raw = torch.cat([views, self.state_normalizer.normalize(state)], dim=-1)
         cond: Tensor = self.cond_projector(raw)
         return cond
+
+
+def _forward_once(
+    head: ActionHead, cond: Tensor, z: Tensor, t: Tensor, h: Tensor, _: Condition
+) -> Tensor:
+    return head.forward_once(z, t, h, cond)

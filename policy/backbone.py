@@ -137,6 +137,12 @@ def load_backbone(
     compute_dtype = compute_dtype or best_compute_dtype(device)
     if compute_dtype not in get_args(ComputeDtype):
         raise EncoderLoadError(f"compute dtype {compute_dtype!r}, want float32 or bfloat16")
+    if revision is not None and (name == STAND_IN or Path(name).exists()):
+        raise EncoderLoadError(
+            f"{name}: revision {revision!r} given, want none: it is no repository"
+        )
+    if Path(name).is_file():
+        raise EncoderLoadError(f"{name}: is a file, want the folder of a checkpoint")
     if name == STAND_IN:
         tower, label, commit = _build_stand_in(), STAND_IN, f"seed-{STAND_IN_SEED}"
     elif Path(name).is_dir():
@@ -189,7 +195,8 @@ def _load_tower(folder: Path) -> SiglipVisionModel:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    # Damaged files raise whatever the layer that trips over them raises.
+    except Exception as error:
         raise EncoderLoadError(f"{folder}: no SigLIP2 vision tower loads ({error})") from error
     tower, report = cast(tuple[SiglipVisionModel, dict[str, Any]], loaded)
     if report["missing_keys"] or report["mismatched_keys"]:

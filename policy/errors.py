@@ -22,8 +22,16 @@ class FeatureRangeError(VlaError, ArithmeticError):
     """A feature is not finite or does not fit float16 (the weights' or the dtype's fault)."""
 
 
+class DeviceError(VlaError, ValueError):
+    """A device was asked for that this machine does not have."""
+
+
 class AgentMismatchError(VlaError, ValueError):
     """Data or weights do not fit the agent's shapes (configuration's fault)."""
+
+
+class MissingExtraError(VlaError, ImportError):
+    """An optional library that was asked for is not installed (installation's fault)."""
 
 
 class NonFiniteLossError(VlaError, FloatingPointError):

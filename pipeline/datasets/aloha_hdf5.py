@@ -1,4 +1,4 @@
-"""Episodes in the HDF5 layout of ACT and ALOHA, read and written; the only file that owns h5py.
+"""Episodes in the HDF5 layout of ACT and ALOHA, read and written.
 
 One `episode_<i>.hdf5` an episode: `/observations/images/<camera>` (t, h, w, 3) uint8 RGB,
 `/observations/qpos` (t, s), `/observations/qvel` (t, s) and `/action` (t, a). The reader takes its
@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import h5py
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from pipeline.datasets.hdf5_checks import find_dataset, require_written
 from pipeline.datasets.manifest import Manifest
 from pipeline.errors import DatasetError, FrameReadError
 from pipeline.files import sync_file
@@ -71,11 +72,12 @@ class AlohaHdf5Reader:
     """A folder of `episode_<i>.hdf5`, sorted by number; implements `EpisodeReader`."""
 
     def __init__(self, manifest: Manifest) -> None:
-        """Open the folder and check the shape of every file; no frame is decoded.
+        """Open the folder and check every file by its headers; no frame or number is read.
 
         Raises:
             DatasetError: the folder holds no episode, or a file is damaged, lacks a place that the
-                manifest names, links to another file, or does not agree with itself or the others.
+                manifest names, links to another file, was cut off while recording, or does not
+                agree with itself or the others.
         """
         self.view_names: tuple[str, ...] = manifest.view_names
         self.fps: float = manifest.fps
@@ -94,8 +96,8 @@ class AlohaHdf5Reader:
                 )
 
     def episode_name(self, episode: int) -> str:
-        """Return the file name of an episode."""
-        return self._file(episode).path.name
+        """Return the path of an episode's file."""
+        return str(self._file(episode).path)
 
     def episode_length(self, episode: int) -> int:
         """Return the number of control steps of an episode, at least 1."""
@@ -189,23 +191,23 @@ class AlohaHdf5Reader:
 
     def _describe(self, path: Path) -> _EpisodeFile:
         with _opened(path) as file:
-            lengths, sizes, widths = {}, {}, []
-            for name, key in self._view_keys.items():
-                shape = _frames_dataset(file, key, path, name).shape
-                lengths[key], sizes[name] = shape[0], (shape[1], shape[2])
-            for key, role in ((self._state_key, "state"), (self._action_key, "action")):
-                shape = _numbers_dataset(file, key, path, role).shape
-                lengths[key] = shape[0]
-                widths.append(shape[1])
-        if len(set(lengths.values())) > 1:
-            raise DatasetError(
-                f"{path}: expected the same number of steps everywhere, found {lengths}; an "
-                "episode that was cut off while recording must be recorded again or removed"
+            views = {
+                name: _frames_dataset(file, key, path, name)
+                for name, key in self._view_keys.items()
+            }
+            state = _numbers_dataset(file, self._state_key, path, "state")
+            action = _numbers_dataset(file, self._action_key, path, "action")
+            keys = (*self._view_keys.values(), self._state_key, self._action_key)
+            datasets = dict(zip(keys, (*views.values(), state, action), strict=True))
+            _check_lengths(path, {key: dataset.shape[0] for key, dataset in datasets.items()})
+            for key, dataset in datasets.items():
+                require_written(dataset, key)
+            return _EpisodeFile(
+                path=path,
+                length=state.shape[0],
+                frame_sizes={name: (view.shape[1], view.shape[2]) for name, view in views.items()},
+                widths=(state.shape[1], action.shape[1]),
             )
-        length = lengths[self._state_key]
-        if length < 1:
-            raise DatasetError(f"{path}: expected at least one step, found none; remove the file")
-        return _EpisodeFile(path, length, sizes, (widths[0], widths[1]))
 
 
 def write_episode(path: Path, episode: RecordedEpisode) -> None:
@@ -299,6 +301,16 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         ) from error
 
 
+def _check_lengths(path: Path, lengths: Mapping[str, int]) -> None:
+    if len(set(lengths.values())) > 1:
+        raise DatasetError(
+            f"{path}: expected the same number of steps everywhere, found {lengths}; an "
+            "episode that was cut off while recording must be recorded again or removed"
+        )
+    if 0 in lengths.values():
+        raise DatasetError(f"{path}: expected at least one step, found none; remove the file")
+
+
 def _frames_dataset(file: h5py.File, key: str, path: Path, view: str) -> h5py.Dataset:
     dataset = _dataset(file, key, path, f"view {view}")
     if dataset.ndim != 4:
@@ -306,7 +318,7 @@ def _frames_dataset(file: h5py.File, key: str, path: Path, view: str) -> h5py.Da
             f"{path}: {key}: expected raw frames (steps, height, width, 3), found shape "
             f"{dataset.shape}; JPEG-compressed frames are not read, decode them into the file first"
         )
-    if dataset.dtype != np.uint8 or dataset.shape[3] != 3:
+    if dataset.dtype != np.uint8 or dataset.shape[3] != 3 or 0 in dataset.shape[1:3]:
         raise DatasetError(
             f"{path}: {key}: expected uint8 RGB frames (steps, height, width, 3), found "
             f"{dataset.dtype} {dataset.shape}; name a colour camera, or convert the frames"
@@ -321,37 +333,19 @@ def _numbers_dataset(file: h5py.File, key: str, path: Path, role: str) -> h5py.D
             f"{path}: {key}: expected float32 or float64 of shape (steps, width), found "
             f"{dataset.dtype} {dataset.shape}; correct `{role}.key` in the manifest"
         )
+    if dataset.shape[1] < 1:
+        raise DatasetError(
+            f"{path}: {key}: expected (steps, width) with a width of at least 1, found "
+            f"{dataset.shape}; correct `{role}.key` in the manifest, or record this episode again"
+        )
     return dataset
 
 
 def _dataset(file: h5py.File, key: str, path: Path, role: str) -> h5py.Dataset:
-    """Find a dataset whose numbers lie in this very file.
-
-    A downloaded file must not be able to draw in others of this machine.
-    """
-    node: Any = file
-    for part in key.strip("/").split("/"):
-        name = part.encode()
-        if not isinstance(node, h5py.Group) or not node.id.links.exists(name):
-            raise _absent(file, key, path, role)
-        if node.id.links.get_info(name).type == h5py.h5l.TYPE_EXTERNAL:
-            raise _outside(key, path)
-        try:
-            node = node[part]
-        except KeyError as error:  # a soft link to nothing
-            raise _absent(file, key, path, role) from error
-    if not isinstance(node, h5py.Dataset):
+    dataset = find_dataset(file, key)
+    if dataset is None:
         raise _absent(file, key, path, role)
-    if node.file.filename != file.filename or node.is_virtual or node.external:
-        raise _outside(key, path)
-    return node
-
-
-def _outside(key: str, path: Path) -> DatasetError:
-    return DatasetError(
-        f"{path}: {key}: expected data inside the file, found a link to another file; copy the "
-        "data in with h5repack or h5copy"
-    )
+    return dataset
 
 
 def _absent(file: h5py.File, key: str, path: Path, role: str) -> DatasetError:

@@ -25,7 +25,7 @@ class EpisodeReader(Protocol):
     """Number of episodes."""
 
     def episode_name(self, episode: int) -> str:
-        """Name an episode for messages: the file, and the place in it."""
+        """Name an episode for messages: the path of its file, and the place in it."""
 
     def episode_length(self, episode: int) -> int:
         """Return the number of control steps of an episode, at least 1."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -29,6 +30,23 @@ _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
+def _refuse_no_place(key: str) -> str:
+    """A format would take such a key for a damaged file."""
+    if "\0" in key or any(part in ("", ".") for part in _key_path(key).split("/")):
+        raise ValueError(
+            "expected names joined by single slashes, as observations/images/front, found "
+            f"{key!r}; correct this key"
+        )
+    return key
+
+
+def _key_path(key: str) -> str:
+    return key.removeprefix("/")
+
+
+_Key = Annotated[_Text, AfterValidator(_refuse_no_place)]
+
+
 class ViewSource(BaseModel):
     """One camera of the dataset."""
 
@@ -36,7 +54,7 @@ class ViewSource(BaseModel):
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
     """What stores, runs and environments call the view: letters, digits, `_`, `.` and `-`."""
-    key: _Text
+    key: _Key
     """Where the data format keeps the camera's frames: `observations/images/cam_high`."""
 
 
@@ -45,7 +63,7 @@ class ArraySource(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    key: _Text
+    key: _Key
     """Where the data format keeps the array: `observations/qpos`."""
     units: _Text
     """What each column is and in which unit, in words; copied into stores and reports."""
@@ -82,7 +100,7 @@ class Manifest(BaseModel):
 
     @field_validator("views")
     @classmethod
-    def _view_names_are_unique(cls, views: tuple[ViewSource, ...]) -> tuple[ViewSource, ...]:
+    def _views_are_different_cameras(cls, views: tuple[ViewSource, ...]) -> tuple[ViewSource, ...]:
         names = [view.name for view in views]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -90,7 +108,21 @@ class Manifest(BaseModel):
                 f"expected names that differ, found {', '.join(repeated)} more than once; "
                 "rename one of them"
             )
+        keys = [_key_path(view.key) for view in views]
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise ValueError(
+                f"expected keys that differ, found {', '.join(repeated)} more than once; "
+                "give each view its own camera"
+            )
         return views
+
+    @field_validator("path")
+    @classmethod
+    def _path_is_one_of_a_file_system(cls, path: str) -> str:
+        if "\0" in path:
+            raise ValueError(f"expected a path without NUL characters, found {path!r}; correct it")
+        return path
 
     @property
     def root(self) -> Path:
@@ -184,7 +216,7 @@ def load_manifest(path: Path | str) -> Manifest:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ManifestError(
-            f"{path}: expected a manifest file, found nothing; `vla-data init` starts one, and "
+            f"{path}: expected a manifest file, found nothing; correct the path, or write one: "
             f"{MANUAL}"
         ) from error
     except OSError as error:

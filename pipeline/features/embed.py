@@ -20,8 +20,10 @@ from pipeline.datasets.manifest import Manifest, load_manifest
 from pipeline.datasets.registry import open_reader
 from pipeline.errors import DatasetError, EncoderMismatchError, StoreError
 from pipeline.features.store import FeatureStore, StepArrays, StoreAttributes
-from pipeline.features.units import episode_slices, unit_rows
+from pipeline.features.units import UNIT_ROWS, episode_slices, unit_rows
+from pipeline.files import sole_writer
 from policy.backbone import DEFAULT_REPOSITORY, FrozenSiglip2, load_backbone
+from policy.device import open_device
 from policy.preprocess import resize_frames
 from policy.spec import FRAME_SIZE, ComputeDtype
 
@@ -77,6 +79,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         EncoderMismatchError: the store was made by another encoder.
         StoreError: the store was made from other data, or is damaged.
     """
+    device = open_device(config.device)
     manifest = load_manifest(config.manifest)
     reader = open_reader(manifest)
     try:
@@ -86,13 +89,19 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
             config.backbone,
             revision=config.revision,
             compute_dtype=config.compute_dtype,
-            device=torch.device(config.device),
+            device=device,
         )
         store = _open_or_create(config.store, manifest, steps, backbone)
         started = time.monotonic()
-        num_rows = _encode_missing_units(store, reader, steps, backbone)
-        if not store.is_complete:
-            store.mark_complete()
+        try:
+            with sole_writer(store.path):
+                num_rows = _encode_missing_units(store, reader, steps, backbone)
+                if not store.is_complete:
+                    store.mark_complete()
+        except BlockingIOError as error:
+            raise StoreError(
+                f"{store.path}: another process is embedding into this store; wait or stop it"
+            ) from error
     finally:
         reader.close()
     return EmbedReport(
@@ -134,7 +143,7 @@ def _read_steps(reader: EpisodeReader) -> StepArrays:
 def _open_or_create(
     path: Path, manifest: Manifest, steps: StepArrays, backbone: FrozenSiglip2
 ) -> FeatureStore:
-    if not path.exists():
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         attributes = StoreAttributes(
             encoder=backbone.identity,
             view_names=manifest.view_names,
@@ -143,6 +152,8 @@ def _open_or_create(
             manifest_digest=manifest.digest(),
         )
         return FeatureStore.create(path, attributes, steps)
+    if not (path / "zarr.json").is_file():
+        raise StoreError(f"{path}: holds something that is no feature store; name another --store")
     store = FeatureStore.open(path, allow_incomplete=True, writable=True)
     made_by, ours = store.attributes.encoder, backbone.identity
     if made_by.fingerprint != ours.fingerprint:
@@ -169,6 +180,7 @@ def _encode_missing_units(
 ) -> int:
     """Encode and commit every unit without a valid record; return the number of rows."""
     valid = store.valid_units()
+    _refuse_changed_frames(store, reader, steps, valid)
     missing = [unit for unit in range(store.num_units) if unit not in valid]
     bounds = [unit_rows(unit, store.num_rows) for unit in missing]
     total = sum(stop - start for start, stop in bounds)
@@ -179,6 +191,24 @@ def _encode_missing_units(
             store.write_unit(unit, features, hash_frames(frames))
             progress.update(stop - start)
     return total
+
+
+def _refuse_changed_frames(
+    store: FeatureStore, reader: EpisodeReader, steps: StepArrays, valid: set[int]
+) -> None:
+    """Compare the first and last frames of every episode with those that were embedded."""
+    held = store.read_frame_hash()
+    starts = np.concatenate([[0], steps.episode_ends[:-1]])
+    for row in sorted({*starts.tolist(), *(steps.episode_ends - 1).tolist()}):
+        if row // UNIT_ROWS not in valid:
+            continue
+        frames = _read_frames(reader, steps, row, row + 1)
+        if not np.array_equal(hash_frames(frames)[0], held[row]):
+            part = next(episode_slices(steps.episode_ends, row, row + 1))
+            raise StoreError(
+                f"{store.path}: frames of {reader.episode_name(part.episode)} at step {part.start} "
+                f"are not those that were embedded; embed into another --store"
+            )
 
 
 def _read_frames(

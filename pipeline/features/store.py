@@ -15,6 +15,7 @@ counts as written is what has a commit record whose hash fits.
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,12 +100,12 @@ class FeatureStore:
         """Create a store with every array at full size and no features yet.
 
         Raises:
-            StoreError: `path` exists.
+            StoreError: there is something at `path` other than an empty folder.
             OSError: the disk is full or not writable; nothing is left at `path`.
         """
-        if path.exists():
-            raise StoreError(f"{path}: exists already; open it, or choose another path")
-        partial = path.with_name(f".{path.name}.partial")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise StoreError(f"{path}: holds something already; choose another path")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -132,15 +133,16 @@ class FeatureStore:
             raise StoreError(f"{path}: no feature store here; make one with vla-embed")
         try:
             group = zarr.open_group(path, mode="r+" if writable else "r", zarr_format=3)
-            attributes = StoreAttributes.model_validate(dict(group.attrs))
+            held = dict(group.attrs)
+            version = held.get("format_version")
+            if held.get("format") == FORMAT and version != FORMAT_VERSION:
+                raise StoreError(
+                    f"{path}: format version {version}, this program reads {FORMAT_VERSION}; use "
+                    f"the program that wrote it"
+                )
+            store = cls(path, group, StoreAttributes.model_validate(held))
         except (BaseZarrError, ValidationError, ValueError, KeyError, OSError) as error:
             raise StoreError(f"{path}: not a feature store of this program ({error})") from error
-        if (attributes.format, attributes.format_version) != (FORMAT, FORMAT_VERSION):
-            raise StoreError(
-                f"{path}: format {attributes.format!r} version {attributes.format_version}, this "
-                f"program reads {FORMAT!r} version {FORMAT_VERSION}; use the program that wrote it"
-            )
-        store = cls(path, group, attributes)
         if not allow_incomplete and not store.is_complete:
             done = len(list((path / "commits").glob("*.json")))
             raise IncompleteStoreError(
@@ -152,7 +154,7 @@ class FeatureStore:
     @property
     def is_complete(self) -> bool:
         """Whether every row of every view was written."""
-        return (self.path / COMPLETE_MARK).is_file()
+        return self._marked_digest() is not None
 
     def digest(self) -> str:
         """Return the sha256 that names a complete store's content: features, steps, encoder.
@@ -160,10 +162,26 @@ class FeatureStore:
         Raises:
             IncompleteStoreError: the store is not complete.
         """
-        try:
-            return str(json.loads((self.path / COMPLETE_MARK).read_text())["digest"])
-        except FileNotFoundError as error:
-            raise IncompleteStoreError(f"{self.path}: no {COMPLETE_MARK}") from error
+        digest = self._marked_digest()
+        if digest is None:
+            raise IncompleteStoreError(
+                f"{self.path}: no valid {COMPLETE_MARK}; run vla-embed again"
+            )
+        return digest
+
+    def check_digest(self) -> None:
+        """Compare what the complete mark promises with attributes, steps and commit records.
+
+        Features are checked against the commit records when they are read.
+
+        Raises:
+            StoreError: something was changed after the store was completed.
+        """
+        if self._content_digest() != self.digest():
+            raise StoreError(
+                f"{self.path}: state, action, episodes or attributes are not those that were "
+                f"embedded; embed the dataset into another --store"
+            )
 
     def valid_units(self) -> set[int]:
         """Return the units whose record fits the encoder and the bytes on the disk."""
@@ -208,16 +226,12 @@ class FeatureStore:
         Raises:
             StoreError: some unit has no valid record.
         """
-        digest = hashlib.sha256(self.attributes.model_dump_json().encode())
-        steps = self.read_steps()
-        for array in (steps.state, steps.action, steps.timestamp, steps.episode_ends):
-            digest.update(array.tobytes())
         for unit in range(self.num_units):
             self._read_unit(unit)
-            digest.update(self._record_path(unit).read_bytes())
+        digest = self._content_digest()
         write_json(
             self.path / COMPLETE_MARK,
-            {"rows": self.num_rows, "units": self.num_units, "digest": digest.hexdigest()},
+            {"rows": self.num_rows, "units": self.num_units, "digest": digest},
         )
 
     def read_features(self) -> Float16[np.ndarray, "n v 768"]:
@@ -232,6 +246,10 @@ class FeatureStore:
             features[start:stop] = self._read_unit(unit)
         return features
 
+    def read_frame_hash(self) -> UInt64[np.ndarray, "n v"]:
+        """Read the hash of every frame's pixels; 0 where a unit was never written."""
+        return self._read("frame_hash")
+
     def read_steps(self) -> StepArrays:
         """Read state, action, timestamps and episode ends into memory.
 
@@ -240,6 +258,28 @@ class FeatureStore:
         """
         names = ("state", "action", "timestamp", "episode_ends")
         return StepArrays(*(self._read(name) for name in names))
+
+    def _content_digest(self) -> str:
+        digest = hashlib.sha256(self.attributes.model_dump_json().encode())
+        steps = self.read_steps()
+        for array in (steps.state, steps.action, steps.timestamp, steps.episode_ends):
+            digest.update(array.tobytes())
+        for unit in range(self.num_units):
+            try:
+                digest.update(self._record_path(unit).read_bytes())
+            except OSError as error:
+                raise StoreError(
+                    f"{self.path}: unit {unit} has no commit record; run vla-embed again"
+                ) from error
+        return digest.hexdigest()
+
+    def _marked_digest(self) -> str | None:
+        """A mark that is absent or damaged marks nothing; embedding again writes a new one."""
+        try:
+            mark = json.loads((self.path / COMPLETE_MARK).read_text())
+            return str(mark["digest"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def _read_unit(self, unit: int) -> np.ndarray:
         """Return a unit's features, or raise a StoreError where they do not fit their record."""
@@ -279,7 +319,9 @@ class FeatureStore:
         try:
             return np.asarray(self._array(name)[rows])
         except (ValueError, OSError, KeyError) as error:  # zarr's checksum error is a ValueError
-            raise StoreError(f"{self.path}/{name}: cannot be read ({error})") from error
+            raise StoreError(
+                f"{self.path}/{name}: cannot be read ({error}); run vla-embed again"
+            ) from error
 
 
 def _create_group(path: Path, attributes: StoreAttributes, steps: StepArrays) -> None:

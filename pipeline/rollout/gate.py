@@ -9,7 +9,7 @@ from pipeline.errors import EncoderMismatchError, EnvError, RunError
 from pipeline.rollout.envs.base import RobotEnv
 from pipeline.training.checkpoint import RunDescription, read_average, read_run
 from policy.agent import VLAAgent
-from policy.backbone import FrozenSiglip2, load_backbone
+from policy.backbone import STAND_IN, FrozenSiglip2, load_backbone
 from policy.spec import EncoderIdentity
 
 
@@ -57,7 +57,7 @@ def load_same_encoder(made_by: EncoderIdentity, name: str | None, *, where: str)
         )
     encoder = load_backbone(
         name or made_by.name,
-        revision=made_by.revision if made_by.revision != "local" else None,
+        revision=made_by.revision if name is None and made_by.name != STAND_IN else None,
         compute_dtype=made_by.compute_dtype,
     )
     if encoder.identity.fingerprint != made_by.fingerprint:

@@ -21,7 +21,13 @@ from pipeline.files import write_json
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, RobotEnv
 from pipeline.rollout.envs.registry import make_env
 from pipeline.rollout.gate import check_env, load_policy
-from pipeline.rollout.result import EpisodeResult, Latency, RolloutResult, wilson_interval
+from pipeline.rollout.result import (
+    Disagreement,
+    EpisodeResult,
+    Latency,
+    RolloutResult,
+    wilson_interval,
+)
 from pipeline.training.windows import seeded_generator
 from policy.agent import VLAAgent
 from policy.preprocess import resize_frames
@@ -42,8 +48,8 @@ class RolloutConfig(BaseModel):
     """Episodes, each with its own seed."""
     first_seed: int = FIRST_ROLLOUT_SEED
     """Seed of the first episode; recordings only use smaller ones than the default."""
-    num_evaluations: int = Field(default=1, ge=1)
-    """Passes through the head a decision."""
+    num_evaluations: int | None = Field(default=None, ge=1)
+    """Passes through the head a decision; None is the objective's own number."""
     max_steps: int | None = Field(default=None, ge=1)
     """Control steps until an episode counts as failed; None is the simulator's own limit."""
     backbone: str | None = None
@@ -51,12 +57,13 @@ class RolloutConfig(BaseModel):
 
 
 @dataclass
-class Stopwatch:
-    """Durations of the parts of every decision, in seconds."""
+class DecisionLog:
+    """What every decision took, in seconds, and showed."""
 
     render: list[float] = field(default_factory=list)
     encode: list[float] = field(default_factory=list)
     head: list[float] = field(default_factory=list)
+    disagreement: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -76,18 +83,21 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         RunError, EncoderLoadError, EncoderMismatchError: the policy cannot be loaded faithfully.
         EnvError: the simulator cannot be built or does not fit the policy.
         ConfigError: a seed may have been seen in training.
+        AgentMismatchError: the policy's objective cannot take that many passes through the head.
     """
     if config.first_seed < FIRST_ROLLOUT_SEED:
         raise ConfigError(
             f"seed {config.first_seed}: recordings may have used it, want {FIRST_ROLLOUT_SEED} or "
             f"more"
         )
+    config.out.mkdir(parents=True, exist_ok=True)  # before hours of episodes, not after
     description, agent, step = load_policy(config.run, backbone=config.backbone)
+    num_evaluations = agent.evaluations(config.num_evaluations)
     env = make_env(config.env, description.spec.view_names)
     try:
         check_env(description, env)
         max_steps = min(config.max_steps or env.max_steps, env.max_steps)
-        stopwatch = Stopwatch()
+        log = DecisionLog()
         episodes = []
         seeds = range(config.first_seed, config.first_seed + config.episodes)
         with tqdm(seeds, desc="roll out", unit="episode", disable=None) as progress:
@@ -97,8 +107,8 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
                     env,
                     seed,
                     max_steps=max_steps,
-                    num_evaluations=config.num_evaluations,
-                    stopwatch=stopwatch,
+                    num_evaluations=num_evaluations,
+                    log=log,
                 )
                 episodes.append(episode)
                 solved = sum(episode.success for episode in episodes)
@@ -109,18 +119,18 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         env=env.name,
         run=config.run.resolve().name,
         checkpoint_step=step,
-        num_evaluations=config.num_evaluations,
+        num_evaluations=num_evaluations,
         max_steps=max_steps,
         encoder=description.data.encoder,
         store_digest=description.data.store_digest,
         episodes=tuple(episodes),
         success_rate=solved / len(episodes),
         success_interval=wilson_interval(solved, len(episodes)),
-        render_s=Latency.of(stopwatch.render),
-        encode_s=Latency.of(stopwatch.encode),
-        head_s=Latency.of(stopwatch.head),
+        render_s=Latency.of(log.render),
+        encode_s=Latency.of(log.encode),
+        head_s=Latency.of(log.head),
+        disagreement=Disagreement.of(log.disagreement),
     )
-    config.out.mkdir(parents=True, exist_ok=True)
     write_json(config.out / "result.json", result.model_dump(mode="json"))
     return result
 
@@ -132,7 +142,7 @@ def run_episode(
     *,
     max_steps: int,
     num_evaluations: int,
-    stopwatch: Stopwatch,
+    log: DecisionLog,
 ) -> EpisodeResult:
     """Run one episode from its seed to success or time limit; the same seed gives the same one."""
     obs_horizon = agent.config.obs_horizon
@@ -143,9 +153,9 @@ def run_episode(
     while True:
         started = time.perf_counter()
         observations.append(_observe(env))
-        stopwatch.render.append(render_s + time.perf_counter() - started)
-        noise = agent.noise(1, seeded_generator(seed, "decision", decision))
-        chunk = decide(agent, list(observations), noise, num_evaluations, stopwatch)
+        log.render.append(render_s + time.perf_counter() - started)
+        noise = agent.noise(1, seeded_generator(seed, "decision", decision), num_evaluations)
+        chunk = decide(agent, list(observations), noise, num_evaluations, log)
         decision += 1
         render_s = 0.0
         for index, action in enumerate(chunk):
@@ -168,17 +178,20 @@ def decide(
     observations: list[Observation],
     noise: Tensor,
     num_evaluations: int,
-    stopwatch: Stopwatch,
+    log: DecisionLog,
 ) -> Float32[np.ndarray, "n a"]:
     """Return the next `num_action_steps` actions, in the manifest's units.
+
+    How far the head disagrees with itself is measured after the clock has stopped: it takes three
+    more passes, which no robot would need.
 
     Args:
         agent: a policy that holds its encoder.
         observations: the latest steps, the current one last; where the episode is younger than
             `obs_horizon`, its first step is repeated, as in the training windows.
-        noise: [1, horizon, a], standard normal.
+        noise: [1, draws, horizon, a], from `VLAAgent.noise`.
         num_evaluations: passes through the head.
-        stopwatch: takes the durations.
+        log: takes the durations and the disagreement.
     """
     missing = agent.config.obs_horizon - len(observations)
     padded = [observations[0]] * missing + observations
@@ -188,8 +201,11 @@ def decide(
     encoded = time.perf_counter()
     state = torch.stack([seen.state for seen in padded])
     chunk = agent.predict(features[None], state[None], noise, num_evaluations)[0]
-    stopwatch.encode.append(encoded - started)
-    stopwatch.head.append(time.perf_counter() - encoded)
+    log.encode.append(encoded - started)
+    log.head.append(time.perf_counter() - encoded)
+    residual = agent.additivity_residual(features[None], state[None], noise)
+    if residual is not None:
+        log.disagreement.append(residual.item())
     return chunk[: agent.config.num_action_steps].numpy()
 
 

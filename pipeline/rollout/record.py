@@ -36,8 +36,8 @@ class RecordConfig(BaseModel):
 
     env: str
     """What `make_env` takes: `metaworld/drawer-open-v3`."""
-    views: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Cameras, in the order in which the policy will see them."""
+    views: tuple[str, ...]
+    """Cameras, at least one, in the order in which the policy will see them."""
     episodes: Annotated[int, Field(ge=1)]
     """Demonstrations wanted; a larger number later adds to the same folder."""
     out: Path
@@ -83,12 +83,17 @@ def record_dataset(config: RecordConfig) -> RecordReport:
     kept; after Ctrl-C only the episodes in hand are lost, and the same call goes on.
 
     Raises:
-        ConfigError: seeds would reach those of rollouts, or the folder holds recordings that this
-            request would not make; nothing is written then.
+        ConfigError: no camera is named, seeds would reach those of rollouts, or the folder holds
+            recordings that this request would not make; nothing is written then.
         DatasetError: a recording in the folder is damaged, or the disk does not take a new one.
         EnvError: the environment cannot be built, or its expert fails on too many seeds.
     """
     started = time.monotonic()
+    if not config.views:
+        raise ConfigError(
+            f"views: expected the name of at least one camera of {config.env}, found none; name "
+            "those that the policy will see"
+        )
     last_seed = config.first_seed + ATTEMPTS_PER_EPISODE * config.episodes - 1
     if last_seed >= FIRST_ROLLOUT_SEED:
         raise ConfigError(

@@ -45,6 +45,27 @@ class Latency(BaseModel):
         return cls(p50=float(p50), p95=float(p95), p99=float(p99))
 
 
+class Disagreement(BaseModel):
+    """How far one jump of the head is from two, relative to their length, over all decisions.
+
+    0 is perfect and 2 the worst. It needs no labels: a policy that jumps from noise to actions at
+    once is unsure of itself where it is large.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    median: float
+    p95: float
+
+    @classmethod
+    def of(cls, residuals: list[float]) -> "Disagreement | None":
+        """Summarise the residuals of all decisions; None where there are none."""
+        if not residuals:
+            return None
+        median, p95 = np.percentile(residuals, [50, 95])
+        return cls(median=float(median), p95=float(p95))
+
+
 class RolloutResult(BaseModel):
     """A rollout as `result.json` keeps it."""
 
@@ -75,7 +96,9 @@ class RolloutResult(BaseModel):
     encode_s: Latency
     """Encoding their views."""
     head_s: Latency
-    """Condition and action head."""
+    """Condition and action head; without the passes that measure `disagreement`."""
+    disagreement: Disagreement | None = None
+    """Of the head with itself; None where the objective does not learn jumps."""
 
     def summary(self) -> str:
         """Say it in two lines."""

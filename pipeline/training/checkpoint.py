@@ -8,6 +8,7 @@ Knows files and tensors; nothing about the training loop. Layout below the run's
         agent.safetensors                 the weights being trained
         average.safetensors               their moving average: the ones to roll out
         optimizer.safetensors             AdamW's state
+        README.md                         the model card, for people
         checkpoint.json                   step, and the sha256 of each file
 """
 
@@ -72,6 +73,8 @@ class Checkpoint:
     agent: dict[str, Tensor]
     average: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    card: str = ""
+    """Model card, Markdown; for people, so reading a checkpoint does not bring it back."""
 
 
 def write_run(run: Path, description: RunDescription) -> None:
@@ -127,6 +130,8 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int) -> None:
             content = save(tensors)
             write_atomically(partial / f"{name}.safetensors", content)
             hashes[name] = hashlib.sha256(content).hexdigest()
+        write_atomically(partial / "README.md", checkpoint.card.encode())
+        hashes["run"] = _run_hash(run)
         write_json(partial / "checkpoint.json", {"step": checkpoint.step, "sha256": hashes})
         if folder.exists():
             shutil.rmtree(folder)
@@ -141,7 +146,8 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int) -> None:
 def checkpoint_steps(run: Path) -> list[int]:
     """Return the steps of the run's checkpoints, in order."""
     marks = (run / "checkpoints").glob("step_*/checkpoint.json")
-    return sorted(int(mark.parent.name.removeprefix("step_")) for mark in marks)
+    names = (mark.parent.name.removeprefix("step_") for mark in marks)
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def read_checkpoint(run: Path, step: int) -> Checkpoint:
@@ -150,8 +156,8 @@ def read_checkpoint(run: Path, step: int) -> Checkpoint:
     Raises:
         RunError: the checkpoint is absent or damaged; the message names the file.
     """
-    folder = _folder(run, step)
-    return Checkpoint(step, *(_read_tensors(folder, name) for name in TENSOR_FILES))
+    agent, average, optimizer = (_read_tensors(run, step, name) for name in TENSOR_FILES)
+    return Checkpoint(step=step, agent=agent, average=average, optimizer=optimizer)
 
 
 def read_average(run: Path) -> tuple[int, dict[str, Tensor]]:
@@ -163,20 +169,29 @@ def read_average(run: Path) -> tuple[int, dict[str, Tensor]]:
     steps = checkpoint_steps(run)
     if not steps:
         raise RunError(f"{run}: no checkpoint yet; let vla-train reach its first one")
-    return steps[-1], _read_tensors(_folder(run, steps[-1]), "average")
+    return steps[-1], _read_tensors(run, steps[-1], "average")
 
 
 def _folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step_{step:08d}"
 
 
-def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+def _run_hash(run: Path) -> str:
+    return hashlib.sha256((run / "run.json").read_bytes()).hexdigest()
+
+
+def _read_tensors(run: Path, step: int, name: str) -> dict[str, Tensor]:
+    folder = _folder(run, step)
     path = folder / f"{name}.safetensors"
     try:
-        expected = json.loads((folder / "checkpoint.json").read_text())["sha256"][name]
+        expected = json.loads((folder / "checkpoint.json").read_text())["sha256"]
         content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != expected:
-            raise RunError(f"{path}: damaged, its bytes do not hash to checkpoint.json; delete it")
+        if hashlib.sha256(content).hexdigest() != expected[name]:
+            raise RunError(
+                f"{path}: damaged, its bytes do not hash to checkpoint.json; delete {folder}"
+            )
+        if expected["run"] != _run_hash(run):
+            raise RunError(f"{folder}: belongs to another run than {run}/run.json; delete it")
         return load(content)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(f"{path}: cannot be read ({error}); delete {folder}") from error

@@ -5,7 +5,7 @@ Knows settings only. Presets are functions in `presets.py`.
 
 import tomllib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -13,15 +13,17 @@ from pipeline.errors import ConfigError
 from policy.agent import AgentConfig
 from policy.spec import ComputeDtype
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(BaseModel):
     """AdamW and its schedule."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak step size."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of AdamW's two running means, per step."""
     weight_decay: float = Field(default=1e-3, ge=0)
     """Pull towards zero, on matrices only: gains, biases and depth queries keep none."""
@@ -36,7 +38,7 @@ class OptimizerConfig(BaseModel):
 class TrainConfig(BaseModel):
     """Everything that decides a run's weights, given the store."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     preset: str
     """Name of the preset this configuration started from; for people."""
@@ -46,9 +48,9 @@ class TrainConfig(BaseModel):
     """AdamW and its schedule."""
     steps: int = Field(default=50_000, ge=1)
     """Optimiser steps."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=65_536)
     """Windows an optimiser step."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides initial weights, batches and noise."""
     compute_dtype: ComputeDtype = "float32"
     """Dtype of the head's products in the pass with gradient; du/dt always stays in float32."""
@@ -74,7 +76,10 @@ class TrainConfig(BaseModel):
 
 
 def with_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
-    """Return `config` with `group.field=value` settings applied, values written as in TOML.
+    """Return `config` with `group.field=value` settings applied in order, values as in TOML.
+
+    A group's `kind` decides which fields it has: setting it puts the group at that kind's defaults,
+    and the settings after it name the new fields.
 
     Raises:
         ConfigError: a setting names no field, or its value is out of range.
@@ -83,19 +88,47 @@ def with_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
     for setting in settings:
         key, separator, text = setting.partition("=")
         *groups, field = key.strip().split(".")
-        target: Any = content
-        for group in groups:
-            target = target.get(group) if isinstance(target, dict) else None
-        if not separator or not isinstance(target, dict) or field not in target:
-            known = ", ".join(target) if isinstance(target, dict) else ", ".join(content)
+        target = _group(content, groups)
+        is_known = target is not None and field in target and field != "preset"
+        if not separator or target is None or not is_known:
+            known = ", ".join(target or content)
             raise ConfigError(f"--set {setting}: want group.field=value, known here: {known}")
-        target[field] = _parse_value(text.strip())
+        if field == "kind":
+            kind = str(_parse_value(text.strip()))
+            defaults = _defaults_of_kind(config, groups, kind, setting)
+            target.clear()
+            target.update(defaults)
+        else:
+            target[field] = _parse_value(text.strip())
+    return _validated(content, " ".join(settings))
+
+
+def _defaults_of_kind(
+    config: TrainConfig, groups: Sequence[str], kind: str, setting: str
+) -> dict[str, Any]:
+    """Return all fields of a group of that kind; in a valid configuration only it can be wrong."""
+    content = config.model_dump()
+    target = _group(content, groups)
+    assert target is not None
+    target.clear()
+    target["kind"] = kind
+    return _group(_validated(content, setting).model_dump(), groups) or {}
+
+
+def _group(content: dict[str, Any], groups: Sequence[str]) -> dict[str, Any] | None:
+    target: Any = content
+    for group in groups:
+        target = target.get(group) if isinstance(target, dict) else None
+    return target if isinstance(target, dict) else None
+
+
+def _validated(content: dict[str, Any], said: str) -> TrainConfig:
     try:
         return TrainConfig.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "settings"
-        raise ConfigError(f"--set {' '.join(settings)}: {place}: {first['msg']}") from error
+        raise ConfigError(f"--set {said}: {place}: {first['msg']}") from error
 
 
 def _parse_value(text: str) -> object:

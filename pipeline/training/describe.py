@@ -33,7 +33,7 @@ def _describe_store(path: Path) -> dict[str, str | int | float | bool]:
     return {
         "kind": "feature store",
         "complete": store.is_complete,
-        "dataset": str(attributes.manifest["name"]),
+        "dataset": str(attributes.manifest.get("name", "not named")),
         "episodes": len(steps.episode_ends),
         "steps": store.num_rows,
         "views": ", ".join(attributes.view_names),

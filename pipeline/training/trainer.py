@@ -8,6 +8,7 @@ that was not.
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from pipeline.errors import RunError
 from pipeline.features.store import FeatureStore
+from pipeline.files import sole_writer, write_atomically
 from pipeline.training.checkpoint import (
     Checkpoint,
     DataIdentity,
@@ -29,8 +31,10 @@ from pipeline.training.checkpoint import (
     write_run,
 )
 from pipeline.training.config import OptimizerConfig, TrainConfig
+from pipeline.training.model_card import model_card
 from pipeline.training.windows import BatchSampler, WindowData, Windows, seeded_generator
 from policy.agent import VLAAgent
+from policy.device import open_device
 from policy.ema import WeightAverage
 from policy.errors import NonFiniteLossError
 
@@ -46,7 +50,7 @@ class TrainReport:
     resumed_from: int
     num_parameters: int
     heldout_error: float | None
-    """Root mean squared one-step action error on held-out episodes, normalised; None without."""
+    """Root mean squared action error on held-out episodes, normalised; None without."""
     elapsed_s: float
 
     def summary(self) -> str:
@@ -76,7 +80,9 @@ def train(
         RunError: `run` holds another run, or holds one and `resume` is False.
         NonFiniteLossError: the loss is not finite; checkpoints before it stay valid.
     """
+    opened = open_device(device)
     store = FeatureStore.open(store_path)
+    store.check_digest()
     data = WindowData(store, heldout_share=config.heldout_share)
     description = RunDescription(
         config=config,
@@ -89,11 +95,17 @@ def train(
             manifest=store.attributes.manifest,
         ),
     )
-    _claim_run(run, description, resume=resume)
-    trainer = Trainer(run, config, data, torch.device(device))
-    resumed_from = trainer.restore()
+    is_new = _is_new_run(run, description, resume=resume)
+    trainer = Trainer(run, description, data, opened)
+    if is_new:
+        write_run(run, description)
+    resumed_from = 0 if is_new else trainer.restore()
     started = time.monotonic()
-    trainer.fit()
+    try:
+        with sole_writer(run):
+            trainer.fit()
+    except BlockingIOError as error:
+        raise RunError(f"{run}: another process is training this run; wait, or stop it") from error
     return TrainReport(
         run=run,
         steps=config.steps,
@@ -104,10 +116,12 @@ def train(
     )
 
 
-def _claim_run(run: Path, description: RunDescription, *, resume: bool) -> None:
+def _is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
+    """Say whether a run begins here, and refuse whatever else `run` may hold."""
     if not (run / "run.json").exists():
-        write_run(run, description)
-        return
+        if run.is_dir() and any(run.iterdir()):
+            raise RunError(f"{run}: holds something that is no training run; name another --out")
+        return True
     if not resume:
         raise RunError(f"{run}: holds a run already; --resume goes on with it, or name another")
     held = read_run(run)
@@ -119,15 +133,19 @@ def _claim_run(run: Path, description: RunDescription, *, resume: bool) -> None:
                     f"{run}: was started with {part}.{field}={theirs[field]}, now it is "
                     f"{ours[field]}; a run resumes unchanged, so name another --out"
                 )
+    return False
 
 
 class Trainer:
     """One run's agent, optimiser and position."""
 
-    def __init__(self, run: Path, config: TrainConfig, data: WindowData, device: torch.device):
+    def __init__(
+        self, run: Path, description: RunDescription, data: WindowData, device: torch.device
+    ):
         """Build the agent at its initial weights; `restore` moves it on."""
         self.run = run
-        self.config = config
+        self.description = description
+        self.config = config = description.config
         self.data = data
         self.device = device
         self.step = 0
@@ -186,7 +204,7 @@ class Trainer:
                     log.write(json.dumps(entry) + "\n")
                     log.flush()
                 if self.step % config.checkpoint_every == 0 or self.step == config.steps:
-                    self.save()
+                    self.save({name: value for name, value in entry.items() if name != "step"})
 
     def advance(self) -> dict[str, Tensor]:
         """Take one optimiser step and return its figures.
@@ -208,7 +226,7 @@ class Trainer:
             episodes = sorted(set(self.data.episode_of[rows].tolist()))
             raise NonFiniteLossError(
                 f"{self.run}: loss is {loss.value.item()} at step {self.step}, episodes "
-                f"{episodes}; look at them with vla-data info, or lower optimizer.learning_rate"
+                f"{episodes}; check their state and action, or lower optimizer.learning_rate"
             )
         loss.value.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(
@@ -225,15 +243,16 @@ class Trainer:
 
     @torch.no_grad()
     def heldout_error(self) -> float | None:
-        """Return the root mean squared one-step action error of the averaged weights.
+        """Return the root mean squared action error of the averaged weights.
 
-        Over held-out windows in normalised units (the action range is 2), on fixed noise; None if
-        no episode is held out.
+        Over held-out windows in normalised units (the action range is 2), on fixed noise, with as
+        many passes through the head as the objective takes by default; None if no episode is held
+        out.
         """
         rows = self.data.heldout_rows
         if not len(rows):
             return None
-        rows = rows[:: max(1, len(rows) // HELDOUT_WINDOWS)]
+        rows = rows[:: math.ceil(len(rows) / HELDOUT_WINDOWS)]
         batch = self._windows(rows)
         trained = {name: tensor.clone() for name, tensor in self.agent.state_dict().items()}
         self.agent.load_state_dict(self.average.averaged)
@@ -244,13 +263,14 @@ class Trainer:
         self.agent.load_state_dict(trained)
         return math.sqrt(float(error.mean()))
 
-    def save(self) -> None:
-        """Write a checkpoint of the present state."""
+    def save(self, figures: Mapping[str, float]) -> None:
+        """Write a checkpoint of the present state; `figures` go into its model card."""
         checkpoint = Checkpoint(
             step=self.step,
             agent=dict(self.agent.state_dict()),
             average=dict(self.average.averaged),
             optimizer=optimizer_tensors(self.optimizer, self.agent),
+            card=model_card(self.description, self.agent, self.step, figures),
         )
         write_checkpoint(self.run, checkpoint, keep=self.config.keep_checkpoints)
 
@@ -267,7 +287,7 @@ def build_optimizer(agent: VLAAgent, config: OptimizerConfig) -> torch.optim.Ada
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in agent.named_parameters():
-        is_matrix = parameter.ndim >= 2 and ".mixer." not in f".{name}"
+        is_matrix = parameter.ndim >= 2 and name.split(".")[1] not in ("residuals", "positions")
         (matrices if is_matrix else others).append(parameter)
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
@@ -311,6 +331,11 @@ def _cut_log(path: Path, step: int) -> None:
     """Drop the lines after `step`: a resumed run writes them again."""
     if not path.exists():
         return
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    path.write_text("".join(kept))
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+        except (ValueError, KeyError, TypeError):
+            continue  # a line that a crash cut short
+    write_atomically(path, "".join(kept).encode())

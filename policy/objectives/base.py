@@ -1,6 +1,7 @@
 """The seam between the head and what trains it: a loss and a sampler on the same network.
 
-Knows velocity networks, actions and time; nothing about cameras, robots or the trunk.
+Knows networks, actions and time; nothing about cameras, robots or the trunk. Data is at time 0 and
+noise at time 1, z_t = (1-t) x + t e, in every objective that draws a line between them.
 """
 
 from dataclasses import dataclass, field
@@ -19,12 +20,12 @@ class Loss:
     value: Float[Tensor, ""]
     """What the optimiser descends."""
     figures: dict[str, Tensor] = field(default_factory=dict)
-    """Scalars without gradient, by name."""
+    """Scalars without gradient, by name; `raw_mse`, the plain squared error, is always there."""
 
 
 @runtime_checkable
-class VelocityField(Protocol):
-    """A network that predicts average velocities, such as `ActionHead`."""
+class ActionNetwork(Protocol):
+    """What an objective trains, such as `ActionHead`; the objective says what it predicts."""
 
     def __call__(
         self,
@@ -33,17 +34,35 @@ class VelocityField(Protocol):
         h: Float[Tensor, " b"],
         condition: Condition,
         /,
-    ) -> Float[Tensor, "b horizon a"]:
-        """Predict the velocity averaged over [t - h, t]; see `ActionHead.forward`."""
+    ) -> Float[Tensor, "b horizon outputs"]:
+        """Predict `num_outputs` chunks of actions, side by side; see `ActionHead.forward`."""
 
 
 @runtime_checkable
 class Objective(Protocol):
     """Trains a head on action chunks and draws action chunks from it."""
 
+    @property
+    def num_outputs(self) -> int:
+        """Chunks that the network predicts side by side; its output is that many actions wide."""
+
+    @property
+    def default_evaluations(self) -> int:
+        """Passes through the network a decision takes unless another number is asked for."""
+
+    def check_evaluations(self, num_evaluations: int) -> None:
+        """Refuse a number of passes that the sampler cannot take.
+
+        Raises:
+            AgentMismatchError: it cannot; the message says which numbers it can.
+        """
+
+    def num_noise_draws(self, num_evaluations: int) -> int:
+        """Return how many chunks of noise a row needs for that many passes; 0 if deterministic."""
+
     def loss(
         self,
-        head: VelocityField,
+        head: ActionNetwork,
         actions: Float[Tensor, "b horizon a"],
         valid: Bool[Tensor, "b horizon"],
         condition: Condition,
@@ -61,9 +80,41 @@ class Objective(Protocol):
 
     def sample(
         self,
-        head: VelocityField,
-        noise: Float[Tensor, "b horizon a"],
+        head: ActionNetwork,
+        noise: Float[Tensor, "b draws horizon a"],
         condition: Condition,
         num_evaluations: int,
     ) -> Float[Tensor, "b horizon a"]:
-        """Turn noise into normalised actions with `num_evaluations` passes through the head."""
+        """Draw normalised actions with `num_evaluations` passes through the network.
+
+        Args:
+            head: the trained network.
+            noise: standard normal, `num_noise_draws` chunks a row; the only source of randomness,
+                so that a row's answer does not depend on the rows beside it.
+            condition: of the same batch rows.
+            num_evaluations: one that `check_evaluations` accepts.
+
+        Raises:
+            AgentMismatchError: the sampler cannot take that many passes.
+        """
+
+
+@runtime_checkable
+class AdditiveObjective(Protocol):
+    """An objective whose jumps must add up, which a policy can check on itself without labels."""
+
+    def additivity_residual(
+        self,
+        head: ActionNetwork,
+        noise: Float[Tensor, "b draws horizon a"],
+        condition: Condition,
+    ) -> Float[Tensor, " b"]:
+        """Return how far one jump from noise to data is from two, relative to their length.
+
+        Takes three passes through the network. 0 is perfect; at most 2.
+
+        Args:
+            head: the trained network.
+            noise: as for `Objective.sample` with one pass.
+            condition: of the same batch rows.
+        """

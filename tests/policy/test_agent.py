@@ -71,7 +71,7 @@ def test_gradients_reach_every_trainable_part_and_never_the_tower():
     agent = tiny_agent(backbone=encoder)
     with torch.no_grad():
         agent.head.predict.weight.normal_()  # zero at the start, which would hide what is behind
-        agent.head.mixer.query.normal_()
+        agent.head.residuals.query.normal_()
     frames = torch.randint(0, 256, (2, 3, 256, 256, 3), dtype=torch.uint8)
     _, state, actions, valid = random_batch(batch=1)
 
@@ -116,7 +116,7 @@ def test_predicted_actions_come_back_in_physical_units():
 
     half_range = torch.tensor([0.5, 3.0, 10.0, 1.0])  # the last dimension is constant
     center = torch.tensor([0.5, 0.0, 15.0, 2.0])
-    torch.testing.assert_close(actions, noise * half_range + center)
+    torch.testing.assert_close(actions, noise[:, 0] * half_range + center)
 
 
 def test_executing_more_steps_than_predicted_is_refused():
@@ -134,3 +134,16 @@ def test_defaults_are_the_designs():
 def test_views_need_distinct_names():
     with pytest.raises(ValueError, match="distinct"):
         AgentSpec(view_names=("top", "top"), state_dim=1, action_dim=1)
+
+
+def test_one_pass_decides_what_the_cached_condition_decides():
+    """The live path of one-step policies against the path of training, in float32."""
+    agent = tiny_agent()
+    with torch.no_grad():
+        agent.head.predict.weight.normal_(std=0.1)
+        agent.head.residuals.query.normal_()
+    features, state, _, _ = random_batch()
+    noise = agent.noise(4, torch.Generator().manual_seed(0))
+    condition = agent.head.encode_condition(agent._build_cond(features, state))
+    expected = agent.objective.sample(agent.head, noise, condition, 1)
+    torch.testing.assert_close(agent.predict(features, state, noise), expected, rtol=0, atol=1e-5)

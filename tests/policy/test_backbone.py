@@ -214,6 +214,29 @@ def test_a_tower_of_another_image_size_is_refused(tmp_path):
         load_backbone(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", "garbage"),
+        ("config.json", "[1]"),
+        ("config.json", '{"model_type": "siglip", "vision_config": {"image_size": "x"}}'),
+    ],
+)
+def test_damaged_checkpoints_are_refused(checkpoint, tmp_path, name, content):
+    folder = _copy(checkpoint, tmp_path)
+    (folder / name).write_text(content)
+    with pytest.raises(EncoderLoadError, match=str(folder)):
+        load_backbone(str(folder))
+
+
+def test_a_file_or_a_useless_revision_is_refused(checkpoint):
+    with pytest.raises(EncoderLoadError, match="is a file"):
+        load_backbone(str(checkpoint / "config.json"))
+    for name in (STAND_IN, str(checkpoint)):
+        with pytest.raises(EncoderLoadError, match="it is no repository"):
+            load_backbone(name, revision="0" * 40)
+
+
 def test_a_hub_repository_needs_a_pinned_revision():
     with pytest.raises(EncoderLoadError, match="40-hex"):
         load_backbone("someone/else", revision="main")

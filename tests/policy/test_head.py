@@ -3,19 +3,21 @@
 import pytest
 import torch
 
+from policy.attention_residuals import DepthMixer
 from policy.head import ActionHead, HeadConfig, rotary_table, rotate
 
 ACTION_DIM, COND_DIM, NUM_COND, HORIZON = 3, 20, 2, 8
 
 
-def random_head(dtype: torch.dtype = torch.float32) -> ActionHead:
+def random_head(dtype: torch.dtype = torch.float32, **settings) -> ActionHead:
     """A small head whose output is not zero, as it would be at the start."""
     torch.manual_seed(0)
-    config = HeadConfig(n_emb=64, n_layer=2, pred_horizon=HORIZON)
+    config = HeadConfig(n_emb=64, n_layer=2, pred_horizon=HORIZON, **settings)
     head = ActionHead(config, cond_dim=COND_DIM, num_cond_tokens=NUM_COND, action_dim=ACTION_DIM)
     with torch.no_grad():
         head.predict.weight.normal_()
-        head.mixer.query.normal_(std=0.3)
+        if isinstance(head.residuals, DepthMixer):
+            head.residuals.query.normal_(std=0.3)
     return head.to(dtype)
 
 
@@ -41,7 +43,7 @@ def test_design_sizes_give_the_published_parameter_count():
     head = ActionHead(HeadConfig(), cond_dim=384, num_cond_tokens=2, action_dim=4)
     blocks = sum(parameter.numel() for parameter in head.blocks.parameters())
     assert blocks == pytest.approx(21.2e6, rel=0.01)
-    assert sum(parameter.numel() for parameter in head.mixer.parameters()) == 2 * 25 * 384
+    assert sum(parameter.numel() for parameter in head.residuals.parameters()) == 2 * 25 * 384
 
 
 @pytest.mark.parametrize("changed", ["z", "t", "h", "cond"])
@@ -63,9 +65,39 @@ def test_batch_rows_do_not_mix():
     torch.testing.assert_close(permuted, straight[order])
 
 
-def test_positions_matter():
+VARIANTS = [
+    {"residuals": residuals, "positions": positions}
+    for residuals in ("full", "block", "prenorm")
+    for positions in ("rotary", "learned")
+]
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=lambda s: "-".join(s.values()))
+def test_one_pass_equals_the_cached_condition(settings):
+    """The inference path: what a policy runs live must be what training computed."""
+    head = random_head(**settings)
+    z, t, h, cond = random_inputs(3)
+    two_passes = head(z, t, h, head.encode_condition(cond))
+    with torch.no_grad():
+        one_pass = head.forward_once(z, t, h, cond)
+    torch.testing.assert_close(one_pass, two_passes, rtol=1e-5, atol=1e-5)
+
+
+def test_block_residuals_of_one_sublayer_are_full_residuals():
+    full, block = random_head(), random_head(residuals="block", residual_block_size=1)
+    z, t, h, cond = random_inputs(3)
+    assert torch.equal(
+        full(z, t, h, full.encode_condition(cond)), block(z, t, h, block.encode_condition(cond))
+    )
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_positions_matter(positions):
     """Without positions the reversed chunk would give the reversed answer."""
-    head = random_head(torch.float64)
+    head = random_head(torch.float64, positions=positions)
+    if positions == "learned":
+        with torch.no_grad():
+            head.positions.normal_()
     z, t, h, cond = random_inputs(2, torch.float64)
     condition = head.encode_condition(cond)
     reversed_answer = head(z.flip(1), t, h, condition).flip(1)

@@ -1,10 +1,14 @@
-"""The objective, against the closed form of Gaussian data and against MeanFlow's gradient."""
+"""Improved MeanFlow and what it shares with MeanFlow, against the closed form of Gaussian data."""
 
 import pytest
 import torch
 
+from policy.objectives.average_velocity import average_velocity
 from policy.objectives.improved_meanflow import ImprovedMeanFlow, ImprovedMeanFlowConfig
+from policy.objectives.time_sampling import TimeSamplingConfig, sample_times
+from policy.objectives.total_derivative import total_derivative
 from tests.policy.analytic import NO_CONDITION, GaussianFlow
+from tests.policy.objective_contract import generator
 from tests.policy.test_head import ACTION_DIM, HORIZON, random_head, random_inputs
 
 MEAN, SPREAD = 0.7, 0.3
@@ -14,8 +18,9 @@ def objective(**settings) -> ImprovedMeanFlow:
     return ImprovedMeanFlow(ImprovedMeanFlowConfig(**settings))
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def boundary(head, z: torch.Tensor, t: torch.Tensor, condition=NO_CONDITION) -> torch.Tensor:
+    """The boundary tangent written out: u(z, t, 0)."""
+    return head(z, t, torch.zeros_like(t), condition)
 
 
 def double_inputs(batch: int):
@@ -29,7 +34,9 @@ def test_derivative_satisfies_the_identity_on_gaussian_data():
     z, t, h = double_inputs(16)
     h = h.clamp_min(0.05).minimum(t)
 
-    derivative = objective().total_derivative(flow, z, t, h, NO_CONDITION)
+    derivative = total_derivative(
+        average_velocity(flow, NO_CONDITION), lambda z, t: boundary(flow, z, t), z, t, h
+    )
 
     velocity = flow.velocity(z, t[:, None, None])
     residual = flow(z, t, h, NO_CONDITION) + h[:, None, None] * derivative - velocity
@@ -54,10 +61,10 @@ def test_the_wrong_tangent_order_breaks_the_identity(tangent):
 
 @pytest.mark.parametrize("num_evaluations", [1, 2, 4, 7])
 def test_any_number_of_steps_samples_the_gaussian_exactly(num_evaluations):
-    noise = torch.randn(64, HORIZON, ACTION_DIM, generator=generator()).double()
+    noise = torch.randn(64, 1, HORIZON, ACTION_DIM, generator=generator()).double()
     flow = GaussianFlow(MEAN, SPREAD)
     drawn = objective().sample(flow, noise, NO_CONDITION, num_evaluations)
-    torch.testing.assert_close(drawn, MEAN + SPREAD * noise, rtol=0, atol=1e-9)
+    torch.testing.assert_close(drawn, MEAN + SPREAD * noise[:, 0], rtol=0, atol=1e-9)
 
 
 def test_loss_is_smallest_at_the_true_flow():
@@ -81,31 +88,6 @@ def gradients(loss: torch.Tensor, head) -> torch.Tensor:
     return torch.cat([grad.flatten() for grad in grads if grad is not None])
 
 
-def test_gradient_equals_meanflow_when_the_tangent_is_the_sample_velocity():
-    """With tangent e - x, the loss must have MeanFlow's gradient: 2 (u - stopgrad(target)) du."""
-    head = random_head(torch.float64)
-    z, t, h, cond = random_inputs(6, torch.float64)
-    actions = torch.randn(z.shape, generator=generator(3)).double()
-    noise = torch.randn(z.shape, generator=generator(4)).double()
-    target = noise - actions
-    z = actions + t[:, None, None] * target
-    ones = torch.ones_like(t)
-    detached = head.encode_condition(cond).detach()
-    with torch.no_grad():
-        _, derivative = torch.func.jvp(
-            lambda z, t, h: head(z, t, h, detached), (z, t, h), (target, ones, ones)
-        )
-
-    def average():
-        return head(z, t, h, head.encode_condition(cond))
-
-    span = h[:, None, None]
-    improved = (average() + span * derivative - target).square().sum()
-    meanflow = (average() - (target - span * derivative).detach()).square().sum()
-
-    torch.testing.assert_close(gradients(improved, head), gradients(meanflow, head))
-
-
 def test_without_spans_the_loss_is_flow_matching():
     head = random_head(torch.float64)
     _, _, _, cond = random_inputs(8, torch.float64)
@@ -117,7 +99,7 @@ def test_without_spans_the_loss_is_flow_matching():
 
     stream = generator()
     noise = torch.randn(actions.shape, generator=stream).double()
-    t, h = flow_only.sample_times(8, stream)
+    t, h = sample_times(flow_only.config, 8, stream)
     t = t.double()
     z = (1 - t)[:, None, None] * actions + t[:, None, None] * noise
     predicted = head(z, t, torch.zeros(8).double(), head.encode_condition(cond))
@@ -138,10 +120,13 @@ def test_no_gradient_flows_through_the_derivative():
 
     stream = generator()
     noise = torch.randn(actions.shape, generator=stream).double()
-    t, h = (times.double() for times in spans_only.sample_times(8, stream))
+    t, h = (times.double() for times in sample_times(spans_only.config, 8, stream))
     target = noise - actions
     z = actions + t[:, None, None] * target
-    derivative = spans_only.total_derivative(head, z, t, h, head.encode_condition(cond).detach())
+    detached = head.encode_condition(cond).detach()
+    derivative = total_derivative(
+        average_velocity(head, detached), lambda z, t: boundary(head, z, t, detached), z, t, h
+    )
     average = head(z, t, h, head.encode_condition(cond))
     by_hand = (average + h[:, None, None] * derivative - target).square().sum(dim=(1, 2)).mean()
     torch.testing.assert_close(gradients(loss.value, head), gradients(by_hand, head))
@@ -167,27 +152,9 @@ def test_the_weight_is_the_inverse_of_the_summed_error():
     torch.testing.assert_close(value(1.0), squared_error / (squared_error + constant))
 
 
-def test_padded_steps_have_no_influence():
-    actions = torch.randn(4, HORIZON, ACTION_DIM, generator=generator(3)).double()
-    valid = torch.ones(4, HORIZON, dtype=torch.bool)
-    valid[:, 5:] = False
-
-    def loss_without_attention(actions):
-        # A head that treats every step alone: only the mask can keep padding out of the loss.
-        def per_step(z, t, h, condition):
-            return z * t[:, None, None] + h[:, None, None]
-
-        return objective().loss(per_step, actions, valid, NO_CONDITION, generator())
-
-    changed = actions.clone()
-    changed[:, 5:] = 100.0
-    kept, other = loss_without_attention(actions), loss_without_attention(changed)
-    torch.testing.assert_close(kept.value, other.value)
-    torch.testing.assert_close(kept.figures["raw_mse"], other.figures["raw_mse"])
-
-
 def test_times_are_shared_out_as_configured():
-    t, h = objective(flow_share=0.5, anchored_share=0.25).sample_times(1000, generator())
+    config = TimeSamplingConfig(flow_share=0.5, anchored_share=0.25)
+    t, h = sample_times(config, 1000, generator())
     r = t - h
     assert torch.equal(h[:500], torch.zeros(500))
     assert torch.equal(t[750:], torch.ones(250))
@@ -198,13 +165,68 @@ def test_times_are_shared_out_as_configured():
     assert float(logits.mean()) == pytest.approx(-0.4 + torch.pi**-0.5, abs=0.15)
 
 
-def test_the_same_generator_gives_the_same_loss():
-    head = random_head()
-    _, _, _, cond = random_inputs(8)
-    actions = torch.randn(8, HORIZON, ACTION_DIM, generator=generator(3))
-    valid = torch.ones(8, HORIZON, dtype=torch.bool)
-    values = [
-        objective().loss(head, actions, valid, head.encode_condition(cond), generator(7)).value
-        for _ in range(2)
-    ]
-    assert torch.equal(values[0], values[1])
+class TwoOutputs:
+    """The exact average velocity, spoilt at h = 0, beside an exact velocity, shifted on request."""
+
+    def __init__(self, shift: float = 0.0):
+        self.flow = GaussianFlow(MEAN, SPREAD)
+        self.shift = shift
+
+    def __call__(self, z, t, h, condition):
+        average = self.flow(z, t, h, condition) + 5.0 * (h == 0)[:, None, None]
+        velocity = self.flow(z, t, torch.zeros_like(h), condition) + self.shift
+        return torch.cat([average, velocity], dim=-1)
+
+
+def velocity_head_loss(head, **settings):
+    actions = MEAN + SPREAD * torch.randn(256, 4, 2, generator=generator(1)).double()
+    settings = {"flow_share": 0.0, "anchored_share": 0.0, "weight_power": 0.0} | settings
+    return objective(tangent="velocity_head", **settings).loss(
+        head, actions, torch.ones(256, 4, dtype=torch.bool), NO_CONDITION, generator()
+    )
+
+
+def test_at_the_optimum_the_compound_velocity_is_the_velocity_heads():
+    """V = u + h du/dt = v exactly, if the tangent is the second output and never u at h = 0."""
+    figures = velocity_head_loss(TwoOutputs()).figures
+    torch.testing.assert_close(figures["raw_mse"], figures["velocity_mse"], rtol=1e-9, atol=0)
+
+
+def test_the_velocity_head_is_the_tangent_and_pays_for_its_own_error():
+    exact, shifted = (velocity_head_loss(TwoOutputs(shift)).figures for shift in (0.0, 0.5))
+    assert float(shifted["velocity_mse"] - exact["velocity_mse"]) > 0.2
+    assert not torch.isclose(shifted["raw_mse"], exact["raw_mse"])
+
+
+def test_the_velocity_loss_is_weighted_by_its_coefficient():
+    without, once, twice = (
+        velocity_head_loss(TwoOutputs(), velocity_weight=weight) for weight in (0.0, 1.0, 2.0)
+    )
+    values_a_row = 4 * 2
+    own = once.figures["velocity_mse"] * values_a_row
+    torch.testing.assert_close(once.value - without.value, own)
+    torch.testing.assert_close(twice.value - without.value, 2 * own)
+
+
+def test_jumps_of_the_exact_flow_add_up():
+    noise = torch.randn(16, 1, HORIZON, ACTION_DIM, generator=generator()).double()
+    residual = objective().additivity_residual(GaussianFlow(MEAN, SPREAD), noise, NO_CONDITION)
+    assert residual.shape == (16,)
+    assert residual.max() < 1e-12
+
+
+def test_jumps_that_do_not_add_up_are_measured_against_the_longer():
+    """For u = h one jump is 1 long and two are 2 * 0.5 * 0.5 = 0.5."""
+    noise = torch.randn(3, 1, HORIZON, ACTION_DIM, generator=generator())
+    residual = objective().additivity_residual(
+        lambda z, t, h, condition: h[:, None, None].expand_as(z), noise, NO_CONDITION
+    )
+    torch.testing.assert_close(residual, torch.full((3,), 0.5))
+
+
+def test_a_head_that_does_not_move_agrees_with_itself():
+    noise = torch.randn(3, 1, HORIZON, ACTION_DIM, generator=generator())
+    residual = objective().additivity_residual(
+        lambda z, t, h, condition: torch.zeros_like(z), noise, NO_CONDITION
+    )
+    assert torch.equal(residual, torch.zeros(3))

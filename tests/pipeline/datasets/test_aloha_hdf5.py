@@ -78,9 +78,10 @@ class TestAlohaHdf5(ReaderContract):
         return open_reader(tiny_manifest(root))
 
 
-def test_episodes_are_sorted_by_number_and_named_after_their_file(root):
+def test_episodes_are_sorted_by_number_and_named_after_the_place_of_their_file(root):
     reader = AlohaHdf5Reader(tiny_manifest(root))
-    assert [reader.episode_name(i) for i in range(2)] == ["episode_9.hdf5", "episode_12.hdf5"]
+    names = [reader.episode_name(episode) for episode in range(2)]
+    assert names == [str(root / "episode_9.hdf5"), str(root / "episode_12.hdf5")]
 
 
 def test_companion_files_are_left_alone_and_other_hdf5_files_are_not_ignored(root):
@@ -124,6 +125,9 @@ def test_a_missing_camera_lists_the_cameras_of_the_file(root):
         ("action", np.zeros((5, 4), np.float32), r"widths \(2, 3\) as in episode_9.* \(2, 4\)"),
         ("action", np.zeros((5, 3), np.int64), r"expected float32 or float64.*found int64"),
         ("action", np.zeros(5, np.float32), r"\(steps, width\), found float32 \(5,\)"),
+        ("action", np.zeros((5, 0), np.float32), r"action: .* width of at least 1, .* \(5, 0\)"),
+        ("observations/qpos", np.zeros((5, 0)), r"qpos: .* width of at least 1, .* \(5, 0\)"),
+        (FRONT, np.zeros((5, 0, 8, 3), np.uint8), r"expected uint8 RGB .*\(5, 0, 8, 3\)"),
         (FRONT, h5py.SoftLink("/nowhere"), r"expected view front at"),
     ],
 )
@@ -141,6 +145,69 @@ def test_an_episode_without_steps_is_refused(root):
     edit(root, "observations/qpos", np.zeros((0, 2), np.float32))
     edit(root, "action", np.zeros((0, 3), np.float32))
     with pytest.raises(DatasetError, match="expected at least one step"):
+        AlohaHdf5Reader(tiny_manifest(root))
+
+
+def reserve(
+    root: Path, key: str, num_written: int, shape: tuple[int, ...] | None = None, **layout: object
+) -> Path:
+    """Reserve space for a dataset of the second file, and write its first steps only."""
+    path = root / f"episode_{NUMBERS[1]}.hdf5"
+    with h5py.File(path, "r+") as file:
+        values = file[key][:num_written]
+        shape, dtype = shape or file[key].shape, file[key].dtype
+        del file[key]
+        dataset = file.create_dataset(key, shape, dtype, **layout)
+        if num_written:
+            dataset[:num_written] = values
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "num_written", "layout", "found"),
+    [
+        (FRONT, 0, {"chunks": (1, 6, 8, 3)}, "0 of 5 chunks"),
+        (FRONT, 3, {"chunks": (1, 6, 8, 3), "compression": "gzip"}, "3 of 5 chunks"),
+        (FRONT, 2, {"chunks": (2, 4, 8, 3)}, "2 of 6 chunks"),  # the last of each axis are partial
+        (FRONT, 0, {}, "0 of 720 bytes"),
+        ("observations/images/wrist", 4, {"chunks": (1, 4, 5, 3)}, "4 of 5 chunks"),
+        ("observations/qpos", 0, {}, "0 of 80 bytes"),
+        ("action", 4, {"chunks": (2, 3)}, "2 of 3 chunks"),
+    ],
+)
+def test_space_that_was_reserved_and_never_filled_is_not_read_as_zeros(
+    root, key, num_written, layout, found
+):
+    path = reserve(root, key, num_written, **layout)
+    with pytest.raises(DatasetError) as caught:
+        AlohaHdf5Reader(tiny_manifest(root))
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert f"{key}: " in message
+    assert f"found {found}" in message
+    assert "cut off" in message
+    assert "record this episode again or remove the file" in message
+
+
+def test_partial_chunks_at_the_edges_are_whole_when_all_are_written(root):
+    reserve(root, FRONT, 5, chunks=(2, 4, 8, 3), maxshape=(None, 6, 8, 3))
+    reserve(root, "action", 5, chunks=(2, 3), compression="gzip")
+    reader = AlohaHdf5Reader(tiny_manifest(root))
+    np.testing.assert_array_equal(reader.frames(1, 0, 5)[0], tiny_frames(1, "front"))
+    np.testing.assert_array_equal(reader.action(1), tiny_action(1))
+
+
+@pytest.mark.parametrize("layout", [{}, {"chunks": True}])
+def test_a_length_that_no_memory_holds_is_refused_before_anything_is_read(root, layout):
+    reserve(root, "observations/qpos", 0, (10**11, 2), **layout)
+    with pytest.raises(DatasetError, match=r"same number of steps.*qpos': 100000000000"):
+        AlohaHdf5Reader(tiny_manifest(root))
+    for view, (height, width) in TINY_SIZES.items():
+        shape = (10**11, height, width, 3)
+        reserve(root, f"observations/images/{view}", 0, shape, chunks=(1000, height, width, 3))
+    reserve(root, "action", 0, (10**11, 3), **layout)
+    with pytest.raises(DatasetError, match=r"front: .*found 0 of 100000000 chunks"):
         AlohaHdf5Reader(tiny_manifest(root))
 
 

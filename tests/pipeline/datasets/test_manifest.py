@@ -98,17 +98,47 @@ def test_other_shorthand_is_refused_and_not_taken_for_a_folder(tmp_path, monkeyp
         ('units = "radians"\n\n', "", r"state\.units: expected this key"),
         ("\n[state]", 'colour = "red"\n[state]', r"views\[1\]\.colour: expected one of name, key"),
         ('name = "left"', 'name = "top"', r"views: expected names that differ, found top"),
+        ("cam_left_wrist", "cam_high", r"views: expected keys that differ, found .*cam_high more"),
+        (
+            "observations/images/cam_left_wrist",
+            "/observations/images/cam_high",
+            r"views: expected keys that differ, found .*cam_high more than once; give",
+        ),
         ('name = "left"', 'name = "a/b"', r"views\[1\]\.name: expected .*found 'a/b'"),
         ('"aloha_hdf5"', '"lerobot"', r"format: expected 'aloha_hdf5', found 'lerobot'"),
         ('licence = "CC-BY-4.0"', 'licence = " "', r"licence: expected .*at least 1 character"),
         ("fps = 50\n", "fps = 50\nresize = [224, 224]\n", r"resize\[0\]: expected 256, found 224"),
         ("fps = 50\n", "fps = [\n", r"expected TOML in UTF-8, found: .*line"),
+        ('path = "data"', 'path = "a\\u0000b"', r"path: expected .*, found 'a\\x00b'"),
         ('"CC-BY-4.0"', "3", r"licence: expected a valid string, found 3"),
     ],
 )
 def test_a_wrong_field_is_told_in_one_line(tmp_path, old, new, pattern):
     assert old in TEXT
     assert re.search(pattern, problem_of(tmp_path, TEXT.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize("key", ["/", "//", "a//b", "//a", "a/", "a/./b", ".", "a\\u0000b"])
+@pytest.mark.parametrize(
+    ("written", "place"),
+    [
+        ("observations/images/cam_left_wrist", "views[1].key"),
+        ("observations/qpos", "state.key"),
+        ("action", "action.key"),
+    ],
+)
+def test_a_key_that_is_no_place_is_the_manifests_fault(tmp_path, written, place, key):
+    text = TEXT.replace(f'key = "{written}"', f'key = "{key}"')
+    message = problem_of(tmp_path, text)
+    found = key.replace("\\u0000", "\\x00")
+    assert f": {place}: expected names joined by single slashes" in message
+    assert f"found '{found}'; correct this key" in message
+    assert "remove" not in message
+
+
+def test_a_key_may_begin_with_a_slash(tmp_path):
+    text = TEXT.replace('key = "action"', 'key = "/action"')
+    assert load_manifest(write(tmp_path, text)).action.key == "/action"
 
 
 def test_a_manifest_without_views_is_refused(tmp_path):
@@ -124,8 +154,11 @@ def test_several_problems_are_counted(tmp_path):
 
 
 def test_a_missing_file_a_folder_and_a_binary_file_are_manifest_errors(tmp_path):
-    with pytest.raises(ManifestError, match="found nothing"):
+    with pytest.raises(
+        ManifestError, match=r"found nothing; .*data_manifests/README\.md"
+    ) as caught:
         load_manifest(tmp_path / "absent.toml")
+    assert "vla-data" not in str(caught.value)  # no command starts a manifest
     with pytest.raises(ManifestError, match="directory"):
         load_manifest(tmp_path)
     (tmp_path / "towel.toml").write_bytes(b"\xff\xfe\x00")

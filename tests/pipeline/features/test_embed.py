@@ -11,7 +11,9 @@ import torch
 from pipeline.errors import DatasetError, EncoderMismatchError, FrameReadError, StoreError
 from pipeline.features.embed import EmbedConfig, embed_dataset
 from pipeline.features.store import FeatureStore
+from pipeline.files import sole_writer
 from policy.backbone import load_backbone
+from policy.errors import DeviceError
 from policy.preprocess import resize_frames
 from tests.pipeline.tiny import VIEWS, write_dataset
 
@@ -94,6 +96,41 @@ def test_other_data_is_refused(copied):
         file["action"][0, 0] += 1
     with pytest.raises(StoreError, match="other data"):
         embed(manifest, store)
+
+
+def test_frames_that_changed_are_noticed(copied):
+    """State and action stay, a camera's pictures are replaced: no features of old frames."""
+    manifest, store = copied
+    with h5py.File(manifest.parent / "data/episode_1.hdf5", "r+") as file:
+        file["observations/images/top"][...] = 7
+    with pytest.raises(StoreError, match=r"episode_1\.hdf5 at step 0 are not those"):
+        embed(manifest, store)
+
+
+def test_two_processes_never_write_one_store(copied):
+    manifest, store = copied
+    (store / "commits/000000.json").unlink()
+    with sole_writer(store), pytest.raises(StoreError, match="another process"):
+        embed(manifest, store)
+    assert embed(manifest, store).num_encoded_images == 24
+
+
+def test_a_store_is_never_made_of_something_else(tmp_path):
+    manifest = write_dataset(tmp_path, lengths=(2,))
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/precious").write_text("")
+    for place in ("file", "folder"):
+        with pytest.raises(StoreError, match="no feature store; name another --store"):
+            embed(manifest, tmp_path / place)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", ""])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path, device):
+    manifest = write_dataset(tmp_path, lengths=(2,))
+    with pytest.raises(DeviceError, match="device"):
+        embed(manifest, tmp_path / "s.zarr", device=device)
+    assert not (tmp_path / "s.zarr").exists()
 
 
 def test_frames_of_another_size_need_the_opt_in(tmp_path):

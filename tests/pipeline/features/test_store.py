@@ -114,7 +114,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
 
 def test_creating_over_something_is_refused(tmp_path):
     create_store(tmp_path / "s.zarr", (4,))
-    with pytest.raises(StoreError, match="exists already"):
+    with pytest.raises(StoreError, match="holds something already"):
         create_store(tmp_path / "s.zarr", (4,))
 
 
@@ -129,6 +129,44 @@ def test_other_folders_and_newer_formats_are_refused(tmp_path):
     path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
     with pytest.raises(StoreError, match="version 2, this program reads"):
         FeatureStore.open(tmp_path / "s.zarr")
+
+
+def replace_steps(store: FeatureStore, name: str, value: float) -> None:
+    """Write into a finished store with another Zarr program: every checksum is right."""
+    zarr.open_group(store.path, mode="r+")[name][0] = value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("state", np.nan), ("action", 0.5), ("episode_ends", 2), ("timestamp", 9.0)]
+)
+def test_steps_changed_after_completion_are_noticed(tmp_path, name, value):
+    store = complete_store(tmp_path / "s.zarr", (4, 4))
+    store.check_digest()
+    replace_steps(store, name, value)
+    with pytest.raises(StoreError, match="are not those that were embedded"):
+        FeatureStore.open(store.path).check_digest()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]"])
+def test_a_damaged_complete_mark_marks_nothing(tmp_path, content):
+    store = complete_store(tmp_path / "s.zarr", (4,))
+    (store.path / COMPLETE_MARK).write_text(content)
+    with pytest.raises(IncompleteStoreError, match="run the same"):
+        FeatureStore.open(store.path)
+
+
+@pytest.mark.parametrize("name", ["features", "state", "episode_ends"])
+def test_a_missing_array_is_a_store_error(tmp_path, name):
+    store = complete_store(tmp_path / "s.zarr", (4,))
+    (store.path / name / "zarr.json").unlink()
+    with pytest.raises(StoreError, match=r"s\.zarr"):
+        FeatureStore.open(store.path).check_digest()
+
+
+def test_an_empty_folder_becomes_a_store(tmp_path):
+    (tmp_path / "s.zarr").mkdir()
+    complete_store(tmp_path / "s.zarr", (4,))
+    assert FeatureStore.open(tmp_path / "s.zarr").num_rows == 4
 
 
 def test_the_digest_names_the_content(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.rollout.envs.base import StepResult
-from pipeline.rollout.loop import Stopwatch, run_episode
+from pipeline.rollout.loop import DecisionLog, run_episode
 from pipeline.training.windows import WindowData
 from policy.agent import AgentConfig, VLAAgent
 from policy.head import HeadConfig
@@ -87,11 +87,13 @@ def counting_agent(obs_horizon: int, num_action_steps: int) -> RecordingAgent:
 
 def play(agent: RecordingAgent, env: CountingEnv, max_steps: int = 100):
     return run_episode(
-        agent, env, 100_000, max_steps=max_steps, num_evaluations=1, stopwatch=Stopwatch()
+        agent, env, 100_000, max_steps=max_steps, num_evaluations=1, log=DecisionLog()
     )
 
 
-@pytest.mark.parametrize(("obs_horizon", "num_action_steps"), [(1, 8), (2, 8), (2, 1), (3, 1), (3, 4)])
+@pytest.mark.parametrize(
+    ("obs_horizon", "num_action_steps"), [(1, 8), (2, 8), (2, 1), (3, 1), (3, 4)]
+)
 def test_a_decision_sees_the_windows_of_training(tmp_path, obs_horizon, num_action_steps):
     """Row numbers stand in the store's state: the rollout must see the same rows as a window."""
     data = WindowData(complete_store(tmp_path / "s.zarr", (30,)), heldout_share=0.0)

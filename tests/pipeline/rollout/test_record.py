@@ -88,7 +88,14 @@ def test_seeds_of_rollouts_are_never_recorded(tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("wrong", [{"episodes": 0}, {"workers": 0}, {"views": ()}, {"fps": 3}])
+def test_no_camera_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"^views: expected .* one camera") as caught:
+        record_dataset(config_for(tmp_path / "out", views=()))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"episodes": 0}, {"workers": 0}, {"fps": 3}])
 def test_impossible_settings_are_refused(tmp_path, wrong):
     with pytest.raises(ValidationError):
         config_for(tmp_path, **wrong)

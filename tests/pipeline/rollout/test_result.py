@@ -3,7 +3,7 @@
 import pytest
 from scipy.stats import binomtest
 
-from pipeline.rollout.result import Latency, wilson_interval
+from pipeline.rollout.result import Disagreement, Latency, wilson_interval
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 20), (1, 5), (18, 20), (20, 20), (37, 50)])
@@ -15,3 +15,9 @@ def test_interval_equals_scipys(successes, trials):
 def test_latency_gives_percentiles():
     latency = Latency.of([0.001 * i for i in range(101)])
     assert (latency.p50, latency.p95, latency.p99) == pytest.approx((0.05, 0.095, 0.099))
+
+
+def test_disagreement_gives_its_median_or_is_absent():
+    found = Disagreement.of([0.01 * i for i in range(101)])
+    assert (found.median, found.p95) == pytest.approx((0.5, 0.95))
+    assert Disagreement.of([]) is None

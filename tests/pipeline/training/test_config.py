@@ -5,6 +5,8 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
+from policy.objectives.diffusion_config import DiffusionConfig
+from policy.objectives.mip import MipConfig
 
 
 @pytest.mark.parametrize(("name", "width"), [("proj96", 96), ("proj192", 192)])
@@ -37,6 +39,36 @@ def test_settings_change_one_field_each():
     assert changed.agent.projection_dim == preset_config("debug").agent.projection_dim
 
 
+def test_another_kind_starts_from_its_own_defaults():
+    changed = with_settings(
+        preset_config("debug"),
+        [
+            "agent.objective.anchored_share=0.1",
+            "agent.objective.kind=diffusion",
+            "agent.objective.sampler=ddpm",
+        ],
+    )
+    assert changed.agent.objective == DiffusionConfig(sampler="ddpm")
+    assert changed.agent.head == preset_config("debug").agent.head
+
+
+def test_settings_before_a_kind_may_only_be_valid_together():
+    """Fewer steps than the warm-up takes are an error, unless the warm-up is shortened as well."""
+    changed = with_settings(
+        preset_config("proj96"),
+        ["steps=20", "agent.objective.kind=mip", "optimizer.warmup_steps=2"],
+    )
+    assert (changed.steps, changed.agent.objective) == (20, MipConfig())
+
+
+def test_a_field_of_another_kind_lists_the_ones_there_are():
+    with pytest.raises(ConfigError, match="known here: kind, second_time"):
+        with_settings(
+            preset_config("debug"),
+            ["agent.objective.kind=mip", "agent.objective.flow_share=0.5"],
+        )
+
+
 @pytest.mark.parametrize(
     ("setting", "pattern"),
     [
@@ -44,10 +76,18 @@ def test_settings_change_one_field_each():
         ("stepz=3", "known here: preset, agent"),
         ("agent.head.layers=3", "n_layer"),
         ("agent.projection_dim.x=3", "want group.field=value"),
+        ("preset=demo", "want group.field=value"),
+        ("optimizer.learning_rate=inf", "finite"),
+        ("optimizer.betas=[2, 2]", "less than 1"),
+        ("agent.objective.time_logit_mean=nan", "finite"),
+        ("seed=99999999999999999999999", "less than"),
         ("steps=-1", "steps: Input should be greater"),
         ("steps=many", "steps: Input should be a valid integer"),
         ("agent.num_action_steps=99", "num_action_steps=99, want 1..8"),
         ("steps=1", "warmup_steps=2, want fewer"),
+        ("agent.objective.kind=mips", "expected tags: 'improved_meanflow', 'meanflow'"),
+        ("agent.head.kind=mip", "known here: n_emb"),
+        ("agent.objective.tangent=none", "'boundary' or 'velocity_head'"),
     ],
 )
 def test_a_wrong_setting_is_told_in_one_line(setting, pattern):

@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import IncompleteStoreError, RunError
+from pipeline.files import sole_writer
 from pipeline.training.checkpoint import checkpoint_steps, read_average, read_checkpoint, read_run
 from pipeline.training.config import OptimizerConfig, with_settings
 from pipeline.training.presets import debug
 from pipeline.training.trainer import Trainer, learning_rate, train
 from pipeline.training.windows import WindowData
-from policy.errors import NonFiniteLossError
+from policy.errors import DeviceError, NonFiniteLossError
 from tests.pipeline.tiny import complete_store, create_store
 
 
@@ -37,10 +38,11 @@ def test_a_run_that_died_resumes_to_the_same_bits(store, uninterrupted, tmp_path
     shutil.copytree(uninterrupted, run)
     shutil.rmtree(run / "checkpoints")
     (run / "log.jsonl").unlink()
-    dying = Trainer(run, config, WindowData(store, heldout_share=0.05), torch.device("cpu"))
+    data = WindowData(store, heldout_share=0.05)
+    dying = Trainer(run, read_run(run), data, torch.device("cpu"))
     for _ in range(4):
         dying.advance()
-    dying.save()
+    dying.save({})
     for _ in range(2):
         dying.advance()
     with (run / "log.jsonl").open("w") as log:
@@ -110,6 +112,17 @@ def test_the_averaged_weights_carry_the_scales_of_the_data(store, uninterrupted)
     assert torch.equal(mean, statistics.feature_mean)
 
 
+def test_every_checkpoint_has_a_model_card(uninterrupted):
+    card = (uninterrupted / "checkpoints/step_00000008/README.md").read_text()
+    weights = read_checkpoint(uninterrupted, 8).agent
+    trainable = [name for name in weights if "normalizer" not in name and "standard" not in name]
+    total = sum(weights[name].numel() for name in trainable)
+    assert f"| parameters: all | {total:,} |" in card
+    assert "| encoder | tiny at none, float32, **not pretrained** |" in card
+    assert "| raw_mse |" in card
+    assert "| heldout_error |" in card
+
+
 def test_a_folder_with_a_run_needs_resume(store, uninterrupted):
     with pytest.raises(RunError, match="--resume"):
         train(store.path, uninterrupted, debug(), resume=False)
@@ -134,8 +147,9 @@ def test_an_incomplete_store_is_not_trained_on(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_episodes(store, tmp_path):
-    trainer = Trainer(tmp_path, debug(), WindowData(store, heldout_share=0.0), torch.device("cpu"))
+def test_a_loss_that_is_not_finite_stops_and_names_the_episodes(store, uninterrupted, tmp_path):
+    data = WindowData(store, heldout_share=0.0)
+    trainer = Trainer(tmp_path, read_run(uninterrupted), data, torch.device("cpu"))
     with torch.no_grad():
         trainer.agent.cond_projector.bias.fill_(math.nan)
     with pytest.raises(NonFiniteLossError, match=r"step 0, episodes \[0, 1, 2\]"):
@@ -158,6 +172,47 @@ def test_a_damaged_checkpoint_is_refused(store, uninterrupted, tmp_path, damage)
         path.write_bytes(content if damage == "flip" else content[:-1])
     with pytest.raises(RunError, match=r"agent\.safetensors: damaged"):
         train(store.path, run, debug(), resume=True)
+
+
+def test_a_new_run_takes_no_weights_that_lie_around(store, uninterrupted, tmp_path):
+    """run.json is lost: another seed must not adopt the old checkpoints as its own."""
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    (run / "run.json").unlink()
+    changed = with_settings(debug(), ["seed=7"])
+    for resume in (False, True):
+        with pytest.raises(RunError, match="holds something that is no training run"):
+            train(store.path, run, changed, resume=resume)
+
+
+def test_checkpoints_belong_to_their_run(store, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    train(store.path, run, with_settings(debug(), ["seed=7"]), resume=False)
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(uninterrupted / "checkpoints", run / "checkpoints")
+    with pytest.raises(RunError, match="belongs to another run"):
+        read_average(run)
+
+
+def test_two_processes_never_train_one_run(store, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    with sole_writer(run), pytest.raises(RunError, match="another process"):
+        train(store.path, run, debug(), resume=True)
+
+
+def test_a_device_that_is_not_there_leaves_no_run(store, tmp_path):
+    with pytest.raises(DeviceError, match="cpu, cuda"):
+        train(store.path, tmp_path / "run", debug(), resume=False, device="bogus")
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_beside_the_checkpoints_are_not_taken_for_some(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    stray = tmp_path / "run/checkpoints/step_foo"
+    stray.mkdir()
+    (stray / "checkpoint.json").write_text("{}")
+    assert checkpoint_steps(tmp_path / "run") == [4, 8]
 
 
 def test_folders_that_are_no_runs_are_refused(tmp_path):

@@ -1,0 +1,175 @@
+"""What MeanFlow and improved MeanFlow share: everything but the velocity they derive along.
+
+Knows actions and time; nothing about cameras, robots or datasets. The network predicts the
+velocity averaged over [r, t], h = t - r:
+
+    V    = u(z, t, h) + h * stopgrad( du/dt ),   du/dt by JVP with tangent (v, 1, 1) in (z, t, h)
+    loss = |V - (e - x)|^2 / stopgrad( (|V - (e - x)|^2 + c)^p )
+
+MeanFlow writes the same error as u - stopgrad( (e - x) - h du/dt ): same value, same gradient.
+
+Source: MeanFlow, arXiv 2505.13447 (identity, weighting, sampler); improved MeanFlow,
+arXiv 2512.02012.
+Differs from the source: no guidance; see `time_sampling.py` for the times.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Generator, Tensor
+
+from policy.head import Condition
+from policy.objectives.base import ActionNetwork, Loss
+from policy.objectives.flow_sampling import Start, check_jumps, jump_to_data, starting_point
+from policy.objectives.masked_error import masked_rms, num_values, summed_error
+from policy.objectives.time_sampling import TimeSamplingConfig, num_flow_items, sample_times
+from policy.objectives.total_derivative import total_derivative
+
+
+class AverageVelocityConfig(TimeSamplingConfig):
+    """Settings that MeanFlow and improved MeanFlow share."""
+
+    weight_power: float = Field(default=1.0, ge=0)
+    """p of the adaptive weight; 0 is the plain squared error."""
+    weight_constant: float = Field(default=0.01, gt=0)
+    """c of the adaptive weight, in summed squared normalised actions."""
+    start: Start = "gaussian"
+    """Where sampling starts; `zero` always gives the same, most central actions."""
+
+
+@dataclass(frozen=True)
+class NoisyActions:
+    """Actions on their way to noise, and what the loss asks about them."""
+
+    z: Float[Tensor, "b horizon a"]
+    """(1-t) x + t e."""
+    t: Float[Tensor, " b"]
+    """Times in [0, 1]."""
+    h: Float[Tensor, " b"]
+    """Spans in [0, t]."""
+    target: Float[Tensor, "b horizon a"]
+    """e - x, the velocity of this pair."""
+    spans: slice
+    """The rows with h > 0, which need du/dt."""
+
+
+class AverageVelocityObjective:
+    """The common part; `MeanFlow` and `ImprovedMeanFlow` add their loss."""
+
+    num_outputs: int = 1
+    default_evaluations: int = 1  # what an average velocity is learnt for
+
+    def __init__(self, config: AverageVelocityConfig):
+        self._settings = config
+
+    def check_evaluations(self, num_evaluations: int) -> None:
+        """Refuse less than one pass; see `Objective.check_evaluations`."""
+        check_jumps(num_evaluations)
+
+    def num_noise_draws(self, num_evaluations: int) -> int:
+        """Return 1, the start; see `Objective.num_noise_draws`."""
+        return 1
+
+    @torch.no_grad()
+    def sample(
+        self,
+        head: ActionNetwork,
+        noise: Float[Tensor, "b draws horizon a"],
+        condition: Condition,
+        num_evaluations: int,
+    ) -> Float[Tensor, "b horizon a"]:
+        """Jump from noise to data in equal steps; see `Objective.sample`."""
+        self.check_evaluations(num_evaluations)
+        start = starting_point(noise, self._settings.start)
+        return jump_to_data(average_velocity(head, condition), start, num_evaluations)
+
+    @torch.no_grad()
+    def additivity_residual(
+        self,
+        head: ActionNetwork,
+        noise: Float[Tensor, "b draws horizon a"],
+        condition: Condition,
+    ) -> Float[Tensor, " b"]:
+        """Compare one jump with two, root mean squared over the chunk; see `AdditiveObjective`.
+
+        The exact average velocity obeys (t-r) u(z_t,r,t) = (t-s) u(z_t,s,t) + (s-r) u(z_s,r,s);
+        here t = 1, s = 0.5, r = 0. The difference is divided by the longer side.
+        """
+        start = starting_point(noise, self._settings.start)
+        velocity = average_velocity(head, condition)
+        one, two = (start - jump_to_data(velocity, start, jumps) for jumps in (1, 2))
+        length = torch.maximum(_chunk_rms(one), _chunk_rms(two))
+        return _chunk_rms(one - two) / length.clamp_min(torch.finfo(length.dtype).tiny)
+
+    def draw(self, actions: Float[Tensor, "b horizon a"], generator: Generator) -> NoisyActions:
+        """Mix actions with noise at random times."""
+        noise = torch.randn(actions.shape, generator=generator).to(actions)
+        times = sample_times(self._settings, len(actions), generator)
+        t, h = (drawn.to(actions) for drawn in times)
+        target = noise - actions
+        return NoisyActions(
+            z=actions + t[:, None, None] * target,
+            t=t,
+            h=h,
+            target=target,
+            spans=slice(num_flow_items(self._settings, len(actions)), None),
+        )
+
+    def compound_loss(
+        self,
+        average: Float[Tensor, "b horizon a"],
+        drawn: NoisyActions,
+        valid: Bool[Tensor, "b horizon"],
+        *,
+        head: ActionNetwork,
+        condition: Condition,
+        tangent: Callable[[Tensor, Tensor], Tensor],
+    ) -> Loss:
+        """Return the loss of V = u + h du/dt.
+
+        Args:
+            average: u at the drawn points, with gradient.
+            drawn: the points.
+            valid: False where a chunk runs past its episode's end.
+            head: the network, for du/dt.
+            condition: of all rows.
+            tangent: the velocity along which to derive, at the rows `drawn.spans`.
+        """
+        spans = drawn.spans
+        derivative = torch.zeros_like(drawn.z)
+        derivative[spans] = total_derivative(
+            average_velocity(head, condition.select(spans).detach()),
+            tangent,
+            drawn.z[spans],
+            drawn.t[spans],
+            drawn.h[spans],
+        )
+        correction = drawn.h[:, None, None] * derivative
+        error = summed_error(average + correction, drawn.target, valid)
+        return Loss(
+            value=self.weighted_mean(error),
+            figures={
+                "raw_mse": error.detach().sum() / num_values(drawn.target, valid),
+                "correction_rms": masked_rms(correction, valid),
+                "average_velocity_rms": masked_rms(average.detach().to(drawn.z), valid),
+            },
+        )
+
+    def weighted_mean(self, error: Float[Tensor, " b"]) -> Float[Tensor, ""]:
+        """Return the batch mean of summed squared errors under the adaptive weight."""
+        weight = (error.detach() + self._settings.weight_constant) ** -self._settings.weight_power
+        return (weight * error).mean()
+
+
+def average_velocity(
+    head: ActionNetwork, condition: Condition
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return u(z, t, h) of a network under a condition: its first, or only, output."""
+    return lambda z, t, h: head(z, t, h, condition)[..., : z.shape[-1]]
+
+
+def _chunk_rms(chunks: Tensor) -> Tensor:
+    return chunks.square().mean(dim=(1, 2)).sqrt()

@@ -1,0 +1,109 @@
+"""Denoising diffusion: the network predicts the noise in an action chunk, a scheduler removes it.
+
+Knows actions and steps; nothing about cameras, robots or datasets. The only file that imports
+diffusers. Step k of K reaches the network as time k / K, at h = 0; 0 is nearest to the data.
+
+Ancestral sampling (`ddpm`) is DDIM with eta = 1 and the noise that was predicted derived again from
+the clipped prediction: the posterior of DDPM, written differently (arXiv 2010.02502, section 4.1).
+That way the noise of every step can be handed in, and a row's answer depends on that row alone.
+
+Source: DDPM, arXiv 2006.11239; DDIM, arXiv 2010.02502; settings (squared cosine schedule, clipped
+samples, noise prediction) of Diffusion Policy, arXiv 2303.04137; loss as in
+real-stanford/diffusion_policy@4bf419a:diffusion_policy/policy/diffusion_transformer_lowdim_policy.py.
+"""
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from jaxtyping import Bool, Float
+from torch import Generator, Tensor
+
+from policy.errors import AgentMismatchError
+from policy.head import Condition
+from policy.objectives.base import ActionNetwork, Loss
+from policy.objectives.diffusion_config import DiffusionConfig
+from policy.objectives.masked_error import mean_error
+
+
+class Diffusion:
+    """The objective; see the module docstring."""
+
+    num_outputs = 1
+
+    def __init__(self, config: DiffusionConfig):
+        self.config = config
+        self._is_ancestral = config.sampler == "ddpm"
+        # 10 DDIM steps are Diffusion Policy's on a robot, and what its successors compare with.
+        self.default_evaluations = config.num_train_timesteps if self._is_ancestral else 10
+        self._scheduler = DDIMScheduler(
+            num_train_timesteps=config.num_train_timesteps,
+            beta_schedule="squaredcos_cap_v2",
+            clip_sample=True,
+            set_alpha_to_one=True,
+            steps_offset=0,
+            prediction_type="epsilon",
+            timestep_spacing=config.timestep_spacing,
+        )
+        # Where few steps start at pure noise, eta = 1 leaves 1 - alpha - sigma^2 near 1e-7: in
+        # float32 it may round below 0, and its root is not a number.
+        self._scheduler.alphas_cumprod = self._scheduler.alphas_cumprod.double()
+
+    def check_evaluations(self, num_evaluations: int) -> None:
+        """Refuse a number that does not divide the training steps.
+
+        The scheduler would space such a number unevenly, as far as starting half way to the data.
+        """
+        steps = self.config.num_train_timesteps
+        if num_evaluations < 1 or steps % num_evaluations:
+            divisors = ", ".join(str(n) for n in range(1, steps + 1) if steps % n == 0)
+            raise AgentMismatchError(
+                f"num_evaluations={num_evaluations}, but objective diffusion takes a divisor of "
+                f"its {steps} training steps: {divisors}"
+            )
+
+    def num_noise_draws(self, num_evaluations: int) -> int:
+        """Return 1 for the start, and with `ddpm` 1 more for every step but the last."""
+        return num_evaluations if self._is_ancestral else 1
+
+    def loss(
+        self,
+        head: ActionNetwork,
+        actions: Float[Tensor, "b horizon a"],
+        valid: Bool[Tensor, "b horizon"],
+        condition: Condition,
+        generator: Generator,
+    ) -> Loss:
+        """Compute the loss; see `Objective.loss`."""
+        num_steps = self.config.num_train_timesteps
+        noise = torch.randn(actions.shape, generator=generator).to(actions)
+        steps = torch.randint(num_steps, (len(actions),), generator=generator)
+        z = self._scheduler.add_noise(actions, noise, steps)
+        t = steps.to(actions) / num_steps
+        error = mean_error(head(z, t, torch.zeros_like(t), condition), noise, valid)
+        return Loss(error, {"raw_mse": error.detach()})
+
+    @torch.no_grad()
+    def sample(
+        self,
+        head: ActionNetwork,
+        noise: Float[Tensor, "b draws horizon a"],
+        condition: Condition,
+        num_evaluations: int,
+    ) -> Float[Tensor, "b horizon a"]:
+        """Remove noise step by step; see `Objective.sample`."""
+        self.check_evaluations(num_evaluations)
+        self._scheduler.set_timesteps(num_evaluations)
+        z = noise[:, 0]
+        later_noise = [*noise[:, 1:].unbind(dim=1), torch.zeros_like(z)]  # none at the last step
+        for index, step in enumerate(self._scheduler.timesteps.tolist()):
+            t = z.new_full((len(z),), step / self.config.num_train_timesteps)
+            predicted = head(z, t, torch.zeros_like(t), condition)
+            z = self._scheduler.step(
+                predicted,
+                step,
+                z,
+                eta=1.0 if self._is_ancestral else 0.0,
+                use_clipped_model_output=self._is_ancestral,
+                variance_noise=later_noise[index] if self._is_ancestral else None,
+                return_dict=False,
+            )[0]
+        return z
