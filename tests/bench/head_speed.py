@@ -1,0 +1,88 @@
+"""How fast is the head, against its rivals on the same trunk? Ratios from one run.
+
+    python -m tests.bench.head_speed
+
+At the design's sizes (n_emb 384, n_layer 12), two threads, float32: one-step sampling at batch 1
+against DDIM-10 and DDPM-100, which reuse the encoded condition too; a training step at batch 64
+against flow matching; Attention Residuals against the ordinary residual stream in inference.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from policy.agent import AgentConfig, VLAAgent
+from policy.head import HeadConfig
+from policy.objectives.diffusion_config import DiffusionConfig
+from policy.objectives.flow_matching import FlowMatchingConfig
+from policy.objectives.improved_meanflow import ImprovedMeanFlowConfig
+from policy.spec import AgentSpec
+
+SPEC = AgentSpec(view_names=("front", "top", "r_vis"), state_dim=14, action_dim=14)
+TRAIN_BATCH = 64
+
+
+def agent(objective: object, **head: object) -> VLAAgent:
+    """Build an agent at the design's sizes."""
+    torch.manual_seed(0)
+    return VLAAgent(AgentConfig(objective=objective, head=HeadConfig(**head)), SPEC)
+
+
+def median_s(calls: list[Callable[[], object]], repeats: int) -> list[float]:
+    """Time several calls in turn, so that a drifting machine slows all alike; return medians."""
+    for call in calls:
+        call()
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for call, spent in zip(calls, times, strict=True):
+            started = time.perf_counter()
+            call()
+            spent.append(time.perf_counter() - started)
+    return [statistics.median(spent) for spent in times]
+
+
+def decide(policy: VLAAgent, num_evaluations: int) -> Callable[[], object]:
+    """Return a call that takes one decision at batch 1, as a rollout does."""
+    features, state = torch.randn(1, 2, 3, 768), torch.randn(1, 2, SPEC.state_dim)
+    noise = policy.noise(1, torch.Generator().manual_seed(0), num_evaluations)
+    policy.eval()
+    return lambda: policy.predict(features, state, noise, num_evaluations)
+
+
+def train(policy: VLAAgent) -> Callable[[], object]:
+    """Return a call that takes one training step without the optimiser."""
+    features, state = torch.randn(TRAIN_BATCH, 2, 3, 768), torch.randn(TRAIN_BATCH, 2, 14)
+    actions, valid = torch.randn(TRAIN_BATCH, 16, 14), torch.ones(TRAIN_BATCH, 16, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        policy.zero_grad(set_to_none=True)
+        policy.compute_loss(features, state, actions, valid, generator).value.backward()
+
+    return step
+
+
+def main() -> None:
+    """Print every ratio."""
+    torch.set_num_threads(2)
+    one_step = agent(ImprovedMeanFlowConfig())
+    ddim = decide(agent(DiffusionConfig(sampler="ddim")), 10)
+    ddpm = decide(agent(DiffusionConfig(sampler="ddpm")), 100)
+    ours, ddim_s, ddpm_s = median_s([decide(one_step, 1), ddim, ddpm], repeats=9)
+    print(f"one decision: one step {1e3 * ours:.1f} ms, DDIM-10 {ddim_s / ours:.1f} x, ", end="")
+    print(f"DDPM-100 {ddpm_s / ours:.1f} x", flush=True)
+    full, prenorm = median_s(
+        [decide(one_step, 1), decide(agent(ImprovedMeanFlowConfig(), residuals="prenorm"), 1)], 25
+    )
+    print(f"inference: Attention Residuals {full / prenorm:.2f} x ordinary residuals", flush=True)
+    meanflow, flow = median_s([train(one_step), train(agent(FlowMatchingConfig()))], repeats=5)
+    print(
+        f"training step, batch {TRAIN_BATCH}: improved MeanFlow {1e3 * meanflow:.0f} ms, ", end=""
+    )
+    print(f"{meanflow / flow:.2f} x flow matching", flush=True)
+
+
+if __name__ == "__main__":
+    main()
