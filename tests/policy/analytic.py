@@ -1,7 +1,7 @@
 """Closed forms that the head's mathematics is tested against; numpy-like torch code, no head.
 
 For x ~ N(mean, spread^2) and e ~ N(0, 1), z_t = (1-t) x + t e has a known velocity and a known
-average velocity: ../shared derivation, checked here against the MeanFlow identity.
+average velocity; the tests check both against the MeanFlow identity.
 """
 
 import torch
