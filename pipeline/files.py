@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from policy.errors import VlaError
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves the old one or the new one, never a part.
@@ -50,16 +52,26 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_vacant(path: Path) -> bool:
+    """Whether there is nothing at `path`, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
+def sole_writer(folder: Path, refusal: type[VlaError]) -> Iterator[None]:
     """Hold a folder against every other process that asks for it; the system frees it at a crash.
 
     Raises:
-        BlockingIOError: another process holds it.
+        VlaError: another process holds it; of the class `refusal`.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise refusal(
+                f"{folder}: another process is writing here; wait for it, or stop it"
+            ) from error
         yield
     finally:
         os.close(descriptor)

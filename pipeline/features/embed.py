@@ -21,7 +21,7 @@ from pipeline.datasets.registry import open_reader
 from pipeline.errors import DatasetError, EncoderMismatchError, StoreError
 from pipeline.features.store import FeatureStore, StepArrays, StoreAttributes
 from pipeline.features.units import UNIT_ROWS, episode_slices, unit_rows
-from pipeline.files import sole_writer
+from pipeline.files import is_vacant, sole_writer
 from policy.backbone import DEFAULT_REPOSITORY, FrozenSiglip2, load_backbone
 from policy.device import open_device
 from policy.preprocess import resize_frames
@@ -93,15 +93,10 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         )
         store = _open_or_create(config.store, manifest, steps, backbone)
         started = time.monotonic()
-        try:
-            with sole_writer(store.path):
-                num_rows = _encode_missing_units(store, reader, steps, backbone)
-                if not store.is_complete:
-                    store.mark_complete()
-        except BlockingIOError as error:
-            raise StoreError(
-                f"{store.path}: another process is embedding into this store; wait or stop it"
-            ) from error
+        with sole_writer(store.path, StoreError):
+            num_rows = _encode_missing_units(store, reader, steps, backbone)
+            if not store.is_complete:
+                store.mark_complete()
     finally:
         reader.close()
     return EmbedReport(
@@ -143,7 +138,7 @@ def _read_steps(reader: EpisodeReader) -> StepArrays:
 def _open_or_create(
     path: Path, manifest: Manifest, steps: StepArrays, backbone: FrozenSiglip2
 ) -> FeatureStore:
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if is_vacant(path):
         attributes = StoreAttributes(
             encoder=backbone.identity,
             view_names=manifest.view_names,

@@ -30,7 +30,7 @@ from zarr.errors import BaseZarrError
 
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.units import UNIT_ROWS, num_units, unit_rows
-from pipeline.files import sync_file, sync_folder, write_json
+from pipeline.files import is_vacant, sync_file, sync_folder, write_json
 from policy.spec import FEATURE_DIM, EncoderIdentity
 
 FORMAT: Final = "frozen-vla features"
@@ -103,7 +103,7 @@ class FeatureStore:
             StoreError: there is something at `path` other than an empty folder.
             OSError: the disk is full or not writable; nothing is left at `path`.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if not is_vacant(path):
             raise StoreError(f"{path}: holds something already; choose another path")
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -73,8 +73,6 @@ class Checkpoint:
     agent: dict[str, Tensor]
     average: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    card: str = ""
-    """Model card, Markdown; for people, so reading a checkpoint does not bring it back."""
 
 
 def write_run(run: Path, description: RunDescription) -> None:
@@ -113,8 +111,8 @@ def read_run(run: Path) -> RunDescription:
         raise RunError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-def write_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int) -> None:
-    """Write a checkpoint whole, then delete all but the latest `keep`.
+def write_checkpoint(run: Path, checkpoint: Checkpoint, *, card: str, keep: int) -> None:
+    """Write a checkpoint whole, with its model card, then delete all but the latest `keep`.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
@@ -130,7 +128,7 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int) -> None:
             content = save(tensors)
             write_atomically(partial / f"{name}.safetensors", content)
             hashes[name] = hashlib.sha256(content).hexdigest()
-        write_atomically(partial / "README.md", checkpoint.card.encode())
+        write_atomically(partial / "README.md", card.encode())
         hashes["run"] = _run_hash(run)
         write_json(partial / "checkpoint.json", {"step": checkpoint.step, "sha256": hashes})
         if folder.exists():

@@ -89,8 +89,7 @@ def with_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
         key, separator, text = setting.partition("=")
         *groups, field = key.strip().split(".")
         target = _group(content, groups)
-        is_known = target is not None and field in target and field != "preset"
-        if not separator or target is None or not is_known:
+        if not separator or target is None or field not in target or field == "preset":
             known = ", ".join(target or content)
             raise ConfigError(f"--set {setting}: want group.field=value, known here: {known}")
         if field == "kind":

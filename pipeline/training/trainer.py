@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pipeline.errors import RunError
 from pipeline.features.store import FeatureStore
-from pipeline.files import sole_writer, write_atomically
+from pipeline.files import is_vacant, sole_writer, write_atomically
 from pipeline.training.checkpoint import (
     Checkpoint,
     DataIdentity,
@@ -99,13 +99,10 @@ def train(
     trainer = Trainer(run, description, data, opened)
     if is_new:
         write_run(run, description)
-    resumed_from = 0 if is_new else trainer.restore()
-    started = time.monotonic()
-    try:
-        with sole_writer(run):
-            trainer.fit()
-    except BlockingIOError as error:
-        raise RunError(f"{run}: another process is training this run; wait, or stop it") from error
+    with sole_writer(run, RunError):
+        resumed_from = 0 if is_new else trainer.restore()
+        started = time.monotonic()
+        trainer.fit()
     return TrainReport(
         run=run,
         steps=config.steps,
@@ -119,7 +116,7 @@ def train(
 def _is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
     """Say whether a run begins here, and refuse whatever else `run` may hold."""
     if not (run / "run.json").exists():
-        if run.is_dir() and any(run.iterdir()):
+        if not is_vacant(run):
             raise RunError(f"{run}: holds something that is no training run; name another --out")
         return True
     if not resume:
@@ -270,9 +267,9 @@ class Trainer:
             agent=dict(self.agent.state_dict()),
             average=dict(self.average.averaged),
             optimizer=optimizer_tensors(self.optimizer, self.agent),
-            card=model_card(self.description, self.agent, self.step, figures),
         )
-        write_checkpoint(self.run, checkpoint, keep=self.config.keep_checkpoints)
+        card = model_card(self.description, self.agent, self.step, figures)
+        write_checkpoint(self.run, checkpoint, card=card, keep=self.config.keep_checkpoints)
 
     def _windows(self, rows: Tensor) -> Windows:
         agent = self.config.agent

@@ -110,7 +110,7 @@ def test_frames_that_changed_are_noticed(copied):
 def test_two_processes_never_write_one_store(copied):
     manifest, store = copied
     (store / "commits/000000.json").unlink()
-    with sole_writer(store), pytest.raises(StoreError, match="another process"):
+    with sole_writer(store, StoreError), pytest.raises(StoreError, match="another process"):
         embed(manifest, store)
     assert embed(manifest, store).num_encoded_images == 24
 

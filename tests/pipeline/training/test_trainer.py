@@ -197,7 +197,7 @@ def test_checkpoints_belong_to_their_run(store, uninterrupted, tmp_path):
 def test_two_processes_never_train_one_run(store, uninterrupted, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
-    with sole_writer(run), pytest.raises(RunError, match="another process"):
+    with sole_writer(run, RunError), pytest.raises(RunError, match="another process"):
         train(store.path, run, debug(), resume=True)
 
 
