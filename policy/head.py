@@ -9,26 +9,18 @@ Source: the original design's head (RMSNorm, rotary positions, SwiGLU, query-key
 of arXiv 2603.15031; time embedding as in arXiv 2512.02012, on raw times in [0, 1].
 """
 
-import math
 from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from policy.attention_residuals import (
-    DepthMixer,
-    ResidualStream,
-    ResidualSum,
-    inverse_root_mean_square,
-)
+from policy import forward_mode
+from policy.attention_residuals import DepthMixer, ResidualStream, ResidualSum
+from policy.layers import HEAD_WIDTH, Block, TimeEmbedding, rms_normalize, rotary_table
 
-HEAD_WIDTH: Final = 64  # features an attention head
-ROPE_BASE: Final = 10_000.0  # dimensionless; arXiv 2104.09864, section 3.3
-TIME_MAX_PERIOD: Final = 10_000.0  # in units of time; du/dt carries the embedding's frequency
-TIME_FEATURES: Final = 128  # sines and cosines of a time
 NUM_TIME_TOKENS: Final = 2  # one for t and one for h
 
 
@@ -173,6 +165,48 @@ class ActionHead(nn.Module):
             stream.append(block.mlp(stream.read()))
         return self._predict(stream)
 
+    @torch.no_grad()
+    def derivative(
+        self,
+        z: Float[Tensor, "b horizon a"],
+        t: Float[Tensor, " b"],
+        h: Float[Tensor, " b"],
+        condition: Condition,
+        direction: Float[Tensor, "b horizon a"],
+    ) -> Float[Tensor, "b horizon outputs"]:
+        """Differentiate `forward` along (direction, 1, 1) in (z, t, h), without gradient.
+
+        With r fixed and h = t - r, dh/dt = 1: h advances with t. Lower precision is kept out: in
+        bfloat16 the derivative over close times rounds to zero and a loss that needs it silently
+        becomes flow matching.
+
+        Args:
+            z: noisy actions at time t, normalised.
+            t: times in [0, 1].
+            h: spans in [0, t].
+            condition: from `encode_condition`, same batch size; stays where it is.
+            direction: dz/dt, the velocity along which to derive.
+        """
+        place = slice(self.num_cond_tokens, None)
+        with torch.autocast(z.device.type, enabled=False):
+            times = [
+                forward_mode.embed_time(self.embed_t, t),
+                forward_mode.embed_time(self.embed_h, h),
+            ]
+            actions = forward_mode.linear(self.embed_action, torch.stack([z, direction]))
+            tokens = torch.cat([*times, actions], dim=2)
+            if self.positions is not None:
+                tokens[0] += self.positions[place]
+            stream = forward_mode.open_stream(self.residuals, tokens)
+            for block, keys_values in zip(self._blocks(), condition.keys_values, strict=True):
+                rotations = self._rotations(place)
+                stream.append(
+                    forward_mode.attend(block.attention, stream.read(), rotations, keys_values)
+                )
+                stream.append(forward_mode.transform(block.mlp, stream.read()))
+            last = forward_mode.normalize(stream.read()[:, :, -self.pred_horizon :])
+            return forward_mode.linear(self.predict, last)[1]
+
     def _embed_actions(self, z: Tensor, t: Tensor, h: Tensor) -> Tensor:
         return torch.cat([self.embed_t(t), self.embed_h(h), self.embed_action(z)], dim=1)
 
@@ -187,7 +221,7 @@ class ActionHead(nn.Module):
     def _rotations(self, place: slice) -> Tensor | None:
         return None if self.rotations is None else self.rotations[:, place]
 
-    def _blocks(self) -> list["Block"]:
+    def _blocks(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))  # ModuleList forgets what it holds
 
 
@@ -197,111 +231,3 @@ def build_residuals(config: HeadConfig) -> DepthMixer | ResidualSum:
         return ResidualSum()
     block_size = config.residual_block_size if config.residuals == "block" else 1
     return DepthMixer(config.n_emb, num_sublayers=2 * config.n_layer, block_size=block_size)
-
-
-class Block(nn.Module):
-    """One attention and one MLP sublayer; the depth mixture replaces the skip connections."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.attention = Attention(width)
-        self.mlp = SwiGlu(width)
-
-
-class Attention(nn.Module):
-    """Multi-head attention with normalised queries and keys and rotary positions."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.num_heads = width // HEAD_WIDTH
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.query_gain = nn.Parameter(torch.ones(HEAD_WIDTH))  # one gain scales every logit
-        self.out = nn.Linear(width, width, bias=False)
-
-    def project(
-        self, x: Float[Tensor, "b t d"], rotations: Float[Tensor, "2 t 32"] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries and keys, rotated if asked, and values, each [b, heads, t, 64]."""
-        heads = self.qkv(rms_normalize(x)).unflatten(-1, (3, self.num_heads, HEAD_WIDTH))
-        query, key, value = heads.permute(2, 0, 3, 1, 4)
-        query, key = rms_normalize(query) * self.query_gain, rms_normalize(key)
-        if rotations is not None:
-            query, key = rotate(query, rotations), rotate(key, rotations)
-        return query, key, value
-
-    def attend(
-        self,
-        query: Float[Tensor, "b n q 64"],
-        key: Float[Tensor, "b n k 64"],
-        value: Float[Tensor, "b n k 64"],
-        may_see: Bool[Tensor, "q k"] | None = None,
-    ) -> Float[Tensor, "b q d"]:
-        """Mix values by softmax over keys, those that a query may see if that is said.
-
-        Written out because torch's fused kernels have no forward-mode derivative
-        (pytorch#165530, #154226), and both passes must be one function.
-        """
-        scores = (query @ key.transpose(-1, -2)) * HEAD_WIDTH**-0.5
-        if may_see is not None:
-            scores = scores.masked_fill(~may_see, -torch.inf)
-        mixed = scores.softmax(dim=-1) @ value
-        attended: Tensor = self.out(mixed.transpose(1, 2).flatten(start_dim=2))
-        return attended
-
-
-class SwiGlu(nn.Module):
-    """Pre-normalised gated MLP, 8/3 of the width inside; arXiv 2002.05202."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        inner = math.ceil(width * 8 / 3 / HEAD_WIDTH) * HEAD_WIDTH
-        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
-
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """Transform every token on its own."""
-        gate, up = self.gate_up(rms_normalize(x)).chunk(2, dim=-1)
-        transformed: Tensor = self.down(nn.functional.silu(gate) * up)
-        return transformed
-
-
-class TimeEmbedding(nn.Module):
-    """One token from a time in [0, 1], by sines of the raw value.
-
-    Multiplying the time (by 1000, as image diffusion does) would multiply du/dt and drown the loss.
-    """
-
-    frequencies: Tensor
-
-    def __init__(self, width: int):
-        super().__init__()
-        exponents = torch.arange(TIME_FEATURES // 2) / (TIME_FEATURES // 2)
-        self.register_buffer("frequencies", TIME_MAX_PERIOD**-exponents, persistent=False)
-        self.layers = nn.Sequential(
-            nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width)
-        )
-
-    def forward(self, time: Float[Tensor, " b"]) -> Float[Tensor, "b 1 d"]:
-        """Embed one time a batch row as one token."""
-        angles = time[:, None, None] * self.frequencies
-        token: Tensor = self.layers(torch.cat([angles.cos(), angles.sin()], dim=-1))
-        return token
-
-
-def rms_normalize(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-    """Scale to root mean square 1, without a gain: the matrix that follows would absorb it."""
-    return x * inverse_root_mean_square(x)
-
-
-def rotary_table(num_tokens: int) -> Float[Tensor, "2 t 32"]:
-    """Return cosines and sines of the rotary angles of positions 0..num_tokens-1."""
-    half = HEAD_WIDTH // 2
-    angles = torch.outer(torch.arange(num_tokens), ROPE_BASE ** -(torch.arange(half) / half))
-    return torch.stack([angles.cos(), angles.sin()])
-
-
-def rotate(x: Float[Tensor, "b n t 64"], rotations: Float[Tensor, "2 t 32"]) -> Tensor:
-    """Rotate pairs of features by their token's position; arXiv 2104.09864, eq. 34."""
-    cosine, sine = rotations
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)

@@ -3,7 +3,7 @@
 Knows actions and time; nothing about cameras, robots or datasets. The network predicts the
 velocity averaged over [r, t], h = t - r:
 
-    V    = u(z, t, h) + h * stopgrad( du/dt ),   du/dt by JVP with tangent (v, 1, 1) in (z, t, h)
+    V    = u(z, t, h) + h * stopgrad( du/dt ),   du/dt along (v, 1, 1) in (z, t, h)
     loss = |V - (e - x)|^2 / stopgrad( (|V - (e - x)|^2 + c)^p )
 
 MeanFlow writes the same error as u - stopgrad( (e - x) - h du/dt ): same value, same gradient.
@@ -22,11 +22,10 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from policy.head import Condition
-from policy.objectives.base import ActionNetwork, Loss
+from policy.objectives.base import ActionNetwork, DifferentiableNetwork, Loss
 from policy.objectives.flow_sampling import Start, check_jumps, jump_to_data, starting_point
 from policy.objectives.masked_error import masked_rms, num_values, summed_error
 from policy.objectives.time_sampling import TimeSamplingConfig, num_flow_items, sample_times
-from policy.objectives.total_derivative import total_derivative
 
 
 class AverageVelocityConfig(TimeSamplingConfig):
@@ -124,9 +123,9 @@ class AverageVelocityObjective:
         drawn: NoisyActions,
         valid: Bool[Tensor, "b horizon"],
         *,
-        head: ActionNetwork,
+        head: DifferentiableNetwork,
         condition: Condition,
-        tangent: Callable[[Tensor, Tensor], Tensor],
+        tangent: Float[Tensor, "n horizon a"],
     ) -> Loss:
         """Return the loss of V = u + h du/dt.
 
@@ -136,17 +135,13 @@ class AverageVelocityObjective:
             valid: False where a chunk runs past its episode's end.
             head: the network, for du/dt.
             condition: of all rows.
-            tangent: the velocity along which to derive, at the rows `drawn.spans`.
+            tangent: the velocity along which to derive, without gradient, of the rows
+                `drawn.spans`.
         """
         spans = drawn.spans
         derivative = torch.zeros_like(drawn.z)
-        derivative[spans] = total_derivative(
-            average_velocity(head, condition.select(spans).detach()),
-            tangent,
-            drawn.z[spans],
-            drawn.t[spans],
-            drawn.h[spans],
-        )
+        at = drawn.z[spans], drawn.t[spans], drawn.h[spans], condition.select(spans).detach()
+        derivative[spans] = head.derivative(*at, tangent)[..., : tangent.shape[-1]]
         correction = drawn.h[:, None, None] * derivative
         error = summed_error(average + correction, drawn.target, valid)
         return Loss(

@@ -39,6 +39,22 @@ class ActionNetwork(Protocol):
 
 
 @runtime_checkable
+class DifferentiableNetwork(ActionNetwork, Protocol):
+    """What average velocities are trained in: a network that knows its derivative, `ActionHead`."""
+
+    def derivative(
+        self,
+        z: Float[Tensor, "b horizon a"],
+        t: Float[Tensor, " b"],
+        h: Float[Tensor, " b"],
+        condition: Condition,
+        direction: Float[Tensor, "b horizon a"],
+        /,
+    ) -> Float[Tensor, "b horizon outputs"]:
+        """Differentiate along (direction, 1, 1) in (z, t, h); see `ActionHead.derivative`."""
+
+
+@runtime_checkable
 class Objective(Protocol):
     """Trains a head on action chunks and draws action chunks from it."""
 
@@ -62,7 +78,7 @@ class Objective(Protocol):
 
     def loss(
         self,
-        head: ActionNetwork,
+        head: DifferentiableNetwork,
         actions: Float[Tensor, "b horizon a"],
         valid: Bool[Tensor, "b horizon"],
         condition: Condition,

@@ -13,13 +13,18 @@ read the same last layer; see `average_velocity.py` and `time_sampling.py` for t
 
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Generator, Tensor
 
 from policy.head import Condition
-from policy.objectives.average_velocity import AverageVelocityConfig, AverageVelocityObjective
-from policy.objectives.base import ActionNetwork, Loss
+from policy.objectives.average_velocity import (
+    AverageVelocityConfig,
+    AverageVelocityObjective,
+    NoisyActions,
+)
+from policy.objectives.base import ActionNetwork, DifferentiableNetwork, Loss
 from policy.objectives.masked_error import num_values, summed_error
 
 
@@ -45,7 +50,7 @@ class ImprovedMeanFlow(AverageVelocityObjective):
 
     def loss(
         self,
-        head: ActionNetwork,
+        head: DifferentiableNetwork,
         actions: Float[Tensor, "b horizon a"],
         valid: Bool[Tensor, "b horizon"],
         condition: Condition,
@@ -55,14 +60,13 @@ class ImprovedMeanFlow(AverageVelocityObjective):
         drawn = self.draw(actions, generator)
         width = actions.shape[-1]
         predicted = head(drawn.z, drawn.t, drawn.h, condition)
-        detached = condition.select(drawn.spans).detach()
-
-        def tangent(z: Tensor, t: Tensor) -> Tensor:
-            # The last chunk is the velocity head's where there is one, and u itself elsewhere.
-            return head(z, t, t.new_zeros(t.shape), detached)[..., -width:]
-
         loss = self.compound_loss(
-            predicted[..., :width], drawn, valid, head=head, condition=condition, tangent=tangent
+            predicted[..., :width],
+            drawn,
+            valid,
+            head=head,
+            condition=condition,
+            tangent=_velocity(head, drawn, condition),
         )
         if self.config.tangent == "boundary":
             return loss
@@ -72,3 +76,13 @@ class ImprovedMeanFlow(AverageVelocityObjective):
             loss.value + self.config.velocity_weight * self.weighted_mean(error),
             loss.figures | {"velocity_mse": velocity_mse},
         )
+
+
+@torch.no_grad()
+def _velocity(head: ActionNetwork, drawn: NoisyActions, condition: Condition) -> Tensor:
+    """Ask the network for the velocity at the rows that need du/dt, in full precision."""
+    z, t = drawn.z[drawn.spans], drawn.t[drawn.spans]
+    with torch.autocast(z.device.type, enabled=False):
+        answer = head(z, t, torch.zeros_like(t), condition.select(drawn.spans).detach())
+    # The last chunk is the velocity head's where there is one, and u itself elsewhere.
+    return answer[..., -z.shape[-1] :]

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from policy.head import Condition
 from policy.objectives.average_velocity import AverageVelocityConfig, AverageVelocityObjective
-from policy.objectives.base import ActionNetwork, Loss
+from policy.objectives.base import DifferentiableNetwork, Loss
 
 
 class MeanFlowConfig(AverageVelocityConfig):
@@ -40,7 +40,7 @@ class MeanFlow(AverageVelocityObjective):
 
     def loss(
         self,
-        head: ActionNetwork,
+        head: DifferentiableNetwork,
         actions: Float[Tensor, "b horizon a"],
         valid: Bool[Tensor, "b horizon"],
         condition: Condition,
@@ -55,5 +55,5 @@ class MeanFlow(AverageVelocityObjective):
             valid,
             head=head,
             condition=condition,
-            tangent=lambda z, t: drawn.target[drawn.spans],
+            tangent=drawn.target[drawn.spans],
         )

@@ -12,7 +12,31 @@ from policy.head import Condition
 NO_CONDITION = Condition(())
 
 
-class GaussianFlow:
+class JvpNetwork:
+    """A closed form as a network, with its derivative by torch's own forward mode."""
+
+    def __init__(self, function=None):
+        self.function = function
+
+    def __call__(self, z: Tensor, t: Tensor, h: Tensor, condition: Condition) -> Tensor:
+        return self.function(z, t, h, condition)
+
+    def derivative(self, z, t, h, condition: Condition, direction: Tensor) -> Tensor:
+        return forward_mode_derivative(self, (z, t, h), condition, direction)
+
+
+def forward_mode_derivative(
+    network, point: tuple[Tensor, Tensor, Tensor], condition: Condition, direction: Tensor
+) -> Tensor:
+    """d/ds network(z + s direction, t + s, h + s) at s = 0, by torch: the independent oracle."""
+    ones = torch.ones_like(point[1])
+    with torch.no_grad():
+        return torch.func.jvp(
+            lambda z, t, h: network(z, t, h, condition), point, (direction, ones, ones)
+        )[1]
+
+
+class GaussianFlow(JvpNetwork):
     """The exact average velocity of Gaussian data, as a network would return it."""
 
     def __init__(self, mean: float, spread: float):

@@ -10,7 +10,7 @@ from policy.errors import AgentMismatchError
 from policy.head import ActionHead, Condition, HeadConfig
 from policy.objectives.base import Objective
 from policy.objectives.registry import ObjectiveConfig, build_objective
-from tests.policy.analytic import NO_CONDITION
+from tests.policy.analytic import NO_CONDITION, JvpNetwork
 
 ACTION_DIM, COND_DIM, NUM_COND, HORIZON = 3, 20, 2, 8
 
@@ -92,6 +92,7 @@ class ObjectiveContract:
         changed = actions.clone()
         changed[:, 5:] = 100.0
 
+        @JvpNetwork
         def every_step_alone(z, t, h, condition):
             # Without attention, only the mask can keep padding out of the loss.
             answer = z * t[:, None, None] + h[:, None, None]

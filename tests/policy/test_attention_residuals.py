@@ -61,6 +61,36 @@ def test_folded_logits_equal_the_naive_formula(with_gradient, block_size):
             torch.testing.assert_close(stream.read(), expected)
 
 
+@pytest.mark.parametrize("num_tokens", [3, 3_000])
+def test_small_and_large_batches_mix_alike_without_gradient(num_tokens):
+    """Small ones are mixed by a matrix product, large ones source by source."""
+    mixer = random_mixer(2)
+    generator = torch.Generator().manual_seed(1)
+    embedding, *outputs = torch.randn(
+        SUBLAYERS + 1, 1, num_tokens, WIDTH, generator=generator, dtype=torch.float64
+    )
+    with torch.no_grad():
+        stream = mixer.open(embedding)
+        for count, output in enumerate(outputs, start=1):
+            stream.append(output)
+            expected = naive_read(mixer, embedding, outputs[:count])
+            torch.testing.assert_close(stream.read(), expected)
+
+
+def test_mixtures_are_not_rounded_under_autocast():
+    mixer, sources = random_mixer(1).float(), [source.float() for source in random_sources(3)]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        stream = mixer.open(sources[0])
+        for source in sources[1:]:
+            stream.append(source)
+        mixture = stream.read()
+    assert mixture.dtype == torch.float32
+    # Logits are rounded to bfloat16 under autocast, weights and sources are not.
+    expected = naive_read(mixer, sources[0], sources[1:])
+    assert not torch.equal(mixture, mixture.bfloat16().float())
+    torch.testing.assert_close(mixture, expected, rtol=0, atol=0.05)
+
+
 def test_one_block_of_one_is_full_and_one_of_all_sees_embedding_and_sum():
     """Block with S = 1 is Full; with S = all, two sources are left at the output."""
     embedding, *outputs = random_sources(SUBLAYERS + 1)

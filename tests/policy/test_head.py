@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from policy.attention_residuals import DepthMixer
-from policy.head import ActionHead, HeadConfig, rotary_table, rotate
+from policy.head import ActionHead, HeadConfig
+from policy.layers import rotary_table, rotate
+from tests.policy.analytic import forward_mode_derivative
 
 ACTION_DIM, COND_DIM, NUM_COND, HORIZON = 3, 20, 2, 8
 
@@ -15,7 +17,7 @@ def random_head(dtype: torch.dtype = torch.float32, **settings) -> ActionHead:
     config = HeadConfig(n_emb=64, n_layer=2, pred_horizon=HORIZON, **settings)
     head = ActionHead(config, cond_dim=COND_DIM, num_cond_tokens=NUM_COND, action_dim=ACTION_DIM)
     with torch.no_grad():
-        head.predict.weight.normal_()
+        head.predict.weight.normal_(std=64**-0.5)  # outputs of order 1, as normalised actions
         if isinstance(head.residuals, DepthMixer):
             head.residuals.query.normal_(std=0.3)
     return head.to(dtype)
@@ -118,24 +120,23 @@ def test_rotary_scores_depend_on_the_distance_alone():
     assert score(3, 1) != pytest.approx(score(3, 2))
 
 
-def test_derivative_equals_central_differences_in_float64():
-    head = random_head(torch.float64)
+@pytest.mark.parametrize("settings", VARIANTS, ids=lambda s: "-".join(s.values()))
+def test_derivative_equals_torchs_forward_mode_and_central_differences(settings):
+    head = random_head(torch.float64, **settings)
     z, t, h, cond = random_inputs(3, torch.float64)
     condition = head.encode_condition(cond).detach()
     direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(2)).double()
 
+    derivative = head.derivative(z, t, h, condition, direction)
+    oracle = forward_mode_derivative(head, (z, t, h), condition, direction)
+    torch.testing.assert_close(derivative, oracle, rtol=1e-11, atol=1e-11)
     with torch.no_grad():
-        _, forward_mode = torch.func.jvp(
-            lambda z, t, h: head(z, t, h, condition),
-            (z, t, h),
-            (direction, torch.ones_like(t), torch.ones_like(h)),
-        )
         step = 1e-5
         ahead = head(z + step * direction, t + step, h + step, condition)
         behind = head(z - step * direction, t - step, h - step, condition)
 
     # Central differences err by step^2 (1e-10) and rounding 1e-16 / step (1e-11).
-    torch.testing.assert_close(forward_mode, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(derivative, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
 
 
 def test_a_width_that_heads_do_not_divide_is_refused():

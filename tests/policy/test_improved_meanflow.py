@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-from policy.objectives.average_velocity import average_velocity
 from policy.objectives.improved_meanflow import ImprovedMeanFlow, ImprovedMeanFlowConfig
 from policy.objectives.time_sampling import TimeSamplingConfig, sample_times
-from policy.objectives.total_derivative import total_derivative
-from tests.policy.analytic import NO_CONDITION, GaussianFlow
+from tests.policy.analytic import (
+    NO_CONDITION,
+    GaussianFlow,
+    JvpNetwork,
+    forward_mode_derivative,
+)
 from tests.policy.objective_contract import generator
 from tests.policy.test_head import ACTION_DIM, HORIZON, random_head, random_inputs
 
@@ -34,9 +37,7 @@ def test_derivative_satisfies_the_identity_on_gaussian_data():
     z, t, h = double_inputs(16)
     h = h.clamp_min(0.05).minimum(t)
 
-    derivative = total_derivative(
-        average_velocity(flow, NO_CONDITION), lambda z, t: boundary(flow, z, t), z, t, h
-    )
+    derivative = flow.derivative(z, t, h, NO_CONDITION, boundary(flow, z, t))
 
     velocity = flow.velocity(z, t[:, None, None])
     residual = flow(z, t, h, NO_CONDITION) + h[:, None, None] * derivative - velocity
@@ -124,9 +125,8 @@ def test_no_gradient_flows_through_the_derivative():
     target = noise - actions
     z = actions + t[:, None, None] * target
     detached = head.encode_condition(cond).detach()
-    derivative = total_derivative(
-        average_velocity(head, detached), lambda z, t: boundary(head, z, t, detached), z, t, h
-    )
+    direction = boundary(head, z, t, detached)
+    derivative = forward_mode_derivative(head, (z, t, h), detached, direction)
     average = head(z, t, h, head.encode_condition(cond))
     by_hand = (average + h[:, None, None] * derivative - target).square().sum(dim=(1, 2)).mean()
     torch.testing.assert_close(gradients(loss.value, head), gradients(by_hand, head))
@@ -165,7 +165,7 @@ def test_times_are_shared_out_as_configured():
     assert float(logits.mean()) == pytest.approx(-0.4 + torch.pi**-0.5, abs=0.15)
 
 
-class TwoOutputs:
+class TwoOutputs(JvpNetwork):
     """The exact average velocity, spoilt at h = 0, beside an exact velocity, shifted on request."""
 
     def __init__(self, shift: float = 0.0):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from policy.objectives.meanflow import MeanFlow, MeanFlowConfig
 from policy.objectives.time_sampling import sample_times
-from tests.policy.analytic import NO_CONDITION, GaussianFlow
+from tests.policy.analytic import NO_CONDITION, GaussianFlow, JvpNetwork
 from tests.policy.objective_contract import generator
 from tests.policy.test_head import ACTION_DIM, HORIZON, random_head, random_inputs
 
@@ -77,7 +77,7 @@ def test_the_exact_average_velocity_is_stationary():
     flow = GaussianFlow(MEAN, SPREAD)
 
     loss = objective.loss(
-        lambda z, t, h, condition: flow(z, t, h, condition) + shift,
+        JvpNetwork(lambda z, t, h, condition: flow(z, t, h, condition) + shift),
         actions,
         valid,
         NO_CONDITION,
