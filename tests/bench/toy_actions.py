@@ -1,0 +1,195 @@
+"""Can one step draw from a spread of actions? Energy distances on two toys, and a picture.
+
+    python -m tests.bench.toy_actions --picture toy_actions.png
+
+Data: actions in the plane, as two modes or as a ring. Every objective trains the same trunk from
+the same seed for the same number of steps on the same batches. Reported is the energy distance
+between drawn and fresh actions, 2 E|X-Y| - E|X-X'| - E|Y-Y'| (Szekely and Rizzo 2013), which is
+zero only for equal distributions; the mean of three seeds, with the smallest and the largest.
+`floor` is what fresh data itself gets.
+"""
+
+import argparse
+import math
+import multiprocessing
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from policy.ema import WeightAverage
+from policy.head import ActionHead, HeadConfig
+from policy.objectives.diffusion_config import DiffusionConfig
+from policy.objectives.flow_matching import FlowMatchingConfig
+from policy.objectives.improved_meanflow import ImprovedMeanFlowConfig
+from policy.objectives.meanflow import MeanFlowConfig
+from policy.objectives.mip import MipConfig
+from policy.objectives.registry import ObjectiveConfig, build_objective
+from policy.objectives.regression import RegressionConfig
+
+SEEDS = (0, 1, 2)
+STEPS, BATCH, WARMUP = 4_000, 256, 100
+LEARNING_RATE = 2e-3
+HEAD = HeadConfig(n_emb=64, n_layer=3, pred_horizon=1)
+NUM_DRAWN = 4_096
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An objective, and the numbers of passes it is judged with."""
+
+    name: str
+    config: ObjectiveConfig
+    passes: tuple[int, ...]
+
+
+CONTESTANTS = (
+    Contestant("improved MeanFlow", ImprovedMeanFlowConfig(), (1, 2, 4)),
+    Contestant(
+        "improved MeanFlow, not anchored", ImprovedMeanFlowConfig(anchored_share=0), (1, 2, 4)
+    ),
+    Contestant(
+        "improved MeanFlow, velocity head",
+        ImprovedMeanFlowConfig(tangent="velocity_head"),
+        (1, 2, 4),
+    ),
+    Contestant("MeanFlow", MeanFlowConfig(), (1, 2)),
+    Contestant("flow matching", FlowMatchingConfig(), (1, 10)),
+    Contestant("regression", RegressionConfig(), (1,)),
+    Contestant("MIP", MipConfig(), (2,)),
+    Contestant("DDPM", DiffusionConfig(sampler="ddpm"), (100,)),
+    Contestant("DDIM", DiffusionConfig(sampler="ddim"), (10,)),
+)
+
+
+def two_modes(count: int, generator: torch.Generator) -> Tensor:
+    """Left or right of an obstacle, with a little spread; [count, 2] in [-1, 1]."""
+    side = torch.randint(0, 2, (count,), generator=generator) * 2 - 1
+    return 0.05 * torch.randn(count, 2, generator=generator) + torch.stack(
+        [0.7 * side, torch.zeros(count)], dim=1
+    )
+
+
+def ring(count: int, generator: torch.Generator) -> Tensor:
+    """Any direction, one distance; [count, 2] in [-1, 1]."""
+    angle = 2 * math.pi * torch.rand(count, generator=generator)
+    radius = 0.7 + 0.05 * torch.randn(count, generator=generator)
+    return radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+TOYS = {"two modes": two_modes, "ring": ring}
+
+
+def energy_distance(first: Tensor, second: Tensor) -> float:
+    """Return the unbiased estimate between two samples of one size, [n, 2] each."""
+
+    def within(points: Tensor) -> Tensor:
+        return torch.cdist(points, points).sum() / (len(points) * (len(points) - 1))
+
+    return float(2 * torch.cdist(first, second).mean() - within(first) - within(second))
+
+
+def run(job: tuple[str, int, int]) -> tuple[tuple[str, int, int], dict[int, Tensor]]:
+    """Train one contestant on one toy with one seed; return what it draws, by passes."""
+    toy, index, seed = job
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    objective = build_objective(CONTESTANTS[index].config)
+    head = ActionHead(
+        HEAD, cond_dim=1, num_cond_tokens=1, action_dim=2, num_outputs=objective.num_outputs
+    )
+    optimizer = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1, (step + 1) / WARMUP) * (1 + math.cos(math.pi * step / STEPS)) / 2,
+    )
+    data, noise = (torch.Generator().manual_seed(2 * seed + part) for part in (0, 1))
+    cond, valid = torch.zeros(BATCH, 1, 1), torch.ones(BATCH, 1, dtype=torch.bool)
+    average = WeightAverage(head)
+    for step in range(STEPS):
+        actions = TOYS[toy](BATCH, data)[:, None]
+        loss = objective.loss(head, actions, valid, head.encode_condition(cond), noise)
+        optimizer.zero_grad(set_to_none=True)
+        loss.value.backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update(head, step)
+    head.load_state_dict(average.averaged)
+    drawn = {}
+    with torch.no_grad():
+        condition = head.encode_condition(torch.zeros(NUM_DRAWN, 1, 1))
+        for passes in CONTESTANTS[index].passes:
+            draws = objective.num_noise_draws(passes)
+            start = torch.randn(NUM_DRAWN, draws, 1, 2, generator=torch.Generator().manual_seed(9))
+            drawn[passes] = objective.sample(head, start, condition, passes)[:, 0]
+    return job, drawn
+
+
+def table(drawn: dict[tuple[str, int, int], dict[int, Tensor]]) -> None:
+    """Print the energy distances, in thousandths."""
+    for toy, sample in TOYS.items():
+        fresh = [sample(NUM_DRAWN, torch.Generator().manual_seed(100 + s)) for s in SEEDS]
+        other = [sample(NUM_DRAWN, torch.Generator().manual_seed(200 + s)) for s in SEEDS]
+        floor = [energy_distance(x, y) for x, y in zip(fresh, other, strict=True)]
+        print(f"{toy}: energy distance / 1000 (floor {1e3 * sum(map(abs, floor)) / 3:.2f})")
+        for index, contestant in enumerate(CONTESTANTS):
+            for passes in contestant.passes:
+                distances = [
+                    1e3 * energy_distance(drawn[toy, index, seed][passes], fresh[place])
+                    for place, seed in enumerate(SEEDS)
+                ]
+                print(
+                    f"  {contestant.name:32} {passes:3} passes  {sum(distances) / 3:8.2f}"
+                    f"  ({min(distances):.2f} to {max(distances):.2f})"
+                )
+
+
+def draw_picture(drawn: dict[tuple[str, int, int], dict[int, Tensor]], path: Path) -> None:
+    """Draw what the first seed's contestants drew, beside the data."""
+    import matplotlib.pyplot as plt
+
+    columns = [
+        (contestant.name, index, contestant.passes[0])
+        for index, contestant in enumerate(CONTESTANTS)
+    ]
+    figure, axes = plt.subplots(
+        len(TOYS), len(columns) + 1, figsize=(1.9 * (len(columns) + 1), 4.2), squeeze=False
+    )
+    for row, (toy, sample) in zip(axes, TOYS.items(), strict=True):
+        shown = [("data", sample(NUM_DRAWN, torch.Generator().manual_seed(100)))]
+        for name, index, passes in columns:
+            title = f"{name}, {passes}".replace("improved MeanFlow", "iMF")
+            shown.append((title, drawn[toy, index, SEEDS[0]][passes]))
+        for axis, (title, points) in zip(row, shown, strict=True):
+            axis.scatter(*points[:1_500].T, s=1, alpha=0.4, linewidths=0)
+            axis.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal", xticks=[], yticks=[])
+            axis.set_title(title, fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Train everything on two processes, print the table, draw the picture."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--picture", type=Path)
+    arguments = parser.parse_args()
+    jobs = [
+        (toy, index, seed) for seed in SEEDS for toy in TOYS for index in range(len(CONTESTANTS))
+    ]
+    started = time.monotonic()
+    drawn = {}
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        for job, samples in pool.imap_unordered(run, jobs):
+            drawn[job] = samples
+    minutes = (time.monotonic() - started) / 60
+    print(f"{len(jobs)} trainings of {STEPS} steps in {minutes:.1f} min")
+    table(drawn)
+    if arguments.picture:
+        draw_picture(drawn, arguments.picture)
+
+
+if __name__ == "__main__":
+    main()
