@@ -2,13 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from cli.exits import exit_on_vla_error
+from pipeline.datasets.check import CheckConfig, check_dataset
+from pipeline.datasets.draft import draft_manifest
+from pipeline.errors import ConfigError
+from pipeline.files import write_atomically
 from pipeline.rollout.record import RecordConfig, record_dataset
 from pipeline.training.describe import describe
+
+FOUND_SOMETHING: Final = 1
 
 main = typer.Typer(add_completion=False, no_args_is_help=True, help="The toolbox around the data.")
 
@@ -28,6 +34,49 @@ def record(
             env=env, views=names, episodes=episodes, out=out, first_seed=first_seed
         )
         typer.echo(record_dataset(config).summary())
+
+
+@main.command()
+def check(
+    manifest: Annotated[Path, typer.Argument(help="A TOML file as in data_manifests/.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    sheet: Annotated[
+        Path | None, typer.Option(help="PNG to draw first, middle and last frames on.")
+    ] = None,
+    episodes: Annotated[
+        int, typer.Option(min=1, help="Episodes whose frames are read, spread evenly.")
+    ] = 5,
+    all_frames: Annotated[
+        bool, typer.Option("--all", help="Read the frames of all episodes.")
+    ] = False,
+) -> None:
+    """Look a dataset over before hours of compute. Exit code 1 where something is found."""
+    with exit_on_vla_error("nothing was changed"):
+        report = check_dataset(
+            CheckConfig(manifest=manifest, sheet=sheet, episodes=None if all_frames else episodes)
+        )
+    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
+    if not report.is_clean:
+        raise typer.Exit(FOUND_SOMETHING)
+
+
+@main.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="A dataset: a folder or a file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; without it the text is printed.")
+    ] = None,
+) -> None:
+    """Look at a dataset and start a manifest for it, to complete by hand."""
+    with exit_on_vla_error("nothing was written"):
+        if out is not None and out.exists():
+            raise ConfigError(f"{out}: expected a new file, found one that exists; name another")
+        text = draft_manifest(path)
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            write_atomically(out, text.encode())
+            typer.echo(f"{out}: complete its empty strings, then run `vla-data check {out}`")
 
 
 @main.command()

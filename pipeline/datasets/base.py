@@ -1,17 +1,109 @@
-"""The seam between a dataset on disk and everything else: episodes of frames, state and action.
+"""The two seams of the datasets room: what a format offers, and what everything else reads.
 
-Knows no file format, no encoder and no store. One file beside this one reads each format.
+A `FormatReader` knows one file layout and nothing of manifests; `ManifestReader`
+(manifest_reader.py) turns one or several of them into the one `EpisodeReader` that embedding,
+checking and training see. Neither knows an encoder or a store.
 """
 
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
+
+
+@dataclass(frozen=True)
+class DatasetPlace:
+    """What a format's reader is asked to open."""
+
+    root: Path
+    """The data: a folder or a file, absolute."""
+    view_keys: tuple[str, ...]
+    """Where the format keeps each camera's frames, in view order."""
+    number_keys: tuple[str, ...]
+    """Where the format keeps the arrays that make up state and action; may repeat."""
+    allow_outside: bool = False
+    """Whether files may lie outside `root` (symbolic links, `..`)."""
+
+
+@dataclass(frozen=True)
+class FormatSurvey:
+    """What a look at a dataset finds, to start a manifest from."""
+
+    fps: float | None
+    """Control steps a second, where the files say so."""
+    views: dict[str, tuple[int, int] | None]
+    """Keys of cameras, and (height, width) where the headers tell."""
+    numbers: dict[str, tuple[str, ...]]
+    """Keys of number arrays, and the name of each column, or `0`, `1`, ... without names."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """What the files say of themselves, by manifest key: `source`, `licence`, ..."""
 
 
 @runtime_checkable  # the test run checks return types
+class FormatReader(Protocol):
+    """One dataset of one file layout; constructed from a `DatasetPlace`.
+
+    Construction checks every file that the episodes need by its headers (present, readable, of
+    equal length, of one width over all episodes), decodes no frame, and raises DatasetError.
+    Episodes are ordered by their number in the files; numbers may have gaps where the layout
+    allows them.
+    """
+
+    num_episodes: int
+    """Number of episodes, at least 1."""
+    fps: float | None
+    """Control steps a second as the files say; None where the layout does not keep it."""
+
+    def episode_number(self, episode: int) -> int:
+        """Return the number that the files give the episode at this position."""
+
+    def episode_name(self, episode: int) -> str:
+        """Name an episode for messages: the path of its file, and the place in it."""
+
+    def episode_length(self, episode: int) -> int:
+        """Return the number of control steps of an episode, at least 1."""
+
+    def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
+        """Return (height, width) of a view's frames in pixels, decoding one frame at most."""
+
+    def frames(
+        self, episode: int, start: int, stop: int
+    ) -> tuple[UInt8[np.ndarray, "t h w 3"], ...]:
+        """Read frames [start, stop) of one episode, one array a view key, upright, as RGB.
+
+        Raises:
+            FrameReadError: a frame is absent or does not decode; never fewer rows than asked.
+        """
+
+    def numbers(self, episode: int, number_key: str) -> Float[np.ndarray, "t d"]:
+        """Read one array of every step as float32 or float64; one-axis arrays have d = 1.
+
+        Raises:
+            DatasetError: the array does not read.
+        """
+
+    def timestamp(self, episode: int) -> Float64[np.ndarray, " t"] | None:
+        """Return seconds since the episode's first step; None where the files keep no clock."""
+
+    def frame_drift(self, episode: int, view_key: str) -> float:
+        """Return the largest distance in seconds between a step and its frame; 0 without times."""
+
+    def subset(self, name: str) -> tuple[int, ...]:
+        """Return the episode numbers of a subset that the files name (`valid`, `train`).
+
+        Raises:
+            DatasetError: the files name no such subset; says which they name.
+        """
+
+    def close(self) -> None:
+        """Close every open file; reading again opens them again."""
+
+
+@runtime_checkable
 class EpisodeReader(Protocol):
-    """One recorded dataset, whatever its file format.
+    """Recorded episodes as a manifest describes them, whatever their file format.
 
     Episodes are numbered 0..num_episodes-1 in a fixed order; the frame at step t was seen before
     the action at step t was taken.
@@ -23,6 +115,10 @@ class EpisodeReader(Protocol):
     """Control steps a second."""
     num_episodes: int
     """Number of episodes."""
+    source_of: tuple[int, ...]
+    """Position of the manifest's source that each episode comes from, ascending."""
+    heldout: tuple[int, ...] | None
+    """Episodes that the manifest keeps out of training; None where it leaves the choice open."""
 
     def episode_name(self, episode: int) -> str:
         """Name an episode for messages: the path of its file, and the place in it."""
@@ -31,7 +127,7 @@ class EpisodeReader(Protocol):
         """Return the number of control steps of an episode, at least 1."""
 
     def frame_size(self, episode: int, view: str) -> tuple[int, int]:
-        """Return (height, width) of a view's frames in pixels, without decoding one."""
+        """Return (height, width) of a view's frames in pixels, decoding one frame at most."""
 
     def frames(
         self, episode: int, start: int, stop: int
@@ -42,11 +138,22 @@ class EpisodeReader(Protocol):
             FrameReadError: a frame is absent or does not decode; never fewer rows than asked.
         """
 
+    def frame_drift(self, episode: int, view: str) -> float:
+        """Return the largest distance in seconds between a step and its frame; 0 without times."""
+
     def state(self, episode: int) -> Float32[np.ndarray, "t s"]:
-        """Read the robot state of every step, in the units of the manifest."""
+        """Read the robot state of every step, in the units of the manifest.
+
+        Raises:
+            DatasetError: a value is NaN or infinite as float32, or does not read.
+        """
 
     def action(self, episode: int) -> Float32[np.ndarray, "t a"]:
-        """Read the action of every step, in the units of the manifest."""
+        """Read the action of every step, in the units of the manifest.
+
+        Raises:
+            DatasetError: a value is NaN or infinite as float32, or does not read.
+        """
 
     def timestamp(self, episode: int) -> Float64[np.ndarray, " t"]:
         """Return seconds since the episode's first step."""

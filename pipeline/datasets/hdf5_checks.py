@@ -1,55 +1,172 @@
-"""What an HDF5 dataset must be before it is read: inside its own file, and written to the end.
+"""What an HDF5 file must be before it is read: inside itself, of the right kind, and written whole.
 
 Knows h5py; knows no manifest and no layout of episodes. Looks at headers only: nothing is read.
+Source: HDF5 file format specification 3.0 (kinds of links, filters of a dataset).
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import h5py
+import numpy as np
 
+from pipeline.datasets.compressed import MAX_PIXELS
 from pipeline.errors import DatasetError
 
+MAX_COLUMNS: Final = 4096  # of an array of state or action; the largest known have some hundreds
+MAX_BYTES: Final = 1_000_000_000  # of an array of numbers; 14 float64 columns of 49 hours at 50 Hz
+MAX_LINKS: Final = 16  # links to links, before they are taken for a circle
+# What h5py raises for damaged files, by the place of the damage.
+HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 
-def find_dataset(file: h5py.File, key: str) -> h5py.Dataset | None:
-    """Find a dataset whose numbers lie in this very file.
 
-    A downloaded file must not be able to draw in others of this machine.
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open a file for reading; what is damaged while it is open is reported with its name.
+
+    Raises:
+        DatasetError: there is no file, or it is damaged or no HDF5.
+    """
+    try:
+        if not path.is_file():  # a pipe would wait for its writer
+            raise DatasetError(
+                f"{path}: expected an HDF5 file, found none; copy or record this episode again, "
+                "or remove the name"
+            )
+        with h5py.File(path, "r") as file:
+            yield file
+    except DatasetError:  # which is a ValueError
+        raise
+    except HDF5_ERRORS as error:
+        raise DatasetError(
+            f"{path}: expected an HDF5 file, found one that does not open ({brief(error)}); copy "
+            "or record this episode again, or remove it"
+        ) from error
+
+
+def find_object(file: h5py.File, key: str) -> h5py.Group | h5py.Dataset | None:
+    """Find a group or dataset of this very file; links within it are followed.
+
+    A downloaded file must not be able to draw in others of this machine: they are not even opened.
 
     Args:
         file: open for reading.
-        key: names joined by single slashes.
+        key: names joined by single slashes; empty for the file's root.
 
     Returns:
-        The dataset, or None where there is nothing or no dataset.
+        The object, or None where there is nothing, a link to nothing or a circle of links.
 
     Raises:
         DatasetError: the key leads to another file.
     """
     node: Any = file
-    for part in key.strip("/").split("/"):
-        name = part.encode()
-        if not isinstance(node, h5py.Group) or not node.id.links.exists(name):
+    parts = key.strip("/").encode().split(b"/") if key.strip("/") else []
+    num_links = 0
+    while parts:
+        name = parts.pop(0)
+        if name in (b"", b"."):
+            continue
+        if b"\0" in name or not isinstance(node, h5py.Group) or not node.id.links.exists(name):
             return None
-        if node.id.links.get_info(name).type == h5py.h5l.TYPE_EXTERNAL:
+        kind = node.id.links.get_info(name).type
+        if kind == h5py.h5l.TYPE_SOFT:
+            num_links += 1
+            if num_links > MAX_LINKS:
+                return None
+            target = node.id.links.get_val(name)
+            node = file if target.startswith(b"/") else node
+            parts = [*target.split(b"/"), *parts]
+        elif kind == h5py.h5l.TYPE_HARD:
+            node = node[name]
+        else:
             raise _outside(file, key)
-        try:
-            node = node[part]
-        except KeyError:  # a soft link to nothing
-            return None
+    return node if isinstance(node, h5py.Group | h5py.Dataset) else None
+
+
+def find_dataset(file: h5py.File, key: str) -> h5py.Dataset | None:
+    """Find a dataset whose numbers lie in this very file; None where there is no dataset.
+
+    Raises:
+        DatasetError: the key or the dataset leads to another file.
+    """
+    node = find_object(file, key)
     if not isinstance(node, h5py.Dataset):
         return None
-    if node.file.filename != file.filename or node.is_virtual or node.external:
+    if node.is_virtual or node.external:
         raise _outside(file, key)
     return node
 
 
-def require_written(dataset: h5py.Dataset, key: str) -> None:
-    """Refuse a dataset whose space was reserved and never filled: HDF5 reads the rest as zeros.
+def is_colour(dataset: h5py.Dataset) -> bool:
+    """Whether a dataset has the shape and type of raw frames, (t, h, w, 3) uint8."""
+    return bool(dataset.ndim == 4 and dataset.dtype == np.uint8 and dataset.shape[3] == 3)
+
+
+def is_compressed(dataset: h5py.Dataset) -> bool:
+    """Whether a dataset has the shape and type of compressed frames, (t, bytes) uint8."""
+    return bool(dataset.ndim == 2 and dataset.dtype == np.uint8)
+
+
+def is_numbers(dataset: h5py.Dataset) -> bool:
+    """Whether a dataset has the shape and type of numbers, (t, d) or (t,), float32 or float64."""
+    return dataset.ndim in (1, 2) and dataset.dtype in (np.float32, np.float64)
+
+
+def require_frames(dataset: h5py.Dataset, where: str, *, jpeg: bool) -> None:
+    """Refuse a dataset that cannot be frames.
+
+    Args:
+        dataset: found by `find_dataset`.
+        where: file, episode and key, for messages.
+        jpeg: whether the layout may hold compressed frames.
 
     Raises:
-        DatasetError: some of the dataset is not in the file.
+        DatasetError: it is neither raw nor, with `jpeg`, compressed frames, or they are too large.
+    """
+    if not (is_colour(dataset) or (jpeg and is_compressed(dataset))):
+        also = ", or JPEG files as (steps, bytes)" if jpeg else ""
+        raise DatasetError(
+            f"{where}: expected uint8 RGB frames (steps, height, width, 3){also}, found "
+            f"{dataset.dtype} {dataset.shape}; name a colour camera, or convert the frames"
+        )
+    size = math.prod(dataset.shape[1:3])  # pixels, or bytes of the longest file
+    if not 1 <= size <= MAX_PIXELS:
+        raise DatasetError(
+            f"{where}: expected frames of 1 to {MAX_PIXELS} pixels or bytes, found uint8 RGB "
+            f"frames of shape {dataset.shape}; name another camera, or convert the frames"
+        )
+
+
+def require_numbers(dataset: h5py.Dataset, where: str) -> None:
+    """Refuse a dataset that cannot be columns of state or action.
+
+    Raises:
+        DatasetError: it has another type or shape.
+    """
+    if not is_numbers(dataset):
+        raise DatasetError(
+            f"{where}: expected float32 or float64 of shape (steps, width) or (steps,), found "
+            f"{dataset.dtype} {dataset.shape}; correct `key` in the manifest"
+        )
+    if dataset.ndim == 2 and not 1 <= dataset.shape[1] <= MAX_COLUMNS:
+        raise DatasetError(
+            f"{where}: expected (steps, width) with a width of at least 1 and at most "
+            f"{MAX_COLUMNS}, found {dataset.shape}; correct `key` in the manifest, or record this "
+            "episode again"
+        )
+
+
+def require_readable(dataset: h5py.Dataset, where: str) -> None:
+    """Refuse a dataset that would not read, or of which HDF5 would make up a part.
+
+    Space that was reserved and never filled reads as zeros.
+
+    Raises:
+        DatasetError: some of the dataset is not in the file, its numbers would fill the memory, or
+            it needs a filter that is not installed.
     """
     if dataset.chunks is None:
         # Not `dataset.nbytes`, which overflows for lengths that nobody can have written.
@@ -60,12 +177,29 @@ def require_written(dataset: h5py.Dataset, key: str) -> None:
         wanted, unit = math.prod(-(-length // chunk) for length, chunk in axes), "chunks"
         num_stored = dataset.id.get_num_chunks()
     if num_stored < wanted:
-        path = Path(dataset.file.filename)
         raise DatasetError(
-            f"{path}: {key}: expected {dataset.shape} written to the end, found {num_stored} of "
+            f"{where}: expected {dataset.shape} written to the end, found {num_stored} of "
             f"{wanted} {unit}: the recording was cut off; record this episode again or remove "
             "the file"
         )
+    num_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
+    if dataset.dtype != np.uint8 and num_bytes > MAX_BYTES:
+        raise DatasetError(
+            f"{where}: expected numbers of at most {MAX_BYTES} bytes, found {dataset.shape}; "
+            "split the episode, or correct `key` in the manifest"
+        )
+    plan = dataset.id.get_create_plist()
+    for code in (plan.get_filter(place)[0] for place in range(plan.get_nfilters())):
+        if not h5py.h5z.filter_avail(code):
+            raise DatasetError(
+                f"{where}: expected a compression that HDF5 knows itself, found filter {code}, "
+                "which is not installed; repack the file with `h5repack -f GZIP=1`"
+            )
+
+
+def brief(error: Exception) -> str:
+    """Return the message of an error of HDF5 on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
 
 
 def _outside(file: h5py.File, key: str) -> DatasetError:

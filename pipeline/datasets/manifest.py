@@ -13,60 +13,34 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     PrivateAttr,
-    StringConstraints,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
+from pipeline.datasets.manifest_errors import MANUAL, first_problem
+from pipeline.datasets.manifest_parts import (
+    ArraySource,
+    Checksums,
+    ColourOrder,
+    DataSource,
+    EpisodeFilter,
+    PathText,
+    Splits,
+    Text,
+    ViewSource,
+    key_path,
+)
+from pipeline.datasets.manifest_toml import toml_text
+from pipeline.datasets.registry import FormatName
 from pipeline.errors import ManifestError
 
-MANUAL: Final = "data_manifests/README.md explains every field"
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-
-
-def _refuse_no_place(key: str) -> str:
-    """A format would take such a key for a damaged file."""
-    if "\0" in key or any(part in ("", ".") for part in _key_path(key).split("/")):
-        raise ValueError(
-            "expected names joined by single slashes, as observations/images/front, found "
-            f"{key!r}; correct this key"
-        )
-    return key
-
-
-def _key_path(key: str) -> str:
-    return key.removeprefix("/")
-
-
-_Key = Annotated[_Text, AfterValidator(_refuse_no_place)]
-
-
-class ViewSource(BaseModel):
-    """One camera of the dataset."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
-    """What stores, runs and environments call the view: letters, digits, `_`, `.` and `-`."""
-    key: _Key
-    """Where the data format keeps the camera's frames: `observations/images/cam_high`."""
-
-
-class ArraySource(BaseModel):
-    """The robot state or the action of the dataset."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    key: _Key
-    """Where the data format keeps the array: `observations/qpos`."""
-    units: _Text
-    """What each column is and in which unit, in words; copied into stores and reports."""
+_OF_ONE_SOURCE: Final = ("format", "episodes", "splits", "checksums", "allow_outside")
 
 
 class Manifest(BaseModel):
@@ -74,18 +48,20 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: _Text
+    name: Text
     """What reports call the dataset."""
-    source: _Text
+    source: Text
     """Where the data comes from: an address, a paper, or how it was made."""
-    revision: _Text
+    revision: Text
     """Which state of that source: a commit, a date, the version of a simulator."""
-    licence: _Text
+    licence: Text
     """Under which terms the data may be used."""
-    format: Literal["aloha_hdf5"]
-    """How the files are laid out; `pipeline/datasets` has one reader a format."""
-    path: _Text
+    format: FormatName | None = None
+    """How the files are laid out; None finds it out."""
+    path: PathText | None = None
     """The data as written: absolute, relative to the manifest, or beginning with `${VARIABLE}`."""
+    sources: tuple[DataSource, ...] = ()
+    """Several datasets used together, instead of `path` and what else belongs to one of them."""
     fps: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
     """Control steps a second."""
     views: Annotated[tuple[ViewSource, ...], Field(min_length=1)]
@@ -96,7 +72,21 @@ class Manifest(BaseModel):
     """What the robot was told at each step."""
     resize: tuple[Literal[256], Literal[256]] | None = None
     """Opt-in for frames of another size: they are resized to 256x256 pixels; None refuses them."""
-    _root: Path | None = PrivateAttr(default=None)
+    colour_order: ColourOrder = "rgb"
+    """Order in which the files hold the colours; `bgr` is turned into RGB while reading."""
+    action_shift: Annotated[int, Field(strict=True)] = 0
+    """Control steps by which the files hold an action too early (above 0) or too late for its
+    frame: step t gets the action of t - shift, the first or last one where there is none."""
+    episodes: EpisodeFilter | None = None
+    """Which episodes are used; None uses all."""
+    splits: Splits | None = None
+    """Which episodes are kept out of training; None leaves the choice to the trainer."""
+    checksums: Checksums | None = None
+    """sha256 of files, by their path below `path`; checked before frames are encoded."""
+    allow_outside: bool = False
+    """Whether links and paths of the dataset may lead outside `path`."""
+    _roots: tuple[Path, ...] = PrivateAttr(default=())
+    _origin: str = PrivateAttr(default="manifest")
 
     @field_validator("views")
     @classmethod
@@ -108,7 +98,7 @@ class Manifest(BaseModel):
                 f"expected names that differ, found {', '.join(repeated)} more than once; "
                 "rename one of them"
             )
-        keys = [_key_path(view.key) for view in views]
+        keys = [key_path(view.key) for view in views]
         repeated = sorted({key for key in keys if keys.count(key) > 1})
         if repeated:
             raise ValueError(
@@ -117,26 +107,60 @@ class Manifest(BaseModel):
             )
         return views
 
-    @field_validator("path")
-    @classmethod
-    def _path_is_one_of_a_file_system(cls, path: str) -> str:
-        if "\0" in path:
-            raise ValueError(f"expected a path without NUL characters, found {path!r}; correct it")
-        return path
+    @model_validator(mode="after")
+    def _the_data_lies_in_one_place_or_in_sources(self) -> "Manifest":
+        if self.path is None and not self.sources:
+            raise ValueError(
+                f"path: expected this key, or [[sources]] blocks, found none; add it, {MANUAL}"
+            )
+        if self.path is not None and self.sources:
+            raise ValueError(
+                "path: expected either `path` or [[sources]] blocks, found both; move the path "
+                "into a block of its own"
+            )
+        for field in _OF_ONE_SOURCE:
+            if self.sources and field in self.model_fields_set:
+                raise ValueError(
+                    f"{field}: expected it inside each of the [[sources]] blocks, found it at the "
+                    "top; move it to the source that it belongs to"
+                )
+        return self
 
     @property
-    def root(self) -> Path:
-        """The data on this machine; its existence is the reader's affair.
+    def places(self) -> tuple[DataSource, ...]:
+        """The sources in order; the one that `path` makes, where the manifest has no others."""
+        if self.sources:
+            return self.sources
+        assert self.path is not None
+        return (
+            DataSource(
+                path=self.path,
+                format=self.format,
+                episodes=self.episodes,
+                splits=self.splits,
+                checksums=self.checksums,
+                allow_outside=self.allow_outside,
+            ),
+        )
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Where each of `places` lies on this machine; its existence is the reader's affair.
 
         Raises:
             ManifestError: the manifest was rebuilt from a store, without the place of the data.
         """
-        if self._root is None:
+        if not self._roots:
             raise ManifestError(
                 f"manifest of {self.name}: expected a data folder, found none, because it was read "
                 "back from a store; load the manifest file to open the data"
             )
-        return self._root
+        return self._roots
+
+    @property
+    def origin(self) -> str:
+        """The file or store that the manifest was read from, for messages."""
+        return self._origin
 
     @property
     def view_names(self) -> tuple[str, ...]:
@@ -146,46 +170,46 @@ class Manifest(BaseModel):
     def digest(self) -> str:
         """Return the sha256 (64 hex digits) of the fields that decide a store's rows.
 
-        These are format, revision, fps, resize, the views in order, and the keys of state and
-        action. Path, name, source, licence and units are left out: data may move and words may be
-        corrected without a new embedding.
+        These are revision, fps, resize, colour order, action shift, the views in order, keys and
+        columns of state and action, and the episode filters of all sources in order. Path, format,
+        weights, splits, checksums, name, source, licence and units are left out: data may move and
+        words may be corrected without a new embedding.
         """
+        filters = [place.episodes for place in self.places]
         deciding = {
-            "format": self.format,
             "revision": self.revision,
             "fps": self.fps,
             "resize": self.resize,
-            "views": [[view.name, view.key] for view in self.views],
-            "state": self.state.key,
-            "action": self.action.key,
+            "colour_order": self.colour_order,
+            "action_shift": self.action_shift,
+            "views": [[view.name, key_path(view.key)] for view in self.views],
+            "state": [self.state.key_paths, self.state.columns],
+            "action": [self.action.key_paths, self.action.columns],
+            "episodes": [
+                kept and [sorted(kept.only or ()), sorted(kept.except_ or ())] for kept in filters
+            ],
         }
         canonical = json.dumps(deciding, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field as plain JSON values, `path` as it was written, without `root`."""
-        return self.model_dump(mode="json", exclude_none=True)
+        """Return what differs from the defaults as plain JSON values, paths as written."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
     def to_toml(self) -> str:
         """Return the text of a manifest file that `load_manifest` reads back as this manifest."""
-        content = self.to_dict()
-        views, state, action = (content.pop(key) for key in ("views", "state", "action"))
-        blocks = [content, *views, state, action]
-        headers = ["", *("\n[[views]]\n" for _ in views), "\n[state]\n", "\n[action]\n"]
-        return "".join(
-            header + "".join(f"{key} = {_toml_value(value)}\n" for key, value in block.items())
-            for header, block in zip(headers, blocks, strict=True)
-        )
+        return toml_text(self.to_dict())
 
     @classmethod
     def from_dict(
-        cls, content: Mapping[str, Any], *, root: Path | None = None, origin: str = "manifest"
+        cls, content: Mapping[str, Any], *, roots: tuple[Path, ...] = (), origin: str = "manifest"
     ) -> "Manifest":
         """Build a manifest from plain values, such as `to_dict` returns.
 
         Args:
             content: the fields.
-            root: the data on this machine; None where only the description is needed.
+            roots: the data on this machine, one a source; none where only the description is
+                needed.
             origin: the file or store that the values come from, for messages.
 
         Raises:
@@ -194,8 +218,8 @@ class Manifest(BaseModel):
         try:
             manifest = cls.model_validate(dict(content))
         except ValidationError as error:
-            raise ManifestError(f"{origin}: {_first_problem(error)}") from error
-        manifest._root = root
+            raise ManifestError(f"{origin}: {first_problem(error, content, cls)}") from error
+        manifest._roots, manifest._origin = roots, origin
         return manifest
 
 
@@ -206,7 +230,7 @@ def load_manifest(path: Path | str) -> Manifest:
         path: a TOML file, such as those in `data_manifests/`.
 
     Returns:
-        The manifest, with `root` resolved to an absolute path.
+        The manifest, with `roots` resolved to absolute paths.
 
     Raises:
         ManifestError: the file is absent, is no TOML, or a field is unknown, missing or impossible.
@@ -228,16 +252,19 @@ def load_manifest(path: Path | str) -> Manifest:
             f"{path}: expected TOML in UTF-8, found: {error}; correct that place"
         ) from error
     manifest = Manifest.from_dict(content, origin=str(path))
-    manifest._root = _resolve(manifest.path, path)
+    manifest._roots = tuple(
+        _resolve(place.path, path, f"sources[{index}].path" if manifest.sources else "path")
+        for index, place in enumerate(manifest.places)
+    )
     return manifest
 
 
-def _resolve(written: str, manifest_file: Path) -> Path:
+def _resolve(written: str, manifest_file: Path, key: str) -> Path:
     match = _VARIABLE.match(written)
     rest = written[match.end() :] if match else written
     if "$" in rest or written.startswith("~"):
         raise ManifestError(
-            f"{manifest_file}: path: expected an absolute path, one relative to this file, or one "
+            f"{manifest_file}: {key}: expected an absolute path, one relative to this file, or one "
             f'that begins with a variable as in "${{DATA_ROOT}}/x", found {written!r}; a home '
             'folder is "${HOME}"'
         )
@@ -246,45 +273,7 @@ def _resolve(written: str, manifest_file: Path) -> Path:
         value = os.environ.get(match[1], "")
         if not value:
             raise ManifestError(
-                f"{manifest_file}: path: expected the environment variable {match[1]} to be set, "
+                f"{manifest_file}: {key}: expected the environment variable {match[1]} to be set, "
                 f"found it unset or empty; run `export {match[1]}=/folder/of/your/data` first"
             )
     return (manifest_file.absolute().parent / (value + rest)).resolve()
-
-
-def _toml_value(value: str | float | list[int]) -> str:
-    # JSON and TOML agree on strings, once non-ASCII text is left as it is, and on numbers; DEL is
-    # the one character that JSON leaves and TOML forbids.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _first_problem(error: ValidationError) -> str:
-    """Turn pydantic's several lines into: key: expected, found, what to do."""
-    problems = error.errors()
-    problem = problems[0]
-    key = ""
-    for part in problem["loc"]:
-        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
-    more = f" ({len(problems) - 1} more to correct)" if len(problems) > 1 else ""
-    if problem["type"] == "missing":
-        text = f"expected this key, found none; add it, {MANUAL}"
-    elif problem["type"] == "extra_forbidden":
-        models: dict[str, type[BaseModel]] = {
-            "views": ViewSource,
-            "state": ArraySource,
-            "action": ArraySource,
-        }
-        is_nested = len(problem["loc"]) > 1
-        model = models[str(problem["loc"][0])] if is_nested else Manifest
-        hint = "; a key below a [table] line belongs to that table" if is_nested else ""
-        text = (
-            f"expected one of {', '.join(model.model_fields)}, found an unknown key; rename or "
-            f"remove it{hint}"
-        )
-    elif problem["type"] == "value_error":
-        text = str(problem["ctx"]["error"])
-    else:
-        wanted = problem["msg"].removeprefix("Input should be ")
-        wanted = wanted[0].lower() + wanted[1:]
-        text = f"expected {wanted}, found {problem['input']!r}; correct it, {MANUAL}"
-    return f"{key}: {text}{more}"

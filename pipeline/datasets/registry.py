@@ -1,17 +1,140 @@
-"""From a manifest to the reader of its format; formats import their libraries only when used."""
+"""The file layouts that are read: found by name or by a look at the files.
 
-from pipeline.datasets.base import EpisodeReader
-from pipeline.datasets.manifest import Manifest
+Knows which file beside this one reads which layout; imports a reader only when it is asked for,
+because its libraries may be absent. Knows no manifest.
+"""
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal, Protocol, cast, runtime_checkable
+
+from pipeline.datasets.base import DatasetPlace, FormatReader, FormatSurvey
+from pipeline.errors import DatasetError
+
+FormatName = Literal[
+    "lerobot_v3", "lerobot_v2", "aloha_hdf5", "robomimic_hdf5", "diffusion_policy_zarr"
+]
+FORMATS: Final[Mapping[FormatName, tuple[str, str]]] = {
+    "lerobot_v3": ("pipeline.datasets.lerobot_v3", "LeRobotV3Reader"),
+    "lerobot_v2": ("pipeline.datasets.lerobot_v2", "LeRobotV2Reader"),
+    "aloha_hdf5": ("pipeline.datasets.aloha_hdf5", "AlohaHdf5Reader"),
+    "robomimic_hdf5": ("pipeline.datasets.robomimic_hdf5", "RobomimicHdf5Reader"),
+    "diffusion_policy_zarr": (
+        "pipeline.datasets.diffusion_policy_zarr",
+        "DiffusionPolicyZarrReader",
+    ),
+}
+_EXTRAS: Final = {"av": "lerobot", "pyarrow": "lerobot"}  # package: extra of this project
 
 
-def open_reader(manifest: Manifest) -> EpisodeReader:
-    """Open the dataset that a manifest describes, and check that it holds what is said there.
+@runtime_checkable  # the test run checks return types
+class FormatClass(Protocol):
+    """The class of a format's reader."""
+
+    def __call__(self, place: DatasetPlace) -> FormatReader:
+        """Open a dataset and check it by its headers."""
+
+    @staticmethod
+    def recognises(root: Path) -> bool:
+        """Whether `root` looks like this layout: names and headers only, never raises."""
+
+    @staticmethod
+    def survey(root: Path) -> FormatSurvey:
+        """Say what the dataset offers, to start a manifest from.
+
+        Raises:
+            DatasetError: the dataset does not read.
+        """
+
+
+class _MissingPackageError(DatasetError):
+    """A layout cannot be read because an optional package is not installed."""
+
+
+def format_class(name: FormatName) -> FormatClass:
+    """Return the class that reads a layout.
 
     Raises:
-        DatasetError: the data is absent, damaged, or not what the manifest says.
+        DatasetError: a package that it needs is not installed; says how to install it.
     """
-    match manifest.format:
-        case "aloha_hdf5":
-            from pipeline.datasets.aloha_hdf5 import AlohaHdf5Reader  # noqa: PLC0415 - optional
+    module, attribute = FORMATS[name]
+    try:
+        return cast("FormatClass", getattr(importlib.import_module(module), attribute))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _EXTRAS:
+            raise
+        raise _MissingPackageError(
+            f"format {name}: expected the package {package}, found that it is not installed; run "
+            f"`pip install 'frozen-vla[{_EXTRAS[package]}]'`"
+        ) from error
 
-            return AlohaHdf5Reader(manifest)
+
+def open_format(name: FormatName | None, place: DatasetPlace) -> FormatReader:
+    """Open a dataset and check it by its headers.
+
+    Args:
+        name: its layout; None finds it out.
+        place: what to open.
+
+    Raises:
+        DatasetError: the data is absent, damaged, of no known layout, or lacks a key.
+    """
+    return format_class(name or detect_format(place.root))(place)
+
+
+def detect_format(root: Path) -> FormatName:
+    """Say which layout the files have, by their names and headers.
+
+    Raises:
+        DatasetError: there is nothing, no layout that is read, or more than one of them.
+    """
+    if not root.exists():
+        raise DatasetError(
+            f"{root}: expected a dataset, found nothing; correct `path` in the manifest"
+        )
+    found, missing = [], None
+    for name in FORMATS:
+        try:
+            if format_class(name).recognises(root):
+                found.append(name)
+        except _MissingPackageError as error:
+            missing = error
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DatasetError(
+            f"{root}: expected files of one layout, found {' and '.join(found)}; write `format` "
+            "into the manifest, or keep one dataset to a folder"
+        )
+    if missing:  # it may be the layout that nobody could look for
+        raise DatasetError(f"{root}: found no layout that is read without it: {missing}")
+    raise DatasetError(
+        f"{root}: expected one of the layouts {', '.join(FORMATS)}, found {_what_it_is(root)}; "
+        "correct `path` in the manifest, or convert the dataset"
+    )
+
+
+def _what_it_is(root: Path) -> str:
+    """Name what is known and not read; what is looked for where it is something else."""
+    for info in (root / "meta" / "info.json", root / "meta_data" / "info.json"):
+        try:
+            content = json.loads(info.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(content, dict):
+            version = str(content.get("codebase_version", "none"))[:20]
+            storage = str(content.get("storage_format", "parquet"))[:20]
+            return (
+                f"LeRobot data with codebase_version {version} stored as {storage}, of which "
+                "v2.0, v2.1 and v3.0 in parquet are read"
+            )
+    if any(root.glob("*.lance")):
+        return "Lance tables, which are not read"
+    return (
+        "neither meta/info.json (LeRobot), episode_<i>.hdf5 (ACT, ALOHA), an HDF5 file of "
+        "data/demo_<i> (robomimic, LIBERO), nor a Zarr folder or .zarr.zip with data and "
+        "meta/episode_ends (Diffusion Policy)"
+    )

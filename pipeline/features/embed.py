@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from pipeline.datasets.base import EpisodeReader
+from pipeline.datasets.checksums import verify_checksums
 from pipeline.datasets.manifest import Manifest, load_manifest
-from pipeline.datasets.registry import open_reader
+from pipeline.datasets.manifest_reader import ManifestReader
 from pipeline.errors import DatasetError, EncoderMismatchError, StoreError
-from pipeline.features.store import FeatureStore, StepArrays, StoreAttributes
+from pipeline.features.store import FeatureStore, SourceShare, StepArrays, StoreAttributes
 from pipeline.features.units import UNIT_ROWS, episode_slices, unit_rows
 from pipeline.files import is_vacant, sole_writer
 from policy.backbone import DEFAULT_REPOSITORY, FrozenSiglip2, load_backbone
@@ -81,7 +82,8 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
     """
     device = open_device(config.device)
     manifest = load_manifest(config.manifest)
-    reader = open_reader(manifest)
+    verify_checksums(manifest)
+    reader = ManifestReader(manifest)
     try:
         _check_frame_sizes(config.manifest, manifest, reader)
         steps = _read_steps(reader)
@@ -91,9 +93,11 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
             compute_dtype=config.compute_dtype,
             device=device,
         )
-        store = _open_or_create(config.store, manifest, steps, backbone)
+        attributes = _describe_store(manifest, reader, backbone)
+        store = _open_or_create(config.store, attributes, steps)
         started = time.monotonic()
         with sole_writer(store.path, StoreError):
+            _follow_manifest(store, attributes)
             num_rows = _encode_missing_units(store, reader, steps, backbone)
             if not store.is_complete:
                 store.mark_complete()
@@ -135,22 +139,30 @@ def _read_steps(reader: EpisodeReader) -> StepArrays:
     )
 
 
-def _open_or_create(
-    path: Path, manifest: Manifest, steps: StepArrays, backbone: FrozenSiglip2
-) -> FeatureStore:
+def _describe_store(
+    manifest: Manifest, reader: ManifestReader, backbone: FrozenSiglip2
+) -> StoreAttributes:
+    return StoreAttributes(
+        encoder=backbone.identity,
+        view_names=manifest.view_names,
+        fps=manifest.fps,
+        manifest=manifest.to_dict(),
+        manifest_digest=manifest.digest(),
+        sources=tuple(
+            SourceShare(num_episodes=reader.source_of.count(source), weight=place.weight)
+            for source, place in enumerate(manifest.places)
+        ),
+        heldout=reader.heldout,
+    )
+
+
+def _open_or_create(path: Path, attributes: StoreAttributes, steps: StepArrays) -> FeatureStore:
     if is_vacant(path):
-        attributes = StoreAttributes(
-            encoder=backbone.identity,
-            view_names=manifest.view_names,
-            fps=manifest.fps,
-            manifest=manifest.to_dict(),
-            manifest_digest=manifest.digest(),
-        )
         return FeatureStore.create(path, attributes, steps)
     if not (path / "zarr.json").is_file():
         raise StoreError(f"{path}: holds something that is no feature store; name another --store")
     store = FeatureStore.open(path, allow_incomplete=True, writable=True)
-    made_by, ours = store.attributes.encoder, backbone.identity
+    made_by, ours = store.attributes.encoder, attributes.encoder
     if made_by.fingerprint != ours.fingerprint:
         raise EncoderMismatchError(
             f"{path}: features come from {made_by.name} ({made_by.compute_dtype}, fingerprint "
@@ -158,16 +170,23 @@ def _open_or_create(
             f"({ours.compute_dtype}, {ours.fingerprint[:12]}); name another --store or that encoder"
         )
     held = store.read_steps()
-    same_rows = store.attributes.manifest_digest == manifest.digest() and all(
+    same_rows = store.attributes.manifest_digest == attributes.manifest_digest and all(
         np.array_equal(getattr(held, name), getattr(steps, name))
         for name in ("episode_ends", "state", "action", "timestamp")
     )
     if not same_rows:
         raise StoreError(
-            f"{path}: was made from other data than {manifest.name} is now ({len(held.state)} "
-            f"against {len(steps.state)} steps); embed into another --store"
+            f"{path}: was made from other data than {attributes.manifest['name']} is now "
+            f"({len(held.state)} against {len(steps.state)} steps); embed into another --store"
         )
     return store
+
+
+def _follow_manifest(store: FeatureStore, attributes: StoreAttributes) -> None:
+    """Take over splits and weights, which change no row; words alone leave the store as it is."""
+    held = store.attributes
+    if (held.heldout, held.sources) != (attributes.heldout, attributes.sources):
+        store.replace_attributes(attributes)
 
 
 def _encode_missing_units(

@@ -34,13 +34,24 @@ from pipeline.files import is_vacant, sync_file, sync_folder, write_json
 from policy.spec import FEATURE_DIM, EncoderIdentity
 
 FORMAT: Final = "frozen-vla features"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2  # 1 knew neither sources nor the manifest's split
 COMPLETE_MARK: Final = "COMPLETE.json"
 STATE_CHUNK_ROWS: Final = 65_536  # control steps; about 1 MB of a 4-wide state
 
 
+class SourceShare(BaseModel):
+    """One of the datasets that a manifest joins."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_episodes: int
+    """How many of the store's episodes come from it; they follow those of the source before."""
+    weight: float
+    """How often training draws one of its steps, against the other sources."""
+
+
 class StoreAttributes(BaseModel):
-    """What a store says of itself, written once when it is created."""
+    """What a store says of itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,6 +69,10 @@ class StoreAttributes(BaseModel):
     """The dataset's manifest, as it was written."""
     manifest_digest: str
     """sha256 of the manifest's fields that decide the rows."""
+    sources: tuple[SourceShare, ...]
+    """The datasets that the manifest joins, in order; one where it names a path."""
+    heldout: tuple[int, ...] | None
+    """Episodes that the manifest keeps out of training; None leaves the choice to the trainer."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,7 @@ class FeatureStore:
             if held.get("format") == FORMAT and version != FORMAT_VERSION:
                 raise StoreError(
                     f"{path}: format version {version}, this program reads {FORMAT_VERSION}; use "
-                    f"the program that wrote it"
+                    f"the program that wrote it, or embed the dataset into another store"
                 )
             store = cls(path, group, StoreAttributes.model_validate(held))
         except (BaseZarrError, ValidationError, ValueError, KeyError, OSError) as error:
@@ -182,6 +197,18 @@ class FeatureStore:
                 f"{self.path}: state, action, episodes or attributes are not those that were "
                 f"embedded; embed the dataset into another --store"
             )
+
+    def replace_attributes(self, attributes: StoreAttributes) -> None:
+        """Say something else of the same rows; a complete store is incomplete until marked again.
+
+        Raises:
+            OSError: the disk is full; the attributes are the old ones.
+        """
+        (self.path / COMPLETE_MARK).unlink(missing_ok=True)
+        metadata = json.loads((self.path / "zarr.json").read_bytes())
+        metadata["attributes"] = attributes.model_dump(mode="json")
+        write_json(self.path / "zarr.json", metadata)
+        self.attributes = attributes
 
     def valid_units(self) -> set[int]:
         """Return the units whose record fits the encoder and the bytes on the disk."""

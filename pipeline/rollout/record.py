@@ -16,7 +16,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from pipeline.datasets.aloha_hdf5 import ACTION_KEY, IMAGES_GROUP, STATE_KEY, read_label
+from pipeline.datasets.aloha_recording import ACTION_KEY, IMAGES_GROUP, STATE_KEY, read_label
 from pipeline.datasets.manifest import Manifest, load_manifest
 from pipeline.errors import ConfigError, DatasetError, EnvError
 from pipeline.files import write_atomically, write_json

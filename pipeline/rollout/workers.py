@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets.aloha_hdf5 import RecordedEpisode, write_episode
+from pipeline.datasets.aloha_recording import RecordedEpisode, write_episode
 from pipeline.errors import DatasetError, EnvError
 from pipeline.rollout.envs.registry import ExpertEnv, make_expert_env
 from policy.errors import VlaError

@@ -55,7 +55,8 @@ class TrainConfig(BaseModel):
     compute_dtype: ComputeDtype = "float32"
     """Dtype of the head's products in the pass with gradient; du/dt always stays in float32."""
     heldout_share: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the episodes kept out of training, to measure the error on; 0 keeps none."""
+    """Share of the episodes kept out of training, to measure the error on; 0 keeps none. Where the
+    manifest has a split, any other share means the episodes of that split."""
     log_every: int = Field(default=50, ge=1)
     """Steps between two lines of log.jsonl."""
     validate_every: int = Field(default=1_000, ge=1)

@@ -36,6 +36,10 @@ def _describe_store(path: Path) -> dict[str, str | int | float | bool]:
         "dataset": str(attributes.manifest.get("name", "not named")),
         "episodes": len(steps.episode_ends),
         "steps": store.num_rows,
+        "source_weights": ", ".join(f"{source.weight:g}" for source in attributes.sources),
+        "heldout_episodes": (
+            "the trainer's choice" if attributes.heldout is None else len(attributes.heldout)
+        ),
         "views": ", ".join(attributes.view_names),
         "state_dim": steps.state.shape[1],
         "action_dim": steps.action.shape[1],

@@ -152,7 +152,9 @@ class Trainer:
         self.agent.to(device)
         self.average = WeightAverage(self.agent)
         self.optimizer = build_optimizer(self.agent, config.optimizer)
-        self._sampler = BatchSampler(data.train_rows, config.batch_size, config.seed)
+        self._sampler = BatchSampler(
+            data.train_rows, config.batch_size, config.seed, draws=data.draws
+        )
 
     def restore(self) -> int:
         """Go to the run's latest checkpoint, if there is one, and return its step.

@@ -6,6 +6,7 @@ start there. Observations before an episode's first step repeat that step; actio
 step repeat that one and are marked invalid, so that they do not count in the loss.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -40,6 +41,16 @@ class Windows:
         return type(self)(*moved)
 
 
+@dataclass(frozen=True)
+class SourceDraws:
+    """How often an epoch draws the training rows of one source."""
+
+    rows: Int64[Tensor, " n"]
+    """Its rows."""
+    count: int
+    """How many draws of an epoch are its own; they take its rows in turn, each as often."""
+
+
 class WindowData:
     """A store's arrays in memory, with its episodes split into training and held-out ones."""
 
@@ -49,7 +60,9 @@ class WindowData:
         Args:
             store: every unit is checked against its commit record while it loads.
             heldout_share: share of the episodes kept out of training, spread evenly over the
-                store; any share above 0 holds out one episode or more, but never all.
+                store; any share above 0 holds out one episode or more, but never all. Where the
+                manifest has a split, any share above 0 means the episodes of that split. 0 keeps
+                none out, whatever the manifest says.
 
         Raises:
             StoreError: the store is damaged, or too small to hold an episode out.
@@ -69,9 +82,22 @@ class WindowData:
             action_dim=self.action.shape[1],
         )
         heldout = _heldout_episodes(len(ends), heldout_share, store)
+        sources = store.attributes.sources
+        if sum(source.num_episodes for source in sources) != len(ends):
+            raise StoreError(
+                f"{store.path}: expected sources of {len(ends)} episodes in all, found {sources}; "
+                "embed the dataset into another --store"
+            )
         is_heldout = torch.isin(self.episode_of, heldout)
         self.train_rows: Int64[Tensor, " n"] = torch.nonzero(~is_heldout)[:, 0]
         self.heldout_rows: Int64[Tensor, " n"] = torch.nonzero(is_heldout)[:, 0]
+        counts = torch.tensor([source.num_episodes for source in sources])
+        source_of = torch.repeat_interleave(torch.arange(len(sources)), counts)[self.episode_of]
+        self.draws: tuple[SourceDraws, ...] = _source_draws(
+            [self.train_rows[source_of[self.train_rows] == i] for i in range(len(sources))],
+            [source.weight for source in sources],
+        )
+        """How an epoch draws from each source; empty where all weights are equal."""
 
     def gather(self, rows: Int64[Tensor, " b"], *, obs_horizon: int, pred_horizon: int) -> Windows:
         """Return the windows whose current steps are `rows`."""
@@ -107,8 +133,25 @@ class BatchSampler:
     A pure function of seed and step, so that a resumed run needs no saved position.
     """
 
-    def __init__(self, rows: Int64[Tensor, " n"], batch_size: int, seed: int):
+    def __init__(
+        self,
+        rows: Int64[Tensor, " n"],
+        batch_size: int,
+        seed: int,
+        *,
+        draws: Sequence[SourceDraws] = (),
+    ):
+        """Draw every row once an epoch, or by sources.
+
+        Args:
+            rows: the rows to train on.
+            batch_size: rows a step.
+            seed: decides the order.
+            draws: the same rows by sources, and how many of each an epoch of `len(rows)` draws;
+                empty draws every row once.
+        """
         self._rows = rows
+        self._draws = draws
         self._batch_size = batch_size
         self._seed = seed
         self._epoch = -1
@@ -128,9 +171,25 @@ class BatchSampler:
     def _epoch_order(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
             generator = seeded_generator(self._seed, "epoch", epoch)
-            self._order = self._rows[torch.randperm(len(self._rows), generator=generator)]
+            drawn = self._drawn_rows(epoch)
+            self._order = drawn[torch.randperm(len(drawn), generator=generator)]
             self._epoch = epoch
         return self._order
+
+    def _drawn_rows(self, epoch: int) -> Tensor:
+        """Each source is an endless stream of its own shuffled rows, cut into epochs of draws."""
+        if not self._draws:
+            return self._rows
+        parts = []
+        for source, draws in enumerate(self._draws):
+            position, stop = epoch * draws.count, (epoch + 1) * draws.count
+            while position < stop:
+                turn, offset = divmod(position, len(draws.rows))
+                generator = seeded_generator(self._seed, f"source {source}", turn)
+                order = draws.rows[torch.randperm(len(draws.rows), generator=generator)]
+                parts.append(order[offset : offset + stop - position])
+                position += len(parts[-1])
+        return torch.cat(parts)
 
 
 def seeded_generator(seed: int, purpose: str, index: int) -> torch.Generator:
@@ -142,6 +201,8 @@ def seeded_generator(seed: int, purpose: str, index: int) -> torch.Generator:
 def _heldout_episodes(num_episodes: int, share: float, store: FeatureStore) -> Tensor:
     if share == 0:
         return torch.empty(0, dtype=torch.int64)
+    if store.attributes.heldout is not None:
+        return torch.tensor(store.attributes.heldout, dtype=torch.int64)
     if num_episodes == 1:
         raise StoreError(
             f"{store.path}: 1 episode, want 2 or more to hold one out; record more, or set "
@@ -150,6 +211,33 @@ def _heldout_episodes(num_episodes: int, share: float, store: FeatureStore) -> T
     count = min(max(1, round(share * num_episodes)), num_episodes - 1)
     # The middle of each of `count` equal stretches: recordings often drift from first to last.
     return ((torch.arange(count) + 0.5) * num_episodes / count).long()
+
+
+def _source_draws(rows: list[Tensor], weights: list[float]) -> tuple[SourceDraws, ...]:
+    """Share an epoch's draws out: to each source in proportion to its rows times its weight.
+
+    Every source with training rows gets one draw or more; what rounding leaves over goes to the
+    largest remainders, so that a share is off by less than one draw an epoch, or a small source's
+    one draw.
+    """
+    if len(set(weights)) == 1:
+        return ()
+    sources = [(part, weight) for part, weight in zip(rows, weights, strict=True) if len(part)]
+    num_rows = sum(len(part) for part, _ in sources)
+    total = sum(len(part) * weight for part, weight in sources)
+    exact = [len(part) * weight / total * num_rows for part, weight in sources]
+    counts = [max(1, int(value)) for value in exact]
+    while sum(counts) != num_rows:
+        step = 1 if sum(counts) < num_rows else -1
+        gaps = [
+            step * (value - count) if count + step >= 1 else -float("inf")
+            for value, count in zip(exact, counts, strict=True)
+        ]
+        counts[gaps.index(max(gaps))] += step
+    return tuple(
+        SourceDraws(rows=part, count=count)
+        for (part, _), count in zip(sources, counts, strict=True)
+    )
 
 
 def _mean_and_std(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

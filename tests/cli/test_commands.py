@@ -98,6 +98,8 @@ def test_flags_are_what_users_know():
         "--first-seed",
     }
     assert flags(cli.data.main, "info") == {"path", "--json"}
+    assert flags(cli.data.main, "check") == {"manifest", "--json", "--sheet", "--episodes", "--all"}
+    assert flags(cli.data.main, "init") == {"path", "--out"}
 
 
 def test_hub_that_cannot_be_reached_names_the_ways_out(tmp_path):

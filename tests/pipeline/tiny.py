@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets.aloha_hdf5 import RecordedEpisode, write_episode
-from pipeline.features.store import FeatureStore, StepArrays, StoreAttributes
+from pipeline.datasets.aloha_recording import RecordedEpisode, write_episode
+from pipeline.features.store import FeatureStore, SourceShare, StepArrays, StoreAttributes
 from pipeline.features.units import unit_rows
 from policy.spec import EncoderIdentity
 
@@ -78,14 +78,22 @@ def tiny_features(num_rows: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(num_rows, 3, 768)).astype(np.float16)
 
 
-def create_store(path: Path, lengths: tuple[int, ...]) -> FeatureStore:
-    """Create a store of random steps without features."""
+def create_store(
+    path: Path,
+    lengths: tuple[int, ...],
+    *,
+    sources: tuple[SourceShare, ...] = (),
+    heldout: tuple[int, ...] | None = None,
+) -> FeatureStore:
+    """Create a store of random steps without features; of one source, unless told."""
     attributes = StoreAttributes(
         encoder=tiny_identity(),
         view_names=VIEWS,
         fps=FPS,
         manifest={"name": "tiny"},
         manifest_digest="0" * 64,
+        sources=sources or (SourceShare(num_episodes=len(lengths), weight=1.0),),
+        heldout=heldout,
     )
     return FeatureStore.create(path, attributes, tiny_steps(lengths))
 
@@ -99,9 +107,15 @@ def fill_store(store: FeatureStore, units: list[int] | None = None) -> None:
         store.write_unit(unit, features[start:stop], hashes)
 
 
-def complete_store(path: Path, lengths: tuple[int, ...] = (12, 9, 10)) -> FeatureStore:
+def complete_store(
+    path: Path,
+    lengths: tuple[int, ...] = (12, 9, 10),
+    *,
+    sources: tuple[SourceShare, ...] = (),
+    heldout: tuple[int, ...] | None = None,
+) -> FeatureStore:
     """Create a store that a trainer accepts."""
-    store = create_store(path, lengths)
+    store = create_store(path, lengths, sources=sources, heldout=heldout)
     fill_store(store)
     store.mark_complete()
     return store

@@ -1,85 +1,63 @@
-from pathlib import Path
+import io
 
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
-from pipeline.datasets.aloha_hdf5 import (
-    AlohaHdf5Reader,
-    RecordedEpisode,
-    read_label,
-    write_episode,
-)
-from pipeline.datasets.manifest import Manifest
-from pipeline.datasets.registry import open_reader
+from pipeline.datasets.aloha_hdf5 import AlohaHdf5Reader
+from pipeline.datasets.base import DatasetPlace
 from pipeline.errors import DatasetError, FrameReadError
-from tests.pipeline.datasets.reader_contract import (
-    TINY_FPS,
-    TINY_SIZES,
-    ReaderContract,
-    tiny_action,
+from tests.pipeline.datasets.aloha_files import (
+    ACTION,
+    FRONT,
+    NUMBERS,
+    STATE,
+    WRIST,
+    edit,
+    jpeg,
+    open_tiny,
+    padded,
+    write_compressed,
+    write_raw,
+)
+from tests.pipeline.datasets.format_contract import (
+    FormatContract,
     tiny_frames,
     tiny_state,
 )
 
-FRONT = "observations/images/front"
-# Numbers with a gap, of different widths, so that sorting as text would swap them.
-NUMBERS = (9, 12)
-
-
-def tiny_manifest(root: Path) -> Manifest:
-    return Manifest.from_dict(
-        {
-            "name": "tiny",
-            "source": "a test",
-            "revision": "1",
-            "licence": "none",
-            "format": "aloha_hdf5",
-            "path": ".",
-            "fps": TINY_FPS,
-            "views": [{"name": v, "key": f"observations/images/{v}"} for v in TINY_SIZES],
-            "state": {"key": "/observations/qpos", "units": "halves"},
-            "action": {"key": "/action", "units": "quarters"},
-        },
-        root=root,
-    )
-
-
-def write_tiny(root: Path) -> None:
-    """Write the tiny episodes with h5py alone: float32 in the first file, float64 in the second."""
-    for episode, number in enumerate(NUMBERS):
-        dtype = (np.float32, np.float64)[episode]
-        with h5py.File(root / f"episode_{number}.hdf5", "w") as file:
-            for view in TINY_SIZES:
-                file[f"observations/images/{view}"] = tiny_frames(episode, view)
-            file["observations/qpos"] = tiny_state(episode).astype(dtype)
-            file["action"] = tiny_action(episode).astype(dtype)
-
-
-def edit(root: Path, key: str, value: object) -> Path:
-    """Put other content in a place of the second file; None removes it."""
-    path = root / f"episode_{NUMBERS[1]}.hdf5"
-    with h5py.File(path, "r+") as file:
-        del file[key]
-        if value is not None:
-            file[key] = value
-    return path
-
 
 @pytest.fixture
 def root(tmp_path):
-    write_tiny(tmp_path)
-    return tmp_path
+    return write_raw(tmp_path, NUMBERS)
 
 
-class TestAlohaHdf5(ReaderContract):
+class TestRaw(FormatContract):
+    view_keys = (FRONT, WRIST)
+    state_key, action_key = STATE, ACTION
+    fps = None
+
     def make_reader(self, root):
-        write_tiny(root)
-        return open_reader(tiny_manifest(root))
+        return open_tiny(write_raw(root))
+
+
+class TestJpeg(FormatContract):
+    view_keys = (FRONT, WRIST)
+    state_key, action_key = STATE, ACTION
+    fps = None
+
+    def make_reader(self, root):
+        return open_tiny(write_compressed(root))
+
+    def frames(self, episode, view):
+        """Decoded from the unpadded file: exact, because one decoder reads both."""
+        files = [jpeg(frame).tobytes() for frame in tiny_frames(episode, view)]
+        return np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
 
 
 def test_episodes_are_sorted_by_number_and_named_after_the_place_of_their_file(root):
-    reader = AlohaHdf5Reader(tiny_manifest(root))
+    reader = open_tiny(root)
     names = [reader.episode_name(episode) for episode in range(2)]
     assert names == [str(root / "episode_9.hdf5"), str(root / "episode_12.hdf5")]
 
@@ -87,54 +65,64 @@ def test_episodes_are_sorted_by_number_and_named_after_the_place_of_their_file(r
 def test_companion_files_are_left_alone_and_other_hdf5_files_are_not_ignored(root):
     for name in ("episode_9_features.hdf5", "mirror_episode_9.hdf5", "notes.txt", ".x.partial"):
         (root / name).write_bytes(b"not HDF5")
-    assert AlohaHdf5Reader(tiny_manifest(root)).num_episodes == 2
+    assert open_tiny(root).num_episodes == 2
     (root / "episode_x.hdf5").write_bytes(b"not HDF5")
     with pytest.raises(DatasetError, match=r"episode_x\.hdf5: expected the name episode_<i>"):
-        AlohaHdf5Reader(tiny_manifest(root))
+        open_tiny(root)
 
 
 def test_a_missing_or_empty_folder_says_what_to_correct(tmp_path):
     with pytest.raises(DatasetError, match=r"found none; correct `path`"):
-        AlohaHdf5Reader(tiny_manifest(tmp_path))
+        open_tiny(tmp_path)
     with pytest.raises(DatasetError, match=r"absent: .* found nothing; correct `path`"):
-        AlohaHdf5Reader(tiny_manifest(tmp_path / "absent"))
+        open_tiny(tmp_path / "absent")
 
 
 def test_a_missing_camera_lists_the_cameras_of_the_file(root):
     with h5py.File(root / "episode_12.hdf5", "r+") as file:
         file.move(FRONT, "observations/images/cam_high")
     with pytest.raises(DatasetError) as caught:
-        AlohaHdf5Reader(tiny_manifest(root))
+        open_tiny(root)
     message = str(caught.value)
     assert "episode_12.hdf5" in message
-    assert "view front at observations/images/front" in message
+    assert "frames at observations/images/front" in message
     assert "observations/images/cam_high, observations/images/wrist" in message
 
 
 @pytest.mark.parametrize(
     ("key", "value", "pattern"),
     [
-        ("observations/qpos", None, r"expected state at .*qpos, found none; the arrays .*images"),
-        ("action", None, r"expected action at "),
-        ("observations", None, r"the cameras of this file are none"),
-        (FRONT, np.zeros((5, 99), np.uint8), r"JPEG-compressed frames are not read"),
+        ("observations/qpos", None, r"numbers at .*qpos, found none; the arrays .* action:"),
+        ("action", None, r"numbers at action, .* are observations/qpos: correct `key`"),
+        ("observations", None, r"frames in observations/images, found no camera; correct"),
+        (FRONT, np.zeros((5, 0), np.uint8), r"frames of 1 to .*\(5, 0\)"),
+        (FRONT, np.zeros((5, 99), np.uint16), r"expected uint8 RGB .* or JPEG .*found uint16"),
         (FRONT, np.zeros((5, 6, 8, 3), np.float32), r"expected uint8 RGB .*found float32"),
         (FRONT, np.zeros((5, 6, 8, 1), np.uint8), r"expected uint8 RGB .*\(5, 6, 8, 1\)"),
         (FRONT, np.zeros((4, 6, 8, 3), np.uint8), r"same number of steps.*'.*front': 4"),
-        ("action", np.zeros((4, 3), np.float32), r"same number of steps.*'/action': 4"),
-        ("action", np.zeros((5, 4), np.float32), r"widths \(2, 3\) as in episode_9.* \(2, 4\)"),
+        ("action", np.zeros((4, 3), np.float32), r"same number of steps.*'action': 4"),
+        (
+            "action",
+            np.zeros((5, 4), np.float32),
+            r"width 3 of action as .*episode_9.*found 4",
+        ),
         ("action", np.zeros((5, 3), np.int64), r"expected float32 or float64.*found int64"),
-        ("action", np.zeros(5, np.float32), r"\(steps, width\), found float32 \(5,\)"),
-        ("action", np.zeros((5, 0), np.float32), r"action: .* width of at least 1, .* \(5, 0\)"),
-        ("observations/qpos", np.zeros((5, 0)), r"qpos: .* width of at least 1, .* \(5, 0\)"),
-        (FRONT, np.zeros((5, 0, 8, 3), np.uint8), r"expected uint8 RGB .*\(5, 0, 8, 3\)"),
-        (FRONT, h5py.SoftLink("/nowhere"), r"expected view front at"),
+        (
+            "action",
+            np.zeros(5, np.float32),
+            r"width 3 of action as .*episode_9.*found 1",
+        ),
+        ("action", np.zeros((5, 0), np.float32), r"action: .* width of at least 1 and .* \(5, 0\)"),
+        ("observations/qpos", np.zeros((5, 0)), r"qpos: .* width of at least 1 and .* \(5, 0\)"),
+        (FRONT, np.zeros((5, 0, 8, 3), np.uint8), r"frames of 1 to .*\(5, 0, 8, 3\)"),
+        (FRONT, h5py.SoftLink(f"/{FRONT}"), r"expected frames at .*/front, found none"),
+        (FRONT, h5py.SoftLink("/nowhere"), r"expected frames at .*/front, found none"),
     ],
 )
 def test_a_file_that_is_not_what_the_manifest_says_is_named(root, key, value, pattern):
     path = edit(root, key, value)
     with pytest.raises(DatasetError, match=pattern) as caught:
-        AlohaHdf5Reader(tiny_manifest(root))
+        open_tiny(root)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
@@ -145,124 +133,14 @@ def test_an_episode_without_steps_is_refused(root):
     edit(root, "observations/qpos", np.zeros((0, 2), np.float32))
     edit(root, "action", np.zeros((0, 3), np.float32))
     with pytest.raises(DatasetError, match="expected at least one step"):
-        AlohaHdf5Reader(tiny_manifest(root))
-
-
-def reserve(
-    root: Path, key: str, num_written: int, shape: tuple[int, ...] | None = None, **layout: object
-) -> Path:
-    """Reserve space for a dataset of the second file, and write its first steps only."""
-    path = root / f"episode_{NUMBERS[1]}.hdf5"
-    with h5py.File(path, "r+") as file:
-        values = file[key][:num_written]
-        shape, dtype = shape or file[key].shape, file[key].dtype
-        del file[key]
-        dataset = file.create_dataset(key, shape, dtype, **layout)
-        if num_written:
-            dataset[:num_written] = values
-    return path
-
-
-@pytest.mark.parametrize(
-    ("key", "num_written", "layout", "found"),
-    [
-        (FRONT, 0, {"chunks": (1, 6, 8, 3)}, "0 of 5 chunks"),
-        (FRONT, 3, {"chunks": (1, 6, 8, 3), "compression": "gzip"}, "3 of 5 chunks"),
-        (FRONT, 2, {"chunks": (2, 4, 8, 3)}, "2 of 6 chunks"),  # the last of each axis are partial
-        (FRONT, 0, {}, "0 of 720 bytes"),
-        ("observations/images/wrist", 4, {"chunks": (1, 4, 5, 3)}, "4 of 5 chunks"),
-        ("observations/qpos", 0, {}, "0 of 80 bytes"),
-        ("action", 4, {"chunks": (2, 3)}, "2 of 3 chunks"),
-    ],
-)
-def test_space_that_was_reserved_and_never_filled_is_not_read_as_zeros(
-    root, key, num_written, layout, found
-):
-    path = reserve(root, key, num_written, **layout)
-    with pytest.raises(DatasetError) as caught:
-        AlohaHdf5Reader(tiny_manifest(root))
-    message = str(caught.value)
-    assert message.startswith(f"{path}: ")
-    assert "\n" not in message
-    assert f"{key}: " in message
-    assert f"found {found}" in message
-    assert "cut off" in message
-    assert "record this episode again or remove the file" in message
-
-
-def test_partial_chunks_at_the_edges_are_whole_when_all_are_written(root):
-    reserve(root, FRONT, 5, chunks=(2, 4, 8, 3), maxshape=(None, 6, 8, 3))
-    reserve(root, "action", 5, chunks=(2, 3), compression="gzip")
-    reader = AlohaHdf5Reader(tiny_manifest(root))
-    np.testing.assert_array_equal(reader.frames(1, 0, 5)[0], tiny_frames(1, "front"))
-    np.testing.assert_array_equal(reader.action(1), tiny_action(1))
-
-
-@pytest.mark.parametrize("layout", [{}, {"chunks": True}])
-def test_a_length_that_no_memory_holds_is_refused_before_anything_is_read(root, layout):
-    reserve(root, "observations/qpos", 0, (10**11, 2), **layout)
-    with pytest.raises(DatasetError, match=r"same number of steps.*qpos': 100000000000"):
-        AlohaHdf5Reader(tiny_manifest(root))
-    for view, (height, width) in TINY_SIZES.items():
-        shape = (10**11, height, width, 3)
-        reserve(root, f"observations/images/{view}", 0, shape, chunks=(1000, height, width, 3))
-    reserve(root, "action", 0, (10**11, 3), **layout)
-    with pytest.raises(DatasetError, match=r"front: .*found 0 of 100000000 chunks"):
-        AlohaHdf5Reader(tiny_manifest(root))
-
-
-def test_data_of_other_files_is_never_drawn_in(root, tmp_path_factory):
-    secret = tmp_path_factory.mktemp("elsewhere") / "secret.hdf5"
-    with h5py.File(secret, "w") as file:
-        file["frames"] = tiny_frames(1, "front")
-    layout = h5py.VirtualLayout(shape=(5, 6, 8, 3), dtype=np.uint8)
-    layout[:] = h5py.VirtualSource(secret, "frames", shape=(5, 6, 8, 3))
-    path = edit(root, FRONT, h5py.ExternalLink(str(secret), "frames"))
-    with pytest.raises(DatasetError, match="link to another file"):
-        AlohaHdf5Reader(tiny_manifest(root))
-    with h5py.File(path, "r+") as file:  # a chain: an internal link to an external one
-        file["chain"] = h5py.ExternalLink(str(secret), "frames")
-    edit(root, FRONT, h5py.SoftLink("/chain"))
-    with pytest.raises(DatasetError, match="link to another file"):
-        AlohaHdf5Reader(tiny_manifest(root))
-    with h5py.File(path, "r+") as file:
-        del file[FRONT]
-        file.create_virtual_dataset(FRONT, layout)
-    with pytest.raises(DatasetError, match="link to another file"):
-        AlohaHdf5Reader(tiny_manifest(root))
-    with h5py.File(path, "r+") as file:
-        del file[FRONT]
-        raw = [(str(secret), 0, 5 * 6 * 8 * 3)]
-        file.create_dataset(FRONT, (5, 6, 8, 3), np.uint8, external=raw)
-    with pytest.raises(DatasetError, match="link to another file"):
-        AlohaHdf5Reader(tiny_manifest(root))
-
-
-def test_a_link_within_the_file_is_followed(root):
-    with h5py.File(root / "episode_12.hdf5", "r+") as file:
-        file.move(FRONT, "observations/images/cam_high")
-        file[FRONT] = h5py.SoftLink("/observations/images/cam_high")
-    reader = AlohaHdf5Reader(tiny_manifest(root))
-    np.testing.assert_array_equal(reader.frames(1, 0, 5)[0], tiny_frames(1, "front"))
+        open_tiny(root)
 
 
 def test_a_truncated_file_is_named(root):
     path = root / "episode_9.hdf5"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DatasetError, match=r"episode_9\.hdf5: .* does not open \(.*truncated"):
-        AlohaHdf5Reader(tiny_manifest(root))
-
-
-@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e300])  # the last overflows float32
-@pytest.mark.parametrize(("key", "name"), [("observations/qpos", "state"), ("action", "action")])
-def test_numbers_that_are_not_finite_are_named_with_file_step_and_dim(root, key, name, value):
-    array = tiny_state(1) if name == "state" else tiny_action(1)
-    array[3, 1] = value
-    edit(root, key, array)
-    reader = AlohaHdf5Reader(tiny_manifest(root))
-    with pytest.raises(DatasetError, match=rf"episode_12\.hdf5: /{key}: .*step 3, dim 1"):
-        getattr(reader, name)(1)
-    getattr(reader, name)(0)
+        open_tiny(root)
 
 
 def test_a_frame_that_does_not_decompress_is_an_error_and_not_a_blank(root):
@@ -275,73 +153,135 @@ def test_a_frame_that_does_not_decompress_is_an_error_and_not_a_blank(root):
     content = bytearray(path.read_bytes())
     content[place.byte_offset : place.byte_offset + place.size] = bytes(place.size)
     path.write_bytes(content)
-    reader = AlohaHdf5Reader(tiny_manifest(root))
+    reader = open_tiny(root)
     np.testing.assert_array_equal(reader.frames(1, 0, 2)[0], frames[:2])
-    with pytest.raises(FrameReadError, match=r"episode_12\.hdf5: .*\[2, 3\) of view front"):
-        reader.frames(1, 2, 3)
+    for start, stop in ((2, 3), (0, 5)):
+        with pytest.raises(FrameReadError, match=r"_12\.hdf5: frame 2 of .*/front: .*filter"):
+            reader.frames(1, start, stop)
 
 
-def recorded() -> RecordedEpisode:
-    return RecordedEpisode(
-        frames={view: tiny_frames(1, view) for view in TINY_SIZES},
-        state=tiny_state(1).astype(np.float32),
-        action=tiny_action(1).astype(np.float32),
-        env="metaworld/reach-v3",
-        seed=7,
-        fps=TINY_FPS,
-    )
+def test_numbers_of_one_axis_and_of_a_mobile_base_are_columns(root):
+    for number, episode in zip(NUMBERS, range(2), strict=True):
+        with h5py.File(root / f"episode_{number}.hdf5", "r+") as file:
+            file["base_action"] = tiny_state(episode)[:, :1] * [1, 10]
+            file["gripper"] = tiny_state(episode)[:, 1]
+    place = DatasetPlace(root, (FRONT,), ("base_action", "gripper", "base_action"))
+    reader = AlohaHdf5Reader(place)
+    np.testing.assert_array_equal(reader.numbers(0, "gripper"), tiny_state(0)[:, 1:])
+    np.testing.assert_array_equal(reader.numbers(1, "base_action")[:, 1], 10 * tiny_state(1)[:, 0])
 
 
-def test_a_written_episode_has_the_layout_of_act(tmp_path):
-    """Read with h5py as ACT's own loader does (tonyzhaozh/act@42a5e2f, utils.py)."""
-    path = tmp_path / "episode_7.hdf5"
-    write_episode(path, recorded())
-    with h5py.File(path) as file:
-        assert bool(file.attrs["sim"]) is True
-        assert bool(file.attrs["compress"]) is False
-        assert (file.attrs["env"], file.attrs["seed"]) == ("metaworld/reach-v3", 7)
-        assert (file.attrs["fps"], list(file.attrs["views"])) == (TINY_FPS, ["front", "wrist"])
-        for view in TINY_SIZES:
-            frames = file[f"/observations/images/{view}"]
-            assert frames.chunks == (1, *TINY_SIZES[view], 3)
-            np.testing.assert_array_equal(frames[:], tiny_frames(1, view))
-        assert {file[key].dtype for key in ("/observations/qpos", "/action")} == {np.dtype("f4")}
-        np.testing.assert_array_equal(file["/observations/qpos"][:], tiny_state(1))
-        np.testing.assert_array_equal(file["/action"][:], tiny_action(1))
-        # The state rises by 1 a step, at 10 steps a second.
-        np.testing.assert_array_equal(file["/observations/qvel"][0], [0, 0])
-        np.testing.assert_array_equal(file["/observations/qvel"][1:], np.full((4, 2), 10.0))
-    assert read_label(path).views == ("front", "wrist")
+def test_numbers_that_do_not_read_are_named(root):
+    path = root / "episode_12.hdf5"
+    values = np.random.default_rng(0).normal(size=(5, 3))
+    edit(root, ACTION, None)
+    with h5py.File(path, "r+") as file:
+        file.create_dataset(ACTION, data=values, chunks=(5, 3), fletcher32=True)
+        place = file[ACTION].id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[place.byte_offset] ^= 1
+    path.write_bytes(content)
+    reader = open_tiny(root)
+    with pytest.raises(DatasetError, match=r"episode_12\.hdf5: .*numbers at action.*do not read"):
+        reader.numbers(1, ACTION)
 
 
-def test_a_written_episode_is_read_back_by_the_reader_and_is_the_same_bytes_twice(tmp_path):
-    write_episode(tmp_path / "episode_7.hdf5", recorded())
-    reader = AlohaHdf5Reader(tiny_manifest(tmp_path))
-    np.testing.assert_array_equal(reader.frames(0, 0, 5)[1], tiny_frames(1, "wrist"))
-    path = tmp_path / "episode_7.hdf5"
-    before, inode = path.read_bytes(), path.stat().st_ino
-    write_episode(path, recorded())
-    assert path.read_bytes() == before
-    assert path.stat().st_ino != inode  # replaced by a rename, never written in place
+def test_a_file_that_is_gone_or_changed_after_opening_gives_no_frames(root):
+    reader = open_tiny(root)
+    edit(root, FRONT, np.zeros((3, 6, 8, 3), np.uint8))
+    with pytest.raises(FrameReadError, match=r"frame 3 of .*front: .*changed"):
+        reader.frames(1, 0, 5)
+    reader.close()
+    (root / "episode_12.hdf5").unlink()
+    with pytest.raises(FrameReadError, match=r"episode_12\.hdf5: frame 0 of .*No such file"):
+        reader.frames(1, 0, 5)
 
 
-def test_a_recording_that_fails_half_way_leaves_nothing(tmp_path):
-    class DiskFullError(OSError):
-        pass
-
-    class Breaks(dict[str, np.ndarray]):
-        def items(self):
-            yield "front", tiny_frames(1, "front")
-            assert [path.name for path in tmp_path.iterdir()] == [".episode_7.hdf5.partial"]
-            raise DiskFullError
-
-    episode = recorded()
-    object.__setattr__(episode, "frames", Breaks())
-    with pytest.raises(DiskFullError):
-        write_episode(tmp_path / "episode_7.hdf5", episode)
-    assert list(tmp_path.iterdir()) == []
+def test_two_files_of_one_number_are_refused(root):
+    (root / "episode_012.hdf5").write_bytes((root / "episode_12.hdf5").read_bytes())
+    with pytest.raises(DatasetError, match=r"one file for episode 12, .*_0?12\.hdf5 too"):
+        open_tiny(root)
 
 
-def test_a_file_without_a_label_is_no_recording(root):
-    with pytest.raises(DatasetError, match="no attribute env, seed, views"):
-        read_label(root / "episode_9.hdf5")
+def test_a_file_that_lies_elsewhere_is_read_only_on_request(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "episode_12.hdf5"
+    path = root / "episode_12.hdf5"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    with pytest.raises(DatasetError, match="allow_outside"):
+        open_tiny(root)
+    assert open_tiny(root, allow_outside=True).episode_length(1) == 5
+    path.unlink()
+    path.symlink_to(root / "nothing")
+    with pytest.raises(DatasetError, match=r"episode_12\.hdf5: expected an HDF5 file, found none"):
+        open_tiny(root)
+
+
+@pytest.mark.parametrize(
+    ("row", "pattern"),
+    [
+        (jpeg(np.zeros((8, 6, 3), np.uint8)), "6x8 pixels as in frame 0, found 8x6"),
+        (jpeg(tiny_frames(1, "front")[2])[:300], "cut off"),
+        (np.zeros(4, np.uint8), "whole JPEG or PNG"),
+    ],
+)
+def test_a_compressed_frame_that_is_not_like_the_others_is_named(tmp_path, row, pattern):
+    root = write_compressed(tmp_path)
+    files = [jpeg(frame) for frame in tiny_frames(1, "front")]
+    files[3] = row
+    with h5py.File(root / "episode_1.hdf5", "r+") as file:
+        del file[FRONT]
+        file[FRONT] = padded(files)
+    reader = open_tiny(root)
+    assert len(reader.frames(1, 0, 3)[0]) == 3
+    with pytest.raises(FrameReadError, match=f"episode_1.hdf5: frame 3 of {FRONT}: .*{pattern}"):
+        reader.frames(1, 2, 5)
+
+
+@pytest.mark.parametrize(("value", "fps"), [(50, 50.0), (np.float32(30), 30.0), ("fast", None)])
+def test_the_rate_is_that_of_the_attribute(root, value, fps):
+    with h5py.File(root / "episode_9.hdf5", "r+") as file:
+        file.attrs["fps"] = value
+    assert open_tiny(root).fps == fps
+
+
+def test_files_of_two_rates_are_refused(root):
+    for number, fps in zip(NUMBERS, (50.0, 30.0), strict=True):
+        with h5py.File(root / f"episode_{number}.hdf5", "r+") as file:
+            file.attrs["fps"] = fps
+    with pytest.raises(DatasetError, match=r"episode_12\.hdf5: expected 50.0 .*found 30.0"):
+        open_tiny(root)
+
+
+def test_a_survey_lists_colour_cameras_and_numbers(tmp_path):
+    survey = AlohaHdf5Reader.survey(write_compressed(tmp_path))
+    assert survey.views == {FRONT: (6, 8), WRIST: (4, 5)}
+    assert survey.numbers == {
+        ACTION: ("0", "1", "2"),
+        STATE: ("0", "1"),
+        "observations/effort": ("0", "1"),
+        "base_action": ("0", "1"),
+    }
+    assert survey.fps is None
+
+
+def test_a_survey_of_raw_frames_passes_links_to_outside(root):
+    with h5py.File(root / "episode_9.hdf5", "r+") as file:
+        file["observations/images/top"] = h5py.ExternalLink("/nowhere", "x")
+        file.attrs["fps"] = 25.0
+    survey = AlohaHdf5Reader.survey(root)
+    assert survey.views == {FRONT: (6, 8), WRIST: (4, 5)}
+    assert survey.fps == 25.0
+
+
+def test_it_is_recognised_by_its_names_and_observations(root, tmp_path_factory):
+    assert AlohaHdf5Reader.recognises(root)
+    (root / "episode_9.hdf5").write_bytes(b"broken")  # opening it then names the file
+    assert AlohaHdf5Reader.recognises(root)
+    assert not AlohaHdf5Reader.recognises(root / "episode_12.hdf5")
+    assert not AlohaHdf5Reader.recognises(root / "absent")
+    other = tmp_path_factory.mktemp("other")
+    assert not AlohaHdf5Reader.recognises(other)
+    with h5py.File(other / "episode_0.hdf5", "w") as file:
+        file["puppet/joints"] = np.zeros(3)
+    assert not AlohaHdf5Reader.recognises(other)

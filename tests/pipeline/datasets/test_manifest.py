@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.datasets.manifest import Manifest, load_manifest
+from pipeline.datasets.manifest_parts import ArraySource, DataSource, Splits, ViewSource
 from pipeline.errors import ManifestError
 from policy.errors import VlaError
 
@@ -53,9 +54,11 @@ def test_a_manifest_is_read_as_written(tmp_path):
     manifest = load_manifest(write(tmp_path))
     assert manifest.view_names == ("top", "left")
     assert manifest.views[1].key == "observations/images/cam_left_wrist"
+    assert manifest.state.key == ("observations/qpos",)
     assert manifest.fps == 50.0
     assert manifest.resize is None
-    assert manifest.root == tmp_path / "data"
+    assert manifest.roots == (tmp_path / "data",)
+    assert manifest.origin == str(tmp_path / "towel.toml")
 
 
 def test_paths_may_be_relative_absolute_or_begin_with_a_variable(tmp_path, monkeypatch):
@@ -68,7 +71,7 @@ def test_paths_may_be_relative_absolute_or_begin_with_a_variable(tmp_path, monke
     }
     for path, root in written.items():
         text = TEXT.replace('path = "data"', f'path = "{path}"')
-        assert load_manifest(write(tmp_path, text)).root == root
+        assert load_manifest(write(tmp_path, text)).roots == (root,)
 
 
 @pytest.mark.parametrize("value", [None, ""])
@@ -105,12 +108,50 @@ def test_other_shorthand_is_refused_and_not_taken_for_a_folder(tmp_path, monkeyp
             r"views: expected keys that differ, found .*cam_high more than once; give",
         ),
         ('name = "left"', 'name = "a/b"', r"views\[1\]\.name: expected .*found 'a/b'"),
-        ('"aloha_hdf5"', '"lerobot"', r"format: expected 'aloha_hdf5', found 'lerobot'"),
+        ('"aloha_hdf5"', '"lerobot"', r"format: expected .*'aloha_hdf5', .*, found 'lerobot'"),
         ('licence = "CC-BY-4.0"', 'licence = " "', r"licence: expected .*at least 1 character"),
         ("fps = 50\n", "fps = 50\nresize = [224, 224]\n", r"resize\[0\]: expected 256, found 224"),
         ("fps = 50\n", "fps = [\n", r"expected TOML in UTF-8, found: .*line"),
         ('path = "data"', 'path = "a\\u0000b"', r"path: expected .*, found 'a\\x00b'"),
         ('"CC-BY-4.0"', "3", r"licence: expected a valid string, found 3"),
+        ('"action"', "[]", r"action\.key: expected a key or a list of keys, found \[\]"),
+        ('"action"', "3", r"action\.key: expected a key or a list of keys, found 3"),
+        ('"action"', '["a", "b//c"]', r"action\.key\[1\]: expected names .*found 'b//c'"),
+        ('"action"\n', '"action"\ncolumns = []\n', r"action\.columns: expected .*at least 1"),
+        ('"action"\n', '"action"\ncolumns = [-1]\n', r"action\.columns\[0\]: .*found -1"),
+        ('"action"\n', '"action"\ncolumns = [1, 1]\n', r"action\.columns: .*each number once.*1"),
+        ("fps = 50\n", 'fps = 50\ncolour_order = "grb"\n', r"colour_order: expected .*'bgr'"),
+        ("fps = 50\n", "fps = 50\naction_shift = 0.5\n", r"action_shift: expected .*found 0\.5"),
+        ("fps = 50\n", "fps = 50\nepisodes = {}\n", r"episodes: expected either `only` or"),
+        ("fps = 50\n", "fps = 50\nepisodes = [1]\n", r"episodes: expected .*found \[1\]"),
+        (
+            "fps = 50\n",
+            "fps = 50\nepisodes = {only = [1], except = [2]}\n",
+            r"episodes: expected either `only` or `except`, found both",
+        ),
+        (
+            "fps = 50\n",
+            "fps = 50\nepisodes = {skip = [2]}\n",
+            r"episodes\.skip: expected one of only, except, found an unknown key",
+        ),
+        (
+            "fps = 50\n",
+            'fps = 50\nepisodes = {except = ["demo_1"]}\n',
+            r"episodes\.except\[0\]: expected .*integer, found 'demo_1'",
+        ),
+        ("fps = 50\n", "fps = 50\nsplits = {heldout = []}\n", r"splits\.heldout: expected "),
+        ("fps = 50\n", "fps = 50\nsplits = {heldout = 3}\n", r"splits\.heldout: .*found 3"),
+        (
+            "fps = 50\n",
+            'fps = 50\nsplits = {heldout = ["demo_1"]}\n',
+            r"splits\.heldout\[0\]: expected .*integer, found 'demo_1'",
+        ),
+        (
+            "fps = 50\n",
+            'fps = 50\nchecksums = {"a.hdf5" = "abc"}\n',
+            r"checksums\.a\.hdf5: expected .*found 'abc'",
+        ),
+        ("fps = 50\n", "fps = 50\nallow_outside = 3\n", r"allow_outside: expected .*found 3"),
     ],
 )
 def test_a_wrong_field_is_told_in_one_line(tmp_path, old, new, pattern):
@@ -118,7 +159,7 @@ def test_a_wrong_field_is_told_in_one_line(tmp_path, old, new, pattern):
     assert re.search(pattern, problem_of(tmp_path, TEXT.replace(old, new, 1)))
 
 
-@pytest.mark.parametrize("key", ["/", "//", "a//b", "//a", "a/", "a/./b", ".", "a\\u0000b"])
+@pytest.mark.parametrize("key", ["/", "//", "a//b", "//a", "a/", "a/./b", ".", "../b", "a\\u0000b"])
 @pytest.mark.parametrize(
     ("written", "place"),
     [
@@ -138,7 +179,7 @@ def test_a_key_that_is_no_place_is_the_manifests_fault(tmp_path, written, place,
 
 def test_a_key_may_begin_with_a_slash(tmp_path):
     text = TEXT.replace('key = "action"', 'key = "/action"')
-    assert load_manifest(write(tmp_path, text)).action.key == "/action"
+    assert load_manifest(write(tmp_path, text)).action.key_paths == ("action",)
 
 
 def test_a_manifest_without_views_is_refused(tmp_path):
@@ -179,8 +220,8 @@ def test_the_saved_content_rebuilds_the_manifest_without_its_place(tmp_path):
     assert rebuilt.to_dict() == saved
     assert rebuilt.digest() == manifest.digest()
     with pytest.raises(ManifestError, match="read back from a store"):
-        _ = rebuilt.root
-    assert Manifest.from_dict(saved, root=tmp_path).root == tmp_path
+        _ = rebuilt.roots
+    assert Manifest.from_dict(saved, roots=(tmp_path,)).roots == (tmp_path,)
     with pytest.raises(ManifestError, match=r"a\.zarr: fps: expected this key"):
         Manifest.from_dict({k: v for k, v in saved.items() if k != "fps"}, origin="a.zarr")
 
@@ -205,6 +246,14 @@ def test_toml_text_round_trips_with_awkward_strings(tmp_path):
         ("cam_high", "cam_low"),
         ("observations/qpos", "observations/qvel"),
         ('key = "action"', 'key = "base_action"'),
+        ('key = "action"', 'key = ["action", "base_action"]'),
+        ('key = "action"', 'key = "action"\ncolumns = [0]'),
+        ('key = "observations/qpos"', 'key = "observations/qpos"\ncolumns = [0]'),
+        ("fps = 50", 'fps = 50\ncolour_order = "bgr"'),
+        ("fps = 50", "fps = 50\naction_shift = 1"),
+        ("fps = 50", "fps = 50\nepisodes = {only = [1]}"),
+        ("fps = 50", "fps = 50\nepisodes = {except = [1]}"),
+        ('format = "aloha_hdf5"\npath = "data"', 'sources = [{path = "a"}, {path = "b"}]'),
     ],
 )
 def test_the_digest_changes_with_what_decides_the_rows(tmp_path, old, new):
@@ -223,14 +272,114 @@ def test_the_digest_ignores_place_and_words_but_not_the_order_of_views(tmp_path)
     assert Manifest.from_dict(swapped).digest() != manifest.digest()
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('format = "aloha_hdf5"\n', ""),
+        ("fps = 50", 'fps = 50\nsplits = {heldout = "valid"}'),
+        ("fps = 50", f'fps = 50\nchecksums = {{"a" = "{"0" * 64}"}}'),
+        ("fps = 50", "fps = 50\nallow_outside = true"),
+        ('key = "action"', 'key = "/action"'),
+        ('format = "aloha_hdf5"\npath = "data"', 'sources = [{path = "a", weight = 3.0}]'),
+    ],
+)
+def test_the_digest_ignores_what_changes_no_row(tmp_path, old, new):
+    before = load_manifest(write(tmp_path)).digest()
+    assert old in TEXT
+    assert load_manifest(write(tmp_path, TEXT.replace(old, new, 1))).digest() == before
+
+
+SOURCES = """
+[[sources]]
+path = "ours"
+format = "robomimic_hdf5"
+splits = {heldout = "valid"}
+
+[[sources]]
+path = "/srv/theirs"
+weight = 0.25
+episodes = {except = [3]}
+allow_outside = true
+"""
+SEVERAL = TEXT.replace('format = "aloha_hdf5"\npath = "data"\n', "") + SOURCES
+
+
+def test_several_sources_are_read_as_written(tmp_path):
+    manifest = load_manifest(write(tmp_path, SEVERAL))
+    assert manifest.roots == (tmp_path / "ours", Path("/srv/theirs"))
+    first, second = manifest.places
+    assert (first.format, first.weight, first.allow_outside) == ("robomimic_hdf5", 1.0, False)
+    assert (second.format, second.weight, second.allow_outside) == (None, 0.25, True)
+    assert second.episodes is not None
+    assert [second.episodes.keeps(number) for number in (2, 3)] == [True, False]
+    assert load_manifest(write(tmp_path, manifest.to_toml())).to_dict() == manifest.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        (
+            TEXT.replace('path = "data"\n', ""),
+            r"path: expected this key, or \[\[sources\]\] blocks",
+        ),
+        (TEXT + SOURCES, r"path: expected either `path` or \[\[sources\]\] blocks, found both"),
+        ("splits = {heldout = [1]}\n" + SEVERAL, r"splits: expected it inside each of the"),
+        ("allow_outside = false\n" + SEVERAL, r"allow_outside: expected it inside each"),
+        (SEVERAL.replace("0.25", "0.0"), r"sources\[1\]\.weight: expected .*greater than 0"),
+        (SEVERAL.replace("0.25", "inf"), r"sources\[1\]\.weight: expected .*finite"),
+        (SEVERAL.replace('"ours"', '"$HOME/ours"'), r"sources\[0\]\.path: expected an absolute"),
+        (SEVERAL.replace("weight", "share"), r"sources\[1\]\.share: expected one of path, format"),
+        (
+            SEVERAL.replace("except = [3]", "without = [3]"),
+            r"sources\[1\]\.episodes\.without: expected one of only, except",
+        ),
+    ],
+)
+def test_a_wrong_source_is_told_with_its_number(tmp_path, text, pattern):
+    assert re.search(pattern, problem_of(tmp_path, text))
+
+
+def test_the_order_of_sources_counts_only_where_it_decides_rows(tmp_path):
+    manifest = load_manifest(write(tmp_path, SEVERAL))
+    swapped = manifest.to_dict()
+    swapped["sources"] = swapped["sources"][::-1]
+    assert Manifest.from_dict(swapped).digest() != manifest.digest()
+
+
+def test_every_field_survives_the_way_through_a_store_and_a_file(tmp_path):
+    content = load_manifest(write(tmp_path)).to_dict() | {
+        "state": {"key": ["a.b", "c"], "columns": [1, 0], "units": "m"},
+        "colour_order": "bgr",
+        "action_shift": 1,
+        "episodes": {"only": [3, 1]},
+        "splits": {"heldout": [1]},
+        "checksums": {"videos/a b.mp4": "0" * 64},
+        "allow_outside": True,
+        "resize": [256, 256],
+    }
+    manifest = Manifest.from_dict(content)
+    assert manifest.to_dict() == content
+    assert load_manifest(write(tmp_path, manifest.to_toml())).to_dict() == content
+
+
 def test_the_example_in_the_readme_is_a_manifest(tmp_path, monkeypatch):
     readme = Path(__file__).parents[3] / "data_manifests" / "README.md"
-    [example] = re.findall(r"```toml\n(.*?)```", readme.read_text(), flags=re.DOTALL)
+    example, sources = re.findall(r"```toml\n(.*?)```", readme.read_text(), flags=re.DOTALL)
     monkeypatch.setenv("DATA_ROOT", "/data")
-    assert load_manifest(write(tmp_path, example)).root == Path("/data/fold_towel")
+    assert load_manifest(write(tmp_path, example)).roots == (Path("/data/fold_towel"),)
+    several = re.sub(r"format = .*\npath = .*\n", "", example) + sources
+    assert [place.weight for place in load_manifest(write(tmp_path, several)).places] == [1, 3]
 
 
 def test_the_readme_explains_every_field():
     readme = (Path(__file__).parents[3] / "data_manifests" / "README.md").read_text()
     for field in Manifest.model_fields:
         assert re.search(rf"\| `\[*{field}\]*` \|", readme), field
+    for parent, model in (
+        ("views", ViewSource),
+        ("state", ArraySource),
+        ("splits", Splits),
+        ("sources", DataSource),
+    ):
+        for field in model.model_fields:
+            assert re.search(rf"`{parent}\.{field}`|`{field}`", readme), f"{parent}.{field}"

@@ -107,6 +107,68 @@ def test_frames_that_changed_are_noticed(copied):
         embed(manifest, store)
 
 
+SPLIT = "splits = {heldout = [1]}\n"
+
+
+def test_a_split_reaches_the_store_without_encoding_anew(copied):
+    manifest, store = copied
+    before = FeatureStore.open(store)
+    digest, features = before.digest(), before.read_features()
+    assert before.attributes.heldout is None
+    [source] = before.attributes.sources
+    assert (source.num_episodes, source.weight) == (2, 1.0)
+
+    manifest.write_text(SPLIT + manifest.read_text())
+    assert embed(manifest, store).num_encoded_images == 0
+    after = FeatureStore.open(store)
+    after.check_digest()
+    assert after.attributes.heldout == (1,)
+    assert after.attributes.manifest["splits"] == {"heldout": [1]}
+    assert after.digest() != digest  # a run on the other split does not resume
+    np.testing.assert_array_equal(after.read_features(), features)
+    content = store_bytes(store)
+    assert embed(manifest, store).num_encoded_images == 0
+    assert store_bytes(store) == content
+
+    manifest.write_text(manifest.read_text().replace(SPLIT, ""))
+    embed(manifest, store)
+    assert FeatureStore.open(store).digest() == digest
+
+
+def test_words_of_the_manifest_change_nothing_in_a_store(copied):
+    manifest, store = copied
+    before = store_bytes(store)
+    manifest.write_text(manifest.read_text().replace('"random numbers"', '"a die"'))
+    embed(manifest, store)
+    assert store_bytes(store) == before
+
+
+def test_sources_and_their_weights_are_kept_in_the_store(tmp_path):
+    manifest = write_dataset(tmp_path, lengths=(3, 2))
+    text = manifest.read_text().replace('format = "aloha_hdf5"\npath = "data"\n', "")
+    text += '[[sources]]\npath = "data"\nepisodes = {only = [1]}\n[[sources]]\npath = "data"\n'
+    manifest.write_text(text)
+    assert embed(manifest, tmp_path / "s.zarr").num_encoded_images == 3 * (2 + 3 + 2)
+
+    manifest.write_text(text + "weight = 2.5\n")
+    assert embed(manifest, tmp_path / "s.zarr").num_encoded_images == 0
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    sources = store.attributes.sources
+    assert [(source.num_episodes, source.weight) for source in sources] == [(1, 1.0), (2, 2.5)]
+    features, ends = store.read_features(), store.read_steps().episode_ends
+    assert ends.tolist() == [2, 5, 7]
+    np.testing.assert_array_equal(features[0:2], features[5:7])
+
+
+def test_files_that_are_not_those_of_the_checksums_are_refused_before_anything_is_written(tmp_path):
+    manifest = write_dataset(tmp_path, lengths=(2,))
+    table = f'checksums = {{"episode_0.hdf5" = "{"0" * 64}"}}\n'
+    manifest.write_text(table + manifest.read_text())
+    with pytest.raises(DatasetError, match=r"episode_0\.hdf5: expected sha256 0000"):
+        embed(manifest, tmp_path / "s.zarr")
+    assert not (tmp_path / "s.zarr").exists()
+
+
 def test_two_processes_never_write_one_store(copied):
     manifest, store = copied
     (store / "commits/000000.json").unlink()

@@ -126,8 +126,8 @@ def test_other_folders_and_newer_formats_are_refused(tmp_path):
         FeatureStore.open(tmp_path / "other.zarr")
     complete_store(tmp_path / "s.zarr", (4,))
     path = tmp_path / "s.zarr/zarr.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(StoreError, match="version 2, this program reads"):
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 3'))
+    with pytest.raises(StoreError, match="version 3, this program reads"):
         FeatureStore.open(tmp_path / "s.zarr")
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipeline.datasets.aloha_hdf5 import AlohaHdf5Reader, RecordedEpisode, write_episode
+from pipeline.datasets.aloha_recording import RecordedEpisode, write_episode
 from pipeline.datasets.manifest import load_manifest
+from pipeline.datasets.manifest_reader import ManifestReader
 from pipeline.errors import ConfigError, DatasetError, EnvError
 from pipeline.rollout.envs.registry import make_expert_env
 from pipeline.rollout.record import RecordConfig, manifest_of, record_dataset
@@ -115,7 +116,7 @@ def test_recordings_are_what_the_simulator_shows_and_resume_to_the_same_bytes(tm
     assert contents(tmp_path) == before
     assert record_dataset(config).recorded == 0
 
-    reader = AlohaHdf5Reader(load_manifest(report.manifest))
+    reader = ManifestReader(load_manifest(report.manifest))
     env = make_expert_env(ENV, VIEWS)
     env.reset(2)
     length, state, action = reader.episode_length(1), reader.state(1), reader.action(1)
@@ -192,4 +193,4 @@ def test_the_shipped_manifest_is_the_one_that_the_recorder_writes():
     env.close()
     assert shipped.to_dict() | {"path": "."} == recorded.to_dict()
     assert shipped.digest() == recorded.digest()
-    assert shipped.root == ROOT / "demo" / "recordings"
+    assert shipped.roots == (ROOT / "demo" / "recordings",)

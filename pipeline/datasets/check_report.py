@@ -1,0 +1,187 @@
+"""What a check of a dataset found: one table for people, one document for programs.
+
+Knows findings and texts; opens no dataset.
+"""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal
+
+DOCUMENT_VERSION: Final = 1  # rises when a field of `to_dict` is renamed, removed or means less
+_MAX_ALIKE: Final = 20  # findings of one kind that are told one by one
+Severity = Literal["error", "warning"]
+Kind = Literal[
+    "unreadable",
+    "checksum",
+    "numbers",
+    "constant",
+    "tiny_spread",
+    "duplicate",
+    "clock",
+    "fps",
+    "drift",
+    "frames",
+    "size",
+    "black",
+    "flat",
+    "repeated",
+    "same_view",
+]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or that somebody should look at."""
+
+    severity: Severity
+    """`error`: training on it is wrong or impossible. `warning`: may be meant."""
+    kind: Kind
+    """What it is, for programs."""
+    place: str
+    """The file, episode, view or column."""
+    found: str
+    """What is there."""
+    to_do: str
+    """How it is put right."""
+
+
+@dataclass(frozen=True)
+class ViewSummary:
+    """One camera, over the episodes whose frames were read."""
+
+    name: str
+    sizes: tuple[tuple[int, int], ...]
+    """(height, width) in pixels that occur."""
+    num_frames: int
+    """Frames that were decoded."""
+    max_drift_s: float
+    """Largest distance between a step and its frame, in seconds."""
+
+
+@dataclass(frozen=True)
+class DimSummary:
+    """One column of the state or of the action, over all episodes, in the manifest's units."""
+
+    name: str
+    """`state[3]`: counted from 0."""
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check looked at, and what it found."""
+
+    manifest: str
+    """The manifest file."""
+    name: str
+    """What the manifest calls the dataset."""
+    num_episodes: int
+    """Episodes that the manifest describes; 0 where the dataset does not open."""
+    num_steps: int
+    seconds: float
+    """Their duration at the manifest's rate."""
+    frames_of: tuple[int, ...]
+    """Episodes whose frames were read, as the reader numbers them."""
+    views: tuple[ViewSummary, ...]
+    dims: tuple[DimSummary, ...]
+    findings: tuple[Finding, ...]
+    sheet: str | None
+    """The contact sheet that was written."""
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        return {"version": DOCUMENT_VERSION, "clean": self.is_clean, **asdict(self)}
+
+    def table(self) -> str:
+        """Return the report as a table of fixed-width text."""
+        head = (
+            f"{self.manifest}: {self.name}: {self.num_episodes} episodes, {self.num_steps} steps, "
+            f"{self.seconds:.1f} s; frames of {len(self.frames_of)} episodes read"
+        )
+        views = [
+            [
+                view.name,
+                ", ".join(f"{height}x{width}" for height, width in view.sizes),
+                str(view.num_frames),
+                f"{1000 * view.max_drift_s:.1f} ms",
+            ]
+            for view in self.views
+        ]
+        dims = [
+            [d.name, *(f"{value:.4g}" for value in (d.minimum, d.maximum, d.mean, d.std))]
+            for d in self.dims
+        ]
+        blocks = [head]
+        if views:
+            blocks.append(_columns([["view", "size", "frames read", "drift"], *views]))
+        if dims:
+            blocks.append(_columns([["column", "min", "max", "mean", "std"], *dims]))
+        blocks += [
+            f"{finding.severity}: {finding.kind}: {finding.place}\n    found: {finding.found}\n"
+            f"    to do: {finding.to_do}"
+            for finding in self.findings
+        ]
+        if self.sheet:
+            blocks.append(f"contact sheet: {self.sheet}; look for flips and swapped colours")
+        return "\n\n".join([*blocks, self._verdict()])
+
+    def _verdict(self) -> str:
+        if self.is_clean:
+            return "nothing found"
+        counts = Counter(finding.severity for finding in self.findings)
+        return ", ".join(
+            f"{counts[s]} {s}{'s' if counts[s] > 1 else ''}"
+            for s in ("error", "warning")
+            if counts[s]
+        )
+
+
+@dataclass
+class Findings:
+    """Collects findings in order; of one kind the first are kept and the others counted."""
+
+    _kept: list[Finding] = field(default_factory=list)
+    _counts: Counter[Kind] = field(default_factory=Counter)
+
+    def add(self, severity: Severity, kind: Kind, place: str, found: str, to_do: str) -> None:
+        """Add one finding."""
+        self._counts[kind] += 1
+        if self._counts[kind] <= _MAX_ALIKE:
+            self._kept.append(Finding(severity, kind, place, found, to_do))
+
+    def add_error(self, kind: Kind, place: str, error: Exception) -> None:
+        """Add what a reader complained of: `place: expected, found; what to do`."""
+        text = " ".join(str(error).split()).removeprefix(f"{place}: ")
+        found, _, to_do = text.rpartition("; ")
+        self.add("error", kind, place, found or text, to_do if found else "correct it")
+
+    def all(self) -> tuple[Finding, ...]:
+        """Return the findings, errors first, and for each kind how many more there are."""
+        more = [
+            Finding(
+                next(finding.severity for finding in self._kept if finding.kind == kind),
+                kind,
+                "elsewhere",
+                f"{count - _MAX_ALIKE} more of this kind",
+                "correct those above and check again",
+            )
+            for kind, count in self._counts.items()
+            if count > _MAX_ALIKE
+        ]
+        return tuple(sorted([*self._kept, *more], key=lambda finding: finding.severity != "error"))
+
+
+def _columns(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

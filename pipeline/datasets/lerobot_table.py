@@ -1,0 +1,188 @@
+"""Parquet files as arrays: the only file that knows pyarrow.
+
+Knows columns; knows nothing of episodes or layouts. Lists of fixed and of variable size, lists in
+lists and single values all become rows of numbers; pictures become their bytes.
+Source: Apache Parquet format; the columns that LeRobot writes, formats facts of
+huggingface/lerobot@7427f318:src/lerobot/datasets/utils.py.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int64
+
+from pipeline.errors import DatasetError
+
+# What pyarrow raises for files that are damaged, cut off or of another kind.
+_DAMAGE: Final = (pa.ArrowException, OSError, ValueError, KeyError, EOFError, MemoryError)
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A picture of an image column: its encoded bytes, or the path of a file that has them."""
+
+    data: bytes | None
+    path: str | None
+
+
+class ParquetTable:
+    """One parquet file, read column by column; columns of numbers are kept once read."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a file and read its footer.
+
+        Raises:
+            DatasetError: it is absent, damaged, no parquet file, or was never finished.
+        """
+        self.path = path
+        self._arrays: dict[str, Any] = {}
+        self._pictures: dict[str, tuple[int, Any]] = {}  # key: (first row, rows of one row group)
+        try:
+            self._file = pq.ParquetFile(path)
+        except _DAMAGE as error:
+            advice = "download the file again"
+            if "magic bytes" in str(error).lower():
+                advice = "the recording was not finished (no footer): finalise it, or record again"
+            raise DatasetError(
+                f"{path}: expected a parquet file, found none ({_line(error)}); {advice}"
+            ) from error
+        metadata = self._file.metadata
+        self.num_rows: int = metadata.num_rows
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._group_starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self.columns: tuple[str, ...] = tuple(self._file.schema_arrow.names)
+
+    def numbers(self, column: str) -> Float[np.ndarray, "t d"]:
+        """Read every row of a column; float32 and smaller become float32, others float64.
+
+        Raises:
+            DatasetError: the column is absent or damaged, holds no numbers, lacks some, or its
+                rows differ in width.
+        """
+        if column not in self._arrays:
+            values = self._rectangle(column)
+            is_small = values.dtype.kind == "f" and values.dtype.itemsize <= 4
+            self._arrays[column] = values.astype(np.float32 if is_small else np.float64)
+        return np.asarray(self._arrays[column])
+
+    def integers(self, column: str) -> Int64[np.ndarray, " t"]:
+        """Read every row of a column of whole numbers.
+
+        Raises:
+            DatasetError: the column is absent or damaged, or holds something else.
+        """
+        key = f"int64 {column}"
+        if key not in self._arrays:
+            values = self._rectangle(column)
+            if values.dtype.kind not in "iu" or values.shape[1] != 1:
+                raise DatasetError(
+                    f"{self.path}: {column}: expected one whole number a row, found "
+                    f"{values.shape[1]} of {values.dtype}; write the column again"
+                )
+            self._arrays[key] = values[:, 0].astype(np.int64)
+        return np.asarray(self._arrays[key])
+
+    def images(self, column: str, start: int, stop: int) -> list[StoredImage]:
+        """Read rows [start, stop) of a column of pictures; keeps one row group in memory.
+
+        Raises:
+            DatasetError: the column is absent or damaged, or holds something else.
+        """
+        found: list[StoredImage] = []
+        while start < stop:
+            first, rows = self._picture_rows(column, start)
+            upto = min(stop, first + len(rows))
+            for row in rows.slice(start - first, upto - start).to_pylist():
+                found.append(_stored_image(row, f"{self.path}: {column}: row {start}"))
+                start += 1
+        return found
+
+    def close(self) -> None:
+        """Close the file and forget what was read; no reading is possible after it."""
+        self._arrays.clear()
+        self._pictures.clear()
+        self._file.close()
+
+    def _picture_rows(self, column: str, row: int) -> tuple[int, Any]:
+        first, rows = self._pictures.get(column, (0, ()))
+        if not first <= row < first + len(rows):
+            group = int(np.searchsorted(self._group_starts, row, side="right")) - 1
+            self._pictures.pop(column, None)  # so that never two row groups are held
+            first, rows = int(self._group_starts[group]), self._column(column, [group])
+            self._pictures[column] = (first, rows)
+        return first, rows
+
+    def _column(self, column: str, groups: list[int] | None = None) -> Any:
+        """Read a column as one Arrow array, of some row groups or of all."""
+        if self.columns.count(column) != 1:
+            raise DatasetError(
+                f"{self.path}: expected one column {column}, found "
+                f"{', '.join(sorted(self.columns)[:20])}; correct the key, or write the file again"
+            )
+        every = range(self._file.metadata.num_row_groups)
+        try:
+            # A name also selects columns that begin with it and a dot; `column` picks the one.
+            table = self._file.read_row_groups(groups or list(every), columns=[column])
+            rows = table.column(column)
+            return pa.concat_arrays(rows.chunks) if rows.num_chunks != 1 else rows.chunk(0)
+        except _DAMAGE as error:
+            raise DatasetError(
+                f"{self.path}: {column}: expected it to decode, found damage ({_line(error)}); "
+                "download the file again"
+            ) from error
+
+    def _rectangle(self, column: str) -> np.ndarray:
+        """Flatten lists of any depth into rows of equal width."""
+        where = f"{self.path}: {column}"
+        array = self._column(column)
+        if not self.num_rows:
+            raise DatasetError(f"{where}: expected rows, found none; record the file again")
+        while True:
+            if isinstance(array, pa.ExtensionArray):
+                array = array.storage
+            if array.null_count:
+                raise DatasetError(
+                    f"{where}: expected a value in every row, found {array.null_count} empty "
+                    "ones; write the column again"
+                )
+            kind = array.type
+            if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+                lengths = array.value_lengths().to_numpy(zero_copy_only=False)
+                if len(lengths) and (lengths != lengths[0]).any():
+                    raise DatasetError(
+                        f"{where}: expected rows of one width, found lists of {lengths.min()} to "
+                        f"{lengths.max()} values; write the column again"
+                    )
+            elif not pa.types.is_fixed_size_list(kind):
+                break
+            array = array.flatten()
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or kind == pa.bool_()):
+            raise DatasetError(
+                f"{where}: expected numbers, found {_line(kind)}; name a column of numbers"
+            )
+        values = array.to_numpy(zero_copy_only=False)
+        if not len(values):
+            raise DatasetError(f"{where}: expected numbers in every row, found empty lists")
+        return np.asarray(values.reshape(self.num_rows, -1))
+
+
+def _stored_image(row: Any, where: str) -> StoredImage:
+    if isinstance(row, dict):
+        data, path = row.get("bytes"), row.get("path")
+        if isinstance(data, bytes) or isinstance(path, str):
+            return StoredImage(
+                data=data if isinstance(data, bytes) else None,
+                path=path if isinstance(path, str) else None,
+            )
+    raise DatasetError(
+        f"{where}: expected a picture's bytes or path, found {_line(type(row).__name__)}; write "
+        "the column again"
+    )
+
+
+def _line(message: object) -> str:
+    return " ".join(str(message).split())[:200]

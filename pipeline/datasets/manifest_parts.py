@@ -1,0 +1,149 @@
+"""The parts of a manifest: views, number arrays, sources, episode filters and splits.
+
+Knows pydantic; opens no file. `data_manifests/README.md` explains every field in words.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_serializer,
+    model_validator,
+)
+
+from pipeline.datasets.registry import FormatName
+
+ColourOrder = Literal["rgb", "bgr"]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+_SHA256: Final = r"^[0-9a-f]{64}$"
+
+
+def _refuse_no_place(key: str) -> str:
+    """A format would take such a key for a damaged file, or for a place outside of it."""
+    if "\0" in key or any(part in ("", ".", "..") for part in key_path(key).split("/")):
+        raise ValueError(
+            "expected names joined by single slashes, as observations/images/front, found "
+            f"{key!r}; correct this key"
+        )
+    return key
+
+
+def key_path(key: str) -> str:
+    """Return a key without the slash that it may begin with."""
+    return key.removeprefix("/")
+
+
+def _one_or_several(value: Any) -> Any:
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list | tuple) and value:
+        return value
+    raise ValueError(f"expected a key or a list of keys, found {value!r}; correct it")
+
+
+def _refuse_repeated(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    repeated = sorted({number for number in numbers if numbers.count(number) > 1})
+    if repeated:
+        raise ValueError(f"expected each number once, found {repeated} more often; remove them")
+    return numbers
+
+
+def _refuse_no_path(path: str) -> str:
+    if "\0" in path:
+        raise ValueError(f"expected a path without NUL characters, found {path!r}; correct it")
+    return path
+
+
+Key = Annotated[Text, AfterValidator(_refuse_no_place)]
+PathText = Annotated[Text, AfterValidator(_refuse_no_path)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+Numbers = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_refuse_repeated)]
+Checksums = Annotated[
+    dict[PathText, Annotated[str, StringConstraints(pattern=_SHA256)]],
+    Field(min_length=1),
+]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ViewSource(_Part):
+    """One camera of the dataset."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
+    """What stores, runs and environments call the view: letters, digits, `_`, `.` and `-`."""
+    key: Key
+    """Where the data format keeps the camera's frames: `observations/images/cam_high`."""
+
+
+class ArraySource(_Part):
+    """The robot state or the action of the dataset."""
+
+    key: Annotated[tuple[Key, ...], BeforeValidator(_one_or_several)]
+    """Where the data format keeps the array, or its parts, which are joined in this order."""
+    columns: Numbers | None = None
+    """Columns to take of the joined array, in this order, counted from 0; None takes all."""
+    units: Text
+    """What each column is and in which unit, in words; copied into stores and reports."""
+
+    @property
+    def key_paths(self) -> tuple[str, ...]:
+        """The keys without the slashes that they may begin with."""
+        return tuple(key_path(key) for key in self.key)
+
+    @field_serializer("key")
+    def _one_key_as_it_was_written(self, key: tuple[str, ...]) -> str | tuple[str, ...]:
+        return key[0] if len(key) == 1 else key
+
+
+class EpisodeFilter(_Part):
+    """Which episodes are used, by the numbers that the files give them."""
+
+    only: Numbers | None = None
+    """Nothing but these."""
+    except_: Annotated[Numbers | None, Field(alias="except")] = None
+    """All but these."""
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> "EpisodeFilter":
+        if (self.only is None) == (self.except_ is None):
+            raise ValueError("expected either `only` or `except`, found both or none; write one")
+        return self
+
+    def keeps(self, number: int) -> bool:
+        """Whether the episode of this number is used."""
+        if self.only is not None:
+            return number in self.only
+        return self.except_ is None or number not in self.except_
+
+
+class Splits(_Part):
+    """Which episodes are kept out of training."""
+
+    heldout: Numbers | Text
+    """Their numbers in the files, or the name of a subset that the files define: `valid`."""
+
+
+class DataSource(_Part):
+    """One of several datasets of the same robot that are used together."""
+
+    path: PathText
+    """The data as written: absolute, relative to the manifest, or beginning with `${VARIABLE}`."""
+    format: FormatName | None = None
+    """How the files are laid out; None finds it out."""
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] = 1.0
+    """How often training draws a step of this source, against the others; 1 is once an epoch."""
+    episodes: EpisodeFilter | None = None
+    """Which episodes are used; None uses all."""
+    splits: Splits | None = None
+    """Which episodes are kept out of training."""
+    checksums: Checksums | None = None
+    """sha256 of files, by their path below `path`; checked before frames are encoded."""
+    allow_outside: bool = False
+    """Whether links and paths of the dataset may lead outside `path`."""

@@ -1,0 +1,252 @@
+"""Demonstrations in the HDF5 layout of robomimic, MimicGen and LIBERO, many to a file.
+
+`/data/demo_<i>` holds `actions` (t, a) and `obs/<key>`: frames (t, h, w, 3) uint8 RGB, and numbers
+(t, d); `/mask/<name>` lists demonstrations of a subset; `/data` keeps the environment's arguments
+as JSON. Keys are those within a demonstration: `obs/agentview_image`, `actions`. The numbers of
+demonstrations may have gaps.
+
+LIBERO writes one such file a task, with OpenGL's convention noted: the lowest row of a frame first.
+Its frames are turned upright here. Of its published files the frame of a step was seen after the
+action of that step.
+Source: ARISE-Initiative/robomimic@d309eae, docs/datasets/overview.md and
+scripts/dataset_states_to_obs.py; Lifelong-Robot-Learning/LIBERO@1952000, scripts/create_dataset.py.
+"""
+
+import json
+import re
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Final
+
+import h5py
+import numpy as np
+
+from pipeline.datasets.base import DatasetPlace, FormatSurvey
+from pipeline.datasets.hdf5_checks import (
+    HDF5_ERRORS,
+    brief,
+    find_dataset,
+    find_object,
+    open_hdf5,
+    require_readable,
+)
+from pipeline.datasets.hdf5_episodes import (
+    EpisodeFacts,
+    EpisodePlace,
+    Hdf5Layout,
+    agreed_fps,
+    describe_episode,
+    positive_number,
+    survey_episode,
+)
+from pipeline.datasets.hdf5_reader import Hdf5Reader
+from pipeline.datasets.paths import resolve_inside
+from pipeline.errors import DatasetError
+
+LAYOUT: Final = Hdf5Layout(
+    cameras="obs",
+    folders=("obs", "action_dict", ""),
+    jpeg=False,
+    without_cameras=(
+        "robomimic's `low_dim` and `demo` files keep no frames: render them with its "
+        "dataset_states_to_obs.py and --camera_names, and name the new file in `path`"
+    ),
+)
+_DEMO_NAME: Final = re.compile(r"demo_([0-9]{1,18})")  # 18 digits fit 64 bits
+_MAX_LOOKS: Final = 16  # files of a folder that are opened to recognise it
+
+
+class RobomimicHdf5Reader(Hdf5Reader):
+    """One file of `/data/demo_<i>`, or a folder of them; implements `FormatReader`.
+
+    An episode's number is its demonstration's. In a folder of several files, where those repeat,
+    episodes are numbered 0, 1, ... in the order of (file name, demonstration's number).
+    """
+
+    def __init__(self, place: DatasetPlace) -> None:
+        """Open the files and check every demonstration by its headers; no frame is read.
+
+        Raises:
+            DatasetError: there is no demonstration, or a file is damaged, lacks a key, keeps no
+                frames, links to another file, or does not agree with itself or the others.
+        """
+        paths = _files(place.root, allow_outside=place.allow_outside)
+        episodes: list[EpisodeFacts] = []
+        stated, upside_down = [], set()
+        for path in paths:
+            with open_hdf5(path) as file:
+                for demo, group in _demos(file, path):
+                    number = demo if len(paths) == 1 else len(episodes)
+                    where = EpisodePlace(path=path, group=group, number=number)
+                    facts = describe_episode(file, where, place, LAYOUT)
+                    _check_num_samples(file, facts)
+                    episodes.append(facts)
+                stated.append((path, _fps(file)))
+                if _is_upside_down(file):
+                    upside_down.add(path)
+        super().__init__(place, episodes, upside_down=frozenset(upside_down))
+        self.fps = agreed_fps(stated)
+        self._paths = paths
+
+    def subset(self, name: str) -> tuple[int, ...]:
+        """Return the episode numbers of a subset that every file names in `/mask`, ascending.
+
+        Raises:
+            DatasetError: a file names no such subset (says which it names), or lists something
+                there that it does not hold.
+        """
+        found: list[int] = []
+        for path in self._paths:
+            numbers = {
+                facts.place.group.rpartition("/")[2]: facts.place.number
+                for facts in self._episodes
+                if facts.place.path == path
+            }
+            with open_hdf5(path) as file:
+                for demo in _mask(file, path, name):
+                    if demo not in numbers:
+                        raise DatasetError(
+                            f"{path}: mask/{name}: expected demonstrations of this file, found "
+                            f"{demo!r}; correct the mask, or list episodes in the manifest"
+                        )
+                    found.append(numbers[demo])
+        return tuple(sorted(set(found)))
+
+    @staticmethod
+    def recognises(root: Path) -> bool:
+        """Whether there is a file with `/data/demo_<i>`, or a folder with one among its first."""
+        try:
+            paths = sorted(root.iterdir()) if root.is_dir() else [root]
+        except OSError:
+            return False
+        candidates = (path for path in paths if path.suffix == ".hdf5")
+        return any(_has_demos(path) for path in islice(candidates, _MAX_LOOKS))
+
+    @staticmethod
+    def survey(root: Path) -> FormatSurvey:
+        """List what the first demonstration of the first file holds; columns have no names.
+
+        Raises:
+            DatasetError: there is no demonstration, or the first is damaged or has no camera.
+        """
+        path = _files(root, allow_outside=True)[0]
+        with open_hdf5(path) as file:
+            number, group = _demos(file, path)[0]
+            where = EpisodePlace(path=path, group=group, number=number)
+            env = _env_args(file).get("env_name")
+            notes = {"source": f"simulated environment {env}"} if isinstance(env, str) else {}
+            return survey_episode(file, where, LAYOUT, fps=_fps(file), notes=notes)
+
+
+def _files(root: Path, *, allow_outside: bool) -> list[Path]:
+    if not root.is_dir():
+        return [root]  # which says of itself when it is nothing
+    paths = sorted(path for path in root.iterdir() if path.suffix == ".hdf5")
+    if not paths:
+        raise DatasetError(
+            f"{root}: expected a robomimic .hdf5 file, or a folder of such, found a folder without "
+            "any; correct `path` in the manifest"
+        )
+    for path in paths:
+        resolve_inside(root, path.name, allow_outside=allow_outside)
+    return paths
+
+
+def _demos(file: h5py.File, path: Path) -> list[tuple[int, str]]:
+    """List the demonstrations' numbers and groups, by number."""
+    data = find_object(file, "data")
+    if not isinstance(data, h5py.Group):
+        raise DatasetError(
+            f"{path}: expected a group `data` of demonstrations, found none; correct `path` in the "
+            "manifest, or move this file out of the folder"
+        )
+    demos = []
+    for name in data:
+        match = _DEMO_NAME.fullmatch(name)
+        if match is None:
+            raise DatasetError(
+                f"{path}: expected only demo_<i> in `data`, found {name!r}; rename or remove it"
+            )
+        demos.append((int(match[1]), f"data/{name}"))
+    if not demos:
+        raise DatasetError(
+            f"{path}: expected at least one demonstration, found none; correct `path` in the "
+            "manifest, or move this file out of the folder"
+        )
+    demos.sort()
+    for (number, group), (following, twin) in pairwise(demos):
+        if number == following:
+            raise DatasetError(
+                f"{path}: expected one demonstration of number {number}, found {group} and {twin}; "
+                "remove or rename one"
+            )
+    return demos
+
+
+def _check_num_samples(file: h5py.File, facts: EpisodeFacts) -> None:
+    group = find_object(file, facts.place.group)
+    stated = None if group is None else group.attrs.get("num_samples")
+    if stated is not None and (np.ndim(stated) != 0 or stated != facts.length):
+        raise DatasetError(
+            f"{facts.place.name}: expected {stated} steps as `num_samples` says, found "
+            f"{facts.length}; write this demonstration again or remove it"
+        )
+
+
+def _env_args(file: h5py.File) -> dict[str, object]:
+    """Return the environment's arguments; empty where the file has none that can be understood."""
+    try:
+        args = json.loads(_text(file["data"].attrs.get("env_args")) or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return args if isinstance(args, dict) else {}
+
+
+def _fps(file: h5py.File) -> float | None:
+    kwargs = _env_args(file).get("env_kwargs")
+    return positive_number(kwargs.get("control_freq")) if isinstance(kwargs, dict) else None
+
+
+def _is_upside_down(file: h5py.File) -> bool:
+    return _text(file["data"].attrs.get("macros_image_convention")) == "opengl"
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str) else None
+
+
+def _mask(file: h5py.File, path: Path, name: str) -> list[str]:
+    """Read the names of a subset's demonstrations."""
+    where = f"{path}: mask/{name}"
+    dataset = find_dataset(file, f"mask/{name}")
+    if dataset is None:
+        group = find_object(file, "mask")
+        known = ", ".join(group) if isinstance(group, h5py.Group) else ""
+        raise DatasetError(
+            f"{where}: expected a subset {name!r}, found none; this file names "
+            f"{known or 'no subsets'}: correct the manifest, or list episodes there"
+        )
+    if dataset.ndim != 1 or h5py.check_string_dtype(dataset.dtype) is None:
+        raise DatasetError(
+            f"{where}: expected names of demonstrations, found {dataset.dtype} {dataset.shape}; "
+            "correct the mask, or list episodes in the manifest"
+        )
+    require_readable(dataset, where)
+    try:
+        return [bytes(demo).decode(errors="replace") for demo in dataset[:]]
+    except HDF5_ERRORS as error:
+        raise DatasetError(
+            f"{where}: expected names of demonstrations, found that they do not read "
+            f"({brief(error)}); copy the file again, or list episodes in the manifest"
+        ) from error
+
+
+def _has_demos(path: Path) -> bool:
+    try:
+        with open_hdf5(path) as file:
+            data = find_object(file, "data")
+            return isinstance(data, h5py.Group) and any(map(_DEMO_NAME.fullmatch, data))
+    except HDF5_ERRORS:  # our own errors are among them
+        return False

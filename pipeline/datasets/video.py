@@ -1,0 +1,324 @@
+"""MP4 files decoded forward: frames by their presentation times, each exactly or not at all.
+
+Knows one file and its clock; knows nothing of episodes or layouts. A pass over the packets, which
+decodes nothing, first lists every frame's time; a step is matched to a frame there, and decoding
+then delivers that very frame or fails. Decoding carries on where it stopped, so that reading in
+order decodes each frame once; it goes back, or far ahead, from a key frame.
+Damage that the decoder notices is an error; formats keep no checksums, so that some is not noticed.
+Colours: RGB of 8 bits by the matrix and range that the file states; a file that states no matrix
+is taken as BT.601, which is what encoding from RGB with FFmpeg's defaults means.
+Source: LeRobot's data, huggingface/lerobot@7427f318:src/lerobot/datasets/video_utils.py (facts
+only); presentation and decoding times, ISO/IEC 14496-12, section 8.6.1.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import av
+import av.container
+import numpy as np
+from jaxtyping import Float64, Int64, UInt8
+
+from pipeline.errors import DatasetError, FrameReadError
+
+MAX_PIXELS: Final = 64_000_000  # pixels of a frame, as of still images; a header is not trusted
+_SEEK_GAIN: Final = 16  # frames; leaping to a key frame costs about as much as decoding these
+_ROUNDING_S: Final = 1e-6  # seconds; half a frame is compared after sums of float64
+_MICROSECONDS: Final = 1_000_000  # a second in the unit of a container's duration
+
+
+@dataclass(frozen=True)
+class VideoHeader:
+    """What a file says of itself before anything is decoded."""
+
+    size: tuple[int, int]
+    """(height, width) in pixels."""
+    num_frames: int | None
+    """Number of frames; None where the file does not say."""
+    end_s: float | None
+    """Seconds at which the last frame's time on screen ends; None where the file does not say."""
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """When each frame of a file is shown, in ticks of the file's own clock."""
+
+    pts: Int64[np.ndarray, " n"]
+    """Ascending presentation times of the frames that are shown."""
+    key_pts: Int64[np.ndarray, " k"]
+    """Ascending presentation times of the frames from which decoding can start."""
+    key_dts: Int64[np.ndarray, " k"]
+    """Their decoding times, by which a file is sought."""
+    seconds: Float64[np.ndarray, " n"]
+    """`pts` in seconds."""
+
+
+def read_header(path: Path) -> VideoHeader:
+    """Read the header of an MP4 file.
+
+    Raises:
+        DatasetError: no MP4 file, no picture in it, or it ends before its last frame.
+    """
+    try:
+        with _open(path) as container:
+            stream = _picture_stream(container, path)
+            size, entries = (stream.height, stream.width), stream.index_entries
+            end = entries[-1].pos + entries[-1].size if len(entries) else 0
+            is_whole = end <= path.stat().st_size
+            num_frames, duration = stream.frames or None, container.duration
+            start = container.start_time or 0
+    except (av.FFmpegError, OSError) as error:
+        raise DatasetError(_no_video(path, error)) from error
+    if not 0 < size[0] * size[1] <= MAX_PIXELS:
+        raise DatasetError(
+            f"{path}: expected frames of 1 to {MAX_PIXELS} pixels, found a header of "
+            f"{size[0]}x{size[1]}; download or record the file again"
+        )
+    if not is_whole:
+        raise DatasetError(
+            f"{path}: expected a whole file of {end} bytes or more, found "
+            f"{path.stat().st_size}: it is cut off; download or copy it again"
+        )
+    end_s = None if duration is None else (start + duration) / _MICROSECONDS
+    return VideoHeader(size=size, num_frames=num_frames, end_s=end_s)
+
+
+def match_frames(
+    shown_s: Float64[np.ndarray, " n"],
+    wanted_s: Float64[np.ndarray, " t"],
+    fps: float,
+    where: str,
+) -> Int64[np.ndarray, " t"]:
+    """Find the frame of every step: the nearest one, no farther than half a step.
+
+    Args:
+        shown_s: ascending seconds at which the frames of a file are shown.
+        wanted_s: seconds at which the steps were taken, on the same clock.
+        fps: steps a second.
+        where: names file, episode and view in messages.
+
+    Returns:
+        Positions in `shown_s`, strictly ascending: no frame serves two steps.
+
+    Raises:
+        FrameReadError: a step has no frame of its own.
+    """
+    if not len(shown_s):
+        raise FrameReadError(f"{where}: expected frames, found none; record or download it again")
+    after = np.clip(np.searchsorted(shown_s, wanted_s), 1, max(len(shown_s) - 1, 1))
+    before = after - 1
+    after = np.minimum(after, len(shown_s) - 1)
+    is_before = np.abs(wanted_s - shown_s[before]) <= np.abs(shown_s[after] - wanted_s)
+    found = np.where(is_before, before, after).astype(np.int64)
+    distance = np.abs(shown_s[found] - wanted_s)
+    # `not <=` so that NaN counts as too far
+    alone = np.flatnonzero(~(distance <= 0.5 / fps + _ROUNDING_S))
+    if len(alone):
+        step = int(alone[0])
+        raise FrameReadError(
+            f"{where}: frame {step}: expected a frame within {0.5 / fps:.4g} s of "
+            f"{wanted_s[step]:.4f} s, found the nearest of {len(shown_s)} at "
+            f"{shown_s[found[step]]:.4f} s ({len(alone)} of {len(wanted_s)} steps have none); "
+            "download or record the video again, or leave the episode out"
+        )
+    shared = np.flatnonzero(np.diff(found) < 1)
+    if len(shared):
+        step = int(shared[0]) + 1
+        raise FrameReadError(
+            f"{where}: frame {step}: expected a frame later than that of step {step - 1}, found "
+            f"the one at {shown_s[found[step]]:.4f} s for both; the video or its times lack "
+            "frames, record it again or leave the episode out"
+        )
+    return found
+
+
+class VideoDecoder:
+    """One MP4 file, decoded forward as far as it is read; opens at the first reading."""
+
+    def __init__(self, path: Path, size: tuple[int, int], num_threads: int) -> None:
+        """Remember what to open.
+
+        Args:
+            path: the file.
+            size: (height, width) in pixels that its frames must have.
+            num_threads: threads that decode; they change no pixel.
+        """
+        self.path = path
+        self._size, self._num_threads = size, num_threads
+        self._clock: _Clock | None = None
+        self._container: av.container.InputContainer | None = None
+        self._coming: Iterator[av.VideoFrame] = iter(())
+        self._last_pts: int | None = None  # of the frame decoded last; None at a fresh start
+
+    def shown_s(self, where: str) -> Float64[np.ndarray, " n"]:
+        """Return the seconds at which the frames are shown, ascending; nothing is decoded.
+
+        Raises:
+            FrameReadError: the file does not read to its end; `where` names it in the message.
+        """
+        return self._times(where).seconds
+
+    def frames(
+        self, positions: Int64[np.ndarray, " t"], where: str, first_step: int
+    ) -> UInt8[np.ndarray, "t h w 3"]:
+        """Decode frames by position in the order of presentation, as RGB, values in [0, 255].
+
+        Args:
+            positions: strictly ascending positions in `shown_s`.
+            where: names file, episode and view in messages.
+            first_step: the step of the first position, for messages.
+
+        Raises:
+            FrameReadError: a frame does not decode, or is of another size than the header says.
+        """
+        pts = self._times(where).pts[positions]
+        frames = np.empty((len(pts), *self._size, 3), np.uint8)
+        for row in range(len(pts)):
+            step = f"{where}: frame {first_step + row}"
+            frame = self._frame_at(int(pts[row]), step)
+            if (frame.height, frame.width) != self._size:
+                raise FrameReadError(
+                    f"{step}: expected {self._size[0]}x{self._size[1]} pixels as the file's "
+                    f"header says, found {frame.height}x{frame.width}; encode the video again"
+                )
+            if frame.rotation % 360:
+                raise FrameReadError(
+                    f"{step}: expected an upright video, found one that asks players to turn it "
+                    f"by {frame.rotation} degrees; encode it again without the turn"
+                )
+            frames[row] = frame.to_ndarray(format="rgb24")
+        return frames
+
+    def close(self) -> None:
+        """Close the file; reading opens it again."""
+        self._coming = iter(())
+        self._last_pts = None
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    def _times(self, where: str) -> _Clock:
+        if self._clock is None:
+            try:
+                self._clock = _read_clock(self.path)
+            except (av.FFmpegError, OSError, DatasetError) as error:
+                raise _undecodable(where, error) from error
+        return self._clock
+
+    def _frame_at(self, pts: int, where: str) -> av.VideoFrame:
+        """Decode up to the frame shown at `pts`; from the file's start where a leap fails."""
+        leap = self._leap(pts, where)
+        if leap is not None:
+            try:
+                self._seek(leap)
+                frame = self._advance(pts)
+            except av.FFmpegError:  # frames around a key frame may lean on those before it
+                frame = None
+            if frame is not None:
+                return frame
+            self.close()
+        try:
+            if self._container is None:
+                self._start()
+            frame = self._advance(pts)
+        except (av.FFmpegError, OSError) as error:
+            self.close()
+            raise _undecodable(where, error) from error
+        if frame is None:
+            self.close()
+            raise _undecodable(where, "that the decoder left it out or marked it as damaged")
+        return frame
+
+    def _leap(self, pts: int, where: str) -> int | None:
+        """Return the decoding time of the key frame to go to; None where to carry on."""
+        clock = self._times(where)
+        key = int(np.searchsorted(clock.key_pts, pts, side="right")) - 1
+        last = -1 if self._last_pts is None else self._last_pts
+        is_behind = self._last_pts is not None and pts <= self._last_pts
+        if key < 0:
+            if is_behind:
+                self.close()
+            return None
+        here, there = np.searchsorted(clock.pts, [last, clock.key_pts[key]])
+        return int(clock.key_dts[key]) if is_behind or there - here > _SEEK_GAIN else None
+
+    def _start(self) -> None:
+        self._container = _open(self.path)
+        stream = _picture_stream(self._container, self.path)
+        stream.thread_count, stream.thread_type = self._num_threads, "AUTO"
+        # Otherwise a damaged frame comes out patched from its neighbours, without a word.
+        stream.codec_context.options = {"err_detect": "explode"}
+        self._coming = self._container.decode(stream)
+        self._last_pts = None
+
+    def _seek(self, dts: int) -> None:
+        if self._container is None:
+            self._start()
+        assert self._container is not None
+        stream = self._container.streams.video[0]
+        self._container.seek(dts, stream=stream)
+        self._coming = self._container.decode(stream)
+        self._last_pts = None
+
+    def _advance(self, pts: int) -> av.VideoFrame | None:
+        """Decode forward to the frame shown at `pts`; None where it does not come out whole."""
+        for frame in self._coming:
+            if frame.pts is None:
+                continue
+            self._last_pts = frame.pts
+            if frame.pts >= pts:
+                return frame if frame.pts == pts and not frame.is_corrupt else None
+        return None
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    # One demuxer only: others follow addresses that a file names, to other files or hosts.
+    return av.open(str(path), format="mp4", options={"protocol_whitelist": "file"})
+
+
+def _picture_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    if not container.streams.video:
+        raise DatasetError(f"{path}: expected a video, found no picture in it; record it again")
+    return container.streams.video[0]
+
+
+def _read_clock(path: Path) -> _Clock:
+    shown: list[int] = []
+    keys: list[tuple[int, int]] = []
+    with _open(path) as container:
+        stream = _picture_stream(container, path)
+        time_base = stream.time_base
+        for packet in container.demux(stream):
+            if packet.size == 0:  # the sign for the end of the stream
+                continue
+            if packet.pts is None or packet.dts is None or packet.is_corrupt:
+                raise DatasetError(
+                    f"a packet that is cut off or has no time after {len(shown)} frames"
+                )
+            if packet.is_keyframe:
+                keys.append((packet.pts, packet.dts))
+            if not packet.is_discard:  # an edit list hides it
+                shown.append(packet.pts)
+    if time_base is None:
+        raise DatasetError("no clock")
+    pts = np.unique(np.array(shown, np.int64))
+    if len(pts) != len(shown):
+        raise DatasetError(f"{len(shown) - len(pts)} frames shown at the same time as another")
+    key_pts, key_dts = np.array(sorted(keys), np.int64).reshape(-1, 2).T
+    seconds = pts.astype(np.float64) * time_base.numerator / time_base.denominator
+    return _Clock(pts=pts, key_pts=key_pts, key_dts=key_dts, seconds=seconds)
+
+
+def _no_video(path: Path, error: Exception) -> str:
+    return (
+        f"{path}: expected a whole MP4 video, found none (" + " ".join(str(error).split())[:200]
+    ) + "); download or record the file again"
+
+
+def _undecodable(where: str, error: object) -> FrameReadError:
+    return FrameReadError(
+        f"{where}: expected a whole frame, found {' '.join(str(error).split())[:200]}; download "
+        "or record the video again, or leave the episode out"
+    )

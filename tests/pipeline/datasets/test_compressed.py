@@ -1,0 +1,95 @@
+"""Still images written by Pillow, and what can happen to their bytes."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.datasets.compressed import decode_image, image_size
+from pipeline.errors import FrameReadError
+
+RAMP = np.add.outer(np.arange(60), np.arange(80)).astype(np.uint8)
+PICTURE = np.stack([RAMP, 255 - RAMP, RAMP // 2], axis=-1)
+
+
+def encode(pixels: np.ndarray, kind: str, **settings: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def test_png_is_bit_equal_and_jpeg_close_and_both_are_rgb():
+    np.testing.assert_array_equal(decode_image(encode(PICTURE, "PNG"), "x"), PICTURE)
+    decoded = decode_image(encode(PICTURE, "JPEG", quality=95), "x")
+    assert decoded.dtype == np.uint8
+    # Levels: JPEG at quality 95 of a smooth picture; swapped colours would be off by 80.
+    assert np.abs(decoded.astype(int) - PICTURE).mean() < 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("num_zeros", [0, 1, 5000])
+def test_padding_with_zeros_is_ignored(kind, num_zeros):
+    content = encode(PICTURE, kind)
+    padded = np.frombuffer(content + bytes(num_zeros), np.uint8)
+    np.testing.assert_array_equal(decode_image(padded, "x"), decode_image(content, "x"))
+    assert image_size(padded, "x") == (60, 80)
+
+
+def test_a_progressive_jpeg_and_a_grey_image_decode():
+    decode_image(encode(PICTURE, "JPEG", progressive=True), "x")
+    for channel in np.moveaxis(decode_image(encode(RAMP, "PNG"), "x"), -1, 0):
+        np.testing.assert_array_equal(channel, RAMP)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("num_zeros", [0, 5000])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.9, 0.995])
+def test_an_image_that_is_cut_off_is_never_partly_grey(kind, num_zeros, share):
+    """Pillow itself fills a padded, cut-off JPEG and a zeroed PNG, without a word."""
+    content = encode(PICTURE, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    cut = content[: int(share * len(content))] + bytes(num_zeros)
+    with pytest.raises(FrameReadError, match=r"^episode 3, step 7: expected a whole") as caught:
+        decode_image(cut, "episode 3, step 7")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_png_with_a_changed_byte_is_refused(place):
+    content = bytearray(
+        encode(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8), "PNG")
+    )
+    content[int(place * len(content))] ^= 0x40
+    with pytest.raises(FrameReadError):
+        decode_image(bytes(content), "x")
+
+
+@pytest.mark.parametrize(
+    "pixels", [RAMP.astype(np.uint16) * 200, np.dstack([PICTURE, RAMP]), RAMP > 60]
+)
+def test_depth_transparency_and_masks_are_no_colour_frames(pixels):
+    with pytest.raises(FrameReadError, match="colour camera"):
+        decode_image(encode(pixels, "PNG"), "x")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"GIF89a", b"\xff\xd8\xff\xd9", b"II*\0"])
+def test_other_bytes_are_refused(content):
+    for read in (decode_image, image_size):
+        with pytest.raises(FrameReadError, match="expected a whole JPEG or PNG"):
+            read(content, "x")
+
+
+def test_other_formats_of_pillow_are_not_tried():
+    with pytest.raises(FrameReadError, match="something else"):
+        decode_image(encode(PICTURE, "BMP"), "x")
+
+
+@pytest.mark.parametrize("side", [9_000, 12_000, 60_000])
+def test_a_header_that_promises_too_much_is_refused_before_memory_is_taken(side):
+    content = bytearray(encode(PICTURE, "PNG"))
+    content[16:24] = side.to_bytes(4) + side.to_bytes(4)
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4)
+    for read in (decode_image, image_size):
+        with pytest.raises(FrameReadError, match="expected a whole"):
+            read(bytes(content), "x")

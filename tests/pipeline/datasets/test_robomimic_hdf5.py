@@ -1,0 +1,335 @@
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.robomimic_hdf5 import RobomimicHdf5Reader
+from pipeline.errors import DatasetError, FrameReadError
+from tests.pipeline.datasets.format_contract import (
+    TINY_FPS,
+    FormatContract,
+    tiny_action,
+    tiny_frames,
+    tiny_state,
+)
+from tests.pipeline.datasets.robomimic_files import (
+    ACTION,
+    FRONT,
+    LIBERO_FRONT,
+    LIBERO_STATE,
+    LIBERO_WRIST,
+    STATE,
+    WRIST,
+    write_libero,
+    write_robomimic,
+)
+
+
+def open_tiny(root: Path, *, allow_outside: bool = False) -> RobomimicHdf5Reader:
+    return RobomimicHdf5Reader(DatasetPlace(root, (FRONT, WRIST), (STATE, ACTION), allow_outside))
+
+
+def open_libero(root: Path) -> RobomimicHdf5Reader:
+    place = DatasetPlace(root, (LIBERO_FRONT, LIBERO_WRIST), (LIBERO_STATE, ACTION))
+    return RobomimicHdf5Reader(place)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Numbers with a gap, which sorting as text would swap, written in another order."""
+    demos = {12: 1, 9: 0}
+    return write_robomimic(tmp_path / "image.hdf5", demos, masks={"valid": (12,), "all": (12, 9)})
+
+
+class TestRobomimic(FormatContract):
+    view_keys = (FRONT, WRIST)
+    state_key, action_key = STATE, ACTION
+
+    def make_reader(self, root):
+        return open_tiny(write_robomimic(root / "image.hdf5", {0: 0, 1: 1}))
+
+
+class TestRobomimicCompressed(TestRobomimic):
+    def make_reader(self, root):
+        return open_tiny(write_robomimic(root / "image.hdf5", {0: 0, 1: 1}, compress=True))
+
+
+class TestLibero(FormatContract):
+    """One file a task: the second demonstration is the first of the second file."""
+
+    view_keys = (LIBERO_FRONT, LIBERO_WRIST)
+    state_key, action_key = LIBERO_STATE, ACTION
+
+    def make_reader(self, root):
+        for episode, task in enumerate(("close_the_drawer", "pick_up_the_bowl")):
+            write_libero(root / f"{task}_demo.hdf5", (episode,))
+        return open_libero(root)
+
+
+def test_episodes_are_sorted_by_number_and_named_after_file_and_demonstration(path):
+    reader = open_tiny(path)
+    assert [reader.episode_number(episode) for episode in range(2)] == [9, 12]
+    assert [reader.episode_length(episode) for episode in range(2)] == [3, 5]
+    assert reader.episode_name(1) == f"{path}: demo_12"
+    np.testing.assert_array_equal(reader.frames(1, 0, 5)[0], tiny_frames(1, "front"))
+    np.testing.assert_array_equal(reader.numbers(0, ACTION), tiny_action(0))
+
+
+def test_subsets_are_those_of_the_mask(path):
+    reader = open_tiny(path)
+    assert reader.subset("valid") == (12,)
+    assert reader.subset("all") == (9, 12)
+    with pytest.raises(DatasetError, match=r"image\.hdf5: mask/train: .*names all, valid"):
+        reader.subset("train")
+
+
+@pytest.mark.parametrize(
+    ("mask", "pattern"),
+    [
+        (np.array([b"demo_9", b"demo_3"]), "expected demonstrations of this file, found 'demo_3'"),
+        (np.array([9, 12]), "expected names of demonstrations, found int64"),
+        (h5py.ExternalLink("/nowhere", "x"), "link to another file"),
+    ],
+)
+def test_a_mask_that_lists_something_else_is_refused(path, mask, pattern):
+    with h5py.File(path, "r+") as file:
+        file["mask/odd"] = mask
+    with pytest.raises(DatasetError, match=rf"image\.hdf5: mask/odd: .*{pattern}"):
+        open_tiny(path).subset("odd")
+
+
+def test_a_mask_of_strings_of_any_length_is_read(path):
+    with h5py.File(path, "r+") as file:
+        file["mask/odd"] = ["demo_12"]
+    assert open_tiny(path).subset("odd") == (12,)
+
+
+def test_several_files_are_numbered_through_in_the_order_of_their_names(tmp_path):
+    write_robomimic(tmp_path / "b.hdf5", {3: 0}, masks={"valid": (3,)})
+    write_robomimic(tmp_path / "a.hdf5", {7: 1, 2: 0}, masks={"valid": (7,)})
+    (tmp_path / "notes.txt").write_text("nothing")
+    reader = open_tiny(tmp_path)
+    assert [reader.episode_number(episode) for episode in range(3)] == [0, 1, 2]
+    names = [f"{tmp_path}/a.hdf5: demo_2", f"{tmp_path}/a.hdf5: demo_7"]
+    assert [reader.episode_name(episode) for episode in range(2)] == names
+    assert reader.subset("valid") == (1, 2)
+    for episode, written in ((2, 0), (1, 1), (0, 0)):  # one file open at a time
+        got = reader.frames(episode, 0, 3)[1]
+        np.testing.assert_array_equal(got, tiny_frames(written, "wrist")[:3])
+
+
+def test_a_folder_of_one_file_keeps_its_numbers(path):
+    assert open_tiny(path.parent).episode_number(1) == 12
+
+
+def test_frames_are_turned_upright_only_where_the_file_says_opengl(tmp_path):
+    """The stored rows are reversed against those that are read, file by file."""
+    write_libero(tmp_path / "a.hdf5", (0,), convention="opengl")
+    write_libero(tmp_path / "b.hdf5", (0,), convention="opencv")
+    write_libero(tmp_path / "c.hdf5", (0,), convention=None)
+    with h5py.File(tmp_path / "a.hdf5") as file:
+        stored = file[f"data/demo_0/{LIBERO_FRONT}"][:]
+    reader = open_libero(tmp_path)
+    np.testing.assert_array_equal(reader.frames(0, 0, 3)[0], stored[:, ::-1])
+    assert reader.frames(0, 0, 3)[0].flags.c_contiguous
+    for episode in range(3):
+        np.testing.assert_array_equal(reader.frames(episode, 0, 3)[0], tiny_frames(0, "front"))
+
+
+def test_a_convention_kept_as_bytes_counts(tmp_path):
+    path = write_libero(tmp_path / "a.hdf5", (0,))
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["macros_image_convention"] = np.bytes_(b"opengl")
+    np.testing.assert_array_equal(open_libero(path).frames(0, 0, 3)[0], tiny_frames(0, "front"))
+
+
+def test_a_file_without_frames_says_how_to_render_them(path):
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            for key in (FRONT, WRIST):
+                del demo[key]
+    with pytest.raises(DatasetError, match=r"demo_9: .*no camera; .*dataset_states_to_obs\.py"):
+        open_tiny(path)
+    with pytest.raises(DatasetError, match=r"dataset_states_to_obs\.py"):
+        RobomimicHdf5Reader.survey(path)
+    with h5py.File(path, "r+") as file:  # `demo.hdf5`: no observations at all
+        for demo in file["data"].values():
+            del demo["obs"]
+    with pytest.raises(DatasetError, match=r"dataset_states_to_obs\.py"):
+        open_tiny(path)
+
+
+def edit(path: Path, key: str, value: object) -> None:
+    """Put other content in a place of the last demonstration; None removes it."""
+    with h5py.File(path, "r+") as file:
+        demo = file["data/demo_12"]
+        del demo[key]
+        if value is not None:
+            demo[key] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "pattern"),
+    [
+        (FRONT, None, r"frames at obs/agentview_image, .*cameras .* obs/robot0_eye_in_hand_image:"),
+        (STATE, None, r"numbers at obs/robot0_eef_pos, .*obs/robot0_gripper_qpos, actions"),
+        (FRONT, np.zeros((5, 6, 8, 1), np.uint8), r"uint8 RGB .*\(5, 6, 8, 1\); name a colour"),
+        (FRONT, np.zeros((5, 99), np.uint8), r"uint8 RGB frames \(steps, height, width, 3\), f"),
+        (FRONT, np.zeros((4, 6, 8, 3), np.uint8), r"same number of steps.*agentview_image': 4"),
+        (ACTION, np.zeros((5, 4)), r"width 3 of actions as in .*demo_9, found 4"),
+        (FRONT, h5py.ExternalLink("/nowhere", "x"), r"agentview_image: .*link to another file"),
+        ("obs", h5py.ExternalLink("/nowhere", "x"), r"agentview_image: .*link to another file"),
+        (FRONT, h5py.SoftLink("/nowhere"), r"expected frames at obs/agentview_image"),
+    ],
+)
+def test_a_demonstration_that_is_not_what_was_asked_for_is_named(path, key, value, pattern):
+    edit(path, key, value)
+    with pytest.raises(DatasetError, match=pattern) as caught:
+        open_tiny(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "demo_12" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_space_that_was_reserved_and_never_filled_is_not_read_as_zeros(path):
+    edit(path, FRONT, None)
+    with h5py.File(path, "r+") as file:
+        file.create_dataset(f"data/demo_12/{FRONT}", (5, 6, 8, 3), np.uint8)
+    with pytest.raises(DatasetError, match=r"demo_12: obs/agentview_image: .*0 of 720 bytes"):
+        open_tiny(path)
+
+
+@pytest.mark.parametrize("stated", [4, "5", [5, 5]])
+def test_lengths_agree_with_num_samples(path, stated):
+    with h5py.File(path, "r+") as file:
+        file["data/demo_12"].attrs["num_samples"] = stated
+    with pytest.raises(DatasetError, match=r"demo_12: .*`num_samples` says, found 5"):
+        open_tiny(path)
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_12"].attrs["num_samples"]
+    assert open_tiny(path).episode_length(1) == 5
+
+
+def test_a_frame_that_does_not_decompress_names_demonstration_frame_and_view(tmp_path):
+    path = write_robomimic(tmp_path / "image.hdf5", {3: 0, 4: 1})
+    frames = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3), np.uint8)
+    key = f"data/demo_4/{FRONT}"
+    with h5py.File(path, "r+") as file:
+        del file[key]
+        file.create_dataset(key, data=frames, chunks=(2, 6, 8, 3), compression="gzip")
+        place = file[key].id.get_chunk_info(1)  # frames 2 and 3
+    content = bytearray(path.read_bytes())
+    content[place.byte_offset : place.byte_offset + place.size] = bytes(place.size)
+    path.write_bytes(content)
+    reader = open_tiny(path)
+    np.testing.assert_array_equal(reader.frames(1, 4, 5)[0], frames[4:])
+    with pytest.raises(FrameReadError, match=r"image\.hdf5: demo_4: frame 2 of obs/agentview"):
+        reader.frames(1, 0, 5)
+
+
+@pytest.mark.parametrize(
+    "env_args",
+    [
+        None,
+        "{",
+        "[1]",
+        '{"env_kwargs": 20}',
+        '{"env_kwargs": {}}',
+        '{"env_kwargs": {"control_freq": "20"}}',
+        '{"env_kwargs": {"control_freq": -20}}',
+        '{"env_kwargs": {"control_freq": NaN}}',
+        '{"env_kwargs": {"control_freq": 1' + "0" * 400 + "}}",
+        "[" * 60_000,
+        7,
+    ],
+)
+def test_a_rate_that_the_file_does_not_say_is_none(path, env_args):
+    with h5py.File(path, "r+") as file:
+        del file["data"].attrs["env_args"]
+        if env_args is not None:
+            file["data"].attrs["env_args"] = env_args
+    assert open_tiny(path).fps is None
+
+
+def test_files_of_two_rates_are_refused(tmp_path):
+    write_robomimic(tmp_path / "a.hdf5", {0: 0})
+    with h5py.File(write_robomimic(tmp_path / "b.hdf5", {0: 0}), "r+") as file:
+        file["data"].attrs["env_args"] = '{"env_kwargs": {"control_freq": 20.0}}'
+    with pytest.raises(DatasetError, match=rf"b\.hdf5: expected {TINY_FPS} .*found 20\.0"):
+        open_tiny(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [("demo_x", "expected only demo_<i> in `data`, found 'demo_x'"), ("demo_012", "of number 12")],
+)
+def test_groups_that_are_no_demonstration_or_one_twice_are_refused(path, name, pattern):
+    with h5py.File(path, "r+") as file:
+        file.copy("data/demo_12", f"data/{name}")
+    with pytest.raises(DatasetError, match=pattern):
+        open_tiny(path)
+
+
+def test_places_without_demonstrations_say_what_to_correct(tmp_path):
+    with pytest.raises(DatasetError, match="folder without any; correct `path`"):
+        open_tiny(tmp_path)
+    with pytest.raises(DatasetError, match=r"absent\.hdf5: expected an HDF5 file, found none"):
+        open_tiny(tmp_path / "absent.hdf5")
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        file["other"] = 1
+    with pytest.raises(DatasetError, match=r"a\.hdf5: expected a group `data`"):
+        open_tiny(path)
+    with h5py.File(path, "w") as file:
+        file.create_group("data")
+    with pytest.raises(DatasetError, match=r"a\.hdf5: expected at least one demonstration"):
+        open_tiny(path)
+    with h5py.File(path, "w") as file:
+        file["data"] = h5py.ExternalLink("/nowhere", "data")
+    with pytest.raises(DatasetError, match=r"a\.hdf5: data: .*link to another file"):
+        open_tiny(path)
+    path.write_bytes(b"not HDF5")
+    with pytest.raises(DatasetError, match=r"a\.hdf5: .* does not open"):
+        open_tiny(path)
+
+
+def test_a_file_of_the_folder_that_lies_elsewhere_is_read_only_on_request(path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("links")
+    (folder / "image.hdf5").symlink_to(path)
+    with pytest.raises(DatasetError, match="allow_outside"):
+        open_tiny(folder)
+    assert open_tiny(folder, allow_outside=True).num_episodes == 2
+
+
+def test_a_survey_lists_cameras_numbers_rate_and_environment(path):
+    survey = RobomimicHdf5Reader.survey(path)
+    assert survey.views == {FRONT: (6, 8), WRIST: (4, 5)}
+    assert survey.numbers.keys() == {STATE, "obs/robot0_gripper_qpos", ACTION, "states", "rewards"}
+    assert (survey.numbers[ACTION], survey.numbers["rewards"]) == (("0", "1", "2"), ("0",))
+    assert survey.fps == TINY_FPS
+    assert survey.notes == {"source": "simulated environment Lift"}
+
+
+def test_a_survey_of_libero_lists_its_own_keys(tmp_path):
+    write_libero(tmp_path / "a.hdf5", (1,))
+    survey = RobomimicHdf5Reader.survey(tmp_path)
+    assert survey.views == {LIBERO_FRONT: (6, 8), LIBERO_WRIST: (4, 5)}
+    keys = {LIBERO_STATE, "obs/joint_states", "obs/gripper_states", ACTION, "states"}
+    assert survey.numbers.keys() == {*keys, "robot_states"}
+
+
+def test_it_is_recognised_by_its_demonstrations(path, tmp_path_factory):
+    assert RobomimicHdf5Reader.recognises(path)
+    assert RobomimicHdf5Reader.recognises(path.parent)
+    (path.parent / "a.hdf5").write_bytes(b"broken")
+    assert RobomimicHdf5Reader.recognises(path.parent)
+    assert not RobomimicHdf5Reader.recognises(path.parent / "a.hdf5")
+    assert not RobomimicHdf5Reader.recognises(path.parent / "absent")
+    other = tmp_path_factory.mktemp("other")
+    assert not RobomimicHdf5Reader.recognises(other)
+    with h5py.File(other / "episode_0.hdf5", "w") as file:
+        file["observations/qpos"] = tiny_state(0)
+        file["data"] = h5py.ExternalLink("/nowhere", "data")
+    assert not RobomimicHdf5Reader.recognises(other)
