@@ -19,6 +19,7 @@ from typing import Final
 import av
 import av.container
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, Int64, UInt8
 
 from pipeline.errors import DatasetError, FrameReadError
@@ -147,6 +148,7 @@ class VideoDecoder:
         """
         self.path = path
         self._size, self._num_threads = size, num_threads
+        self._to_rgb = VideoReformatter()  # one for all frames, because setting it up takes long
         self._clock: _Clock | None = None
         self._container: av.container.InputContainer | None = None
         self._coming: Iterator[av.VideoFrame] = iter(())
@@ -188,7 +190,8 @@ class VideoDecoder:
                     f"{step}: expected an upright video, found one that asks players to turn it "
                     f"by {frame.rotation} degrees; encode it again without the turn"
                 )
-            frames[row] = frame.to_ndarray(format="rgb24")
+            rgb = self._to_rgb.reformat(frame, format="rgb24", threads=1)
+            frames[row] = rgb.to_ndarray()
         return frames
 
     def close(self) -> None:
@@ -301,7 +304,7 @@ def _read_clock(path: Path) -> _Clock:
                 keys.append((packet.pts, packet.dts))
             if not packet.is_discard:  # an edit list hides it
                 shown.append(packet.pts)
-    if time_base is None:
+    if not time_base:
         raise DatasetError("no clock")
     pts = np.unique(np.array(shown, np.int64))
     if len(pts) != len(shown):
