@@ -10,9 +10,12 @@ from cli.exits import exit_on_vla_error
 from pipeline.datasets.check import CheckConfig, check_dataset
 from pipeline.datasets.draft import draft_manifest
 from pipeline.errors import ConfigError
+from pipeline.features.checksums import verify_checksums
+from pipeline.features.verify import verify_store
 from pipeline.files import write_atomically
 from pipeline.rollout.record import RecordConfig, record_dataset
 from pipeline.training.describe import describe
+from pipeline.training.tolerance import measure_tolerance
 
 FOUND_SOMETHING: Final = 1
 
@@ -92,3 +95,57 @@ def info(
         else:
             width = max(map(len, fields))
             typer.echo("\n".join(f"{name:<{width}}  {value}" for name, value in fields.items()))
+
+
+@main.command()
+def verify(
+    store: Annotated[Path, typer.Argument(help="A feature store.")],
+    manifest: Annotated[
+        Path | None, typer.Option(help="Its dataset's manifest; default the one in the store.")
+    ] = None,
+    sample: Annotated[int, typer.Option(min=1, help="Random steps to encode again.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which steps.")] = 0,
+    checksums: Annotated[
+        bool, typer.Option("--checksums", help="Read every byte instead; encodes nothing.")
+    ] = False,
+    backbone: Annotated[
+        str | None, typer.Option(help="Where the store's encoder lies now, if it moved.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the tower runs, as torch names it.")] = "cpu",
+) -> None:
+    """Prove that a store holds what its encoder makes of its data. Exit code 1 where it does not.
+
+    Encodes random steps again, from the dataset; or compares every file with its checksum.
+    """
+    with exit_on_vla_error("nothing was changed"):
+        if checksums:
+            damage = verify_checksums(store)
+            typer.echo(damage.summary())
+            is_good = not damage.damaged
+        else:
+            report = verify_store(
+                store, manifest, sample=sample, seed=seed, backbone=backbone, device=device
+            )
+            typer.echo(report.summary())
+            is_good = report.is_within_tolerance
+    if not is_good:
+        raise typer.Exit(FOUND_SOMETHING)
+
+
+@main.command()
+def tolerance(
+    store: Annotated[Path, typer.Argument(help="A feature store; its probe's frames are used.")],
+    run: Annotated[
+        Path | None, typer.Option(help="A policy trained on it, to measure actions too.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Where the store's encoder lies now, if it moved.")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Measure torch.compile too; takes minutes.")
+    ] = False,
+) -> None:
+    """Print how far engines differ, in features and in a policy's actions, as Markdown."""
+    with exit_on_vla_error("nothing was changed"):
+        report = measure_tolerance(store, run, backbone=backbone, compiled=compiled)
+        typer.echo(report.table())

@@ -7,6 +7,7 @@ import typer
 
 from cli.exits import exit_on_vla_error
 from pipeline.features.embed import EmbedConfig, embed_dataset
+from pipeline.features.layout import Codec
 from policy.backbone import DEFAULT_REPOSITORY, STAND_IN
 from policy.spec import ComputeDtype
 
@@ -28,6 +29,15 @@ def embed(
         typer.Option(help="The tower's dtype; default bfloat16 where the hardware has it."),
     ] = None,
     device: Annotated[str, typer.Option(help="Where the tower runs, as torch names it.")] = "cpu",
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Fuse the tower with torch.compile: another engine.")
+    ] = False,
+    variants: Annotated[
+        int, typer.Option(help="Augmented variants of every frame to keep for training.")
+    ] = 0,
+    codec: Annotated[
+        Codec, typer.Option(help="Compression of the features; blosc is zstd after a bit shuffle.")
+    ] = "none",
 ) -> None:
     """Encode every frame of a dataset once and cache the features. Resumable."""
     with exit_on_vla_error("the same command goes on from here"):
@@ -45,6 +55,9 @@ def embed(
                 revision=revision,
                 compute_dtype=dtype,
                 device=device,
+                compiled=compiled,
+                num_variants=variants,
+                codec=codec,
             )
         )
         typer.echo(report.summary())

@@ -41,3 +41,7 @@ class RenderingError(EnvError):
 
 class ConfigError(VlaError, ValueError):
     """A setting is unknown or out of range."""
+
+
+class FailedUnitsError(StoreError):
+    """Frames of a dataset do not read: their units hold no rows, all others are committed."""

@@ -3,8 +3,14 @@
 Embedding and rollout both call `FrozenSiglip2.encode_views`; nothing else in the project touches
 the tower, and no other file imports transformers. On a CPU every forward pass holds the views of
 exactly one control step, at embedding as at rollout: the same shapes run the same kernels, so a
-cached feature and a live one are equal bit for bit. On a GPU many steps share a pass, and the
-results agree within a tolerance instead (untested: this project's tests run on CPUs).
+cached feature and a live one are equal bit for bit. Larger passes are not sure to be: on a CPU with
+AMX some bfloat16 rows got other last bits in them, and they were hardly faster. On a GPU many steps
+share a pass, and the results agree within a tolerance instead (untested: this project's tests run
+on CPUs).
+
+The normalisation is not folded into the patch convolution. That saves well below a hundredth of a
+pass, and in bfloat16 the folded features lie several times farther from float32: a patch's weights
+add up to a bias that is large beside the result, and its rounding stays in every token.
 
 Source: google/siglip2-base-patch16-256 (model card, config.json, preprocessor_config.json).
 A fixed-resolution SigLIP2 checkpoint is of the architecture `siglip`: `SiglipVisionModel`.
@@ -12,6 +18,7 @@ A fixed-resolution SigLIP2 checkpoint is of the architecture `siglip`: `SiglipVi
 
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final, Protocol, cast, get_args
 
@@ -20,8 +27,11 @@ import torch
 from huggingface_hub import snapshot_download
 from jaxtyping import Float16, UInt8
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor import config as compiler
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from policy.engine import AttentionKernel, EngineRecord, describe_engine, multiply_float32_exactly
 from policy.errors import EncoderLoadError, FeatureRangeError, FrameFormatError
 from policy.spec import FEATURE_DIM, FRAME_SHAPE, FRAME_SIZE, ComputeDtype, EncoderIdentity
 
@@ -42,6 +52,7 @@ PREPROCESSING: Final[dict[str, object]] = {  # preprocessor_config.json of the d
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
 }
+OTHER_TOWER: Final = ("text_model.", "logit_scale", "logit_bias")  # of a two-tower checkpoint
 GPU_STEPS_PER_PASS: Final = 64  # control steps; fills a GPU, and bounds its memory
 
 
@@ -62,16 +73,57 @@ class FrozenSiglip2:
     dataset_image_resize_shape: None = None
     eval_image_resize_shape: tuple[int, int] = FRAME_SIZE
 
-    def __init__(self, tower: SiglipVisionModel, identity: EncoderIdentity, device: torch.device):
+    def __init__(
+        self,
+        tower: SiglipVisionModel,
+        identity: EncoderIdentity,
+        device: torch.device,
+        *,
+        attention: AttentionKernel,
+        compiled: bool,
+    ):
         """Freeze `tower`, whose weights are float32, and cast it to the compute dtype."""
         self.identity = identity
         self.device = device
+        self._attention = attention
+        self._compiled = compiled
+        self._steps_per_pass = 1 if device.type == "cpu" else GPU_STEPS_PER_PASS
         self._compute_dtype = getattr(torch, identity.compute_dtype)
+        self._config = tower.config
+        multiply_float32_exactly(device)
+        tower.set_attn_implementation(attention)
         # Inference mode keeps gradients away. `requires_grad` stays on: torch 2.13's matmul folds
         # the pooling head's transposed input into one product only then, else it copies the
         # weights once a token (6 times slower for the whole stand-in).
         module = cast(nn.Module, tower).to(device=device, dtype=self._compute_dtype)
-        self._tower = cast(_Tower, module.eval())
+        module.eval()
+        # One graph a shape of pass: it must not depend on which shapes were encoded before.
+        fused = torch.compile(module, fullgraph=True, dynamic=False) if compiled else module
+        self._tower = cast(_Tower, fused)
+
+    @property
+    def engine(self) -> EngineRecord:
+        """How this process computes features, as torch is set now."""
+        return describe_engine(
+            self.device,
+            attention=self._attention,
+            compiled=self._compiled,
+            steps_per_pass=self._steps_per_pass,
+        )
+
+    @property
+    def flops_per_image(self) -> int:
+        """Floating-point operations of one image's matrix products, two a multiply-add."""
+        config = self._config
+        width, hidden = config.hidden_size, config.intermediate_size
+        patch = cast(int, config.patch_size)
+        tokens = FRAME_SIZE[0] * FRAME_SIZE[1] // patch**2
+        patches = tokens * width * config.num_channels * patch**2
+        mixing = 2 * tokens**2 * width  # scores, then the weighted sum
+        layer = tokens * (4 * width**2 + 2 * width * hidden) + mixing
+        # The pooling head asks with one token: keys and values of all, everything else of one.
+        head = 2 * tokens * width**2 + 2 * tokens * width + 2 * width**2 + 2 * width * hidden
+        return int(2 * (patches + config.num_hidden_layers * layer + head))
 
     @torch.inference_mode()
     def encode_views(self, frames: UInt8[Tensor, "t v 256 256 3"]) -> Float16[Tensor, "t v 768"]:
@@ -81,14 +133,13 @@ class FrozenSiglip2:
                 f"frames are {frames.dtype} {tuple(frames.shape)}, want uint8 "
                 f"[steps, views, {', '.join(map(str, FRAME_SHAPE))}] RGB"
             )
-        steps_per_pass = 1 if self.device.type == "cpu" else GPU_STEPS_PER_PASS
-        features = [self._encode(steps) for steps in torch.split(frames, steps_per_pass)]
+        features = [self._encode(steps) for steps in torch.split(frames, self._steps_per_pass)]
         return torch.cat(features)
 
     def _encode(self, frames: Tensor) -> Tensor:
         steps, views = frames.shape[:2]
         pixels = _normalise(frames.flatten(0, 1).to(self.device)).to(self._compute_dtype)
-        pooled = self._tower(pixel_values=pixels).pooler_output
+        pooled = self._pool(pixels)
         rounded: Tensor = pooled.float().cpu().to(torch.float16)
         if not rounded.isfinite().all():
             raise FeatureRangeError(
@@ -96,6 +147,19 @@ class FrozenSiglip2:
                 f"tower's weights are damaged or {self.identity.compute_dtype} overflows"
             )
         return rounded.reshape(steps, views, FEATURE_DIM)
+
+    def _pool(self, pixels: Tensor) -> Tensor:
+        # Frozen weights are packed for their kernels once, and bias and activation are fused in.
+        frozen = compiler.patch(freezing=True) if self._compiled else nullcontext()
+        try:
+            with frozen:
+                return cast(Tensor, self._tower(pixel_values=pixels).pooler_output)
+        except BackendCompilerFailed as error:
+            reason = str(error.inner_exception).strip().splitlines() or [type(error).__name__]
+            raise EncoderLoadError(
+                f"{self.identity.name}: the tower does not compile here ({reason[0]}); install a "
+                f"C++ compiler, or encode without compiling"
+            ) from error
 
 
 def _normalise(frames: Tensor) -> Tensor:
@@ -118,6 +182,8 @@ def load_backbone(
     revision: str | None = None,
     compute_dtype: ComputeDtype | None = None,
     device: torch.device | None = None,
+    attention: AttentionKernel = "sdpa",
+    compiled: bool = False,
 ) -> FrozenSiglip2:
     """Load the encoder that `name` says; never another one instead.
 
@@ -128,10 +194,14 @@ def load_backbone(
             other repository must name its revision.
         compute_dtype: dtype of weights and products; None picks `best_compute_dtype`.
         device: where the tower runs; None is the CPU.
+        attention: which implementation of attention; `eager` is slower, and good for comparing.
+        compiled: fuse the tower with torch.compile when it first runs, which takes up to minutes
+            and needs a C++ compiler. Another engine: its features are equal within a tolerance.
 
     Raises:
         EncoderLoadError: the hub is unreachable, a file is missing, weights or preprocessing are
-            not SigLIP2's, or the revision is not a commit.
+            not SigLIP2's, or the revision is not a commit. `encode_views` raises it where a
+            compiled tower does not compile.
     """
     device = device or torch.device("cpu")
     compute_dtype = compute_dtype or best_compute_dtype(device)
@@ -158,7 +228,7 @@ def load_backbone(
         compute_dtype=compute_dtype,
         fingerprint=_fingerprint(tower, compute_dtype),
     )
-    return FrozenSiglip2(tower, identity, device)
+    return FrozenSiglip2(tower, identity, device, attention=attention, compiled=compiled)
 
 
 def _pinned_revision(name: str, revision: str | None) -> str:
@@ -205,13 +275,20 @@ def _load_tower(folder: Path) -> SiglipVisionModel:
             f"{folder}: {len(wrong)} tensors of the vision tower are missing or of another shape, "
             f"the first is {wrong[0]}; want a complete `siglip` checkpoint"
         )
+    strange = sorted(str(k) for k in report["unexpected_keys"] if not k.startswith(OTHER_TOWER))
+    if strange:
+        raise EncoderLoadError(
+            f"{folder}: {len(strange)} tensors have no place in the vision tower of config.json, "
+            f"the first is {strange[0]}; want the config.json that belongs to these weights"
+        )
     _check_architecture(folder, tower.config)
     return tower
 
 
 def _check_architecture(folder: Path, config: SiglipVisionConfig) -> None:
-    found = {"hidden_size": config.hidden_size, "image_size": config.image_size}
-    expected = {"hidden_size": FEATURE_DIM, "image_size": FRAME_SIZE[0]}
+    fields = ("hidden_size", "image_size", "vision_use_head")
+    found = {field: getattr(config, field) for field in fields}
+    expected = dict(zip(fields, (FEATURE_DIM, FRAME_SIZE[0], True), strict=True))
     if found != expected:
         raise EncoderLoadError(f"{folder}/config.json: found {found}, want {expected}")
 
@@ -226,6 +303,15 @@ def _check_preprocessing(path: Path) -> None:
         value = found.get(field, "nothing") if isinstance(found, dict) else "nothing"
         if value != expected:
             raise EncoderLoadError(f"{path}: {field} is {value}, this project feeds {expected}")
+    further = {
+        field
+        for field, value in found.items()
+        if field.startswith("do_") and value and field not in {*PREPROCESSING, "do_convert_rgb"}
+    }
+    if further:
+        raise EncoderLoadError(
+            f"{path}: asks for {', '.join(sorted(further))}, a step that this project does not do"
+        )
 
 
 def _build_stand_in() -> SiglipVisionModel:

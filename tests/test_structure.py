@@ -18,13 +18,18 @@ OWNERS = {
     "huggingface_hub": {"policy/backbone.py"},
     "PIL": {
         "policy/preprocess.py",
+        "policy/augment.py",
         "pipeline/datasets/compressed.py",
         "pipeline/datasets/contact_sheet.py",
     },
     "pyarrow": {"pipeline/datasets/lerobot_table.py"},
-    "av": {"pipeline/datasets/video.py"},
+    "av": {"pipeline/datasets/video.py", "pipeline/features/video_loss.py"},
     "diffusers": {"policy/objectives/diffusion.py"},
-    "zarr": {"pipeline/features/store.py", "pipeline/datasets/zarr_arrays.py"},
+    "zarr": {
+        "pipeline/features/layout.py",
+        "pipeline/features/store.py",
+        "pipeline/datasets/zarr_arrays.py",
+    },
     "h5py": {
         "pipeline/datasets/aloha_hdf5.py",
         "pipeline/datasets/aloha_recording.py",

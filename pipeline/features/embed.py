@@ -1,32 +1,42 @@
 """One pass over a dataset: every frame through the frozen encoder, once, into a feature store.
 
 Knows readers, the encoder and the store; nothing about training. A run that was stopped goes on at
-the first unit without a valid commit record.
+the first unit without a valid commit record; a dataset that changed has its new frames encoded and
+nothing else.
 """
 
-import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
-import torch
-from jaxtyping import UInt8, UInt64
-from pydantic import BaseModel, ConfigDict
-from tqdm import tqdm
+from jaxtyping import UInt8
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.datasets.base import EpisodeReader
 from pipeline.datasets.checksums import verify_checksums
 from pipeline.datasets.manifest import Manifest, load_manifest
 from pipeline.datasets.manifest_reader import ManifestReader
-from pipeline.errors import DatasetError, EncoderMismatchError, StoreError
-from pipeline.features.store import FeatureStore, SourceShare, StepArrays, StoreAttributes
-from pipeline.features.units import UNIT_ROWS, episode_slices, unit_rows
+from pipeline.errors import DatasetError, FailedUnitsError, StoreError
+from pipeline.features.attributes import SourceShare, StepArrays, StoreAttributes
+from pipeline.features.encode import EncodeCounts, UnitEncoder, read_slots
+from pipeline.features.layout import Codec
+from pipeline.features.probe import make_probe
+from pipeline.features.records import discard_units
+from pipeline.features.source import SourceNote, files_stamp, read_source, write_source
+from pipeline.features.stages import Stage, StageClock
+from pipeline.features.store import FeatureStore
+from pipeline.features.target import Target, finish_growth, open_target
+from pipeline.features.units import EpisodeSlice
 from pipeline.files import is_vacant, sole_writer
 from policy.backbone import DEFAULT_REPOSITORY, FrozenSiglip2, load_backbone
 from policy.device import open_device
-from policy.preprocess import resize_frames
+from policy.engine import measured_matmul_rate
 from policy.spec import FRAME_SIZE, ComputeDtype
+
+PROBE_EPISODES: Final = 3  # first, middle and last give the probe a real step each
+SHORTEST_RATED_S: Final = 5.0  # seconds of encoding below which its rate says little
 
 
 class EmbedConfig(BaseModel):
@@ -46,6 +56,12 @@ class EmbedConfig(BaseModel):
     """The tower's dtype; None takes bfloat16 where the hardware has it."""
     device: str = "cpu"
     """torch's name of the device the tower runs on."""
+    compiled: bool = False
+    """Fuse the tower with torch.compile: another engine, minutes of compiling, a C++ compiler."""
+    num_variants: int = Field(default=0, ge=0, le=64)
+    """Augmented variants of every frame to keep beside it; each costs as much as the frames."""
+    codec: Codec = "none"
+    """Compression of the features: none, or Blosc (zstd after a bit shuffle)."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +73,38 @@ class EmbedReport:
     num_episodes: int
     num_steps: int
     num_views: int
-    num_encoded_images: int
-    """Images encoded by this run; the rest was in the store already."""
+    counts: EncodeCounts
+    """What became of the frames that this run read."""
+    seconds: dict[Stage, float]
+    """Time in each stage; reading and writing run beside the encoder."""
     elapsed_s: float
+    matmul_share: float | None
+    """The encoder's rate over the machine's own matrix-product rate; None after a short run."""
 
     def summary(self) -> str:
-        """Say it in one line."""
-        rate = self.num_encoded_images / self.elapsed_s if self.elapsed_s else 0.0
+        """Say it in two lines: what was done, and where the time went."""
+        counts = self.counts
+        rate = counts.encoded / self.elapsed_s if self.elapsed_s else 0.0
+        reused = "".join(
+            f", {number} {what}"
+            for number, what in ((counts.copied, "kept"), (counts.repeated, "repeated"))
+            if number
+        )
+        total = sum(self.seconds.values())
+        shares = ", ".join(
+            f"{stage} {100 * spent / total:.0f} %" for stage, spent in self.seconds.items() if total
+        )
+        matmul = (
+            ""
+            if self.matmul_share is None
+            else f"; the encoder ran at {100 * self.matmul_share:.0f} % of this machine's "
+            "matrix-product rate"
+        )
         return (
             f"{self.store}: {self.num_episodes} episodes, {self.num_steps} steps x "
-            f"{self.num_views} views by {self.encoder}; {self.num_encoded_images} images encoded "
-            f"now, {rate:.1f} images/s"
+            f"{self.num_views} views by {self.encoder}; {counts.encoded} images encoded"
+            f"{reused}, {rate:.1f} images/s\n"
+            f"time: {shares or 'none'}{matmul}"
         )
 
 
@@ -76,6 +113,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
 
     Raises:
         ManifestError, DatasetError, FrameReadError: the dataset cannot be used as described.
+        FailedUnitsError: some frames do not read; everything else is committed.
         EncoderLoadError: the encoder cannot be loaded.
         EncoderMismatchError: the store was made by another encoder.
         StoreError: the store was made from other data, or is damaged.
@@ -83,6 +121,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
     device = open_device(config.device)
     manifest = load_manifest(config.manifest)
     verify_checksums(manifest)
+    note = SourceNote(manifest=config.manifest.absolute(), stamp=files_stamp(manifest.roots))
     reader = ManifestReader(manifest)
     try:
         _check_frame_sizes(config.manifest, manifest, reader)
@@ -92,15 +131,19 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
             revision=config.revision,
             compute_dtype=config.compute_dtype,
             device=device,
+            compiled=config.compiled,
         )
-        attributes = _describe_store(manifest, reader, backbone)
-        store = _open_or_create(config.store, attributes, steps)
         started = time.monotonic()
-        with sole_writer(store.path, StoreError):
-            _follow_manifest(store, attributes)
-            num_rows = _encode_missing_units(store, reader, steps, backbone)
-            if not store.is_complete:
-                store.mark_complete()
+        finish_growth(config.store)
+        attributes = _describe_store(config, manifest, reader, backbone)
+        if is_vacant(config.store):
+            probe = make_probe(backbone, _probe_frames(reader))
+            FeatureStore.create(config.store, attributes, steps, probe)
+        with sole_writer(config.store, StoreError):
+            target = open_target(config.store, attributes, steps, backbone)
+            encoder = UnitEncoder(target.store, reader, steps, backbone, target.known)
+            _encode_missing_units(encoder, target, note)
+            store = target.finish()
     finally:
         reader.close()
     return EmbedReport(
@@ -109,9 +152,43 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         num_episodes=reader.num_episodes,
         num_steps=store.num_rows,
         num_views=len(reader.view_names),
-        num_encoded_images=num_rows * len(reader.view_names),
+        counts=encoder.counts,
+        seconds=encoder.clock.seconds,
         elapsed_s=time.monotonic() - started,
+        matmul_share=_matmul_share(encoder, backbone),
     )
+
+
+def _encode_missing_units(encoder: UnitEncoder, target: Target, note: SourceNote) -> None:
+    store, valid = target.store, target.valid_units
+    held = read_source(store.path)
+    # Files were touched: compare every frame.
+    if valid and (held is None or held.stamp != note.stamp):
+        changed = encoder.changed_units(sorted(valid))
+        target.known.forget(store, changed)
+        discard_units(store.path, changed)
+        valid = valid - changed
+    # Written before the first unit: from here on, what is committed comes from these files.
+    if held != note:
+        write_source(store.path, note)
+    encoder.run(sorted(set(range(store.num_units)) - valid))
+    failed = encoder.counts.failed_units
+    if failed:
+        lines = [f"  unit {unit}: {reason}" for unit, reason in failed.items()]
+        raise FailedUnitsError(
+            f"{store.path}: {len(failed)} of {store.num_units} units failed and hold no rows, the "
+            "others are committed; correct these places and run the same command again\n"
+            + "\n".join(lines)
+        )
+
+
+def _matmul_share(encoder: UnitEncoder, backbone: FrozenSiglip2) -> float | None:
+    spent = encoder.clock.seconds["encode"]
+    if spent < SHORTEST_RATED_S:
+        return None
+    rate = encoder.counts.encoded * backbone.flops_per_image / spent
+    dtype = backbone.identity.compute_dtype
+    return rate / measured_matmul_rate(dtype, backbone.device)
 
 
 def _check_frame_sizes(path: Path, manifest: Manifest, reader: EpisodeReader) -> None:
@@ -139,11 +216,24 @@ def _read_steps(reader: EpisodeReader) -> StepArrays:
     )
 
 
+def _probe_frames(reader: EpisodeReader) -> UInt8[np.ndarray, "q v 256 256 3"]:
+    """Read the first step of a few episodes, spread over the dataset."""
+    last = reader.num_episodes - 1
+    episodes = sorted({round(last * part / (PROBE_EPISODES - 1)) for part in range(PROBE_EPISODES)})
+    parts = [EpisodeSlice(episode, 0, 1) for episode in episodes]
+    return np.concatenate(
+        [read_slots(reader, part, num_variants=0, clock=StageClock()) for part in parts]
+    )
+
+
 def _describe_store(
-    manifest: Manifest, reader: ManifestReader, backbone: FrozenSiglip2
+    config: EmbedConfig, manifest: Manifest, reader: ManifestReader, backbone: FrozenSiglip2
 ) -> StoreAttributes:
     return StoreAttributes(
         encoder=backbone.identity,
+        engine=backbone.engine,
+        codec=config.codec,
+        num_variants=config.num_variants,
         view_names=manifest.view_names,
         fps=manifest.fps,
         manifest=manifest.to_dict(),
@@ -154,94 +244,3 @@ def _describe_store(
         ),
         heldout=reader.heldout,
     )
-
-
-def _open_or_create(path: Path, attributes: StoreAttributes, steps: StepArrays) -> FeatureStore:
-    if is_vacant(path):
-        return FeatureStore.create(path, attributes, steps)
-    if not (path / "zarr.json").is_file():
-        raise StoreError(f"{path}: holds something that is no feature store; name another --store")
-    store = FeatureStore.open(path, allow_incomplete=True, writable=True)
-    made_by, ours = store.attributes.encoder, attributes.encoder
-    if made_by.fingerprint != ours.fingerprint:
-        raise EncoderMismatchError(
-            f"{path}: features come from {made_by.name} ({made_by.compute_dtype}, fingerprint "
-            f"{made_by.fingerprint[:12]}), this run encodes with {ours.name} "
-            f"({ours.compute_dtype}, {ours.fingerprint[:12]}); name another --store or that encoder"
-        )
-    held = store.read_steps()
-    same_rows = store.attributes.manifest_digest == attributes.manifest_digest and all(
-        np.array_equal(getattr(held, name), getattr(steps, name))
-        for name in ("episode_ends", "state", "action", "timestamp")
-    )
-    if not same_rows:
-        raise StoreError(
-            f"{path}: was made from other data than {attributes.manifest['name']} is now "
-            f"({len(held.state)} against {len(steps.state)} steps); embed into another --store"
-        )
-    return store
-
-
-def _follow_manifest(store: FeatureStore, attributes: StoreAttributes) -> None:
-    """Take over splits and weights, which change no row; words alone leave the store as it is."""
-    held = store.attributes
-    if (held.heldout, held.sources) != (attributes.heldout, attributes.sources):
-        store.replace_attributes(attributes)
-
-
-def _encode_missing_units(
-    store: FeatureStore, reader: EpisodeReader, steps: StepArrays, backbone: FrozenSiglip2
-) -> int:
-    """Encode and commit every unit without a valid record; return the number of rows."""
-    valid = store.valid_units()
-    _refuse_changed_frames(store, reader, steps, valid)
-    missing = [unit for unit in range(store.num_units) if unit not in valid]
-    bounds = [unit_rows(unit, store.num_rows) for unit in missing]
-    total = sum(stop - start for start, stop in bounds)
-    with tqdm(total=total, desc="embed", unit="step", disable=None) as progress:
-        for unit, (start, stop) in zip(missing, bounds, strict=True):
-            frames = _read_frames(reader, steps, start, stop)
-            features = backbone.encode_views(torch.from_numpy(frames)).numpy()
-            store.write_unit(unit, features, hash_frames(frames))
-            progress.update(stop - start)
-    return total
-
-
-def _refuse_changed_frames(
-    store: FeatureStore, reader: EpisodeReader, steps: StepArrays, valid: set[int]
-) -> None:
-    """Compare the first and last frames of every episode with those that were embedded."""
-    held = store.read_frame_hash()
-    starts = np.concatenate([[0], steps.episode_ends[:-1]])
-    for row in sorted({*starts.tolist(), *(steps.episode_ends - 1).tolist()}):
-        if row // UNIT_ROWS not in valid:
-            continue
-        frames = _read_frames(reader, steps, row, row + 1)
-        if not np.array_equal(hash_frames(frames)[0], held[row]):
-            part = next(episode_slices(steps.episode_ends, row, row + 1))
-            raise StoreError(
-                f"{store.path}: frames of {reader.episode_name(part.episode)} at step {part.start} "
-                f"are not those that were embedded; embed into another --store"
-            )
-
-
-def _read_frames(
-    reader: EpisodeReader, steps: StepArrays, start: int, stop: int
-) -> UInt8[np.ndarray, "n v 256 256 3"]:
-    """Read the rows [start, stop), every view, resized where the manifest asks for it."""
-    rows = []
-    for part in episode_slices(steps.episode_ends, start, stop):
-        views = reader.frames(part.episode, part.start, part.stop)
-        resized = [resize_frames(torch.from_numpy(view)).numpy() for view in views]
-        rows.append(np.stack(resized, axis=1))
-    return np.concatenate(rows)
-
-
-def hash_frames(frames: UInt8[np.ndarray, "n v h w 3"]) -> UInt64[np.ndarray, "n v"]:
-    """Return a 64-bit BLAKE2b of every frame's pixels."""
-    hashes = [
-        hashlib.blake2b(np.ascontiguousarray(frame).data, digest_size=8).digest()
-        for step in frames
-        for frame in step
-    ]
-    return np.frombuffer(b"".join(hashes), np.uint64).reshape(frames.shape[:2])

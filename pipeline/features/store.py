@@ -1,103 +1,62 @@
 """The feature store: frozen features, state and action of every step, in Zarr format 3.
 
-The only file that imports zarr. Knows arrays, units and commits; nothing about how features are
-made. Layout below the store's folder:
+Knows arrays, units and commits; nothing about how features are made. Layout below the store's
+folder:
 
-    features [N, V, 768] float16     one chunk a unit of 256 rows, uncompressed, crc32c
+    features [N, S, 768] float16     one chunk a unit of 256 rows, uncompressed, crc32c; S slots a
+                                     step: its views, then the views of each augmented variant
     state [N, S] float32   action [N, A] float32   timestamp [N] float64   episode_ends [E] int64
-    frame_hash [N, V] uint64         hash of the decoded pixels of every frame
-    commits/000000.json              one record a unit: its rows and the sha256 of its bytes
+    frame_hash [N, S] uint64         hash of the decoded pixels of every frame
+    probe/                           frames and their features: see probe.py
+    commits/000000.json              one sealed record a unit: its rows and their sha256
+    FILES.json                       size and sha256 of every file, written when all is there
     COMPLETE.json                    written last; readers refuse a store without it
 
-Zarr reads an absent chunk as its fill value without a word, so the fill value is NaN and what
-counts as written is what has a commit record whose hash fits.
+What counts as written is what has a commit record whose hash fits; what counts as complete is what
+has a list of files and a mark whose hashes fit.
 """
 
 import hashlib
 import json
-import os
-import shutil
-from dataclasses import dataclass
+from collections.abc import Set
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Float16, Float32, Float64, Int64, UInt64
-from pydantic import BaseModel, ConfigDict, ValidationError
-from zarr.codecs import Crc32cCodec
-from zarr.errors import BaseZarrError
+from jaxtyping import Float16, UInt64
 
 from pipeline.errors import IncompleteStoreError, StoreError
-from pipeline.features.units import UNIT_ROWS, num_units, unit_rows
-from pipeline.files import is_vacant, sync_file, sync_folder, write_json
-from policy.spec import FEATURE_DIM, EncoderIdentity
-
-FORMAT: Final = "frozen-vla features"
-FORMAT_VERSION: Final = 2  # 1 knew neither sources nor the manifest's split
-COMPLETE_MARK: Final = "COMPLETE.json"
-STATE_CHUNK_ROWS: Final = 65_536  # control steps; about 1 MB of a 4-wide state
-
-
-class SourceShare(BaseModel):
-    """One of the datasets that a manifest joins."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_episodes: int
-    """How many of the store's episodes come from it; they follow those of the source before."""
-    weight: float
-    """How often training draws one of its steps, against the other sources."""
-
-
-class StoreAttributes(BaseModel):
-    """What a store says of itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: str = FORMAT
-    """Tells a feature store from any other Zarr group."""
-    format_version: int = FORMAT_VERSION
-    """Raised when older code could no longer read the store."""
-    encoder: EncoderIdentity
-    """Which encoder made every row."""
-    view_names: tuple[str, ...]
-    """Camera names in the order of the view axis."""
-    fps: float
-    """Control steps a second."""
-    manifest: dict[str, Any]
-    """The dataset's manifest, as it was written."""
-    manifest_digest: str
-    """sha256 of the manifest's fields that decide the rows."""
-    sources: tuple[SourceShare, ...]
-    """The datasets that the manifest joins, in order; one where it names a path."""
-    heldout: tuple[int, ...] | None
-    """Episodes that the manifest keeps out of training; None leaves the choice to the trainer."""
-
-
-@dataclass(frozen=True)
-class StepArrays:
-    """Everything of a dataset but its frames, all episodes one after the other."""
-
-    state: Float32[np.ndarray, "n s"]
-    """Robot state of every step, in the manifest's units."""
-    action: Float32[np.ndarray, "n a"]
-    """Action of every step, in the manifest's units."""
-    timestamp: Float64[np.ndarray, " n"]
-    """Seconds since the episode's first step."""
-    episode_ends: Int64[np.ndarray, " e"]
-    """Row after each episode's last step."""
-
-
-class UnitRecord(BaseModel):
-    """Says that a unit's rows were written, and what they must hash to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    unit: int
-    rows: tuple[int, int]
-    sha256: str
-    fingerprint: str
+from pipeline.features.attributes import FORMAT, FORMAT_VERSION, StepArrays, StoreAttributes
+from pipeline.features.layout import (
+    PROBE,
+    ROOTS,
+    STEP_ARRAYS,
+    UNREADABLE,
+    create_folder,
+    read_probe,
+    sync_tree,
+)
+from pipeline.features.probe import Probe
+from pipeline.features.records import (
+    COMMITS,
+    COMPLETE_MARK,
+    FILE_LIST,
+    CompleteMark,
+    UnitRecord,
+    check_listed,
+    file_record,
+    list_files,
+    read_complete,
+    read_unit_record,
+    record_path,
+    source_digest,
+    unit_hash,
+    unmark,
+    write_sealed,
+)
+from pipeline.features.units import num_units, unit_rows
+from pipeline.files import is_vacant, sync_folder, write_json
 
 
 class FeatureStore:
@@ -111,7 +70,9 @@ class FeatureStore:
         self.num_units = num_units(self.num_rows)
 
     @classmethod
-    def create(cls, path: Path, attributes: StoreAttributes, steps: StepArrays) -> "FeatureStore":
+    def create(
+        cls, path: Path, attributes: StoreAttributes, steps: StepArrays, probe: Probe
+    ) -> "FeatureStore":
         """Create a store with every array at full size and no features yet.
 
         Raises:
@@ -120,18 +81,14 @@ class FeatureStore:
         """
         if not is_vacant(path):
             raise StoreError(f"{path}: holds something already; choose another path")
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _create_group(partial, attributes, steps)
-            (partial / "commits").mkdir()
-            for file in partial.rglob("*"):
-                sync_folder(file) if file.is_dir() else sync_file(file)
-            partial.rename(path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        sync_folder(path.parent)
+        create_folder(
+            path,
+            attributes.model_dump(mode="json"),
+            num_slots=attributes.num_slots,
+            codec=attributes.codec,
+            steps={name: getattr(steps, name) for name in STEP_ARRAYS},
+            probe=probe,
+        )
         return cls.open(path, allow_incomplete=True, writable=True)
 
     @classmethod
@@ -141,11 +98,15 @@ class FeatureStore:
         """Open a store.
 
         Raises:
-            StoreError: there is none at `path`, or it is of another format.
+            StoreError: there is none at `path`, it is of another format, or it is complete and
+                what describes its arrays was changed since.
             IncompleteStoreError: embedding has not finished and `allow_incomplete` is False.
         """
         if not (path / "zarr.json").is_file():
             raise StoreError(f"{path}: no feature store here; make one with vla-embed")
+        is_complete = read_complete(path) is not None
+        if is_complete:  # before zarr believes what they say
+            check_listed(path, lambda name: name.endswith("zarr.json"))
         try:
             group = zarr.open_group(path, mode="r+" if writable else "r", zarr_format=3)
             held = dict(group.attrs)
@@ -156,10 +117,10 @@ class FeatureStore:
                     f"the program that wrote it, or embed the dataset into another store"
                 )
             store = cls(path, group, StoreAttributes.model_validate(held))
-        except (BaseZarrError, ValidationError, ValueError, KeyError, OSError) as error:
+        except UNREADABLE as error:
             raise StoreError(f"{path}: not a feature store of this program ({error})") from error
-        if not allow_incomplete and not store.is_complete:
-            done = len(list((path / "commits").glob("*.json")))
+        if not is_complete and not allow_incomplete:
+            done = len(list((path / COMMITS).glob("*.json")))
             raise IncompleteStoreError(
                 f"{path}: embedding stopped after {done} of {store.num_units} units; run the same "
                 f"vla-embed command again to finish it"
@@ -169,7 +130,7 @@ class FeatureStore:
     @property
     def is_complete(self) -> bool:
         """Whether every row of every view was written."""
-        return self._marked_digest() is not None
+        return read_complete(self.path) is not None
 
     def digest(self) -> str:
         """Return the sha256 that names a complete store's content: features, steps, encoder.
@@ -177,12 +138,17 @@ class FeatureStore:
         Raises:
             IncompleteStoreError: the store is not complete.
         """
-        digest = self._marked_digest()
-        if digest is None:
-            raise IncompleteStoreError(
-                f"{self.path}: no valid {COMPLETE_MARK}; run vla-embed again"
-            )
-        return digest
+        return self._mark().digest
+
+    def source_digest(self) -> str:
+        """Return the sha256 over a complete store's views, episode ends and decoded frames.
+
+        Two stores of different encoders that were made from the same pictures share it.
+
+        Raises:
+            IncompleteStoreError: the store is not complete.
+        """
+        return self._mark().source_digest
 
     def check_digest(self) -> None:
         """Compare what the complete mark promises with attributes, steps and commit records.
@@ -193,10 +159,8 @@ class FeatureStore:
             StoreError: something was changed after the store was completed.
         """
         if self._content_digest() != self.digest():
-            raise StoreError(
-                f"{self.path}: state, action, episodes or attributes are not those that were "
-                f"embedded; embed the dataset into another --store"
-            )
+            what = "attributes or commit records are not those that were embedded"
+            raise StoreError(f"{self.path}: {what}; embed the dataset into another --store")
 
     def replace_attributes(self, attributes: StoreAttributes) -> None:
         """Say something else of the same rows; a complete store is incomplete until marked again.
@@ -204,7 +168,7 @@ class FeatureStore:
         Raises:
             OSError: the disk is full; the attributes are the old ones.
         """
-        (self.path / COMPLETE_MARK).unlink(missing_ok=True)
+        unmark(self.path)
         metadata = json.loads((self.path / "zarr.json").read_bytes())
         metadata["attributes"] = attributes.model_dump(mode="json")
         write_json(self.path / "zarr.json", metadata)
@@ -214,13 +178,28 @@ class FeatureStore:
         """Return the units whose record fits the encoder and the bytes on the disk."""
         return {unit for unit in range(self.num_units) if self._is_valid(unit)}
 
+    def unit_engines(self, unit: int) -> frozenset[str]:
+        """Return the digests of the engines that computed a committed unit's features.
+
+        Raises:
+            StoreError: the unit has no valid record.
+        """
+        return frozenset(self._unit_record(unit).engines)
+
     def write_unit(
         self,
         unit: int,
-        features: Float16[np.ndarray, "n v 768"],
-        frame_hash: UInt64[np.ndarray, "n v"],
+        features: Float16[np.ndarray, "n s 768"],
+        frame_hash: UInt64[np.ndarray, "n s"],
+        engines: Set[str],
     ) -> None:
         """Write a unit's rows to the disk, then its commit record.
+
+        Args:
+            unit: its number.
+            features: of every row of the unit.
+            frame_hash: of the pixels behind them.
+            engines: `EngineRecord.digest` of every engine that computed some of the features.
 
         Raises:
             StoreError: a feature is not finite.
@@ -230,38 +209,44 @@ class FeatureStore:
         assert len(features) == len(frame_hash) == stop - start
         if not np.isfinite(features).all():
             raise StoreError(f"{self.path}: rows {start}..{stop} hold features that are not finite")
-        (self.path / COMPLETE_MARK).unlink(missing_ok=True)  # a damaged unit is being replaced
-        self._array("features")[start:stop] = features
-        self._array("frame_hash")[start:stop] = frame_hash
-        for name in ("features", "frame_hash"):
-            folder = self.path / name / "c" / str(unit)
-            for file in folder.rglob("*"):
-                sync_folder(file) if file.is_dir() else sync_file(file)
-            sync_folder(folder)
-            sync_folder(folder.parent)
+        unmark(self.path)  # a damaged unit is being replaced
+        for name, rows in (("features", features), ("frame_hash", frame_hash)):
+            self._array(name)[start:stop] = rows
+            chunks = self.path / name / "c"
+            sync_tree(chunks / str(unit))
+            sync_folder(chunks)
         record = UnitRecord(
             unit=unit,
             rows=(start, stop),
-            sha256=_unit_hash(features, frame_hash),
+            sha256=unit_hash(features, frame_hash),
             fingerprint=self.attributes.encoder.fingerprint,
+            engines=tuple(sorted(engines)),
         )
-        write_json(self._record_path(unit), record.model_dump(mode="json"))
+        write_sealed(record_path(self.path, unit), record.model_dump(mode="json"))
 
     def mark_complete(self) -> None:
-        """Write the mark that readers ask for, after checking every unit against its record.
+        """Write the list of files and the mark, after checking every unit against its record.
 
         Raises:
             StoreError: some unit has no valid record.
+            OSError: the disk is full; the store stays incomplete.
         """
         for unit in range(self.num_units):
-            self._read_unit(unit)
-        digest = self._content_digest()
-        write_json(
-            self.path / COMPLETE_MARK,
-            {"rows": self.num_rows, "units": self.num_units, "digest": digest},
+            self.read_unit_features(unit)
+        views = self.attributes.view_names
+        ends, hashes = self._read("episode_ends"), self.read_frame_hash()
+        files = list_files(self.path, (*ROOTS, COMMITS))
+        write_sealed(self.path / FILE_LIST, files.model_dump(mode="json"))
+        mark = CompleteMark(
+            rows=self.num_rows,
+            units=self.num_units,
+            digest=self._content_digest(),
+            source_digest=source_digest(views, ends, hashes[:, : len(views)]),
+            file_list=file_record(self.path / FILE_LIST).sha256,
         )
+        write_sealed(self.path / COMPLETE_MARK, mark.model_dump(mode="json"))
 
-    def read_features(self) -> Float16[np.ndarray, "n v 768"]:
+    def read_features(self) -> Float16[np.ndarray, "n s 768"]:
         """Read all features into memory, each unit checked against its record.
 
         Raises:
@@ -270,10 +255,25 @@ class FeatureStore:
         features = np.empty(self._array("features").shape, np.float16)
         for unit in range(self.num_units):
             start, stop = unit_rows(unit, self.num_rows)
-            features[start:stop] = self._read_unit(unit)
+            features[start:stop] = self.read_unit_features(unit)
         return features
 
-    def read_frame_hash(self) -> UInt64[np.ndarray, "n v"]:
+    def read_unit_features(self, unit: int) -> Float16[np.ndarray, "n s 768"]:
+        """Read a unit's features, checked against its record.
+
+        Raises:
+            StoreError: the unit was never committed, or is damaged.
+        """
+        start, stop = unit_rows(unit, self.num_rows)
+        record = self._unit_record(unit)
+        features = self._read("features", slice(start, stop))
+        frame_hash = self._read("frame_hash", slice(start, stop))
+        if unit_hash(features, frame_hash) != record.sha256:
+            where = f"rows {start}..{stop} (unit {unit})"
+            raise StoreError(f"{self.path}: {where} do not hash to their commit record")
+        return features
+
+    def read_frame_hash(self) -> UInt64[np.ndarray, "n s"]:
         """Read the hash of every frame's pixels; 0 where a unit was never written."""
         return self._read("frame_hash")
 
@@ -283,59 +283,48 @@ class FeatureStore:
         Raises:
             StoreError: an array is damaged; the message names it.
         """
-        names = ("state", "action", "timestamp", "episode_ends")
-        return StepArrays(*(self._read(name) for name in names))
+        if self.is_complete:
+            check_listed(self.path, lambda name: name.split("/")[0] in STEP_ARRAYS)
+        return StepArrays(**{name: self._read(name) for name in STEP_ARRAYS})
+
+    def read_probe(self) -> Probe:
+        """Read the frames, features and engine that an encoder is compared with.
+
+        Raises:
+            StoreError: the probe is damaged.
+        """
+        try:
+            return read_probe(self._group)
+        except UNREADABLE as error:
+            what = f"damaged ({error}); embed into another --store"
+            raise StoreError(f"{self.path}/{PROBE}: {what}") from error
 
     def _content_digest(self) -> str:
         digest = hashlib.sha256(self.attributes.model_dump_json().encode())
-        steps = self.read_steps()
-        for array in (steps.state, steps.action, steps.timestamp, steps.episode_ends):
-            digest.update(array.tobytes())
+        for values in vars(self.read_steps()).values():
+            digest.update(values.tobytes())
+        digest.update(self.read_probe().digest().encode())
         for unit in range(self.num_units):
-            try:
-                digest.update(self._record_path(unit).read_bytes())
-            except OSError as error:
-                raise StoreError(
-                    f"{self.path}: unit {unit} has no commit record; run vla-embed again"
-                ) from error
+            digest.update(self._unit_record(unit).model_dump_json().encode())
         return digest.hexdigest()
 
-    def _marked_digest(self) -> str | None:
-        """A mark that is absent or damaged marks nothing; embedding again writes a new one."""
-        try:
-            mark = json.loads((self.path / COMPLETE_MARK).read_text())
-            return str(mark["digest"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+    def _mark(self) -> CompleteMark:
+        # A mark that is absent or damaged marks nothing; embedding again writes a new one.
+        held = read_complete(self.path)
+        if held is None:
+            raise IncompleteStoreError(f"{self.path}: not complete; run vla-embed again")
+        return held[0]
 
-    def _read_unit(self, unit: int) -> np.ndarray:
-        """Return a unit's features, or raise a StoreError where they do not fit their record."""
-        start, stop = unit_rows(unit, self.num_rows)
-        where = f"{self.path}: rows {start}..{stop} (unit {unit})"
-        try:
-            record = UnitRecord.model_validate_json(self._record_path(unit).read_bytes())
-        except FileNotFoundError as error:
-            raise StoreError(f"{where} have no commit record") from error
-        except (ValidationError, OSError) as error:
-            raise StoreError(f"{where} have a damaged commit record") from error
-        expected = (unit, (start, stop), self.attributes.encoder.fingerprint)
-        if (record.unit, record.rows, record.fingerprint) != expected:
-            raise StoreError(f"{where} have the commit record of other rows or another encoder")
-        features = self._read("features", slice(start, stop))
-        frame_hash = self._read("frame_hash", slice(start, stop))
-        if _unit_hash(features, frame_hash) != record.sha256:
-            raise StoreError(f"{where} do not hash to their commit record")
-        return features
+    def _unit_record(self, unit: int) -> UnitRecord:
+        rows = unit_rows(unit, self.num_rows)
+        return read_unit_record(self.path, unit, rows, self.attributes.encoder.fingerprint)
 
     def _is_valid(self, unit: int) -> bool:
         try:
-            self._read_unit(unit)
+            self.read_unit_features(unit)
         except StoreError:
             return False
         return True
-
-    def _record_path(self, unit: int) -> Path:
-        return self.path / "commits" / f"{unit:06d}.json"
 
     def _array(self, name: str) -> zarr.Array[Any]:
         array = self._group[name]
@@ -345,53 +334,6 @@ class FeatureStore:
     def _read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         try:
             return np.asarray(self._array(name)[rows])
-        except (ValueError, OSError, KeyError) as error:  # zarr's checksum error is a ValueError
-            raise StoreError(
-                f"{self.path}/{name}: cannot be read ({error}); run vla-embed again"
-            ) from error
-
-
-def _create_group(path: Path, attributes: StoreAttributes, steps: StepArrays) -> None:
-    num_rows, num_views = len(steps.state), len(attributes.view_names)
-    group = zarr.create_group(path, zarr_format=3, attributes=attributes.model_dump(mode="json"))
-    group.create_array(
-        "features",
-        shape=(num_rows, num_views, FEATURE_DIM),
-        chunks=(UNIT_ROWS, num_views, FEATURE_DIM),
-        dtype="float16",
-        fill_value=float("nan"),
-        compressors=[Crc32cCodec()],
-        dimension_names=("step", "view", "feature"),
-    )
-    group.create_array(
-        "frame_hash",
-        shape=(num_rows, num_views),
-        chunks=(UNIT_ROWS, num_views),
-        dtype="uint64",
-        fill_value=0,
-        compressors=[Crc32cCodec()],
-        dimension_names=("step", "view"),
-    )
-    for name, axes in (
-        ("state", ("step", "state")),
-        ("action", ("step", "action")),
-        ("timestamp", ("step",)),
-        ("episode_ends", ("episode",)),
-    ):
-        values = getattr(steps, name)
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            chunks=(min(STATE_CHUNK_ROWS, len(values)), *values.shape[1:]),
-            dtype=values.dtype,
-            fill_value=-1 if values.dtype.kind == "i" else float("nan"),
-            compressors=[Crc32cCodec()],
-            dimension_names=axes,
-        )
-        array[:] = values
-
-
-def _unit_hash(features: np.ndarray, frame_hash: np.ndarray) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(features).tobytes())
-    digest.update(np.ascontiguousarray(frame_hash).tobytes())
-    return digest.hexdigest()
+        except UNREADABLE as error:
+            where = f"{self.path}/{name}"
+            raise StoreError(f"{where}: cannot be read ({error}); run vla-embed again") from error

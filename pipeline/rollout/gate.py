@@ -1,16 +1,16 @@
-"""What must hold before a robot moves: the encoder, the cameras and the widths of the training.
+"""What must hold before a robot moves: the encoder, its features, the cameras and the widths.
 
 Knows runs, encoders and environments; steps none. Every refusal names what differs.
 """
 
 from pathlib import Path
 
-from pipeline.errors import EncoderMismatchError, EnvError, RunError
+from pipeline.errors import EnvError, RunError
+from pipeline.features.encoder import load_same_encoder
+from pipeline.features.probe import check_probe
 from pipeline.rollout.envs.base import RobotEnv
-from pipeline.training.checkpoint import RunDescription, read_average, read_run
+from pipeline.training.checkpoint import RunDescription, read_average, read_probe, read_run
 from policy.agent import VLAAgent
-from policy.backbone import STAND_IN, FrozenSiglip2, load_backbone
-from policy.spec import EncoderIdentity
 
 
 def load_policy(run: Path, *, backbone: str | None) -> tuple[RunDescription, VLAAgent, int]:
@@ -26,47 +26,20 @@ def load_policy(run: Path, *, backbone: str | None) -> tuple[RunDescription, VLA
     Raises:
         RunError: `run` is not a run, or has no usable checkpoint.
         EncoderLoadError: the encoder cannot be loaded.
-        EncoderMismatchError: it is not the one that made the features.
+        EncoderMismatchError: it is not the one that made the features, or gives the run's probe
+            other features than it had.
     """
     description = read_run(run)
+    probe = read_probe(run, description)
     step, weights = read_average(run)
     encoder = load_same_encoder(description.data.encoder, backbone, where=str(run))
+    check_probe(encoder, probe, where=str(run))
     agent = VLAAgent(description.config.agent, description.spec, encoder)
     try:
         agent.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise RunError(f"{run}: checkpoint of another agent ({error})") from error
     return description, agent.eval(), step
-
-
-def load_same_encoder(made_by: EncoderIdentity, name: str | None, *, where: str) -> FrozenSiglip2:
-    """Load an encoder and refuse it unless its fingerprint is `made_by`'s.
-
-    Args:
-        made_by: the encoder of the features.
-        name: hub repository, local folder or `stand-in`; None takes `made_by`'s own name.
-        where: what holds the features, for the message.
-
-    Raises:
-        EncoderLoadError: the encoder cannot be loaded.
-        EncoderMismatchError: it is another encoder.
-    """
-    if name is None and made_by.revision == "local":
-        raise EncoderMismatchError(
-            f"{where}: features come from the local folder {made_by.name}; name it with --backbone"
-        )
-    encoder = load_backbone(
-        name or made_by.name,
-        revision=made_by.revision if name is None and made_by.name != STAND_IN else None,
-        compute_dtype=made_by.compute_dtype,
-    )
-    if encoder.identity.fingerprint != made_by.fingerprint:
-        raise EncoderMismatchError(
-            f"{where}: features come from {made_by.name} (fingerprint {made_by.fingerprint[:12]}), "
-            f"{encoder.identity.name} is another encoder ({encoder.identity.fingerprint[:12]}); "
-            f"name the right one with --backbone"
-        )
-    return encoder
 
 
 def check_env(description: RunDescription, env: RobotEnv) -> None:

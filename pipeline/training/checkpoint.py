@@ -3,6 +3,7 @@
 Knows files and tensors; nothing about the training loop. Layout below the run's folder:
 
     run.json                              configuration, data and encoder; written when a run starts
+    probe.safetensors                     frames and their features, to know the encoder by
     log.jsonl                             figures, one JSON object a line
     checkpoints/step_00000500/            whole or absent: written under another name, then renamed
         agent.safetensors                 the weights being trained
@@ -19,17 +20,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.errors import RunError
+from pipeline.features.probe import Probe
 from pipeline.files import sync_folder, write_atomically, write_json
 from pipeline.training.config import TrainConfig
+from policy.engine import EngineRecord
 from policy.spec import AgentSpec, EncoderIdentity
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2  # 1 carried no probe
+PROBE_FILE: Final = "probe.safetensors"
 TENSOR_FILES: Final = ("agent", "average", "optimizer")
 
 
@@ -46,6 +52,8 @@ class DataIdentity(BaseModel):
     """Control steps a second."""
     encoder: EncoderIdentity
     """Which encoder made the features."""
+    probe_digest: str
+    """`Probe.digest` of the store's probe, which the run carries on."""
     manifest: dict[str, Any]
     """The dataset's manifest."""
 
@@ -75,14 +83,48 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
 
 
-def write_run(run: Path, description: RunDescription) -> None:
-    """Write a new run's description.
+def write_run(run: Path, description: RunDescription, probe: Probe) -> None:
+    """Write a new run's probe, then its description.
 
     Raises:
         OSError: the folder is not writable.
     """
     run.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        "frames": torch.from_numpy(np.ascontiguousarray(probe.frames)),
+        "features": torch.from_numpy(np.ascontiguousarray(probe.features)),
+    }
+    words = {"engine": probe.engine.model_dump_json(), "tolerance": repr(probe.tolerance)}
+    write_atomically(run / PROBE_FILE, save(tensors, metadata=words))
     write_json(run / "run.json", description.model_dump(mode="json"))
+
+
+def read_probe(run: Path, description: RunDescription) -> Probe:
+    """Read the probe that a run carries.
+
+    Raises:
+        RunError: it is absent, damaged, or not the one that the run started with.
+    """
+    path = run / PROBE_FILE
+    try:
+        with safe_open(path, framework="numpy") as file:
+            words = file.metadata()
+            probe = Probe(
+                frames=file.get_tensor("frames"),
+                features=file.get_tensor("features"),
+                engine=EngineRecord.model_validate_json(words["engine"]),
+                tolerance=float(words["tolerance"]),
+            )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(
+            f"{path}: cannot be read ({error}); restore it from a copy, or train anew"
+        ) from error
+    if probe.digest() != description.data.probe_digest:
+        raise RunError(
+            f"{path}: is not the probe that run.json names ({description.data.probe_digest[:12]}); "
+            f"restore it from a copy, or train anew"
+        )
+    return probe
 
 
 def read_run(run: Path) -> RunDescription:

@@ -1,17 +1,23 @@
 """What a store or a run is, in a few fields, for `vla-data info`.
 
-Knows stores and runs by their own descriptions; reads no features and no weights.
+Knows stores and runs by their own descriptions; reads no features but the probe's, no weights.
 """
 
 from pathlib import Path
+from typing import Final
 
 from pipeline.errors import RunError
+from pipeline.features.probe import Probe
 from pipeline.features.store import FeatureStore
-from pipeline.training.checkpoint import checkpoint_steps, read_run
+from pipeline.training.checkpoint import checkpoint_steps, read_probe, read_run
 from policy.spec import EncoderIdentity
 
+Fields = dict[str, str | int | float | bool]
 
-def describe(path: Path) -> dict[str, str | int | float | bool]:
+UNFINISHED: Final = "none until complete"
+
+
+def describe(path: Path) -> Fields:
     """Describe the feature store or training run at `path`, one plain value a field.
 
     Raises:
@@ -27,7 +33,7 @@ def describe(path: Path) -> dict[str, str | int | float | bool]:
     )
 
 
-def _describe_store(path: Path) -> dict[str, str | int | float | bool]:
+def _describe_store(path: Path) -> Fields:
     store = FeatureStore.open(path, allow_incomplete=True)
     attributes, steps = store.attributes, store.read_steps()
     return {
@@ -45,11 +51,15 @@ def _describe_store(path: Path) -> dict[str, str | int | float | bool]:
         "action_dim": steps.action.shape[1],
         "fps": attributes.fps,
         **_describe_encoder(attributes.encoder),
-        "digest": store.digest() if store.is_complete else "none until complete",
+        **_describe_probe(store.read_probe()),
+        "codec": attributes.codec,
+        "variants": attributes.num_variants,
+        "digest": store.digest() if store.is_complete else UNFINISHED,
+        "source_digest": store.source_digest() if store.is_complete else UNFINISHED,
     }
 
 
-def _describe_run(path: Path) -> dict[str, str | int | float | bool]:
+def _describe_run(path: Path) -> Fields:
     run = read_run(path)
     steps = checkpoint_steps(path)
     latest = steps[-1] if steps else 0
@@ -68,11 +78,32 @@ def _describe_run(path: Path) -> dict[str, str | int | float | bool]:
         "projection_dim": run.config.agent.projection_dim,
         "head": f"{head.n_layer} layers of {head.n_emb}",
         **_describe_encoder(run.data.encoder),
+        **_describe_probe(read_probe(path, run)),
         "store_digest": run.data.store_digest,
     }
 
 
-def _describe_encoder(encoder: EncoderIdentity) -> dict[str, str | int | float | bool]:
+def _describe_probe(probe: Probe) -> Fields:
+    """Describe the engine that the features come from, and what another one is allowed."""
+    engine = probe.engine
+    return {
+        "engine_device": engine.device,
+        "engine_hardware": ", ".join(engine.hardware),
+        "engine_torch": engine.torch_version,
+        "engine_transformers": engine.transformers_version,
+        "engine_attention": engine.attention,
+        "engine_tf32": engine.tf32,
+        "engine_compiled": engine.compiled,
+        "engine_threads": engine.threads,
+        "engine_steps_per_pass": engine.steps_per_pass,
+        "engine_digest": engine.digest(),
+        "probe": f"{len(probe.frames)} steps, {len(probe.real_frames)} of them real",
+        "probe_digest": probe.digest(),
+        "tolerance": probe.tolerance,
+    }
+
+
+def _describe_encoder(encoder: EncoderIdentity) -> Fields:
     return {
         "encoder": encoder.name,
         "encoder_revision": encoder.revision,

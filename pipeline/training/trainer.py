@@ -83,6 +83,7 @@ def train(
     opened = open_device(device)
     store = FeatureStore.open(store_path)
     store.check_digest()
+    probe = store.read_probe()
     data = WindowData(store, heldout_share=config.heldout_share)
     description = RunDescription(
         config=config,
@@ -92,13 +93,14 @@ def train(
             store_digest=store.digest(),
             fps=store.attributes.fps,
             encoder=store.attributes.encoder,
+            probe_digest=probe.digest(),
             manifest=store.attributes.manifest,
         ),
     )
     is_new = _is_new_run(run, description, resume=resume)
     trainer = Trainer(run, description, data, opened)
     if is_new:
-        write_run(run, description)
+        write_run(run, description, probe)
     with sole_writer(run, RunError):
         resumed_from = 0 if is_new else trainer.restore()
         started = time.monotonic()
@@ -213,7 +215,10 @@ class Trainer:
         """
         config = self.config
         rows = self._sampler.batch(self.step)
-        batch = self._windows(rows)
+        variants = self.data.draw_variants(
+            len(rows), seeded_generator(config.seed, "variants", self.step)
+        )
+        batch = self._windows(rows, variants)
         generator = seeded_generator(config.seed, "loss", self.step)
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.compute_dtype == "bfloat16"
@@ -273,10 +278,13 @@ class Trainer:
         card = model_card(self.description, self.agent, self.step, figures)
         write_checkpoint(self.run, checkpoint, card=card, keep=self.config.keep_checkpoints)
 
-    def _windows(self, rows: Tensor) -> Windows:
+    def _windows(self, rows: Tensor, variants: Tensor | None = None) -> Windows:
         agent = self.config.agent
         windows = self.data.gather(
-            rows, obs_horizon=agent.obs_horizon, pred_horizon=agent.head.pred_horizon
+            rows,
+            obs_horizon=agent.obs_horizon,
+            pred_horizon=agent.head.pred_horizon,
+            variants=variants,
         )
         return windows.to(self.device)
 

@@ -69,6 +69,7 @@ class WindowData:
         """
         steps = store.read_steps()
         self.features = torch.from_numpy(store.read_features())
+        self.num_variants = store.attributes.num_variants
         self.state = torch.from_numpy(steps.state)
         self.action = torch.from_numpy(steps.action)
         ends = torch.from_numpy(steps.episode_ends)
@@ -99,23 +100,55 @@ class WindowData:
         )
         """How an epoch draws from each source; empty where all weights are equal."""
 
-    def gather(self, rows: Int64[Tensor, " b"], *, obs_horizon: int, pred_horizon: int) -> Windows:
-        """Return the windows whose current steps are `rows`."""
+    def gather(
+        self,
+        rows: Int64[Tensor, " b"],
+        *,
+        obs_horizon: int,
+        pred_horizon: int,
+        variants: Int64[Tensor, "b v"] | None = None,
+    ) -> Windows:
+        """Return the windows whose current steps are `rows`.
+
+        Args:
+            rows: current steps.
+            obs_horizon: observation steps, the last one current.
+            pred_horizon: actions.
+            variants: which variant of its frames each view shows, the same in all observation
+                steps; 0 and None are the frames as they were recorded.
+        """
         past = torch.arange(1 - obs_horizon, 1)
         future = torch.arange(pred_horizon)
         observed = torch.maximum(rows[:, None] + past, self._first_row[rows][:, None])
         last = self._last_row[rows][:, None]
         executed = rows[:, None] + future
         return Windows(
-            features=self.features[observed].float(),
+            features=self._observed_features(observed, variants).float(),
             state=self.state[observed],
             actions=self.action[torch.minimum(executed, last)],
             valid=executed <= last,
         )
 
+    def draw_variants(
+        self, num_windows: int, generator: torch.Generator
+    ) -> Int64[Tensor, "b v"] | None:
+        """Draw a variant for every view of some windows; None where the store keeps none."""
+        if not self.num_variants:
+            return None
+        shape = (num_windows, self.spec.num_views)
+        return torch.randint(0, self.num_variants + 1, shape, generator=generator)
+
+    def _observed_features(self, observed: Tensor, variants: Tensor | None) -> Tensor:
+        num_views = self.spec.num_views
+        if variants is None:
+            return self.features[observed, :num_views]
+        places = variants * num_views + torch.arange(num_views)
+        return self.features[observed[:, :, None], places[:, None, :]]
+
     def statistics(self) -> DataStatistics:
-        """Return the statistics of the training episodes alone."""
-        mean, std = _mean_and_std(self.features, self.train_rows)
+        """Return the statistics of the training episodes alone, of the frames as recorded."""
+        plain = self.features[:, : self.spec.num_views]
+        mean, std = _mean_and_std(plain, self.train_rows)
         state, action = self.state[self.train_rows], self.action[self.train_rows]
         return DataStatistics(
             feature_mean=mean,

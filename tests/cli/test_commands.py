@@ -15,7 +15,7 @@ import cli.data
 import cli.embed
 import cli.rollout
 import cli.train
-from tests.pipeline.tiny import complete_store, create_store, write_dataset
+from tests.pipeline.tiny import complete_store, create_store, tiny_engine, tiny_probe, write_dataset
 
 BIN = Path(sys.executable).parent
 
@@ -78,6 +78,9 @@ def test_flags_are_what_users_know():
         "--revision",
         "--dtype",
         "--device",
+        "--compiled",
+        "--variants",
+        "--codec",
     }
     assert flags(cli.train.main) == {"store", "--out", "--preset", "--set", "--resume", "--device"}
     assert flags(cli.rollout.main) == {
@@ -98,6 +101,16 @@ def test_flags_are_what_users_know():
         "--first-seed",
     }
     assert flags(cli.data.main, "info") == {"path", "--json"}
+    assert flags(cli.data.main, "verify") == {
+        "store",
+        "--manifest",
+        "--sample",
+        "--seed",
+        "--checksums",
+        "--backbone",
+        "--device",
+    }
+    assert flags(cli.data.main, "tolerance") == {"store", "--run", "--backbone", "--compiled"}
     assert flags(cli.data.main, "check") == {"manifest", "--json", "--sheet", "--episodes", "--all"}
     assert flags(cli.data.main, "init") == {"path", "--out"}
 
@@ -176,6 +189,52 @@ def test_info_speaks_to_people_and_to_programs(tmp_path):
     assert fields["steps"] == 31
     assert fields["encoder_fingerprint"] == "f" * 64
     assert fields["digest"] == store.digest()
+    assert fields["source_digest"] == store.source_digest()
+    assert fields["engine_hardware"] == "abacus"
+    assert fields["engine_threads"] == 1
+    assert fields["engine_digest"] == tiny_engine().digest()
+    assert fields["probe_digest"] == tiny_probe().digest()
+    assert fields["tolerance"] == tiny_probe().tolerance
+    assert all(name in people.stdout for name in fields)
+
+
+def test_info_of_an_unfinished_store_says_so(tmp_path):
+    create_store(tmp_path / "s.zarr", (4, 4))
+    fields = json.loads(invoke("vla-data", "info", tmp_path / "s.zarr", "--json").stdout)
+    assert not fields["complete"]
+    assert fields["digest"] == fields["source_digest"] == "none until complete"
+
+
+def test_verify_ends_with_1_where_something_is_wrong_and_2_where_it_cannot_tell(tmp_path):
+    manifest = write_dataset(tmp_path, lengths=(2, 2))
+    store = tmp_path / "s.zarr"
+    assert invoke("vla-embed", manifest, "--store", store, "--backbone", "stand-in").exit_code == 0
+
+    good = invoke("vla-data", "verify", store, "--sample", 2)
+    assert good.exit_code == 0, good.output
+    assert "100.0000%" in good.stdout
+    assert "as it should be" in good.stdout
+    with h5py.File(tmp_path / "data/episode_0.hdf5", "r+") as file:
+        file["observations/images/top"][...] = 0
+    bad = invoke("vla-data", "verify", store)
+    assert bad.exit_code == 1
+    assert "2 frames of the dataset are not those that were embedded" in bad.stdout
+
+    assert invoke("vla-data", "verify", store, "--checksums").exit_code == 0
+    path = store / "state/c/0/0"
+    content = bytearray(path.read_bytes())
+    content[7] ^= 4
+    path.write_bytes(content)
+    damaged = invoke("vla-data", "verify", store, "--checksums")
+    assert damaged.exit_code == 1
+    assert f"{path}: holds other bytes" in damaged.stdout
+
+    assert "no feature store" in refusal("vla-data", "verify", tmp_path, "--checksums")
+    assert "no feature store" in refusal("vla-data", "verify", tmp_path)
+    assert "no feature store" in refusal("vla-data", "tolerance", tmp_path)
+    assert "--manifest" in refusal(
+        "vla-data", "verify", complete_store(tmp_path / "tiny.zarr").path
+    )
 
 
 def test_commands_import_no_simulator_to_embed_or_train():

@@ -1,12 +1,17 @@
 """Small real datasets and stores for the tests of the rooms that read them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline.datasets.aloha_recording import RecordedEpisode, write_episode
-from pipeline.features.store import FeatureStore, SourceShare, StepArrays, StoreAttributes
+from pipeline.features.attributes import SourceShare, StepArrays, StoreAttributes
+from pipeline.features.layout import Codec
+from pipeline.features.probe import Probe
+from pipeline.features.store import FeatureStore
 from pipeline.features.units import unit_rows
+from policy.engine import EngineRecord
 from policy.spec import EncoderIdentity
 
 VIEWS = ("front", "top", "r_vis")
@@ -78,16 +83,49 @@ def tiny_features(num_rows: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(num_rows, 3, 768)).astype(np.float16)
 
 
+def tiny_engine(**changes: object) -> EngineRecord:
+    """An engine that no machine has."""
+    fields = {
+        "device": "cpu",
+        "hardware": ("abacus",),
+        "torch_version": "0",
+        "transformers_version": "0",
+        "attention": "sdpa",
+        "tf32": False,
+        "compiled": False,
+        "threads": 1,
+        "steps_per_pass": 1,
+    }
+    return EngineRecord.model_validate(fields | changes)
+
+
+def tiny_probe() -> Probe:
+    """Random frames with random features: no encoder passes it."""
+    numbers = np.random.default_rng(2)
+    return Probe(
+        frames=numbers.integers(0, 256, (1, len(VIEWS), 256, 256, 3), np.uint8),
+        features=numbers.normal(size=(1, len(VIEWS), 768)).astype(np.float16),
+        engine=tiny_engine(),
+        tolerance=1e-3,
+    )
+
+
 def create_store(
     path: Path,
     lengths: tuple[int, ...],
     *,
     sources: tuple[SourceShare, ...] = (),
     heldout: tuple[int, ...] | None = None,
+    codec: Codec = "none",
+    identity: EncoderIdentity | None = None,
+    probe: Probe | None = None,
 ) -> FeatureStore:
     """Create a store of random steps without features; of one source, unless told."""
+    probe = probe or tiny_probe()
     attributes = StoreAttributes(
-        encoder=tiny_identity(),
+        encoder=identity or tiny_identity(),
+        engine=probe.engine,
+        codec=codec,
         view_names=VIEWS,
         fps=FPS,
         manifest={"name": "tiny"},
@@ -95,7 +133,7 @@ def create_store(
         sources=sources or (SourceShare(num_episodes=len(lengths), weight=1.0),),
         heldout=heldout,
     )
-    return FeatureStore.create(path, attributes, tiny_steps(lengths))
+    return FeatureStore.create(path, attributes, tiny_steps(lengths), probe)
 
 
 def fill_store(store: FeatureStore, units: list[int] | None = None) -> None:
@@ -104,18 +142,16 @@ def fill_store(store: FeatureStore, units: list[int] | None = None) -> None:
     for unit in range(store.num_units) if units is None else units:
         start, stop = unit_rows(unit, store.num_rows)
         hashes = np.arange(3 * (stop - start), dtype=np.uint64).reshape(-1, 3)
-        store.write_unit(unit, features[start:stop], hashes)
+        store.write_unit(unit, features[start:stop], hashes, {tiny_engine().digest()})
 
 
 def complete_store(
     path: Path,
     lengths: tuple[int, ...] = (12, 9, 10),
-    *,
-    sources: tuple[SourceShare, ...] = (),
-    heldout: tuple[int, ...] | None = None,
+    **settings: Any,
 ) -> FeatureStore:
-    """Create a store that a trainer accepts."""
-    store = create_store(path, lengths, sources=sources, heldout=heldout)
+    """Create a store that a trainer accepts; `settings` are those of `create_store`."""
+    store = create_store(path, lengths, **settings)
     fill_store(store)
     store.mark_complete()
     return store

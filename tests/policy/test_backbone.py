@@ -1,11 +1,16 @@
 """The frozen tower, against transformers' own classes on checkpoints saved here."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     SiglipConfig,
     SiglipImageProcessorPil,
@@ -21,6 +26,9 @@ from policy.errors import EncoderLoadError, FeatureRangeError, FrameFormatError
 # sha256 of the stand-in in float32: whatever library version draws or holds the weights.
 STAND_IN_FLOAT32 = "111caa093384af0e89797c2f9ecd19332379fbdb3668e53af2da5a8c1c96d309"
 NUM_FULL_LAYERS = 12
+NUM_FULL_GFLOP = 46.8  # a model card's figure for this tower at 256x256
+
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 
 
 def save_checkpoint(folder: Path, *, num_layers: int, image_size: int = 256) -> Path:
@@ -105,6 +113,7 @@ def test_full_size_checkpoint_loads_and_encodes(tmp_path):
     torch.testing.assert_close(
         encoder.encode_views(frames).float(), expected, rtol=2**-11, atol=1e-4
     )
+    assert encoder.flops_per_image / 1e9 == pytest.approx(NUM_FULL_GFLOP, abs=0.05)
 
 
 def test_encoder_keeps_the_contract_of_the_design(stand_in):
@@ -128,6 +137,71 @@ def test_a_step_has_the_same_bits_alone_and_among_others(compute_dtype):
     alone = torch.cat([encoder.encode_views(step[None]) for step in frames.flip(0)]).flip(0)
 
     assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("num_views", [2, 3, 4])
+def test_a_frame_has_the_same_bits_in_any_place_and_company(compute_dtype, num_views):
+    """Frames of one pass may be exchanged: what lets equal frames be encoded once."""
+    encoder = load_backbone(STAND_IN, compute_dtype=compute_dtype)
+    steps = random_steps(num_views, num_views=num_views)
+    feature = encoder.encode_views(steps)[0, 0]
+
+    for place in range(num_views):
+        moved = steps[place : place + 1].clone()
+        moved[0, place] = steps[0, 0]
+        assert torch.equal(encoder.encode_views(moved)[0, place], feature)
+
+
+def relative_l2(found: torch.Tensor, expected: torch.Tensor) -> float:
+    distance = (found.double() - expected.double()).norm(dim=-1) / expected.double().norm(dim=-1)
+    return distance.max().item()
+
+
+def test_eager_attention_is_another_engine_with_close_features():
+    frames = random_steps(1)
+    fused = load_backbone(STAND_IN, compute_dtype="float32")
+    eager = load_backbone(STAND_IN, compute_dtype="float32", attention="eager")
+
+    assert eager.engine != fused.engine
+    # Some float32 rounding, then float16's: half a unit in the last place is 2^-11 of a value.
+    assert relative_l2(eager.encode_views(frames), fused.encode_views(frames)) < 2**-11
+
+
+# Three roundings to bfloat16 a layer may fall apart; float32's vanish in float16's.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch's compiler
+@pytest.mark.skipif(COMPILER is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize(("compute_dtype", "bound"), [("float32", 2**-11), ("bfloat16", 1e-2)])
+def test_a_compiled_tower_is_close_and_repeats_its_own_bits(compute_dtype, bound):
+    frames = random_steps(3)
+    eager = load_backbone(STAND_IN, compute_dtype=compute_dtype)
+    compiled = load_backbone(STAND_IN, compute_dtype=compute_dtype, compiled=True)
+    features = compiled.encode_views(frames)
+
+    assert compiled.engine.compiled
+    assert compiled.identity == eager.identity
+    assert relative_l2(features, eager.encode_views(frames)) < bound
+    assert torch.equal(compiled.encode_views(frames[[1]]), features[[1]])
+    assert torch.equal(compiled.encode_views(frames[:, [2, 0, 1]]), features[:, [2, 0, 1]])
+    again = load_backbone(STAND_IN, compute_dtype=compute_dtype, compiled=True)
+    assert torch.equal(again.encode_views(frames), features)
+
+
+def test_a_tower_that_does_not_compile_is_an_error_and_never_eager(tmp_path):
+    program = """
+import torch
+from policy.backbone import load_backbone
+encoder = load_backbone("stand-in", compute_dtype="float32", compiled=True)
+encoder.encode_views(torch.zeros(1, 1, 256, 256, 3, dtype=torch.uint8))
+"""
+    without = os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=without, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "EncoderLoadError: stand-in: the tower does not compile here" in last
+    assert "no-such-compiler" in last
 
 
 def test_views_are_encoded_independently_by_one_tower(stand_in):
@@ -177,6 +251,7 @@ def test_other_weights_or_dtype_have_another_fingerprint(checkpoint, stand_in):
         ("size", {"height": 224, "width": 224}),
         ("image_mean", [0.48, 0.45, 0.40]),
         ("do_normalize", None),
+        ("do_center_crop", True),
     ],
 )
 def test_preprocessing_that_drifted_is_refused(checkpoint, tmp_path, field, value):
@@ -187,7 +262,7 @@ def test_preprocessing_that_drifted_is_refused(checkpoint, tmp_path, field, valu
     if value is None:
         del fields[field]  # the library would fill its own default in, silently
     path.write_text(json.dumps(fields))
-    with pytest.raises(EncoderLoadError, match=f"preprocessor_config.json: {field}"):
+    with pytest.raises(EncoderLoadError, match=rf"preprocessor_config.json: .*{field}"):
         load_backbone(str(folder))
 
 
@@ -197,6 +272,24 @@ def test_missing_tensors_are_refused(checkpoint, tmp_path):
     config["vision_config"]["num_hidden_layers"] = 2  # one more than the weights have
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(EncoderLoadError, match="missing"):
+        load_backbone(str(folder))
+
+
+def test_tensors_without_a_place_in_the_tower_are_refused(checkpoint, tmp_path):
+    folder = _copy(checkpoint, tmp_path)
+    path = folder / "model.safetensors"
+    tensors = load_file(path) | {"vision_model.encoder.layers.1.layer_norm1.bias": torch.ones(768)}
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(EncoderLoadError, match=r"no place .* encoder.layers.1.layer_norm1.bias"):
+        load_backbone(str(folder))
+
+
+def test_a_tower_without_its_pooling_head_is_refused(checkpoint, tmp_path):
+    folder = _copy(checkpoint, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["vision_use_head"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EncoderLoadError, match="head"):
         load_backbone(str(folder))
 
 

@@ -127,8 +127,8 @@ def test_a_layout_is_embedded_to_a_complete_store(name, tmp_path, encoder):
     config = EmbedConfig(
         manifest=tmp_path / "tiny.toml", store=tmp_path / "s.zarr", backbone="stand-in"
     )
-    assert embed_dataset(config).num_encoded_images == 2 * sum(TINY_LENGTHS)
-    assert embed_dataset(config).num_encoded_images == 0
+    assert embed_dataset(config).counts.encoded == 2 * sum(TINY_LENGTHS)
+    assert embed_dataset(config).counts.encoded == 0
 
     store = FeatureStore.open(tmp_path / "s.zarr")
     store.check_digest()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import StoreError
-from pipeline.features.store import SourceShare
+from pipeline.features.attributes import SourceShare
 from pipeline.training.windows import BatchSampler, WindowData
 from tests.pipeline.tiny import complete_store
 

@@ -1,0 +1,190 @@
+"""The arrays of a feature store: their shapes, chunks and codecs, in Zarr format 3.
+
+Knows zarr; nothing about commits, encoders or what the numbers mean. Every array ends in a crc32c:
+raw and compressed chunks alike would otherwise read a flipped bit as data. An absent chunk reads
+as the fill value without a word, so that features and steps are filled with NaN or -1.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import zarr
+from pydantic import ValidationError
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.errors import BaseZarrError
+
+from pipeline.features.probe import Probe
+from pipeline.features.records import COMMITS
+from pipeline.features.units import UNIT_ROWS
+from pipeline.files import sync_file, sync_folder
+from policy.engine import EngineRecord
+from policy.spec import FEATURE_DIM
+
+Codec = Literal["none", "blosc"]
+Codecs = list[BloscCodec | Crc32cCodec]
+
+STATE_CHUNK_ROWS: Final = 65_536  # control steps; about 1 MB of a 4-wide state
+STEP_ARRAYS: Final = {
+    "state": ("step", "state"),
+    "action": ("step", "action"),
+    "timestamp": ("step",),
+    "episode_ends": ("episode",),
+}
+# What damage makes zarr and numcodecs raise: a wrong checksum is a ValueError, a chunk that does
+# not decompress a RuntimeError, a codec with an unknown field a TypeError.
+UNREADABLE: Final = (BaseZarrError, ValueError, RuntimeError, OSError, KeyError, TypeError)
+PROBE: Final = "probe"
+ROOTS: Final = ("zarr.json", "features", "frame_hash", *STEP_ARRAYS, PROBE)
+
+
+def feature_codecs(codec: Codec) -> Codecs:
+    """Return what a chunk of features passes through on its way to the disk."""
+    if codec == "none":
+        return [Crc32cCodec()]
+    return [_blosc(np.dtype(np.float16)), Crc32cCodec()]
+
+
+def create_folder(
+    path: Path,
+    attributes: dict[str, Any],
+    *,
+    num_slots: int,
+    codec: Codec,
+    steps: Mapping[str, np.ndarray],
+    probe: Probe,
+) -> None:
+    """Create a store with every array at full size, whole or not at all; no features yet.
+
+    Args:
+        path: folder to create; nothing but an empty folder may be there.
+        attributes: plain JSON values.
+        num_slots: length of the view axis, variants included.
+        codec: of the features.
+        steps: the arrays that `STEP_ARRAYS` names.
+        probe: of the encoder that will fill the store.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left at `path`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
+        _create_features(group, len(steps["state"]), num_slots, codec)
+        for name, axes in STEP_ARRAYS.items():
+            _create_filled(group, name, steps[name], axes)
+        _create_probe(group, probe)
+        (partial / COMMITS).mkdir()
+        sync_tree(partial)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    sync_folder(path.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Force a folder and everything below it onto the disk."""
+    for path in (folder, *folder.rglob("*")):
+        sync_folder(path) if path.is_dir() else sync_file(path)
+
+
+def _create_features(group: zarr.Group, num_rows: int, num_slots: int, codec: Codec) -> None:
+    group.create_array(
+        "features",
+        shape=(num_rows, num_slots, FEATURE_DIM),
+        chunks=(UNIT_ROWS, num_slots, FEATURE_DIM),
+        dtype="float16",
+        fill_value=float("nan"),
+        compressors=feature_codecs(codec),
+        dimension_names=("step", "view", "feature"),
+    )
+    group.create_array(
+        "frame_hash",
+        shape=(num_rows, num_slots),
+        chunks=(UNIT_ROWS, num_slots),
+        dtype="uint64",
+        fill_value=0,
+        compressors=[Crc32cCodec()],
+        dimension_names=("step", "view"),
+    )
+
+
+def _create_filled(group: zarr.Group, name: str, values: np.ndarray, axes: tuple[str, ...]) -> None:
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=(min(STATE_CHUNK_ROWS, len(values)), *values.shape[1:]),
+        dtype=values.dtype,
+        fill_value=-1 if values.dtype.kind == "i" else float("nan"),
+        compressors=[Crc32cCodec()],
+        dimension_names=axes,
+    )
+    array[:] = values
+
+
+def _create_probe(group: zarr.Group, probe: Probe) -> None:
+    held = group.create_group(
+        PROBE,
+        attributes={
+            "engine": probe.engine.model_dump(mode="json"),
+            "tolerance": probe.tolerance,
+            "digest": probe.digest(),
+        },
+    )
+    for name, axes in (
+        ("frames", ("frame", "view", "height", "width", "channel")),
+        ("features", ("frame", "view", "feature")),
+    ):
+        values = getattr(probe, name)
+        array = held.create_array(
+            name,
+            shape=values.shape,
+            chunks=values.shape,
+            dtype=values.dtype,
+            fill_value=0,
+            compressors=[_blosc(values.dtype), Crc32cCodec()],
+            dimension_names=axes,
+        )
+        array[:] = values
+
+
+def read_probe(group: zarr.Group) -> Probe:
+    """Read a store's probe.
+
+    Raises:
+        Exception: one of `UNREADABLE`; it is absent or damaged.
+    """
+    held = group[PROBE]
+    if not isinstance(held, zarr.Group):
+        raise ValueError("is no group")
+    attributes = dict(held.attrs)
+    try:
+        engine = EngineRecord.model_validate(attributes["engine"])
+    except ValidationError as error:
+        raise ValueError(f"no engine record ({error})") from error
+    probe = Probe(
+        frames=_whole(held, "frames"),
+        features=_whole(held, "features"),
+        engine=engine,
+        tolerance=float(str(attributes["tolerance"])),
+    )
+    if probe.digest() != attributes["digest"]:
+        raise ValueError("its frames and features do not hash to its digest")
+    return probe
+
+
+def _whole(group: zarr.Group, name: str) -> np.ndarray:
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise ValueError(f"{name} is no array")
+    return np.asarray(array[:])
+
+
+def _blosc(dtype: np.dtype[Any]) -> BloscCodec:
+    """Zstandard after a transposition of bits: what suits half-precision numbers best."""
+    return BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=dtype.itemsize)

@@ -1,0 +1,66 @@
+"""Where a store's frames came from: the manifest file, and a stamp of the files it leads to.
+
+Knows files, not frames. The note lies beside the arrays and promises nothing about them: it spares
+reading every frame again where no file was touched, and tells `vla-data verify` what to read.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import StoreError
+from pipeline.features.records import SOURCE_NOTE, read_sealed, write_sealed
+
+
+class SourceNote(BaseModel):
+    """What `vla-embed` last read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    manifest: Path
+    """The manifest file, absolute."""
+    stamp: str
+    """`files_stamp` of the dataset, taken before its frames were read."""
+
+
+def read_source(store: Path) -> SourceNote | None:
+    """Read a store's note; None where there is none.
+
+    Raises:
+        StoreError: the note is damaged.
+    """
+    path = store / SOURCE_NOTE
+    try:
+        return SourceNote.model_validate(read_sealed(path))
+    except FileNotFoundError:
+        return None
+    except (StoreError, ValidationError) as error:
+        raise StoreError(
+            f"{path}: expected the note of vla-embed, found {str(error).splitlines()[0]}; remove "
+            "this file, vla-embed writes another"
+        ) from error
+
+
+def write_source(store: Path, note: SourceNote) -> None:
+    """Write a store's note; atomically, and sealed."""
+    write_sealed(store / SOURCE_NOTE, note.model_dump(mode="json"))
+
+
+def files_stamp(roots: Iterable[Path]) -> str:
+    """Return a sha256 over name, size and time of change of every file below the roots.
+
+    Equal stamps mean that no file was written, added or removed; a copied dataset has another
+    stamp and is then compared frame by frame.
+    """
+    digest = hashlib.sha256()
+    for root in roots:
+        digest.update(b"\0root")
+        for path in sorted([root] if root.is_file() else root.rglob("*")):
+            if path.is_file():
+                status = path.stat()
+                name = os.fsencode(path.relative_to(root))
+                digest.update(b"%b\0%d\0%d\0" % (name, status.st_size, status.st_mtime_ns))
+    return digest.hexdigest()

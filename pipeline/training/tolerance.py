@@ -1,0 +1,192 @@
+"""The table of how far engines differ: in features, and in the actions of a trained policy.
+
+Knows stores and runs; moves no robot. Its Markdown is meant to be read beside a README.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.errors import RunError, StoreError
+from pipeline.features.attributes import StepArrays
+from pipeline.features.store import FeatureStore
+from pipeline.features.tolerance import EngineComparison, Variant
+from pipeline.features.verify import Distances
+from pipeline.training.checkpoint import read_average, read_run
+from pipeline.training.windows import seeded_generator
+from policy.agent import VLAAgent
+
+NUM_STATES: Final = 16  # robot states that every frame is paired with, spread over the store
+ACTION_SEED: Final = 0
+FLOAT64_NOISE: Final = 1e-12  # of a cosine of 768 values
+
+
+@dataclass(frozen=True)
+class ActionDistances:
+    """How far the actions of a policy move when its features do."""
+
+    max_abs: float
+    """In the manifest's units."""
+    share_of_spread: float
+    """Largest difference of an action over that action's standard deviation in the store."""
+
+
+@dataclass(frozen=True)
+class ToleranceRow:
+    """One way of computing features against the usual one."""
+
+    name: str
+    features: Distances | None
+    """None where this machine cannot compute them."""
+    actions: ActionDistances | None
+    """None without a policy."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class ToleranceReport:
+    """How far engines differ."""
+
+    encoder: str
+    engine: str
+    tolerance: float
+    num_images: int
+    has_actions: bool
+    rows: tuple[ToleranceRow, ...]
+
+    def table(self) -> str:
+        """Return the table in Markdown, with a line that says what was measured."""
+        heads = ["against one step a pass", "max abs", "relative L2", "1 - cosine", "equal float16"]
+        heads += ["action, max abs", "action / its spread"] * self.has_actions
+        lines = [
+            f"{self.encoder} on {self.engine}; the worst of {self.num_images} real images; the "
+            f"probe allows a relative L2 of {self.tolerance:.0e} between engines.",
+            "",
+            f"| {' | '.join(heads)} |",
+            f"|{'---|' * len(heads)}",
+        ]
+        lines += [f"| {' | '.join(_cells(row, len(heads)))} |" for row in self.rows]
+        return "\n".join(lines)
+
+
+def measure_tolerance(
+    store_path: Path, run: Path | None, *, backbone: str | None = None, compiled: bool = False
+) -> ToleranceReport:
+    """Measure how far engines differ on the real frames of a store's probe.
+
+    Args:
+        store_path: the store.
+        run: a policy trained on features of the same encoder; None measures features alone.
+        backbone: where the encoder lies now; None takes the name in the store.
+        compiled: also measure torch.compile, which takes up to minutes.
+
+    Raises:
+        StoreError: there is no store, or its probe holds no real frame.
+        RunError: `run` has no checkpoint, or was trained on features of another encoder.
+        EncoderLoadError, EncoderMismatchError: the encoder cannot be loaded.
+    """
+    store = FeatureStore.open(store_path, allow_incomplete=True)
+    made_by, probe, steps = store.attributes.encoder, store.read_probe(), store.read_steps()
+    if not len(probe.real_frames):
+        raise StoreError(f"{store_path}: its probe holds no real frame; embed a dataset into it")
+    policy = None if run is None else _Policy(run, store, steps)
+    comparison = EngineComparison(made_by, probe, backbone=backbone, where=str(store_path))
+    reference = comparison.reference
+    rows = tuple(
+        _compare(variant, reference, policy) for variant in comparison.variants(compiled=compiled)
+    )
+    engine = comparison.encoder.engine
+    return ToleranceReport(
+        encoder=f"{made_by.name}, {made_by.compute_dtype}",
+        engine=f"{engine.device}, torch {engine.torch_version}, {engine.threads} threads",
+        tolerance=probe.tolerance,
+        num_images=reference.shape[0] * reference.shape[1],
+        has_actions=policy is not None,
+        rows=rows,
+    )
+
+
+class _Policy:
+    """A trained policy that acts on the same noise and states whatever the features."""
+
+    def __init__(self, run: Path, store: FeatureStore, steps: StepArrays) -> None:
+        description = read_run(run)
+        ours, theirs = store.attributes.encoder, description.data.encoder
+        if (ours.fingerprint, store.attributes.view_names) != (
+            theirs.fingerprint,
+            description.spec.view_names,
+        ):
+            raise RunError(
+                f"{run}: was trained on features of {theirs.name} ({theirs.fingerprint[:12]}), "
+                f"views {', '.join(description.spec.view_names)}; {store.path} holds those of "
+                f"{ours.name} ({ours.fingerprint[:12]}), {', '.join(store.attributes.view_names)}"
+            )
+        self._agent = VLAAgent(description.config.agent, description.spec)
+        self._agent.load_state_dict(read_average(run)[1], strict=True)
+        self._agent.eval()
+        rows = np.linspace(0, len(steps.state) - 1, NUM_STATES).round().astype(np.int64)
+        self._states = torch.from_numpy(steps.state[rows])
+        self.spread = steps.action.astype(np.float64).std(axis=0)
+
+    def act(self, features: Float[np.ndarray, "q v 768"]) -> Float[Tensor, "b horizon a"]:
+        """Predict from every frame in every state, the robot standing still before it."""
+        horizon = self._agent.config.obs_horizon
+        shown = torch.from_numpy(features).float().repeat_interleave(NUM_STATES, dim=0)
+        states = self._states.repeat(len(features), 1)
+        noise = self._agent.noise(len(shown), seeded_generator(ACTION_SEED, "tolerance", 0))
+        return self._agent.predict(
+            shown[:, None].expand(-1, horizon, -1, -1),
+            states[:, None].expand(-1, horizon, -1),
+            noise,
+        )
+
+    def distances(
+        self, found: Float[np.ndarray, "q v 768"], expected: Float[np.ndarray, "q v 768"]
+    ) -> ActionDistances:
+        """Compare the actions that two sets of features lead to."""
+        apart = (self.act(found) - self.act(expected)).abs().double().numpy()
+        moves = self.spread > 0
+        return ActionDistances(
+            max_abs=float(apart.max()),
+            share_of_spread=float((apart[..., moves] / self.spread[moves]).max(initial=0)),
+        )
+
+
+def _compare(
+    variant: Variant, reference: Float[np.ndarray, "q v 768"], policy: _Policy | None
+) -> ToleranceRow:
+    features, found = variant.features, None
+    if features is not None and policy is not None:
+        found = policy.distances(features, reference)
+    return ToleranceRow(
+        name=variant.name,
+        features=None if features is None else Distances.between(features, reference),
+        actions=found,
+        reason=variant.reason,
+    )
+
+
+def _cells(row: ToleranceRow, num_cells: int) -> list[str]:
+    if row.features is None:
+        return [row.name, row.reason, *[""] * (num_cells - 2)]
+    found, acted = row.features, row.actions
+    cells = [
+        row.name,
+        f"{found.max_abs:.1e}",
+        f"{found.relative_l2_worst:.1e}",
+        f"{_at_least_zero(1 - found.cosine_worst):.0e}",
+        f"{found.equal_share:.1%}",
+    ]
+    if acted is not None:
+        cells += [f"{acted.max_abs:.1e}", f"{acted.share_of_spread:.1%}"]
+    return cells
+
+
+def _at_least_zero(angle: float) -> float:
+    """Take float64's own rounding for nothing."""
+    return angle if angle > FLOAT64_NOISE else 0.0

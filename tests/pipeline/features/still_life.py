@@ -1,0 +1,67 @@
+"""Datasets of few different frames: as many units as a test wants, and seconds to encode them."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from pipeline.datasets.aloha_recording import RecordedEpisode, write_episode
+from tests.pipeline.tiny import ACTION_DIM, FPS, MANIFEST, STATE_DIM, VIEWS
+
+NUM_PICTURES = 4
+
+
+def picture(number: int) -> np.ndarray:
+    """One of a few 256x256 frames with structure; uint8 [256, 256, 3]."""
+    coarse = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+    return coarse.repeat(32, axis=0).repeat(32, axis=1)
+
+
+def write_still_episode(
+    folder: Path, number: int, length: int, changes: dict[int, int] | None = None
+) -> Path:
+    """Write one episode whose step t shows picture (number + t + view) % NUM_PICTURES.
+
+    `changes` gives some steps another picture in every view.
+    """
+    shown = [changes.get(t, -1) if changes else -1 for t in range(length)]
+    frames = {
+        view: np.stack(
+            [
+                picture(shown[t] if shown[t] >= 0 else (number + t + place) % NUM_PICTURES)
+                for t in range(length)
+            ]
+        )
+        for place, view in enumerate(VIEWS)
+    }
+    numbers = np.random.default_rng(number)
+    path = folder / f"episode_{number}.hdf5"
+    write_episode(
+        path,
+        RecordedEpisode(
+            frames=frames,
+            state=numbers.normal(size=(length, STATE_DIM)).astype(np.float32),
+            action=numbers.uniform(-1, 1, (length, ACTION_DIM)).astype(np.float32),
+            env="still life",
+            seed=number,
+            fps=FPS,
+        ),
+    )
+    return path
+
+
+def write_still_life(folder: Path, lengths: tuple[int, ...]) -> Path:
+    """Write a dataset and return its manifest's path."""
+    data = folder / "data"
+    data.mkdir(parents=True)
+    for number, length in enumerate(lengths):
+        write_still_episode(data, number, length)
+    manifest = folder / "still.toml"
+    manifest.write_text(MANIFEST)
+    return manifest
+
+
+def break_frame(path: Path, view: str, step: int) -> None:
+    """Overwrite one compressed frame with bytes that do not decompress."""
+    with h5py.File(path, "r+") as file:
+        file[f"observations/images/{view}"].id.write_direct_chunk((step, 0, 0, 0), b"not gzip")

@@ -1,0 +1,65 @@
+"""The table of engines, in features and in the actions of a policy trained here."""
+
+import numpy as np
+import pytest
+
+from pipeline.errors import RunError, StoreError
+from pipeline.features.probe import make_probe
+from pipeline.training.presets import debug
+from pipeline.training.tolerance import ToleranceReport, measure_tolerance
+from pipeline.training.trainer import train
+from policy.backbone import STAND_IN, load_backbone
+from tests.pipeline.tiny import VIEWS, complete_store
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tolerance")
+    encoder = load_backbone(STAND_IN, compute_dtype="bfloat16")
+    coarse = np.random.default_rng(0).integers(0, 256, (2, len(VIEWS), 8, 8, 3), np.uint8)
+    probe = make_probe(encoder, coarse.repeat(32, axis=2).repeat(32, axis=3))
+    store = complete_store(folder / "s.zarr", identity=encoder.identity, probe=probe)
+    train(store.path, folder / "run", debug().model_copy(update={"steps": 4}), resume=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(folder) -> ToleranceReport:
+    return measure_tolerance(folder / "s.zarr", folder / "run")
+
+
+def test_equal_features_lead_to_equal_actions_and_others_to_others(report):
+    rows = {row.name: row for row in report.rows}
+    same, other = rows["the engine that made the store"], rows["float32 products"]
+    assert same.features.equal_share == 1
+    assert (same.actions.max_abs, same.actions.share_of_spread) == (0, 0)
+    assert other.features.max_abs > 0
+    assert other.actions.max_abs > 0
+    # Actions of the tiny store are uniform in [-1, 1] but for the first, a row number: their
+    # standard deviations are near 0.58 and 9, so that the share lies between those quotients.
+    assert 0.1 < other.actions.share_of_spread / other.actions.max_abs < 1.9
+
+
+def test_the_table_is_markdown_and_says_what_was_measured(report):
+    text, *_ = sentence, blank, head, rule, *rows = report.table().splitlines()
+    assert text.startswith("stand-in, bfloat16 on cpu")
+    assert "worst of 6 real images" in sentence
+    assert "2e-02" in sentence  # the tolerance of bfloat16
+    assert blank == ""
+    assert {line.count("|") for line in (head, rule, *rows)} == {8}
+    assert len(rows) == 7
+    assert rows[0].startswith("| the engine that made the store | 0.0e+00 | 0.0e+00 | 0e+00 | 100")
+
+
+def test_without_a_run_there_are_no_actions(folder):
+    report = measure_tolerance(folder / "s.zarr", None)
+    assert "action" not in report.table()
+
+
+def test_a_run_of_another_encoder_is_refused(folder, tmp_path):
+    other = complete_store(tmp_path / "other.zarr")
+    train(other.path, tmp_path / "run", debug().model_copy(update={"steps": 4}), resume=False)
+    with pytest.raises(RunError, match=r"was trained on features of tiny \(ffffffffffff\)"):
+        measure_tolerance(folder / "s.zarr", tmp_path / "run")
+    with pytest.raises(StoreError, match="no real frame"):
+        measure_tolerance(other.path, None)
