@@ -45,7 +45,9 @@ def median_s(calls: list[Callable[[], object]], repeats: int) -> list[float]:
 
 def decide(policy: VLAAgent, num_evaluations: int) -> Callable[[], object]:
     """Return a call that takes one decision at batch 1, as a rollout does."""
-    features, state = torch.randn(1, 2, 3, 768), torch.randn(1, 2, SPEC.state_dim)
+    spec, steps = policy.spec, policy.config.obs_horizon
+    features = torch.randn(1, steps, spec.num_views, 768)
+    state = torch.randn(1, steps, spec.state_dim)
     noise = policy.noise(1, torch.Generator().manual_seed(0), num_evaluations)
     policy.eval()
     return lambda: policy.predict(features, state, noise, num_evaluations)
