@@ -34,6 +34,10 @@ def exit_on_vla_error(after_interrupt: str) -> Iterator[None]:
         reason = error.strerror or error
         typer.echo(f"error: {place}{reason}; want a place that can be read and written", err=True)
         raise typer.Exit(USER_ERROR) from error
+    except MemoryError as error:
+        reason = " ".join(f"the memory is full: {error}".split()).removesuffix(":")
+        typer.echo(f"error: {reason}; want more of it, or smaller frames and arrays", err=True)
+        raise typer.Exit(USER_ERROR) from error
     except KeyboardInterrupt as interrupt:
         typer.echo(f"\ninterrupted; {after_interrupt}", err=True)
         raise typer.Exit(INTERRUPTED) from interrupt

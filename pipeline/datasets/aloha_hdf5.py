@@ -27,6 +27,7 @@ from pipeline.datasets.hdf5_episodes import (
 )
 from pipeline.datasets.hdf5_reader import Hdf5Reader
 from pipeline.datasets.paths import resolve_inside
+from pipeline.datasets.selection import wanted_numbers
 from pipeline.errors import DatasetError
 
 LAYOUT: Final = Hdf5Layout(
@@ -43,7 +44,7 @@ class AlohaHdf5Reader(Hdf5Reader):
     """A folder of `episode_<i>.hdf5`, sorted by number; implements `FormatReader`."""
 
     def __init__(self, place: DatasetPlace) -> None:
-        """Open the folder and check every file by its headers; no frame or number is read.
+        """Open the folder and check every wanted file by its headers; no frame or number is read.
 
         Raises:
             DatasetError: the folder holds no episode, or a file is damaged, lacks a key, links to
@@ -51,7 +52,7 @@ class AlohaHdf5Reader(Hdf5Reader):
                 others.
         """
         episodes, stated = [], []
-        for number, path in _episode_files(place.root, allow_outside=place.allow_outside):
+        for number, path in _episode_files(place):
             with open_hdf5(path) as file:
                 where = EpisodePlace(path=path, group="", number=number)
                 episodes.append(describe_episode(file, where, place, LAYOUT))
@@ -75,7 +76,8 @@ class AlohaHdf5Reader(Hdf5Reader):
     def recognises(root: Path) -> bool:
         """Whether there is a folder of `episode_<i>.hdf5`, the first of which has observations.
 
-        A first file that does not open counts, so that opening the dataset names it.
+        A first file that does not open, or is a link to outside and is not opened, counts, so that
+        opening the dataset names it.
         """
         try:
             names = [path.name for path in root.iterdir()]
@@ -86,7 +88,7 @@ class AlohaHdf5Reader(Hdf5Reader):
             return False
         first = min(matches, key=lambda match: (int(match[1]), match[0]))
         try:
-            with open_hdf5(root / first[0]) as file:
+            with open_hdf5(resolve_inside(root, first[0], allow_outside=False)) as file:
                 return isinstance(find_object(file, "observations"), h5py.Group)
         except HDF5_ERRORS:  # our own errors are among them
             return True
@@ -99,7 +101,7 @@ class AlohaHdf5Reader(Hdf5Reader):
             DatasetError: the folder holds no episode, or the first file is damaged or has no
                 camera.
         """
-        number, path = _episode_files(root, allow_outside=True)[0]
+        number, path = _episode_files(DatasetPlace(root, (), ()))[0]
         with open_hdf5(path) as file:
             where = EpisodePlace(path=path, group="", number=number)
             return survey_episode(file, where, LAYOUT, fps=_fps(file), notes={})
@@ -110,17 +112,18 @@ def _fps(file: h5py.File) -> float | None:
     return positive_number(file.attrs.get("fps"))
 
 
-def _episode_files(root: Path, *, allow_outside: bool) -> list[tuple[int, Path]]:
+def _episode_files(place: DatasetPlace) -> list[tuple[int, Path]]:
+    """Return the wanted episodes' numbers and files, by number."""
+    root = place.root
     if not root.is_dir():
         raise DatasetError(
             f"{root}: expected a folder of episode_<i>.hdf5, found "
-            f"{'a file' if root.exists() else 'nothing'}; correct `path` in the manifest"
+            f"{'a file' if root.exists() else 'nothing'}; correct the path to it"
         )
     numbered = []
     for path in root.iterdir():
         match = _EPISODE_NAME.fullmatch(path.name)
         if match:
-            resolve_inside(root, path.name, allow_outside=allow_outside)
             numbered.append((int(match[1]), path))
         elif path.suffix == ".hdf5" and not any(word in path.name for word in _COMPANIONS):
             raise DatasetError(
@@ -129,14 +132,17 @@ def _episode_files(root: Path, *, allow_outside: bool) -> list[tuple[int, Path]]
             )
     if not numbered:
         raise DatasetError(
-            f"{root}: expected at least one episode_<i>.hdf5, found none; correct `path` in the "
-            "manifest, or record first"
+            f"{root}: expected at least one episode_<i>.hdf5, found none; correct the path to "
+            "them, or record first"
         )
-    numbered.sort()
+    wanted = wanted_numbers(place, (number for number, _ in numbered))
+    numbered = sorted(pair for pair in numbered if pair[0] in wanted)
     for (number, path), (following, twin) in pairwise(numbered):
         if number == following:
             raise DatasetError(
                 f"{twin}: expected one file for episode {number}, found {path.name} too; remove or "
                 "rename one"
             )
+    for _, path in numbered:
+        resolve_inside(root, path.name, allow_outside=place.allow_outside)
     return numbered

@@ -5,12 +5,18 @@ A `FormatReader` knows one file layout and nothing of manifests; `ManifestReader
 checking and training see. Neither knows an encoder or a store.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
+
+
+def every_episode(number: int) -> bool:
+    """Want an episode, whatever its number."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class DatasetPlace:
     """Where the format keeps the arrays that make up state and action; may repeat."""
     allow_outside: bool = False
     """Whether files may lie outside `root` (symbolic links, `..`)."""
+    keeps: Callable[[int], bool] = every_episode
+    """Whether an episode with this number is wanted; others need not exist or be readable."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +53,15 @@ class FormatSurvey:
 class FormatReader(Protocol):
     """One dataset of one file layout; constructed from a `DatasetPlace`.
 
-    Construction checks every file that the episodes need by its headers (present, readable, of
-    equal length, of one width over all episodes), decodes no frame, and raises DatasetError.
+    Contains the episodes that `DatasetPlace.keeps` wants and no others. Construction checks every
+    file that these need by its headers (present, readable, of equal length, of one width over all
+    episodes), decodes no frame, and raises DatasetError; also where no episode is wanted.
     Episodes are ordered by their number in the files; numbers may have gaps where the layout
     allows them.
     """
 
     num_episodes: int
-    """Number of episodes, at least 1."""
+    """Number of wanted episodes, at least 1."""
     fps: float | None
     """Control steps a second as the files say; None where the layout does not keep it."""
 
@@ -120,6 +129,9 @@ class EpisodeReader(Protocol):
     heldout: tuple[int, ...] | None
     """Episodes that the manifest keeps out of training; None where it leaves the choice open."""
 
+    def episode_number(self, episode: int) -> int:
+        """Return the number that the files give the episode; sources number each for itself."""
+
     def episode_name(self, episode: int) -> str:
         """Name an episode for messages: the path of its file, and the place in it."""
 
@@ -156,7 +168,11 @@ class EpisodeReader(Protocol):
         """
 
     def timestamp(self, episode: int) -> Float64[np.ndarray, " t"]:
-        """Return seconds since the episode's first step."""
+        """Return seconds since the episode's first step.
+
+        Raises:
+            DatasetError: a time is NaN or infinite, or does not read.
+        """
 
     def close(self) -> None:
         """Close every open file."""

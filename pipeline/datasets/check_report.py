@@ -17,6 +17,7 @@ Kind = Literal[
     "constant",
     "tiny_spread",
     "duplicate",
+    "shift",
     "clock",
     "fps",
     "drift",
@@ -79,12 +80,12 @@ class CheckReport:
     name: str
     """What the manifest calls the dataset."""
     num_episodes: int
-    """Episodes that the manifest describes; 0 where the dataset does not open."""
+    """Episodes of the manifest that open; 0 where the dataset does not."""
     num_steps: int
     seconds: float
     """Their duration at the manifest's rate."""
     frames_of: tuple[int, ...]
-    """Episodes whose frames were read, as the reader numbers them."""
+    """Episodes whose frames were read, by the numbers that the files give them."""
     views: tuple[ViewSummary, ...]
     dims: tuple[DimSummary, ...]
     findings: tuple[Finding, ...]

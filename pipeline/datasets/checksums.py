@@ -4,6 +4,8 @@ Knows files and sha256; opens no dataset.
 """
 
 import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.datasets.manifest import Manifest
@@ -11,32 +13,48 @@ from pipeline.datasets.paths import resolve_inside
 from pipeline.errors import DatasetError
 
 
-def verify_checksums(manifest: Manifest) -> int:
+def verify_checksums(manifest: Manifest) -> None:
     """Compare every file that the manifest gives a sha256 of with it, reading each file whole.
-
-    Returns:
-        How many files were compared; 0 for a manifest without checksums.
 
     Raises:
         DatasetError: a file is absent, unreadable, outside of the dataset, or another one.
     """
-    num_files = 0
+    for error in wrong_checksums(manifest):
+        raise error
+
+
+def wrong_checksums(manifest: Manifest) -> Iterator[DatasetError]:
+    """Yield an error for every file that is absent, unreadable, outside, or another one."""
     for place, root in zip(manifest.places, manifest.roots, strict=True):
-        folder = root.parent if root.is_file() else root
         for relative, expected in (place.checksums or {}).items():
-            path = resolve_inside(folder, relative, allow_outside=place.allow_outside)
-            found = _sha256(path, manifest.origin)
+            try:
+                path = _path(root, relative, allow_outside=place.allow_outside)
+                found = _sha256(path, manifest.origin)
+            except DatasetError as error:
+                yield error
+                continue
             if found != expected:
-                raise DatasetError(
+                yield DatasetError(
                     f"{path}: expected sha256 {expected} as in `checksums` of {manifest.origin}, "
                     f"found {found}; download the file again, or correct the manifest"
                 )
-            num_files += 1
-    return num_files
+
+
+def _path(root: Path, relative: str, *, allow_outside: bool) -> Path:
+    if not root.is_file():
+        return resolve_inside(root, relative, allow_outside=allow_outside)
+    if os.path.normpath(root.parent / relative) == str(root):
+        return root  # wherever it links to: `path` of the manifest names it
+    return resolve_inside(root.parent, relative, allow_outside=allow_outside)
 
 
 def _sha256(path: Path, origin: str) -> str:
     try:
+        if path.exists() and not path.is_file():  # a pipe would wait, a device never end
+            raise DatasetError(
+                f"{path}: expected a file, because `checksums` of {origin} names it, found "
+                "something else; correct the name there"
+            )
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

@@ -7,6 +7,7 @@ Source: JPEG, ITU-T T.81, annex B (markers); PNG, W3C PNG 2nd edition, section 5
 """
 
 import io
+import re
 import struct
 import zlib
 from typing import Final
@@ -15,11 +16,15 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.datasets.selection import LEAVE_OUT
 from pipeline.errors import FrameReadError
 
 MAX_PIXELS: Final = 64_000_000  # pixels of an image; twice those of an 8K camera, 192 MB as RGB
 _JPEG_START: Final = b"\xff\xd8\xff"
-_JPEG_END: Final = b"\xff\xd9"
+_JPEG_END: Final = 0xD9
+# What ends a stretch of entropy-coded data: no stuffed zero, no restart and no fill byte.
+_JPEG_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_JPEG_SCAN: Final = 0xDA
 _PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 _BROKEN: Final = (  # what Pillow raises for damaged files
     OSError,
@@ -38,8 +43,8 @@ def decode_image(data: bytes | UInt8[np.ndarray, " n"], where: str) -> UInt8[np.
     """Decode one JPEG or PNG image of 8 bits a channel to RGB, values in [0, 255].
 
     Args:
-        data: the file's bytes; zeros after its end, with which arrays of JPEGs are padded, are
-            ignored.
+        data: the file's bytes; what follows its end is ignored, as the zeros with which arrays of
+            JPEGs are padded.
         where: names the image in messages.
 
     Returns:
@@ -50,11 +55,11 @@ def decode_image(data: bytes | UInt8[np.ndarray, " n"], where: str) -> UInt8[np.
             larger than `MAX_PIXELS`.
     """
     content = _whole_file(bytes(data), where)
-    try:
-        with _opened(content, where) as image:
+    with _opened(content, where) as image:
+        try:
             return np.array(image.convert("RGB"))
-    except _BROKEN as error:
-        raise _unreadable(where, str(error)) from error
+        except _BROKEN as error:
+            raise _unreadable(where, str(error)) from error
 
 
 def image_size(data: bytes | UInt8[np.ndarray, " n"], where: str) -> tuple[int, int]:
@@ -85,13 +90,30 @@ def _opened(content: bytes, where: str) -> Image.Image:
 
 
 def _whole_file(content: bytes, where: str) -> bytes:
-    """Return the bytes without padding, or raise where the file's own end is not there."""
+    """Return the bytes up to the file's own end, or raise where that is not there."""
     if content.startswith(_PNG_START):
         return content[: _end_of_png(content, where)]
-    content = content.rstrip(b"\0")
-    if content.startswith(_JPEG_START) and not content.endswith(_JPEG_END):
-        raise _unreadable(where, f"a JPEG that is cut off after {len(content)} bytes")
-    return content
+    if content.startswith(_JPEG_START):
+        return content[: _end_of_jpeg(content, where)]
+    return content.rstrip(b"\0")
+
+
+def _end_of_jpeg(content: bytes, where: str) -> int:
+    """Walk the segments and scans up to the end's marker; a thumbnail's end lies in a segment."""
+    start = len(_JPEG_START) - 1
+    while start + 2 <= len(content) and content[start] == 0xFF:
+        marker = content[start + 1]
+        if marker == _JPEG_END:
+            return start + 2
+        if marker == 0xFF:  # a fill byte
+            start += 1
+            continue
+        start += 2 + int.from_bytes(content[start + 2 : start + 4])
+        if marker == _JPEG_SCAN:
+            following = _JPEG_MARKER.search(content, start)
+            start = following.start() if following else len(content)
+    found = len(content.rstrip(b"\0"))
+    raise _unreadable(where, f"a JPEG that is cut off, or damaged, of {found} bytes")
 
 
 def _end_of_png(content: bytes, where: str) -> int:
@@ -112,5 +134,5 @@ def _end_of_png(content: bytes, where: str) -> int:
 def _unreadable(where: str, found: str) -> FrameReadError:
     return FrameReadError(
         f"{where}: expected a whole JPEG or PNG image, found {' '.join(found.split())[:200]}; copy "
-        "or record this episode again, or leave it out"
+        f"or record this episode again, or {LEAVE_OUT}"
     )

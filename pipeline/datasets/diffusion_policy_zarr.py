@@ -7,6 +7,7 @@ Source: real-stanford/diffusion_policy@5ba07ac6, diffusion_policy/common/replay_
 Differs from the source: a chunk that was never written is an error and not zeros.
 """
 
+import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,9 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64, UInt8
 
 from pipeline.datasets.base import DatasetPlace, FormatSurvey
-from pipeline.datasets.paths import resolve_inside
+from pipeline.datasets.compressed import MAX_PIXELS
+from pipeline.datasets.limits import MAX_COLUMNS, MAX_NUMBERS
+from pipeline.datasets.selection import LEAVE_OUT, wanted_numbers
 from pipeline.datasets.zarr_arrays import (
     DAMAGE,
     ENDS_KEY,
@@ -28,10 +31,10 @@ from pipeline.datasets.zarr_chunks import (
     absent_chunk,
     array_keys,
     require_chunks,
-    require_whole_blosc,
     stored_files,
     zip_members,
 )
+from pipeline.datasets.zarr_codecs import COMPRESSORS, HEADER_BYTES, STREAMS, require_fitting
 from pipeline.errors import DatasetError, FrameReadError
 
 CLOCK_KEY: Final = "data/timestamp"  # seconds; recordings of real robots have it
@@ -43,11 +46,12 @@ class DiffusionPolicyZarrReader:
     fps: float | None = None
 
     def __init__(self, place: DatasetPlace) -> None:
-        """Open the arrays that the keys name and look for every chunk of them; decode only ends.
+        """Open the arrays that the keys name and look for the chunks of them; decode only ends.
 
         Raises:
-            DatasetError: no replay buffer, an array is absent, of another shape, type or length,
-                needs a codec that is not installed, lacks a chunk, or lies outside the root.
+            DatasetError: no replay buffer, no episode that is wanted, or an array is absent, of
+                another shape, type or length, needs a codec that is not installed, lacks a chunk
+                of a wanted episode, or lies outside the root.
         """
         self._place = place
         self._root = place.root
@@ -57,7 +61,8 @@ class DiffusionPolicyZarrReader:
         self._clock = CLOCK_KEY if CLOCK_KEY in array_keys(place.root) else None
         try:
             self._ends = self._read_ends()
-            self.num_episodes: int = len(self._ends)
+            self._numbers = sorted(wanted_numbers(place, range(len(self._ends))))
+            self.num_episodes: int = len(self._numbers)
             for key in place.view_keys:
                 _require_frames(f"{self._root}: {key}", self._whole_array(key))
             for key in {*place.number_keys, *filter(None, [self._clock])}:
@@ -86,9 +91,11 @@ class DiffusionPolicyZarrReader:
         Raises:
             DatasetError: no replay buffer, or an array's header does not read.
         """
-        group = open_group(root)
+        group = open_group(root, allow_outside=False)
         try:
-            arrays = {key: open_array(group, root, key) for key in array_keys(root)}
+            arrays = {
+                key: open_array(group, root, key, allow_outside=False) for key in array_keys(root)
+            }
         finally:
             group.store.close()
         views = {key: array.shape[1:3] for key, array in arrays.items() if is_frames(array)}
@@ -96,13 +103,14 @@ class DiffusionPolicyZarrReader:
             key: tuple(map(str, range(array.shape[1] if array.ndim == 2 else 1)))
             for key, array in arrays.items()
             if array.ndim in (1, 2) and array.dtype.kind in "fiub"
+            if array.ndim == 1 or array.shape[1] <= MAX_COLUMNS
         }
         return FormatSurvey(fps=None, views=views, numbers=numbers)
 
     def episode_number(self, episode: int) -> int:
-        """Return the position itself: the format numbers no episodes."""
+        """Return the position in the replay buffer: the format numbers no episodes."""
         self._rows(episode)
-        return episode
+        return self._numbers[episode]
 
     def episode_name(self, episode: int) -> str:
         """Name an episode for messages: the replay buffer and the episode's position."""
@@ -197,21 +205,21 @@ class DiffusionPolicyZarrReader:
     def _rows(self, episode: int) -> tuple[int, int]:
         if not 0 <= episode < self.num_episodes:
             raise IndexError(f"episode {episode}, want 0..{self.num_episodes - 1}")
-        return int(self._ends[episode - 1]) if episode else 0, int(self._ends[episode])
+        number = self._numbers[episode]
+        return int(self._ends[number - 1]) if number else 0, int(self._ends[number])
 
     def _array(self, key: str) -> Any:
+        allow_outside = self._place.allow_outside
         if self._group is None:
-            self._group = open_group(self._root)
+            self._group = open_group(self._root, allow_outside=allow_outside)
             self._files = StoredFiles(self._root)
         if key not in self._arrays:
-            self._arrays[key] = open_array(self._group, self._root, key)
+            array = open_array(self._group, self._root, key, allow_outside=allow_outside)
+            self._arrays[key] = array
         return self._arrays[key]
 
     def _whole_array(self, key: str) -> Any:
         """Open an array, and refuse one that is not whole or not of the episodes' length."""
-        if self._root.is_dir():
-            header = f"{key}/.zarray"
-            resolve_inside(self._root, header, allow_outside=self._place.allow_outside)
         array = self._array(key)
         place = f"{self._root}: {key}"
         if not array.ndim or min(array.shape) < 1 or min(array.chunks) < 1:
@@ -224,10 +232,33 @@ class DiffusionPolicyZarrReader:
                 f"{place}: expected {self._ends[-1]} rows as the last of {ENDS_KEY}, found "
                 f"{array.shape[0]}; the replay buffer was cut off or edited, write it again"
             )
+        filters = array.metadata.filters or ()
+        if any(codec.codec_id in COMPRESSORS for codec in filters):
+            raise DatasetError(
+                f"{place}: expected filters that do not compress, found "
+                f"{', '.join(codec.codec_id for codec in filters)}; write the array again with it "
+                "as its compressor"
+            )
         sizes = stored_files(self._root, key, allow_outside=self._place.allow_outside)
-        codecs = (array.metadata.compressor, *(array.metadata.filters or ()))
-        chunk_bytes = int(np.prod(array.chunks, dtype=object)) * array.dtype.itemsize
-        require_chunks(place, grid_of(array), sizes, chunk_bytes, compressed=any(codecs))
+        rows = [(0, array.shape[0])]
+        if key != ENDS_KEY:
+            rows = [self._rows(episode) for episode in range(self.num_episodes)]
+        require_chunks(
+            place,
+            grid_of(array),
+            sizes,
+            rows,
+            chunk_bytes=_chunk_bytes(array),
+            compressed=any((array.metadata.compressor, *filters)),
+            advice=_advice(key),
+        )
+        if array.ndim < 3:
+            most = max(stop - start for start, stop in rows) * (*array.shape, 1)[1]
+            if most > MAX_NUMBERS:
+                raise DatasetError(
+                    f"{place}: expected at most {MAX_NUMBERS} numbers an episode, found {most}; "
+                    f"split the episode{_advice(key)}"
+                )
         return array
 
     def _read_ends(self) -> Int64[np.ndarray, " e"]:
@@ -249,21 +280,26 @@ class DiffusionPolicyZarrReader:
 
     def _read(self, key: str, start: int, stop: int, where: str) -> np.ndarray:
         array = self._array(key)
-        is_blosc = getattr(array.metadata.compressor, "codec_id", None) == "blosc"
+        codec = array.metadata.compressor
+        num_bytes = None if getattr(codec, "codec_id", None) in STREAMS else HEADER_BYTES
+        # Filters, which come after, may widen numbers that were stored narrower, or the reverse.
+        limit = _chunk_bytes(array) * (8 if array.metadata.filters else 1)
         assert self._files is not None  # opened with the array
         try:
             for name in grid_of(array).names(start, stop) if stop > start else ():
                 # A chunk that vanished since the opening would read as zeros without a word.
-                head, size = self._files.head(f"{key}/{name}")
-                if is_blosc:
-                    require_whole_blosc(head, size)
+                content, size = self._files.begin(f"{key}/{name}", num_bytes)
+                require_fitting(codec, content, size, limit)
             return np.asarray(array[start:stop])
         except FileNotFoundError as error:
-            raise absent_chunk(where, str(error), f"rows [{start}, {stop})") from error
+            raise absent_chunk(
+                where, str(error), f"rows [{start}, {stop})", _advice(key)
+            ) from error
         except DAMAGE as error:
             raise DatasetError(
                 f"{where}: expected rows [{start}, {stop}) to decode, found damage "
-                f"({' '.join(str(error).split())}); copy or download the data again"
+                f"({' '.join(str(error).split())[:200]}); copy or download the data again"
+                f"{_advice(key)}"
             ) from error
 
 
@@ -273,6 +309,11 @@ def _require_frames(place: str, array: Any) -> None:
             f"{place}: expected uint8 or floating-point frames (steps, height, width, 3), found "
             f"{array.dtype} {array.shape}; name a key of RGB frames"
         )
+    if array.shape[1] * array.shape[2] > MAX_PIXELS:
+        raise DatasetError(
+            f"{place}: expected frames of 1 to {MAX_PIXELS} pixels, found {array.shape[1]}x"
+            f"{array.shape[2]}; name another camera, or write smaller frames"
+        )
 
 
 def _require_numbers(place: str, array: Any) -> None:
@@ -281,6 +322,19 @@ def _require_numbers(place: str, array: Any) -> None:
             f"{place}: expected one row of numbers a step, found {array.dtype} {array.shape}; name "
             "another key"
         )
+    if array.ndim == 2 and array.shape[1] > MAX_COLUMNS:
+        raise DatasetError(
+            f"{place}: expected at most {MAX_COLUMNS} numbers a step, found {array.shape}; name "
+            "another key"
+        )
+
+
+def _advice(key: str) -> str:
+    return "" if key == ENDS_KEY else f", or {LEAVE_OUT}"
+
+
+def _chunk_bytes(array: Any) -> int:
+    return int(math.prod(array.chunks) * array.dtype.itemsize)
 
 
 def _as_uint8(frames: np.ndarray, where: str, start: int) -> UInt8[np.ndarray, "t h w 3"]:

@@ -4,6 +4,7 @@ What no file can know (units, licence, ...) is left as an empty string, which `l
 refuses, so that a draft cannot be taken for a manifest. Knows surveys; knows no file layout.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,7 +40,7 @@ def draft_manifest(path: Path) -> str:
     Raises:
         DatasetError: there is nothing, no layout that is read, or it does not read.
     """
-    root = path.resolve()
+    root = Path(os.path.normpath(path.absolute()))  # links stay, as in manifests
     name = detect_format(root)
     survey: FormatSurvey = format_class(name).survey(root)
     notes = survey.notes

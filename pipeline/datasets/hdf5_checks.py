@@ -12,12 +12,13 @@ from typing import Any, Final
 
 import h5py
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from pipeline.datasets.compressed import MAX_PIXELS
+from pipeline.datasets.limits import MAX_CHUNK_BYTES, MAX_COLUMNS, MAX_NUMBERS
+from pipeline.datasets.selection import LEAVE_OUT
 from pipeline.errors import DatasetError
 
-MAX_COLUMNS: Final = 4096  # of an array of state or action; the largest known have some hundreds
-MAX_BYTES: Final = 1_000_000_000  # of an array of numbers; 14 float64 columns of 49 hours at 50 Hz
 MAX_LINKS: Final = 16  # links to links, before they are taken for a circle
 # What h5py raises for damaged files, by the place of the damage.
 HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError)
@@ -111,8 +112,28 @@ def is_compressed(dataset: h5py.Dataset) -> bool:
 
 
 def is_numbers(dataset: h5py.Dataset) -> bool:
-    """Whether a dataset has the shape and type of numbers, (t, d) or (t,), float32 or float64."""
-    return dataset.ndim in (1, 2) and dataset.dtype in (np.float32, np.float64)
+    """Whether a dataset has the shape and type of numbers: (t, d) or (t,), of any real type."""
+    return dataset.ndim in (1, 2) and dataset.dtype.kind in "fiub"
+
+
+def as_floating(values: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Return numbers as float32 where that holds their type, as float64 otherwise; 0 and 1 of bool.
+
+    Args:
+        values: of any real type, any order of bytes.
+    """
+    is_small = values.dtype.kind == "f" and values.dtype.itemsize <= 4
+    return values.astype(np.float32 if is_small else np.float64)
+
+
+def single_value(value: Any) -> Any:
+    """Return what an attribute says, out of the array of one element that some writers wrap it in.
+
+    Args:
+        value: as h5py returns an attribute, or None.
+    """
+    is_wrapped = isinstance(value, np.ndarray | np.generic) and value.size == 1
+    return value.item() if is_wrapped else value
 
 
 def require_frames(dataset: h5py.Dataset, where: str, *, jpeg: bool) -> None:
@@ -148,25 +169,30 @@ def require_numbers(dataset: h5py.Dataset, where: str) -> None:
     """
     if not is_numbers(dataset):
         raise DatasetError(
-            f"{where}: expected float32 or float64 of shape (steps, width) or (steps,), found "
+            f"{where}: expected numbers of shape (steps, width) or (steps,), found "
             f"{dataset.dtype} {dataset.shape}; correct `key` in the manifest"
         )
     if dataset.ndim == 2 and not 1 <= dataset.shape[1] <= MAX_COLUMNS:
         raise DatasetError(
             f"{where}: expected (steps, width) with a width of at least 1 and at most "
             f"{MAX_COLUMNS}, found {dataset.shape}; correct `key` in the manifest, or record this "
-            "episode again"
+            f"episode again, or {LEAVE_OUT}"
         )
 
 
-def require_readable(dataset: h5py.Dataset, where: str) -> None:
+def require_readable(dataset: h5py.Dataset, where: str, *, are_frames: bool = False) -> None:
     """Refuse a dataset that would not read, or of which HDF5 would make up a part.
 
     Space that was reserved and never filled reads as zeros.
 
+    Args:
+        dataset: found by `find_dataset`.
+        where: file, episode and key, for messages.
+        are_frames: whether it is read a few rows at a time, and may be of any length.
+
     Raises:
-        DatasetError: some of the dataset is not in the file, its numbers would fill the memory, or
-            it needs a filter that is not installed.
+        DatasetError: some of the dataset is not in the file, its numbers or one of its chunks
+            would fill the memory, or it needs a filter that is not installed.
     """
     if dataset.chunks is None:
         # Not `dataset.nbytes`, which overflows for lengths that nobody can have written.
@@ -179,17 +205,24 @@ def require_readable(dataset: h5py.Dataset, where: str) -> None:
     if num_stored < wanted:
         raise DatasetError(
             f"{where}: expected {dataset.shape} written to the end, found {num_stored} of "
-            f"{wanted} {unit}: the recording was cut off; record this episode again or remove "
-            "the file"
+            f"{wanted} {unit}: the recording was cut off; record this episode again, remove it, "
+            f"or {LEAVE_OUT}"
         )
-    num_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
-    if dataset.dtype != np.uint8 and num_bytes > MAX_BYTES:
+    if not are_frames and math.prod(dataset.shape) > MAX_NUMBERS:
         raise DatasetError(
-            f"{where}: expected numbers of at most {MAX_BYTES} bytes, found {dataset.shape}; "
-            "split the episode, or correct `key` in the manifest"
+            f"{where}: expected at most {MAX_NUMBERS} numbers, found {dataset.shape}; split the "
+            f"episode, correct `key` in the manifest, or {LEAVE_OUT}"
         )
     plan = dataset.id.get_create_plist()
-    for code in (plan.get_filter(place)[0] for place in range(plan.get_nfilters())):
+    filters = [plan.get_filter(place)[0] for place in range(plan.get_nfilters())]
+    chunk_bytes = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
+    if filters and chunk_bytes > MAX_CHUNK_BYTES:
+        raise DatasetError(
+            f"{where}: expected chunks of at most {MAX_CHUNK_BYTES} bytes, each of which is "
+            f"unpacked whole, found {chunk_bytes} ({dataset.chunks}); repack the file with "
+            "`h5repack` in smaller chunks"
+        )
+    for code in filters:
         if not h5py.h5z.filter_avail(code):
             raise DatasetError(
                 f"{where}: expected a compression that HDF5 knows itself, found filter {code}, "

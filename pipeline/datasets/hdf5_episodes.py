@@ -18,7 +18,6 @@ from pipeline.datasets.base import DatasetPlace, FormatSurvey
 from pipeline.datasets.compressed import image_size
 from pipeline.datasets.hdf5_checks import (
     HDF5_ERRORS,
-    MAX_COLUMNS,
     find_dataset,
     find_object,
     is_colour,
@@ -27,7 +26,9 @@ from pipeline.datasets.hdf5_checks import (
     require_frames,
     require_numbers,
     require_readable,
+    single_value,
 )
+from pipeline.datasets.limits import MAX_COLUMNS
 from pipeline.errors import DatasetError
 
 
@@ -105,7 +106,7 @@ def describe_episode(
             f"{place.name}: expected at least one step, found none; remove this episode"
         )
     for key, dataset in datasets.items():
-        require_readable(dataset, f"{place.name}: {key}")
+        require_readable(dataset, f"{place.name}: {key}", are_frames=key in views)
     return EpisodeFacts(
         place=place,
         length=next(iter(lengths.values())),
@@ -149,6 +150,7 @@ def survey_episode(
 
 def positive_number(value: object) -> float | None:
     """Return a number that files state, or None where it is no finite number above 0."""
+    value = single_value(value)
     if not isinstance(value, Real) or isinstance(value, bool):
         return None
     try:
@@ -236,7 +238,7 @@ def _size(view: h5py.Dataset, where: str) -> tuple[int, int] | None:
     if view.ndim == 4:
         return int(view.shape[1]), int(view.shape[2])
     try:
-        require_readable(view, where)
+        require_readable(view, where, are_frames=True)
         return image_size(np.asarray(view[0]), where)
     except HDF5_ERRORS:  # our own errors are among them
         return None

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64, UInt8
 
 from pipeline.datasets.base import DatasetPlace
 from pipeline.datasets.compressed import decode_image, image_size
-from pipeline.datasets.hdf5_checks import HDF5_ERRORS, brief, find_dataset
+from pipeline.datasets.hdf5_checks import HDF5_ERRORS, as_floating, brief, find_dataset
 from pipeline.datasets.hdf5_episodes import EpisodeFacts, EpisodePlace
 from pipeline.errors import DatasetError, FrameReadError
 
@@ -109,7 +109,9 @@ class Hdf5Reader:
         return tuple(views)
 
     def numbers(self, episode: int, number_key: str) -> Float[np.ndarray, "t d"]:
-        """Read one array of every step as float32 or float64; one-axis arrays have d = 1.
+        """Read one array of every step; float32 stays so, integers and bool become float64.
+
+        One-axis arrays have d = 1.
 
         Raises:
             DatasetError: the array does not read.
@@ -118,7 +120,7 @@ class Hdf5Reader:
         shape = (facts.length, facts.widths[number_key])
         try:
             values = np.asarray(self._dataset(facts.place, number_key)[...])
-            return values.reshape(shape)
+            return as_floating(values).reshape(shape)
         except HDF5_ERRORS as error:
             raise DatasetError(
                 f"{facts.place.name}: expected {shape} numbers at {number_key}, found that they "

@@ -5,7 +5,7 @@ Source: huggingface/lerobot@7427f318:src/lerobot/datasets/dataset_reader.py (fac
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -14,10 +14,13 @@ from pipeline.datasets.base import DatasetPlace
 from pipeline.datasets.lerobot_info import INFO_PATH, LeRobotInfo, require_feature
 from pipeline.datasets.lerobot_table import ParquetTable
 from pipeline.datasets.paths import resolve_inside
-from pipeline.datasets.video import VideoHeader, read_header
+from pipeline.datasets.selection import LEAVE_OUT
+from pipeline.datasets.video import VideoHeader, count_frames, read_header
 from pipeline.errors import DatasetError
 
 _NAMED: Final = 3  # missing files that a message names
+_SURPLUS: Final = 2  # times the rows that the index lists; rows of nobody are read with the others
+_FEW_ROWS: Final = 1_000_000  # however few the index lists; some 100 MB in memory
 
 _T = TypeVar("_T")
 
@@ -39,9 +42,21 @@ class EpisodeFiles:
     length: int
     table: Path
     first_index: int | None
-    """Value of `index` in the episode's first row; None where the table holds this episode only."""
+    """Value of `index` in the episode's first row; None where its files hold this episode only."""
     clips: dict[str, Clip]
     """By view key; views in image columns have none."""
+
+
+@dataclass(frozen=True)
+class LocatedEpisodes:
+    """What the index of a dataset says of its episodes."""
+
+    wanted: tuple[EpisodeFiles, ...]
+    """Where the wanted ones lie, ordered by number; at least one."""
+    num_indexed: int
+    """Number of all episodes of the dataset."""
+    rows_of: Mapping[Path, int]
+    """Rows of all episodes of a table, wanted or not."""
 
 
 class FileFinder:
@@ -68,11 +83,10 @@ class FileFinder:
 class HeaderChecks:
     """Holds the files of all episodes against what is asked of them, opening each once."""
 
-    def __init__(
-        self, place: DatasetPlace, info: LeRobotInfo, episodes: Sequence[EpisodeFiles]
-    ) -> None:
+    def __init__(self, place: DatasetPlace, info: LeRobotInfo, located: LocatedEpisodes) -> None:
         """Remember what to check."""
-        self._place, self._info, self._episodes = place, info, episodes
+        self._place, self._info, self._located = place, info, located
+        self._episodes = located.wanted
 
     def run(self) -> dict[str, dict[Path, tuple[int, int]]]:
         """Check every file, and return (height, width) of every video by view key and path.
@@ -99,7 +113,8 @@ class HeaderChecks:
             more = ", ..." if len(missing) > _NAMED else ""
             raise DatasetError(
                 f"{self._place.root}: expected {len(users)} files for {len(self._episodes)} "
-                f"episodes, found {len(missing)} of them missing: {named}{more}; download the rest"
+                f"episodes, found {len(missing)} of them missing: {named}{more}; download the "
+                "rest, or say which episodes are there: `episodes = {only = [..]}` in the manifest"
             )
 
     def _require_columns(self, image_keys: list[str]) -> None:
@@ -118,7 +133,13 @@ class HeaderChecks:
             if table.num_rows < num_rows or (table.num_rows > num_rows and not is_shared):
                 raise DatasetError(
                     f"{path}: expected {num_rows} rows for {_span(users)}, found "
-                    f"{table.num_rows}; record or download the file again"
+                    f"{table.num_rows}; record or download the file again, or {LEAVE_OUT}"
+                )
+            num_listed = self._located.rows_of[path]
+            if table.num_rows > max(_SURPLUS * num_listed, _FEW_ROWS):
+                raise DatasetError(
+                    f"{path}: expected the {num_listed} rows that the index lists, found "
+                    f"{table.num_rows}; write the file without the others"
                 )
 
     def _checked_videos(self, key: str) -> dict[Path, tuple[int, int]]:
@@ -126,7 +147,6 @@ class HeaderChecks:
         sizes = {}
         for path, users in _grouped((f.clips[key].path, f) for f in self._episodes).items():
             header = read_header(path)
-            require_stated_size(self._info, key, header.size, f"{path}: {key}")
             self._require_length(key, path, header, users)
             sizes[path] = header.size
         return sizes
@@ -135,11 +155,20 @@ class HeaderChecks:
         self, key: str, path: Path, header: VideoHeader, users: list[EpisodeFiles]
     ) -> None:
         num_steps = sum(files.length for files in users)
-        if header.num_frames is not None and header.num_frames < num_steps:
+        num_frames, is_alone = header.num_frames, users[0].first_index is None
+        if is_alone and num_frames != num_steps:
+            num_frames = count_frames(path)  # of those that are shown: an edit list hides some
+        if num_frames is not None and num_frames < num_steps:
             raise DatasetError(
                 f"{path}: {key}: expected {num_steps} frames for {_span(users)}, found "
-                f"{header.num_frames}; the camera stopped early or the file is incomplete: record "
-                "or download it again, or leave these episodes out"
+                f"{num_frames}; the camera stopped early or the file is incomplete: record "
+                f"or download it again, or {LEAVE_OUT}"
+            )
+        if num_frames is not None and num_frames > num_steps and is_alone:
+            raise DatasetError(
+                f"{path}: {key}: expected {num_steps} frames for {_span(users)}, one a row, found "
+                f"{num_frames}: it is open which row each belongs to; record or encode the video "
+                f"again, or {LEAVE_OUT}"
             )
         half = 0.5 / self._info.fps
         end, before = 0.0, None
@@ -156,7 +185,7 @@ class HeaderChecks:
                 raise DatasetError(
                     f"{path}: {key}: expected frames until {end:.4f} s for episode "
                     f"{files.number}, found that the file ends at {header.end_s:.4f} s; the "
-                    "camera stopped early: record or download it again"
+                    f"camera stopped early: record or download it again, or {LEAVE_OUT}"
                 )
 
 
@@ -187,20 +216,6 @@ def require_all_numbers(where: Path, numbers: Iterable[int], info: LeRobotInfo) 
         raise DatasetError(
             f"{where}: expected {info.total_episodes or 'some'} episodes as {INFO_PATH} says, "
             f"found {len(found)}; the index is incomplete, download it again"
-        )
-
-
-def require_stated_size(info: LeRobotInfo, key: str, size: tuple[int, int], where: str) -> None:
-    """Refuse frames that are not of the size that `meta/info.json` says, where it says one.
-
-    Raises:
-        DatasetError: naming both sizes.
-    """
-    stated = info.features[key].frame_size
-    if stated is not None and stated != size:
-        raise DatasetError(
-            f"{where}: expected frames of {stated[0]}x{stated[1]} as {INFO_PATH} says, found "
-            f"{size[0]}x{size[1]}; correct one of them"
         )
 
 

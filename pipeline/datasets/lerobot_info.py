@@ -15,6 +15,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.datasets.base import FormatSurvey
+from pipeline.datasets.limits import MAX_COLUMNS
+from pipeline.datasets.paths import read_small_file
 from pipeline.errors import DatasetError
 
 INFO_PATH: Final = "meta/info.json"
@@ -27,6 +29,7 @@ _NUMBER_TYPES: Final = frozenset(
     [f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)] + ["bool"]
 )
 _README_BYTES: Final = 20_000  # the front matter of a dataset card is at its top
+_NAME_DEPTH: Final = 4  # of lists in lists of names
 
 _Size = Annotated[int, Field(ge=1)]
 
@@ -70,7 +73,7 @@ class Feature(BaseModel):
 
     @property
     def frame_size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels; None where the shape does not tell."""
+        """(height, width) in pixels, a hint that files get wrong; None where nothing tells."""
         described = {**(self.video_info or {}), **(self.info or {})}
         stated = [described.get(f"video.{axis}") for axis in ("height", "width")]
         if all(type(pixels) is int for pixels in stated):
@@ -78,42 +81,52 @@ class Feature(BaseModel):
         if len(self.shape) != 3:
             return None
         axes = [str(name).rstrip("s") for name in _flat_names(self.names)]
-        if len(axes) == 3 and {"height", "width"} <= set(axes):
-            return self.shape[axes.index("height")], self.shape[axes.index("width")]
+        if sorted(axes) == ["channel", "height", "width"]:
+            channels, height, width = (self.shape[axes.index(name)] for name in sorted(axes))
+            if channels == 3:  # otherwise the names are those of another order
+                return height, width
         if self.shape[2] == 3:
             return self.shape[0], self.shape[1]
         return (self.shape[1], self.shape[2]) if self.shape[0] == 3 else None
 
 
 class LeRobotInfo(BaseModel):
-    """What is used of `meta/info.json`."""
+    """What is used of `meta/info.json`; what nobody asks for may be as odd as it likes."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     codebase_version: str
     fps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     features: dict[str, Feature]
+    """Those that can be understood."""
+    odd_features: dict[str, str] = Field(default_factory=dict)
+    """What is wrong with the others."""
     total_episodes: int | None = None
     chunks_size: _Size = 1000
     data_path: str | None = None
     video_path: str | None = None
-    splits: dict[str, str] = Field(default_factory=dict)
+    splits: Any = None
+    """Episodes `start:stop` by name of the split, in files that have splits."""
     storage_format: str | None = None
 
 
-def read_info(root: Path, versions: tuple[str, ...]) -> LeRobotInfo:
+def read_info(root: Path, versions: tuple[str, ...], *, allow_outside: bool = False) -> LeRobotInfo:
     """Read and check `meta/info.json`.
 
     Args:
         root: the dataset.
         versions: `codebase_version`s that the caller reads.
+        allow_outside: whether the file may lie outside `root`.
 
     Raises:
-        DatasetError: it is absent, not JSON, of another version or storage, or lacks a key.
+        DatasetError: it is absent, not JSON, of another version or storage, lacks a key, or lies
+            outside.
     """
     path = root / INFO_PATH
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_small_file(root, INFO_PATH, allow_outside=allow_outside))
+    except DatasetError:  # which is a ValueError
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(
             f"{path}: expected the description of a LeRobot dataset, found none "
@@ -137,21 +150,18 @@ def read_info(root: Path, versions: tuple[str, ...]) -> LeRobotInfo:
             f"{path}: storage_format: expected parquet and MP4 files, found {str(storage)[:20]}, "
             "which is not read; export the dataset to parquet with LeRobot"
         )
+    known, odd = _features(content.get("features"))
     try:
-        return LeRobotInfo.model_validate(content)
+        return LeRobotInfo.model_validate({**content, "features": known, "odd_features": odd})
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise DatasetError(
-            f"{path}: {place}: expected what LeRobot {version} writes, found a value that is "
-            f"refused: {_line(first['msg'])}; correct it or download the file again"
-        ) from error
+        raise DatasetError(f"{path}: {_refusal(error)}") from error
 
 
 def has_version(root: Path, versions: tuple[str, ...]) -> bool:
     """Whether `root` is a LeRobot dataset of one of the versions, kept in parquet; never raises."""
     try:
-        content = json.loads((root / INFO_PATH).read_bytes())
+        # Behind a link too, so that opening the dataset names the link; nothing of it is shown.
+        content = json.loads(read_small_file(root, INFO_PATH, allow_outside=True))
     except (OSError, ValueError, RecursionError):
         return False
     if not isinstance(content, dict) or content.get("codebase_version") not in versions:
@@ -165,13 +175,13 @@ def survey_info(root: Path, info: LeRobotInfo) -> FormatSurvey:
     for key, feature in info.features.items():
         if feature.kind in ("video", "image") and not feature.is_depth:
             views[key] = feature.frame_size
-        elif feature.kind == "numbers" and key not in BOOK_KEYS:
+        elif feature.kind == "numbers" and key not in BOOK_KEYS and feature.width <= MAX_COLUMNS:
             numbers[key] = feature.column_names
     notes = {}
     try:
-        with (root / "README.md").open("rb") as file:
-            card = file.read(_README_BYTES).decode(errors="replace")
-    except OSError:
+        readme = read_small_file(root, "README.md", allow_outside=False)
+        card = readme[:_README_BYTES].decode(errors="replace")
+    except (OSError, DatasetError):
         card = ""
     if licence := _LICENCE.search(card):
         notes["licence"] = licence[1]
@@ -184,7 +194,14 @@ def require_feature(root: Path, info: LeRobotInfo, key: str, kinds: tuple[str, .
     Raises:
         DatasetError: there is no such key, or it holds something else; lists those that fit.
     """
+    if key in info.odd_features:
+        raise DatasetError(f"{root / INFO_PATH}: features.{key}.{info.odd_features[key]}")
     feature = info.features.get(key)
+    if feature is not None and feature.kind == "numbers" and feature.width > MAX_COLUMNS:
+        raise DatasetError(
+            f"{root / INFO_PATH}: features.{key}.shape: expected at most {MAX_COLUMNS} numbers a "
+            f"step, found {str(feature.shape)[:40]}; name another key, or correct it"
+        )
     if feature is not None and feature.kind in kinds and not feature.is_depth:
         return feature
     fitting = [k for k, f in info.features.items() if f.kind in kinds and not f.is_depth]
@@ -231,27 +248,52 @@ def read_split(root: Path, info: LeRobotInfo, name: str, num_episodes: int) -> t
         DatasetError: there is no such split, or it is no range of the episodes that are there.
     """
     where = f"{root / INFO_PATH}: splits"
-    if name not in info.splits:
+    splits = info.splits if isinstance(info.splits, dict) else {}
+    if name not in splits:
         raise DatasetError(
-            f"{where}: expected a split {name}, found {', '.join(info.splits) or 'none'}; name "
+            f"{where}: expected a split {name}, found {', '.join(splits)[:200] or 'none'}; name "
             "one of those, or list the episodes by number"
         )
-    bounds = re.fullmatch(r"(\d{1,9}):(\d{1,9})", info.splits[name].replace(" ", ""))
+    bounds = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", str(splits[name]).replace(" ", ""))
     if bounds is None or not int(bounds[1]) <= int(bounds[2]) <= num_episodes:
         raise DatasetError(
             f"{where}.{name}: expected start:stop within 0..{num_episodes}, found "
-            f"{info.splits[name][:40]!r}; list the episodes by number"
+            f"{str(splits[name])[:40]!r}; list the episodes by number"
         )
     return tuple(range(int(bounds[1]), int(bounds[2])))
 
 
-def _flat_names(names: Any) -> list[str]:
+def _features(content: object) -> tuple[object, dict[str, str]]:
+    """Take the features that can be understood, and say what is wrong with the others."""
+    if not isinstance(content, dict):
+        return content, {}
+    known, odd = {}, {}
+    for key, value in content.items():
+        try:
+            known[key] = Feature.model_validate(value)
+        except ValidationError as error:
+            odd[key] = _refusal(error)
+    return known, odd
+
+
+def _refusal(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return (
+        f"{place}: expected what LeRobot writes, found a value that is refused: "
+        f"{_line(first['msg'])}; correct it or download the file again"
+    )
+
+
+def _flat_names(names: Any, depth: int = 0) -> list[str]:
+    if depth > _NAME_DEPTH:
+        return []
     if isinstance(names, Mapping):
         if names and all(type(value) is int for value in names.values()):
             return sorted(map(str, names), key=lambda name: int(names[name]))
         names = list(names.values())
     if isinstance(names, list):
-        return [name for part in names for name in _flat_names(part)]
+        return [name for part in names for name in _flat_names(part, depth + 1)]
     return [] if names is None else [str(names)]
 
 

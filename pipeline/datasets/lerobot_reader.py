@@ -8,7 +8,6 @@ counts.
 Source: huggingface/lerobot@7427f318:src/lerobot/datasets/dataset_reader.py (facts only).
 """
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -20,12 +19,13 @@ from pipeline.datasets.compressed import decode_image, image_size
 from pipeline.datasets.lerobot_episodes import (
     EpisodeFiles,
     HeaderChecks,
-    require_stated_size,
+    LocatedEpisodes,
     view_kinds,
 )
 from pipeline.datasets.lerobot_info import INFO_PATH, LeRobotInfo, read_split, require_feature
 from pipeline.datasets.lerobot_table import ParquetTable, StoredImage
-from pipeline.datasets.paths import resolve_inside
+from pipeline.datasets.paths import read_small_file
+from pipeline.datasets.selection import LEAVE_OUT
 from pipeline.datasets.video import VideoDecoder, match_frames
 from pipeline.errors import DatasetError, FrameReadError
 
@@ -36,27 +36,26 @@ _CLOCK_TOLERANCE_S: Final = 1e-3  # seconds; `timestamp` is taken for measured b
 class LeRobotReader:
     """A LeRobot dataset whose episodes have been located; implements `FormatReader`."""
 
-    def __init__(
-        self, place: DatasetPlace, info: LeRobotInfo, episodes: Sequence[EpisodeFiles]
-    ) -> None:
-        """Check every file by its header; no frame is decoded.
+    def __init__(self, place: DatasetPlace, info: LeRobotInfo, located: LocatedEpisodes) -> None:
+        """Check every file of the wanted episodes by its header; no frame is decoded.
 
         Args:
             place: what to open.
             info: its `meta/info.json`.
-            episodes: where each lies, ordered by number.
+            located: where each episode lies.
 
         Raises:
             DatasetError: a key is no such feature, or a file is missing, damaged or too short.
         """
-        self._place, self._info, self._episodes = place, info, episodes
+        self._place, self._info, self._episodes = place, info, located.wanted
+        self._num_indexed = located.num_indexed
         self._root = place.root
         self.fps: float | None = info.fps
         self._fps = info.fps
-        self.num_episodes: int = len(episodes)
+        self.num_episodes: int = len(located.wanted)
         self._kinds = view_kinds(place, info)
         self._videos = [key for key, kind in self._kinds.items() if kind == "video"]
-        self._video_sizes = HeaderChecks(place, info, episodes).run()
+        self._video_sizes = HeaderChecks(place, info, located).run()
         self._image_sizes: dict[str, tuple[int, int]] = {}
         self._table: ParquetTable | None = None
         self._decoders: dict[str, VideoDecoder] = {}
@@ -79,8 +78,7 @@ class LeRobotReader:
         """Return (height, width) of a view's frames in pixels, from the header of its file.
 
         Raises:
-            DatasetError: the first picture of an image column does not read, or is not of the
-                size that `meta/info.json` says.
+            DatasetError: the first picture of an image column does not read.
         """
         files = self._at(episode)
         if self._kinds[view_key] == "video":
@@ -92,7 +90,6 @@ class LeRobotReader:
                 size = image_size(self._image_bytes(image, where), where)
             except FrameReadError as error:
                 raise DatasetError(str(error)) from error
-            require_stated_size(self._info, view_key, size, where)
             self._image_sizes[view_key] = size
         return self._image_sizes[view_key]
 
@@ -165,12 +162,12 @@ class LeRobotReader:
         return float(np.abs(shown_s[positions] - wanted_s).max())
 
     def subset(self, name: str) -> tuple[int, ...]:
-        """Return the episode numbers of a split of `meta/info.json`.
+        """Return the episode numbers of a split of `meta/info.json`, unwanted ones too.
 
         Raises:
             DatasetError: there is no such split; says which there are.
         """
-        return read_split(self._root, self._info, name, self.num_episodes)
+        return read_split(self._root, self._info, name, self._num_indexed)
 
     def close(self) -> None:
         """Close every open file; reading again opens them again."""
@@ -237,7 +234,7 @@ class LeRobotReader:
         if not np.isfinite(kept).all():
             raise DatasetError(
                 f"{files.table}: episode {files.number}: timestamp: expected finite seconds, "
-                f"found {kept[~np.isfinite(kept)][0]}; correct this episode or leave it out"
+                f"found {kept[~np.isfinite(kept)][0]}; correct this episode, or {LEAVE_OUT}"
             )
         # float32 is coarser than the tolerance after some hours
         tolerance = _CLOCK_TOLERANCE_S + np.spacing(kept.astype(np.float32))
@@ -310,7 +307,7 @@ class LeRobotReader:
         assert image.path is not None
         outside = self._place.allow_outside
         try:
-            return resolve_inside(self._root, image.path, allow_outside=outside).read_bytes()
+            return read_small_file(self._root, image.path, allow_outside=outside)
         except OSError as error:
             raise FrameReadError(
                 f"{where}: expected an image file {image.path}, found none that reads; download "

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int64
 
+from pipeline.datasets.limits import MAX_NUMBERS
 from pipeline.errors import DatasetError
 
 # What pyarrow raises for files that are damaged, cut off or of another kind.
@@ -60,8 +61,8 @@ class ParquetTable:
         """Read every row of a column; float32 and smaller become float32, others float64.
 
         Raises:
-            DatasetError: the column is absent or damaged, holds no numbers, lacks some, or its
-                rows differ in width.
+            DatasetError: the column is absent or damaged, holds no numbers, lacks some, its rows
+                differ in width, or there are more than `MAX_NUMBERS`.
         """
         if column not in self._arrays:
             values = self._rectangle(column)
@@ -135,9 +136,23 @@ class ParquetTable:
                 "download the file again"
             ) from error
 
+    def _require_memory(self, column: str) -> None:
+        """Refuse numbers that would fill the memory, however small they are in the file."""
+        metadata, num_values = self._file.metadata, 0
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            for part in map(group.column, range(group.num_columns)):
+                path = part.path_in_schema
+                num_values += part.num_values if f"{path}.".startswith(f"{column}.") else 0
+        if num_values > MAX_NUMBERS:
+            raise DatasetError(
+                f"{self.path}: {column}: expected at most {MAX_NUMBERS} numbers in a file, found "
+                f"{num_values}; spread the episodes over several files"
+            )
+
     def _rectangle(self, column: str) -> np.ndarray:
         """Flatten lists of any depth into rows of equal width."""
         where = f"{self.path}: {column}"
+        self._require_memory(column)
         array = self._column(column)
         if not self.num_rows:
             raise DatasetError(f"{where}: expected rows, found none; record the file again")

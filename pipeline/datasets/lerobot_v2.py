@@ -16,6 +16,7 @@ from pipeline.datasets.lerobot_episodes import (
     Clip,
     EpisodeFiles,
     FileFinder,
+    LocatedEpisodes,
     require_all_numbers,
     view_kinds,
 )
@@ -28,6 +29,8 @@ from pipeline.datasets.lerobot_info import (
     survey_info,
 )
 from pipeline.datasets.lerobot_reader import LeRobotReader
+from pipeline.datasets.paths import read_small_file
+from pipeline.datasets.selection import wanted_numbers
 from pipeline.errors import DatasetError
 
 VERSIONS: Final = ("v2.1", "v2.0")
@@ -40,13 +43,14 @@ class LeRobotV2Reader(LeRobotReader):
     """A LeRobot v2.0 or v2.1 dataset; implements `FormatReader`."""
 
     def __init__(self, place: DatasetPlace) -> None:
-        """Read the index and check every file by its header; no frame is decoded.
+        """Read the index and check every wanted file by its header; no frame is decoded.
 
         Raises:
-            DatasetError: another version, an index with gaps, a key that is no such feature, or
-                a file that is missing, damaged, too short, or outside the root.
+            DatasetError: another version, an index with gaps, a key that is no such feature, no
+                episode that is wanted, or a file that is missing, damaged, too short, of more
+                frames than rows, or outside the root.
         """
-        info = read_info(place.root, VERSIONS)
+        info = read_info(place.root, VERSIONS, allow_outside=place.allow_outside)
         super().__init__(place, info, _locate(place, info))
 
     @staticmethod
@@ -71,17 +75,18 @@ class _IndexLine(BaseModel):
     length: Annotated[int, Field(ge=1)]
 
 
-def _locate(place: DatasetPlace, info: LeRobotInfo) -> list[EpisodeFiles]:
-    """Say of every episode, ordered by number, where its rows and clips lie."""
+def _locate(place: DatasetPlace, info: LeRobotInfo) -> LocatedEpisodes:
+    """Say of every wanted episode, ordered by number, where its rows and clips lie."""
     kinds = view_kinds(place, info)
     video_keys = [key for key, kind in kinds.items() if kind == "video"]
     files, where = FileFinder(place), f"{place.root / INFO_PATH}"
-    path = files.find(INDEX_PATH)
-    lines = sorted(_read_index(path), key=lambda line: line.episode_index)
+    path = place.root / INDEX_PATH
+    lines = sorted(_read_index(place), key=lambda line: line.episode_index)
     require_all_numbers(path, [line.episode_index for line in lines], info)
+    wanted = wanted_numbers(place, [line.episode_index for line in lines])
     data_path, video_path = info.data_path or _DATA_PATH, info.video_path or _VIDEO_PATH
     found = []
-    for line in lines:
+    for line in (line for line in lines if line.episode_index in wanted):
         number = line.episode_index
         names: dict[str, int | str] = {
             "episode_index": number,
@@ -93,12 +98,15 @@ def _locate(place: DatasetPlace, info: LeRobotInfo) -> list[EpisodeFiles]:
             filled = fill_template(video_path, {**names, "video_key": key}, f"{where}: video_path")
             clips[key] = Clip(path=files.find(filled), start_s=0.0)
         found.append(EpisodeFiles(number, line.length, table, None, clips))
-    return found
+    rows_of = {files.table: files.length for files in found}
+    return LocatedEpisodes(tuple(found), len(lines), rows_of)
 
 
-def _read_index(path: Path) -> list[_IndexLine]:
+def _read_index(place: DatasetPlace) -> list[_IndexLine]:
+    path = place.root / INDEX_PATH
     try:
-        texts = path.read_bytes().splitlines()
+        content = read_small_file(place.root, INDEX_PATH, allow_outside=place.allow_outside)
+        texts = content.splitlines()
     except OSError as error:
         raise DatasetError(
             f"{path}: expected the index of the episodes, found none that reads; download it"

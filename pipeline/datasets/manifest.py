@@ -42,6 +42,8 @@ from pipeline.errors import ManifestError
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _OF_ONE_SOURCE: Final = ("format", "episodes", "splits", "checksums", "allow_outside")
 
+MAX_SHIFT: Final = 1000  # control steps; 20 s at 50 Hz, where real recordings are off by a few
+
 
 class Manifest(BaseModel):
     """A dataset: where it comes from, where it lies, and what its arrays mean."""
@@ -74,7 +76,7 @@ class Manifest(BaseModel):
     """Opt-in for frames of another size: they are resized to 256x256 pixels; None refuses them."""
     colour_order: ColourOrder = "rgb"
     """Order in which the files hold the colours; `bgr` is turned into RGB while reading."""
-    action_shift: Annotated[int, Field(strict=True)] = 0
+    action_shift: Annotated[int, Field(strict=True, ge=-MAX_SHIFT, le=MAX_SHIFT)] = 0
     """Control steps by which the files hold an action too early (above 0) or too late for its
     frame: step t gets the action of t - shift, the first or last one where there is none."""
     episodes: EpisodeFilter | None = None
@@ -230,14 +232,26 @@ def load_manifest(path: Path | str) -> Manifest:
         path: a TOML file, such as those in `data_manifests/`.
 
     Returns:
-        The manifest, with `roots` resolved to absolute paths.
+        The manifest, with `roots` as absolute paths, in which links are kept.
 
     Raises:
         ManifestError: the file is absent, is no TOML, or a field is unknown, missing or impossible.
     """
+    if "\0" in str(path):
+        raise ManifestError(
+            f"{str(path)!r}: expected the path of a manifest file, found a NUL character in it; "
+            "correct it"
+        )
     path = Path(path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
+        manifest = Manifest.from_dict(content, origin=str(path))
+    except ManifestError:  # which is a ValueError
+        raise
+    except RecursionError as error:
+        raise ManifestError(
+            f"{path}: expected a manifest, found lists or tables nested hundreds deep; remove them"
+        ) from error
     except FileNotFoundError as error:
         raise ManifestError(
             f"{path}: expected a manifest file, found nothing; correct the path, or write one: "
@@ -247,11 +261,10 @@ def load_manifest(path: Path | str) -> Manifest:
         raise ManifestError(
             f"{path}: expected a readable manifest file, found {error.strerror}; give a TOML file"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # no TOML, no UTF-8, or an integer of thousands of digits
         raise ManifestError(
             f"{path}: expected TOML in UTF-8, found: {error}; correct that place"
         ) from error
-    manifest = Manifest.from_dict(content, origin=str(path))
     manifest._roots = tuple(
         _resolve(place.path, path, f"sources[{index}].path" if manifest.sources else "path")
         for index, place in enumerate(manifest.places)
@@ -268,7 +281,7 @@ def _resolve(written: str, manifest_file: Path, key: str) -> Path:
             f'that begins with a variable as in "${{DATA_ROOT}}/x", found {written!r}; a home '
             'folder is "${HOME}"'
         )
-    value = ""
+    folder = manifest_file.absolute().parent
     if match:
         value = os.environ.get(match[1], "")
         if not value:
@@ -276,4 +289,8 @@ def _resolve(written: str, manifest_file: Path, key: str) -> Path:
                 f"{manifest_file}: {key}: expected the environment variable {match[1]} to be set, "
                 f"found it unset or empty; run `export {match[1]}=/folder/of/your/data` first"
             )
-    return (manifest_file.absolute().parent / (value + rest)).resolve()
+        rest = value + rest
+        if not Path(value).is_absolute():  # as in every other command of the shell that set it
+            folder = Path.cwd()
+    # Links stay: a file's name tells its layout, and a download cache links to nameless ones.
+    return Path(os.path.normpath(folder / rest))

@@ -18,6 +18,7 @@ from pipeline.datasets.manifest_parts import (
 )
 
 MANUAL: Final = "data_manifests/README.md explains every field"
+_MAX_SHOWN: Final = 200  # characters of a value
 _MODELS: Final[Mapping[str, type[BaseModel]]] = {
     "views": ViewSource,
     "state": ArraySource,
@@ -70,4 +71,13 @@ def _text(problem: ErrorDetails, top: type[BaseModel]) -> str:
         return str(problem["ctx"]["error"])
     wanted = problem["msg"].removeprefix("Input should be ")
     wanted = wanted[0].lower() + wanted[1:]
-    return f"expected {wanted}, found {problem['input']!r}; correct it, {MANUAL}"
+    return f"expected {wanted}, found {_brief(problem['input'])}; correct it, {MANUAL}"
+
+
+def _brief(value: Any) -> str:
+    """Return how Python writes a value, cut off where it is long."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested deep, an integer of thousands of digits
+        return f"a value of type {type(value).__name__} that is too long to show"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

@@ -3,6 +3,7 @@
 Knows pydantic; opens no file. `data_manifests/README.md` explains every field in words.
 """
 
+from collections import Counter
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -47,7 +48,7 @@ def _one_or_several(value: Any) -> Any:
 
 
 def _refuse_repeated(numbers: tuple[int, ...]) -> tuple[int, ...]:
-    repeated = sorted({number for number in numbers if numbers.count(number) > 1})
+    repeated = sorted(number for number, count in Counter(numbers).items() if count > 1)
     if repeated:
         raise ValueError(f"expected each number once, found {repeated} more often; remove them")
     return numbers
@@ -61,7 +62,7 @@ def _refuse_no_path(path: str) -> str:
 
 Key = Annotated[Text, AfterValidator(_refuse_no_place)]
 PathText = Annotated[Text, AfterValidator(_refuse_no_path)]
-Count = Annotated[int, Field(ge=0, strict=True)]
+Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Numbers = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_refuse_repeated)]
 Checksums = Annotated[
     dict[PathText, Annotated[str, StringConstraints(pattern=_SHA256)]],
@@ -115,12 +116,6 @@ class EpisodeFilter(_Part):
         if (self.only is None) == (self.except_ is None):
             raise ValueError("expected either `only` or `except`, found both or none; write one")
         return self
-
-    def keeps(self, number: int) -> bool:
-        """Whether the episode of this number is used."""
-        if self.only is not None:
-            return number in self.only
-        return self.except_ is None or number not in self.except_
 
 
 class Splits(_Part):

@@ -11,12 +11,13 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from pipeline.datasets.base import DatasetPlace, FormatReader
+from pipeline.datasets.base import FormatReader
 from pipeline.datasets.manifest import Manifest
-from pipeline.datasets.manifest_parts import ArraySource, DataSource, key_path
-from pipeline.datasets.registry import open_format
+from pipeline.datasets.manifest_parts import ArraySource, key_path
+from pipeline.datasets.manifest_sources import Complain, SourceOpener
 from pipeline.errors import DatasetError
 
+_MAX_UNREADABLE: Final = 20  # episodes, one after the other; not all of a hundred thousand
 _FPS_TOLERANCE: Final = 1e-6  # relative; files keep some rates as float32
 
 
@@ -25,7 +26,7 @@ class _Columns:
 
     def __init__(self, role: str, wanted: ArraySource, reader: FormatReader, manifest: Manifest):
         self.keys = wanted.key_paths
-        widths = [reader.numbers(0, key).shape[1] for key in self.keys]
+        self.measured, widths = _first_widths(self.keys, reader)
         joined = [
             (key, dim) for key, width in zip(self.keys, widths, strict=True) for dim in range(width)
         ]
@@ -33,18 +34,36 @@ class _Columns:
         if wanted.columns and max(wanted.columns) >= len(joined):
             raise DatasetError(
                 f"{manifest.origin}: {role}.columns: expected columns below {len(joined)}, the "
-                f"width of {' + '.join(self.keys)} in {reader.episode_name(0)}, found "
+                f"width of {' + '.join(self.keys)} in {self.measured}, found "
                 f"{max(wanted.columns)}; columns are counted from 0"
             )
         self.num_joined = len(joined)
         self.places = [joined[column] for column in wanted.columns] if wanted.columns else joined
 
 
+def _first_widths(keys: Sequence[str], reader: FormatReader) -> tuple[str, list[int]]:
+    """Return the name of the first episode that reads, and the widths of its arrays."""
+    for episode in range(reader.num_episodes):
+        try:
+            widths = [reader.numbers(episode, key).shape[1] for key in keys]
+        except DatasetError:  # told by whoever reads that episode; others may be fine
+            if episode == min(reader.num_episodes, _MAX_UNREADABLE) - 1:
+                raise
+        else:
+            return reader.episode_name(episode), widths
+    raise AssertionError("a reader has episodes")
+
+
 class ManifestReader:
     """All episodes that a manifest describes, source after source; implements `EpisodeReader`."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, *, complain: Complain | None = None) -> None:
         """Open every source and check its files by their headers; no frame is decoded.
+
+        Args:
+            manifest: loaded from a file.
+            complain: is told of episodes that do not open, which are then passed over, and of
+                another rate than the manifest's; None raises.
 
         Raises:
             DatasetError: a source is absent, damaged, of no known layout, or does not hold what
@@ -61,7 +80,7 @@ class ManifestReader:
         heldout: list[int] = []
         try:
             for source in range(len(manifest.places)):
-                heldout += self._add_source(source)
+                heldout += self._add_source(source, complain)
         except BaseException:
             self.close()
             raise
@@ -75,6 +94,11 @@ class ManifestReader:
                 f"{manifest.origin}: splits.heldout: expected at least one episode to train on, "
                 f"found all {self.num_episodes} held out; name fewer"
             )
+
+    def episode_number(self, episode: int) -> int:
+        """Return the number that the files give the episode; sources number each for itself."""
+        reader, position, _ = self._at(episode)
+        return reader.episode_number(position)
 
     def episode_name(self, episode: int) -> str:
         """Name an episode for messages: the path of its file, and the place in it."""
@@ -132,12 +156,24 @@ class ManifestReader:
         return shifted
 
     def timestamp(self, episode: int) -> Float64[np.ndarray, " t"]:
-        """Return seconds since the episode's first step; from `fps` where the files keep none."""
+        """Return seconds since the episode's first step; from `fps` where the files keep none.
+
+        Raises:
+            DatasetError: a time is NaN or infinite, or does not read.
+        """
         reader, position, _ = self._at(episode)
-        kept = reader.timestamp(position)
-        if kept is not None:
-            return kept
-        return np.arange(reader.episode_length(position), dtype=np.float64) / self.fps
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is reported below
+            kept = reader.timestamp(position)
+        if kept is None:
+            return np.arange(reader.episode_length(position), dtype=np.float64) / self.fps
+        wrong = np.flatnonzero(~np.isfinite(kept))
+        if len(wrong):
+            raise DatasetError(
+                f"{reader.episode_name(position)}: expected finite times, found "
+                f"{kept[wrong[0]]} s at step {wrong[0]} ({len(wrong)} in all); correct this "
+                "episode or leave it out"
+            )
+        return kept
 
     def close(self) -> None:
         """Close every open file; reading again opens it again."""
@@ -150,44 +186,38 @@ class ManifestReader:
         source, position = self._episodes[episode]
         return self._readers[source], position, self._columns[source]
 
-    def _add_source(self, source: int) -> list[int]:
+    def _add_source(self, source: int, complain: Complain | None) -> list[int]:
         """Open a source and return its held-out episodes, as this reader numbers them."""
         manifest, place = self._manifest, self._manifest.places[source]
-        reader = open_format(
-            place.format,
-            DatasetPlace(
-                root=manifest.roots[source],
-                view_keys=tuple(self._view_keys.values()),
-                number_keys=tuple(
-                    dict.fromkeys((*manifest.state.key_paths, *manifest.action.key_paths))
-                ),
-                allow_outside=place.allow_outside,
-            ),
-        )
+        opener = SourceOpener(manifest, source)
+        reader = opener.open(complain)
         self._readers.append(reader)
-        where = f"sources[{source}]." if manifest.sources else ""
-        self._check_fps(reader)
+        self._check_fps(reader, complain)
         numbers = [reader.episode_number(position) for position in range(reader.num_episodes)]
-        kept = self._kept_numbers(place, numbers, where)
-        heldout = self._heldout_numbers(place, reader, kept, where)
+        named = place.splits.heldout if place.splits is not None else ()
+        if isinstance(named, str):
+            heldout = self._subset(reader, named, numbers, opener.where)
+        else:
+            heldout = set(named)
+            opener.refuse_unknown(heldout, opener.kept, "splits.heldout")
         state = _Columns("state", manifest.state, reader, manifest)
         action = _Columns("action", manifest.action, reader, manifest)
         self._columns.append((state, action))
         self._check_widths(reader, source)
         first = len(self._episodes)
-        self._episodes += [
-            (source, position) for position, number in enumerate(numbers) if number in kept
-        ]
-        added = [number for number in numbers if number in kept]
-        return [first + index for index, number in enumerate(added) if number in heldout]
+        self._episodes += [(source, position) for position in range(reader.num_episodes)]
+        return [first + position for position, number in enumerate(numbers) if number in heldout]
 
-    def _check_fps(self, reader: FormatReader) -> None:
+    def _check_fps(self, reader: FormatReader, complain: Complain | None) -> None:
         if reader.fps is None or math.isclose(reader.fps, self.fps, rel_tol=_FPS_TOLERANCE):
             return
-        raise DatasetError(
+        error = DatasetError(
             f"{self._manifest.origin}: fps: expected {reader.fps:g} as {reader.episode_name(0)} "
             f"says, found {self.fps:g}; correct it"
         )
+        if complain is None:
+            raise error
+        complain("fps", self._manifest.origin, error)
 
     def _check_widths(self, reader: FormatReader, source: int) -> None:
         for role, first, ours in zip(
@@ -200,45 +230,14 @@ class ManifestReader:
                     f"{reader.episode_name(0)}; put one robot into a manifest"
                 )
 
-    def _kept_numbers(self, place: DataSource, numbers: list[int], where: str) -> set[int]:
-        if place.episodes is None:
-            return set(numbers)
-        key = "only" if place.episodes.only else "except"
-        named = place.episodes.only or place.episodes.except_ or ()
-        self._refuse_unknown(named, numbers, f"{where}episodes.{key}")
-        kept = {number for number in numbers if place.episodes.keeps(number)}
-        if not kept:
-            raise DatasetError(
-                f"{self._manifest.origin}: {where}episodes.{key}: expected at least one episode "
-                f"left, found all {len(numbers)} left out; name fewer"
-            )
-        return kept
-
-    def _heldout_numbers(
-        self, place: DataSource, reader: FormatReader, kept: set[int], where: str
-    ) -> set[int]:
-        if place.splits is None:
-            return set()
-        named = place.splits.heldout
-        if not isinstance(named, str):
-            self._refuse_unknown(named, sorted(kept), f"{where}splits.heldout")
-            return set(named)
-        heldout = kept.intersection(reader.subset(named))
+    def _subset(self, reader: FormatReader, name: str, numbers: list[int], where: str) -> set[int]:
+        heldout = set(numbers).intersection(reader.subset(name))
         if not heldout:
             raise DatasetError(
                 f"{self._manifest.origin}: {where}splits.heldout: expected episodes in the subset "
-                f"{named!r}, found none among those used; name another subset, or their numbers"
+                f"{name!r}, found none among those used; name another subset, or their numbers"
             )
         return heldout
-
-    def _refuse_unknown(self, named: Sequence[int], numbers: Sequence[int], key: str) -> None:
-        unknown = sorted(set(named).difference(numbers))
-        if unknown:
-            raise DatasetError(
-                f"{self._manifest.origin}: {key}: expected numbers of episodes that are there "
-                f"({len(numbers)}, from {min(numbers)} to {max(numbers)}), found {unknown[:5]} "
-                f"({len(unknown)} in all); remove them"
-            )
 
     def _numbers(self, episode: int, columns: _Columns) -> Float32[np.ndarray, "t d"]:
         reader, position, _ = self._at(episode)
@@ -247,7 +246,7 @@ class ManifestReader:
         if raw.shape[1] != columns.num_joined:
             raise DatasetError(
                 f"{reader.episode_name(position)}: {' + '.join(columns.keys)}: expected width "
-                f"{columns.num_joined} as in {reader.episode_name(0)}, found {raw.shape[1]}; keep "
+                f"{columns.num_joined} as in {columns.measured}, found {raw.shape[1]}; keep "
                 "one robot to a dataset"
             )
         if columns.columns is not None:

@@ -94,16 +94,18 @@ def check_clock(
     """Compare an episode's clock with the manifest's rate.
 
     Args:
-        seconds: since the episode's first step.
+        seconds: since the episode's first step; finite.
         fps: control steps a second.
         place: the episode, for messages.
         findings: what is odd is added here.
     """
-    steps = np.diff(seconds) * fps  # in control steps
+    with np.errstate(over="ignore"):  # an overflow becomes infinite and is reported below
+        steps = np.diff(seconds) * fps  # in control steps
     if not len(steps):
         return
-    if not np.isfinite(steps).all() or (steps <= 0).any():
-        wrong = int(np.flatnonzero(~(steps > 0))[0])
+    is_step = np.isfinite(steps) & (steps > 0)
+    if not is_step.all():
+        wrong = int(np.flatnonzero(~is_step)[0])
         findings.add(
             "error",
             "clock",
@@ -130,4 +132,23 @@ def check_clock(
             f"{int((steps > _LONG_STEP).sum())} gaps of up to {steps.max() / fps:.3g} s, the first "
             f"before step {int(np.argmax(steps > _LONG_STEP)) + 1}",
             "look at what was not recorded there; leave the episode out if the robot moved",
+        )
+
+
+def check_shift(shift: int, num_steps: int, place: str, findings: Findings) -> None:
+    """Compare the manifest's shift of actions with an episode's length.
+
+    Args:
+        shift: `action_shift`, in control steps.
+        num_steps: of the episode.
+        place: the episode, for messages.
+        findings: a shift that leaves a single action is added here.
+    """
+    if shift and abs(shift) >= max(num_steps - 1, 1):
+        findings.add(
+            "error",
+            "shift",
+            place,
+            f"`action_shift` of {shift} gives all {num_steps} steps the same action",
+            "correct `action_shift` in the manifest, or leave the episode out",
         )

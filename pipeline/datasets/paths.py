@@ -1,10 +1,12 @@
 """Where a dataset's files may lie: below its root, wherever links and `..` would lead.
 
-Knows paths; opens no file. Datasets are downloaded, and what they say of paths is not trusted.
+Knows paths, and reads small files whole. Datasets are downloaded, and what they say of paths is not
+trusted.
 """
 
 from pathlib import Path
 
+from pipeline.datasets.limits import MAX_METADATA_BYTES
 from pipeline.errors import DatasetError
 
 
@@ -29,6 +31,35 @@ def resolve_inside(root: Path, relative: str, *, allow_outside: bool) -> Path:
     if allow_outside or path == base or base in path.parents:
         return path
     raise DatasetError(
-        f"{root}: expected {relative!r} inside this place, found that it leads to {path}; write "
-        "`allow_outside = true` into the manifest if you trust the dataset, or copy the file in"
+        f"{root}: expected {relative!r} inside this place, found that it leads to {path}; copy the "
+        "files in, or write `allow_outside = true` into the manifest if you trust the dataset"
     )
+
+
+def require_small_file(root: Path, relative: str, *, allow_outside: bool) -> Path:
+    """Return where a header, an index or a picture lies, which is to be read whole.
+
+    Raises:
+        DatasetError: it lies outside `root`, which is not allowed, is no file (a pipe would wait
+            for its writer, a device never end), or is larger than any such file.
+        FileNotFoundError: there is nothing.
+    """
+    path = resolve_inside(root, relative, allow_outside=allow_outside)
+    size = path.stat().st_size
+    if not path.is_file() or size > MAX_METADATA_BYTES:
+        found = f"{size} bytes" if path.is_file() else "something else"
+        raise DatasetError(
+            f"{root / relative}: expected a file of at most {MAX_METADATA_BYTES} bytes, found "
+            f"{found}; download the dataset again"
+        )
+    return path
+
+
+def read_small_file(root: Path, relative: str, *, allow_outside: bool) -> bytes:
+    """Read a header, an index or a picture whole.
+
+    Raises:
+        DatasetError: as of `require_small_file`.
+        OSError: there is nothing, or it does not read.
+    """
+    return require_small_file(root, relative, allow_outside=allow_outside).read_bytes()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, Literal, Protocol, cast, runtime_checkable
 
 from pipeline.datasets.base import DatasetPlace, FormatReader, FormatSurvey
+from pipeline.datasets.paths import read_small_file
 from pipeline.errors import DatasetError
 
 FormatName = Literal[
@@ -92,9 +93,7 @@ def detect_format(root: Path) -> FormatName:
         DatasetError: there is nothing, no layout that is read, or more than one of them.
     """
     if not root.exists():
-        raise DatasetError(
-            f"{root}: expected a dataset, found nothing; correct `path` in the manifest"
-        )
+        raise DatasetError(f"{root}: expected a dataset, found nothing; correct the path to it")
     found, missing = [], None
     for name in FORMATS:
         try:
@@ -113,16 +112,16 @@ def detect_format(root: Path) -> FormatName:
         raise DatasetError(f"{root}: found no layout that is read without it: {missing}")
     raise DatasetError(
         f"{root}: expected one of the layouts {', '.join(FORMATS)}, found {_what_it_is(root)}; "
-        "correct `path` in the manifest, or convert the dataset"
+        "correct the path to it, or convert the dataset"
     )
 
 
 def _what_it_is(root: Path) -> str:
     """Name what is known and not read; what is looked for where it is something else."""
-    for info in (root / "meta" / "info.json", root / "meta_data" / "info.json"):
+    for info in ("meta/info.json", "meta_data/info.json"):
         try:
-            content = json.loads(info.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            content = json.loads(read_small_file(root, info, allow_outside=False))
+        except (OSError, ValueError, RecursionError):  # our own errors are among them
             continue
         if isinstance(content, dict):
             version = str(content.get("codebase_version", "none"))[:20]

@@ -29,6 +29,7 @@ from pipeline.datasets.hdf5_checks import (
     find_object,
     open_hdf5,
     require_readable,
+    single_value,
 )
 from pipeline.datasets.hdf5_episodes import (
     EpisodeFacts,
@@ -41,6 +42,7 @@ from pipeline.datasets.hdf5_episodes import (
 )
 from pipeline.datasets.hdf5_reader import Hdf5Reader
 from pipeline.datasets.paths import resolve_inside
+from pipeline.datasets.selection import wanted_numbers
 from pipeline.errors import DatasetError
 
 LAYOUT: Final = Hdf5Layout(
@@ -54,6 +56,7 @@ LAYOUT: Final = Hdf5Layout(
 )
 _DEMO_NAME: Final = re.compile(r"demo_([0-9]{1,18})")  # 18 digits fit 64 bits
 _MAX_LOOKS: Final = 16  # files of a folder that are opened to recognise it
+_SUFFIXES: Final = (".hdf5", ".h5")  # of the files of a folder, in letters of either case
 
 
 class RobomimicHdf5Reader(Hdf5Reader):
@@ -64,44 +67,47 @@ class RobomimicHdf5Reader(Hdf5Reader):
     """
 
     def __init__(self, place: DatasetPlace) -> None:
-        """Open the files and check every demonstration by its headers; no frame is read.
+        """Open the files and check every wanted demonstration by its headers; no frame is read.
 
         Raises:
-            DatasetError: there is no demonstration, or a file is damaged, lacks a key, keeps no
-                frames, links to another file, or does not agree with itself or the others.
+            DatasetError: there is no demonstration, or none that is wanted; or a file is damaged,
+                lacks a key, keeps no frames, links to another file, or does not agree with itself
+                or the others.
         """
         paths = _files(place.root, allow_outside=place.allow_outside)
+        listed = _listed(paths)
+        wanted = wanted_numbers(place, (demo.number for demos in listed.values() for demo in demos))
+        # Of each file with a wanted demonstration: those of all its demonstrations, by name.
+        self._numbers: dict[Path, dict[str, int]] = {}
         episodes: list[EpisodeFacts] = []
         stated, upside_down = [], set()
-        for path in paths:
+        for path, demos in listed.items():
+            kept = [demo for demo in demos if demo.number in wanted]
+            if not kept:
+                continue
+            self._numbers[path] = {demo.group.rpartition("/")[2]: demo.number for demo in demos}
             with open_hdf5(path) as file:
-                for demo, group in _demos(file, path):
-                    number = demo if len(paths) == 1 else len(episodes)
-                    where = EpisodePlace(path=path, group=group, number=number)
-                    facts = describe_episode(file, where, place, LAYOUT)
+                for demo in kept:
+                    facts = describe_episode(file, demo, place, LAYOUT)
                     _check_num_samples(file, facts)
                     episodes.append(facts)
                 stated.append((path, _fps(file)))
-                if _is_upside_down(file):
+                if _is_upside_down(file, path):
                     upside_down.add(path)
         super().__init__(place, episodes, upside_down=frozenset(upside_down))
         self.fps = agreed_fps(stated)
-        self._paths = paths
 
     def subset(self, name: str) -> tuple[int, ...]:
-        """Return the episode numbers of a subset that every file names in `/mask`, ascending.
+        """Return the episode numbers of a subset in `/mask`, ascending, unwanted ones too.
+
+        Files without a wanted demonstration are not asked.
 
         Raises:
             DatasetError: a file names no such subset (says which it names), or lists something
                 there that it does not hold.
         """
         found: list[int] = []
-        for path in self._paths:
-            numbers = {
-                facts.place.group.rpartition("/")[2]: facts.place.number
-                for facts in self._episodes
-                if facts.place.path == path
-            }
+        for path, numbers in self._numbers.items():
             with open_hdf5(path) as file:
                 for demo in _mask(file, path, name):
                     if demo not in numbers:
@@ -119,7 +125,7 @@ class RobomimicHdf5Reader(Hdf5Reader):
             paths = sorted(root.iterdir()) if root.is_dir() else [root]
         except OSError:
             return False
-        candidates = (path for path in paths if path.suffix == ".hdf5")
+        candidates = (path for path in paths if not root.is_dir() or _is_hdf5(path))
         return any(_has_demos(path) for path in islice(candidates, _MAX_LOOKS))
 
     @staticmethod
@@ -129,7 +135,7 @@ class RobomimicHdf5Reader(Hdf5Reader):
         Raises:
             DatasetError: there is no demonstration, or the first is damaged or has no camera.
         """
-        path = _files(root, allow_outside=True)[0]
+        path = _files(root, allow_outside=False)[0]
         with open_hdf5(path) as file:
             number, group = _demos(file, path)[0]
             where = EpisodePlace(path=path, group=group, number=number)
@@ -141,15 +147,34 @@ class RobomimicHdf5Reader(Hdf5Reader):
 def _files(root: Path, *, allow_outside: bool) -> list[Path]:
     if not root.is_dir():
         return [root]  # which says of itself when it is nothing
-    paths = sorted(path for path in root.iterdir() if path.suffix == ".hdf5")
+    paths = sorted(path for path in root.iterdir() if _is_hdf5(path))
     if not paths:
         raise DatasetError(
             f"{root}: expected a robomimic .hdf5 file, or a folder of such, found a folder without "
-            "any; correct `path` in the manifest"
+            "any; correct the path to it"
         )
     for path in paths:
         resolve_inside(root, path.name, allow_outside=allow_outside)
     return paths
+
+
+def _is_hdf5(path: Path) -> bool:
+    # macOS leaves its notes beside files as `._image.hdf5`.
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+
+
+def _listed(paths: list[Path]) -> dict[Path, list[EpisodePlace]]:
+    """List the demonstrations of all files, with their episodes' numbers."""
+    listed: dict[Path, list[EpisodePlace]] = {}
+    num_before = 0
+    for path in paths:
+        with open_hdf5(path) as file:
+            listed[path] = [
+                EpisodePlace(path, group, demo if len(paths) == 1 else num_before + position)
+                for position, (demo, group) in enumerate(_demos(file, path))
+            ]
+        num_before += len(listed[path])
+    return listed
 
 
 def _demos(file: h5py.File, path: Path) -> list[tuple[int, str]]:
@@ -157,8 +182,8 @@ def _demos(file: h5py.File, path: Path) -> list[tuple[int, str]]:
     data = find_object(file, "data")
     if not isinstance(data, h5py.Group):
         raise DatasetError(
-            f"{path}: expected a group `data` of demonstrations, found none; correct `path` in the "
-            "manifest, or move this file out of the folder"
+            f"{path}: expected a group `data` of demonstrations, found none; correct the path "
+            "to it, or move this file out of the folder"
         )
     demos = []
     for name in data:
@@ -170,8 +195,8 @@ def _demos(file: h5py.File, path: Path) -> list[tuple[int, str]]:
         demos.append((int(match[1]), f"data/{name}"))
     if not demos:
         raise DatasetError(
-            f"{path}: expected at least one demonstration, found none; correct `path` in the "
-            "manifest, or move this file out of the folder"
+            f"{path}: expected at least one demonstration, found none; correct the path "
+            "to it, or move this file out of the folder"
         )
     demos.sort()
     for (number, group), (following, twin) in pairwise(demos):
@@ -185,7 +210,7 @@ def _demos(file: h5py.File, path: Path) -> list[tuple[int, str]]:
 
 def _check_num_samples(file: h5py.File, facts: EpisodeFacts) -> None:
     group = find_object(file, facts.place.group)
-    stated = None if group is None else group.attrs.get("num_samples")
+    stated = None if group is None else single_value(group.attrs.get("num_samples"))
     if stated is not None and (np.ndim(stated) != 0 or stated != facts.length):
         raise DatasetError(
             f"{facts.place.name}: expected {stated} steps as `num_samples` says, found "
@@ -207,11 +232,21 @@ def _fps(file: h5py.File) -> float | None:
     return positive_number(kwargs.get("control_freq")) if isinstance(kwargs, dict) else None
 
 
-def _is_upside_down(file: h5py.File) -> bool:
-    return _text(file["data"].attrs.get("macros_image_convention")) == "opengl"
+def _is_upside_down(file: h5py.File, path: Path) -> bool:
+    stated = file["data"].attrs.get("macros_image_convention")
+    convention = _text(stated)
+    if stated is None or (convention or "").casefold() == "opencv":
+        return False
+    if (convention or "").casefold() == "opengl":
+        return True
+    raise DatasetError(
+        f"{path}: data: macros_image_convention: expected opengl (the lowest row of a frame first) "
+        f"or opencv, found {str(stated)[:40]!r}; correct the attribute"
+    )
 
 
 def _text(value: object) -> str | None:
+    value = single_value(value)
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value if isinstance(value, str) else None

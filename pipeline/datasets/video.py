@@ -22,6 +22,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, Int64, UInt8
 
+from pipeline.datasets.selection import LEAVE_OUT
 from pipeline.errors import DatasetError, FrameReadError
 
 MAX_PIXELS: Final = 64_000_000  # pixels of a frame, as of still images; a header is not trusted
@@ -86,6 +87,18 @@ def read_header(path: Path) -> VideoHeader:
     return VideoHeader(size=size, num_frames=num_frames, end_s=end_s)
 
 
+def count_frames(path: Path) -> int:
+    """Count the frames that are shown, in a pass over the packets that decodes nothing.
+
+    Raises:
+        DatasetError: the file does not read to its end.
+    """
+    try:
+        return len(_read_clock(path).pts)
+    except (av.FFmpegError, OSError, DatasetError) as error:
+        raise DatasetError(_no_video(path, error)) from error
+
+
 def match_frames(
     shown_s: Float64[np.ndarray, " n"],
     wanted_s: Float64[np.ndarray, " t"],
@@ -122,7 +135,7 @@ def match_frames(
             f"{where}: frame {step}: expected a frame within {0.5 / fps:.4g} s of "
             f"{wanted_s[step]:.4f} s, found the nearest of {len(shown_s)} at "
             f"{shown_s[found[step]]:.4f} s ({len(alone)} of {len(wanted_s)} steps have none); "
-            "download or record the video again, or leave the episode out"
+            f"download or record the video again, or {LEAVE_OUT}"
         )
     shared = np.flatnonzero(np.diff(found) < 1)
     if len(shared):
@@ -130,7 +143,7 @@ def match_frames(
         raise FrameReadError(
             f"{where}: frame {step}: expected a frame later than that of step {step - 1}, found "
             f"the one at {shown_s[found[step]]:.4f} s for both; the video or its times lack "
-            "frames, record it again or leave the episode out"
+            f"frames, record it again or {LEAVE_OUT}"
         )
     return found
 
@@ -323,5 +336,5 @@ def _no_video(path: Path, error: Exception) -> str:
 def _undecodable(where: str, error: object) -> FrameReadError:
     return FrameReadError(
         f"{where}: expected a whole frame, found {' '.join(str(error).split())[:200]}; download "
-        "or record the video again, or leave the episode out"
+        f"or record the video again, or {LEAVE_OUT}"
     )

@@ -15,19 +15,30 @@ import numpy as np
 import zarr
 import zarr.storage
 
-from pipeline.datasets.zarr_chunks import ChunkGrid, array_keys, zip_members
+from pipeline.datasets.zarr_chunks import (
+    ChunkGrid,
+    array_keys,
+    has_array,
+    require_headers,
+    zip_members,
+)
+from pipeline.datasets.zarr_codecs import package_of
 from pipeline.errors import DatasetError
 
 ENDS_KEY: Final = "meta/episode_ends"
 # What codecs raise for damaged bytes: Blosc and Zstandard the first, the others as they please.
 DAMAGE: Final = (
-    *(RuntimeError, ValueError, TypeError, OSError, EOFError),
+    *(RuntimeError, ValueError, TypeError, OSError, EOFError, OverflowError),
     *(zlib.error, lzma.LZMAError, zipfile.BadZipFile),
 )
 
 
-def open_group(root: Path) -> zarr.Group:
+def open_group(root: Path, *, allow_outside: bool) -> zarr.Group:
     """Open the folder or zip as a Zarr v2 group, for reading only.
+
+    Args:
+        root: a folder, or a `.zip`.
+        allow_outside: whether its header may lie outside `root`, behind a link.
 
     Raises:
         DatasetError: there is no such group, or one of Zarr format 3.
@@ -43,6 +54,7 @@ def open_group(root: Path) -> zarr.Group:
             f"{', '.join(sorted({name.split('/')[0] for name in names})[:5]) or 'nothing'}; zip "
             "what is inside the .zarr folder, not the folder"
         )
+    require_headers(root, "", allow_outside=allow_outside)
     store = zarr.storage.LocalStore(root, read_only=True) if root.is_dir() else None
     try:
         return zarr.open_group(
@@ -54,17 +66,18 @@ def open_group(root: Path) -> zarr.Group:
     except DAMAGE as error:
         raise DatasetError(
             f"{root}: expected a Zarr v2 replay buffer with data/ and {ENDS_KEY}, found none "
-            f"({' '.join(str(error).split())}); correct the path"
+            f"({' '.join(str(error).split())[:200]}); correct the path"
         ) from error
 
 
-def open_array(group: zarr.Group, root: Path, key: str) -> Any:
+def open_array(group: zarr.Group, root: Path, key: str, *, allow_outside: bool) -> Any:
     """Open one array by its header; nothing is decoded.
 
     Args:
         group: what `open_group` returned for `root`.
         root: the folder or zip.
         key: the array: `data/img`, or `ENDS_KEY`.
+        allow_outside: whether its header may lie outside `root`, behind a link.
 
     Returns:
         The `zarr.Array`.
@@ -73,29 +86,40 @@ def open_array(group: zarr.Group, root: Path, key: str) -> Any:
         DatasetError: there is no such array, its header does not read, or its codec is not
             installed.
     """
-    try:
-        array: Any = group[key] if key in (*array_keys(root), ENDS_KEY) else None
-    except KeyError:
-        array = None
-    except (ValueError, TypeError) as error:
-        codec = re.search(r"codec not available: '*\"*([\w.-]+)", str(error))
-        if codec is None:
-            raise DatasetError(
-                f"{root}: {key}: expected a header of Zarr v2 for numbers, found "
-                f"{' '.join(str(error).split())}; write the array again"
-            ) from error
-        is_picture = codec[1].startswith("imagecodecs_")
-        package = "imagecodecs imagecodecs-numcodecs" if is_picture else codec[1]
+    keys = array_keys(root)
+    if not has_array(root, key) or (key != ENDS_KEY and key not in keys):
         raise DatasetError(
-            f"{root}: {key}: expected the codec {codec[1]} to be installed, found none; run "
-            f"`pip install {package}`"
-        ) from error
-    if not isinstance(array, zarr.Array):
-        raise DatasetError(
-            f"{root}: expected an array {key}, found {', '.join(array_keys(root)) or 'none'}; "
-            "correct the key"
+            f"{root}: expected an array {key}, found {', '.join(keys) or 'none'}; correct the key"
         )
+    for folder in (key.partition("/")[0], key):
+        require_headers(root, folder, allow_outside=allow_outside)
+    try:
+        array: Any = group[key]
+        if not isinstance(array, zarr.Array):  # what zarr makes of a header without a shape
+            raise TypeError("a header that lacks fields")
+    except (KeyError, AttributeError, *DAMAGE) as error:
+        raise _unreadable_header(f"{root}: {key}", error) from error
     return array
+
+
+def _unreadable_header(place: str, error: Exception) -> DatasetError:
+    codec = re.search(r"codec not available: '*\"*([\w.-]+)", str(error))
+    if codec is None:
+        found = f"none of {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        return DatasetError(
+            f"{place}: expected a header of Zarr v2 for numbers, found {found[:200]}; write the "
+            "array again"
+        )
+    package = package_of(codec[1])
+    if package is None:
+        return DatasetError(
+            f"{place}: expected a codec that is known, found the id {codec[1][:40]}; write the "
+            "array again, compressed with Blosc"
+        )
+    return DatasetError(
+        f"{place}: expected the codec {codec[1]} to be installed, found none; run "
+        f"`pip install {package}`"
+    )
 
 
 def grid_of(array: Any) -> ChunkGrid:

@@ -72,9 +72,9 @@ def test_companion_files_are_left_alone_and_other_hdf5_files_are_not_ignored(roo
 
 
 def test_a_missing_or_empty_folder_says_what_to_correct(tmp_path):
-    with pytest.raises(DatasetError, match=r"found none; correct `path`"):
+    with pytest.raises(DatasetError, match=r"found none; correct the path"):
         open_tiny(tmp_path)
-    with pytest.raises(DatasetError, match=r"absent: .* found nothing; correct `path`"):
+    with pytest.raises(DatasetError, match=r"absent: .* found nothing; correct the path"):
         open_tiny(tmp_path / "absent")
 
 
@@ -106,7 +106,7 @@ def test_a_missing_camera_lists_the_cameras_of_the_file(root):
             np.zeros((5, 4), np.float32),
             r"width 3 of action as .*episode_9.*found 4",
         ),
-        ("action", np.zeros((5, 3), np.int64), r"expected float32 or float64.*found int64"),
+        ("action", np.zeros((5, 3), complex), r"expected numbers of shape .*found complex128"),
         (
             "action",
             np.zeros(5, np.float32),
@@ -201,6 +201,31 @@ def test_two_files_of_one_number_are_refused(root):
     (root / "episode_012.hdf5").write_bytes((root / "episode_12.hdf5").read_bytes())
     with pytest.raises(DatasetError, match=r"one file for episode 12, .*_0?12\.hdf5 too"):
         open_tiny(root)
+
+
+def test_episodes_that_are_not_wanted_are_not_looked_at(root):
+    """A damaged file, a twin, and a link to nowhere; all of other episodes."""
+    (root / "episode_9.hdf5").write_bytes(b"damaged")
+    (root / "episode_009.hdf5").write_bytes(b"damaged")
+    (root / "episode_10.hdf5").symlink_to("/nowhere")
+    place = DatasetPlace(root, (FRONT, WRIST), (STATE, ACTION), keeps=lambda number: number > 10)
+    reader = AlohaHdf5Reader(place)
+    assert (reader.num_episodes, reader.episode_number(0)) == (1, 12)
+    np.testing.assert_array_equal(reader.numbers(0, STATE), tiny_state(1))
+    none = DatasetPlace(root, (FRONT,), (STATE,), keeps=lambda number: False)
+    with pytest.raises(DatasetError, match="expected at least one episode"):
+        AlohaHdf5Reader(none)
+
+
+def test_a_look_does_not_follow_links_that_leave_the_folder(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "other.hdf5"
+    with h5py.File(elsewhere, "w") as file:
+        file["secret"] = np.zeros(3)
+    (root / "episode_9.hdf5").unlink()
+    (root / "episode_9.hdf5").symlink_to(elsewhere)
+    assert AlohaHdf5Reader.recognises(root)  # by its name alone
+    with pytest.raises(DatasetError, match="allow_outside"):
+        AlohaHdf5Reader.survey(root)
 
 
 def test_a_file_that_lies_elsewhere_is_read_only_on_request(root, tmp_path_factory):

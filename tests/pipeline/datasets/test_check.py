@@ -147,8 +147,8 @@ def test_a_camera_that_stands_still_is_found(tmp_path):
 
     finding = only(check(tmp_path, plant))
     assert (finding.severity, finding.kind, finding.place) == ("warning", "repeated", "view wrist")
-    assert "7 of 97 frames repeat" in finding.found
-    assert "7 in a row up to" in finding.found
+    assert "7 of 97 moves of the robot changed no pixel" in finding.found
+    assert "7 frames in a row up to" in finding.found
     assert "episode 4, step 15" in finding.found
 
 

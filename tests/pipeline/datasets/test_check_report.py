@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import cli.data
 from pipeline.datasets.check_report import Finding, Findings
-from pipeline.datasets.frame_checks import small_copy
+from pipeline.datasets.same_views import small_copy
 from pipeline.errors import ConfigError, DatasetError, ManifestError
 from tests.pipeline.datasets.clean_files import MANIFEST, check, step
 

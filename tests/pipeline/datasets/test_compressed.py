@@ -37,6 +37,28 @@ def test_padding_with_zeros_is_ignored(kind, num_zeros):
     assert image_size(padded, "x") == (60, 80)
 
 
+@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_bytes_after_the_end_of_a_jpeg_are_ignored(settings):
+    """As cameras append their own notes, or a buffer keeps the end of a longer picture."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    content = encode(noise, "JPEG", quality=95, **settings)
+    older = encode(np.tile(noise, (2, 2, 1)), "JPEG", quality=95)
+    for extra in (b"notes", older[len(content) :], b"\0\0x"):
+        got = decode_image(content + extra, "x")
+        np.testing.assert_array_equal(got, decode_image(content, "x"))
+
+
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_picture():
+    content = encode(PICTURE, "JPEG", quality=95)
+    thumbnail = encode(PICTURE[::4, ::4], "JPEG")
+    notes = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2) + thumbnail
+    whole = content[:2] + notes + content[2:]
+    np.testing.assert_array_equal(decode_image(whole, "x"), decode_image(content, "x"))
+    for length in (len(notes) + 2, len(whole) // 2, len(whole) - 1):
+        with pytest.raises(FrameReadError, match="a JPEG that is cut off"):
+            decode_image(whole[:length], "x")
+
+
 def test_a_progressive_jpeg_and_a_grey_image_decode():
     decode_image(encode(PICTURE, "JPEG", progressive=True), "x")
     for channel in np.moveaxis(decode_image(encode(RAMP, "PNG"), "x"), -1, 0):
@@ -76,8 +98,9 @@ def test_depth_transparency_and_masks_are_no_colour_frames(pixels):
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"GIF89a", b"\xff\xd8\xff\xd9", b"II*\0"])
 def test_other_bytes_are_refused(content):
     for read in (decode_image, image_size):
-        with pytest.raises(FrameReadError, match="expected a whole JPEG or PNG"):
+        with pytest.raises(FrameReadError, match="expected a whole JPEG or PNG") as caught:
             read(content, "x")
+        assert str(caught.value).count("expected a whole") == 1
 
 
 def test_other_formats_of_pillow_are_not_tried():

@@ -149,4 +149,23 @@ def test_init_prints_or_writes_and_never_replaces(tmp_path):
     assert again.exit_code == 2
     assert "a.toml: expected a new file" in again.stderr
     assert (tmp_path / "a.toml").read_text() == "mine"
-    assert invoke("init", tmp_path / "absent").exit_code == 2
+    absent = invoke("init", tmp_path / "absent")
+    assert absent.exit_code == 2
+    assert "manifest" not in absent.stderr  # there is none yet
+
+
+def test_a_link_to_a_file_is_drafted_by_its_own_name(tmp_path, monkeypatch):
+    """As a download cache lays it out: the name that tells the layout is the link's."""
+    blob = zip_folder(write_replay_buffer(tmp_path / "a.zarr", tiny_arrays()))
+    (tmp_path / "snapshot").mkdir()
+    link = tmp_path / "snapshot" / "push-t.zarr.zip"
+    blob.rename(tmp_path / "0a1b")
+    link.symlink_to(tmp_path / "0a1b")
+    monkeypatch.chdir(tmp_path)
+    text = draft_manifest(Path("snapshot/../snapshot/push-t.zarr.zip"))
+    found = tomllib.loads(text)
+    assert (found["name"], found["path"]) == ("push-t", str(link))
+    (tmp_path / "x.toml").write_text(complete(text, fps="x").replace('fps = "x"', "fps = 10"))
+    np.testing.assert_array_equal(
+        ManifestReader(load_manifest(tmp_path / "x.toml")).state(1), tiny_state(1)
+    )

@@ -67,7 +67,7 @@ def test_space_that_was_reserved_and_never_filled_is_not_read_as_zeros(
     assert f"{key}: " in message
     assert f"found {found}" in message
     assert "cut off" in message
-    assert "record this episode again or remove the file" in message
+    assert "again, remove it, or leave the episode out with `episodes = {" in message
 
 
 def test_partial_chunks_at_the_edges_are_whole_when_all_are_written(root):
@@ -152,7 +152,7 @@ def test_more_numbers_than_memory_holds_are_refused_by_the_header(tmp_path):
             for column in range(width):
                 raw.write_direct_chunk((0, column), b"x")
         wanted = DatasetPlace(tmp_path, (), (STATE, ACTION))
-    with pytest.raises(DatasetError, match=r"qpos: expected numbers of at most 1000000000 bytes"):
+    with pytest.raises(DatasetError, match=r"qpos: expected at most 125000000 numbers"):
         AlohaHdf5Reader(wanted)
 
 
@@ -166,4 +166,53 @@ def test_a_compression_that_is_not_installed_is_named(root):
         raw = h5py.h5d.create(file.id, b"action", h5py.h5t.IEEE_F64LE, space, dcpl=plan)
         raw.write_direct_chunk((0, 0), b"x" * 40)
     with pytest.raises(DatasetError, match=r"action: .*found filter 32001, which is not installed"):
+        open_tiny(root)
+
+
+def test_a_chunk_that_unpacks_to_more_than_memory_should_hold_is_refused(root):
+    """One frame is asked for, and 2,000 are unpacked."""
+    with h5py.File(root / "episode_12.hdf5", "r+") as file:
+        del file[FRONT]
+        shape = (5, 480, 640, 3)
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_chunk((2000, *shape[1:]))
+        plan.set_deflate(1)
+        space = h5py.h5s.create_simple(shape, (h5py.h5s.UNLIMITED, *shape[1:]))
+        raw = h5py.h5d.create(file.id, FRONT.encode(), h5py.h5t.NATIVE_UINT8, space, dcpl=plan)
+        raw.write_direct_chunk((0, 0, 0, 0), b"x" * 40)
+    with pytest.raises(DatasetError, match=r"front: expected chunks of at most .*found 1843200000"):
+        open_tiny(root)
+
+
+NUMBER_TYPES = [
+    "i1",
+    "u1",
+    "i2",
+    "i4",
+    "u4",
+    "i8",
+    "u8",
+    "?",
+    "f2",
+    "<f4",
+    ">f4",
+    "<f8",
+    ">f8",
+    ">i4",
+]
+
+
+@pytest.mark.parametrize("kind", NUMBER_TYPES)
+def test_numbers_of_every_type_are_read(root, kind):
+    values = np.arange(15).reshape(5, 3) % 2 if kind == "?" else np.arange(15).reshape(5, 3)
+    edit(root, ACTION, values.astype(kind))
+    got = open_tiny(root).numbers(1, ACTION)
+    assert got.dtype == (np.float32 if kind in ("f2", "<f4", ">f4") else np.float64)
+    np.testing.assert_array_equal(got, values)
+
+
+@pytest.mark.parametrize("value", [np.array([b"a"] * 5), np.zeros(5, complex), np.zeros((5, 2, 2))])
+def test_what_is_no_number_is_refused(root, value):
+    edit(root, ACTION, value)
+    with pytest.raises(DatasetError, match=r"action: expected numbers of shape \(steps, width\)"):
         open_tiny(root)

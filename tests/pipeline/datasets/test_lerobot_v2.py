@@ -1,5 +1,7 @@
 """LeRobot v2.1 and v2.0: the contract, and what only their layout can get wrong."""
 
+import os
+
 import pytest
 
 from pipeline.datasets.base import DatasetPlace
@@ -136,13 +138,39 @@ def test_a_camera_that_stops_early_is_refused_at_opening(tmp_path, num_frames):
     refused(tmp_path, f"wrist: expected 5 frames for episode 1, found {num_frames}; the camera")
 
 
-def test_a_camera_of_another_rate_is_named_by_frame(tmp_path):
-    """Twice as many frames as steps are matched by time; half as many times as steps are not."""
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_frame_too_many_is_refused_because_it_shifts_the_others(tmp_path, place):
+    """A file is one episode: nothing else can be between its frames."""
     write_v2(tmp_path, tiny_episodes())
     path = tmp_path / f"videos/chunk-000/{FRONT}/episode_000001.mp4"
-    write_video(path, counter_frames(1, FRONT, 10), fps=20)
+    frames = counter_frames(1, FRONT)
+    extra = frames[:1] if place == "first" else frames[-1:]
+    write_video(path, [*extra, *frames] if place == "first" else [*frames, *extra])
+    refused(tmp_path, "front: expected 5 frames for episode 1, one a row, found 6: it is open")
+    write_video(path, counter_frames(1, FRONT, 10), fps=20)  # twice the rate
+    refused(tmp_path, "front: expected 5 frames for episode 1, one a row, found 10")
+    assert open_v2(tmp_path, keeps=lambda number: number != 1).num_episodes == 1
+
+
+def test_frames_that_an_edit_list_hides_do_not_count(tmp_path):
+    write_v2(tmp_path, tiny_episodes())
+    path = tmp_path / f"videos/chunk-000/{FRONT}/episode_000001.mp4"
+    write_video(path, counter_frames(1, FRONT, 8), options={"g": "1"})
+    content = bytearray(path.read_bytes())
+    place = content.index(b"elst") + 4  # version and flags, count, then duration and media time
+    time_scale = int.from_bytes(content[content.index(b"mdhd") + 16 :][:4])
+    length_ms = int.from_bytes(content[place + 8 : place + 12]) * 5 // 8
+    content[place + 8 : place + 12] = length_ms.to_bytes(4)
+    content[place + 12 : place + 16] = (time_scale * 3 // 10).to_bytes(4)
+    path.write_bytes(content)
     reader = open_v2(tmp_path)
-    assert read_counters(reader.frames(1, 0, 5)[0]) == [100, 102, 104, 106, 108]
+    assert read_counters(reader.frames(1, 0, 5)[0]) == [103, 104, 105, 106, 107]
+    reader.close()
+
+
+def test_a_camera_of_another_rate_is_named_by_frame(tmp_path):
+    write_v2(tmp_path, tiny_episodes())
+    path = tmp_path / f"videos/chunk-000/{FRONT}/episode_000001.mp4"
     write_video(path, counter_frames(1, FRONT, 5), fps=5)
     reader = open_v2(tmp_path)
     assert read_counters(reader.frames(0, 0, 1)[0]) == [0]
@@ -183,3 +211,35 @@ def test_links_out_of_the_dataset_need_permission(tmp_path):
     reader = open_v2(root, allow_outside=True)
     assert read_counters(reader.frames(0, 0, 3)[0]) == [0, 1, 2]
     reader.close()
+
+
+def test_episodes_that_are_not_wanted_need_not_be_there(tmp_path):
+    write_v2(tmp_path, counted_episodes(3, 4, 5))
+    edit_json(tmp_path / "meta/info.json", splits={"late": "1:3"})
+    for path in tmp_path.rglob("episode_000000.*"):
+        path.unlink()
+    (tmp_path / f"videos/chunk-000/{WRIST}/episode_000002.mp4").write_bytes(b"damaged")
+    refused(tmp_path, r"3 of them missing: .*episodes = \{only = \[\.\.\]\}")
+    reader = open_v2(tmp_path, keeps=lambda number: number == 1)
+    assert (reader.num_episodes, reader.episode_number(0), reader.episode_length(0)) == (1, 1, 4)
+    assert read_counters(reader.frames(0, 0, 4)[0]) == [100, 101, 102, 103]
+    assert reader.subset("late") == (1, 2)
+    with pytest.raises(DatasetError, match=r"expected at least one episode .* none among 3"):
+        open_v2(tmp_path, keeps=lambda number: number > 2)
+    reader.close()
+
+
+def test_the_index_is_not_read_from_elsewhere(tmp_path):
+    root = write_v2(tmp_path / "set", tiny_episodes())
+    for name in ("meta/info.json", "meta/episodes.jsonl"):
+        content = (root / name).read_bytes()
+        (tmp_path / "outside").write_bytes(content)
+        (root / name).unlink()
+        (root / name).symlink_to(tmp_path / "outside")
+        refused(root, f"{name}' inside this place, .*allow_outside")
+        assert open_v2(root, allow_outside=True).num_episodes == 2
+        (root / name).unlink()
+        os.mkfifo(root / name)
+        refused(root, f"{name}: expected a file of at most")
+        (root / name).unlink()
+        (root / name).write_bytes(content)

@@ -243,10 +243,9 @@ def test_a_picture_of_another_size_is_named(tmp_path):
     with pytest.raises(FrameReadError, match=r"wrist: frame 2: expected 4x5 pixels .* found 6x8"):
         reader.frames(1, 0, 5)
     info = json.loads((tmp_path / "meta/info.json").read_text())
-    info["features"][FRONT]["shape"] = [8, 6, 3]
+    info["features"][FRONT]["shape"] = [8, 6, 3]  # a hint, and a wrong one
     write_json(tmp_path / "meta/info.json", info)
-    with pytest.raises(DatasetError, match=r"frame 0: expected frames of 8x6 .* found 6x8"):
-        open_v3(tmp_path).frame_size(0, FRONT)
+    assert open_v3(tmp_path).frame_size(0, FRONT) == (6, 8)
 
 
 def test_it_is_recognised_and_surveyed(tmp_path):
@@ -268,6 +267,11 @@ def test_it_is_recognised_and_surveyed(tmp_path):
         "shape": [1, 2, 3],
         "info": {"video.height": 10, "video.width": 12},
     }
+    info["features"]["swapped"] = {
+        "dtype": "video",
+        "shape": [3, 8, 9],
+        "names": ["height", "width", "channel"],
+    }
     nested = [["a"], ["b", "c"]]
     info["features"]["nested"] = {"dtype": "float32", "shape": [3], "names": nested}
     info["features"]["unnamed"] = {"dtype": "float32", "shape": [2], "names": ["x"]}
@@ -279,7 +283,7 @@ def test_it_is_recognised_and_surveyed(tmp_path):
     assert not LeRobotV2Reader.recognises(tmp_path)
     survey = LeRobotV3Reader.survey(tmp_path)
     assert survey.fps == 29.97
-    assert survey.views == {**VIDEO_SIZES, "cf": (8, 9), "probed": (10, 12)}
+    assert survey.views == {**VIDEO_SIZES, "cf": (8, 9), "probed": (10, 12), "swapped": (8, 9)}
     assert survey.numbers == {
         "observation.state": TINY_STATE_NAMES,
         "action": TINY_ACTION_NAMES,

@@ -1,7 +1,10 @@
 """LeRobot v3.0: what is refused, with the file, the episode and what to do."""
 
 import json
+import os
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.datasets.base import DatasetPlace
@@ -48,7 +51,7 @@ def refused(root, match, views=VIEWS, numbers=NUMBERS):
         ({"storage_format": "lance"}, "found lance, which is not read"),
         ({"fps": 0}, r"info\.json: fps:"),
         ({"fps": "fast"}, r"info\.json: fps:"),
-        ({"features": {"action": {"shape": [3]}}}, r"features\.action\.dtype"),
+        ({"features": []}, r"info\.json: features:"),
         ({"total_episodes": 3}, r"expected 3 episodes .* found 2"),
         ({"data_path": "../{chunk_index}/{file_index}"}, "allow_outside"),
         ({"video_path": "/etc/{video_key}"}, "allow_outside"),
@@ -201,11 +204,14 @@ def test_a_hole_in_a_video_is_named_by_frame(tmp_path):
         reader.frame_drift(1, FRONT)
 
 
-def test_videos_of_another_size_than_described_are_refused(tmp_path):
+def test_the_size_of_frames_is_that_of_the_files_and_not_what_info_says(tmp_path):
     write_v3(tmp_path, tiny_episodes())
     frames = [counter_frame(step, (80, 96)) for step in range(8)]
     write_video(tmp_path / f"videos/{FRONT}/chunk-000/file-000.mp4", frames)
-    refused(tmp_path, r"front: expected frames of 64x96 as meta/info\.json says, found 80x96")
+    reader = open_v3(tmp_path)
+    assert reader.frame_size(0, FRONT) == (80, 96)
+    assert read_counters(reader.frames(1, 0, 2)[0]) == [3, 4]
+    reader.close()
 
 
 def test_a_depth_camera_is_refused(tmp_path):
@@ -214,3 +220,99 @@ def test_a_depth_camera_is_refused(tmp_path):
     info["features"][WRIST]["info"] = {"video.is_depth_map": True}
     write_json(tmp_path / "meta/info.json", info)
     refused(tmp_path, "found a depth camera; name one of observation.images.front")
+
+
+def test_episodes_that_are_not_wanted_need_not_be_there(tmp_path):
+    plans = {FRONT: VideoPlan(((0,), (1,), (2,))), WRIST: VideoPlan(((0, 1, 2),))}
+    root = write_v3(tmp_path, counted_episodes(3, 4, 5), plans=plans, tables=((0, 1), (2,)))
+    for path in (*root.rglob("data/*/file-001.parquet"), *root.glob(f"videos/{FRONT}/*/*-000.*")):
+        path.unlink()
+    damage = {"length": -1, f"videos/{WRIST}/from_timestamp": float("nan")}
+    edit_parquet(root / INDEX, lambda row: row | damage if row["episode_index"] == 2 else row)
+    edit_json(root / "meta/info.json", splits={"late": "1:3"})
+    reader = open_v3(root, keeps=lambda number: number == 1)
+    assert (reader.num_episodes, reader.episode_number(0), reader.episode_length(0)) == (1, 1, 4)
+    front, wrist = reader.frames(0, 0, 4)
+    assert read_counters(front) == [100, 101, 102, 103]
+    assert read_counters(wrist) == [1100, 1101, 1102, 1103]
+    assert reader.numbers(0, "action").tolist() == np.arange(12.0).reshape(4, 3).tolist()
+    assert reader.subset("late") == (1, 2)
+    with pytest.raises(DatasetError, match=r"expected at least one episode .* none among 3"):
+        open_v3(root, keeps=lambda number: False)
+    reader.close()
+
+
+def test_the_notes_of_macos_beside_the_index_are_passed(tmp_path):
+    write_v3(tmp_path, tiny_episodes())
+    (tmp_path / "meta/episodes/chunk-000/._file-000.parquet").write_bytes(b"\0\5\x16\7")
+    assert open_v3(tmp_path).num_episodes == 2
+
+
+@pytest.mark.parametrize("odd", [{"dtype": "string", "shape": [0]}, {"shape": [1]}, None, "x"])
+def test_features_and_splits_that_nobody_asks_for_may_be_odd(tmp_path, odd):
+    write_v3(tmp_path, tiny_episodes())
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    write_json(
+        tmp_path / "meta/info.json",
+        info | {"features": info["features"] | {"language": odd}, "splits": None},
+    )
+    reader = open_v3(tmp_path)
+    assert "language" not in LeRobotV3Reader.survey(tmp_path).numbers
+    with pytest.raises(DatasetError, match="expected a split train, found none"):
+        reader.subset("train")
+    refused(tmp_path, r"info\.json: features\.language\.", VIEWS, ("language",))
+
+
+def test_widths_and_names_that_no_robot_has_are_left_out_and_refused(tmp_path):
+    write_v3(tmp_path, tiny_episodes())
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    info["features"]["action"]["shape"] = [10**12]
+    names: list[object] = ["x"]
+    for _ in range(400):
+        names = [names]
+    info["features"]["observation.state"]["names"] = names
+    write_json(tmp_path / "meta/info.json", info)
+    assert LeRobotV3Reader.survey(tmp_path).numbers == {"observation.state": ("0", "1")}
+    refused(tmp_path, "features.action.shape: expected at most 4096 numbers a step, found")
+
+
+def test_rows_of_nobody_are_not_read_without_end(tmp_path):
+    """Millions of rows take a few bytes in the file."""
+    write_v3(tmp_path, tiny_episodes())
+    table = pq.read_table(tmp_path / TABLE)
+    with pq.ParquetWriter(tmp_path / TABLE, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        row = table.slice(7, 1)
+        many = row.take(np.zeros(1_000_001, np.int64))
+        writer.write_table(many)
+    refused(tmp_path, r"expected the 8 rows that the index lists, found 1000009; write the file")
+
+
+def test_more_numbers_than_memory_holds_are_refused_by_the_footer(tmp_path, monkeypatch):
+    root = write_v3(tmp_path, tiny_episodes())
+    reader = open_v3(root)
+    monkeypatch.setattr("pipeline.datasets.lerobot_table.MAX_NUMBERS", 23)  # 8 rows of 3 are 24
+    assert reader.numbers(0, "observation.state").shape == (3, 2)
+    with pytest.raises(DatasetError, match=r"action: expected at most 23 numbers .* found 24"):
+        reader.numbers(0, "action")
+
+
+def test_headers_are_not_read_from_elsewhere(tmp_path):
+    root = write_v3(tmp_path / "set", tiny_episodes())
+    for name in ("meta/info.json", INDEX):
+        (root / name).rename(tmp_path / "outside")
+        (root / name).symlink_to(tmp_path / "outside")
+        refused(root, f"{name}' inside this place, .*allow_outside")
+        assert LeRobotV3Reader.recognises(root)  # so that opening names the link
+        assert open_v3(root, allow_outside=True).num_episodes == 2
+        if name == "meta/info.json":
+            with pytest.raises(DatasetError, match="copy the files in"):
+                LeRobotV3Reader.survey(root)
+        (root / name).unlink()
+        os.mkfifo(root / name)
+        refused(root, f"{name}: expected a file of at most")
+        (root / name).unlink()
+        (tmp_path / "outside").rename(root / name)
+    (tmp_path / "card").write_text("---\nlicense: secret\n---\n")
+    (root / "README.md").symlink_to(tmp_path / "card")
+    assert LeRobotV3Reader.survey(root).notes == {}

@@ -8,11 +8,13 @@ import pytest
 
 from pipeline.datasets.base import EpisodeReader
 from pipeline.datasets.checksums import verify_checksums
-from pipeline.datasets.manifest import Manifest
+from pipeline.datasets.manifest import Manifest, load_manifest
 from pipeline.datasets.manifest_reader import ManifestReader
 from pipeline.errors import DatasetError, FrameReadError
 from tests.pipeline.datasets import robomimic_files
 from tests.pipeline.datasets.aloha_files import write_raw
+from tests.pipeline.datasets.clean_files import ENDS, MANIFEST, clean_arrays
+from tests.pipeline.datasets.clean_files import step as row_of
 from tests.pipeline.datasets.format_contract import (
     TINY_FPS,
     TINY_SIZES,
@@ -20,6 +22,7 @@ from tests.pipeline.datasets.format_contract import (
     tiny_frames,
     tiny_state,
 )
+from tests.pipeline.datasets.zarr_files import write_replay_buffer
 
 
 def describe(root: Path, **fields: object) -> Manifest:
@@ -182,11 +185,52 @@ def test_episodes_are_left_out_by_their_number(root, episodes):
     np.testing.assert_array_equal(reader.state(0), tiny_state(1))
 
 
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"cut off")])
+@pytest.mark.parametrize("left", [0, 1])
+def test_episodes_that_are_left_out_need_not_be_there_or_be_readable(root, harm, left):
+    wanted, other = ((9, 12), (12, 9))[left]
+    harm(root / f"episode_{other}.hdf5")
+    for episodes in ({"only": [wanted]}, {"except": [other]}):
+        reader = ManifestReader(describe(root, episodes=episodes))
+        assert (reader.num_episodes, reader.episode_number(0)) == (1, wanted)
+        np.testing.assert_array_equal(reader.state(0), tiny_state(left))
+    assert f"found [{other}]" in refusal(
+        describe(root, episodes={"only": [wanted]}, splits={"heldout": [other]})
+    )
+
+
+def test_the_width_of_an_episode_that_is_left_out_does_not_count(root):
+    with h5py.File(root / "episode_9.hdf5", "r+") as file:
+        del file["action"]
+        file["action"] = np.zeros((3, 7))
+    action = {"key": "action", "columns": [6], "units": "x"}
+    message = refusal(describe(root, action=action, episodes={"except": [9]}))
+    assert "action.columns: expected columns below 3" in message
+
+
+def test_episodes_carry_the_numbers_of_their_files(root, tmp_path):
+    reader = ManifestReader(describe_several((root, {"episodes": {"only": [12]}}), (root, {})))
+    assert [reader.episode_number(episode) for episode in range(3)] == [12, 9, 12]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_time_that_is_not_finite_is_named(tmp_path, value):
+    """Such a time is not equal to itself: a store of it would never resume."""
+    arrays = clean_arrays()
+    arrays["timestamp"][row_of(1, 4)] = value
+    write_replay_buffer(tmp_path / "clean.zarr", arrays, ENDS)
+    (tmp_path / "clean.toml").write_text(MANIFEST)
+    reader = ManifestReader(load_manifest(tmp_path / "clean.toml"))
+    assert reader.timestamp(0)[-1] == pytest.approx(1.9)
+    with pytest.raises(DatasetError, match=r"episode 1: .* at step 4 \(1 in all\); correct"):
+        reader.timestamp(1)
+
+
 @pytest.mark.parametrize(
     ("fields", "pattern"),
     [
         ({"episodes": {"only": [9, 1]}}, r"episodes.only: .*from 9 to 12\), found \[1\]"),
-        ({"episodes": {"except": [1]}}, r"episodes.except: .*found \[1\]"),
+        ({"episodes": {"only": [1, 2]}}, r"episodes.only: .*from 9 to 12\), found \[1, 2\]"),
         ({"episodes": {"except": [9, 12]}}, r"episodes.except: expected at least one episode"),
         ({"splits": {"heldout": [9, 3]}}, r"splits.heldout: .*found \[3\]"),
         ({"splits": {"heldout": [9, 12]}}, r"splits.heldout: expected at least one episode to"),
@@ -262,8 +306,8 @@ def test_checksums_are_compared_with_the_bytes(root):
     """The oracle is coreutils' sha256sum of three bytes, `abc`."""
     (root / "notes.txt").write_bytes(b"abc")
     right = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert verify_checksums(describe(root)) == 0
-    assert verify_checksums(describe(root, checksums={"notes.txt": right})) == 1
+    verify_checksums(describe(root))
+    verify_checksums(describe(root, checksums={"notes.txt": right}))
     for checksums, pattern in (
         ({"notes.txt": "0" * 64}, r"notes\.txt: expected sha256 0000.*found ba7816bf"),
         ({"absent.txt": right}, r"absent\.txt: expected a file.*found No such file"),
@@ -276,4 +320,22 @@ def test_checksums_are_compared_with_the_bytes(root):
 def test_the_checksum_of_a_dataset_that_is_one_file_is_found_beside_it(root):
     (root / "notes.txt").write_bytes(b"abc")
     checksums = {"notes.txt": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
-    assert verify_checksums(describe(root / "notes.txt", checksums=checksums)) == 1
+    verify_checksums(describe(root / "notes.txt", checksums=checksums))
+    wrong = dict.fromkeys(checksums, "0" * 64)
+    with pytest.raises(DatasetError, match="expected sha256 0000"):
+        verify_checksums(describe(root / "notes.txt", checksums=wrong))
+
+
+def test_a_dataset_that_is_one_linked_file_is_compared_with_its_checksum(root, tmp_path):
+    """As a download cache lays it out: `snapshots/x/image.hdf5 -> blobs/0a1b`."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "0a1b").write_bytes(b"abc")
+    link = root / "image.hdf5"
+    link.symlink_to(tmp_path / "blobs" / "0a1b")
+    right = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    verify_checksums(describe(link, checksums={"image.hdf5": right}))
+    with pytest.raises(DatasetError, match="expected sha256 0000"):
+        verify_checksums(describe(link, checksums={"image.hdf5": "0" * 64}))
+    (root / "other").symlink_to(tmp_path / "blobs" / "0a1b")
+    with pytest.raises(DatasetError, match="'other' inside this place"):
+        verify_checksums(describe(link, checksums={"other": right}))

@@ -107,7 +107,7 @@ def test_foreign_files_are_no_dataset_and_never_an_accident(tmp_path, name):
 
 
 def test_a_place_that_is_not_there_says_what_to_correct(tmp_path):
-    with pytest.raises(DatasetError, match="found nothing; correct `path`"):
+    with pytest.raises(DatasetError, match=r"found nothing; correct the path to it$"):
         detect_format(tmp_path / "absent")
 
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -27,8 +28,8 @@ from tests.pipeline.datasets.robomimic_files import (
 )
 
 
-def open_tiny(root: Path, *, allow_outside: bool = False) -> RobomimicHdf5Reader:
-    return RobomimicHdf5Reader(DatasetPlace(root, (FRONT, WRIST), (STATE, ACTION), allow_outside))
+def open_tiny(root: Path, **place: Any) -> RobomimicHdf5Reader:
+    return RobomimicHdf5Reader(DatasetPlace(root, (FRONT, WRIST), (STATE, ACTION), **place))
 
 
 def open_libero(root: Path) -> RobomimicHdf5Reader:
@@ -143,6 +144,78 @@ def test_a_convention_kept_as_bytes_counts(tmp_path):
     with h5py.File(path, "r+") as file:
         file["data"].attrs["macros_image_convention"] = np.bytes_(b"opengl")
     np.testing.assert_array_equal(open_libero(path).frames(0, 0, 3)[0], tiny_frames(0, "front"))
+
+
+@pytest.mark.parametrize(
+    ("stated", "is_upside_down"),
+    [
+        ("OpenGL", True),
+        (["opengl"], True),
+        (np.array([b"OPENGL"]), True),
+        ([["opengl"]], True),
+        ("OpenCV", False),
+        (["opencv"], False),
+    ],
+)
+def test_a_convention_is_understood_however_it_was_written(tmp_path, stated, is_upside_down):
+    path = write_libero(tmp_path / "a.hdf5", (0,), convention=None)
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["macros_image_convention"] = stated
+    want = tiny_frames(0, "front")
+    got = open_libero(path).frames(0, 0, 3)[0]
+    np.testing.assert_array_equal(got, want[:, ::-1] if is_upside_down else want)
+
+
+@pytest.mark.parametrize("stated", ["", "directx", 1, ["opengl", "opengl"], h5py.Empty("S6")])
+def test_a_convention_that_nobody_knows_is_refused(tmp_path, stated):
+    path = write_libero(tmp_path / "a.hdf5", (0,), convention=None)
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["macros_image_convention"] = stated
+    with pytest.raises(DatasetError, match=r"a\.hdf5: data: macros_image_convention: expected"):
+        open_libero(path)
+
+
+def test_attributes_in_arrays_of_one_element_count(path):
+    with h5py.File(path, "r+") as file:
+        args = file["data"].attrs["env_args"]
+        file["data"].attrs["env_args"] = [args]
+        file["data/demo_12"].attrs["num_samples"] = [5]
+        file["data/demo_9"].attrs["num_samples"] = np.array([[3]])
+    assert open_tiny(path).fps == TINY_FPS
+    with h5py.File(path, "r+") as file:
+        file["data/demo_9"].attrs["num_samples"] = [4]
+    with pytest.raises(DatasetError, match="demo_9: expected 4 steps as `num_samples` says"):
+        open_tiny(path)
+
+
+def test_demonstrations_that_are_not_wanted_may_be_damaged(path):
+    edit(path, FRONT, np.zeros((4, 6, 8, 3), np.uint8))
+    reader = open_tiny(path, keeps=lambda number: number == 9)
+    assert (reader.num_episodes, reader.episode_number(0)) == (1, 9)
+    np.testing.assert_array_equal(reader.frames(0, 0, 3)[0], tiny_frames(0, "front"))
+    assert reader.subset("valid") == (12,)
+    with pytest.raises(DatasetError, match=r"expected at least one episode .* none among 2"):
+        open_tiny(path, keeps=lambda number: number == 3)
+
+
+def test_files_without_a_wanted_demonstration_may_be_of_another_kind(tmp_path):
+    """The numbers run through all of them all the same."""
+    write_robomimic(tmp_path / "a.hdf5", {7: 1, 2: 0})
+    write_libero(tmp_path / "b.hdf5", (1,), convention="directx")
+    write_robomimic(tmp_path / "c.hdf5", {3: 1}, masks={"valid": (3,)})
+    reader = open_tiny(tmp_path, keeps=lambda number: number == 3)
+    assert (reader.num_episodes, reader.episode_number(0)) == (1, 3)
+    assert reader.episode_name(0) == f"{tmp_path}/c.hdf5: demo_3"
+    assert reader.subset("valid") == (3,)
+
+
+@pytest.mark.parametrize("name", ["image.h5", "image.HDF5", "image.H5"])
+def test_other_endings_of_names_are_read_in_folders(path, name):
+    path.rename(path.with_name(name))
+    (path.parent / "._image.hdf5").write_bytes(b"\0\5\x16\7")  # macOS's notes
+    assert RobomimicHdf5Reader.recognises(path.parent)
+    assert RobomimicHdf5Reader.recognises(path.with_name(name))
+    assert open_tiny(path.parent).num_episodes == 2
 
 
 def test_a_file_without_frames_says_how_to_render_them(path):
@@ -273,7 +346,7 @@ def test_groups_that_are_no_demonstration_or_one_twice_are_refused(path, name, p
 
 
 def test_places_without_demonstrations_say_what_to_correct(tmp_path):
-    with pytest.raises(DatasetError, match="folder without any; correct `path`"):
+    with pytest.raises(DatasetError, match="folder without any; correct the path"):
         open_tiny(tmp_path)
     with pytest.raises(DatasetError, match=r"absent\.hdf5: expected an HDF5 file, found none"):
         open_tiny(tmp_path / "absent.hdf5")
@@ -301,12 +374,22 @@ def test_a_file_of_the_folder_that_lies_elsewhere_is_read_only_on_request(path, 
     with pytest.raises(DatasetError, match="allow_outside"):
         open_tiny(folder)
     assert open_tiny(folder, allow_outside=True).num_episodes == 2
+    with pytest.raises(DatasetError, match="copy the files in"):
+        RobomimicHdf5Reader.survey(folder)
+    assert RobomimicHdf5Reader.survey(folder / "image.hdf5").fps == TINY_FPS  # named itself
 
 
 def test_a_survey_lists_cameras_numbers_rate_and_environment(path):
     survey = RobomimicHdf5Reader.survey(path)
     assert survey.views == {FRONT: (6, 8), WRIST: (4, 5)}
-    assert survey.numbers.keys() == {STATE, "obs/robot0_gripper_qpos", ACTION, "states", "rewards"}
+    assert survey.numbers.keys() == {
+        STATE,
+        "obs/robot0_gripper_qpos",
+        ACTION,
+        "states",
+        "rewards",
+        "dones",
+    }
     assert (survey.numbers[ACTION], survey.numbers["rewards"]) == (("0", "1", "2"), ("0",))
     assert survey.fps == TINY_FPS
     assert survey.notes == {"source": "simulated environment Lift"}
@@ -317,7 +400,7 @@ def test_a_survey_of_libero_lists_its_own_keys(tmp_path):
     survey = RobomimicHdf5Reader.survey(tmp_path)
     assert survey.views == {LIBERO_FRONT: (6, 8), LIBERO_WRIST: (4, 5)}
     keys = {LIBERO_STATE, "obs/joint_states", "obs/gripper_states", ACTION, "states"}
-    assert survey.numbers.keys() == {*keys, "robot_states"}
+    assert survey.numbers.keys() == {*keys, "robot_states", "rewards", "dones"}
 
 
 def test_it_is_recognised_by_its_demonstrations(path, tmp_path_factory):

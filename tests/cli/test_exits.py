@@ -1,0 +1,22 @@
+import pytest
+import typer
+
+from cli.exits import exit_on_vla_error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "error: the memory is full; want"),
+        (
+            MemoryError("Unable to allocate\n9 GiB"),
+            "error: the memory is full: Unable to allocate ",
+        ),
+    ],
+)
+def test_a_full_memory_is_one_line_and_not_a_traceback(capsys, error, line):
+    with pytest.raises(typer.Exit) as caught, exit_on_vla_error("nothing was changed"):
+        raise error
+    assert caught.value.exit_code == 2
+    [told] = capsys.readouterr().err.splitlines()
+    assert told.startswith(line)
