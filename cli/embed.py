@@ -1,11 +1,14 @@
 """`vla-embed`: encode every frame of a dataset once and cache the features."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli.exits import exit_on_vla_error
+from pipeline.errors import FailedUnitsError
 from pipeline.features.embed import EmbedConfig, embed_dataset
 from pipeline.features.layout import Codec
 from policy.backbone import DEFAULT_REPOSITORY, STAND_IN
@@ -33,14 +36,14 @@ def embed(
         bool, typer.Option("--compiled", help="Fuse the tower with torch.compile: another engine.")
     ] = False,
     variants: Annotated[
-        int, typer.Option(help="Augmented variants of every frame to keep for training.")
+        int, typer.Option(min=0, max=64, help="Augmented variants to keep of every frame.")
     ] = 0,
     codec: Annotated[
         Codec, typer.Option(help="Compression of the features; blosc is zstd after a bit shuffle.")
     ] = "none",
 ) -> None:
     """Encode every frame of a dataset once and cache the features. Resumable."""
-    with exit_on_vla_error("the same command goes on from here"):
+    with exit_on_vla_error("the same command goes on from here"), _every_failed_unit():
         if backbone == STAND_IN:
             typer.echo(
                 "the stand-in encoder is NOT pretrained: good for trying the whole way out, not "
@@ -61,3 +64,14 @@ def embed(
             )
         )
         typer.echo(report.summary())
+
+
+@contextmanager
+def _every_failed_unit() -> Iterator[None]:
+    """List the failed units, a line each, before the error says how many there are."""
+    try:
+        yield
+    except FailedUnitsError as error:
+        for reason in error.reasons:
+            typer.echo(reason, err=True)
+        raise

@@ -1,5 +1,7 @@
 """Errors of everything that touches disks, processes and simulators."""
 
+from collections.abc import Sequence
+
 from policy.errors import VlaError
 
 
@@ -45,3 +47,8 @@ class ConfigError(VlaError, ValueError):
 
 class FailedUnitsError(StoreError):
     """Frames of a dataset do not read: their units hold no rows, all others are committed."""
+
+    def __init__(self, message: str, reasons: Sequence[str]):
+        """Say it in one line, and give a line for every unit."""
+        super().__init__(message)
+        self.reasons = tuple(reasons)

@@ -6,6 +6,7 @@ nothing else.
 """
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,9 +19,10 @@ from pipeline.datasets.base import EpisodeReader
 from pipeline.datasets.checksums import verify_checksums
 from pipeline.datasets.manifest import Manifest, load_manifest
 from pipeline.datasets.manifest_reader import ManifestReader
-from pipeline.errors import DatasetError, FailedUnitsError, StoreError
+from pipeline.errors import DatasetError, FailedUnitsError, FrameReadError, StoreError
 from pipeline.features.attributes import SourceShare, StepArrays, StoreAttributes
 from pipeline.features.encode import EncodeCounts, UnitEncoder, read_slots
+from pipeline.features.known_frames import KnownFrames, StoredUnits
 from pipeline.features.layout import Codec
 from pipeline.features.probe import make_probe
 from pipeline.features.records import discard_units
@@ -33,9 +35,10 @@ from pipeline.files import is_vacant, sole_writer
 from policy.backbone import DEFAULT_REPOSITORY, FrozenSiglip2, load_backbone
 from policy.device import open_device
 from policy.engine import measured_matmul_rate
-from policy.spec import FRAME_SIZE, ComputeDtype
+from policy.spec import FRAME_SHAPE, FRAME_SIZE, ComputeDtype
 
 PROBE_EPISODES: Final = 3  # first, middle and last give the probe a real step each
+MOST_PROBED: Final = 20  # episodes tried where those do not read
 SHORTEST_RATED_S: Final = 5.0  # seconds of encoding below which its rate says little
 
 
@@ -119,6 +122,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         StoreError: the store was made from other data, or is damaged.
     """
     device = open_device(config.device)
+    place = config.store.resolve()  # a store behind a link grows where it lies
     manifest = load_manifest(config.manifest)
     verify_checksums(manifest)
     note = SourceNote(manifest=config.manifest.absolute(), stamp=files_stamp(manifest.roots))
@@ -134,14 +138,14 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
             compiled=config.compiled,
         )
         started = time.monotonic()
-        finish_growth(config.store)
+        finish_growth(place)
         attributes = _describe_store(config, manifest, reader, backbone)
-        if is_vacant(config.store):
+        if is_vacant(place):
             probe = make_probe(backbone, _probe_frames(reader))
-            FeatureStore.create(config.store, attributes, steps, probe)
-        with sole_writer(config.store, StoreError):
-            target = open_target(config.store, attributes, steps, backbone)
-            encoder = UnitEncoder(target.store, reader, steps, backbone, target.known)
+            FeatureStore.create(place, attributes, steps, probe)
+        with sole_writer(place, StoreError):
+            target = open_target(place, attributes, steps, backbone)
+            encoder = UnitEncoder(target.store, reader, steps, backbone)
             _encode_missing_units(encoder, target, note)
             store = target.finish()
     finally:
@@ -164,21 +168,24 @@ def _encode_missing_units(encoder: UnitEncoder, target: Target, note: SourceNote
     held = read_source(store.path)
     # Files were touched: compare every frame.
     if valid and (held is None or held.stamp != note.stamp):
-        changed = encoder.changed_units(sorted(valid))
-        target.known.forget(store, changed)
-        discard_units(store.path, changed)
-        valid = valid - changed
+        valid = valid - encoder.changed_units(sorted(valid))
+    # A damaged unit may come back from a backup: its record must not make it valid again.
+    invalid = set(range(store.num_units)) - valid
+    if invalid:
+        discard_units(store.path, invalid)
     # Written before the first unit: from here on, what is committed comes from these files.
     if held != note:
         write_source(store.path, note)
-    encoder.run(sorted(set(range(store.num_units)) - valid))
+    known = KnownFrames(encoder.engine, [StoredUnits(store, frozenset(valid)), *target.stored])
+    encoder.run(sorted(invalid), known)
     failed = encoder.counts.failed_units
     if failed:
-        lines = [f"  unit {unit}: {reason}" for unit, reason in failed.items()]
+        reasons = [f"unit {unit}: {' '.join(reason.split())}" for unit, reason in failed.items()]
         raise FailedUnitsError(
             f"{store.path}: {len(failed)} of {store.num_units} units failed and hold no rows, the "
-            "others are committed; correct these places and run the same command again\n"
-            + "\n".join(lines)
+            f"others are committed; correct these places and run the same command again; first "
+            f"{reasons[0]}",
+            reasons,
         )
 
 
@@ -217,13 +224,19 @@ def _read_steps(reader: EpisodeReader) -> StepArrays:
 
 
 def _probe_frames(reader: EpisodeReader) -> UInt8[np.ndarray, "q v 256 256 3"]:
-    """Read the first step of a few episodes, spread over the dataset."""
+    """Read the first step of a few episodes, spread over the dataset; of others if they do not."""
     last = reader.num_episodes - 1
-    episodes = sorted({round(last * part / (PROBE_EPISODES - 1)) for part in range(PROBE_EPISODES)})
-    parts = [EpisodeSlice(episode, 0, 1) for episode in episodes]
-    return np.concatenate(
-        [read_slots(reader, part, num_variants=0, clock=StageClock()) for part in parts]
-    )
+    spread = [round(last * part / (PROBE_EPISODES - 1)) for part in range(PROBE_EPISODES)]
+    tried = dict.fromkeys([*spread, *range(min(reader.num_episodes, MOST_PROBED))])
+    wanted = min(PROBE_EPISODES, reader.num_episodes)
+    found: list[np.ndarray] = []
+    for episode in tried:
+        if len(found) < wanted:
+            part = EpisodeSlice(episode, 0, 1)
+            with suppress(FrameReadError):  # its unit will say so
+                found.append(read_slots(reader, part, num_variants=0, clock=StageClock()))
+    nothing = np.zeros((0, len(reader.view_names), *FRAME_SHAPE), np.uint8)
+    return np.concatenate([nothing, *found])
 
 
 def _describe_store(

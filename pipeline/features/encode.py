@@ -78,7 +78,6 @@ class UnitEncoder:
         reader: EpisodeReader,
         steps: StepArrays,
         backbone: FrozenSiglip2,
-        known: KnownFrames,
     ):
         """Prepare; nothing is read yet.
 
@@ -87,7 +86,6 @@ class UnitEncoder:
             reader: of the dataset that the store was created for.
             steps: of the same dataset.
             backbone: the store's encoder.
-            known: frames whose features may be copied; learns those of this run.
         """
         self.clock = StageClock()
         self.counts = EncodeCounts()
@@ -95,11 +93,16 @@ class UnitEncoder:
         self._reader = reader
         self._steps = steps
         self._backbone = backbone
-        self._known = known
-        self._engine = backbone.engine.digest()
+        self.engine = backbone.engine.digest()
+        """Who computes the features of this run."""
 
-    def run(self, units: Iterable[int]) -> None:
-        """Encode and commit units; a frame that does not read stops its own unit alone."""
+    def run(self, units: Iterable[int], known: KnownFrames) -> None:
+        """Encode and commit units; a frame that does not read stops its own unit alone.
+
+        Args:
+            units: none of those that `known` copies from.
+            known: frames whose features may be copied; learns those of this run.
+        """
         rows = {unit: unit_rows(unit, self._store.num_rows) for unit in units}
         total = sum(stop - start for start, stop in rows.values())
         unit_so_far = UnitRows()
@@ -111,7 +114,7 @@ class UnitEncoder:
                 if piece.unit in self.counts.failed_units:
                     continue
                 try:
-                    self._add(unit_so_far, *frames.result())
+                    self._add(unit_so_far, known, *frames.result())
                 except (FrameReadError, DatasetError) as error:
                     self.counts.failed_units[piece.unit] = str(error)
                     unit_so_far = UnitRows()
@@ -119,7 +122,6 @@ class UnitEncoder:
                 if piece.is_last:
                     if writing is not None:
                         writing.result()
-                    self._known.forget(self._store, [piece.unit])
                     writing = writer.submit(self._write, piece.unit, unit_so_far)
                     unit_so_far = UnitRows()
             if writing is not None:
@@ -128,18 +130,25 @@ class UnitEncoder:
     def changed_units(self, units: Iterable[int]) -> set[int]:
         """Read the frames of committed units again; return the units that hold other pixels.
 
-        Raises:
-            FrameReadError: a frame does not read.
+        A unit whose frames do not read counts as changed: `run` says why.
         """
-        held = self._store.read_frame_hash()
+        held: tuple[int, np.ndarray] = (-1, np.zeros(0))
         rows = {unit: unit_rows(unit, self._store.num_rows) for unit in units}
         total = sum(stop - start for start, stop in rows.values())
         changed = set()
         with tqdm(total=total, desc="compare", unit="step", disable=None) as progress:
             for piece, frames in ahead(self._read, _pieces(rows), PIECES_AHEAD):
-                if not np.array_equal(frames.result()[1], held[piece.start : piece.stop]):
-                    changed.add(piece.unit)
                 progress.update(piece.stop - piece.start)
+                first = rows[piece.unit][0]
+                if held[0] != piece.unit:
+                    held = piece.unit, self._store.read_unit_hashes(piece.unit)
+                expected = held[1][piece.start - first : piece.stop - first]
+                try:
+                    is_same = np.array_equal(frames.result()[1], expected)
+                except (FrameReadError, DatasetError):
+                    is_same = False
+                if not is_same:
+                    changed.add(piece.unit)
         return changed
 
     def _read(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
@@ -161,6 +170,7 @@ class UnitEncoder:
     def _add(
         self,
         unit: UnitRows,
+        known: KnownFrames,
         frames: UInt8[np.ndarray, "n s 256 256 3"],
         hashes: UInt64[np.ndarray, "n s"],
     ) -> None:
@@ -168,13 +178,13 @@ class UnitEncoder:
         flat = hashes.ravel()
         first = np.sort(np.unique(flat, return_index=True)[1])  # in the order of live views
         distinct = flat[first]
-        features, status, engines = self._known.look_up(distinct)
+        features, status, engines = known.look_up(distinct)
         new = status == NEW
         if new.any():
             pixels = frames.reshape(-1, *frames.shape[2:])[first[new]]
             features[new] = self._encode(pixels)
-            self._known.add(distinct[new], features[new])
-            engines.add(self._engine)
+            known.add(distinct[new], features[new])
+            engines.add(self.engine)
         row_of = {int(frame_hash): row for row, frame_hash in enumerate(distinct)}
         rows = np.array([row_of[int(frame_hash)] for frame_hash in flat])
         copied, encoded = int((status[rows] == STORED).sum()), int(new.sum())
@@ -207,14 +217,16 @@ def read_slots(
     """Read steps of an episode, every view as recorded and then every view of each variant.
 
     Frames have the size that the encoder takes. A variant is one crop and colour change for a view
-    of an episode; it depends on the numbers of episode, view and variant alone.
+    of an episode; it depends on the numbers of source, episode, view and variant alone, so that a
+    dataset that grows keeps its variants.
     """
+    names = reader.source_of[part.episode], reader.episode_number(part.episode)
     with clock.measure("decode"):
         views = reader.frames(part.episode, part.start, part.stop)
     with clock.measure("resize"):
         plain = [resize_frames(torch.from_numpy(view)).numpy() for view in views]
         variants = [
-            augment_frames(frames, draw_augmentation(part.episode, view, variant))
+            augment_frames(frames, draw_augmentation(*names, view, variant))
             for variant in range(1, num_variants + 1)
             for view, frames in enumerate(plain)
         ]

@@ -6,42 +6,54 @@ that sees nothing move, an episode that another dataset holds too, a dataset tha
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from jaxtyping import Float16, Int8, UInt64
 
 from pipeline.features.store import FeatureStore
-from pipeline.features.units import UNIT_ROWS
 from policy.spec import FEATURE_DIM
 
 RECENT_FRAMES: Final = 8_192  # different frames kept at hand; 12.6 MB of features
 NEW, RECENT, STORED = range(3)  # where a frame's feature was found
 
 
-class KnownFrames:
-    """The features of the last different frames, and those that a store holds."""
+@dataclass(frozen=True)
+class StoredUnits:
+    """Committed units of a store whose features may be copied."""
 
-    def __init__(self, engine: str, store: FeatureStore, units: Iterable[int] = ()):
-        """Index the frames of some units of a store; 16 bytes a frame in memory.
+    store: FeatureStore
+    units: frozenset[int]
+    """Not written while they are copied from; each is checked when it is read."""
+
+
+class KnownFrames:
+    """The features of the last different frames, and those that stores hold."""
+
+    def __init__(self, engine: str, stored: Sequence[StoredUnits] = ()):
+        """Index the frames of stored units; 32 bytes a frame in memory.
 
         Args:
             engine: `EngineRecord.digest` of who computes the features that will be added.
-            store: made by the same encoder: another one, or this one before its frames changed.
-            units: those whose features may be copied; each is checked when it is read.
+            stored: made by the same encoder.
         """
         self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._store = store
-        self._units = set(units)
         self._engine = engine
-        hashes = store.read_frame_hash()
-        usable = np.isin(np.arange(len(hashes)) // UNIT_ROWS, sorted(self._units))
-        self._places = np.flatnonzero(np.repeat(usable, hashes.shape[1]))
-        self._places = self._places[np.argsort(hashes.ravel()[self._places], kind="stable")]
-        self._hashes = hashes.ravel()[self._places]
-        self._num_views = hashes.shape[1]
-        self._loaded: tuple[int, tuple[np.ndarray, frozenset[str]]] | None = None
+        self._stored = stored
+        hashes = [np.zeros(0, np.uint64)]
+        places = [np.zeros((0, 3), np.int64)]  # which of `stored`, unit, place in the unit
+        for number, held in enumerate(stored):
+            for unit in sorted(held.units):
+                flat = held.store.read_unit_hashes(unit).ravel()
+                hashes.append(flat)
+                within = np.arange(len(flat))
+                places.append(np.stack(np.broadcast_arrays(number, unit, within), axis=1))
+        order = np.argsort(np.concatenate(hashes), kind="stable")
+        self._hashes = np.concatenate(hashes)[order]
+        self._places = np.concatenate(places)[order]
+        self._loaded: tuple[tuple[int, int], np.ndarray, frozenset[str]] | None = None
 
     def look_up(
         self, hashes: UInt64[np.ndarray, " n"]
@@ -62,11 +74,10 @@ class KnownFrames:
                 features[row], status[row] = recent, RECENT
                 engines.add(self._engine)
                 continue
-            place = self._find(frame_hash)
-            if place is not None:
-                unit, row_in_unit, view = place
-                stored, computed_by = self._load(unit)
-                features[row], status[row] = stored[row_in_unit, view], STORED
+            first = int(np.searchsorted(self._hashes, frame_hash))
+            if first < len(self._hashes) and self._hashes[first] == frame_hash:
+                features[row], computed_by = self._copy(*map(int, self._places[first]))
+                status[row] = STORED
                 engines |= computed_by
         return features, status, engines
 
@@ -77,26 +88,9 @@ class KnownFrames:
         while len(self._recent) > RECENT_FRAMES:
             self._recent.popitem(last=False)
 
-    def forget(self, store: FeatureStore, units: Iterable[int]) -> None:
-        """Copy no more from units of `store` that are about to be written anew."""
-        if store is self._store:
-            self._units -= set(units)
-
-    def _find(self, frame_hash: np.uint64) -> tuple[int, int, int] | None:
-        """Return unit, row in the unit and view of a stored frame."""
-        first = int(np.searchsorted(self._hashes, frame_hash))
-        for at in range(first, len(self._hashes)):
-            if self._hashes[at] != frame_hash:
-                break
-            row, view = divmod(int(self._places[at]), self._num_views)
-            unit, row_in_unit = divmod(row, UNIT_ROWS)
-            if unit in self._units:
-                return unit, row_in_unit, view
-        return None
-
-    def _load(self, unit: int) -> tuple[np.ndarray, frozenset[str]]:
-        if self._loaded is None or self._loaded[0] != unit:
-            assert self._store is not None
-            held = self._store.read_unit_features(unit), self._store.unit_engines(unit)
-            self._loaded = (unit, held)
-        return self._loaded[1]
+    def _copy(self, number: int, unit: int, within: int) -> tuple[np.ndarray, frozenset[str]]:
+        if self._loaded is None or self._loaded[0] != (number, unit):
+            store = self._stored[number].store
+            features = store.read_unit_features(unit).reshape(-1, FEATURE_DIM)
+            self._loaded = ((number, unit), features, store.unit_engines(unit))
+        return self._loaded[1][within], self._loaded[2]

@@ -34,6 +34,10 @@ STEP_ARRAYS: Final = {
     "timestamp": ("step",),
     "episode_ends": ("episode",),
 }
+UNIT_ARRAYS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
+    "features": ("float16", (FEATURE_DIM,)),  # dtype, and axes after rows and slots
+    "frame_hash": ("uint64", ()),
+}
 # What damage makes zarr and numcodecs raise: a wrong checksum is a ValueError, a chunk that does
 # not decompress a RuntimeError, a codec with an unknown field a TypeError.
 UNREADABLE: Final = (BaseZarrError, ValueError, RuntimeError, OSError, KeyError, TypeError)
@@ -85,6 +89,47 @@ def create_folder(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     sync_folder(path.parent)
+
+
+def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """Open an array; its description is read from the disk each time.
+
+    Raises:
+        Exception: one of `UNREADABLE`; it is absent, damaged or something else.
+    """
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise ValueError(f"{name} is no array")
+    return array
+
+
+def read_num_rows(group: zarr.Group) -> int:
+    """Return how many control steps a store's state has.
+
+    Raises:
+        Exception: one of `UNREADABLE`; its state is absent or has no rows and columns.
+    """
+    shape = open_array(group, "state").shape
+    if len(shape) != len(STEP_ARRAYS["state"]):
+        raise ValueError(f"state: expected 2 axes, found shape {list(shape)}")
+    return shape[0]
+
+
+def open_unit_array(
+    group: zarr.Group, name: str, *, num_rows: int, num_slots: int
+) -> zarr.Array[Any]:
+    """Open `features` or `frame_hash`, of a store with so many rows and slots.
+
+    Raises:
+        Exception: one of `UNREADABLE`; it is absent, damaged, or of another shape or dtype.
+    """
+    dtype, axes = UNIT_ARRAYS[name]
+    array, shape = open_array(group, name), (num_rows, num_slots, *axes)
+    if (array.shape, str(array.dtype)) != (shape, dtype):
+        raise ValueError(
+            f"{name}: expected {dtype} {list(shape)}, found {array.dtype} {list(array.shape)}"
+        )
+    return array
 
 
 def sync_tree(folder: Path) -> None:
@@ -179,10 +224,7 @@ def read_probe(group: zarr.Group) -> Probe:
 
 
 def _whole(group: zarr.Group, name: str) -> np.ndarray:
-    array = group[name]
-    if not isinstance(array, zarr.Array):
-        raise ValueError(f"{name} is no array")
-    return np.asarray(array[:])
+    return np.asarray(open_array(group, name)[:])
 
 
 def _blosc(dtype: np.dtype[Any]) -> BloscCodec:

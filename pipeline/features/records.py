@@ -198,6 +198,15 @@ def read_file_list(store: Path) -> FileList:
     return _validated(FileList, store / FILE_LIST)
 
 
+def complete_stamp(store: Path) -> tuple[int, ...]:
+    """Return what changes whenever a store's mark or list of files is written; () without them."""
+    try:
+        found = [(store / name).stat() for name in (COMPLETE_MARK, FILE_LIST)]
+    except OSError:
+        return ()
+    return tuple(n for s in found for n in (s.st_dev, s.st_ino, s.st_size, s.st_ctime_ns))
+
+
 def read_complete(store: Path) -> tuple[CompleteMark, FileList] | None:
     """Read a store's mark and list of files; None where they do not make it complete."""
     try:
@@ -251,14 +260,13 @@ def file_problem(path: Path, expected: FileRecord) -> str | None:
     return None if found == expected else "holds other bytes than its sha256 was made of"
 
 
-def check_listed(store: Path, concerns: Callable[[str], bool]) -> None:
+def check_listed(store: Path, files: FileList, concerns: Callable[[str], bool]) -> None:
     """Compare some files of a complete store with the list of what they must be.
 
     Raises:
         StoreError: one was changed since; the message names it.
     """
-    held = read_complete(store)
-    for name, expected in (held[1].files if held else {}).items():
+    for name, expected in files.files.items():
         problem = file_problem(store / name, expected) if concerns(name) else None
         if problem is not None:
             raise StoreError(

@@ -6,13 +6,17 @@ reading every frame again where no file was touched, and tells `vla-data verify`
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import StoreError
 from pipeline.features.records import SOURCE_NOTE, read_sealed, write_sealed
+
+DECODERS: Final = ("av", "h5py", "imagecodecs", "numcodecs", "pillow", "pyarrow", "zarr")
 
 
 class SourceNote(BaseModel):
@@ -52,15 +56,33 @@ def write_source(store: Path, note: SourceNote) -> None:
 def files_stamp(roots: Iterable[Path]) -> str:
     """Return a sha256 over name, size and time of change of every file below the roots.
 
-    Equal stamps mean that no file was written, added or removed; a copied dataset has another
-    stamp and is then compared frame by frame.
+    Equal stamps mean that no file was written, added or removed, and that the same versions of the
+    libraries decode them; otherwise a dataset is compared frame by frame. Links are followed.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(" ".join(_decoders()).encode())
     for root in roots:
         digest.update(b"\0root")
-        for path in sorted([root] if root.is_file() else root.rglob("*")):
-            if path.is_file():
-                status = path.stat()
-                name = os.fsencode(path.relative_to(root))
-                digest.update(b"%b\0%d\0%d\0" % (name, status.st_size, status.st_mtime_ns))
+        for path in sorted([root] if root.is_file() else _files_below(root)):
+            status = path.stat()
+            name = os.fsencode(path.relative_to(root))
+            digest.update(b"%b\0%d\0%d\0" % (name, status.st_size, status.st_mtime_ns))
     return digest.hexdigest()
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    seen = set()  # a link may lead back to a folder above it
+    for folder, folders, files in os.walk(root, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (path for name in files if (path := Path(folder, name)).is_file())
+
+
+def _decoders() -> Iterator[str]:
+    for library in DECODERS:
+        try:
+            yield f"{library} {version(library)}"
+        except PackageNotFoundError:
+            yield f"{library} absent"

@@ -18,7 +18,8 @@ has a list of files and a mark whose hashes fit.
 
 import hashlib
 import json
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,12 @@ from pipeline.features.layout import (
     PROBE,
     ROOTS,
     STEP_ARRAYS,
+    UNIT_ARRAYS,
     UNREADABLE,
     create_folder,
+    open_array,
+    open_unit_array,
+    read_num_rows,
     read_probe,
     sync_tree,
 )
@@ -43,8 +48,10 @@ from pipeline.features.records import (
     COMPLETE_MARK,
     FILE_LIST,
     CompleteMark,
+    FileList,
     UnitRecord,
     check_listed,
+    complete_stamp,
     file_record,
     list_files,
     read_complete,
@@ -57,6 +64,7 @@ from pipeline.features.records import (
 )
 from pipeline.features.units import num_units, unit_rows
 from pipeline.files import is_vacant, sync_folder, write_json
+from policy.spec import FEATURE_DIM
 
 
 class FeatureStore:
@@ -66,8 +74,11 @@ class FeatureStore:
         self.path = path
         self.attributes = attributes
         self._group = group
-        self.num_rows = self._array("features").shape[0]
+        self._complete: tuple[tuple[int, ...], tuple[CompleteMark, FileList] | None] | None = None
+        self.num_rows = read_num_rows(group)
         self.num_units = num_units(self.num_rows)
+        for name in UNIT_ARRAYS:
+            self._open(name)
 
     @classmethod
     def create(
@@ -104,9 +115,9 @@ class FeatureStore:
         """
         if not (path / "zarr.json").is_file():
             raise StoreError(f"{path}: no feature store here; make one with vla-embed")
-        is_complete = read_complete(path) is not None
-        if is_complete:  # before zarr believes what they say
-            check_listed(path, lambda name: name.endswith("zarr.json"))
+        complete = read_complete(path)
+        if complete is not None:  # before zarr believes what they say
+            check_listed(path, complete[1], lambda name: name.endswith("zarr.json"))
         try:
             group = zarr.open_group(path, mode="r+" if writable else "r", zarr_format=3)
             held = dict(group.attrs)
@@ -117,9 +128,14 @@ class FeatureStore:
                     f"the program that wrote it, or embed the dataset into another store"
                 )
             store = cls(path, group, StoreAttributes.model_validate(held))
+        except StoreError:
+            raise
         except UNREADABLE as error:
-            raise StoreError(f"{path}: not a feature store of this program ({error})") from error
-        if not is_complete and not allow_incomplete:
+            raise StoreError(
+                f"{path}: not a feature store of this program ({error}); restore it from a copy, "
+                f"or name another --store"
+            ) from error
+        if complete is None and not allow_incomplete:
             done = len(list((path / COMMITS).glob("*.json")))
             raise IncompleteStoreError(
                 f"{path}: embedding stopped after {done} of {store.num_units} units; run the same "
@@ -130,7 +146,7 @@ class FeatureStore:
     @property
     def is_complete(self) -> bool:
         """Whether every row of every view was written."""
-        return read_complete(self.path) is not None
+        return self._read_complete() is not None
 
     def digest(self) -> str:
         """Return the sha256 that names a complete store's content: features, steps, encoder.
@@ -161,6 +177,28 @@ class FeatureStore:
         if self._content_digest() != self.digest():
             what = "attributes or commit records are not those that were embedded"
             raise StoreError(f"{self.path}: {what}; embed the dataset into another --store")
+
+    @contextmanager
+    def unreplaced(self) -> Iterator[str]:
+        """Give the digest of what is read within; units of two stores never get mixed.
+
+        Raises:
+            IncompleteStoreError: the store is not complete.
+            StoreError: another store took its place meanwhile, or it was written.
+        """
+        digest, problem = self.digest(), None
+        try:
+            yield digest
+        except StoreError as error:  # which may be what the change has caused
+            problem = error
+        held = self._read_complete()
+        if held is None or held[0].digest != digest:
+            raise StoreError(
+                f"{self.path}: another store took its place, or it was changed, while it was "
+                f"read; run the same command again"
+            ) from problem
+        if problem is not None:
+            raise problem
 
     def replace_attributes(self, attributes: StoreAttributes) -> None:
         """Say something else of the same rows; a complete store is incomplete until marked again.
@@ -211,7 +249,7 @@ class FeatureStore:
             raise StoreError(f"{self.path}: rows {start}..{stop} hold features that are not finite")
         unmark(self.path)  # a damaged unit is being replaced
         for name, rows in (("features", features), ("frame_hash", frame_hash)):
-            self._array(name)[start:stop] = rows
+            self._open(name)[start:stop] = rows
             chunks = self.path / name / "c"
             sync_tree(chunks / str(unit))
             sync_folder(chunks)
@@ -231,10 +269,8 @@ class FeatureStore:
             StoreError: some unit has no valid record.
             OSError: the disk is full; the store stays incomplete.
         """
-        for unit in range(self.num_units):
-            self.read_unit_features(unit)
-        views = self.attributes.view_names
-        ends, hashes = self._read("episode_ends"), self.read_frame_hash()
+        views, ends = self.attributes.view_names, self._read("episode_ends")
+        hashes = np.concatenate([self.read_unit_hashes(unit) for unit in range(self.num_units)])
         files = list_files(self.path, (*ROOTS, COMMITS))
         write_sealed(self.path / FILE_LIST, files.model_dump(mode="json"))
         mark = CompleteMark(
@@ -252,7 +288,8 @@ class FeatureStore:
         Raises:
             StoreError: a unit is damaged; the message names it.
         """
-        features = np.empty(self._array("features").shape, np.float16)
+        shape = (self.num_rows, self.attributes.num_slots, FEATURE_DIM)
+        features = np.empty(shape, np.float16)
         for unit in range(self.num_units):
             start, stop = unit_rows(unit, self.num_rows)
             features[start:stop] = self.read_unit_features(unit)
@@ -264,14 +301,15 @@ class FeatureStore:
         Raises:
             StoreError: the unit was never committed, or is damaged.
         """
-        start, stop = unit_rows(unit, self.num_rows)
-        record = self._unit_record(unit)
-        features = self._read("features", slice(start, stop))
-        frame_hash = self._read("frame_hash", slice(start, stop))
-        if unit_hash(features, frame_hash) != record.sha256:
-            where = f"rows {start}..{stop} (unit {unit})"
-            raise StoreError(f"{self.path}: {where} do not hash to their commit record")
-        return features
+        return self._read_unit(unit)[0]
+
+    def read_unit_hashes(self, unit: int) -> UInt64[np.ndarray, "n s"]:
+        """Read the hash of the pixels of every frame of a unit, checked against its record.
+
+        Raises:
+            StoreError: the unit was never committed, or is damaged.
+        """
+        return self._read_unit(unit)[1]
 
     def read_frame_hash(self) -> UInt64[np.ndarray, "n s"]:
         """Read the hash of every frame's pixels; 0 where a unit was never written."""
@@ -283,8 +321,9 @@ class FeatureStore:
         Raises:
             StoreError: an array is damaged; the message names it.
         """
-        if self.is_complete:
-            check_listed(self.path, lambda name: name.split("/")[0] in STEP_ARRAYS)
+        complete = self._read_complete()
+        if complete is not None:
+            check_listed(self.path, complete[1], lambda name: name.split("/")[0] in STEP_ARRAYS)
         return StepArrays(**{name: self._read(name) for name in STEP_ARRAYS})
 
     def read_probe(self) -> Probe:
@@ -310,30 +349,50 @@ class FeatureStore:
 
     def _mark(self) -> CompleteMark:
         # A mark that is absent or damaged marks nothing; embedding again writes a new one.
-        held = read_complete(self.path)
+        held = self._read_complete()
         if held is None:
             raise IncompleteStoreError(f"{self.path}: not complete; run vla-embed again")
         return held[0]
+
+    def _read_complete(self) -> tuple[CompleteMark, FileList] | None:
+        # Parsed once, for the list has a line a file; the stamp tells when anyone wrote it anew.
+        stamp = complete_stamp(self.path)
+        if self._complete is None or self._complete[0] != stamp:
+            self._complete = stamp, read_complete(self.path)
+        return self._complete[1]
 
     def _unit_record(self, unit: int) -> UnitRecord:
         rows = unit_rows(unit, self.num_rows)
         return read_unit_record(self.path, unit, rows, self.attributes.encoder.fingerprint)
 
+    def _read_unit(
+        self, unit: int
+    ) -> tuple[Float16[np.ndarray, "n s 768"], UInt64[np.ndarray, "n s"]]:
+        start, stop = unit_rows(unit, self.num_rows)
+        features, frame_hash = (self._read(name, slice(start, stop)) for name in UNIT_ARRAYS)
+        if unit_hash(features, frame_hash) != self._unit_record(unit).sha256:
+            where = f"rows {start}..{stop} (unit {unit})"
+            raise StoreError(f"{self.path}: {where} do not hash to their commit record")
+        return features, frame_hash
+
     def _is_valid(self, unit: int) -> bool:
         try:
-            self.read_unit_features(unit)
+            self._read_unit(unit)
         except StoreError:
             return False
         return True
 
-    def _array(self, name: str) -> zarr.Array[Any]:
-        array = self._group[name]
-        assert isinstance(array, zarr.Array)
-        return array
+    def _open(self, name: str) -> zarr.Array[Any]:
+        if name not in UNIT_ARRAYS:
+            return open_array(self._group, name)
+        slots = self.attributes.num_slots
+        return open_unit_array(self._group, name, num_rows=self.num_rows, num_slots=slots)
 
     def _read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         try:
-            return np.asarray(self._array(name)[rows])
+            return np.asarray(self._open(name)[rows])
         except UNREADABLE as error:
-            where = f"{self.path}/{name}"
-            raise StoreError(f"{where}: cannot be read ({error}); run vla-embed again") from error
+            raise StoreError(
+                f"{self.path}/{name}: cannot be read ({error}); where another store took its place "
+                f"run the same command again, otherwise run vla-embed again"
+            ) from error

@@ -1,9 +1,14 @@
-"""Which store an embedding writes: a new one, the one there is, or one that will replace it.
+"""Which store an embedding writes: the one there is, or one that will replace it.
 
 Knows stores, not frames. Where the dataset has the rows of the store, missing units are filled in
 place. Where it has other rows (episodes were added, removed or recorded again), a store of the new
 size grows beside the old one, takes every feature whose frame the old one holds, and replaces it
-when it is complete. Until then readers see the old one.
+when it is complete. Until then readers see the old one. A crash may leave, beside `x.zarr`:
+
+    .x.zarr.growing      the store that is being made
+    .x.zarr.outdated     one that was being made before the dataset changed once more
+    .x.zarr.outgrown     the old store, between the last two renames
+    .x.zarr.discarded    a folder that is being removed
 """
 
 import shutil
@@ -14,7 +19,7 @@ import numpy as np
 
 from pipeline.errors import EncoderMismatchError, StoreError
 from pipeline.features.attributes import StepArrays, StoreAttributes
-from pipeline.features.known_frames import KnownFrames
+from pipeline.features.known_frames import StoredUnits
 from pipeline.features.probe import check_probe
 from pipeline.features.store import FeatureStore
 from pipeline.files import sync_folder
@@ -23,13 +28,14 @@ from policy.backbone import FrozenSiglip2
 
 @dataclass(frozen=True)
 class Target:
-    """A store to write, and what is known of its frames."""
+    """A store to write, and where features may be copied from."""
 
     store: FeatureStore
-    known: KnownFrames
     valid_units: set[int]
     """Committed units, before their frames were compared with the dataset's."""
-    replaces: Path | None
+    stored: tuple[StoredUnits, ...] = ()
+    """Units of other stores."""
+    replaces: Path | None = None
     """The store's place once it is complete, where it grows beside an old one."""
 
     def finish(self) -> FeatureStore:
@@ -42,26 +48,28 @@ class Target:
             self.store.mark_complete()
         if self.replaces is None:
             return self.store
-        self.replaces.rename(_outgrown(self.replaces))
+        self.replaces.rename(_beside(self.replaces, "outgrown"))
         finish_growth(self.replaces)
+        _discard(_beside(self.replaces, "outdated"))
         return FeatureStore.open(self.replaces)
 
 
 def finish_growth(path: Path) -> None:
     """Finish what a crash may have cut off between the renames of `Target.finish`."""
-    grown, outgrown = _growing(path), _outgrown(path)
+    shutil.rmtree(_beside(path, "discarded"), ignore_errors=True)
+    outgrown = _beside(path, "outgrown")
+    if not outgrown.exists():
+        return
+    if not path.exists():
+        grown = _beside(path, "growing")
+        (grown if grown.exists() else outgrown).rename(path)
+        sync_folder(path.parent)
     if outgrown.exists():
-        if not path.exists():
-            grown.rename(path)
-            sync_folder(path.parent)
-        shutil.rmtree(outgrown)
+        _discard(outgrown)
 
 
 def open_target(
-    path: Path,
-    attributes: StoreAttributes,
-    steps: StepArrays,
-    backbone: FrozenSiglip2,
+    path: Path, attributes: StoreAttributes, steps: StepArrays, backbone: FrozenSiglip2
 ) -> Target:
     """Go on with the store at `path`, or grow one beside it.
 
@@ -70,19 +78,54 @@ def open_target(
         StoreError: there is something else at `path`, or a store of another manifest.
     """
     held = _open_same_kind(path, attributes, backbone)
-    valid, engine = held.valid_units(), backbone.engine.digest()
+    valid = held.valid_units()
+    growing, outdated = _beside(path, "growing"), _beside(path, "outdated")
     if _has_rows(held, steps):
         _follow_manifest(held, attributes)
-        return Target(held, KnownFrames(engine, held, valid), valid, replaces=None)
-    known = KnownFrames(engine, held, valid)
-    growing = _growing(path)
+        _discard(growing)
+        _discard(outdated)
+        return Target(held, valid)
     if growing.exists():
-        store = FeatureStore.open(growing, allow_incomplete=True, writable=True)
-        if store.attributes == attributes and _has_rows(store, steps):
-            return Target(store, known, store.valid_units(), replaces=path)
-        shutil.rmtree(growing)
-    store = FeatureStore.create(growing, attributes, steps, held.read_probe())
-    return Target(store, known, set(), replaces=path)
+        store = _reopened(growing, attributes)
+        if store is not None and _has_rows(store, steps):
+            _follow_manifest(store, attributes)
+            stored = _stored_units(held, _reopened(outdated, attributes))
+            return Target(store, store.valid_units(), stored, replaces=path)
+        _discard(outdated)
+        growing.rename(outdated)
+    probe = held.read_probe()
+    described = attributes.model_copy(update={"engine": probe.engine})
+    store = FeatureStore.create(growing, described, steps, probe)
+    stored = _stored_units(held, _reopened(outdated, attributes))
+    return Target(store, set(), stored, replaces=path)
+
+
+def _stored_units(*stores: FeatureStore | None) -> tuple[StoredUnits, ...]:
+    return tuple(
+        StoredUnits(store, frozenset(store.valid_units())) for store in stores if store is not None
+    )
+
+
+def _reopened(path: Path, attributes: StoreAttributes) -> FeatureStore | None:
+    """Open a store that was being made, if it can be of use; None otherwise."""
+    try:
+        store = FeatureStore.open(path, allow_incomplete=True, writable=True)
+        store.read_steps()
+    except StoreError:  # a crash left a part of it
+        return None
+    return store if _deciding(store.attributes) == _deciding(attributes) else None
+
+
+def _deciding(attributes: StoreAttributes) -> tuple[object, ...]:
+    """Return what two stores must share for a feature of one to be a row of the other."""
+    return (
+        attributes.encoder.fingerprint,
+        attributes.manifest_digest,
+        attributes.num_variants,
+        attributes.codec,
+        attributes.view_names,
+        attributes.fps,
+    )
 
 
 def _open_same_kind(
@@ -110,6 +153,12 @@ def _open_same_kind(
                 f"{path}: was made with {field.removeprefix('num_')} {kept}, this run asks for "
                 f"{asked}; ask for {kept}, or name another --store"
             )
+    if _deciding(store.attributes) != _deciding(attributes):
+        raise StoreError(
+            f"{path}: its attributes are damaged: views {store.attributes.view_names} at "
+            f"{store.attributes.fps} Hz, want {attributes.view_names} at {attributes.fps}; embed "
+            "into another --store"
+        )
     check_probe(backbone, store.read_probe(), where=str(path))
     return store
 
@@ -125,13 +174,19 @@ def _has_rows(store: FeatureStore, steps: StepArrays) -> bool:
 def _follow_manifest(store: FeatureStore, attributes: StoreAttributes) -> None:
     """Take over splits and weights, which change no row; words alone leave the store as it is."""
     held = store.attributes
-    if (held.heldout, held.sources) != (attributes.heldout, attributes.sources):
-        store.replace_attributes(attributes)
+    ours = attributes.model_copy(update={"engine": held.engine})
+    if (held.heldout, held.sources, held.encoder) != (ours.heldout, ours.sources, ours.encoder):
+        store.replace_attributes(ours)
 
 
-def _growing(path: Path) -> Path:
-    return path.with_name(f".{path.name}.growing")
+def _discard(path: Path) -> None:
+    """Remove a folder; what a crash leaves of it has a name that nobody opens."""
+    if path.exists():
+        discarded = path.with_name(f"{path.name.rpartition('.')[0]}.discarded")
+        shutil.rmtree(discarded, ignore_errors=True)
+        path.rename(discarded)
+        shutil.rmtree(discarded)
 
 
-def _outgrown(path: Path) -> Path:
-    return path.with_name(f".{path.name}.outgrown")
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f".{path.name}.{what}")

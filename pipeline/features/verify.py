@@ -20,6 +20,7 @@ from pipeline.errors import StoreError
 from pipeline.features.encode import hash_frames, read_slots
 from pipeline.features.encoder import load_same_encoder
 from pipeline.features.probe import engine_differences, relative_l2
+from pipeline.features.records import record_path
 from pipeline.features.source import read_source
 from pipeline.features.stages import StageClock
 from pipeline.features.store import FeatureStore
@@ -67,13 +68,16 @@ class VerifyReport:
     """What encoding random rows of a store again showed."""
 
     store: Path
+    damaged_units: tuple[int, ...]
+    """Units that were committed and are not valid any more; no step of them is drawn."""
     num_steps: int
     num_images: int
     num_committed_steps: int
     """The steps that were drawn from."""
-    distances: Distances
+    distances: Distances | None
+    """None where no unit is valid, so that nothing could be compared."""
     worst: str
-    """Names the farthest feature: episode, step and view."""
+    """Names the farthest feature: episode, step and view; empty without any."""
     tolerance: float
     """Largest relative L2 allowed on another engine."""
     num_exact_steps: int
@@ -88,6 +92,8 @@ class VerifyReport:
     @property
     def is_within_tolerance(self) -> bool:
         """Whether the store holds what it should."""
+        if self.damaged_units or self.distances is None:
+            return False
         is_near = self.distances.relative_l2_worst <= self.tolerance
         return is_near and not self.num_broken_steps and not self.changed
 
@@ -96,13 +102,21 @@ class VerifyReport:
         found = self.distances
         lines = [
             f"{self.num_images} images of {self.num_steps} random steps out of "
-            f"{self.num_committed_steps}, encoded again",
-            f"max abs       {found.max_abs:.3g}",
-            f"relative L2   mean {found.relative_l2_mean:.3g}, worst {found.relative_l2_worst:.3g} "
-            f"({self.worst})",
-            f"cosine        mean {found.cosine_mean:.9f}, worst {found.cosine_worst:.9f}",
-            f"equal float16 {found.equal_share:.4%}",
+            f"{self.num_committed_steps}, encoded again"
         ]
+        if found is not None:
+            lines += [
+                f"max abs       {found.max_abs:.3g}",
+                f"relative L2   mean {found.relative_l2_mean:.3g}, worst "
+                f"{found.relative_l2_worst:.3g} ({self.worst})",
+                f"cosine        mean {found.cosine_mean:.9f}, worst {found.cosine_worst:.9f}",
+                f"equal float16 {found.equal_share:.4%}",
+            ]
+        if self.damaged_units:
+            lines.append(
+                f"{len(self.damaged_units)} units are damaged, want none; run vla-embed again to "
+                f"encode them anew: unit {', '.join(map(str, self.damaged_units))}"
+            )
         if self.other_engine:
             lines.append(f"this engine is not the store's: {'; '.join(self.other_engine)}")
         if self.changed:
@@ -116,7 +130,8 @@ class VerifyReport:
                 f"computed differ, want every bit equal"
             )
         exact = f"{self.num_exact_steps} steps bit for bit, " if self.num_exact_steps else ""
-        verdict = "as it should be" if self.is_within_tolerance else "OUT OF TOLERANCE"
+        failed = "DAMAGED" if self.damaged_units else "OUT OF TOLERANCE"
+        verdict = "as it should be" if self.is_within_tolerance else failed
         allowed = f"{exact}relative L2 up to {self.tolerance:.2g} on other engines"
         return "\n".join([*lines, f"{self.store}: {verdict} ({allowed})"])
 
@@ -131,6 +146,8 @@ def verify_store(
     device: str = "cpu",
 ) -> VerifyReport:
     """Encode random committed rows of a store again, from the dataset.
+
+    Every unit is compared with its commit record, and the damaged ones are reported.
 
     Args:
         store_path: the store, complete or not.
@@ -148,9 +165,12 @@ def verify_store(
     """
     opened = open_device(device)
     store = FeatureStore.open(store_path, allow_incomplete=True)
-    units = sorted(store.valid_units())
-    if not units:
+    valid = store.valid_units()
+    damaged = _damaged_units(store, valid)
+    if not valid and not damaged:
         raise StoreError(f"{store_path}: no unit is committed yet; run vla-embed")
+    if not valid:
+        return _nothing_to_compare(store, damaged)
     path = manifest or _manifest_of(store_path)
     described = load_manifest(path)
     if described.digest() != store.attributes.manifest_digest:
@@ -164,11 +184,40 @@ def verify_store(
         encoder = load_same_encoder(
             store.attributes.encoder, backbone, where=str(store_path), device=opened
         )
-        committed = np.concatenate([np.arange(*unit_rows(u, store.num_rows)) for u in units])
+        committed = np.concatenate(
+            [np.arange(*unit_rows(unit, store.num_rows)) for unit in sorted(valid)]
+        )
         rows = np.random.default_rng(seed).permutation(committed)[:sample]
-        return _compare(store, reader, encoder, np.sort(rows), len(committed))
+        rows.sort()
+        return _compare(store, reader, encoder, rows, num_committed=len(committed), damaged=damaged)
     finally:
         reader.close()
+
+
+def _damaged_units(store: FeatureStore, valid: set[int]) -> tuple[int, ...]:
+    """Return the units that were committed and do not hold what their record says, in order."""
+    return tuple(
+        unit
+        for unit in range(store.num_units)
+        if unit not in valid and (store.is_complete or record_path(store.path, unit).exists())
+    )
+
+
+def _nothing_to_compare(store: FeatureStore, damaged: tuple[int, ...]) -> VerifyReport:
+    return VerifyReport(
+        store=store.path,
+        damaged_units=damaged,
+        num_steps=0,
+        num_images=0,
+        num_committed_steps=0,
+        distances=None,
+        worst="",
+        tolerance=store.read_probe().tolerance,
+        num_exact_steps=0,
+        num_broken_steps=0,
+        other_engine=(),
+        changed=(),
+    )
 
 
 def _manifest_of(store: Path) -> Path:
@@ -199,13 +248,15 @@ def _compare(
     reader: EpisodeReader,
     encoder: FrozenSiglip2,
     rows: Int64[np.ndarray, " n"],
+    *,
     num_committed: int,
+    damaged: tuple[int, ...],
 ) -> VerifyReport:
     probe, ends = store.read_probe(), store.read_steps().episode_ends
     places = [next(episode_slices(ends, row, row + 1)) for row in rows.tolist()]
     num_variants = store.attributes.num_variants
     ours, hashes = _encode(reader, encoder, places, num_variants)
-    theirs = _read_rows(store, rows)
+    theirs, held_hashes = _read_rows(store, rows)
     slots = [
         f"view {view}{f', variant {variant}' if variant else ''}"
         for variant in range(1 + num_variants)
@@ -216,11 +267,12 @@ def _compare(
         for p in places
     ]
     worst = np.unravel_index(int(relative_l2(ours, theirs).argmax()), ours.shape[:2])
-    is_changed = hashes != store.read_frame_hash()[rows]
+    is_changed = hashes != held_hashes
     is_exact = _computed_by(store, encoder.engine, rows)
     is_equal = (ours == theirs).all(axis=(1, 2))
     return VerifyReport(
         store=store.path,
+        damaged_units=damaged,
         num_steps=len(rows),
         num_images=is_changed.size,
         num_committed_steps=num_committed,
@@ -256,15 +308,13 @@ def _encode(
 
 def _read_rows(
     store: FeatureStore, rows: Int64[np.ndarray, " n"]
-) -> Float16[np.ndarray, "n s 768"]:
-    """Read some rows, variants included, every unit once and checked; `rows` ascend."""
+) -> tuple[Float16[np.ndarray, "n s 768"], UInt64[np.ndarray, "n s"]]:
+    """Read features and frame hashes of some rows, variants included; `rows` ascend."""
     units = rows // UNIT_ROWS
-    return np.concatenate(
-        [
-            store.read_unit_features(int(unit))[rows[units == unit] % UNIT_ROWS]
-            for unit in np.unique(units)
-        ]
-    )
+    places = [(int(unit), rows[units == unit] % UNIT_ROWS) for unit in np.unique(units)]
+    features = [store.read_unit_features(unit)[within] for unit, within in places]
+    hashes = [store.read_unit_hashes(unit)[within] for unit, within in places]
+    return np.concatenate(features), np.concatenate(hashes)
 
 
 def _computed_by(

@@ -82,15 +82,16 @@ def train(
     """
     opened = open_device(device)
     store = FeatureStore.open(store_path)
-    store.check_digest()
-    probe = store.read_probe()
-    data = WindowData(store, heldout_share=config.heldout_share)
+    with store.unreplaced() as digest:
+        store.check_digest()
+        probe = store.read_probe()
+        data = WindowData(store, heldout_share=config.heldout_share)
     description = RunDescription(
         config=config,
         spec=data.spec,
         data=DataIdentity(
             name=str(store.attributes.manifest["name"]),
-            store_digest=store.digest(),
+            store_digest=digest,
             fps=store.attributes.fps,
             encoder=store.attributes.encoder,
             probe_digest=probe.digest(),

@@ -55,7 +55,8 @@ def random_damages(files: dict[str, bytes]) -> Iterator[tuple[str, bytes | None]
 def everything(store: FeatureStore) -> list[object]:
     """All that a reader can learn of a store."""
     probe, steps = store.read_probe(), store.read_steps()
-    arrays = [*vars(steps).values(), store.read_features(), store.read_frame_hash()]
+    hashes = [store.read_unit_hashes(unit) for unit in range(store.num_units)]
+    arrays = [*vars(steps).values(), store.read_features(), *hashes]
     return [
         store.attributes,
         probe.digest(),

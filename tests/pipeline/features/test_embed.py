@@ -237,7 +237,7 @@ def test_a_frame_that_does_not_decode_commits_nothing(copied):
     with path.open("r+b") as file:
         file.seek(chunk.byte_offset)
         file.write(b"\0" * chunk.size)
-    with pytest.raises(FailedUnitsError, match=r"1 of 1 units failed(.|\n)*episode_0"):
+    with pytest.raises(FailedUnitsError, match=r"1 of 1 units failed.*episode_0"):
         embed(manifest, store)
     assert not (store / "COMPLETE.json").exists()
     assert list((store / "commits").iterdir()) == []

@@ -140,7 +140,8 @@ def test_a_broken_frame_stops_its_unit_alone(tmp_path):
         embed(manifest, store)
     message = str(refusal.value)
     assert "1 of 3 units failed" in message
-    assert "unit 1: " in message
+    assert "\n" not in message
+    assert [reason.split(":")[0] for reason in refusal.value.reasons] == ["unit 1"]
     assert "episode_1.hdf5" in message
     assert "top" in message
     assert sorted(records(store)) == ["000000.json", "000002.json"]

@@ -55,7 +55,7 @@ def test_a_variant_is_the_feature_of_the_augmented_frame(stores):
         for variant in range(1, 1 + VARIANTS):
             augmented = np.stack(
                 [
-                    augment_frames(frames, draw_augmentation(episode, view, variant))
+                    augment_frames(frames, draw_augmentation(0, episode, view, variant))
                     for view, frames in enumerate(views)
                 ],
                 axis=1,

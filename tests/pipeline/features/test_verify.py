@@ -10,8 +10,10 @@ import pytest
 
 from pipeline.errors import EncoderMismatchError, StoreError
 from pipeline.features.embed import EmbedConfig, embed_dataset
+from pipeline.features.records import COMPLETE_MARK, record_path
 from pipeline.features.source import SOURCE_NOTE
 from pipeline.features.store import FeatureStore
+from pipeline.features.units import UNIT_ROWS
 from pipeline.features.verify import Distances, VerifyReport, verify_store
 from tests.pipeline.tiny import create_store, tiny_engine, write_dataset
 
@@ -42,7 +44,7 @@ def rewrite(folder: Path, features: np.ndarray, engine: str | None = None) -> No
     """Put other features under the very record of a store, as a faulty encoder would have."""
     store = FeatureStore.open(folder / "s.zarr", writable=True)
     engines = store.unit_engines(0) if engine is None else {engine}
-    store.write_unit(0, features, store.read_frame_hash(), engines)
+    store.write_unit(0, features, store.read_unit_hashes(0), engines)
     store.mark_complete()
 
 
@@ -123,6 +125,76 @@ def test_one_level_of_one_pixel_is_another_frame(folder):
     assert "step 3, view front" in report.changed[0]
 
 
+@pytest.fixture(scope="module")
+def two_units_embedded(tmp_path_factory):
+    """A dataset of 256 + 3 steps; frames are few colours, so that few are encoded."""
+    folder = tmp_path_factory.mktemp("two")
+    manifest = write_dataset(folder, lengths=(UNIT_ROWS, 3))
+    for path in sorted((folder / "data").iterdir()):
+        with h5py.File(path, "r+") as file:
+            for view in file["observations/images"].values():
+                view[...] = 7
+    embed_dataset(
+        EmbedConfig(
+            manifest=manifest, store=folder / "s.zarr", backbone="stand-in", compute_dtype="float32"
+        )
+    )
+    return folder
+
+
+@pytest.fixture
+def two_units(two_units_embedded, tmp_path) -> Path:
+    shutil.copytree(two_units_embedded / "s.zarr", tmp_path / "s.zarr")
+    for name in ("data", "tiny.toml"):
+        (tmp_path / name).symlink_to(two_units_embedded / name)
+    return tmp_path
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [("features/c/1/0/0", 1), ("frame_hash/c/0/0", 0), ("commits/000001.json", 1)],
+)
+def test_a_damaged_unit_is_named_and_its_rows_are_not_drawn(two_units, name, unit, is_complete):
+    path = two_units / "s.zarr"
+    if not is_complete:
+        (path / COMPLETE_MARK).unlink()
+    assert verify(two_units, sample=1).damaged_units == ()
+    flip_a_bit(path / name)
+    report = verify(two_units, sample=1)
+    assert report.damaged_units == (unit,)
+    assert not report.is_within_tolerance
+    assert report.distances.relative_l2_worst == 0
+    assert report.num_committed_steps == (UNIT_ROWS, 3)[1 - unit]
+    assert (
+        f"1 units are damaged, want none; run vla-embed again to encode them anew: unit {unit}"
+        in (report.summary())
+    )
+    assert report.summary().splitlines()[-1].startswith(f"{path}: DAMAGED")
+
+
+def test_a_unit_without_a_record_is_damage_in_a_complete_store_alone(two_units):
+    record_path(two_units / "s.zarr", 1).unlink()
+    report = verify(two_units, sample=1)
+    assert (report.damaged_units, report.is_within_tolerance) == ((1,), False)
+    (two_units / "s.zarr" / COMPLETE_MARK).unlink()
+    report = verify(two_units, sample=1)
+    assert (report.damaged_units, report.is_within_tolerance) == ((), True)
+
+
+def test_a_store_of_damaged_units_alone_is_reported(folder):
+    flip_a_bit(folder / "s.zarr/features/c/0/0/0")
+    report = verify(folder)
+    assert (report.damaged_units, report.is_within_tolerance) == ((0,), False)
+    assert "DAMAGED" in report.summary()
+
+
 def test_other_data_is_refused(folder):
     (folder / "data/episode_1.hdf5").unlink()
     with pytest.raises(StoreError, match=r"holds 2 episodes of 8 steps.*has 1 of 5"):
@@ -173,7 +245,7 @@ def _store_of_another_encoder(folder: Path, tmp_path: Path) -> Path:
     store = FeatureStore.create(
         tmp_path / "other.zarr", attributes, held.read_steps(), held.read_probe()
     )
-    store.write_unit(0, held.read_features(), held.read_frame_hash(), {"0"})
+    store.write_unit(0, held.read_features(), held.read_unit_hashes(0), {"0"})
     return store.path
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import IncompleteStoreError, RunError
+from pipeline.errors import IncompleteStoreError, RunError, StoreError
 from pipeline.files import sole_writer
+from pipeline.training import trainer as trainer_module
 from pipeline.training.checkpoint import checkpoint_steps, read_average, read_checkpoint, read_run
 from pipeline.training.config import OptimizerConfig, with_settings
 from pipeline.training.presets import debug
@@ -144,6 +145,31 @@ def test_an_incomplete_store_is_not_trained_on(tmp_path):
     create_store(tmp_path / "s.zarr", (4, 4))
     with pytest.raises(IncompleteStoreError, match="vla-embed"):
         train(tmp_path / "s.zarr", tmp_path / "run", debug(), resume=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("lengths", [(10, 11, 10), (40,)])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_store_that_is_replaced_while_it_loads_is_not_trained_on(
+    tmp_path, monkeypatch, lengths, when
+):
+    store, grown = complete_store(tmp_path / "s.zarr"), complete_store(tmp_path / "b.zarr", lengths)
+
+    def replace():
+        store.path.rename(tmp_path / "old.zarr")
+        grown.path.rename(store.path)
+
+    def load(opened, **settings):
+        if when == "before":
+            replace()
+        data = WindowData(opened, **settings)
+        if when == "after":
+            replace()
+        return data
+
+    monkeypatch.setattr(trainer_module, "WindowData", load)
+    with pytest.raises(StoreError, match=r"another store took its place.*run the same command"):
+        train(store.path, tmp_path / "run", debug(), resume=False)
     assert not (tmp_path / "run").exists()
 
 
