@@ -133,7 +133,7 @@ def two_units_embedded(tmp_path_factory):
     for path in sorted((folder / "data").iterdir()):
         with h5py.File(path, "r+") as file:
             for view in file["observations/images"].values():
-                view[...] = 7
+                view[:] = np.full(view.shape, 7, np.uint8)
     embed_dataset(
         EmbedConfig(
             manifest=manifest, store=folder / "s.zarr", backbone="stand-in", compute_dtype="float32"
