@@ -8,7 +8,7 @@ import typer
 from cli.exits import exit_on_vla_error
 from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
-from pipeline.training.trainer import train
+from pipeline.training.session import train
 
 main = typer.Typer(add_completion=False)
 

@@ -40,7 +40,7 @@ OWNERS = {
     },
     "mujoco": {"pipeline/rollout/envs/metaworld.py"},
     "metaworld": {"pipeline/rollout/envs/metaworld.py"},
-    "safetensors": {"pipeline/training/checkpoint.py"},
+    "safetensors": {"pipeline/training/checkpoint.py", "pipeline/training/run_folder.py"},
     "typer": {path.relative_to(ROOT).as_posix() for path in (ROOT / "cli").glob("*.py")},
 }
 FORBIDDEN = {"pickle", "dill", "cloudpickle", "joblib", "torchvision"}

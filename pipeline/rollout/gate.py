@@ -9,7 +9,8 @@ from pipeline.errors import EnvError, RunError
 from pipeline.features.encoder import load_same_encoder
 from pipeline.features.probe import check_probe
 from pipeline.rollout.envs.base import RobotEnv
-from pipeline.training.checkpoint import RunDescription, read_average, read_probe, read_run
+from pipeline.training.checkpoint import read_average
+from pipeline.training.run_folder import RunDescription, read_probe, read_run
 from policy.agent import VLAAgent
 
 

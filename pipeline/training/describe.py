@@ -9,7 +9,8 @@ from typing import Final
 from pipeline.errors import RunError
 from pipeline.features.probe import Probe
 from pipeline.features.store import FeatureStore
-from pipeline.training.checkpoint import checkpoint_steps, read_probe, read_run
+from pipeline.training.checkpoint import checkpoint_steps
+from pipeline.training.run_folder import read_probe, read_run
 from policy.spec import EncoderIdentity
 
 Fields = dict[str, str | int | float | bool]

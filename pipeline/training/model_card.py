@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from pipeline.training.checkpoint import RunDescription
+from pipeline.training.run_folder import RunDescription
 
 
 def model_card(

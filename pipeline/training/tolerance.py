@@ -17,7 +17,8 @@ from pipeline.features.attributes import StepArrays
 from pipeline.features.store import FeatureStore
 from pipeline.features.tolerance import EngineComparison, Variant
 from pipeline.features.verify import Distances
-from pipeline.training.checkpoint import read_average, read_run
+from pipeline.training.checkpoint import read_average
+from pipeline.training.run_folder import read_run
 from pipeline.training.windows import seeded_generator
 from policy.agent import VLAAgent
 

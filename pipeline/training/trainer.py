@@ -7,9 +7,7 @@ that was not.
 
 import json
 import math
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,122 +16,27 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.errors import RunError
-from pipeline.features.store import FeatureStore
-from pipeline.files import is_vacant, sole_writer, write_atomically
+from pipeline.files import write_atomically
 from pipeline.training.checkpoint import (
     Checkpoint,
-    DataIdentity,
-    RunDescription,
     checkpoint_steps,
     read_checkpoint,
-    read_run,
     write_checkpoint,
-    write_run,
 )
-from pipeline.training.config import OptimizerConfig, TrainConfig
 from pipeline.training.model_card import model_card
+from pipeline.training.optimization import (
+    build_optimizer,
+    learning_rate,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from pipeline.training.run_folder import RunDescription
 from pipeline.training.windows import BatchSampler, WindowData, Windows, seeded_generator
 from policy.agent import VLAAgent
-from policy.device import open_device
 from policy.ema import WeightAverage
 from policy.errors import NonFiniteLossError
 
 HELDOUT_WINDOWS: Final = 512  # at most; enough for a mean error, a second of compute
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """What a finished training did."""
-
-    run: Path
-    steps: int
-    resumed_from: int
-    num_parameters: int
-    heldout_error: float | None
-    """Root mean squared action error on held-out episodes, normalised; None without."""
-    elapsed_s: float
-
-    def summary(self) -> str:
-        """Say it in one line."""
-        start = f", resumed at step {self.resumed_from}" if self.resumed_from else ""
-        error = "" if self.heldout_error is None else f", held-out error {self.heldout_error:.4f}"
-        return (
-            f"{self.run}: {self.steps} steps{start} in {self.elapsed_s:.0f} s, "
-            f"{self.num_parameters / 1e6:.1f} M parameters{error}"
-        )
-
-
-def train(
-    store_path: Path, run: Path, config: TrainConfig, *, resume: bool, device: str = "cpu"
-) -> TrainReport:
-    """Train a policy on a complete feature store.
-
-    Args:
-        store_path: the store.
-        run: folder of the run.
-        config: everything that decides the weights.
-        resume: go on with the run in `run` if there is one; otherwise one there is an error.
-        device: torch's name of the device to train on.
-
-    Raises:
-        StoreError, IncompleteStoreError: the store cannot be used.
-        RunError: `run` holds another run, or holds one and `resume` is False.
-        NonFiniteLossError: the loss is not finite; checkpoints before it stay valid.
-    """
-    opened = open_device(device)
-    store = FeatureStore.open(store_path)
-    with store.unreplaced() as digest:
-        store.check_digest()
-        probe = store.read_probe()
-        data = WindowData(store, heldout_share=config.heldout_share)
-    description = RunDescription(
-        config=config,
-        spec=data.spec,
-        data=DataIdentity(
-            name=str(store.attributes.manifest["name"]),
-            store_digest=digest,
-            fps=store.attributes.fps,
-            encoder=store.attributes.encoder,
-            probe_digest=probe.digest(),
-            manifest=store.attributes.manifest,
-        ),
-    )
-    is_new = _is_new_run(run, description, resume=resume)
-    trainer = Trainer(run, description, data, opened)
-    if is_new:
-        write_run(run, description, probe)
-    with sole_writer(run, RunError):
-        resumed_from = 0 if is_new else trainer.restore()
-        started = time.monotonic()
-        trainer.fit()
-    return TrainReport(
-        run=run,
-        steps=config.steps,
-        resumed_from=resumed_from,
-        num_parameters=sum(parameter.numel() for parameter in trainer.agent.parameters()),
-        heldout_error=trainer.heldout_error(),
-        elapsed_s=time.monotonic() - started,
-    )
-
-
-def _is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
-    """Say whether a run begins here, and refuse whatever else `run` may hold."""
-    if not (run / "run.json").exists():
-        if not is_vacant(run):
-            raise RunError(f"{run}: holds something that is no training run; name another --out")
-        return True
-    if not resume:
-        raise RunError(f"{run}: holds a run already; --resume goes on with it, or name another")
-    held = read_run(run)
-    for part in ("config", "spec", "data"):
-        ours, theirs = (getattr(side, part).model_dump(mode="json") for side in (description, held))
-        for field in ours:
-            if ours[field] != theirs[field]:
-                raise RunError(
-                    f"{run}: was started with {part}.{field}={theirs[field]}, now it is "
-                    f"{ours[field]}; a run resumes unchanged, so name another --out"
-                )
-    return False
 
 
 class Trainer:
@@ -288,51 +191,6 @@ class Trainer:
             variants=variants,
         )
         return windows.to(self.device)
-
-
-def build_optimizer(agent: VLAAgent, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Build AdamW with weight decay on matrices only; the depth mixer's queries keep none."""
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in agent.named_parameters():
-        is_matrix = parameter.ndim >= 2 and name.split(".")[1] not in ("residuals", "positions")
-        (matrices if is_matrix else others).append(parameter)
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
-
-
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Return the step size of optimiser step `step`, counted from 0, of `steps`."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    progress = (step - config.warmup_steps) / (steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, agent: VLAAgent) -> dict[str, Tensor]:
-    """Return AdamW's state as named tensors: `exp_avg/head.predict.weight` and so on."""
-    return {
-        f"{kind}/{name}": value
-        for name, parameter in agent.named_parameters()
-        for kind, value in optimizer.state[parameter].items()
-    }
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, agent: VLAAgent, tensors: dict[str, Tensor]
-) -> None:
-    """Put back what `optimizer_tensors` returned."""
-    parameters = dict(agent.named_parameters())
-    for key, value in tensors.items():
-        kind, name = key.split("/", maxsplit=1)
-        parameter = parameters[name]
-        device = "cpu" if kind == "step" and parameter.device.type == "cpu" else parameter.device
-        optimizer.state[parameter][kind] = value.to(device)
 
 
 def _cut_log(path: Path, step: int) -> None:

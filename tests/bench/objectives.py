@@ -18,7 +18,7 @@ from pipeline.features.store import FeatureStore
 from pipeline.rollout.loop import RolloutConfig, roll_out
 from pipeline.training.config import TrainConfig, with_settings
 from pipeline.training.presets import preset_config
-from pipeline.training.trainer import train
+from pipeline.training.session import train
 from policy.agent import VLAAgent
 from policy.spec import AgentSpec
 from tests.bench.head_speed import decide, median_s

@@ -10,9 +10,9 @@ from pipeline.features.probe import Probe, make_probe
 from pipeline.rollout.envs.base import StepResult
 from pipeline.rollout.gate import check_env, load_policy
 from pipeline.rollout.loop import RolloutConfig, roll_out
-from pipeline.training.checkpoint import PROBE_FILE, DataIdentity, RunDescription, read_probe
 from pipeline.training.presets import debug
-from pipeline.training.trainer import train
+from pipeline.training.run_folder import PROBE_FILE, DataIdentity, RunDescription, read_probe
+from pipeline.training.session import train
 from policy.backbone import STAND_IN, load_backbone
 from policy.spec import AgentSpec
 from tests.pipeline.tiny import VIEWS, complete_store, tiny_identity

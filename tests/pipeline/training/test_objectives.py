@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from pipeline.training.checkpoint import read_run
 from pipeline.training.config import with_settings
 from pipeline.training.presets import debug
-from pipeline.training.trainer import train
+from pipeline.training.run_folder import read_run
+from pipeline.training.session import train
 from tests.pipeline.tiny import complete_store
 
 

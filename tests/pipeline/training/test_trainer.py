@@ -11,10 +11,13 @@ from safetensors.torch import load_file, save_file
 from pipeline.errors import IncompleteStoreError, RunError, StoreError
 from pipeline.files import sole_writer
 from pipeline.training import trainer as trainer_module
-from pipeline.training.checkpoint import checkpoint_steps, read_average, read_checkpoint, read_run
+from pipeline.training.checkpoint import checkpoint_steps, read_average, read_checkpoint
 from pipeline.training.config import OptimizerConfig, with_settings
+from pipeline.training.optimization import learning_rate
 from pipeline.training.presets import debug
-from pipeline.training.trainer import Trainer, learning_rate, train
+from pipeline.training.run_folder import read_run
+from pipeline.training.session import train
+from pipeline.training.trainer import Trainer
 from pipeline.training.windows import WindowData
 from policy.errors import DeviceError, NonFiniteLossError
 from tests.pipeline.tiny import complete_store, create_store

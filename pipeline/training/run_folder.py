@@ -1,0 +1,139 @@
+"""A run's folder apart from its checkpoints: what it is, and the probe of its encoder.
+
+Knows files and identities; nothing about the training loop. Below the folder:
+
+    run.json                              configuration, data and encoder; written when a run starts
+    probe.safetensors                     frames and their features, to know the encoder by
+    log.jsonl                             figures, one JSON object a line
+    checkpoints/                          see `checkpoint.py`
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from pipeline.errors import RunError
+from pipeline.features.probe import Probe
+from pipeline.files import write_atomically, write_json
+from pipeline.training.config import TrainConfig
+from policy.engine import EngineRecord
+from policy.spec import AgentSpec, EncoderIdentity
+
+FORMAT_VERSION: Final = 2  # 1 carried no probe
+PROBE_FILE: Final = "probe.safetensors"
+
+
+class DataIdentity(BaseModel):
+    """Which data a run was trained on, and which encoder saw it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """The dataset's name."""
+    store_digest: str
+    """sha256 of the store's content."""
+    fps: float
+    """Control steps a second."""
+    encoder: EncoderIdentity
+    """Which encoder made the features."""
+    probe_digest: str
+    """`Probe.digest` of the store's probe, which the run carries on."""
+    manifest: dict[str, Any]
+    """The dataset's manifest."""
+
+
+class RunDescription(BaseModel):
+    """What a run is: enough to continue it and to roll it out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    """Raised when older code could no longer read the run."""
+    config: TrainConfig
+    """Everything that decides the weights, given the data."""
+    spec: AgentSpec
+    """What the data decides about the agent."""
+    data: DataIdentity
+    """The data, and its encoder."""
+
+
+def write_run(run: Path, description: RunDescription, probe: Probe) -> None:
+    """Write a new run's probe, then its description.
+
+    Raises:
+        OSError: the folder is not writable.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        "frames": torch.from_numpy(np.ascontiguousarray(probe.frames)),
+        "features": torch.from_numpy(np.ascontiguousarray(probe.features)),
+    }
+    words = {"engine": probe.engine.model_dump_json(), "tolerance": repr(probe.tolerance)}
+    write_atomically(run / PROBE_FILE, save(tensors, metadata=words))
+    write_json(run / "run.json", description.model_dump(mode="json"))
+
+
+def read_probe(run: Path, description: RunDescription) -> Probe:
+    """Read the probe that a run carries.
+
+    Raises:
+        RunError: it is absent, damaged, or not the one that the run started with.
+    """
+    path = run / PROBE_FILE
+    try:
+        with safe_open(path, framework="numpy") as file:
+            words = file.metadata()
+            probe = Probe(
+                frames=file.get_tensor("frames"),
+                features=file.get_tensor("features"),
+                engine=EngineRecord.model_validate_json(words["engine"]),
+                tolerance=float(words["tolerance"]),
+            )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(
+            f"{path}: cannot be read ({error}); restore it from a copy, or train anew"
+        ) from error
+    if probe.digest() != description.data.probe_digest:
+        raise RunError(
+            f"{path}: is not the probe that run.json names ({description.data.probe_digest[:12]}); "
+            f"restore it from a copy, or train anew"
+        )
+    return probe
+
+
+def read_run(run: Path) -> RunDescription:
+    """Read a run's description.
+
+    Raises:
+        RunError: `run` holds none, or one that this program does not read.
+    """
+    path = run / "run.json"
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RunError(f"{run}: no training run here; make one with vla-train") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error})") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise RunError(
+            f"{path}: format version {version}, this program reads {FORMAT_VERSION}; use the "
+            f"program that trained it"
+        )
+    try:
+        return RunDescription.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RunError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def run_hash(run: Path) -> str:
+    """Return the sha256 of a run's description, which its checkpoints carry."""
+    return hashlib.sha256((run / "run.json").read_bytes()).hexdigest()
