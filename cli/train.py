@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.exits import exit_on_vla_error
+from pipeline.errors import ConfigError
 from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
 from pipeline.training.session import train
@@ -15,7 +16,9 @@ main = typer.Typer(add_completion=False)
 
 @main.command(name="train")
 def train_command(
-    store: Annotated[Path, typer.Argument(help="A complete feature store.")],
+    stores: Annotated[
+        list[Path], typer.Argument(help="Complete feature stores of one encoder and one robot.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the run to create.")],
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "proj96",
     settings: Annotated[
@@ -25,10 +28,36 @@ def train_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in OUT, if there is one.")
     ] = False,
+    weights: Annotated[
+        str, typer.Option(help="How often a step of each store is drawn, as in 2,1; all alike.")
+    ] = "",
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Run the encoder on the frames at every step: proves a store."),
+    ] = False,
+    backbone: Annotated[
+        str | None, typer.Option(help="Where the encoder of --live lies; its own name otherwise.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to train, as torch names it.")] = "cpu",
 ) -> None:
     """Train a policy on cached features."""
     with exit_on_vla_error("add --resume to go on from the last checkpoint"):
         config = with_settings(preset_config(preset), settings or [])
-        report = train(store, out, config, resume=resume, device=device)
+        report = train(
+            stores,
+            out,
+            config,
+            resume=resume,
+            weights=_parse_weights(weights),
+            live=live,
+            backbone=backbone,
+            device=device,
+        )
         typer.echo(report.summary())
+
+
+def _parse_weights(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise ConfigError(f"--weights {text}: want a number a store, as in 2,1") from error

@@ -175,14 +175,15 @@ class UnitEncoder:
         hashes: UInt64[np.ndarray, "n s"],
     ) -> None:
         """Add a piece's rows to its unit's, encoding only what is seen for the first time."""
-        flat = hashes.ravel()
+        num_views, flat = len(self._store.attributes.view_names), hashes.ravel()
         first = np.sort(np.unique(flat, return_index=True)[1])  # in the order of live views
         distinct = flat[first]
         features, status, engines = known.look_up(distinct)
         new = status == NEW
         if new.any():
             pixels = frames.reshape(-1, *frames.shape[2:])[first[new]]
-            features[new] = self._encode(pixels)
+            with self.clock.measure("encode"):
+                features[new] = encode_frames(self._backbone, pixels, num_views)
             known.add(distinct[new], features[new])
             engines.add(self.engine)
         row_of = {int(frame_hash): row for row, frame_hash in enumerate(distinct)}
@@ -195,20 +196,21 @@ class UnitEncoder:
         unit.hashes.append(hashes)
         unit.engines |= engines
 
-    def _encode(self, frames: UInt8[np.ndarray, "n 256 256 3"]) -> Float16[np.ndarray, "n 768"]:
-        """Encode frames in passes of as many as there are views; the last one is filled up."""
-        num_views = len(self._store.attributes.view_names)
-        lacking = -len(frames) % num_views
-        padded = np.concatenate([frames, np.repeat(frames[-1:], lacking, axis=0)])
-        with self.clock.measure("encode"):
-            passes = torch.from_numpy(padded.reshape(-1, num_views, *frames.shape[1:]))
-            features = self._backbone.encode_views(passes).numpy()
-        return features.reshape(-1, FEATURE_DIM)[: len(frames)]
-
     def _write(self, unit: int, rows: UnitRows) -> None:
         with self.clock.measure("write"):
             features, hashes = np.concatenate(rows.features), np.concatenate(rows.hashes)
             self._store.write_unit(unit, features, hashes, rows.engines)
+
+
+def encode_frames(
+    backbone: FrozenSiglip2, frames: UInt8[np.ndarray, "n 256 256 3"], num_views: int
+) -> Float16[np.ndarray, "n 768"]:
+    """Encode single frames in passes of as many as there are views; the last one is filled up."""
+    lacking = -len(frames) % num_views
+    padded = np.concatenate([frames, np.repeat(frames[-1:], lacking, axis=0)])
+    passes = torch.from_numpy(padded.reshape(-1, num_views, *frames.shape[1:]))
+    features = backbone.encode_views(passes).numpy()
+    return features.reshape(-1, FEATURE_DIM)[: len(frames)]
 
 
 def read_slots(

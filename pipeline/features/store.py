@@ -282,14 +282,16 @@ class FeatureStore:
         )
         write_sealed(self.path / COMPLETE_MARK, mark.model_dump(mode="json"))
 
-    def read_features(self) -> Float16[np.ndarray, "n s 768"]:
-        """Read all features into memory, each unit checked against its record.
+    def read_features(
+        self, into: Float16[np.ndarray, "n s 768"] | None = None
+    ) -> Float16[np.ndarray, "n s 768"]:
+        """Read all features, into new memory unless told; each unit is checked by its record.
 
         Raises:
             StoreError: a unit is damaged; the message names it.
         """
         shape = (self.num_rows, self.attributes.num_slots, FEATURE_DIM)
-        features = np.empty(shape, np.float16)
+        features = np.empty(shape, np.float16) if into is None else into
         for unit in range(self.num_units):
             start, stop = unit_rows(unit, self.num_rows)
             features[start:stop] = self.read_unit_features(unit)

@@ -14,14 +14,12 @@ from jaxtyping import Bool, Float, Float16, Int64, UInt8, UInt64
 from tqdm import tqdm
 
 from pipeline.datasets.base import EpisodeReader
-from pipeline.datasets.manifest import load_manifest
-from pipeline.datasets.manifest_reader import ManifestReader
 from pipeline.errors import StoreError
 from pipeline.features.encode import hash_frames, read_slots
 from pipeline.features.encoder import load_same_encoder
+from pipeline.features.open_source import open_source
 from pipeline.features.probe import engine_differences, relative_l2
 from pipeline.features.records import record_path
-from pipeline.features.source import read_source
 from pipeline.features.stages import StageClock
 from pipeline.features.store import FeatureStore
 from pipeline.features.units import UNIT_ROWS, EpisodeSlice, episode_slices, unit_rows
@@ -171,16 +169,8 @@ def verify_store(
         raise StoreError(f"{store_path}: no unit is committed yet; run vla-embed")
     if not valid:
         return _nothing_to_compare(store, damaged)
-    path = manifest or _manifest_of(store_path)
-    described = load_manifest(path)
-    if described.digest() != store.attributes.manifest_digest:
-        raise StoreError(
-            f"{path}: is not the manifest that {store_path} was made with (its revision, rate, "
-            f"size, views or keys differ); name the right --manifest"
-        )
-    reader = ManifestReader(described)
+    reader = open_source(store, manifest)
     try:
-        _check_same_data(store, reader)
         encoder = load_same_encoder(
             store.attributes.encoder, backbone, where=str(store_path), device=opened
         )
@@ -218,29 +208,6 @@ def _nothing_to_compare(store: FeatureStore, damaged: tuple[int, ...]) -> Verify
         other_engine=(),
         changed=(),
     )
-
-
-def _manifest_of(store: Path) -> Path:
-    note = read_source(store)
-    if note is None or not note.manifest.is_file():
-        gone = "" if note is None else f" ({note.manifest} is gone)"
-        raise StoreError(
-            f"{store}: does not say where its dataset lies{gone}; name it with --manifest"
-        )
-    return note.manifest
-
-
-def _check_same_data(store: FeatureStore, reader: EpisodeReader) -> None:
-    lengths = [reader.episode_length(episode) for episode in range(reader.num_episodes)]
-    ends = np.cumsum(lengths, dtype=np.int64)
-    held = store.read_steps().episode_ends
-    if reader.view_names != store.attributes.view_names or not np.array_equal(ends, held):
-        raise StoreError(
-            f"{store.path}: holds {len(held)} episodes of {int(held[-1])} steps, views "
-            f"{', '.join(store.attributes.view_names)}; the dataset has {len(ends)} of "
-            f"{int(ends[-1])}, {', '.join(reader.view_names)}; run vla-embed, or name the right "
-            f"--manifest"
-        )
 
 
 def _compare(

@@ -72,6 +72,9 @@ def _describe_run(path: Path) -> Fields:
         "step": latest,
         "steps": run.config.steps,
         "dataset": run.data.name,
+        "stores": len(run.data.stores),
+        "store_weights": ", ".join(f"{store.weight:g}" for store in run.data.stores),
+        "live": run.live,
         "views": ", ".join(run.spec.view_names),
         "state_dim": run.spec.state_dim,
         "action_dim": run.spec.action_dim,
@@ -80,7 +83,7 @@ def _describe_run(path: Path) -> Fields:
         "head": f"{head.n_layer} layers of {head.n_emb}",
         **_describe_encoder(run.data.encoder),
         **_describe_probe(read_probe(path, run)),
-        "store_digest": run.data.store_digest,
+        "store_digests": ", ".join(store.digest for store in run.data.stores),
     }
 
 

@@ -26,8 +26,14 @@ def model_card(
     pretrained = "pretrained" if encoder.pretrained else "**not pretrained**"
     sizes = {part: _count(module) for part, module in agent.named_children() if _count(module)}
     rows = [
-        ("task data", f"{data.name}, {data.fps:g} steps/s, store {data.store_digest[:12]}"),
-        ("licence of the data", str(data.manifest.get("licence", "not stated"))),
+        *(
+            (
+                "task data",
+                f"{store.name}, {data.fps:g} steps/s, store {store.digest[:12]}, weight "
+                f"{store.weight:g}, licence {store.manifest.get('licence', 'not stated')}",
+            )
+            for store in data.stores
+        ),
         ("encoder", f"{encoder.name} at {encoder.revision}, {encoder.compute_dtype}, {pretrained}"),
         ("encoder fingerprint", encoder.fingerprint),
         ("views", ", ".join(description.spec.view_names)),

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -26,8 +26,23 @@ from pipeline.training.config import TrainConfig
 from policy.engine import EngineRecord
 from policy.spec import AgentSpec, EncoderIdentity
 
-FORMAT_VERSION: Final = 2  # 1 carried no probe
+FORMAT_VERSION: Final = 3  # 1 carried no probe, 2 named one store
 PROBE_FILE: Final = "probe.safetensors"
+
+
+class StoreIdentity(BaseModel):
+    """One of the stores that a run was trained on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """The dataset's name."""
+    digest: str
+    """sha256 of the store's content."""
+    weight: float
+    """How often training draws one of its steps, against the other stores."""
+    manifest: dict[str, Any]
+    """The dataset's manifest."""
 
 
 class DataIdentity(BaseModel):
@@ -35,18 +50,30 @@ class DataIdentity(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
-    """The dataset's name."""
-    store_digest: str
-    """sha256 of the store's content."""
+    stores: tuple[StoreIdentity, ...] = Field(min_length=1)
+    """Where its windows come from, in the order of their rows."""
     fps: float
     """Control steps a second."""
     encoder: EncoderIdentity
     """Which encoder made the features."""
     probe_digest: str
-    """`Probe.digest` of the store's probe, which the run carries on."""
-    manifest: dict[str, Any]
-    """The dataset's manifest."""
+    """`Probe.digest` of the first store's probe, which the run carries on."""
+
+    @property
+    def name(self) -> str:
+        """The datasets' names."""
+        return " + ".join(store.name for store in self.stores)
+
+    @property
+    def store_digest(self) -> str:
+        """One digest of all the data: of the one store, or of the digests and weights of several.
+
+        Weights decide what a policy was trained on as much as rows do.
+        """
+        if len(self.stores) == 1:
+            return self.stores[0].digest
+        parts = [f"{store.digest} {store.weight!r}" for store in self.stores]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 class RunDescription(BaseModel):
@@ -62,6 +89,10 @@ class RunDescription(BaseModel):
     """What the data decides about the agent."""
     data: DataIdentity
     """The data, and its encoder."""
+    live: bool = False
+    """Whether the encoder ran on the frames at every step, instead of the features in the stores.
+    On the engine of the stores the weights are the same bits; that is what such a run proves, so
+    it goes on live."""
 
 
 def write_run(run: Path, description: RunDescription, probe: Probe) -> None:

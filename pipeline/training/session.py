@@ -1,17 +1,30 @@
-"""One call of training: open the store, begin or resume the run, train, report.
+"""One call of training: open the stores, begin or resume the run, train, report.
 
 Knows stores, runs and the trainer; nothing about a step.
 """
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import RunError
+import torch
+
+from pipeline.errors import ConfigError, RunError
+from pipeline.features.probe import Probe
 from pipeline.features.store import FeatureStore
-from pipeline.files import is_vacant, sole_writer
+from pipeline.files import sole_writer
 from pipeline.training.config import TrainConfig
-from pipeline.training.run_folder import DataIdentity, RunDescription, read_run, write_run
+from pipeline.training.live import open_live_windows
+from pipeline.training.resume import is_new_run
+from pipeline.training.run_folder import (
+    DataIdentity,
+    RunDescription,
+    StoreIdentity,
+    write_run,
+)
+from pipeline.training.stores import check_weights, unreplaced
 from pipeline.training.trainer import Trainer
 from pipeline.training.windows import WindowData
 from policy.device import open_device
@@ -28,6 +41,8 @@ class TrainReport:
     heldout_error: float | None
     """Root mean squared action error on held-out episodes, normalised; None without."""
     elapsed_s: float
+    features_from: str
+    """Where each batch took its features from."""
 
     def summary(self) -> str:
         """Say it in one line."""
@@ -35,78 +50,120 @@ class TrainReport:
         error = "" if self.heldout_error is None else f", held-out error {self.heldout_error:.4f}"
         return (
             f"{self.run}: {self.steps} steps{start} in {self.elapsed_s:.0f} s, "
-            f"{self.num_parameters / 1e6:.1f} M parameters{error}"
+            f"{self.num_parameters / 1e6:.1f} M parameters, features from {self.features_from}"
+            f"{error}"
         )
 
 
 def train(
-    store_path: Path, run: Path, config: TrainConfig, *, resume: bool, device: str = "cpu"
+    stores: Sequence[Path],
+    run: Path,
+    config: TrainConfig,
+    *,
+    resume: bool,
+    weights: Sequence[float] = (),
+    live: bool = False,
+    backbone: str | None = None,
+    device: str = "cpu",
 ) -> TrainReport:
-    """Train a policy on a complete feature store.
+    """Train a policy on complete feature stores.
 
     Args:
-        store_path: the store.
+        stores: one or more that one encoder made from the same views.
         run: folder of the run.
         config: everything that decides the weights.
         resume: go on with the run in `run` if there is one; otherwise one there is an error.
+        weights: how often a step of each store is drawn, against the others; empty: all alike.
+        live: run the encoder on the datasets' frames at every step instead of reading features.
+        backbone: where the encoder of a live training lies now; None takes the name in the stores.
         device: torch's name of the device to train on.
 
     Raises:
-        StoreError, IncompleteStoreError: the store cannot be used.
+        StoreError, IncompleteStoreError: a store cannot be used, or differs from the first.
+        ConfigError: the weights do not fit the stores, or nothing needs a backbone.
         RunError: `run` holds another run, or holds one and `resume` is False.
         NonFiniteLossError: the loss is not finite; checkpoints before it stay valid.
+        ManifestError, DatasetError, FrameReadError, EncoderLoadError, EncoderMismatchError: live,
+            the frames or their encoder are not there, or are others.
     """
+    if backbone is not None and not live:
+        raise ConfigError(f"backbone {backbone}: features are read from the stores; add --live")
     opened = open_device(device)
-    store = FeatureStore.open(store_path)
-    with store.unreplaced() as digest:
-        store.check_digest()
-        probe = store.read_probe()
-        data = WindowData(store, heldout_share=config.heldout_share)
-    description = RunDescription(
-        config=config,
-        spec=data.spec,
-        data=DataIdentity(
-            name=str(store.attributes.manifest["name"]),
-            store_digest=digest,
-            fps=store.attributes.fps,
-            encoder=store.attributes.encoder,
-            probe_digest=probe.digest(),
-            manifest=store.attributes.manifest,
-        ),
+    weights = check_weights(weights, len(stores))
+    data_source = _open_data(
+        stores,
+        weights=weights,
+        heldout_share=config.heldout_share,
+        live=live,
+        backbone=backbone,
+        device=opened,
     )
-    is_new = _is_new_run(run, description, resume=resume)
-    trainer = Trainer(run, description, data, opened)
-    if is_new:
-        write_run(run, description, probe)
-    with sole_writer(run, RunError):
-        resumed_from = 0 if is_new else trainer.restore()
-        started = time.monotonic()
-        trainer.fit()
-    return TrainReport(
-        run=run,
-        steps=config.steps,
-        resumed_from=resumed_from,
-        num_parameters=sum(parameter.numel() for parameter in trainer.agent.parameters()),
-        heldout_error=trainer.heldout_error(),
-        elapsed_s=time.monotonic() - started,
-    )
+    with data_source as (data, identity, probe):
+        description = RunDescription(config=config, spec=data.spec, data=identity, live=live)
+        is_new = is_new_run(run, description, resume=resume)
+        trainer = Trainer(run, description, data, opened)
+        if is_new:
+            write_run(run, description, probe)
+        with sole_writer(run, RunError):
+            resumed_from = 0 if is_new else trainer.restore()
+            started = time.monotonic()
+            trainer.fit()
+        return TrainReport(
+            run=run,
+            steps=config.steps,
+            resumed_from=resumed_from,
+            num_parameters=sum(parameter.numel() for parameter in trainer.agent.parameters()),
+            heldout_error=trainer.heldout_error(),
+            elapsed_s=time.monotonic() - started,
+            features_from="the encoder" if live else f"{data.features.device.type} memory",
+        )
 
 
-def _is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
-    """Say whether a run begins here, and refuse whatever else `run` may hold."""
-    if not (run / "run.json").exists():
-        if not is_vacant(run):
-            raise RunError(f"{run}: holds something that is no training run; name another --out")
-        return True
-    if not resume:
-        raise RunError(f"{run}: holds a run already; --resume goes on with it, or name another")
-    held = read_run(run)
-    for part in ("config", "spec", "data"):
-        ours, theirs = (getattr(side, part).model_dump(mode="json") for side in (description, held))
-        for field in ours:
-            if ours[field] != theirs[field]:
-                raise RunError(
-                    f"{run}: was started with {part}.{field}={theirs[field]}, now it is "
-                    f"{ours[field]}; a run resumes unchanged, so name another --out"
+@contextmanager
+def _open_data(
+    paths: Sequence[Path],
+    *,
+    weights: Sequence[float],
+    heldout_share: float,
+    live: bool,
+    backbone: str | None,
+    device: torch.device,
+) -> Iterator[tuple[WindowData, DataIdentity, Probe]]:
+    stores = [FeatureStore.open(path) for path in paths]
+    with ExitStack() as datasets:
+        with unreplaced(stores) as digests:
+            for store in stores:
+                store.check_digest()
+            probe = stores[0].read_probe()
+            if live:
+                data: WindowData = datasets.enter_context(
+                    open_live_windows(
+                        *stores,
+                        heldout_share=heldout_share,
+                        weights=weights,
+                        backbone=backbone,
+                        device=device,
+                    )
                 )
-    return False
+            else:
+                data = WindowData(*stores, heldout_share=heldout_share, weights=weights)
+                data.move_to(device)
+        yield data, _identify(stores, digests, weights, probe), probe
+
+
+def _identify(
+    stores: Sequence[FeatureStore], digests: Sequence[str], weights: Sequence[float], probe: Probe
+) -> DataIdentity:
+    first = stores[0].attributes
+    identities = tuple(
+        StoreIdentity(
+            name=str(store.attributes.manifest["name"]),
+            digest=digest,
+            weight=weight,
+            manifest=store.attributes.manifest,
+        )
+        for store, digest, weight in zip(stores, digests, weights, strict=True)
+    )
+    return DataIdentity(
+        stores=identities, fps=first.fps, encoder=first.encoder, probe_digest=probe.digest()
+    )

@@ -1,25 +1,33 @@
-"""Training windows as index gathers on a feature store that lies in memory whole.
+"""Training windows as index gathers on feature stores that lie in memory whole.
 
-Knows a store's arrays and episode borders; nothing about the agent. A window is named by its
-current step: it holds the `obs_horizon` steps that end there and the `pred_horizon` actions that
-start there. Observations before an episode's first step repeat that step; actions after its last
-step repeat that one and are marked invalid, so that they do not count in the loss.
+Knows the stores' arrays and episode borders; nothing about the agent. The rows of several stores
+follow one another, and so do their episodes. A window is named by its current step: it holds the
+`obs_horizon` steps that end there and the `pred_horizon` actions that start there. Observations
+before an episode's first step repeat that step; actions after its last step repeat that one and
+are marked invalid, so that they do not count in the loss; so no window leaves its episode.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float16, Int64
 from torch import Tensor
 
 from pipeline.errors import StoreError
+from pipeline.features.attributes import SourceShare
 from pipeline.features.store import FeatureStore
+from pipeline.training.stores import check_agreement, check_weights
 from policy.normalizer import DataStatistics
-from policy.spec import AgentSpec
+from policy.spec import FEATURE_DIM, AgentSpec
 
-STATISTICS_ROWS = 8_192  # rows of features summed at once in float64: 150 MB
+logger = logging.getLogger(__name__)
+
+STATISTICS_ROWS: Final = 8_192  # rows of features summed at once in float64: 150 MB
+TRAINING_BYTES: Final = 4 * 2**30  # of a GPU, left to weights, optimiser and one step's activations
 
 
 @dataclass(frozen=True)
@@ -36,9 +44,11 @@ class Windows:
     """False where the episode had ended."""
 
     def to(self, device: torch.device) -> "Windows":
-        """Return the batch on another device."""
-        moved = (getattr(self, field.name).to(device) for field in fields(self))
-        return type(self)(*moved)
+        """Return the batch on another device; to a GPU it is copied while this thread goes on."""
+        tensors = [getattr(self, field.name) for field in fields(self)]
+        if device.type == "cuda":
+            tensors = [t if t.is_cuda else t.pin_memory() for t in tensors]
+        return type(self)(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
 @dataclass(frozen=True)
@@ -52,48 +62,56 @@ class SourceDraws:
 
 
 class WindowData:
-    """A store's arrays in memory, with its episodes split into training and held-out ones."""
+    """The arrays of stores in memory, with the episodes split into training and held-out ones."""
 
-    def __init__(self, store: FeatureStore, *, heldout_share: float):
-        """Load a complete store.
+    def __init__(self, *stores: FeatureStore, heldout_share: float, weights: Sequence[float] = ()):
+        """Load complete stores.
 
         Args:
-            store: every unit is checked against its commit record while it loads.
-            heldout_share: share of the episodes kept out of training, spread evenly over the
-                store; any share above 0 holds out one episode or more, but never all. Where the
+            stores: one or more that agree; every unit is checked against its commit record while
+                it loads.
+            heldout_share: share of each store's episodes kept out of training, spread evenly over
+                it; any share above 0 holds out one episode or more, but never all. Where the
                 manifest has a split, any share above 0 means the episodes of that split. 0 keeps
                 none out, whatever the manifest says.
+            weights: how often a step of each store is drawn, against the others; a source inside
+                a store has its own weight times the store's. Empty: all alike.
 
         Raises:
-            StoreError: the store is damaged, or too small to hold an episode out.
+            StoreError: a store is damaged, disagrees with the first, or is too small to hold an
+                episode out and train on another.
+            ConfigError: the weights do not fit the stores.
         """
-        steps = store.read_steps()
-        self.features = torch.from_numpy(store.read_features())
-        self.num_variants = store.attributes.num_variants
-        self.state = torch.from_numpy(steps.state)
-        self.action = torch.from_numpy(steps.action)
-        ends = torch.from_numpy(steps.episode_ends)
-        lengths = torch.diff(ends, prepend=torch.zeros(1, dtype=torch.int64))
+        weights = check_weights(weights, len(stores))
+        check_agreement(stores)
+        steps = [store.read_steps() for store in stores]
+        self.features = _read_features(stores)
+        self.num_variants = stores[0].attributes.num_variants
+        self.state = torch.from_numpy(np.concatenate([held.state for held in steps]))
+        self.action = torch.from_numpy(np.concatenate([held.action for held in steps]))
+        counts = [len(held.episode_ends) for held in steps]
+        lengths = torch.from_numpy(
+            np.concatenate([np.diff(held.episode_ends, prepend=0) for held in steps])
+        )
+        ends = lengths.cumsum(0)
         self.episode_of = torch.repeat_interleave(torch.arange(len(ends)), lengths)
         self._first_row = (ends - lengths)[self.episode_of]
         self._last_row = (ends - 1)[self.episode_of]
         self.spec = AgentSpec(
-            view_names=store.attributes.view_names,
+            view_names=stores[0].attributes.view_names,
             state_dim=self.state.shape[1],
             action_dim=self.action.shape[1],
         )
-        heldout = _heldout_episodes(len(ends), heldout_share, store)
-        sources = store.attributes.sources
-        if sum(source.num_episodes for source in sources) != len(ends):
-            raise StoreError(
-                f"{store.path}: expected sources of {len(ends)} episodes in all, found {sources}; "
-                "embed the dataset into another --store"
-            )
-        is_heldout = torch.isin(self.episode_of, heldout)
+        heldout = [
+            _is_heldout(count, heldout_share, store)
+            for count, store in zip(counts, stores, strict=True)
+        ]
+        is_heldout = torch.cat(heldout)[self.episode_of]
         self.train_rows: Int64[Tensor, " n"] = torch.nonzero(~is_heldout)[:, 0]
         self.heldout_rows: Int64[Tensor, " n"] = torch.nonzero(is_heldout)[:, 0]
-        counts = torch.tensor([source.num_episodes for source in sources])
-        source_of = torch.repeat_interleave(torch.arange(len(sources)), counts)[self.episode_of]
+        sources = _weighted_sources(stores, counts, weights)
+        counts_of = torch.tensor([source.num_episodes for source in sources])
+        source_of = torch.repeat_interleave(torch.arange(len(sources)), counts_of)[self.episode_of]
         self.draws: tuple[SourceDraws, ...] = _source_draws(
             [self.train_rows[source_of[self.train_rows] == i] for i in range(len(sources))],
             [source.weight for source in sources],
@@ -123,7 +141,7 @@ class WindowData:
         last = self._last_row[rows][:, None]
         executed = rows[:, None] + future
         return Windows(
-            features=self._observed_features(observed, variants).float(),
+            features=self.observed_features(observed, variants).float(),
             state=self.state[observed],
             actions=self.action[torch.minimum(executed, last)],
             valid=executed <= last,
@@ -138,12 +156,27 @@ class WindowData:
         shape = (num_windows, self.spec.num_views)
         return torch.randint(0, self.num_variants + 1, shape, generator=generator)
 
-    def _observed_features(self, observed: Tensor, variants: Tensor | None) -> Tensor:
+    def observed_features(
+        self, observed: Int64[Tensor, "b t"], variants: Int64[Tensor, "b v"] | None
+    ) -> Float[Tensor, "b t v 768"]:
+        """Return the features of the rows `observed`, each view in its variant; see `gather`."""
         num_views = self.spec.num_views
         if variants is None:
             return self.features[observed, :num_views]
         places = variants * num_views + torch.arange(num_views)
         return self.features[observed[:, :, None], places[:, None, :]]
+
+    def move_to(self, device: torch.device) -> None:
+        """Move the arrays into a GPU's memory if they fit; batches are gathered where they lie."""
+        arrays = (self.features, self.state, self.action)
+        num_bytes = sum(array.nbytes for array in arrays)
+        if device.type != "cuda":
+            return
+        if num_bytes + TRAINING_BYTES > torch.cuda.mem_get_info(device)[0]:
+            told = "%.1f GB of windows do not fit on %s: batches are gathered in main memory"
+            logger.warning(told, num_bytes / 1e9, device)
+            return
+        self.features, self.state, self.action = (array.to(device) for array in arrays)
 
     def statistics(self) -> DataStatistics:
         """Return the statistics of the training episodes alone, of the frames as recorded."""
@@ -231,15 +264,57 @@ def seeded_generator(seed: int, purpose: str, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((int(words[0]) << 31) | (int(words[1]) >> 1))
 
 
+def _read_features(stores: Sequence[FeatureStore]) -> Float16[Tensor, "n s d"]:
+    """Read every store into its own stretch of one array: never is there a second copy."""
+    num_rows, num_slots = sum(store.num_rows for store in stores), stores[0].attributes.num_slots
+    features = np.empty((num_rows, num_slots, FEATURE_DIM), np.float16)
+    start = 0
+    for store in stores:
+        store.read_features(into=features[start : start + store.num_rows])
+        start += store.num_rows
+    return torch.from_numpy(features)
+
+
+def _weighted_sources(
+    stores: Sequence[FeatureStore], counts: Sequence[int], weights: Sequence[float]
+) -> list[SourceShare]:
+    """Return the sources of all stores in order, each with its weight times its store's."""
+    sources = []
+    for store, count, weight in zip(stores, counts, weights, strict=True):
+        held = store.attributes.sources
+        if sum(source.num_episodes for source in held) != count:
+            raise StoreError(
+                f"{store.path}: expected sources of {count} episodes in all, found {held}; "
+                "embed the dataset into another --store"
+            )
+        sources += [
+            SourceShare(num_episodes=source.num_episodes, weight=source.weight * weight)
+            for source in held
+        ]
+    return sources
+
+
+def _is_heldout(num_episodes: int, share: float, store: FeatureStore) -> Bool[Tensor, " e"]:
+    """Say which episodes of a store are held out, and refuse to hold out all."""
+    heldout = _heldout_episodes(num_episodes, share, store)
+    is_heldout = torch.isin(torch.arange(num_episodes), heldout)
+    if is_heldout.all():
+        raise StoreError(
+            f"{store.path}: no step to train on, {int(is_heldout.sum())} of {num_episodes} "
+            f"episodes are held out; set heldout_share=0, or train without this store"
+        )
+    return is_heldout
+
+
 def _heldout_episodes(num_episodes: int, share: float, store: FeatureStore) -> Tensor:
     if share == 0:
         return torch.empty(0, dtype=torch.int64)
     if store.attributes.heldout is not None:
         return torch.tensor(store.attributes.heldout, dtype=torch.int64)
-    if num_episodes == 1:
+    if num_episodes <= 1:
         raise StoreError(
-            f"{store.path}: 1 episode, want 2 or more to hold one out; record more, or set "
-            f"heldout_share=0"
+            f"{store.path}: {num_episodes} episode, want 2 or more to hold one out; record more, "
+            f"or set heldout_share=0"
         )
     count = min(max(1, round(share * num_episodes)), num_episodes - 1)
     # The middle of each of `count` equal stretches: recordings often drift from first to last.

@@ -100,7 +100,7 @@ def main() -> None:
     for place, contestant in enumerate(CONTESTANTS):
         run = arguments.out / f"{place}"
         config = configuration(contestant, arguments.settings)
-        train(arguments.store, run, config, resume=True)
+        train([arguments.store], run, config, resume=True)
         for passes in contestant.passes:
             result = roll_out(
                 RolloutConfig(

@@ -82,7 +82,17 @@ def test_flags_are_what_users_know():
         "--variants",
         "--codec",
     }
-    assert flags(cli.train.main) == {"store", "--out", "--preset", "--set", "--resume", "--device"}
+    assert flags(cli.train.main) == {
+        "stores",
+        "--out",
+        "--preset",
+        "--set",
+        "--resume",
+        "--weights",
+        "--live",
+        "--backbone",
+        "--device",
+    }
     assert flags(cli.rollout.main) == {
         "run",
         "--env",

@@ -11,7 +11,13 @@ from pipeline.rollout.envs.base import StepResult
 from pipeline.rollout.gate import check_env, load_policy
 from pipeline.rollout.loop import RolloutConfig, roll_out
 from pipeline.training.presets import debug
-from pipeline.training.run_folder import PROBE_FILE, DataIdentity, RunDescription, read_probe
+from pipeline.training.run_folder import (
+    PROBE_FILE,
+    DataIdentity,
+    RunDescription,
+    StoreIdentity,
+    read_probe,
+)
 from pipeline.training.session import train
 from policy.backbone import STAND_IN, load_backbone
 from policy.spec import AgentSpec
@@ -51,12 +57,10 @@ def description() -> RunDescription:
         config=debug(),
         spec=AgentSpec(view_names=("front", "top"), state_dim=5, action_dim=4),
         data=DataIdentity(
-            name="tiny",
-            store_digest="0",
+            stores=(StoreIdentity(name="tiny", digest="0", weight=1.0, manifest={}),),
             fps=50.0,
             encoder=tiny_identity(),
             probe_digest="0",
-            manifest={},
         ),
     )
 
@@ -83,7 +87,7 @@ def test_another_environment_is_refused(settings, pattern):
 def test_a_run_trained_on_another_encoders_features_is_refused(tmp_path):
     """The tiny store says that an encoder with another fingerprint made its features."""
     store = complete_store(tmp_path / "s.zarr")
-    train(store.path, tmp_path / "run", debug(), resume=False)
+    train([store.path], tmp_path / "run", debug(), resume=False)
     with pytest.raises(EncoderMismatchError, match="stand-in is another encoder"):
         load_policy(tmp_path / "run", backbone="stand-in")
 
@@ -106,7 +110,7 @@ def probe(encoder) -> Probe:
 def train_on(probe: Probe, encoder, folder):
     """Train a policy for a few steps on a store that carries `probe`."""
     store = complete_store(folder / "s.zarr", identity=encoder.identity, probe=probe)
-    train(store.path, folder / "run", debug().model_copy(update={"steps": 4}), resume=False)
+    train([store.path], folder / "run", debug().model_copy(update={"steps": 4}), resume=False)
     return folder / "run"
 
 

@@ -30,8 +30,8 @@ def store(tmp_path_factory):
 )
 def test_every_objective_trains_and_measures_its_heldout_error(store, tmp_path, settings):
     config = with_settings(debug(), [f"agent.objective.{setting}" for setting in settings])
-    report = train(store.path, tmp_path / "run", config, resume=False)
+    report = train([store.path], tmp_path / "run", config, resume=False)
     assert report.heldout_error is not None
     assert math.isfinite(report.heldout_error)
     assert read_run(tmp_path / "run").config == config
-    assert train(store.path, tmp_path / "run", config, resume=True).resumed_from == report.steps
+    assert train([store.path], tmp_path / "run", config, resume=True).resumed_from == report.steps

@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
     coarse = np.random.default_rng(0).integers(0, 256, (2, len(VIEWS), 8, 8, 3), np.uint8)
     probe = make_probe(encoder, coarse.repeat(32, axis=2).repeat(32, axis=3))
     store = complete_store(folder / "s.zarr", identity=encoder.identity, probe=probe)
-    train(store.path, folder / "run", debug().model_copy(update={"steps": 4}), resume=False)
+    train([store.path], folder / "run", debug().model_copy(update={"steps": 4}), resume=False)
     return folder
 
 
@@ -58,7 +58,7 @@ def test_without_a_run_there_are_no_actions(folder):
 
 def test_a_run_of_another_encoder_is_refused(folder, tmp_path):
     other = complete_store(tmp_path / "other.zarr")
-    train(other.path, tmp_path / "run", debug().model_copy(update={"steps": 4}), resume=False)
+    train([other.path], tmp_path / "run", debug().model_copy(update={"steps": 4}), resume=False)
     with pytest.raises(RunError, match=r"was trained on features of tiny \(ffffffffffff\)"):
         measure_tolerance(folder / "s.zarr", tmp_path / "run")
     with pytest.raises(StoreError, match="no real frame"):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import IncompleteStoreError, RunError, StoreError
 from pipeline.files import sole_writer
-from pipeline.training import trainer as trainer_module
+from pipeline.training import session as session_module
 from pipeline.training.checkpoint import checkpoint_steps, read_average, read_checkpoint
 from pipeline.training.config import OptimizerConfig, with_settings
 from pipeline.training.optimization import learning_rate
@@ -31,7 +31,7 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def uninterrupted(store, tmp_path_factory):
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    train(store.path, run, debug(), resume=False)
+    train([store.path], run, debug(), resume=False)
     return run
 
 
@@ -52,7 +52,7 @@ def test_a_run_that_died_resumes_to_the_same_bits(store, uninterrupted, tmp_path
     with (run / "log.jsonl").open("w") as log:
         log.write('{"step": 3}\n{"step": 5}\n{"step": 6, "lo')
 
-    report = train(store.path, run, config, resume=True)
+    report = train([store.path], run, config, resume=True)
 
     assert report.resumed_from == 4
     ours, expected = (read_checkpoint(path, 8) for path in (run, uninterrupted))
@@ -72,7 +72,7 @@ def test_the_log_says_what_training_did(uninterrupted):
 
 def test_checkpoints_beyond_the_latest_two_go(store, tmp_path):
     config = with_settings(debug(), ["checkpoint_every=2"])
-    train(store.path, tmp_path / "run", config, resume=False)
+    train([store.path], tmp_path / "run", config, resume=False)
     assert checkpoint_steps(tmp_path / "run") == [6, 8]
 
 
@@ -89,7 +89,7 @@ def test_training_lowers_the_error_on_data_it_can_learn(tmp_path):
             "checkpoint_every=60",
         ],
     )
-    train(store.path, tmp_path / "run", config, resume=False)
+    train([store.path], tmp_path / "run", config, resume=False)
     lines = (tmp_path / "run/log.jsonl").read_text().splitlines()
     errors = [json.loads(line)["raw_mse"] for line in lines]
     assert sum(errors[-10:]) < 0.8 * sum(errors[:10])
@@ -97,14 +97,14 @@ def test_training_lowers_the_error_on_data_it_can_learn(tmp_path):
 
 def test_a_finished_run_resumes_to_nothing(store, uninterrupted, tmp_path):
     shutil.copytree(uninterrupted, tmp_path / "run")
-    report = train(store.path, tmp_path / "run", debug(), resume=True)
+    report = train([store.path], tmp_path / "run", debug(), resume=True)
     assert report.resumed_from == report.steps == 8
 
 
 def test_the_run_describes_itself(store, uninterrupted):
     run = read_run(uninterrupted)
     assert run.config == debug()
-    assert run.data.store_digest == store.digest()
+    assert run.data.store_digest == run.data.stores[0].digest == store.digest()
     assert run.data.encoder == store.attributes.encoder
     assert run.spec.view_names == ("front", "top", "r_vis")
 
@@ -129,25 +129,25 @@ def test_every_checkpoint_has_a_model_card(uninterrupted):
 
 def test_a_folder_with_a_run_needs_resume(store, uninterrupted):
     with pytest.raises(RunError, match="--resume"):
-        train(store.path, uninterrupted, debug(), resume=False)
+        train([store.path], uninterrupted, debug(), resume=False)
 
 
 def test_resume_refuses_another_configuration(store, uninterrupted):
     changed = with_settings(debug(), ["seed=1"])
     with pytest.raises(RunError, match=r"config\.seed=0, now it is 1"):
-        train(store.path, uninterrupted, changed, resume=True)
+        train([store.path], uninterrupted, changed, resume=True)
 
 
 def test_resume_refuses_another_store(uninterrupted, tmp_path):
     other = complete_store(tmp_path / "other.zarr", (15, 16))
-    with pytest.raises(RunError, match=r"data\.store_digest"):
-        train(other.path, uninterrupted, debug(), resume=True)
+    with pytest.raises(RunError, match="digest of store 1 differs"):
+        train([other.path], uninterrupted, debug(), resume=True)
 
 
 def test_an_incomplete_store_is_not_trained_on(tmp_path):
     create_store(tmp_path / "s.zarr", (4, 4))
     with pytest.raises(IncompleteStoreError, match="vla-embed"):
-        train(tmp_path / "s.zarr", tmp_path / "run", debug(), resume=False)
+        train([tmp_path / "s.zarr"], tmp_path / "run", debug(), resume=False)
     assert not (tmp_path / "run").exists()
 
 
@@ -170,9 +170,9 @@ def test_a_store_that_is_replaced_while_it_loads_is_not_trained_on(
             replace()
         return data
 
-    monkeypatch.setattr(trainer_module, "WindowData", load)
+    monkeypatch.setattr(session_module, "WindowData", load)
     with pytest.raises(StoreError, match=r"another store took its place.*run the same command"):
-        train(store.path, tmp_path / "run", debug(), resume=False)
+        train([store.path], tmp_path / "run", debug(), resume=False)
     assert not (tmp_path / "run").exists()
 
 
@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_is_refused(store, uninterrupted, tmp_path, damage)
         content[-1] ^= 1
         path.write_bytes(content if damage == "flip" else content[:-1])
     with pytest.raises(RunError, match=r"agent\.safetensors: damaged"):
-        train(store.path, run, debug(), resume=True)
+        train([store.path], run, debug(), resume=True)
 
 
 def test_a_new_run_takes_no_weights_that_lie_around(store, uninterrupted, tmp_path):
@@ -211,12 +211,12 @@ def test_a_new_run_takes_no_weights_that_lie_around(store, uninterrupted, tmp_pa
     changed = with_settings(debug(), ["seed=7"])
     for resume in (False, True):
         with pytest.raises(RunError, match="holds something that is no training run"):
-            train(store.path, run, changed, resume=resume)
+            train([store.path], run, changed, resume=resume)
 
 
 def test_checkpoints_belong_to_their_run(store, uninterrupted, tmp_path):
     run = tmp_path / "run"
-    train(store.path, run, with_settings(debug(), ["seed=7"]), resume=False)
+    train([store.path], run, with_settings(debug(), ["seed=7"]), resume=False)
     shutil.rmtree(run / "checkpoints")
     shutil.copytree(uninterrupted / "checkpoints", run / "checkpoints")
     with pytest.raises(RunError, match="belongs to another run"):
@@ -227,12 +227,12 @@ def test_two_processes_never_train_one_run(store, uninterrupted, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
     with sole_writer(run, RunError), pytest.raises(RunError, match="another process"):
-        train(store.path, run, debug(), resume=True)
+        train([store.path], run, debug(), resume=True)
 
 
 def test_a_device_that_is_not_there_leaves_no_run(store, tmp_path):
     with pytest.raises(DeviceError, match="cpu, cuda"):
-        train(store.path, tmp_path / "run", debug(), resume=False, device="bogus")
+        train([store.path], tmp_path / "run", debug(), resume=False, device="bogus")
     assert not (tmp_path / "run").exists()
 
 
