@@ -54,7 +54,7 @@ class LiveWindowData(WindowData):
         """
         super().__init__(*stores, heldout_share=heldout_share, weights=weights)
         self._readers = readers
-        self._encoder = encoder
+        self.encoder = encoder
         self._num_slots = stores[0].attributes.num_slots
         self._episode_ends = self.episode_of.bincount().cumsum(0).numpy()
         self._reader_ends = np.cumsum([reader.num_episodes for reader in readers])
@@ -79,7 +79,7 @@ class LiveWindowData(WindowData):
         )
         blocks = torch.split(places, GPU_STEPS_PER_PASS * num_views)
         features = [
-            encode_frames(self._encoder, frames.result(), num_views)
+            encode_frames(self.encoder, frames.result(), num_views)
             for _, frames in ahead(self._read_block, blocks, BLOCKS_AHEAD)
         ]
         return torch.from_numpy(np.concatenate(features))[place_of]
