@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
 from pipeline.training.session import train
+from pipeline.training.tracking import TRACKERS
 
 main = typer.Typer(add_completion=False)
 
@@ -39,6 +40,10 @@ def train_command(
         str | None, typer.Option(help="Where the encoder of --live lies; its own name otherwise.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where to train, as torch names it.")] = "cpu",
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Tell {' or '.join(TRACKERS)} too; each is an extra of its name."),
+    ] = None,
 ) -> None:
     """Train a policy on cached features."""
     with exit_on_vla_error("add --resume to go on from the last checkpoint"):
@@ -52,8 +57,10 @@ def train_command(
             live=live,
             backbone=backbone,
             device=device,
+            track=track or (),
         )
-        typer.echo(report.summary())
+        if report.is_primary:
+            typer.echo(report.summary())
 
 
 def _parse_weights(text: str) -> tuple[float, ...]:

@@ -33,6 +33,10 @@ class RunError(VlaError, RuntimeError):
     """A run directory is absent, half-written or does not fit what was asked."""
 
 
+class RankLostError(VlaError, RuntimeError):
+    """Another process of the same training has ended or does not answer."""
+
+
 class EnvError(VlaError, RuntimeError):
     """A simulator cannot be built, or does not fit the policy."""
 

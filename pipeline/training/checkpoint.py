@@ -8,6 +8,7 @@ Knows files and tensors; nothing about the training loop. Layout below the run's
         optimizer.safetensors             AdamW's state
         README.md                         the model card, for people
         checkpoint.json                   step, and the sha256 of each file
+    checkpoints/best.json                 the step with the smallest error on held-out episodes
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -38,8 +40,29 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
 
 
-def write_checkpoint(run: Path, checkpoint: Checkpoint, *, card: str, keep: int) -> None:
-    """Write a checkpoint whole, with its model card, then delete all but the latest `keep`.
+class BestCheckpoint(BaseModel):
+    """The checkpoint with the smallest error on held-out episodes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    """Its step."""
+    heldout_error: float
+    """Of its averaged weights."""
+
+
+def write_checkpoint(
+    run: Path, checkpoint: Checkpoint, *, card: str, keep: int, heldout_error: float | None = None
+) -> None:
+    """Write a checkpoint whole, with its model card, then delete older ones.
+
+    Args:
+        run: folder of the run.
+        checkpoint: the state.
+        card: the model card, in Markdown.
+        keep: how many of the latest stay; the best one does too.
+        heldout_error: of the averaged weights; None where it was not measured at this step, which
+            then cannot be the best.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
@@ -64,8 +87,13 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint, *, card: str, keep: int)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     sync_folder(folder.parent)
+    best = _read_best(run)
+    if heldout_error is not None and (best is None or heldout_error < best.heldout_error):
+        best = BestCheckpoint(step=checkpoint.step, heldout_error=heldout_error)
+        write_json(_best_path(run), best.model_dump())
     for step in checkpoint_steps(run)[:-keep]:
-        shutil.rmtree(_folder(run, step))
+        if best is None or step != best.step:
+            shutil.rmtree(_folder(run, step))
 
 
 def checkpoint_steps(run: Path) -> list[int]:
@@ -85,16 +113,58 @@ def read_checkpoint(run: Path, step: int) -> Checkpoint:
     return Checkpoint(step=step, agent=agent, average=average, optimizer=optimizer)
 
 
-def read_average(run: Path) -> tuple[int, dict[str, Tensor]]:
-    """Read the averaged weights of the latest checkpoint, and its step.
+def resolve_step(run: Path, which: str) -> int:
+    """Return the step of the checkpoint that is asked for.
+
+    Args:
+        run: folder of the run.
+        which: `latest`, `best` or a step.
 
     Raises:
-        RunError: the run has no checkpoint yet, or it is damaged.
+        RunError: there is no such checkpoint; the message names those there are.
     """
     steps = checkpoint_steps(run)
     if not steps:
         raise RunError(f"{run}: no checkpoint yet; let vla-train reach its first one")
-    return steps[-1], _read_tensors(run, steps[-1], "average")
+    if which == "latest":
+        return steps[-1]
+    if which == "best":
+        best = _read_best(run)
+        if best is None:
+            raise RunError(
+                f"{run}: no checkpoint was measured on held-out episodes, so none is known to be "
+                f"the best; ask for `latest` or one of the steps {steps}"
+            )
+        return best.step
+    if not which.isdecimal() or int(which) not in steps:
+        raise RunError(f"{run}: checkpoint {which!r}, want latest, best or one of {steps}")
+    return int(which)
+
+
+def read_average(run: Path, step: int | None = None) -> tuple[int, dict[str, Tensor]]:
+    """Read the averaged weights of a checkpoint, by default the latest, and its step.
+
+    Raises:
+        RunError: the run has no checkpoint yet, or it is damaged.
+    """
+    found = resolve_step(run, "latest") if step is None else step
+    return found, _read_tensors(run, found, "average")
+
+
+def _best_path(run: Path) -> Path:
+    return run / "checkpoints" / "best.json"
+
+
+def _read_best(run: Path) -> BestCheckpoint | None:
+    """Read which checkpoint is the best; None where none was measured or it is gone."""
+    path = _best_path(run)
+    if not path.exists():
+        return None
+    try:
+        best = BestCheckpoint.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        raise RunError(f"{path}: cannot be read ({error}); delete it") from error
+    return best if best.step in checkpoint_steps(run) else None
 
 
 def _folder(run: Path, step: int) -> Path:

@@ -50,6 +50,9 @@ class TrainConfig(BaseModel):
     """Optimiser steps."""
     batch_size: int = Field(default=64, ge=1, le=65_536)
     """Windows an optimiser step."""
+    micro_batches: int = Field(default=1, ge=1)
+    """Parts a batch is cut into, each with a pass and a gradient of its own: less memory, the same
+    step size. The processes of torchrun share them."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides initial weights, batches and noise."""
     compute_dtype: ComputeDtype = "float32"
@@ -64,7 +67,7 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(default=1_000, ge=1)
     """Steps between two checkpoints; a killed job loses at most these."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """How many of the latest checkpoints stay on the disk."""
+    """How many of the latest checkpoints stay on the disk, beside the best one."""
 
     @model_validator(mode="after")
     def _the_warmup_ends_before_the_run(self) -> "TrainConfig":
@@ -72,6 +75,15 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps}, want fewer than "
                 f"steps={self.steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_parts_of_a_batch_are_of_one_size(self) -> "TrainConfig":
+        if self.batch_size % self.micro_batches:
+            raise ValueError(
+                f"batch_size={self.batch_size}, want a multiple of "
+                f"micro_batches={self.micro_batches}"
             )
         return self
 

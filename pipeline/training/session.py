@@ -5,7 +5,7 @@ Knows stores, runs and the trainer; nothing about a step.
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from pipeline.features.probe import Probe
 from pipeline.features.store import FeatureStore
 from pipeline.files import sole_writer
 from pipeline.training.config import TrainConfig
+from pipeline.training.distributed import joined_ranks
 from pipeline.training.live import open_live_windows
 from pipeline.training.resume import is_new_run
 from pipeline.training.run_folder import (
@@ -25,7 +26,9 @@ from pipeline.training.run_folder import (
     write_run,
 )
 from pipeline.training.stores import check_weights, unreplaced
+from pipeline.training.tracking import Tracker, flat_configuration, open_trackers
 from pipeline.training.trainer import Trainer
+from pipeline.training.watcher import TrainingWatcher
 from pipeline.training.windows import WindowData
 from policy.device import open_device
 
@@ -43,6 +46,8 @@ class TrainReport:
     elapsed_s: float
     features_from: str
     """Where each batch took its features from."""
+    is_primary: bool
+    """Whether this is the process that reports, out of those of the run."""
 
     def summary(self) -> str:
         """Say it in one line."""
@@ -65,6 +70,8 @@ def train(
     live: bool = False,
     backbone: str | None = None,
     device: str = "cpu",
+    track: Sequence[str] = (),
+    watchers: Sequence[TrainingWatcher] = (),
 ) -> TrainReport:
     """Train a policy on complete feature stores.
 
@@ -77,8 +84,13 @@ def train(
         live: run the encoder on the datasets' frames at every step instead of reading features.
         backbone: where the encoder of a live training lies now; None takes the name in the stores.
         device: torch's name of the device to train on.
+        track: names of trackers, out of `TRACKERS`, that are told every figure of the log.
+        watchers: told of every checkpoint.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint of the step was written.
+        RankLostError: another process of the training has ended.
+        MissingExtraError: the library of a tracker is not installed.
         StoreError, IncompleteStoreError: a store cannot be used, or differs from the first.
         ConfigError: the weights do not fit the stores, or nothing needs a backbone.
         RunError: `run` holds another run, or holds one and `resume` is False.
@@ -88,35 +100,46 @@ def train(
     """
     if backbone is not None and not live:
         raise ConfigError(f"backbone {backbone}: features are read from the stores; add --live")
-    opened = open_device(device)
     weights = check_weights(weights, len(stores))
-    data_source = _open_data(
-        stores,
-        weights=weights,
-        heldout_share=config.heldout_share,
-        live=live,
-        backbone=backbone,
-        device=opened,
-    )
-    with data_source as (data, identity, probe):
-        description = RunDescription(config=config, spec=data.spec, data=identity, live=live)
-        is_new = is_new_run(run, description, resume=resume)
-        trainer = Trainer(run, description, data, opened)
-        if is_new:
-            write_run(run, description, probe)
-        with sole_writer(run, RunError):
-            resumed_from = 0 if is_new else trainer.restore()
-            started = time.monotonic()
-            trainer.fit()
-        return TrainReport(
-            run=run,
-            steps=config.steps,
-            resumed_from=resumed_from,
-            num_parameters=sum(parameter.numel() for parameter in trainer.agent.parameters()),
-            heldout_error=trainer.heldout_error(),
-            elapsed_s=time.monotonic() - started,
-            features_from="the encoder" if live else f"{data.features.device.type} memory",
+    with joined_ranks(open_device(device)) as (ranks, opened):
+        data_source = _open_data(
+            stores,
+            weights=weights,
+            heldout_share=config.heldout_share,
+            live=live,
+            backbone=backbone,
+            device=opened,
         )
+        with data_source as (data, identity, probe):
+            description = RunDescription(config=config, spec=data.spec, data=identity, live=live)
+            trainer = Trainer(run, description, data, opened, ranks)
+            is_new = ranks.is_primary and is_new_run(run, description, resume=resume)
+            if is_new:
+                write_run(run, description, probe)
+            ranks.wait()
+            with sole_writer(run, RunError) if ranks.is_primary else nullcontext():
+                resumed_from = trainer.restore()
+                started = time.monotonic()
+                trainer.fit(_open_trackers(track, trainer), watchers)
+                ranks.wait()
+            heldout = trainer.heldout.measure(trainer.agent, trainer.average.averaged)
+            return TrainReport(
+                run=run,
+                steps=config.steps,
+                resumed_from=resumed_from,
+                num_parameters=sum(part.numel() for part in trainer.agent.parameters()),
+                heldout_error=heldout.get("heldout_error"),
+                elapsed_s=time.monotonic() - started,
+                features_from="the encoder" if live else f"{data.features.device.type} memory",
+                is_primary=ranks.is_primary,
+            )
+
+
+def _open_trackers(names: Sequence[str], trainer: Trainer) -> list[Tracker]:
+    if not trainer.ranks.is_primary:
+        return []
+    configuration = flat_configuration(trainer.config.model_dump(mode="json"))
+    return open_trackers(names, trainer.run, configuration, trainer.step)
 
 
 @contextmanager

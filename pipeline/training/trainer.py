@@ -2,27 +2,26 @@
 
 Knows windows, the agent and checkpoints; never loads the encoder. Every random number is a
 function of seed and step, so that a run that was killed and resumed gives the same bits as one
-that was not.
+that was not. A batch is trained in `micro_batches` parts; the processes of a run share them, so
+that as many processes as may be take the same steps.
 """
 
-import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline.errors import RunError
-from pipeline.files import write_atomically
+from pipeline.errors import ConfigError, RunError
 from pipeline.training.checkpoint import (
     Checkpoint,
     checkpoint_steps,
     read_checkpoint,
     write_checkpoint,
 )
+from pipeline.training.distributed import Ranks
+from pipeline.training.interrupt import deferred_interrupt
 from pipeline.training.model_card import model_card
 from pipeline.training.optimization import (
     build_optimizer,
@@ -31,26 +30,43 @@ from pipeline.training.optimization import (
     restore_optimizer,
 )
 from pipeline.training.run_folder import RunDescription
+from pipeline.training.run_log import RunLog
+from pipeline.training.tracking import Tracker
+from pipeline.training.validation import HeldoutWindows
+from pipeline.training.watcher import TrainingWatcher
 from pipeline.training.windows import BatchSampler, WindowData, Windows, seeded_generator
 from policy.agent import VLAAgent
 from policy.ema import WeightAverage
 from policy.errors import NonFiniteLossError
-
-HELDOUT_WINDOWS: Final = 512  # at most; enough for a mean error, a second of compute
 
 
 class Trainer:
     """One run's agent, optimiser and position."""
 
     def __init__(
-        self, run: Path, description: RunDescription, data: WindowData, device: torch.device
+        self,
+        run: Path,
+        description: RunDescription,
+        data: WindowData,
+        device: torch.device,
+        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     ):
-        """Build the agent at its initial weights; `restore` moves it on."""
+        """Build the agent at its initial weights; `restore` moves it on.
+
+        Raises:
+            ConfigError: the processes cannot share the parts of a batch evenly.
+        """
         self.run = run
         self.description = description
         self.config = config = description.config
         self.data = data
         self.device = device
+        self.ranks = ranks
+        if config.micro_batches % ranks.size:
+            raise ConfigError(
+                f"{ranks.size} processes cannot share micro_batches={config.micro_batches} evenly; "
+                f"set micro_batches={ranks.size}, or a multiple of it"
+            )
         self.step = 0
         torch.manual_seed(config.seed)  # initial weights, the only use of the global stream
         self.agent = VLAAgent(config.agent, data.spec)
@@ -58,6 +74,7 @@ class Trainer:
         self.agent.to(device)
         self.average = WeightAverage(self.agent)
         self.optimizer = build_optimizer(self.agent, config.optimizer)
+        self.heldout = HeldoutWindows(data, config.seed, device)
         self._sampler = BatchSampler(
             data.train_rows, config.batch_size, config.seed, draws=data.draws
         )
@@ -83,60 +100,92 @@ class Trainer:
         self.step = checkpoint.step
         return self.step
 
-    def fit(self) -> None:
-        """Train up to the configured number of steps, and leave a checkpoint of the last one."""
-        config = self.config
-        if self.step == config.steps:
+    def fit(
+        self, trackers: Sequence[Tracker] = (), watchers: Sequence[TrainingWatcher] = ()
+    ) -> None:
+        """Train up to the configured number of steps, and leave a checkpoint of the last one.
+
+        Ctrl-C and SIGTERM end the step, leave a checkpoint of it, and are raised then.
+
+        Raises:
+            KeyboardInterrupt: one of them came.
+            NonFiniteLossError: see `advance`.
+            RankLostError: another process of the run has ended.
+        """
+        if self.step == self.config.steps:
             return
-        log_path = self.run / "log.jsonl"
-        _cut_log(log_path, self.step)
-        with (
-            log_path.open("a") as log,
-            tqdm(
-                total=config.steps, initial=self.step, desc="train", unit="step", disable=None
-            ) as progress,
-        ):
-            while self.step < config.steps:
+        if not self.ranks.is_primary:
+            self._follow()
+            return
+        bar = tqdm(
+            total=self.config.steps, initial=self.step, desc="train", unit="step", disable=None
+        )
+        with RunLog(self.run, self.step, trackers) as log, bar, deferred_interrupt() as is_asked:
+            while self.step < self.config.steps:
                 figures = self.advance()
-                progress.update()
-                entry: dict[str, float] = {"step": self.step}
-                if self.step % config.log_every == 0 or self.step == config.steps:
-                    entry |= {name: float(value) for name, value in figures.items()}
-                    progress.set_postfix(mse=f"{entry['raw_mse']:.4f}", refresh=False)
-                if self.step % config.validate_every == 0 and len(self.data.heldout_rows):
-                    entry["heldout_error"] = self.heldout_error() or 0.0
-                if len(entry) > 1:
-                    log.write(json.dumps(entry) + "\n")
-                    log.flush()
-                if self.step % config.checkpoint_every == 0 or self.step == config.steps:
-                    self.save({name: value for name, value in entry.items() if name != "step"})
+                bar.update()
+                is_stopped = self.ranks.any(is_asked())
+                is_last = is_stopped or self.step == self.config.steps
+                entry = self._entry(figures, log, is_last=is_last)
+                if "raw_mse" in entry:
+                    bar.set_postfix(mse=f"{entry['raw_mse']:.4f}", refresh=False)
+                if entry:
+                    log.write(self.step, entry)
+                if self.step % self.config.checkpoint_every == 0 or is_last:
+                    self.save(entry)
+                    for watcher in watchers:
+                        watcher.checkpoint_written(self.run, self.step)
+                _take_figures(watchers, log)
+                if is_stopped and self.step < self.config.steps:
+                    raise KeyboardInterrupt
+            for watcher in watchers:
+                watcher.finish()
+            _take_figures(watchers, log)
+
+    def _follow(self) -> None:
+        """Take the same steps as the process that writes."""
+        with deferred_interrupt() as is_asked:
+            while self.step < self.config.steps:
+                self.advance()
+                if self.ranks.any(is_asked()) and self.step < self.config.steps:
+                    raise KeyboardInterrupt
+
+    def _entry(
+        self, figures: Mapping[str, Tensor], log: RunLog, *, is_last: bool
+    ) -> dict[str, float]:
+        """Return what the log gets of this step; empty at most of them."""
+        config = self.config
+        entry: dict[str, float] = {}
+        if self.step % config.log_every == 0 or is_last:
+            entry |= {name: float(value) for name, value in figures.items()}
+            entry["learning_rate"] = learning_rate(config.optimizer, self.step - 1, config.steps)
+            entry["steps_per_s"] = log.speed(self.step)
+        if self.step % config.validate_every == 0 or self.step == config.steps:
+            entry |= self.heldout.measure(self.agent, self.average.averaged)
+        return entry
 
     def advance(self) -> dict[str, Tensor]:
         """Take one optimiser step and return its figures.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite; the message names the episodes.
+            RankLostError: another process of the run has ended.
         """
         config = self.config
         rows = self._sampler.batch(self.step)
         variants = self.data.draw_variants(
             len(rows), seeded_generator(config.seed, "variants", self.step)
         )
-        batch = self._windows(rows, variants)
-        generator = seeded_generator(config.seed, "loss", self.step)
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=config.compute_dtype == "bfloat16"
-        ):
-            loss = self.agent.compute_loss(
-                batch.features, batch.state, batch.actions, batch.valid, generator
-            )
-        if not torch.isfinite(loss.value):
-            episodes = sorted(set(self.data.episode_of[rows].tolist()))
-            raise NonFiniteLossError(
-                f"{self.run}: loss is {loss.value.item()} at step {self.step}, episodes "
-                f"{episodes}; check their state and action, or lower optimizer.learning_rate"
-            )
-        loss.value.backward()  # type: ignore[no-untyped-call]
+        size = config.batch_size // config.micro_batches
+        sums: dict[str, Tensor] = {}
+        for part in self.ranks.share(config.micro_batches):
+            own = slice(part * size, (part + 1) * size)
+            figures = self._backward(part, rows[own], None if variants is None else variants[own])
+            sums = {name: sums.get(name, 0) + value for name, value in figures.items()}
+        gradients = [
+            parameter.grad for parameter in self.agent.parameters() if parameter.grad is not None
+        ]
+        self.ranks.add_up([*gradients, *sums.values()])
         norm = nn.utils.clip_grad_norm_(
             self.agent.parameters(), config.optimizer.max_grad_norm, foreach=True
         )
@@ -147,32 +196,39 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.agent, self.step)
         self.step += 1
-        return {"loss": loss.value.detach(), **loss.figures, "grad_norm": norm}
+        return sums | {"grad_norm": norm}
 
-    @torch.no_grad()
-    def heldout_error(self) -> float | None:
-        """Return the root mean squared action error of the averaged weights.
-
-        Over held-out windows in normalised units (the action range is 2), on fixed noise, with as
-        many passes through the head as the objective takes by default; None if no episode is held
-        out.
-        """
-        rows = self.data.heldout_rows
-        if not len(rows):
-            return None
-        rows = rows[:: math.ceil(len(rows) / HELDOUT_WINDOWS)]
-        batch = self._windows(rows)
-        trained = {name: tensor.clone() for name, tensor in self.agent.state_dict().items()}
-        self.agent.load_state_dict(self.average.averaged)
-        noise = self.agent.noise(len(rows), seeded_generator(self.config.seed, "heldout", 0))
-        predicted = self.agent.predict(batch.features, batch.state, noise.to(self.device))
-        normalize = self.agent.action_normalizer.normalize
-        error = (normalize(predicted) - normalize(batch.actions)).square()[batch.valid]
-        self.agent.load_state_dict(trained)
-        return math.sqrt(float(error.mean()))
+    def _backward(self, part: int, rows: Tensor, variants: Tensor | None) -> dict[str, Tensor]:
+        """Add a part's share of the batch's gradient, and return its share of the figures."""
+        config = self.config
+        batch = self._windows(rows, variants)
+        index = self.step * config.micro_batches + part
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=config.compute_dtype == "bfloat16"
+        ):
+            loss = self.agent.compute_loss(
+                batch.features,
+                batch.state,
+                batch.actions,
+                batch.valid,
+                seeded_generator(config.seed, "loss", index),
+            )
+        if not torch.isfinite(loss.value):
+            episodes = sorted(set(self.data.episode_of[rows].tolist()))
+            raise NonFiniteLossError(
+                f"{self.run}: loss is {loss.value.item()} at step {self.step}, episodes "
+                f"{episodes}; check their state and action, or lower optimizer.learning_rate"
+            )
+        (loss.value / config.micro_batches).backward()  # type: ignore[no-untyped-call]
+        figures = {"loss": loss.value.detach(), **loss.figures}
+        return {name: value.float() / config.micro_batches for name, value in figures.items()}
 
     def save(self, figures: Mapping[str, float]) -> None:
-        """Write a checkpoint of the present state; `figures` go into its model card."""
+        """Write a checkpoint of the present state.
+
+        Args:
+            figures: go into its model card; its `heldout_error` decides whether it is the best.
+        """
         checkpoint = Checkpoint(
             step=self.step,
             agent=dict(self.agent.state_dict()),
@@ -180,9 +236,15 @@ class Trainer:
             optimizer=optimizer_tensors(self.optimizer, self.agent),
         )
         card = model_card(self.description, self.agent, self.step, figures)
-        write_checkpoint(self.run, checkpoint, card=card, keep=self.config.keep_checkpoints)
+        write_checkpoint(
+            self.run,
+            checkpoint,
+            card=card,
+            keep=self.config.keep_checkpoints,
+            heldout_error=figures.get("heldout_error"),
+        )
 
-    def _windows(self, rows: Tensor, variants: Tensor | None = None) -> Windows:
+    def _windows(self, rows: Tensor, variants: Tensor | None) -> Windows:
         agent = self.config.agent
         windows = self.data.gather(
             rows,
@@ -193,15 +255,7 @@ class Trainer:
         return windows.to(self.device)
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Drop the lines after `step`: a resumed run writes them again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(f"{line}\n")
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that a crash cut short
-    write_atomically(path, "".join(kept).encode())
+def _take_figures(watchers: Sequence[TrainingWatcher], log: RunLog) -> None:
+    for watcher in watchers:
+        for step, figures in watcher.figures():
+            log.write(step, figures)

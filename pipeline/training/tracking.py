@@ -1,0 +1,129 @@
+"""Experiment trackers that a run can report to, beside its own log; each is optional.
+
+Knows names and numbers; nothing about what they measure. A resumed run goes on in the same place:
+steps are not told twice.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from pipeline.errors import ConfigError
+from policy.errors import MissingExtraError
+
+
+class Tracker(Protocol):
+    """Takes the figures of steps."""
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take figures; steps come in order, but for those of watchers."""
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+
+
+class TensorBoard:
+    """Event files in `RUN/tensorboard`."""
+
+    def __init__(self, run: Path, configuration: Mapping[str, Any], step: int):
+        """Open them; events after `step` are dropped by whoever shows them.
+
+        Raises:
+            MissingExtraError: the library is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
+        except ImportError as error:
+            raise _missing("tensorboard") from error
+        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        if step == 0:
+            lines = "\n".join(f"    {key} = {value}" for key, value in configuration.items())
+            self._writer.add_text("configuration", lines)
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take figures; see `Tracker`."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is still in memory; see `Tracker`."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases; the place is what WANDB_PROJECT and its like say."""
+
+    def __init__(self, run: Path, configuration: Mapping[str, Any], step: int):
+        """Begin, or go on with the one that this folder has begun.
+
+        Raises:
+            MissingExtraError: the library is not installed.
+        """
+        try:
+            import wandb  # noqa: PLC0415 - optional
+        except ImportError as error:
+            raise _missing("wandb") from error
+        identity = (run / "run.json").read_bytes() + bytes(run.resolve())
+        self._run: Any = wandb.init(
+            id=hashlib.sha256(identity).hexdigest()[:16],
+            name=run.resolve().name,
+            dir=str(run),
+            config=dict(configuration),
+            resume="allow" if step else None,
+        )
+        # Their own step must never fall, and a watcher's figures come late: ours is a figure.
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take figures; see `Tracker`."""
+        self._run.log({**figures, "step": step})
+
+    def close(self) -> None:
+        """Write what is still in memory; see `Tracker`."""
+        self._run.finish()
+
+
+TRACKERS: Final[dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+}
+
+
+def open_trackers(
+    names: Sequence[str], run: Path, configuration: Mapping[str, Any], step: int
+) -> list[Tracker]:
+    """Open trackers by name.
+
+    Args:
+        names: out of `TRACKERS`.
+        run: folder of the run.
+        configuration: of the run, flat: `optimizer.learning_rate`.
+        step: how far the run has come; what was told of later steps is told again.
+
+    Raises:
+        ConfigError: there is no tracker of that name.
+        MissingExtraError: its library is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"tracker {name!r}, want one of {', '.join(TRACKERS)}")
+    return [TRACKERS[name](run, configuration, step) for name in names]
+
+
+def flat_configuration(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as `group.field` names."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flat_configuration(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _missing(extra: str) -> MissingExtraError:
+    return MissingExtraError(
+        f"--track {extra}: its library is not installed; run `pip install frozen-vla[{extra}]`"
+    )
