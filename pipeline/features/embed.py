@@ -140,11 +140,12 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         started = time.monotonic()
         finish_growth(place)
         attributes = _describe_store(config, manifest, reader, backbone)
+        made = None
         if is_vacant(place):
-            probe = make_probe(backbone, _probe_frames(reader))
-            FeatureStore.create(place, attributes, steps, probe)
+            made = make_probe(backbone, _probe_frames(reader))
+            FeatureStore.create(place, attributes, steps, made)
         with sole_writer(place, StoreError):
-            target = open_target(place, attributes, steps, backbone)
+            target = open_target(place, attributes, steps, backbone, made)
             encoder = UnitEncoder(target.store, reader, steps, backbone)
             _encode_missing_units(encoder, target, note)
             store = target.finish()
