@@ -9,8 +9,11 @@ when it is complete. Until then readers see the old one. A crash may leave, besi
     .x.zarr.outdated     one that was being made before the dataset changed once more
     .x.zarr.outgrown     the old store, between the last two renames
     .x.zarr.discarded    a folder that is being removed
+    .x.zarr.1234.partial a store that process 1234 was creating
+    .x.zarr.lock         empty; whoever embeds held it
 """
 
+import glob
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +57,20 @@ class Target:
         return FeatureStore.open(self.replaces)
 
 
+def lock_of(path: Path) -> Path:
+    """Return the file that whoever writes the store at `path` holds, also while it is replaced."""
+    return _beside(path, "lock")
+
+
 def finish_growth(path: Path) -> None:
-    """Finish what a crash may have cut off between the renames of `Target.finish`."""
+    """Finish what a crash may have cut off between the renames of `Target.finish`.
+
+    The caller holds the store's lock.
+    """
     shutil.rmtree(_beside(path, "discarded"), ignore_errors=True)
+    for created in (path, _beside(path, "growing")):
+        for partial in path.parent.glob(f".{glob.escape(created.name)}.*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
     outgrown = _beside(path, "outgrown")
     if not outgrown.exists():
         return

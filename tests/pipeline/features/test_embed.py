@@ -12,6 +12,7 @@ from pipeline.errors import DatasetError, EncoderMismatchError, FailedUnitsError
 from pipeline.features.embed import EmbedConfig, embed_dataset
 from pipeline.features.source import SOURCE_NOTE, read_source
 from pipeline.features.store import FeatureStore
+from pipeline.features.target import lock_of
 from pipeline.files import sole_writer
 from policy.backbone import load_backbone
 from policy.errors import DeviceError
@@ -190,9 +191,27 @@ def test_files_that_are_not_those_of_the_checksums_are_refused_before_anything_i
 def test_two_processes_never_write_one_store(copied):
     manifest, store = copied
     (store / "commits/000000.json").unlink()
-    with sole_writer(store, StoreError), pytest.raises(StoreError, match="another process"):
+    held = sole_writer(store, StoreError, lock=lock_of(store))
+    with held, pytest.raises(StoreError, match=r"s\.zarr: another process"):
         embed(manifest, store)
     assert embed(manifest, store).counts.encoded == 24
+
+
+def test_a_store_is_created_under_its_lock_and_a_killed_creation_leaves_nothing(tmp_path):
+    manifest = write_dataset(tmp_path, lengths=(2,))
+    store = tmp_path / "s.zarr"
+    left = tmp_path / ".s.zarr.4711.partial"
+    other = tmp_path / ".other.zarr.4711.partial"
+    left.mkdir()
+    other.mkdir()
+    with sole_writer(store, StoreError, lock=lock_of(store)):
+        with pytest.raises(StoreError, match="another process"):
+            embed(manifest, store)
+        assert not store.exists()
+        assert left.exists()
+    embed(manifest, store)
+    assert not left.exists()
+    assert other.exists()
 
 
 def test_a_store_is_never_made_of_something_else(tmp_path):

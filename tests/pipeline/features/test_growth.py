@@ -31,13 +31,17 @@ def embed(manifest: Path, store: Path) -> EmbedReport:
 def content(store: Path) -> tuple[np.ndarray, ...]:
     opened = FeatureStore.open(store)
     steps = opened.read_steps()
-    arrays = opened.read_features(), opened.read_frame_hash()
+    arrays = opened.read_features(), frame_hashes(opened)
     return *arrays, steps.state, steps.action, steps.timestamp, steps.episode_ends
 
 
 def assert_same_content(first: Path, second: Path) -> None:
     for ours, theirs in zip(content(first), content(second), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def frame_hashes(store: FeatureStore) -> np.ndarray:
+    return np.concatenate([store.read_unit_hashes(unit) for unit in range(store.num_units)])
 
 
 def records(store: Path) -> dict[str, tuple[int, bytes]]:
