@@ -1,7 +1,8 @@
 """What a policy server is told, and who may talk to it: this machine, or whoever holds the token.
 
-Knows addresses, headers and tokens; nothing about messages and policies. A token comes from a file or from the
-environment, never from the command line, which every user of a machine can read, and is not logged.
+Knows addresses, headers and tokens; nothing about messages and policies. A token comes from a file
+or from the environment, never from the command line, which every user of a machine can read, and is
+not logged.
 """
 
 import hmac

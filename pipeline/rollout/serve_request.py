@@ -2,6 +2,8 @@
 
 Knows keys, shapes and units; nothing about bytes, sockets or histories. The keys are flat, as in
 openpi's examples: `observation/<view>` for each view of the training, and `observation/state`.
+
+Source: Physical-Intelligence/openpi@0e61745e, docs/remote_inference.md, for the form of the keys.
 """
 
 from collections.abc import Mapping

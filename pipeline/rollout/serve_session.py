@@ -169,8 +169,8 @@ class Session:
         """Decide on one message.
 
         Raises:
-            RequestError: the message is not an observation of this policy, or leads it to actions
-                that no robot should take: they are not finite.
+            RequestError: the message is not an observation of this policy, or the policy's answer
+                is not finite, which no robot should be given.
             FeatureRangeError: the encoder's features of these frames are not finite.
         """
         started = time.perf_counter()
@@ -187,7 +187,9 @@ class Session:
         chunk = self._predict(steps)
         ended = time.perf_counter()
         if not np.isfinite(chunk).all():
-            raise RequestError("actions: expected finite numbers, found others; check the state")
+            raise RequestError(
+                "actions: expected finite numbers, found others; the policy is not fit for use"
+            )
         self._decision += 1
         if history == "repeated" and not self._has_warned:
             self._has_warned = True

@@ -10,8 +10,8 @@ after another, and the encoder computes where its probe was checked. Nothing tha
 the server: messages are bounded, each client may have one waiting, and web pages are turned away,
 since a browser lets any page talk to this machine's ports.
 
-Source: src/openpi/serving/websocket_policy_server.py of Physical-Intelligence/openpi@04a8d0c9, for
-the facts of the protocol.
+Source: Physical-Intelligence/openpi, src/openpi/serving/websocket_policy_server.py, and
+openpi-client 0.1.2 on PyPI, websocket_client_policy.py, for the facts of the protocol.
 Differs from the source: messages are bounded, errors are one line without a traceback.
 """
 
@@ -38,7 +38,9 @@ from pipeline.rollout.serve_wire import encode_message
 from policy.errors import VlaError
 
 MIB: Final = 2**20  # bytes
-MAX_CLIENTS: Final = 16  # each may have two messages in memory: one waiting, one being read
+# openpi-client cannot close its connection: a script that builds one an episode keeps them all.
+# Each may have two messages in memory, one waiting and one being read.
+MAX_CLIENTS: Final = 128
 CLOSE_TIMEOUT_S: Final = 2.0  # seconds; how long a client that does not say goodbye is waited for
 
 logger = logging.getLogger(__name__)
