@@ -58,10 +58,11 @@ def serve_until_signal(config: ServeConfig, announce: Callable[[str], None]) -> 
             num_evaluations=config.num_evaluations,
             first_seed=config.first_seed,
         ).result()
-        asyncio.run(_run_until_signal(PolicyServer(policy, config, worker), announce))
+        asyncio.run(run_until_signal(PolicyServer(policy, config, worker), announce))
 
 
-async def _run_until_signal(server: "PolicyServer", announce: Callable[[str], None]) -> None:
+async def run_until_signal(server: "PolicyServer", announce: Callable[[str], None]) -> None:
+    """Run a server in this process's main thread until Ctrl-C or SIGTERM; `announce` as above."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)

@@ -1,7 +1,11 @@
 """The server over real sockets: the public client, and everything that must not stop it."""
 
+import asyncio
 import concurrent.futures
 import logging
+import os
+import re
+import signal
 import socket
 import struct
 import subprocess
@@ -23,7 +27,8 @@ from websockets.frames import CloseCode
 from websockets.sync.client import ClientConnection, connect
 
 from pipeline.errors import ConfigError
-from pipeline.rollout.serve_sockets import MAX_CLIENTS
+from pipeline.rollout.serve_config import ServeConfig
+from pipeline.rollout.serve_sockets import MAX_CLIENTS, PolicyServer, run_until_signal
 from tests.pipeline.rollout.served import (
     BROKEN_PIXEL,
     FIRST_SEED,
@@ -287,6 +292,22 @@ def test_only_the_token_opens_the_door(policy, caplog):
         assert status(port, "/healthz") == 200
     server_log = [r for r in caplog.records if not r.name.startswith("websockets.client")]
     assert not [record for record in server_log if TOKEN in record.getMessage()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it_and_leave_nothing_behind(policy, number, tmp_path):
+    lines = []
+
+    def announce(line: str) -> None:
+        lines.append(line)
+        os.kill(os.getpid(), number)
+
+    handler = signal.getsignal(number)
+    with concurrent.futures.ThreadPoolExecutor(1) as worker:
+        server = PolicyServer(policy, ServeConfig(run=tmp_path, port=0), worker)
+        asyncio.run(run_until_signal(server, announce))
+    assert re.fullmatch(rf"serving {tmp_path} .* at ws://127\.0\.0\.1:\d+", lines[0])
+    assert signal.getsignal(number) == handler
 
 
 def test_a_port_that_is_taken_is_refused_in_one_line(port, policy):
