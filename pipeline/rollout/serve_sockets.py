@@ -85,9 +85,11 @@ class PolicyServer:
     def summary(self) -> str:
         """Say what is served, in a few words."""
         description = self._policy.description
+        encoder = description.data.encoder
+        warning = "" if encoder.pretrained else ", NOT pretrained"
         return (
             f"{self._config.run} (step {self._policy.checkpoint_step}; views "
-            f"{', '.join(description.spec.view_names)}; encoder {description.data.encoder.name})"
+            f"{', '.join(description.spec.view_names)}; encoder {encoder.name}{warning})"
         )
 
     async def run(self, stop: asyncio.Event, listening: Callable[[str], None]) -> None:

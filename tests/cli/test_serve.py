@@ -90,7 +90,7 @@ def server(trained):
         try:
             line = process.stdout.readline()
             assert "serving" in line, process.communicate()
-            assert "views corner, topview, gripperPOV; encoder stand-in" in line
+            assert "views corner, topview, gripperPOV; encoder stand-in, NOT pretrained" in line
             yield int(line.rpartition(":")[2]), process
         finally:
             process.kill()

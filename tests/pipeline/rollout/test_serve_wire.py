@@ -129,6 +129,7 @@ BOMBS = {
     "bytes of 4 GiB": b"\xc6\xff\xff\xff\xff",
     "nested arrays": b"\x91" * 1_000_000,
     "nested maps": b"\x81\xa1a" * 1_000_000,
+    "nested arrays of a million entries": b"\xdd\x00\x0f\x00\x00" * 200_000,
     "nested arrays of 256 entries": b"\xdc\x01\x00" * 1_000_000,
     "a million empty maps": b"\x81\xa1a\xdc\x01\x00" + (b"\xdc\x01\x00" + b"\x80" * 256) * 4_000,
     "a million lists": b"\x81\xa1a\xdc\x01\x00" + (b"\xdc\x01\x00" + b"\x91\x01" * 256) * 4_000,
