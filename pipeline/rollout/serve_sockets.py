@@ -96,7 +96,7 @@ class PolicyServer:
         """Listen until `stop` is set.
 
         Args:
-            stop: ends the server; requests in hand are answered to clients that still listen.
+            stop: ends the server; its clients are told that it goes away (1001).
             listening: takes the server's address once clients can connect.
 
         Raises:
