@@ -49,6 +49,10 @@ class ConfigError(VlaError, ValueError):
     """A setting is unknown or out of range."""
 
 
+class RequestError(VlaError, ValueError):
+    """A client's message cannot be answered: its bytes, its keys or its arrays (client's fault)."""
+
+
 class FailedUnitsError(StoreError):
     """Frames of a dataset do not read: their units hold no rows, all others are committed."""
 

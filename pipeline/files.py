@@ -58,20 +58,47 @@ def is_vacant(path: Path) -> bool:
 
 
 @contextmanager
-def sole_writer(folder: Path, refusal: type[VlaError]) -> Iterator[None]:
+def sole_writer(
+    folder: Path, refusal: type[VlaError], *, lock: Path | None = None
+) -> Iterator[None]:
     """Hold a folder against every other process that asks for it; the system frees it at a crash.
+
+    Args:
+        folder: what is held.
+        refusal: class of the error.
+        lock: a file to hold in its stead while it lasts, for a folder that does not exist yet or
+            will be replaced.
 
     Raises:
         VlaError: another process holds it; of the class `refusal`.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY) if lock is None else _open_lock(lock)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held the file may have removed it since: then this one says nothing any more.
+            if lock is not None and not _is_at(descriptor, lock):
+                raise BlockingIOError
         except BlockingIOError as error:
             raise refusal(
                 f"{folder}: another process is writing here; wait for it, or stop it"
             ) from error
-        yield
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False

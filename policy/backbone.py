@@ -197,6 +197,7 @@ def load_backbone(
         attention: which implementation of attention; `eager` is slower, and good for comparing.
         compiled: fuse the tower with torch.compile when it first runs, which takes up to minutes
             and needs a C++ compiler. Another engine: its features are equal within a tolerance.
+            On some CPUs the last bits then depend on a frame's place among the views of its pass.
 
     Raises:
         EncoderLoadError: the hub is unreachable, a file is missing, weights or preprocessing are

@@ -41,6 +41,8 @@ OWNERS = {
     "mujoco": {"pipeline/rollout/envs/metaworld.py"},
     "metaworld": {"pipeline/rollout/envs/metaworld.py"},
     "safetensors": {"pipeline/training/checkpoint.py", "pipeline/training/run_folder.py"},
+    "msgpack": {"pipeline/rollout/serve_wire.py"},
+    "websockets": {"pipeline/rollout/serve_sockets.py"},
     "typer": {path.relative_to(ROOT).as_posix() for path in (ROOT / "cli").glob("*.py")},
 }
 FORBIDDEN = {"pickle", "dill", "cloudpickle", "joblib", "torchvision"}

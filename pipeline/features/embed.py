@@ -29,7 +29,7 @@ from pipeline.features.records import discard_units
 from pipeline.features.source import SourceNote, files_stamp, read_source, write_source
 from pipeline.features.stages import Stage, StageClock
 from pipeline.features.store import FeatureStore
-from pipeline.features.target import Target, finish_growth, open_target
+from pipeline.features.target import Target, finish_growth, lock_of, open_target
 from pipeline.features.units import EpisodeSlice
 from pipeline.files import is_vacant, sole_writer
 from policy.backbone import DEFAULT_REPOSITORY, FrozenSiglip2, load_backbone
@@ -138,13 +138,14 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
             compiled=config.compiled,
         )
         started = time.monotonic()
-        finish_growth(place)
         attributes = _describe_store(config, manifest, reader, backbone)
-        if is_vacant(place):
-            probe = make_probe(backbone, _probe_frames(reader))
-            FeatureStore.create(place, attributes, steps, probe)
-        with sole_writer(place, StoreError):
-            target = open_target(place, attributes, steps, backbone)
+        with sole_writer(place, StoreError, lock=lock_of(place)):
+            finish_growth(place)
+            made = None
+            if is_vacant(place):
+                made = make_probe(backbone, _probe_frames(reader))
+                FeatureStore.create(place, attributes, steps, made)
+            target = open_target(place, attributes, steps, backbone, made)
             encoder = UnitEncoder(target.store, reader, steps, backbone)
             _encode_missing_units(encoder, target, note)
             store = target.finish()

@@ -313,10 +313,6 @@ class FeatureStore:
         """
         return self._read_unit(unit)[1]
 
-    def read_frame_hash(self) -> UInt64[np.ndarray, "n s"]:
-        """Read the hash of every frame's pixels; 0 where a unit was never written."""
-        return self._read("frame_hash")
-
     def read_steps(self) -> StepArrays:
         """Read state, action, timestamps and episode ends into memory.
 

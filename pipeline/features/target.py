@@ -9,8 +9,11 @@ when it is complete. Until then readers see the old one. A crash may leave, besi
     .x.zarr.outdated     one that was being made before the dataset changed once more
     .x.zarr.outgrown     the old store, between the last two renames
     .x.zarr.discarded    a folder that is being removed
+    .x.zarr.1234.partial a store that process 1234 was creating
+    .x.zarr.lock         empty; whoever embeds held it
 """
 
+import glob
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,7 @@ import numpy as np
 from pipeline.errors import EncoderMismatchError, StoreError
 from pipeline.features.attributes import StepArrays, StoreAttributes
 from pipeline.features.known_frames import StoredUnits
-from pipeline.features.probe import check_probe
+from pipeline.features.probe import Probe, check_probe
 from pipeline.features.store import FeatureStore
 from pipeline.files import sync_folder
 from policy.backbone import FrozenSiglip2
@@ -54,9 +57,20 @@ class Target:
         return FeatureStore.open(self.replaces)
 
 
+def lock_of(path: Path) -> Path:
+    """Return the file that whoever writes the store at `path` holds, also while it is replaced."""
+    return _beside(path, "lock")
+
+
 def finish_growth(path: Path) -> None:
-    """Finish what a crash may have cut off between the renames of `Target.finish`."""
+    """Finish what a crash may have cut off between the renames of `Target.finish`.
+
+    The caller holds the store's lock.
+    """
     shutil.rmtree(_beside(path, "discarded"), ignore_errors=True)
+    for created in (path, _beside(path, "growing")):
+        for partial in path.parent.glob(f".{glob.escape(created.name)}.*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
     outgrown = _beside(path, "outgrown")
     if not outgrown.exists():
         return
@@ -69,15 +83,29 @@ def finish_growth(path: Path) -> None:
 
 
 def open_target(
-    path: Path, attributes: StoreAttributes, steps: StepArrays, backbone: FrozenSiglip2
+    path: Path,
+    attributes: StoreAttributes,
+    steps: StepArrays,
+    backbone: FrozenSiglip2,
+    made: Probe | None,
 ) -> Target:
     """Go on with the store at `path`, or grow one beside it.
+
+    Args:
+        path: an existing store.
+        attributes: what it must be.
+        steps: of the dataset as it is now.
+        backbone: the encoder that will fill it.
+        made: the probe that this encoder has made for it just now: it would pass.
 
     Raises:
         EncoderMismatchError: the store was made by another encoder.
         StoreError: there is something else at `path`, or a store of another manifest.
     """
-    held = _open_same_kind(path, attributes, backbone)
+    held = _open_same_kind(path, attributes)
+    probe = held.read_probe()
+    if made is None or probe.digest() != made.digest():
+        check_probe(backbone, probe, where=str(path))
     valid = held.valid_units()
     growing, outdated = _beside(path, "growing"), _beside(path, "outdated")
     if _has_rows(held, steps):
@@ -93,7 +121,6 @@ def open_target(
             return Target(store, store.valid_units(), stored, replaces=path)
         _discard(outdated)
         growing.rename(outdated)
-    probe = held.read_probe()
     described = attributes.model_copy(update={"engine": probe.engine})
     store = FeatureStore.create(growing, described, steps, probe)
     stored = _stored_units(held, _reopened(outdated, attributes))
@@ -128,9 +155,7 @@ def _deciding(attributes: StoreAttributes) -> tuple[object, ...]:
     )
 
 
-def _open_same_kind(
-    path: Path, attributes: StoreAttributes, backbone: FrozenSiglip2
-) -> FeatureStore:
+def _open_same_kind(path: Path, attributes: StoreAttributes) -> FeatureStore:
     if not (path / "zarr.json").is_file():
         raise StoreError(f"{path}: holds something that is no feature store; name another --store")
     store = FeatureStore.open(path, allow_incomplete=True, writable=True)
@@ -159,7 +184,6 @@ def _open_same_kind(
             f"{store.attributes.fps} Hz, want {attributes.view_names} at {attributes.fps}; embed "
             "into another --store"
         )
-    check_probe(backbone, store.read_probe(), where=str(path))
     return store
 
 

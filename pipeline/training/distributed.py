@@ -51,7 +51,7 @@ class Ranks:
         with _other_ranks_needed():
             torch.distributed.all_reduce(flat)
         sizes = [tensor.numel() for tensor in tensors]
-        parts = torch.split(flat, sizes)  # type: ignore[no-untyped-call]
+        parts = torch.split(flat, sizes)
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 

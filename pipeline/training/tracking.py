@@ -7,12 +7,13 @@ steps are not told twice.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from pipeline.errors import ConfigError
 from policy.errors import MissingExtraError
 
 
+@runtime_checkable  # the test run checks types
 class Tracker(Protocol):
     """Takes the figures of steps."""
 

@@ -5,9 +5,10 @@ The trainer knows this protocol and nothing of what is behind it.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable  # the test run checks types
 class TrainingWatcher(Protocol):
     """Told of every checkpoint; gives figures for the log when they are ready."""
 

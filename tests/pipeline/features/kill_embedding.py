@@ -1,6 +1,6 @@
 """Kill an embedding with SIGKILL again and again, and go on each time; prints what was seen.
 
-    python -m tests.pipeline.features.kill_embedding MANIFEST FOLDER KILLS SEED
+    python -m tests.pipeline.features.kill_embedding MANIFEST FOLDER TOWER KILLS SEED
 
 Runs as a program of its own: it loads everything once and forks a fresh embedding for every round.
 """
@@ -17,7 +17,6 @@ import torch
 
 from pipeline.features.embed import EmbedConfig, embed_dataset
 from pipeline.features.store import COMPLETE_MARK
-from policy.backbone import STAND_IN
 
 
 def commits(store: Path) -> dict[str, tuple[int, bytes]]:
@@ -27,13 +26,13 @@ def commits(store: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def embed_in_child(manifest: Path, store: Path, kill_after_s: float | None) -> bool:
+def embed_in_child(manifest: Path, store: Path, tower: str, kill_after_s: float | None) -> bool:
     """Embed in a forked process; return whether it was killed before it ended."""
     child = os.fork()
     if child == 0:
         with Path(os.devnull).open("w") as silence:
             os.dup2(silence.fileno(), 2)
-        embed_dataset(EmbedConfig(manifest=manifest, store=store, backbone=STAND_IN))
+        embed_dataset(EmbedConfig(manifest=manifest, store=store, backbone=tower))
         os._exit(0)
     if kill_after_s is not None:
         time.sleep(kill_after_s)
@@ -44,12 +43,12 @@ def embed_in_child(manifest: Path, store: Path, kill_after_s: float | None) -> b
     return os.WIFSIGNALED(status)
 
 
-def main(manifest: Path, folder: Path, kills: int, seed: int) -> None:
+def main(manifest: Path, folder: Path, tower: str, kills: int, seed: int) -> None:
     """Kill `kills` embeddings at random moments; a store that is complete makes room for a new."""
     torch.set_num_threads(1)
     numbers = random.Random(seed)
     started = time.monotonic()
-    embed_in_child(manifest, folder / "reference.zarr", None)
+    embed_in_child(manifest, folder / "reference.zarr", tower, None)
     longest = time.monotonic() - started
     killed, rewritten, stores = 0, 0, 0
     with_commits = 0
@@ -57,7 +56,7 @@ def main(manifest: Path, folder: Path, kills: int, seed: int) -> None:
         store = folder / f"killed-{stores}.zarr"
         before = commits(store)
         with_commits += bool(before)
-        killed += embed_in_child(manifest, store, numbers.uniform(0, longest))
+        killed += embed_in_child(manifest, store, tower, numbers.uniform(0, longest))
         after = commits(store)
         rewritten += sum(after[name] != record for name, record in before.items())
         if (store / COMPLETE_MARK).exists():
@@ -65,7 +64,7 @@ def main(manifest: Path, folder: Path, kills: int, seed: int) -> None:
     last = folder / f"killed-{stores}.zarr"
     if not last.exists() or not (last / COMPLETE_MARK).exists():
         before = commits(last)
-        embed_in_child(manifest, last, None)
+        embed_in_child(manifest, last, tower, None)
         rewritten += sum(commits(last)[name] != record for name, record in before.items())
         stores += 1
     sys.stdout.write(
@@ -81,4 +80,4 @@ def main(manifest: Path, folder: Path, kills: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))

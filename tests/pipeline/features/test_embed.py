@@ -1,4 +1,4 @@
-"""Embedding real HDF5 files with the stand-in encoder: the same bits as live, resumable, strict."""
+"""Embedding real HDF5 files with a tiny encoder: the same bits as live, resumable, strict."""
 
 import shutil
 from pathlib import Path
@@ -12,16 +12,18 @@ from pipeline.errors import DatasetError, EncoderMismatchError, FailedUnitsError
 from pipeline.features.embed import EmbedConfig, embed_dataset
 from pipeline.features.source import SOURCE_NOTE, read_source
 from pipeline.features.store import FeatureStore
+from pipeline.features.target import lock_of
 from pipeline.files import sole_writer
 from policy.backbone import load_backbone
 from policy.errors import DeviceError
 from policy.preprocess import resize_frames
 from tests.pipeline.tiny import VIEWS, write_dataset
+from tests.tower import tiny_tower
 
 
 def embed(manifest: Path, store: Path, **settings):
     return embed_dataset(
-        EmbedConfig(manifest=manifest, store=store, backbone="stand-in", **settings)
+        EmbedConfig(manifest=manifest, store=store, backbone=tiny_tower(), **settings)
     )
 
 
@@ -57,7 +59,7 @@ def test_cached_features_equal_live_ones_bit_for_bit(embedded):
     """The heart of the project: live frames, alone and in any order, against the store."""
     manifest, store, report = embedded
     cached = FeatureStore.open(store).read_features()
-    live_encoder = load_backbone("stand-in")
+    live_encoder = load_backbone(tiny_tower())
     frames = np.concatenate([recorded_frames(manifest, episode) for episode in (0, 1)])
     for row in (7, 0, 3):
         live = live_encoder.encode_views(resize_frames(torch.from_numpy(frames[row]))[None])
@@ -111,7 +113,7 @@ def test_frames_that_changed_are_encoded_anew(copied):
     counts = embed(manifest, store).counts
     assert (counts.encoded, counts.repeated) == (22, 2)
     frames = torch.from_numpy(recorded_frames(manifest, 1))
-    live = load_backbone("stand-in").encode_views(frames)
+    live = load_backbone(tiny_tower()).encode_views(frames)
     np.testing.assert_array_equal(FeatureStore.open(store).read_features()[5:], live.numpy())
 
 
@@ -189,9 +191,27 @@ def test_files_that_are_not_those_of_the_checksums_are_refused_before_anything_i
 def test_two_processes_never_write_one_store(copied):
     manifest, store = copied
     (store / "commits/000000.json").unlink()
-    with sole_writer(store, StoreError), pytest.raises(StoreError, match="another process"):
+    held = sole_writer(store, StoreError, lock=lock_of(store))
+    with held, pytest.raises(StoreError, match=r"s\.zarr: another process"):
         embed(manifest, store)
     assert embed(manifest, store).counts.encoded == 24
+
+
+def test_a_store_is_created_under_its_lock_and_a_killed_creation_leaves_nothing(tmp_path):
+    manifest = write_dataset(tmp_path, lengths=(2,))
+    store = tmp_path / "s.zarr"
+    left = tmp_path / ".s.zarr.4711.partial"
+    other = tmp_path / ".other.zarr.4711.partial"
+    left.mkdir()
+    other.mkdir()
+    with sole_writer(store, StoreError, lock=lock_of(store)):
+        with pytest.raises(StoreError, match="another process"):
+            embed(manifest, store)
+        assert not store.exists()
+        assert left.exists()
+    embed(manifest, store)
+    assert not left.exists()
+    assert other.exists()
 
 
 def test_a_store_is_never_made_of_something_else(tmp_path):
@@ -223,7 +243,7 @@ def test_frames_of_another_size_need_the_opt_in(tmp_path):
 
     store = FeatureStore.open(tmp_path / "s.zarr")
     frames = torch.from_numpy(recorded_frames(manifest, 0)[1])
-    live = load_backbone("stand-in").encode_views(resize_frames(frames)[None])
+    live = load_backbone(tiny_tower()).encode_views(resize_frames(frames)[None])
     np.testing.assert_array_equal(store.read_features()[1], live[0].numpy())
     assert store.attributes.manifest["resize"] == [256, 256]
 

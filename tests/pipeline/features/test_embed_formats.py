@@ -22,6 +22,7 @@ from tests.pipeline.datasets.format_contract import (
     tiny_frames,
     tiny_state,
 )
+from tests.tower import tiny_tower
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def encoder() -> FrozenSiglip2:
-    return load_backbone("stand-in")
+    return load_backbone(tiny_tower())
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -125,7 +126,7 @@ def test_a_layout_is_embedded_to_a_complete_store(name, tmp_path, encoder):
     )
     (tmp_path / "tiny.toml").write_text(manifest.to_toml())
     config = EmbedConfig(
-        manifest=tmp_path / "tiny.toml", store=tmp_path / "s.zarr", backbone="stand-in"
+        manifest=tmp_path / "tiny.toml", store=tmp_path / "s.zarr", backbone=tiny_tower()
     )
     assert embed_dataset(config).counts.encoded == 2 * sum(TINY_LENGTHS)
     assert embed_dataset(config).counts.encoded == 0

@@ -11,7 +11,7 @@ from pipeline.errors import FailedUnitsError, StoreError
 from pipeline.features.embed import EmbedConfig, EmbedReport, embed_dataset
 from pipeline.features.store import FeatureStore
 from pipeline.features.units import UNIT_ROWS
-from policy.backbone import STAND_IN, load_backbone
+from policy.backbone import load_backbone
 from tests.pipeline.features.still_life import (
     break_frame,
     picture,
@@ -19,24 +19,29 @@ from tests.pipeline.features.still_life import (
     write_still_life,
 )
 from tests.pipeline.tiny import VIEWS, write_dataset
+from tests.tower import tiny_tower
 
 NUM_VIEWS = len(VIEWS)
 
 
 def embed(manifest: Path, store: Path) -> EmbedReport:
-    return embed_dataset(EmbedConfig(manifest=manifest, store=store, backbone=STAND_IN))
+    return embed_dataset(EmbedConfig(manifest=manifest, store=store, backbone=tiny_tower()))
 
 
 def content(store: Path) -> tuple[np.ndarray, ...]:
     opened = FeatureStore.open(store)
     steps = opened.read_steps()
-    arrays = opened.read_features(), opened.read_frame_hash()
+    arrays = opened.read_features(), frame_hashes(opened)
     return *arrays, steps.state, steps.action, steps.timestamp, steps.episode_ends
 
 
 def assert_same_content(first: Path, second: Path) -> None:
     for ours, theirs in zip(content(first), content(second), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def frame_hashes(store: FeatureStore) -> np.ndarray:
+    return np.concatenate([store.read_unit_hashes(unit) for unit in range(store.num_units)])
 
 
 def records(store: Path) -> dict[str, tuple[int, bytes]]:
@@ -51,7 +56,7 @@ def test_equal_frames_are_encoded_once_to_the_bits_of_a_live_pass(tmp_path):
     report = embed(write_still_life(tmp_path, (6, 5)), tmp_path / "s.zarr")
     assert (report.counts.encoded, report.counts.repeated, report.counts.copied) == (4, 29, 0)
     features = FeatureStore.open(tmp_path / "s.zarr").read_features()
-    backbone = load_backbone(STAND_IN)
+    backbone = load_backbone(tiny_tower())
     for row, (episode, step) in enumerate([(0, t) for t in range(6)] + [(1, t) for t in range(5)]):
         frames = np.stack([picture((episode + step + view) % 4) for view in range(NUM_VIEWS)])
         live = backbone.encode_views(torch.from_numpy(frames)[None]).numpy()[0]

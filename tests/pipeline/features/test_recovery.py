@@ -11,7 +11,6 @@ from pipeline.features.embed import EmbedConfig, embed_dataset
 from pipeline.features.source import files_stamp, read_source, write_source
 from pipeline.features.store import FeatureStore
 from pipeline.features.units import UNIT_ROWS
-from policy.backbone import STAND_IN
 from tests.pipeline.features.still_life import (
     break_frame,
     write_still_episode,
@@ -19,6 +18,7 @@ from tests.pipeline.features.still_life import (
 )
 from tests.pipeline.features.test_growth import assert_same_content, embed, records
 from tests.pipeline.tiny import VIEWS, write_dataset
+from tests.tower import tiny_tower
 
 NUM_VIEWS = len(VIEWS)
 
@@ -163,7 +163,7 @@ def test_a_frame_that_broke_later_does_not_hide_another_change(tmp_path):
 
 def test_variants_stay_where_episodes_before_them_go(tmp_path):
     manifest, store = write_dataset(tmp_path, (2, 3, 2)), tmp_path / "s.zarr"
-    config = EmbedConfig(manifest=manifest, store=store, backbone=STAND_IN, num_variants=1)
+    config = EmbedConfig(manifest=manifest, store=store, backbone=tiny_tower(), num_variants=1)
     embed_dataset(config)
     (manifest.parent / "data" / "episode_0.hdf5").unlink()
     counts = embed_dataset(config).counts

@@ -11,8 +11,9 @@ from pipeline.features.embed import EmbedConfig, embed_dataset
 from pipeline.features.store import FeatureStore
 from pipeline.training.windows import WindowData
 from policy.augment import augment_frames, draw_augmentation
-from policy.backbone import STAND_IN, load_backbone
+from policy.backbone import load_backbone
 from tests.pipeline.tiny import write_dataset
+from tests.tower import tiny_tower
 
 LENGTHS, VARIANTS, NUM_VIEWS = (3, 2), 2, 3
 
@@ -25,7 +26,7 @@ def stores(tmp_path_factory):
     for name, count in (("plain.zarr", 0), ("variants.zarr", VARIANTS)):
         embed_dataset(
             EmbedConfig(
-                manifest=manifest, store=folder / name, backbone=STAND_IN, num_variants=count
+                manifest=manifest, store=folder / name, backbone=tiny_tower(), num_variants=count
             )
         )
     return folder
@@ -47,7 +48,7 @@ def test_the_frames_as_recorded_have_the_features_of_a_store_without_variants(st
 def test_a_variant_is_the_feature_of_the_augmented_frame(stores):
     """Of one crop and colour change a view of an episode, in every step the same."""
     features = open_store(stores, "variants.zarr").read_features()
-    backbone = load_backbone(STAND_IN)
+    backbone = load_backbone(tiny_tower())
     reader = ManifestReader(load_manifest(stores / "tiny.toml"))
     row = 0
     for episode, length in enumerate(LENGTHS):
@@ -102,7 +103,7 @@ def test_another_number_of_variants_wants_another_store(stores, settings):
             EmbedConfig(
                 manifest=stores / "tiny.toml",
                 store=stores / "variants.zarr",
-                backbone=STAND_IN,
+                backbone=tiny_tower(),
                 **settings,
             )
         )

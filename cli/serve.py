@@ -1,0 +1,52 @@
+"""`vla-serve`: let a robot ask a trained policy for actions, over openpi's websocket protocol."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.exits import exit_on_vla_error
+from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
+from pipeline.rollout.serve import serve
+from pipeline.rollout.serve_config import TOKEN_VARIABLE, ServeConfig, read_token
+
+main = typer.Typer(add_completion=False)
+
+
+@main.command("serve")
+def serve_run(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    host: Annotated[str, typer.Option(help="Address; other than loopback needs a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(help=f"File with the token; default ${TOKEN_VARIABLE}.")
+    ] = None,
+    evaluations: Annotated[
+        int | None, typer.Option(min=1, help="Head passes a decision; default the objective's.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Decides the noise of a connection's first episode.")
+    ] = FIRST_ROLLOUT_SEED,
+    max_message_mib: Annotated[
+        int, typer.Option(min=1, max=1024, help="Largest message of a client, in MiB.")
+    ] = 16,
+    backbone: Annotated[
+        str | None, typer.Option(help="Where the run's encoder lies now, if it moved.")
+    ] = None,
+) -> None:
+    """Serve a trained policy to robots, through the encoder of its training, until Ctrl-C."""
+    with exit_on_vla_error("nothing was served yet"):
+        config = ServeConfig(
+            run=run,
+            host=host,
+            port=port,
+            token=read_token(token_file),
+            max_message_mib=max_message_mib,
+            num_evaluations=evaluations,
+            first_seed=seed,
+            backbone=backbone,
+        )
+        serve(config, typer.echo)
+        typer.echo("stopped")

@@ -1,0 +1,184 @@
+"""`vla-serve` as a robot meets it: the public client plays an episode of the real simulator."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer.main
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from typer.testing import CliRunner
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+import cli.embed
+import cli.serve
+import cli.train
+from pipeline.datasets.aloha_recording import RecordedEpisode, write_episode
+from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
+from pipeline.rollout.envs.registry import make_env
+from pipeline.rollout.loop import RolloutConfig, roll_out
+
+ROOT = Path(__file__).parents[2]
+TASK = "metaworld/drawer-open-v3"
+VIEWS = ("corner", "topview", "gripperPOV")
+STATE_DIM, ACTION_DIM = 4, 4
+TOKEN = "0123456789abcdef"
+CHUNK = 64  # control steps: 8 decisions for Meta-World's 500
+
+
+def invoke(app: typer.Typer, *words: object) -> None:
+    result = CliRunner().invoke(app, [*map(str, words)])
+    assert result.exit_code == 0, result.output
+
+
+def refusal(*words: object) -> str:
+    result = CliRunner().invoke(cli.serve.main, [*map(str, words)])
+    assert result.exit_code == 2, result.output
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """Train four steps on noise, in Meta-World's shapes, behind the stand-in encoder."""
+    folder = tmp_path_factory.mktemp("serve")
+    (folder / "data").mkdir()
+    for seed in range(2):
+        numbers = np.random.default_rng(seed)
+        episode = RecordedEpisode(
+            frames={view: numbers.integers(0, 256, (3, 256, 256, 3), np.uint8) for view in VIEWS},
+            state=numbers.normal(size=(3, STATE_DIM)).astype(np.float32),
+            action=numbers.uniform(-1, 1, (3, ACTION_DIM)).astype(np.float32),
+            env=TASK,
+            seed=seed,
+            fps=80.0,
+        )
+        write_episode(folder / f"data/episode_{seed}.hdf5", episode)
+    views = ", ".join(f'{{name = "{view}", key = "observations/images/{view}"}}' for view in VIEWS)
+    (folder / "noise.toml").write_text(
+        'name = "noise"\nsource = "random numbers"\nrevision = "0"\nlicence = "CC0-1.0"\n'
+        f'format = "aloha_hdf5"\npath = "data"\nfps = 80.0\nviews = [{views}]\n'
+        'state = {key = "observations/qpos", units = "metres"}\n'
+        'action = {key = "action", units = "none"}\n'
+    )
+    store, run = folder / "s.zarr", folder / "run"
+    invoke(cli.embed.main, folder / "noise.toml", "--store", store, "--backbone", "stand-in")
+    settings = ("steps=4", f"agent.head.pred_horizon={CHUNK}", f"agent.num_action_steps={CHUNK}")
+    words = [word for setting in settings for word in ("--set", setting)]
+    invoke(cli.train.main, store, "--preset", "debug", "--out", run, *words)
+    return run
+
+
+@pytest.fixture(scope="module")
+def server(trained):
+    """Serve in a process of its own; its port, and the process."""
+    token_file = trained.parent / "token"
+    token_file.write_text(f"{TOKEN}\n")
+    words = ["serve", str(trained), "--port", "0", "--token-file", str(token_file)]
+    code = "import sys; from cli.serve import main; sys.argv = sys.argv[1:]; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            line = process.stdout.readline()
+            assert "serving" in line, process.communicate()
+            assert "views corner, topview, gripperPOV; encoder stand-in, NOT pretrained" in line
+            yield int(line.rpartition(":")[2]), process
+        finally:
+            process.kill()
+
+
+@pytest.mark.sim
+def test_the_public_client_plays_an_episode_as_the_rollout_does(trained, server):
+    """The wire is invisible: same seed, same rewards, bit for bit, until the rollout's limit."""
+    port, process = server
+    with pytest.raises(InvalidStatus, match="401"):
+        WebsocketClientPolicy("127.0.0.1", port)
+    client = WebsocketClientPolicy("127.0.0.1", port, api_key=TOKEN)
+    told = client.get_server_metadata()
+    assert (tuple(told["views"]), told["num_action_steps"]) == (VIEWS, CHUNK)
+    assert (told["state_units"], told["dataset"]) == ("metres", "noise")
+
+    env = make_env(TASK, VIEWS)
+    try:
+        rewards = play(env, client)
+    finally:
+        env.close()
+    assert len(rewards) == env.max_steps == 500
+
+    config = RolloutConfig(
+        run=trained, env=TASK, out=trained.parent / "out", episodes=1, max_steps=2 * CHUNK
+    )
+    [episode] = roll_out(config).episodes
+    assert episode.reward == sum(rewards[: episode.steps])
+    assert episode.steps == 2 * CHUNK
+
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout, stderr) == (0, "stopped\n", "")
+    with pytest.raises(ConnectionClosed, match="1001"):
+        client.infer({})
+
+
+def play(env, client: WebsocketClientPolicy) -> list[float]:
+    """Play one episode to its time limit; each decision brings the step before it, too."""
+    env.reset(FIRST_ROLLOUT_SEED)
+    latest = observe(env)
+    rewards, history = [], [latest, latest]
+    while True:
+        frames, states = zip(*history, strict=True)
+        views = dict(zip(VIEWS, np.stack(frames, axis=1), strict=True))
+        fields = {f"observation/{view}": stack for view, stack in views.items()}
+        answer = client.infer(fields | {"observation/state": np.stack(states)})
+        assert answer["history"] == "exact"
+        assert answer["actions"].shape == (CHUNK, ACTION_DIM)
+        for index, action in enumerate(answer["actions"]):
+            if index == CHUNK - 1:
+                before = observe(env)
+            outcome = env.step(action)
+            rewards.append(outcome.reward)
+            if outcome.truncated:
+                return rewards
+        history = [before, observe(env)]
+
+
+def observe(env) -> tuple[np.ndarray, np.ndarray]:
+    return env.render(), env.state()
+
+
+def test_what_cannot_be_served_is_refused_in_one_line(tmp_path):
+    assert "no training run here" in refusal(tmp_path)
+    assert "expected a token" in refusal(tmp_path, "--host", "0.0.0.0")
+    (tmp_path / "token").write_text("short")
+    assert "16 or more" in refusal(tmp_path, "--token-file", tmp_path / "token")
+    assert "no-file" in refusal(tmp_path, "--token-file", tmp_path / "no-file")
+
+
+def test_without_its_extra_the_command_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "msgpack", None)  # as if it were not installed
+    for part in ("sockets", "session", "request", "wire"):
+        monkeypatch.delitem(sys.modules, f"pipeline.rollout.serve_{part}", raising=False)
+    told = "found no module msgpack; run `pip install 'frozen-vla[serve]'`"
+    assert told in refusal(tmp_path)
+
+
+def test_flags_are_what_users_know():
+    command = typer.main.get_command(cli.serve.main)
+    assert {option for parameter in command.params for option in parameter.opts} == {
+        "run",
+        "--host",
+        "--port",
+        "--token-file",
+        "--evaluations",
+        "--seed",
+        "--max-message-mib",
+        "--backbone",
+    }
