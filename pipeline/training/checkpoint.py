@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -162,8 +162,9 @@ def _read_best(run: Path) -> BestCheckpoint | None:
         return None
     try:
         best = BestCheckpoint.model_validate_json(path.read_bytes())
-    except ValueError as error:
-        raise RunError(f"{path}: cannot be read ({error}); delete it") from error
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise RunError(f"{path}: cannot be read ({reason}); delete it") from error
     return best if best.step in checkpoint_steps(run) else None
 
 

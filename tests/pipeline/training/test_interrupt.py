@@ -1,0 +1,101 @@
+"""Ctrl-C, SIGTERM and a full disk: a checkpoint of the step, or the ones before it."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from pipeline.features.store import FeatureStore
+from pipeline.training.checkpoint import checkpoint_steps, read_checkpoint
+from pipeline.training.run_folder import read_run
+from pipeline.training.trainer import Trainer
+from pipeline.training.windows import WindowData
+from tests.pipeline.tiny import complete_store
+
+TRAIN = "from cli.train import main; main()"
+SETTINGS = ["steps=100000", "optimizer.warmup_steps=2", "checkpoint_every=100000", "log_every=20"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return complete_store(tmp_path_factory.mktemp("interrupt") / "s.zarr").path
+
+
+def start(store, run, *more, program=""):
+    words = [word for setting in SETTINGS for word in ("--set", setting)]
+    words = [str(store), "--preset", "debug", "--out", str(run), *words, *more]
+    command = [sys.executable, "-c", program + TRAIN, *words]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path, content, process):
+    deadline = time.monotonic() + 60
+    while not path.exists() or content not in path.read_text():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_an_interrupt_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_bits(store, tmp_path):
+    run = tmp_path / "run"
+    for kind, resume in ((signal.SIGINT, ()), (signal.SIGTERM, ("--resume",))):
+        before = checkpoint_steps(run)[-1] if run.exists() else 0
+        process = start(store, run, *resume)
+        wait_for(run / "log.jsonl", f'{{"step": {before - before % 20 + 40}', process)
+        process.send_signal(kind)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 130, said
+        assert "interrupted; add --resume" in said
+        assert "Traceback" not in said
+        assert checkpoint_steps(run)[-1] > before
+    stopped = checkpoint_steps(run)[-1]
+
+    whole = tmp_path / "whole"
+    # The cosine ends where the run does, so the same configuration is stopped at the same step.
+    process = start(store, whole)
+    wait_for(whole / "run.json", "}", process)
+    process.kill()
+    process.communicate()
+    straight = trainer_at(store, whole, stopped)
+    ours = read_checkpoint(run, stopped)
+    for name, tensor in straight.agent.state_dict().items():
+        assert torch.equal(ours.agent[name], tensor), name
+    for name, tensor in straight.average.averaged.items():
+        assert torch.equal(ours.average[name], tensor), name
+
+
+def trainer_at(store, run, step):
+    torch.set_num_threads(1)
+    description = read_run(run)
+    data = WindowData(
+        FeatureStore.open(store), heldout_share=description.config.heldout_share, weights=(1.0,)
+    )
+    trainer = Trainer(run, description, data, torch.device("cpu"))
+    while trainer.step < step:
+        trainer.advance()
+    return trainer
+
+
+def test_a_full_disk_leaves_the_checkpoints_before_it(store, tmp_path):
+    run = tmp_path / "run"
+    process = start(store, run)
+    wait_for(run / "log.jsonl", '{"step": 20,', process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    kept = checkpoint_steps(run)
+    files = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}
+
+    size = max(map(len, files.values()))
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size - 1},) * 2); "
+    process = start(store, run, "--resume", program=limited)
+    wait_for(run / "log.jsonl", f'{{"step": {kept[0] - kept[0] % 20 + 20},', process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 2, said
+    assert "File too large" in said
+    assert "Traceback" not in said
+    found = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}
+    assert found == files

@@ -1,0 +1,133 @@
+"""Batches in parts, and processes that share them: the same steps, but for the last bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.features.store import FeatureStore
+from pipeline.training.checkpoint import checkpoint_steps, read_checkpoint
+from pipeline.training.config import with_settings
+from pipeline.training.distributed import Ranks
+from pipeline.training.presets import debug
+from pipeline.training.run_folder import read_run
+from pipeline.training.session import train
+from pipeline.training.trainer import Trainer
+from pipeline.training.windows import WindowData, seeded_generator
+from tests.pipeline.tiny import complete_store
+
+SETTINGS = ("micro_batches=2", "checkpoint_every=4", "optimizer.learning_rate=0.01")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return complete_store(tmp_path_factory.mktemp("parts") / "s.zarr", (20, 20, 20)).path
+
+
+@pytest.fixture(scope="module")
+def alone(store, tmp_path_factory):
+    run = tmp_path_factory.mktemp("alone") / "run"
+    train([store], run, with_settings(debug(), SETTINGS), resume=False)
+    return run
+
+
+def trainer_of(store, run, ranks=Ranks()):  # noqa: B008
+    data = WindowData(FeatureStore.open(store), heldout_share=0.05, weights=(1.0,))
+    return Trainer(run, read_run(run), data, torch.device("cpu"), ranks)
+
+
+def test_the_gradient_of_a_batch_is_the_mean_over_its_parts(store, alone):
+    trainer = trainer_of(store, alone)
+    rows = trainer._sampler.batch(0)
+    expected = {}
+    for part in range(2):
+        batch = trainer._windows(rows[4 * part : 4 * part + 4], None)
+        loss = trainer.agent.compute_loss(
+            batch.features,
+            batch.state,
+            batch.actions,
+            batch.valid,
+            seeded_generator(0, "loss", part),
+        )
+        for name, parameter in trainer.agent.named_parameters():
+            (gradient,) = torch.autograd.grad(loss.value, parameter, retain_graph=True)
+            expected[name] = expected.get(name, 0) + gradient / 2
+    parts = [trainer._backward(part, rows[4 * part : 4 * part + 4], None) for part in range(2)]
+    for name, parameter in trainer.agent.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-7)
+    assert parts[0]["loss"] != parts[1]["loss"]
+
+
+def torchrun(store, run, *words, processes=2):
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes)]
+    command += ["--no-python", sys.executable, "-c", "from cli.train import main; main()"]
+    command += [str(store), "--preset", "debug"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, "--out", str(run), *settings, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def test_two_processes_take_the_steps_of_one(store, alone, tmp_path):
+    process = torchrun(store, tmp_path / "run")
+    said, warned = process.communicate(timeout=120)
+    assert process.returncode == 0, warned
+    assert said.count("8 steps") == 1
+    ours, expected = (read_checkpoint(run, 8) for run in (tmp_path / "run", alone))
+    for part in ("agent", "average"):
+        for name, tensor in getattr(expected, part).items():
+            torch.testing.assert_close(
+                getattr(ours, part)[name], tensor, rtol=1e-4, atol=1e-5, msg=name
+            )
+    logs = [
+        [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        for run in (tmp_path / "run", alone)
+    ]
+    assert [entry["step"] for entry in logs[0]] == [entry["step"] for entry in logs[1]]
+    for ours_entry, entry in zip(*logs, strict=True):
+        assert ours_entry["loss"] == pytest.approx(entry["loss"], rel=1e-4)
+
+
+def test_a_process_that_dies_ends_the_others_and_leaves_the_last_checkpoint(store, tmp_path):
+    run = tmp_path / "run"
+    words = ("--set", "steps=100000", "--set", "checkpoint_every=50")
+    process = torchrun(store, run, *words)
+    deadline = time.monotonic() + 90
+    while not checkpoint_steps(run):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    children = [
+        int(line)
+        for line in subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+        ).stdout.split()
+    ]
+    os.kill(max(children), signal.SIGKILL)  # not the first one, which writes
+    killed = time.monotonic()
+    said = process.communicate(timeout=60)[1]
+    assert time.monotonic() - killed < 40
+    assert process.returncode != 0
+    assert "error: another process of this training has ended" in said, said
+    step = checkpoint_steps(run)[-1]
+    read_checkpoint(run, step)
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_processes_that_cannot_share_a_batch_are_refused(store, alone):
+    with pytest.raises(ConfigError, match="3 processes cannot share micro_batches=2"):
+        trainer_of(store, alone, Ranks(0, 3))
+    with pytest.raises(ConfigError, match="batch_size=8, want a multiple of micro_batches=3"):
+        with_settings(debug(), ["micro_batches=3"])
