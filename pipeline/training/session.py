@@ -122,13 +122,14 @@ def train(
                 started = time.monotonic()
                 trainer.fit(_open_trackers(track, trainer), watchers)
                 ranks.wait()
-            heldout = trainer.heldout.measure(trainer.agent, trainer.average.averaged)
+            if ranks.is_primary and not trainer.validated:  # the run was complete already
+                trainer.validate()
             return TrainReport(
                 run=run,
                 steps=config.steps,
                 resumed_from=resumed_from,
                 num_parameters=sum(part.numel() for part in trainer.agent.parameters()),
-                heldout_error=heldout.get("heldout_error"),
+                heldout_error=trainer.validated.get("heldout_error"),
                 elapsed_s=time.monotonic() - started,
                 features_from="the encoder" if live else f"{data.features.device.type} memory",
                 is_primary=ranks.is_primary,

@@ -75,6 +75,8 @@ class Trainer:
         self.average = WeightAverage(self.agent)
         self.optimizer = build_optimizer(self.agent, config.optimizer)
         self.heldout = HeldoutWindows(data, config.seed, device)
+        self.validated: dict[str, float] = {}
+        """What `validate` last returned."""
         self._sampler = BatchSampler(
             data.train_rows, config.batch_size, config.seed, draws=data.draws
         )
@@ -161,8 +163,13 @@ class Trainer:
             entry["learning_rate"] = learning_rate(config.optimizer, self.step - 1, config.steps)
             entry["steps_per_s"] = log.speed(self.step)
         if self.step % config.validate_every == 0 or self.step == config.steps:
-            entry |= self.heldout.measure(self.agent, self.average.averaged)
+            entry |= self.validate()
         return entry
+
+    def validate(self) -> dict[str, float]:
+        """Measure the averaged weights on held-out episodes; see `HeldoutWindows.measure`."""
+        self.validated = self.heldout.measure(self.agent, self.average.averaged)
+        return self.validated
 
     def advance(self) -> dict[str, Tensor]:
         """Take one optimiser step and return its figures.
