@@ -1,16 +1,21 @@
 """`vla-train`: fit the trainable part of a policy on cached features."""
 
+import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from cli.exits import exit_on_vla_error
 from pipeline.errors import ConfigError
+from pipeline.rollout.validation import validate_by_rollouts
 from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
 from pipeline.training.session import train
 from pipeline.training.tracking import TRACKERS
+
+ROLL_OUT: Final = (sys.executable, "-c", "from cli.rollout import main; main()")
 
 main = typer.Typer(add_completion=False)
 
@@ -37,9 +42,18 @@ def train_command(
         typer.Option("--live", help="Run the encoder on the frames at every step: proves a store."),
     ] = False,
     backbone: Annotated[
-        str | None, typer.Option(help="Where the encoder of --live lies; its own name otherwise.")
+        str | None,
+        typer.Option(help="Where the encoder of --live or --rollout-env lies, if it moved."),
     ] = None,
     device: Annotated[str, typer.Option(help="Where to train, as torch names it.")] = "cpu",
+    rollout_env: Annotated[
+        str | None,
+        typer.Option(help="Roll checkpoints out meanwhile, as in metaworld/drawer-open-v3."),
+    ] = None,
+    rollout_every: Annotated[
+        int, typer.Option(min=1, help="Steps between rollouts; want a checkpoint at each.")
+    ] = 5_000,
+    rollout_episodes: Annotated[int, typer.Option(min=1, help="Episodes a rollout.")] = 5,
     track: Annotated[
         list[str] | None,
         typer.Option(help=f"Tell {' or '.join(TRACKERS)} too; each is an extra of its name."),
@@ -48,19 +62,39 @@ def train_command(
     """Train a policy on cached features."""
     with exit_on_vla_error("add --resume to go on from the last checkpoint"):
         config = with_settings(preset_config(preset), settings or [])
-        report = train(
-            stores,
-            out,
-            config,
-            resume=resume,
-            weights=_parse_weights(weights),
-            live=live,
-            backbone=backbone,
-            device=device,
-            track=track or (),
-        )
+        with ExitStack() as watching:
+            watchers = []
+            if rollout_env is not None:
+                watchers.append(
+                    watching.enter_context(
+                        validate_by_rollouts(
+                            ROLL_OUT,
+                            env=rollout_env,
+                            every=rollout_every,
+                            episodes=rollout_episodes,
+                            store=stores[0],
+                            config=config,
+                            backbone=backbone,
+                        )
+                    )
+                )
+            report = train(
+                stores,
+                out,
+                config,
+                resume=resume,
+                weights=_parse_weights(weights),
+                live=live,
+                backbone=backbone if live or rollout_env is None else None,
+                device=device,
+                track=track or (),
+                watchers=watchers,
+            )
         if report.is_primary:
             typer.echo(report.summary())
+            for watcher in watchers:
+                for failure in watcher.failures:
+                    typer.echo(f"warning: {failure}", err=True)
 
 
 def _parse_weights(text: str) -> tuple[float, ...]:

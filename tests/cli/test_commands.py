@@ -92,6 +92,10 @@ def test_flags_are_what_users_know():
         "--live",
         "--backbone",
         "--device",
+        "--track",
+        "--rollout-env",
+        "--rollout-every",
+        "--rollout-episodes",
     }
     assert flags(cli.rollout.main) == {
         "run",
