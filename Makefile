@@ -39,5 +39,5 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	@PYTHON="$(PYTHON)" sh .ci/system-packages
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[metaworld,baselines,lerobot,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[metaworld,aloha,gymnasium,baselines,lerobot,dev]'
 	touch $@
