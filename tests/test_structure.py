@@ -41,7 +41,6 @@ OWNERS = {
     "mujoco": {
         "pipeline/rollout/envs/rendering.py",
         "pipeline/rollout/envs/metaworld.py",
-        "pipeline/rollout/envs/aloha_expert.py",
     },
     "dm_control": {"pipeline/rollout/envs/aloha.py"},
     "gym_aloha": {"pipeline/rollout/envs/aloha.py"},

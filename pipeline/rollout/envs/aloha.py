@@ -113,7 +113,6 @@ class AlohaEnv:
         self._cameras = [names.index(view) for view in views]
         self._render_size = render_size
         self._steps: int | None = None
-        self._start = np.array(self._data.qpos)
         self._renderer: Any = build_renderer(self._model, render_size)
         # A context that is still alive at exit makes PyOpenGL print tracebacks; MuJoCo ends EGL in
         # an exit hook of its own, registered by now, so this one runs before it.
@@ -129,8 +128,7 @@ class AlohaEnv:
         require_seed(self.name, seed)
         with self._physics.reset_context():  # clears all state, the solver's warm start too
             poses = np.ravel(self._scene.sample_poses(seed))
-            self._start = np.concatenate([START_ARM_POSE, poses])
-            self._data.qpos[:] = self._start
+            self._data.qpos[:] = np.concatenate([START_ARM_POSE, poses])
             self._data.ctrl[:] = START_ARM_POSE
         self._steps = 0
 
@@ -224,12 +222,14 @@ class AlohaTransferCubeEnv(AlohaEnv):
     def __init__(self, views: tuple[str, ...], render_size: int) -> None:
         """Load the scene; arguments and errors as for `AlohaEnv`."""
         super().__init__("transfer-cube", views, render_size)
-        self._plan: np.ndarray | None = None
+        self._plan: Float32[np.ndarray, "t 14"]
 
     def reset(self, seed: int) -> None:
         """Start an episode; see `AlohaEnv.reset`."""
         super().reset(seed)
-        self._plan = None  # made when it is asked for: a policy needs none
+        robot: np.ndarray = self._task.get_qpos(self._physics)
+        x, y = self._data.body("box").xpos[:2]
+        self._plan = plan_transfer(robot, (x, y), MAX_STEPS)
 
     def expert_action(self) -> Float32[np.ndarray, " a"]:
         """Return the plan's target for the current step; the plan knows where the cube lay.
@@ -239,8 +239,6 @@ class AlohaTransferCubeEnv(AlohaEnv):
         """
         steps = self._require_episode()
         require_time_left(self.name, is_over=steps >= MAX_STEPS, max_steps=MAX_STEPS)
-        if self._plan is None:
-            self._plan = plan_transfer(self._model, self._start, MAX_STEPS)
         action: np.ndarray = self._plan[steps]
         return action
 

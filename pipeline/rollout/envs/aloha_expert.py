@@ -1,73 +1,126 @@
 """A scripted handover of the cube for gym-aloha: the right arm lifts it, the left arm takes it.
 
 A plan of absolute joint targets for a whole episode, made once from where the cube lies: way points
-of both grippers in space, minimum-jerk in between, brought to joints by inverse kinematics. Knows
-the scene's model; steps nothing, so a plan is a function of the cube's position alone.
-Source: the damped least-squares step is Buss, "Introduction to Inverse Kinematics with Jacobian
-Transpose, Pseudoinverse and Damped Least Squares methods", 2004, eq. 11.
+of both grippers in space, brought to joints in closed form, with minimum jerk in between. Knows the
+arms' geometry and no simulator.
+Source of the geometry: huggingface/gym-aloha 0.1.5, assets/vx300s_left.xml and vx300s_right.xml;
+a test compares it with MuJoCo's own kinematics.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final
 
-import mujoco
 import numpy as np
 from jaxtyping import Float32, Float64
 
-Side = Literal["left", "right"]
-
-GRASP_OFFSET_M: Final = 0.14  # along the gripper's x axis to the cube's centre; tips end at 0.154
 CUBE_HEIGHT_M: Final = 0.02  # the centre of the cube, at rest on the table
 MEETING_POINT_M: Final = (0.0, 0.5, 0.25)  # halfway between the arms, clear of the table
-PICK_PITCH: Final = np.radians(60)  # below the horizon; reaches every cube and clears the table
-# Columns of an arm's joints and fingers in `qpos`: 6 joints, then two fingers.
-_FIRST_COLUMN: Final[dict[Side, int]] = {"left": 0, "right": 8}
-_HEADING: Final[dict[Side, float]] = {"left": 0.0, "right": np.pi}  # of the arm's x axis, radians
-_DAMPING: Final = 1e-4  # against squared metres and radians
-_MAX_ITERATIONS: Final = 100  # of inverse kinematics; 2 or 3 follow one control step's change
-_TOLERANCE: Final = 1e-4  # metres and radians
+PICK_PITCH: Final = np.radians(60)  # below the horizon: reaches every cube and clears the table
+UPRIGHT: Final = np.radians(90)  # roll at which the fingers close vertically
+
+_SHOULDER_HEIGHT_M: Final = 0.079 + 0.04805
+_UPPER_ARM_M: Final = (0.05955, 0.3)  # forward and up, from shoulder to elbow, at joint angle 0
+_FOREARM_M: Final = 0.2 + 0.1  # from elbow to wrist
+# From the wrist to where the cube's centre belongs: the fingers' tips end 0.014 m behind it.
+_GRASP_M: Final = 0.069744 + 0.14
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the two arms, which differ in where they stand alone."""
+
+    base: tuple[float, float]
+    """x, y in metres."""
+    heading: float
+    """Where the arm points at waist angle 0, in radians about z."""
+
+
+LEFT: Final = Arm(base=(-0.469, 0.5), heading=0.0)
+RIGHT: Final = Arm(base=(0.469, 0.5), heading=np.pi)
 
 
 @dataclass(frozen=True)
 class WayPoint:
-    """Where a gripper is at one control step, on the way to the next way point."""
+    """Where a gripper is at one control step, at rest, on the way to the next way point."""
 
     step: int
     """Control step, from the start of the episode."""
-    position: tuple[float, float, float]
-    """Of the point between the fingers where the cube's centre belongs; metres, world frame."""
+    point: tuple[float, float, float]
+    """Where between the fingers the cube's centre belongs; metres, world frame."""
     pitch: float
-    """Of the gripper's axis below the horizon, in radians."""
+    """Of the gripper below the horizon, in radians."""
     roll: float
-    """About the gripper's axis, in radians; at 0 the fingers close horizontally."""
+    """Of the gripper about its own axis, in radians; at 0 the fingers close horizontally."""
     opening: float
     """0 closed to 1 open."""
 
 
 def plan_transfer(
-    model: Any, start: Float64[np.ndarray, " q"], num_steps: int
+    start: Float64[np.ndarray, " 14"], cube: tuple[float, float], num_steps: int
 ) -> Float32[np.ndarray, "t 14"]:
-    """Plan the handover for an episode that begins in `start`.
+    """Plan the handover.
 
     Args:
-        model: gym-aloha's transfer-cube scene, a `mujoco.MjModel`.
-        start: its `qpos` at reset: left arm, right arm, cube.
+        start: the robot at reset, columns as in the environment's action: left arm, gripper, right
+            arm, gripper; radians, and 0 closed to 1 open.
+        cube: x, y of the cube's centre, in metres.
         num_steps: control steps of an episode; a plan that has ended holds still.
 
     Returns:
-        Targets of each step, columns as in the environment's action: left arm, gripper, right arm,
-        gripper; radians, and 0 closed to 1 open.
+        The targets of each step, columns as in `start`.
     """
-    x, y = start[16:18]
-    left = _targets(model, start, "left", _left_way(), num_steps)
-    right = _targets(model, start, "right", _right_way((x, y, CUBE_HEIGHT_M)), num_steps)
+    steps = np.arange(1, num_steps + 1)  # a target is where the robot is to be after the step
+    left = _follow(LEFT, _left_way(), start[:7], steps)
+    right = _follow(RIGHT, _right_way((*cube, CUBE_HEIGHT_M)), start[7:], steps)
     return np.concatenate([left, right], axis=1).astype(np.float32)
+
+
+def joints_at(
+    arm: Arm, point: tuple[float, float, float], pitch: float, roll: float
+) -> Float64[np.ndarray, " 6"]:
+    """Return the joints, elbow up, that bring an arm's gripper to a point; inverse kinematics.
+
+    The gripper stays in the vertical plane through the arm's base and the point.
+
+    Args:
+        arm: which arm.
+        point: where between the fingers the cube's centre belongs; metres, world frame.
+        pitch: of the gripper below the horizon, in radians.
+        roll: of the gripper about its own axis, in radians.
+
+    Returns:
+        Waist, shoulder, elbow, forearm roll, wrist angle, wrist rotation, in radians; NaN where the
+        arm is too short.
+    """
+    across, along = np.array(point[:2]) - arm.base
+    forward = np.array([np.cos(arm.heading), np.sin(arm.heading)])
+    ahead, aside = forward @ (across, along), forward @ (along, -across)
+    # In the arm's plane: horizontal and vertical, from the shoulder to the wrist.
+    wrist = np.array([np.hypot(ahead, aside), point[2] - _SHOULDER_HEIGHT_M])
+    wrist -= _GRASP_M * np.array([np.cos(pitch), -np.sin(pitch)])
+    distance, upper_arm = np.hypot(*wrist), np.hypot(*_UPPER_ARM_M)
+    # The law of cosines gives the angle at the shoulder between the upper arm and the wrist.
+    cosine = (upper_arm**2 + distance**2 - _FOREARM_M**2) / (2 * upper_arm * distance)
+    elevation = np.arctan2(wrist[1], wrist[0]) + np.arccos(cosine)
+    elbow = upper_arm * np.array([np.cos(elevation), np.sin(elevation)])
+    shoulder = np.arctan2(_UPPER_ARM_M[1], _UPPER_ARM_M[0]) - elevation
+    forearm_pitch = -np.arctan2(wrist[1] - elbow[1], wrist[0] - elbow[0])
+    return np.array(
+        [
+            np.arctan2(aside, ahead),
+            shoulder,
+            forearm_pitch - shoulder,
+            0.0,
+            pitch - forearm_pitch,
+            roll,
+        ]
+    )
 
 
 def _right_way(cube: tuple[float, float, float]) -> list[WayPoint]:
     """Take the cube by its sides, lift it, hold it at the meeting point, let go and draw back."""
-    above = _shifted(cube, 0.08, "right", PICK_PITCH)
-    away = _shifted(MEETING_POINT_M, 0.12, "right", PICK_PITCH)
+    above = (cube[0], cube[1], cube[2] + 0.08)
+    away = (0.12, MEETING_POINT_M[1], MEETING_POINT_M[2] + 0.05)
     return [
         WayPoint(50, above, PICK_PITCH, 0.0, 1.0),
         WayPoint(75, cube, PICK_PITCH, 0.0, 1.0),
@@ -80,101 +133,29 @@ def _right_way(cube: tuple[float, float, float]) -> list[WayPoint]:
 
 
 def _left_way() -> list[WayPoint]:
-    """Wait aside with the fingers above each other, take the cube from above and below."""
-    upright = np.pi / 2
-    aside = _shifted(MEETING_POINT_M, 0.12, "left", 0.0)
+    """Wait aside with one finger above the other, take the cube from above and below, draw back."""
+    aside = (-0.12, MEETING_POINT_M[1], MEETING_POINT_M[2])
     return [
-        WayPoint(110, aside, 0.0, upright, 1.0),
-        WayPoint(150, aside, 0.0, upright, 1.0),
-        WayPoint(185, MEETING_POINT_M, 0.0, upright, 1.0),
-        WayPoint(210, MEETING_POINT_M, 0.0, upright, 0.0),
-        WayPoint(285, MEETING_POINT_M, 0.0, upright, 0.0),
-        WayPoint(315, aside, 0.0, upright, 0.0),
+        WayPoint(110, aside, 0.0, UPRIGHT, 1.0),
+        WayPoint(150, aside, 0.0, UPRIGHT, 1.0),
+        WayPoint(185, MEETING_POINT_M, 0.0, UPRIGHT, 1.0),
+        WayPoint(210, MEETING_POINT_M, 0.0, UPRIGHT, 0.0),
+        WayPoint(285, MEETING_POINT_M, 0.0, UPRIGHT, 0.0),
+        WayPoint(315, aside, 0.0, UPRIGHT, 0.0),
     ]
 
 
-def _shifted(
-    point: tuple[float, float, float], metres: float, side: Side, pitch: float
-) -> tuple[float, float, float]:
-    """Draw a point back along the axis of an arm's gripper."""
-    x, y, z = np.array(point) - metres * _orientation(side, pitch, 0.0)[:, 0]
-    return (x, y, z)
-
-
-def _targets(
-    model: Any, start: np.ndarray, side: Side, way: list[WayPoint], num_steps: int
+def _follow(
+    arm: Arm, way: list[WayPoint], start: np.ndarray, steps: np.ndarray
 ) -> Float64[np.ndarray, "t 7"]:
-    """Follow the way of one arm, from where it starts; 6 joints and the gripper's opening."""
-    data = mujoco.MjData(model)
-    data.qpos[:] = start
-    mujoco.mj_kinematics(model, data)
-    position, rotation = _grasp_pose(model, data, side)
-    first = WayPoint(0, position, -np.arcsin(rotation[2, 0]), 0.0, 0.0)
-    stations = np.array(
-        [[*point.position, point.pitch, point.roll, point.opening] for point in [first, *way]]
-    )
-    times = np.array([point.step for point in [first, *way]])
-    targets = np.empty((num_steps, 7))
-    for step in range(num_steps):
-        # The target of a step is where the arm is to be at its end.
-        x, y, z, pitch, roll, opening = _between(times, stations, step + 1)
-        joints = _solve_joints(model, data, side, np.array([x, y, z]), (pitch, roll))
-        targets[step] = [*joints, opening]
-    return targets
-
-
-def _between(times: np.ndarray, stations: np.ndarray, time: int) -> np.ndarray:
-    """Interpolate with minimum jerk: at rest at every station."""
-    index = int(np.searchsorted(times, time, side="right"))
-    if index == len(times):
-        return np.asarray(stations[-1])
-    share = (time - times[index - 1]) / (times[index] - times[index - 1])
+    """Go from rest to rest with minimum jerk, joint by joint; return joints and opening."""
+    stations = [start] + [
+        np.append(joints_at(arm, at.point, at.pitch, at.roll), at.opening) for at in way
+    ]
+    times = np.array([0] + [at.step for at in way])
+    progress = np.interp(steps, times, np.arange(len(times)))  # 1.5: halfway from first to second
+    before = np.minimum(progress.astype(int), len(way) - 1)
+    share = (progress - before)[:, None]
     smooth = share**3 * (10 - 15 * share + 6 * share**2)
-    return np.asarray(stations[index - 1] * (1 - smooth) + stations[index] * smooth)
-
-
-def _solve_joints(
-    model: Any, data: Any, side: Side, position: np.ndarray, angles: tuple[float, float]
-) -> np.ndarray:
-    """Return the six joints that bring a gripper there, starting from those in `data`."""
-    columns = slice(_FIRST_COLUMN[side], _FIRST_COLUMN[side] + 6)
-    low, high = model.jnt_range[columns].T
-    body = model.body(f"vx300s_{side}/gripper_link").id
-    wanted = _orientation(side, *angles)
-    jacobian = np.empty((6, model.nv))
-    for _ in range(_MAX_ITERATIONS):
-        found, rotation = _grasp_pose(model, data, side)
-        # The mean of the axes' cross products is the rotation that is left, in the world's frame.
-        turn = np.cross(rotation.T, wanted.T).sum(axis=0) / 2
-        error = np.concatenate([position - found, turn])
-        if np.abs(error).max() < _TOLERANCE:
-            break
-        mujoco.mj_comPos(model, data)
-        mujoco.mj_jac(model, data, jacobian[:3], jacobian[3:], np.array(found), body)
-        arm = jacobian[:, columns]
-        change = arm.T @ np.linalg.solve(arm @ arm.T + _DAMPING * np.eye(6), error)
-        data.qpos[columns] = np.clip(data.qpos[columns] + change, low, high)
-        mujoco.mj_kinematics(model, data)
-    return np.array(data.qpos[columns])
-
-
-def _grasp_pose(
-    model: Any, data: Any, side: Side
-) -> tuple[tuple[float, float, float], Float64[np.ndarray, "3 3"]]:
-    """Return the point between the fingers and the gripper's axes, as columns."""
-    gripper = data.body(f"vx300s_{side}/gripper_link")
-    rotation = gripper.xmat.reshape(3, 3)
-    x, y, z = gripper.xpos + GRASP_OFFSET_M * rotation[:, 0]
-    return (x, y, z), rotation
-
-
-def _orientation(side: Side, pitch: float, roll: float) -> Float64[np.ndarray, "3 3"]:
-    """Return the axes of a gripper, as columns: heading, then pitch, then roll."""
-    turns = []
-    for axis, angle in ((2, _HEADING[side]), (1, pitch), (0, roll)):
-        one, other = (axis + 1) % 3, (axis + 2) % 3
-        turn = np.eye(3)
-        turn[one, one] = turn[other, other] = np.cos(angle)
-        turn[other, one], turn[one, other] = np.sin(angle), -np.sin(angle)
-        turns.append(turn)
-    return np.asarray(turns[0] @ turns[1] @ turns[2])
+    table = np.stack(stations)
+    return np.asarray(table[before] + (table[before + 1] - table[before]) * smooth)

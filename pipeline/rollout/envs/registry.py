@@ -41,6 +41,7 @@ def make_env(name: str, views: tuple[str, ...], render_size: int = FRAME_SIZE[0]
             `resize_frames` brings them to the encoder's 256x256.
 
     Raises:
+        ConfigError: the file of a Gymnasium environment is wrong.
         EnvError: the simulator, the task or a camera is unknown, the simulator is not installed, or
             cannot render in that size.
         RenderingError: the simulator cannot render on this machine.
