@@ -13,9 +13,10 @@ from pipeline.errors import ConfigError
 from pipeline.features.checksums import verify_checksums
 from pipeline.features.verify import verify_store
 from pipeline.files import write_atomically
-from pipeline.rollout.record import RecordConfig, record_dataset
+from pipeline.rollout.record import Keep, RecordConfig, record_dataset
 from pipeline.training.describe import describe
 from pipeline.training.tolerance import measure_tolerance
+from policy.spec import FRAME_SIZE
 
 FOUND_SOMETHING: Final = 1
 
@@ -29,12 +30,24 @@ def record(
     out: Annotated[Path, typer.Option(help="Folder to create, or to go on with.")],
     views: Annotated[str, typer.Option(help="Cameras, comma-separated, in the policy's order.")],
     first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode.")] = 0,
+    keep: Annotated[
+        Keep, typer.Option(help="Whether episodes that the expert fails are kept too.")
+    ] = "successes",
+    render_size: Annotated[
+        int, typer.Option(help="Pixels a side to render; recorded at 256x256, as rollouts see it.")
+    ] = FRAME_SIZE[0],
 ) -> None:
     """Record a simulator's scripted expert as an ACT/ALOHA HDF5 dataset. Resumable."""
     with exit_on_vla_error("the same command goes on from here"):
         names = tuple(name.strip() for name in views.split(",") if name.strip())
         config = RecordConfig(
-            env=env, views=names, episodes=episodes, out=out, first_seed=first_seed
+            env=env,
+            views=names,
+            episodes=episodes,
+            out=out,
+            keep=keep,
+            render_size=render_size,
+            first_seed=first_seed,
         )
         typer.echo(record_dataset(config).summary())
 

@@ -18,6 +18,7 @@ from jaxtyping import Float32, UInt8
 from pipeline.datasets.hdf5_checks import open_hdf5
 from pipeline.errors import DatasetError
 from pipeline.files import sync_file
+from policy.spec import FRAME_SIZE
 
 IMAGES_GROUP: Final = "observations/images"
 STATE_KEY: Final = "observations/qpos"
@@ -43,6 +44,10 @@ class RecordedEpisode:
     """What the environment was reset to."""
     fps: float
     """Control steps a second of simulated time."""
+    render_size: int = FRAME_SIZE[0]
+    """Pixels, both sides, of the pictures that were rendered and then brought to `frames`."""
+    success: bool = True
+    """The last step solved the task."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class RecordingLabel:
     env: str
     seed: int
     views: tuple[str, ...]
+    render_size: int
+    success: bool
 
 
 def write_episode(path: Path, episode: RecordedEpisode) -> None:
@@ -85,6 +92,8 @@ def write_episode(path: Path, episode: RecordedEpisode) -> None:
             file.attrs["seed"] = episode.seed
             file.attrs["fps"] = episode.fps
             file.attrs["views"] = list(episode.frames)
+            file.attrs["render_size"] = episode.render_size
+            file.attrs["success"] = episode.success
         sync_file(partial)
         partial.replace(path)
     finally:
@@ -106,4 +115,11 @@ def read_label(path: Path) -> RecordingLabel:
             )
         attrs = file.attrs
         views = tuple(str(view) for view in attrs["views"])
-        return RecordingLabel(env=str(attrs["env"]), seed=int(attrs["seed"]), views=views)
+        return RecordingLabel(
+            env=str(attrs["env"]),
+            seed=int(attrs["seed"]),
+            views=views,
+            # Recordings from before these were choices were all rendered so, and all solved.
+            render_size=int(attrs.get("render_size", FRAME_SIZE[0])),
+            success=bool(attrs.get("success", True)),
+        )

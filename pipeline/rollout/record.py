@@ -2,7 +2,7 @@
 
 Knows environments by their protocol and episodes by `write_episode`; knows no encoder. The set of
 recorded seeds is decided by the request alone, never by timing: the first N seeds, from
-`first_seed` on, that the expert solves.
+`first_seed` on, that the expert solves; or the first N, where failures are kept.
 """
 
 import json
@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
@@ -22,11 +22,13 @@ from pipeline.errors import ConfigError, DatasetError, EnvError
 from pipeline.files import write_atomically, write_json
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import ExpertEnv, make_expert_env
-from pipeline.rollout.workers import Worker, crew
+from pipeline.rollout.workers import CrewConfig, Worker, crew
+from policy.spec import FRAME_SIZE
 
 MANIFEST_NAME: Final = "manifest.toml"
 FAILURES_NAME: Final = "failed_seeds.json"
 ATTEMPTS_PER_EPISODE: Final = 3  # seeds tried at most, for each episode asked for
+Keep = Literal["successes", "all"]
 
 
 class RecordConfig(BaseModel):
@@ -42,6 +44,11 @@ class RecordConfig(BaseModel):
     """Demonstrations wanted; a larger number later adds to the same folder."""
     out: Path
     """Folder of the recordings and of their `manifest.toml`; resumed when it exists."""
+    keep: Keep = "successes"
+    """`all` keeps episodes that the expert fails, up to the time limit, each marked in its file: to
+    see what it gets wrong, not to imitate."""
+    render_size: int = FRAME_SIZE[0]
+    """Pixels, both sides, of the rendered pictures; recorded at 256x256, as rollouts see them."""
     first_seed: Annotated[int, Field(ge=0)] = 0
     """The first seed tried; all stay below the seeds of rollouts."""
     workers: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
@@ -61,7 +68,7 @@ class RecordReport:
     steps: int
     """Control steps recorded by this call."""
     failed_seeds: tuple[int, ...]
-    """Seeds that the expert did not solve; they are not in the folder."""
+    """Seeds that the expert did not solve; in the folder only where failures are kept."""
     seconds: float
     """Wall-clock time of this call."""
 
@@ -100,17 +107,18 @@ def record_dataset(config: RecordConfig) -> RecordReport:
             f"first_seed: expected all of {ATTEMPTS_PER_EPISODE} x {config.episodes} seeds below "
             f"{FIRST_ROLLOUT_SEED}, where rollouts begin, found up to {last_seed}; lower first_seed"
         )
-    recorded, failed = _recorded_seeds(config), _read_failures(config)
+    recorded, failed = _recorded_seeds(config)
     _refuse_other_seeds(config, recorded, failed)
     # Built here once to name its errors in this process, before anything is written.
-    env = make_expert_env(config.env, config.views)
-    manifest = manifest_of(env)
+    env = make_expert_env(config.env, config.views, config.render_size)
+    manifest = manifest_of(env, keep=config.keep, render_size=config.render_size)
     env.close()
     manifest_file = config.out / MANIFEST_NAME
     if manifest_file.exists() and load_manifest(manifest_file).to_dict() != manifest.to_dict():
         raise ConfigError(
             f"{manifest_file}: expected the manifest of {config.env} with views "
-            f"{', '.join(config.views)}, found another; record into another folder, or move it away"
+            f"{', '.join(config.views)}, keep={config.keep} and render size {config.render_size}, "
+            "found another; record into another folder, or move it away"
         )
     num_before, steps = len(recorded), 0
     if num_before < config.episodes:
@@ -136,6 +144,8 @@ def record_dataset(config: RecordConfig) -> RecordReport:
 
 def _planned_seeds(config: RecordConfig, failed: set[int]) -> list[int]:
     """List the seeds that make up the dataset, as far as failures are known."""
+    if config.keep == "all":
+        return [*range(config.first_seed, config.first_seed + config.episodes)]
     attempts = range(config.first_seed, config.first_seed + ATTEMPTS_PER_EPISODE * config.episodes)
     return [seed for seed in attempts if seed not in failed][: config.episodes]
 
@@ -145,8 +155,15 @@ def _record_missing(config: RecordConfig, recorded: set[int], failed: set[int]) 
     steps = 0
     num_workers = min(config.workers, config.episodes - len(recorded))
     in_hand: dict[Worker, int] = {}
+    crew_config = CrewConfig(
+        env=config.env,
+        views=config.views,
+        render_size=config.render_size,
+        keeps_failures=config.keep == "all",
+        out=config.out,
+    )
     with (
-        crew(config.env, config.views, config.out, num_workers) as idle,
+        crew(crew_config, num_workers) as idle,
         tqdm(
             total=config.episodes,
             initial=len(recorded),
@@ -168,29 +185,32 @@ def _record_missing(config: RecordConfig, recorded: set[int], failed: set[int]) 
                 return steps
             ready = wait([worker.connection for worker in in_hand])
             for worker in [worker for worker in in_hand if worker.connection in ready]:
-                length = worker.finish()
+                attempt = worker.finish()
                 seed = in_hand.pop(worker)
                 idle.append(worker)
-                if length is None:
+                if not attempt.solved:
                     failed.add(seed)
+                if attempt.steps:
+                    recorded.add(seed)
+                    steps += attempt.steps
+                    bar.update()
+                else:
                     content = {"env": config.env, "seeds": sorted(failed)}
                     write_json(config.out / FAILURES_NAME, content)
-                else:
-                    recorded.add(seed)
-                    steps += length
-                    bar.update()
 
 
-def _recorded_seeds(config: RecordConfig) -> set[int]:
-    """Find what is recorded already, and refuse a folder of something else."""
-    seeds = set()
+def _recorded_seeds(config: RecordConfig) -> tuple[set[int], set[int]]:
+    """Find what is recorded already and what the expert failed; refuse a folder of other things."""
+    seeds, failed = set(), set()
     for path in sorted(config.out.glob("*.hdf5")):
         label = read_label(path)
-        if (label.env, label.views) != (config.env, config.views):
+        wanted = (config.env, config.views, config.render_size)
+        if (label.env, label.views, label.render_size) != wanted:
             raise ConfigError(
                 f"{path}: expected a recording of {config.env} with views "
-                f"{', '.join(config.views)}, found one of {label.env} with "
-                f"{', '.join(label.views)}; record into another folder"
+                f"{', '.join(config.views)} rendered at {config.render_size} pixels, found one of "
+                f"{label.env} with {', '.join(label.views)} at {label.render_size}; record into "
+                "another folder"
             )
         if path.name != f"episode_{label.seed}.hdf5":
             raise ConfigError(
@@ -198,7 +218,14 @@ def _recorded_seeds(config: RecordConfig) -> set[int]:
                 "found another name; rename it back or move it away"
             )
         seeds.add(label.seed)
-    return seeds
+        if not label.success:
+            failed.add(label.seed)
+    if failed and config.keep == "successes":
+        raise ConfigError(
+            f"{config.out}: expected only episodes that the expert solves, found seeds "
+            f"{sorted(failed)[:5]} that it fails; keep all, or record into another folder"
+        )
+    return seeds, failed if config.keep == "all" else _read_failures(config)
 
 
 def _read_failures(config: RecordConfig) -> set[int]:
@@ -232,13 +259,16 @@ def _refuse_other_seeds(config: RecordConfig, recorded: set[int], failed: set[in
         )
 
 
-def manifest_of(env: ExpertEnv) -> Manifest:
+def manifest_of(
+    env: ExpertEnv, *, keep: Keep = "successes", render_size: int = FRAME_SIZE[0]
+) -> Manifest:
     """Describe recordings of an environment; `path` is the folder of the manifest itself."""
+    rendered = f", rendered at {render_size}x{render_size} pixels" * (render_size != FRAME_SIZE[0])
     return Manifest.from_dict(
         {
             "name": env.name.replace("/", "-"),
-            "source": env.source,
-            "revision": env.revision,
+            "source": env.source + ", failures included" * (keep == "all"),
+            "revision": env.revision + rendered,
             "licence": env.licence,
             "format": "aloha_hdf5",
             "path": ".",

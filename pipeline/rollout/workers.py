@@ -16,11 +16,39 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from pipeline.datasets.aloha_recording import RecordedEpisode, write_episode
 from pipeline.errors import DatasetError, EnvError
 from pipeline.rollout.envs.registry import ExpertEnv, make_expert_env
 from policy.errors import VlaError
+from policy.preprocess import resize_frames
+
+
+@dataclass(frozen=True)
+class CrewConfig:
+    """What every worker records, where, and which episodes it keeps."""
+
+    env: str
+    """What `make_expert_env` takes."""
+    views: tuple[str, ...]
+    """Cameras, in order."""
+    render_size: int
+    """Pixels, both sides, of the pictures before they are brought to the encoder's size."""
+    keeps_failures: bool
+    """Write episodes that the expert does not solve, too."""
+    out: Path
+    """Folder of the recordings; temporary files in it are removed at the end."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How a seed went."""
+
+    solved: bool
+    """The expert solved it."""
+    steps: int
+    """Control steps recorded; 0 where the episode was not kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +65,14 @@ class Worker:
         with suppress(OSError):  # a worker that has ended left its reason for `finish`
             self.connection.send(seed)
 
-    def finish(self) -> int | None:
-        """Wait for the seed in hand; return its steps, or None if the expert does not solve it.
+    def finish(self) -> Attempt:
+        """Wait for the seed in hand, and tell how it went.
 
         Raises:
             VlaError: what the process raised, or that it ended by itself.
         """
         try:
-            answer: int | VlaError | None = self.connection.recv()
+            answer: Attempt | VlaError = self.connection.recv()
         except (EOFError, OSError) as error:
             self.process.join(timeout=5)
             raise EnvError(
@@ -58,22 +86,15 @@ class Worker:
 
 
 @contextmanager
-def crew(env: str, views: tuple[str, ...], out: Path, num_workers: int) -> Iterator[list[Worker]]:
-    """Start worker processes; end them at once if the block is left by an error or Ctrl-C.
-
-    Args:
-        env: what `make_expert_env` takes.
-        views: cameras, in order.
-        out: folder of the recordings; temporary files in it are removed at the end.
-        num_workers: processes.
-    """
+def crew(config: CrewConfig, num_workers: int) -> Iterator[list[Worker]]:
+    """Start worker processes; end them at once if the block is left by an error or Ctrl-C."""
     spawn = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
     workers: list[Worker] = []
     try:
         with _ctrl_c_ignored():
             for _ in range(num_workers):
                 ours, theirs = spawn.Pipe()
-                process = spawn.Process(target=_work, args=(env, views, out, theirs), daemon=True)
+                process = spawn.Process(target=_work, args=(config, theirs), daemon=True)
                 process.start()
                 theirs.close()  # so that the end of the worker is the end of the pipe
                 workers.append(Worker(process, ours))
@@ -86,7 +107,7 @@ def crew(env: str, views: tuple[str, ...], out: Path, num_workers: int) -> Itera
         for worker in workers:
             worker.connection.close()  # an idle worker reads the end of the pipe, and returns
             worker.process.join()
-        for partial in out.glob(".*.partial"):
+        for partial in config.out.glob(".*.partial"):
             partial.unlink()
 
 
@@ -103,18 +124,18 @@ def _ctrl_c_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _work(env_name: str, views: tuple[str, ...], out: Path, connection: Connection) -> None:
+def _work(config: CrewConfig, connection: Connection) -> None:
     """Record the seeds that arrive, until the pipe closes; runs in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Mesa's software renderer starts a thread a core in each process; set before OpenGL loads.
     os.environ["LP_NUM_THREADS"] = "1"
     with suppress(EOFError, ConnectionError):  # the recording process has ended or is done
         try:
-            env = make_expert_env(env_name, views)
+            env = make_expert_env(config.env, config.views, config.render_size)
             try:
                 while True:
                     seed = connection.recv()
-                    connection.send(_record_seed(env, seed, out))
+                    connection.send(_record_seed(env, seed, config))
             finally:
                 env.close()
         except ConnectionError:
@@ -124,28 +145,28 @@ def _work(env_name: str, views: tuple[str, ...], out: Path, connection: Connecti
         except OSError as error:
             connection.send(
                 DatasetError(
-                    f"{out}: expected to write a recording, found {error}; make room or "
+                    f"{config.out}: expected to write a recording, found {error}; make room or "
                     "choose another folder, and repeat the call"
                 )
             )
 
 
-def _record_seed(env: ExpertEnv, seed: int, out: Path) -> int | None:
-    """Record one seed; return its steps, or None if the expert does not solve it."""
+def _record_seed(env: ExpertEnv, seed: int, config: CrewConfig) -> Attempt:
+    """Record one seed to the step that solves it, or to the time limit; write it if it is kept."""
     # Physics takes 1 ms a step and rendering 36 ms: look first whether there is anything to render.
-    length = _steps_to_success(env, seed)
-    if length is None:
-        return None
+    solved, length = _try(env, seed)
+    if not solved and not config.keeps_failures:
+        return Attempt(solved=False, steps=0)
     env.reset(seed)
     frames, states, actions, is_solved = [], [], [], False
     for _ in range(length):
-        frames.append(env.render())
+        frames.append(resize_frames(torch.from_numpy(env.render())).numpy())
         states.append(env.state())
         actions.append(env.expert_action())
         is_solved = env.step(actions[-1]).success
-    if not is_solved:
+    if is_solved != solved:
         raise EnvError(
-            f"{env.name}: expected seed {seed} to be solved at step {length} twice, found that the "
+            f"{env.name}: expected seed {seed} to end alike twice at step {length}, found that the "
             "same seed gave another episode; report this, the simulator is not deterministic here"
         )
     episode = RecordedEpisode(
@@ -158,14 +179,18 @@ def _record_seed(env: ExpertEnv, seed: int, out: Path) -> int | None:
         env=env.name,
         seed=seed,
         fps=env.control_hz,
+        render_size=config.render_size,
+        success=solved,
     )
-    write_episode(out / f"episode_{seed}.hdf5", episode)
-    return length
+    write_episode(config.out / f"episode_{seed}.hdf5", episode)
+    return Attempt(solved=solved, steps=length)
 
 
-def _steps_to_success(env: ExpertEnv, seed: int) -> int | None:
+def _try(env: ExpertEnv, seed: int) -> tuple[bool, int]:
+    """Follow the expert without looking; tell whether and at which step it ended."""
     env.reset(seed)
     for step in range(1, env.max_steps + 1):
-        if env.step(env.expert_action()).success:
-            return step
-    return None
+        outcome = env.step(env.expert_action())
+        if outcome.success or outcome.truncated:
+            return outcome.success, step
+    raise AssertionError("an environment truncates its last step")

@@ -8,47 +8,30 @@ cameras that are mounted upside-down are turned, and shadows, reflections and mu
 
 import atexit
 import difflib
-import gc
 import importlib.metadata
-import os
-import sys
 import warnings
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from pipeline.errors import EnvError, RenderingError
+from pipeline.errors import EnvError
 from pipeline.rollout.envs.base import StepResult
-
-_HOW_TO_RENDER: Final = (
-    "run `apt-get install libegl1 libgl1-mesa-dri` (with MUJOCO_GL=egl or unset), or set "
-    "MUJOCO_GL=osmesa and install libosmesa6"
+from pipeline.rollout.envs.checks import (
+    require_action,
+    require_episode,
+    require_seed,
+    require_time_left,
+    require_views,
 )
+from pipeline.rollout.envs.rendering import build_renderer
 
+# isort: split
+# These import mujoco too, which `rendering` must be the first to do.
+import mujoco
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from metaworld.policies import ENV_POLICY_MAP
 
-def _rendering_error(reason: str) -> RenderingError:
-    chosen = os.environ.get("MUJOCO_GL", "(unset when mujoco was imported)")
-    return RenderingError(
-        f"expected MuJoCo to render without a screen, found MUJOCO_GL={chosen} unusable "
-        f"({' '.join(reason.split())[:160]}); {_HOW_TO_RENDER}"
-    )
-
-
-# MuJoCo reads MUJOCO_GL once, while it is imported; without it, it looks for a screen.
-if sys.platform == "linux" and "mujoco" not in sys.modules:
-    os.environ.setdefault("MUJOCO_GL", "egl")
-try:
-    import mujoco
-except ModuleNotFoundError:
-    raise  # not installed: `make_env` names the extra
-except Exception as error:  # a broken GL raises AttributeError, ImportError, OSError, RuntimeError
-    raise _rendering_error(str(error)) from error
-
-from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # noqa: E402 - imports mujoco itself
-from metaworld.policies import ENV_POLICY_MAP  # noqa: E402 - the same
-
-IMAGE_SIZE: Final = 256  # pixels, both sides; what the encoder takes, so nothing is resized
 STATE_DIM: Final = 4  # hand x y z, gripper: sawyer_xyz_env.py, _get_curr_obs_combined_no_goal
 ACTION_DIM: Final = 4  # hand displacement x y z, gripper effort: the same file, action_space
 _EXPERTS: Final[dict[str, Any]] = ENV_POLICY_MAP  # typed as the abstract base there
@@ -70,12 +53,13 @@ class MetaWorldEnv:
     )
     """The columns of the action."""
 
-    def __init__(self, task: str, views: tuple[str, ...]) -> None:
+    def __init__(self, task: str, views: tuple[str, ...], render_size: int) -> None:
         """Load the task and its renderer; `reset` must follow.
 
         Args:
             task: a name of Meta-World: `drawer-open-v3`.
             views: cameras of the scene, in the order in which the policy sees them.
+            render_size: width and height of the pictures in pixels.
 
         Raises:
             EnvError: the task or a camera does not exist, or a camera is named twice.
@@ -104,7 +88,7 @@ class MetaWorldEnv:
         self._cameras = self._find_cameras(views)
         self._observation: np.ndarray | None = None
         self._expert: Any = None
-        self._renderer: Any = _build_renderer(self._task.model)
+        self._renderer: Any = build_renderer(self._task.model, render_size)
         # A context that is still alive at exit makes PyOpenGL print tracebacks; MuJoCo ends EGL in
         # an exit hook of its own, registered by now, so this one runs before it.
         atexit.register(self.close)
@@ -115,10 +99,10 @@ class MetaWorldEnv:
         Checked on all 50 tasks with another episode of 150 random steps in between.
 
         Raises:
-            EnvError: the seed is negative.
+            EnvError: the seed is out of range, or the environment is closed.
         """
-        if seed < 0:
-            raise EnvError(f"{self.name}: expected a seed of 0 or more, found {seed}; choose one")
+        require_episode(self.name, is_open=self._renderer is not None, has_begun=True)
+        require_seed(self.name, seed)
         self._task.seed(seed)  # Meta-World's reset ignores its own seed argument
         self._task.reset()
         # Many tasks move an object by editing the model and stop there. Without this, the first
@@ -128,17 +112,16 @@ class MetaWorldEnv:
         self._observation = self._task._get_obs()
         self._expert = _EXPERTS[self._task_name]()
 
-    def render(self) -> UInt8[np.ndarray, "v 256 256 3"]:
+    def render(self) -> UInt8[np.ndarray, "v h w 3"]:
         """Render every view now, RGB, values in [0, 255].
 
         Pictures of cameras that are fixed to the world and whose up axis points below the horizon
         (corner, corner2, corner3, corner4) are turned by 180 degrees, so that up is up.
 
         Raises:
-            EnvError: the environment is closed.
+            EnvError: `reset` was not called, or the environment is closed.
         """
-        if self._renderer is None:
-            raise EnvError(f"{self.name}: expected an open environment, found it closed; build one")
+        self._observed()
         frames = []
         for camera, is_upside_down in self._cameras:
             self._renderer.update_scene(self._task.data, camera=camera)
@@ -150,7 +133,7 @@ class MetaWorldEnv:
         """Return hand position (x, y, z; metres) and gripper openness (0 closed, 1 open).
 
         Raises:
-            EnvError: `reset` was not called.
+            EnvError: `reset` was not called, or the environment is closed.
         """
         return self._observed()[:STATE_DIM].astype(np.float32)
 
@@ -158,19 +141,13 @@ class MetaWorldEnv:
         """Apply one action, clipped to [-1, 1], and advance one control step.
 
         Raises:
-            EnvError: the action has another width or is not finite, the time limit is past, or
-                `reset` was not called.
+            EnvError: the action has another width or is not finite, the time limit is past,
+                `reset` was not called, or the environment is closed.
         """
         self._observed()
-        if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
-            raise EnvError(
-                f"{self.name}: expected {ACTION_DIM} finite numbers as action, found {action}; "
-                "check the policy's action width and its training"
-            )
-        if self._task.curr_path_length >= self.max_steps:
-            raise EnvError(
-                f"{self.name}: expected at most {self.max_steps} steps, found one more; reset first"
-            )
+        require_action(self.name, action, ACTION_DIM)
+        is_over = self._task.curr_path_length >= self.max_steps
+        require_time_left(self.name, is_over=is_over, max_steps=self.max_steps)
         applied = np.clip(action, -1.0, 1.0)
         self._observation, reward, _, truncated, info = self._task.step(applied)
         return StepResult(float(reward), bool(info["success"]), bool(truncated))
@@ -179,7 +156,7 @@ class MetaWorldEnv:
         """Return the scripted expert's action for the current step, clipped to [-1, 1].
 
         Raises:
-            EnvError: `reset` was not called.
+            EnvError: `reset` was not called, or the environment is closed.
         """
         observation = self._observed()
         with warnings.catch_warnings():
@@ -198,19 +175,15 @@ class MetaWorldEnv:
             self._task.close()
 
     def _observed(self) -> np.ndarray:
-        if self._observation is None:
-            raise EnvError(f"{self.name}: expected reset(seed) first, found no episode; call reset")
+        is_open, has_begun = self._renderer is not None, self._observation is not None
+        require_episode(self.name, is_open=is_open, has_begun=has_begun)
+        assert self._observation is not None
         return self._observation
 
     def _find_cameras(self, views: tuple[str, ...]) -> list[tuple[int, bool]]:
         model, data = self._task.model, self._task.data
         ids = {model.camera(index).name: index for index in range(model.ncam)}
-        unknown = [view for view in views if view not in ids]
-        if unknown or not views or len(set(views)) < len(views):
-            raise EnvError(
-                f"{self.name}: expected different views out of {', '.join(ids)}, found "
-                f"{', '.join(views) or 'none'}; correct the views"
-            )
+        require_views(self.name, views, ids)
         cameras = []
         for view in views:
             camera = ids[view]
@@ -230,27 +203,3 @@ def _build_task(task: str) -> Any:
     env._partially_observable = False
     del env.sawyer_observation_space
     return env
-
-
-def _build_renderer(model: Any) -> Any:
-    # Three views take 36 ms on one core of a CPU; 58 ms with the default 4 samples a pixel, and
-    # 290 ms with shadows. The count of samples is read when the renderer is built.
-    model.vis.quality.offsamples = 0
-    reason = ""
-    # Half-built renderers print from their __del__; the failure is told once, below, instead. It is
-    # not chained, because a chained error keeps them alive until after the hook is back.
-    unraisable_hook = sys.unraisablehook
-    sys.unraisablehook = lambda _: None
-    try:
-        renderer = mujoco.Renderer(model, IMAGE_SIZE, IMAGE_SIZE)
-    except Exception as error:  # noqa: BLE001 - drivers raise whatever they like
-        reason = str(error) or type(error).__name__
-    try:
-        if reason:
-            gc.collect()
-            raise _rendering_error(reason)
-    finally:
-        sys.unraisablehook = unraisable_hook
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-    return renderer

@@ -1,12 +1,17 @@
 """From a name such as `metaworld/drawer-open-v3` to an environment; simulators are optional."""
 
 import difflib
+from collections.abc import Callable
 from typing import Final, Protocol, runtime_checkable
 
 from pipeline.errors import EnvError
 from pipeline.rollout.envs.base import RobotEnv, ScriptedExpert
+from policy.spec import FRAME_SIZE
 
-SIMULATORS: Final = ("metaworld",)
+SIMULATORS: Final = ("metaworld", "aloha")
+GYMNASIUM: Final = "gymnasium"
+MIN_RENDER_SIZE: Final = 64  # pixels: a quarter of what the encoder takes
+MAX_RENDER_SIZE: Final = 2048  # pixels: a frame of 12 MB
 
 
 @runtime_checkable
@@ -25,42 +30,74 @@ class ExpertEnv(RobotEnv, ScriptedExpert, Protocol):
     """Columns of the action, with units."""
 
 
-def make_env(name: str, views: tuple[str, ...]) -> RobotEnv:
+def make_env(name: str, views: tuple[str, ...], render_size: int = FRAME_SIZE[0]) -> RobotEnv:
     """Build an environment.
 
     Args:
-        name: `<simulator>/<task>`: `metaworld/drawer-open-v3`.
+        name: `<simulator>/<task>`: `metaworld/drawer-open-v3`, `aloha/transfer-cube`; or
+            `gymnasium:<file>` with a configuration as `gymnasium_config.py` describes it.
         views: its cameras, in the order in which the policy sees them.
+        render_size: width and height in pixels of the frames that `render` returns;
+            `resize_frames` brings them to the encoder's 256x256.
 
     Raises:
-        EnvError: the simulator, the task or a camera is unknown, or the simulator is not installed.
+        ConfigError: the file of a Gymnasium environment is wrong.
+        EnvError: the simulator, the task or a camera is unknown, the simulator is not installed, or
+            cannot render in that size.
         RenderingError: the simulator cannot render on this machine.
     """
-    simulator, slash, task = name.partition("/")
-    if simulator not in SIMULATORS or not slash:
+    if not MIN_RENDER_SIZE <= render_size <= MAX_RENDER_SIZE:
+        raise EnvError(
+            f"{name}: expected pictures of {MIN_RENDER_SIZE} to {MAX_RENDER_SIZE} pixels, found "
+            f"render size {render_size}; choose another"
+        )
+    is_gymnasium = name.startswith(f"{GYMNASIUM}:")
+    simulator, separator, task = name.partition(":" if is_gymnasium else "/")
+    if not is_gymnasium and (simulator not in SIMULATORS or not separator):
         close = difflib.get_close_matches(simulator, SIMULATORS, n=1, cutoff=0.5)
         example = f"{close[0]}/{task or 'drawer-open-v3'}" if close else f"{SIMULATORS[0]}/{name}"
         raise EnvError(
             f"{name}: expected <simulator>/<task> with a simulator out of {', '.join(SIMULATORS)}, "
-            f"found {simulator!r}; did you mean {example}?"
+            f"or {GYMNASIUM}:<file>.toml, found {simulator!r}; did you mean {example}?"
         )
     try:
-        from pipeline.rollout.envs.metaworld import MetaWorldEnv  # noqa: PLC0415 - optional
+        build = _builder(simulator)
     except ModuleNotFoundError as error:
         raise EnvError(
             f"{name}: expected the simulator {simulator} to be installed, found no module "
-            f"{error.name}; run `pip install frozen-vla[metaworld]`"
+            f"{error.name}; run `pip install frozen-vla[{simulator}]`"
         ) from error
-    return MetaWorldEnv(task, views)
+    return build(task, views, render_size)
 
 
-def make_expert_env(name: str, views: tuple[str, ...]) -> ExpertEnv:
+def _builder(simulator: str) -> Callable[[str, tuple[str, ...], int], RobotEnv]:
+    """Import a simulator, which may not be installed; imports stay here so that all are optional.
+
+    Raises:
+        ModuleNotFoundError: it is not.
+    """
+    if simulator == "metaworld":
+        from pipeline.rollout.envs.metaworld import MetaWorldEnv  # noqa: PLC0415
+
+        return MetaWorldEnv
+    if simulator == "aloha":
+        from pipeline.rollout.envs.aloha import make_aloha_env  # noqa: PLC0415
+
+        return make_aloha_env
+    from pipeline.rollout.envs.gymnasium_env import make_gymnasium_env  # noqa: PLC0415
+
+    return make_gymnasium_env
+
+
+def make_expert_env(
+    name: str, views: tuple[str, ...], render_size: int = FRAME_SIZE[0]
+) -> ExpertEnv:
     """Build an environment that ships a scripted expert; arguments as in `make_env`.
 
     Raises:
         EnvError: as in `make_env`, or the environment has no expert.
     """
-    env = make_env(name, views)
+    env = make_env(name, views, render_size)
     if not isinstance(env, ExpertEnv):
         env.close()
         raise EnvError(

@@ -1,0 +1,161 @@
+"""A scripted handover of the cube for gym-aloha: the right arm lifts it, the left arm takes it.
+
+A plan of absolute joint targets for a whole episode, made once from where the cube lies: way points
+of both grippers in space, brought to joints in closed form, with minimum jerk in between. Knows the
+arms' geometry and no simulator.
+Source of the geometry: huggingface/gym-aloha 0.1.5, assets/vx300s_left.xml and vx300s_right.xml;
+a test compares it with MuJoCo's own kinematics.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+CUBE_HEIGHT_M: Final = 0.02  # the centre of the cube, at rest on the table
+MEETING_POINT_M: Final = (0.0, 0.5, 0.25)  # halfway between the arms, clear of the table
+PICK_PITCH: Final = np.radians(60)  # below the horizon: reaches every cube and clears the table
+UPRIGHT: Final = np.radians(90)  # roll at which the fingers close vertically
+
+_SHOULDER_HEIGHT_M: Final = 0.079 + 0.04805
+_UPPER_ARM_M: Final = (0.05955, 0.3)  # forward and up, from shoulder to elbow, at joint angle 0
+_FOREARM_M: Final = 0.2 + 0.1  # from elbow to wrist
+# From the wrist to where the cube's centre belongs: the fingers' tips end 0.014 m behind it.
+_GRASP_M: Final = 0.069744 + 0.14
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the two arms, which differ in where they stand alone."""
+
+    base: tuple[float, float]
+    """x, y in metres."""
+    heading: float
+    """Where the arm points at waist angle 0, in radians about z."""
+
+
+LEFT: Final = Arm(base=(-0.469, 0.5), heading=0.0)
+RIGHT: Final = Arm(base=(0.469, 0.5), heading=np.pi)
+
+
+@dataclass(frozen=True)
+class WayPoint:
+    """Where a gripper is at one control step, at rest, on the way to the next way point."""
+
+    step: int
+    """Control step, from the start of the episode."""
+    point: tuple[float, float, float]
+    """Where between the fingers the cube's centre belongs; metres, world frame."""
+    pitch: float
+    """Of the gripper below the horizon, in radians."""
+    roll: float
+    """Of the gripper about its own axis, in radians; at 0 the fingers close horizontally."""
+    opening: float
+    """0 closed to 1 open."""
+
+
+def plan_transfer(
+    start: Float64[np.ndarray, " 14"], cube: tuple[float, float], num_steps: int
+) -> Float32[np.ndarray, "t 14"]:
+    """Plan the handover.
+
+    Args:
+        start: the robot at reset, columns as in the environment's action: left arm, gripper, right
+            arm, gripper; radians, and 0 closed to 1 open.
+        cube: x, y of the cube's centre, in metres.
+        num_steps: control steps of an episode; a plan that has ended holds still.
+
+    Returns:
+        The targets of each step, columns as in `start`.
+    """
+    steps = np.arange(1, num_steps + 1)  # a target is where the robot is to be after the step
+    left = _follow(LEFT, _left_way(), start[:7], steps)
+    right = _follow(RIGHT, _right_way((*cube, CUBE_HEIGHT_M)), start[7:], steps)
+    return np.concatenate([left, right], axis=1).astype(np.float32)
+
+
+def joints_at(
+    arm: Arm, point: tuple[float, float, float], pitch: float, roll: float
+) -> Float64[np.ndarray, " 6"]:
+    """Return the joints, elbow up, that bring an arm's gripper to a point; inverse kinematics.
+
+    The gripper stays in the vertical plane through the arm's base and the point.
+
+    Args:
+        arm: which arm.
+        point: where between the fingers the cube's centre belongs; metres, world frame.
+        pitch: of the gripper below the horizon, in radians.
+        roll: of the gripper about its own axis, in radians.
+
+    Returns:
+        Waist, shoulder, elbow, forearm roll, wrist angle, wrist rotation, in radians; NaN where the
+        arm is too short.
+    """
+    across, along = np.array(point[:2]) - arm.base
+    forward = np.array([np.cos(arm.heading), np.sin(arm.heading)])
+    ahead, aside = forward @ (across, along), forward @ (along, -across)
+    # In the arm's plane: horizontal and vertical, from the shoulder to the wrist.
+    wrist = np.array([np.hypot(ahead, aside), point[2] - _SHOULDER_HEIGHT_M])
+    wrist -= _GRASP_M * np.array([np.cos(pitch), -np.sin(pitch)])
+    distance, upper_arm = np.hypot(*wrist), np.hypot(*_UPPER_ARM_M)
+    # The law of cosines gives the angle at the shoulder between the upper arm and the wrist.
+    cosine = (upper_arm**2 + distance**2 - _FOREARM_M**2) / (2 * upper_arm * distance)
+    elevation = np.arctan2(wrist[1], wrist[0]) + np.arccos(cosine)
+    elbow = upper_arm * np.array([np.cos(elevation), np.sin(elevation)])
+    shoulder = np.arctan2(_UPPER_ARM_M[1], _UPPER_ARM_M[0]) - elevation
+    forearm_pitch = -np.arctan2(wrist[1] - elbow[1], wrist[0] - elbow[0])
+    return np.array(
+        [
+            np.arctan2(aside, ahead),
+            shoulder,
+            forearm_pitch - shoulder,
+            0.0,
+            pitch - forearm_pitch,
+            roll,
+        ]
+    )
+
+
+def _right_way(cube: tuple[float, float, float]) -> list[WayPoint]:
+    """Take the cube by its sides, lift it, hold it at the meeting point, let go and draw back."""
+    above = (cube[0], cube[1], cube[2] + 0.08)
+    away = (0.12, MEETING_POINT_M[1], MEETING_POINT_M[2] + 0.05)
+    return [
+        WayPoint(50, above, PICK_PITCH, 0.0, 1.0),
+        WayPoint(75, cube, PICK_PITCH, 0.0, 1.0),
+        WayPoint(100, cube, PICK_PITCH, 0.0, 0.0),
+        WayPoint(155, MEETING_POINT_M, PICK_PITCH, 0.0, 0.0),
+        WayPoint(225, MEETING_POINT_M, PICK_PITCH, 0.0, 0.0),
+        WayPoint(250, MEETING_POINT_M, PICK_PITCH, 0.0, 1.0),
+        WayPoint(285, away, PICK_PITCH, 0.0, 1.0),
+    ]
+
+
+def _left_way() -> list[WayPoint]:
+    """Wait aside with one finger above the other, take the cube from above and below, draw back."""
+    aside = (-0.12, MEETING_POINT_M[1], MEETING_POINT_M[2])
+    return [
+        WayPoint(110, aside, 0.0, UPRIGHT, 1.0),
+        WayPoint(150, aside, 0.0, UPRIGHT, 1.0),
+        WayPoint(185, MEETING_POINT_M, 0.0, UPRIGHT, 1.0),
+        WayPoint(210, MEETING_POINT_M, 0.0, UPRIGHT, 0.0),
+        WayPoint(285, MEETING_POINT_M, 0.0, UPRIGHT, 0.0),
+        WayPoint(315, aside, 0.0, UPRIGHT, 0.0),
+    ]
+
+
+def _follow(
+    arm: Arm, way: list[WayPoint], start: np.ndarray, steps: np.ndarray
+) -> Float64[np.ndarray, "t 7"]:
+    """Go from rest to rest with minimum jerk, joint by joint; return joints and opening."""
+    stations = [start] + [
+        np.append(joints_at(arm, at.point, at.pitch, at.roll), at.opening) for at in way
+    ]
+    times = np.array([0] + [at.step for at in way])
+    progress = np.interp(steps, times, np.arange(len(times)))  # 1.5: halfway from first to second
+    before = np.minimum(progress.astype(int), len(way) - 1)
+    share = (progress - before)[:, None]
+    smooth = share**3 * (10 - 15 * share + 6 * share**2)
+    table = np.stack(stations)
+    return np.asarray(table[before] + (table[before + 1] - table[before]) * smooth)

@@ -1,0 +1,216 @@
+"""The TOML file that says how to use a Gymnasium environment: views, state, action, success.
+
+Knows the file and what may be imported for it; builds no environment. A file decides which
+installed code runs, so it may only name packages that the user has installed and that require
+gymnasium themselves: a file from elsewhere cannot bring code along, nor run what lies beside it.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Final, Self
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from pipeline.errors import ConfigError
+
+RENDER_KEY: Final = "render()"
+MAX_FILE_BYTES: Final = 2**20
+_RESERVED: Final = {  # gymnasium.make's own arguments, which this file's other fields decide
+    "id",
+    "max_episode_steps",
+    "disable_env_checker",
+    "additional_wrappers",
+    "render_mode",
+    "vectorization_mode",
+}
+_MANUAL: Final = "data_manifests/README.md explains every field"
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+
+
+class GymnasiumView(BaseModel):
+    """One camera."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
+    """What the policy's manifest calls it."""
+    key: Text
+    """Its place in the observation, `pixels/top`; or `render()`, the environment's own picture."""
+    rotate_180: bool = False
+    """Turn the picture, where the environment renders it upside-down."""
+
+
+class GymnasiumState(BaseModel):
+    """What the robot knows of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: Text | Annotated[tuple[Text, ...], Field(min_length=1)]
+    """Its place in the observation, `agent_pos`, or several that are joined; `.` is all of it."""
+    columns: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """Which columns are taken, counted from 0; None takes all."""
+    units: Text
+    """What each column is, in words."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every place, in order."""
+        return (self.key,) if isinstance(self.key, str) else self.key
+
+
+class GymnasiumAction(BaseModel):
+    """What the robot is told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    units: Text
+    """What each column is, in words."""
+    clip: bool = True
+    """Clip to the bounds of the action space; false where they are wrong, as in gym-aloha."""
+
+
+class GymnasiumSuccess(BaseModel):
+    """When the task is solved: one of the two."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    info: Text | None = None
+    """Place of a truth value in the step's info: `is_success`."""
+    reward_at_least: float | None = None
+    """The reward of a step that solves the task."""
+
+    @model_validator(mode="after")
+    def _is_one_measure(self) -> Self:
+        if (self.info is None) == (self.reward_at_least is None):
+            raise ValueError("expected either info or reward_at_least, found both or none")
+        return self
+
+
+class GymnasiumConfig(BaseModel):
+    """How to use one Gymnasium environment as a robot."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Annotated[str, StringConstraints(pattern=r"^[\w.-]+(/[\w.-]+)?(-v\d+)?$")]
+    """The environment's registered name; `module:name` is refused, `module` is its own field."""
+    module: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")] | None = (
+        None
+    )
+    """Module of an installed package to import first, because that registers the environment."""
+    kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    """Arguments of the environment itself; the size of its pictures belongs here."""
+    control_hz: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Control steps a second of simulated time; the recordings must have the same."""
+    max_steps: Annotated[int, Field(ge=1, le=1_000_000)]
+    """Control steps until the time limit; replaces the one of the registration."""
+    views: Annotated[tuple[GymnasiumView, ...], Field(min_length=1)]
+    """Cameras that a policy may ask for."""
+    state: GymnasiumState
+    """What the robot knows of itself."""
+    action: GymnasiumAction
+    """What the robot is told."""
+    success: GymnasiumSuccess
+    """When the task is solved."""
+
+    @field_validator("kwargs")
+    @classmethod
+    def _are_not_reserved(cls, kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if reserved := sorted(_RESERVED.intersection(kwargs)):
+            raise ValueError(
+                f"expected arguments of the environment, found {', '.join(reserved)} of "
+                "gymnasium.make; remove them, this file's other fields decide them"
+            )
+        return kwargs
+
+    @field_validator("views")
+    @classmethod
+    def _have_different_names(cls, views: tuple[GymnasiumView, ...]) -> tuple[GymnasiumView, ...]:
+        names = [view.name for view in views]
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected different names, found {', '.join(names)}")
+        return views
+
+
+def load_gymnasium_config(file: Path) -> GymnasiumConfig:
+    """Read a configuration, and check that its module is one that may be imported.
+
+    Raises:
+        ConfigError: the file cannot be read, is no TOML, or has an unknown, missing or impossible
+            field; or its module belongs to no installed package that requires gymnasium.
+    """
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise ConfigError(f"{file}: expected at most {MAX_FILE_BYTES} bytes, found more")
+        content = tomllib.loads(text.decode())
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: expected a TOML file, found {error.strerror}; correct gymnasium:<file>"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{file}: expected TOML, found {error}; correct the file") from error
+    try:
+        config = GymnasiumConfig.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        found = repr(problem["input"])[:200]
+        raise ConfigError(
+            f"{file}: {place}: {problem['msg']}, found {found}; correct it, {_MANUAL}"
+        ) from error
+    if config.module is not None:
+        _require_installed(config.module, file)
+    return config
+
+
+def _require_installed(module: str, file: Path) -> None:
+    """Refuse a module unless it belongs to an installed distribution that requires gymnasium."""
+    package = module.partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(package)  # a top-level module is found without running it
+    except ValueError:  # `__main__`
+        spec = None
+    if spec is not None and spec.origin is not None:
+        origin = Path(spec.origin).resolve()
+        for distribution in importlib.metadata.distributions():
+            if _requires_gymnasium(distribution) and _owns(distribution, package, origin):
+                return
+    raise ConfigError(
+        f"{file}: module: expected a module of an installed package that requires gymnasium, found "
+        f"{module}; install the package that registers the environment, with pip and a pyproject "
+        "file that names gymnasium as a dependency"
+    )
+
+
+def _requires_gymnasium(distribution: importlib.metadata.Distribution) -> bool:
+    for requirement in distribution.requires or ():
+        name, _, marker = requirement.partition(";")
+        if name.lower().startswith("gymnasium") and "extra" not in marker:
+            return True
+    return False
+
+
+def _owns(distribution: importlib.metadata.Distribution, package: str, origin: Path) -> bool:
+    """Tell whether a distribution installed the file `origin`, or is an editable folder of it."""
+    for path in distribution.files or ():
+        if path.as_posix() in {f"{package}/__init__.py", f"{package}.py"}:
+            return Path(str(distribution.locate_file(path))).resolve() == origin
+    link = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if not link.get("dir_info", {}).get("editable", False):
+        return False
+    return origin.is_relative_to(Path(url2pathname(urlparse(link["url"]).path)).resolve())

@@ -1,0 +1,236 @@
+"""Any Gymnasium environment that shows pictures, as a `RobotEnv`, described by a TOML file.
+
+Knows Gymnasium's interface and the configuration; knows no simulator. Views are brought to the
+encoder's size here, by the project's one resize, because an environment may have views of
+different sizes. Whether a seed gives the same episode is up to the environment.
+Source: Farama-Foundation/Gymnasium 1.4.0, core.py, envs/registration.py.
+"""
+
+import atexit
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64, UInt8
+
+from pipeline.errors import EnvError
+from pipeline.rollout.envs.base import StepResult
+from pipeline.rollout.envs.checks import (
+    require_action,
+    require_episode,
+    require_seed,
+    require_time_left,
+    require_views,
+)
+from pipeline.rollout.envs.gymnasium_config import (
+    RENDER_KEY,
+    GymnasiumConfig,
+    GymnasiumView,
+    load_gymnasium_config,
+)
+from policy.preprocess import resize_frames
+from policy.spec import FRAME_SIZE
+
+
+class GymnasiumEnv:
+    """One Gymnasium environment; implements `RobotEnv`."""
+
+    def __init__(self, config: GymnasiumConfig, name: str, views: tuple[str, ...]) -> None:
+        """Build the environment and look at one observation; `reset` must follow.
+
+        Args:
+            config: which environment, and what in it is what.
+            name: what reports call it.
+            views: names out of `config.views`, in the order in which the policy sees them.
+
+        Raises:
+            EnvError: the environment cannot be built, or does not have what the configuration says.
+        """
+        require_views(name, views, [view.name for view in config.views])
+        self.name = name
+        self.view_names = views
+        self.control_hz = config.control_hz
+        self.max_steps = config.max_steps
+        self.state_units = config.state.units
+        self.action_units = config.action.units
+        self._config = config
+        by_name = {view.name: view for view in config.views}
+        self._views = [by_name[view] for view in views]
+        self._steps, self._is_over, self._has_begun = 0, False, False
+        self._env: Any = self._build()
+        # A renderer that is still alive at exit prints tracebacks.
+        atexit.register(self.close)
+        try:
+            space = self._env.action_space
+            if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+                raise EnvError(
+                    f"{name}: expected an action space of numbers in one row, found {space}; this "
+                    "environment needs an adapter of its own"
+                )
+            self.action_dim: int = space.shape[0]
+            self._observation, _ = self._env.reset(seed=0)
+            self._has_begun = True  # for the next two, which name what is missing
+            self.state_dim = len(self.state())
+            self.render()
+        except BaseException:
+            self.close()
+            raise
+        self._has_begun = False
+
+    def reset(self, seed: int) -> None:
+        """Start an episode from a seed.
+
+        Raises:
+            EnvError: the seed is out of range, or the environment is closed.
+        """
+        require_episode(self.name, is_open=self._env is not None, has_begun=True)
+        require_seed(self.name, seed)
+        self._observation, _ = self._env.reset(seed=seed)
+        self._steps, self._is_over, self._has_begun = 0, False, True
+
+    def render(self) -> UInt8[np.ndarray, "v 256 256 3"]:
+        """Return every view now, RGB, values in [0, 255], at the encoder's size.
+
+        Raises:
+            EnvError: a view is no picture, `reset` was not called, or the environment is closed.
+        """
+        self._require_episode()
+        return np.stack([self._frame(view) for view in self._views])
+
+    def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
+        """Return NaN for every view: Gymnasium does not say where an end-effector is."""
+        return np.full((len(self._views), 2), np.nan)
+
+    def state(self) -> Float32[np.ndarray, " s"]:
+        """Return the configured columns of the observation.
+
+        Raises:
+            EnvError: they are not there, `reset` was not called, or the environment is closed.
+        """
+        self._require_episode()
+        parts = []
+        for key in self._config.state.keys:
+            part = np.ravel(self._lookup(self._observation, key, "state"))
+            if part.dtype.kind not in "biuf":
+                raise EnvError(
+                    f"{self.name}: state: expected numbers at {key}, found {part.dtype}; name an "
+                    "entry below it"
+                )
+            parts.append(part)
+        joined = np.concatenate(parts)
+        columns = self._config.state.columns
+        if columns is not None and max(columns) >= len(joined):
+            raise EnvError(
+                f"{self.name}: state.columns: expected columns below {len(joined)}, found "
+                f"{max(columns)}; correct them"
+            )
+        chosen = joined if columns is None else joined[list(columns)]
+        return chosen.astype(np.float32)
+
+    def step(self, action: Float32[np.ndarray, " a"]) -> StepResult:
+        """Apply one action, clipped to the action space if so configured, and advance one step.
+
+        Raises:
+            EnvError: the action has another width or is not finite, the episode is over, the
+                measure of success is not there, `reset` was not called, or the environment is
+                closed.
+        """
+        self._require_episode()
+        require_action(self.name, action, self.action_dim)
+        require_time_left(self.name, is_over=self._is_over, max_steps=self.max_steps)
+        space = self._env.action_space
+        applied = np.clip(action, space.low, space.high) if self._config.action.clip else action
+        self._observation, reward, terminated, truncated, info = self._env.step(
+            applied.astype(space.dtype)
+        )
+        self._steps += 1
+        self._is_over = bool(terminated or truncated or self._steps >= self.max_steps)
+        return StepResult(float(reward), self._is_solved(float(reward), info), self._is_over)
+
+    def close(self) -> None:
+        """Free the environment; closing twice is fine."""
+        atexit.unregister(self.close)
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+    def _build(self) -> Any:
+        if sys.platform == "linux":  # environments on MuJoCo look for a screen otherwise
+            os.environ.setdefault("MUJOCO_GL", "egl")
+        config = self._config
+        needs_render = any(view.key == RENDER_KEY for view in config.views)
+        try:
+            if config.module is not None:
+                importlib.import_module(config.module)
+            return gymnasium.make(
+                config.id,
+                max_episode_steps=config.max_steps,
+                disable_env_checker=True,
+                render_mode="rgb_array" if needs_render else None,
+                **config.kwargs,
+            )
+        except Exception as error:  # an environment raises whatever it likes
+            reason = " ".join(str(error).split())[:300]
+            raise EnvError(
+                f"{self.name}: expected gymnasium.make to build {config.id}, found "
+                f"{type(error).__name__}: {reason}; correct id, module or kwargs"
+            ) from error
+
+    def _require_episode(self) -> None:
+        require_episode(self.name, is_open=self._env is not None, has_begun=self._has_begun)
+
+    def _frame(self, view: GymnasiumView) -> UInt8[np.ndarray, "256 256 3"]:
+        if view.key == RENDER_KEY:
+            picture = np.asarray(self._env.render())
+        else:
+            picture = np.asarray(self._lookup(self._observation, view.key, f"view {view.name}"))
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            raise EnvError(
+                f"{self.name}: view {view.name}: expected uint8 (height, width, 3) RGB at "
+                f"{view.key}, found {picture.dtype} {picture.shape}; name a picture"
+            )
+        turned = picture[::-1, ::-1] if view.rotate_180 else picture
+        return resize_frames(torch.from_numpy(np.ascontiguousarray(turned))[None])[0].numpy()
+
+    def _is_solved(self, reward: float, info: Mapping[str, Any]) -> bool:
+        success = self._config.success
+        if success.info is None:
+            assert success.reward_at_least is not None
+            return reward >= success.reward_at_least
+        return bool(self._lookup(info, success.info, "success.info"))
+
+    def _lookup(self, tree: Any, key: str, field: str) -> Any:
+        """Follow a path such as `pixels/top`; `.` is the whole tree."""
+        node = tree
+        for part in [] if key == "." else key.split("/"):
+            if not isinstance(node, Mapping) or part not in node:
+                offered = ", ".join(node) if isinstance(node, Mapping) else "no entries"
+                raise EnvError(
+                    f"{self.name}: {field}: expected {key}, found {offered or 'no entries'}; "
+                    "correct the key"
+                )
+            node = node[part]
+        return node
+
+
+def make_gymnasium_env(file: str, views: tuple[str, ...], render_size: int) -> GymnasiumEnv:
+    """Build the environment that a TOML file describes.
+
+    Raises:
+        ConfigError: the file is wrong.
+        EnvError: as for `GymnasiumEnv`; or a size of pictures is asked for, which only the
+            environment's own arguments can change.
+    """
+    name = f"gymnasium:{file}"
+    if render_size != FRAME_SIZE[0]:
+        raise EnvError(
+            f"{name}: expected render size {FRAME_SIZE[0]}, found {render_size}; the environment "
+            "decides how large it renders: set its own argument for that in [kwargs]"
+        )
+    return GymnasiumEnv(load_gymnasium_config(Path(file)), name, views)
