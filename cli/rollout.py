@@ -1,11 +1,12 @@
 """`vla-rollout`: run a trained policy live and measure its success."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
 from cli.exits import exit_on_vla_error
+from pipeline.errors import ConfigError
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.loop import RolloutConfig, roll_out
 
@@ -18,6 +19,19 @@ def rollout(
     env: Annotated[str, typer.Option(help="Environment, as metaworld/drawer-open-v3.")],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes, each with its own seed.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = FIRST_ROLLOUT_SEED,
+    envs: Annotated[int, typer.Option(min=1, help="Environments at once; same results.")] = 1,
+    checkpoint: Annotated[str, typer.Option(help="latest, best or a step.")] = "latest",
+    videos: Annotated[
+        str, typer.Option(help="all, failed, none, or how many of the first episodes.")
+    ] = "1",
+    render_size: Annotated[
+        int,
+        typer.Option(help="Pixels a side of the pictures, before they are resized to 256."),
+    ] = 256,
+    override_gate: Annotated[
+        bool,
+        typer.Option("--override-gate", help="Move although encoder or control rate differ."),
+    ] = False,
     evaluations: Annotated[
         int | None, typer.Option(min=1, help="Head passes a decision; default the objective's.")
     ] = None,
@@ -41,9 +55,22 @@ def rollout(
                 out=folder,
                 episodes=episodes,
                 first_seed=seed,
+                num_envs=envs,
+                checkpoint=checkpoint,
+                videos=_parse_videos(videos),
+                render_size=render_size,
+                override_gate=override_gate,
                 num_evaluations=evaluations,
                 max_steps=max_steps,
                 backbone=backbone,
             )
         )
         typer.echo(f"{result.summary()}\nwrote {folder / 'result.json'}")
+
+
+def _parse_videos(text: str) -> Literal["all", "failed", "none"] | int:
+    if text.isdecimal():
+        return int(text)
+    if text in ("all", "failed", "none"):
+        return cast(Literal["all", "failed", "none"], text)
+    raise ConfigError(f"--videos {text}: want all, failed, none or a number")

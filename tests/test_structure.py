@@ -21,9 +21,14 @@ OWNERS = {
         "policy/augment.py",
         "pipeline/datasets/compressed.py",
         "pipeline/datasets/contact_sheet.py",
+        "pipeline/rollout/path_image.py",
     },
     "pyarrow": {"pipeline/datasets/lerobot_table.py"},
-    "av": {"pipeline/datasets/video.py", "pipeline/features/video_loss.py"},
+    "av": {
+        "pipeline/datasets/video.py",
+        "pipeline/features/video_loss.py",
+        "pipeline/rollout/video.py",
+    },
     "diffusers": {"policy/objectives/diffusion.py"},
     "zarr": {
         "pipeline/features/layout.py",

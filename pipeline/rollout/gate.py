@@ -3,23 +3,53 @@
 Knows runs, encoders and environments; steps none. Every refusal names what differs.
 """
 
+import logging
 from pathlib import Path
 
-from pipeline.errors import EnvError, RunError
-from pipeline.features.encoder import load_same_encoder
+from pipeline.errors import EncoderMismatchError, EnvError, RunError
+from pipeline.features.encoder import load_same_encoder, revision_to_load
 from pipeline.features.probe import check_probe
 from pipeline.rollout.envs.base import RobotEnv
-from pipeline.training.checkpoint import read_average
+from pipeline.training.checkpoint import read_average, resolve_step
 from pipeline.training.run_folder import RunDescription, read_probe, read_run
 from policy.agent import VLAAgent
+from policy.backbone import FrozenSiglip2, load_backbone
+from policy.errors import VlaError
+
+logger = logging.getLogger(__name__)
 
 
-def load_policy(run: Path, *, backbone: str | None) -> tuple[RunDescription, VLAAgent, int]:
+class Gate:
+    """Refuses; or, overridden, lets pass what can run at all, and keeps the reasons."""
+
+    def __init__(self, *, is_overridden: bool = False):
+        self.is_overridden = is_overridden
+        self.overridden: list[str] = []
+        """What would have been refused."""
+
+    def refuse(self, error: VlaError) -> None:
+        """Raise `error`, or note it where the gate is overridden.
+
+        Raises:
+            VlaError: `error`.
+        """
+        if not self.is_overridden:
+            raise error
+        reason = " ".join(str(error).split())
+        self.overridden.append(reason)
+        logger.warning("GATE OVERRIDDEN: %s", reason)
+
+
+def load_policy(
+    run: Path, *, backbone: str | None, checkpoint: str = "latest", gate: Gate | None = None
+) -> tuple[RunDescription, VLAAgent, int]:
     """Load a run's averaged weights behind the encoder that made its features.
 
     Args:
         run: folder of a training run.
         backbone: where that encoder lies now; None takes the name the run was trained with.
+        checkpoint: `latest`, `best` or a step.
+        gate: decides about another encoder; None refuses it.
 
     Returns:
         The run's description, the agent with its encoder, ready to predict, and its step.
@@ -30,11 +60,15 @@ def load_policy(run: Path, *, backbone: str | None) -> tuple[RunDescription, VLA
         EncoderMismatchError: it is not the one that made the features, or gives the run's probe
             other features than it had.
     """
+    gate = gate or Gate()
     description = read_run(run)
     probe = read_probe(run, description)
-    step, weights = read_average(run)
-    encoder = load_same_encoder(description.data.encoder, backbone, where=str(run))
-    check_probe(encoder, probe, where=str(run))
+    step, weights = read_average(run, resolve_step(run, checkpoint))
+    encoder = _load_encoder(description, run, backbone, gate)
+    try:
+        check_probe(encoder, probe, where=str(run))
+    except EncoderMismatchError as error:
+        gate.refuse(error)
     agent = VLAAgent(description.config.agent, description.spec, encoder)
     try:
         agent.load_state_dict(weights, strict=True)
@@ -43,12 +77,19 @@ def load_policy(run: Path, *, backbone: str | None) -> tuple[RunDescription, VLA
     return description, agent.eval(), step
 
 
-def check_env(description: RunDescription, env: RobotEnv) -> None:
+def check_env(description: RunDescription, env: RobotEnv, gate: Gate | None = None) -> None:
     """Refuse an environment whose cameras, widths or control rate differ from the training's.
+
+    Args:
+        description: of the run.
+        env: not yet reset.
+        gate: decides about another control rate; None refuses it. Other views and widths are
+            always refused: nothing could run.
 
     Raises:
         EnvError: they differ; the message names the field and both values.
     """
+    gate = gate or Gate()
     spec = description.spec
     for field, trained, found in (
         ("views", spec.view_names, env.view_names),
@@ -57,7 +98,27 @@ def check_env(description: RunDescription, env: RobotEnv) -> None:
         ("control rate in Hz", description.data.fps, env.control_hz),
     ):
         if trained != found:
-            raise EnvError(
+            error = EnvError(
                 f"{env.name}: {field} is {found}, the policy was trained with {trained}; roll it "
                 f"out in the environment of its recordings"
             )
+            if not field.startswith("control rate"):
+                raise error
+            gate.refuse(error)
+
+
+def _load_encoder(
+    description: RunDescription, run: Path, backbone: str | None, gate: Gate
+) -> FrozenSiglip2:
+    made_by = description.data.encoder
+    try:
+        return load_same_encoder(made_by, backbone, where=str(run))
+    except EncoderMismatchError as error:
+        if backbone is None:  # nothing else was named that could be loaded instead
+            raise
+        gate.refuse(error)
+    return load_backbone(
+        backbone,
+        revision=revision_to_load(made_by, backbone),
+        compute_dtype=made_by.compute_dtype,
+    )

@@ -1,13 +1,15 @@
-"""The live loop: render, encode through the training's own encoder, decide, act.
+"""The live loop: look, encode through the training's own encoder, decide, act.
 
-Knows environments and a loaded policy; nothing about how either was made. Views are rendered only
-at the observation steps that a decision reads.
+Knows players and a loaded policy; nothing about how either was made. Results depend on seeds
+alone: features of a frame are the same in any company, and every episode has decisions of its own.
 """
 
+import importlib.metadata
 import time
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,9 +20,12 @@ from tqdm import tqdm
 
 from pipeline.errors import ConfigError
 from pipeline.files import write_json
-from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, RobotEnv
+from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import make_env
-from pipeline.rollout.gate import check_env, load_policy
+from pipeline.rollout.episode import Observation, Progress
+from pipeline.rollout.eval_info import eval_info
+from pipeline.rollout.gate import Gate, check_env, load_policy
+from pipeline.rollout.players import Player, PlayerConfig, players, ready
 from pipeline.rollout.result import (
     Disagreement,
     EpisodeResult,
@@ -28,9 +33,10 @@ from pipeline.rollout.result import (
     RolloutResult,
     wilson_interval,
 )
+from pipeline.rollout.video import require_encoder
 from pipeline.training.windows import seeded_generator
 from policy.agent import VLAAgent
-from policy.preprocess import resize_frames
+from policy.spec import FRAME_SIZE
 
 
 class RolloutConfig(BaseModel):
@@ -43,17 +49,33 @@ class RolloutConfig(BaseModel):
     env: str
     """Environment, as `metaworld/drawer-open-v3`."""
     out: Path
-    """Folder for `result.json`."""
+    """Folder for `result.json`, `eval_info.json`, `videos` and `paths`."""
     episodes: int = Field(default=50, ge=1)
     """Episodes, each with its own seed."""
     first_seed: int = FIRST_ROLLOUT_SEED
     """Seed of the first episode; recordings only use smaller ones than the default."""
+    num_envs: int = Field(default=1, ge=1)
+    """Environments at once, each in a process of its own; changes the speed, never the results."""
+    render_size: int = FRAME_SIZE[0]
+    """Width and height in pixels of the pictures, before they are brought to the encoder's size."""
+    checkpoint: str = "latest"
+    """`latest`, `best` or a step."""
     num_evaluations: int | None = Field(default=None, ge=1)
     """Passes through the head a decision; None is the objective's own number."""
     max_steps: int | None = Field(default=None, ge=1)
     """Control steps until an episode counts as failed; None is the simulator's own limit."""
+    videos: Literal["all", "failed", "none"] | int = 1
+    """Which episodes are filmed: a number means that many of the first."""
+    override_gate: bool = False
+    """Go on with another encoder or control rate; the result says so."""
     backbone: str | None = None
     """Where the encoder lies now; None takes the name the run was trained with."""
+
+    def film(self, seed: int) -> str:
+        """Return what `EpisodePlayer.begin` is told about an episode."""
+        if isinstance(self.videos, int):
+            return "all" if seed - self.first_seed < self.videos else "none"
+        return self.videos
 
 
 @dataclass
@@ -66,14 +88,12 @@ class DecisionLog:
     disagreement: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Observation:
-    """What one control step showed."""
+@dataclass
+class Episode:
+    """One that is being played."""
 
-    frames: Tensor
-    """uint8 [v, 256, 256, 3]."""
-    state: Tensor
-    """float32 [s]."""
+    seed: int
+    decisions: int = 0
 
 
 def roll_out(config: RolloutConfig) -> RolloutResult:
@@ -81,48 +101,56 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
 
     Raises:
         RunError, EncoderLoadError, EncoderMismatchError: the policy cannot be loaded faithfully.
-        EnvError: the simulator cannot be built or does not fit the policy.
+        EnvError: the simulator cannot be built, does not fit the policy, or its process ended.
         ConfigError: a seed may have been seen in training.
         AgentMismatchError: the policy's objective cannot take that many passes through the head.
+        MissingExtraError: films are asked for and cannot be made.
     """
     if config.first_seed < FIRST_ROLLOUT_SEED:
         raise ConfigError(
             f"seed {config.first_seed}: recordings may have used it, want {FIRST_ROLLOUT_SEED} or "
             f"more"
         )
-    config.out.mkdir(parents=True, exist_ok=True)  # before hours of episodes, not after
-    description, agent, step = load_policy(config.run, backbone=config.backbone)
+    if config.videos not in ("none", 0):
+        require_encoder()
+    _clear(config.out)  # before hours of episodes, not after
+    gate = Gate(is_overridden=config.override_gate)
+    description, agent, step = load_policy(
+        config.run, backbone=config.backbone, checkpoint=config.checkpoint, gate=gate
+    )
     num_evaluations = agent.evaluations(config.num_evaluations)
-    env = make_env(config.env, description.spec.view_names)
+    env = make_env(config.env, description.spec.view_names, config.render_size)
+    started = time.monotonic()
     try:
-        check_env(description, env)
+        check_env(description, env, gate)
         max_steps = min(config.max_steps or env.max_steps, env.max_steps)
         log = DecisionLog()
-        episodes = []
-        seeds = range(config.first_seed, config.first_seed + config.episodes)
-        with tqdm(seeds, desc="roll out", unit="episode", disable=None) as progress:
-            for seed in progress:
-                episode = run_episode(
-                    agent,
-                    env,
-                    seed,
-                    max_steps=max_steps,
-                    num_evaluations=num_evaluations,
-                    log=log,
-                )
-                episodes.append(episode)
-                solved = sum(episode.success for episode in episodes)
-                progress.set_postfix(solved=f"{solved}/{len(episodes)}")
+        player_config = PlayerConfig(
+            env=config.env,
+            views=description.spec.view_names,
+            render_size=config.render_size,
+            obs_horizon=agent.config.obs_horizon,
+            max_steps=max_steps,
+            out=config.out,
+        )
+        with players(player_config, env, min(config.num_envs, config.episodes)) as crew:
+            episodes = play_episodes(agent, crew, config, num_evaluations=num_evaluations, log=log)
     finally:
         env.close()
+    solved = sum(episode.success for episode in episodes)
     result = RolloutResult(
-        env=env.name,
+        env=config.env,
         run=config.run.resolve().name,
         checkpoint_step=step,
         num_evaluations=num_evaluations,
         max_steps=max_steps,
         encoder=description.data.encoder,
+        dataset=description.data.name,
         store_digest=description.data.store_digest,
+        code_version=importlib.metadata.version("frozen-vla"),
+        render_size=config.render_size,
+        num_envs=config.num_envs,
+        gate_overridden=tuple(gate.overridden),
         episodes=tuple(episodes),
         success_rate=solved / len(episodes),
         success_interval=wilson_interval(solved, len(episodes)),
@@ -131,86 +159,129 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         head_s=Latency.of(log.head),
         disagreement=Disagreement.of(log.disagreement),
     )
+    names = [f"videos/seed_{episode.seed}.mp4" for episode in episodes]
+    videos = [config.out / name for name in names if (config.out / name).exists()]
+    write_json(config.out / "eval_info.json", eval_info(result, videos, time.monotonic() - started))
     write_json(config.out / "result.json", result.model_dump(mode="json"))
     return result
 
 
-def run_episode(
+def _clear(out: Path) -> None:
+    """Make the folder, and take away what an earlier rollout left in it."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("result.json", "eval_info.json"):
+        (out / name).unlink(missing_ok=True)
+    for pattern in ("videos/seed_*.mp4", "videos/.seed_*.partial", "paths/seed_*.png"):
+        for path in out.glob(pattern):
+            path.unlink()
+
+
+def play_episodes(
     agent: VLAAgent,
-    env: RobotEnv,
-    seed: int,
+    crew: Sequence[Player],
+    config: RolloutConfig,
     *,
-    max_steps: int,
     num_evaluations: int,
     log: DecisionLog,
-) -> EpisodeResult:
-    """Run one episode from its seed to success or time limit; the same seed gives the same one."""
-    obs_horizon = agent.config.obs_horizon
-    env.reset(seed)
-    observations: deque[Observation] = deque(maxlen=obs_horizon)
-    render_s = 0.0
-    steps, total_reward, decision = 0, 0.0, 0
-    while True:
-        started = time.perf_counter()
-        observations.append(_observe(env))
-        log.render.append(render_s + time.perf_counter() - started)
-        noise = agent.noise(1, seeded_generator(seed, "decision", decision), num_evaluations)
-        chunk = decide(agent, list(observations), noise, num_evaluations, log)
-        decision += 1
-        render_s = 0.0
-        for index, action in enumerate(chunk):
-            # The next decision sees only a chunk's last steps; its first one is observed above.
-            if index > max(0, len(chunk) - obs_horizon):
-                started = time.perf_counter()
-                observations.append(_observe(env))
-                render_s += time.perf_counter() - started
-            outcome = env.step(action)
-            steps += 1
-            total_reward += outcome.reward
-            if outcome.success or outcome.truncated or steps >= max_steps:
-                return EpisodeResult(
-                    seed=seed, success=outcome.success, steps=steps, reward=total_reward
-                )
+) -> list[EpisodeResult]:
+    """Play every episode of a rollout, as many at once as there are players; in seed order."""
+    waiting = iter(range(config.first_seed, config.first_seed + config.episodes))
+    found: dict[int, EpisodeResult] = {}
+    playing: dict[Player, Episode] = {}
+
+    def begin(player: Player) -> None:
+        seed = next(waiting, None)
+        if seed is None:
+            playing.pop(player, None)
+            return
+        playing[player] = Episode(seed)
+        player.begin(seed, config.film(seed))
+
+    for player in crew:
+        begin(player)
+    with tqdm(total=config.episodes, desc="roll out", unit="episode", disable=None) as progress_bar:
+        while playing:
+            answers = {player: player.answer() for player in ready(list(playing))}
+            undecided: list[tuple[Player, Progress]] = []
+            for player, progress in answers.items():
+                if progress.result is None:
+                    undecided.append((player, progress))
+                    continue
+                found[progress.result.seed] = progress.result
+                progress_bar.update()
+                solved = sum(result.success for result in found.values())
+                progress_bar.set_postfix(solved=f"{solved}/{len(found)}")
+                begin(player)
+            if not undecided:
+                continue
+            chunks = decide(
+                agent,
+                [progress for _, progress in undecided],
+                [playing[player] for player, _ in undecided],
+                num_evaluations,
+                log,
+            )
+            for (player, _), chunk in zip(undecided, chunks, strict=True):
+                playing[player].decisions += 1
+                player.act(chunk)
+    return [found[seed] for seed in sorted(found)]
 
 
 def decide(
     agent: VLAAgent,
-    observations: list[Observation],
-    noise: Tensor,
+    seen: list[Progress],
+    episodes: list[Episode],
     num_evaluations: int,
     log: DecisionLog,
-) -> Float32[np.ndarray, "n a"]:
-    """Return the next `num_action_steps` actions, in the manifest's units.
+) -> list[Float32[np.ndarray, "n a"]]:
+    """Return the next `num_action_steps` actions of some episodes, in the manifest's units.
 
-    How far the head disagrees with itself is measured after the clock has stopped: it takes three
-    more passes, which no robot would need.
+    Views are encoded together, and what one decision waits for is the time of all. The head
+    decides on each alone: its last bits depend on how many rows a product has. How far it
+    disagrees with itself is measured after the clock has stopped: it takes three more passes,
+    which no robot would need.
 
     Args:
         agent: a policy that holds its encoder.
-        observations: the latest steps, the current one last; where the episode is younger than
-            `obs_horizon`, its first step is repeated, as in the training windows.
-        noise: [1, draws, horizon, a], from `VLAAgent.noise`.
+        seen: the latest observation steps of each episode.
+        episodes: whose they are; seed and number of the decision decide the noise.
         num_evaluations: passes through the head.
         log: takes the durations and the disagreement.
     """
-    missing = agent.config.obs_horizon - len(observations)
-    padded = [observations[0]] * missing + observations
+    observations = [observation for progress in seen for observation in progress.observations]
+    frames = torch.from_numpy(np.stack([observation.frames for observation in observations]))
     started = time.perf_counter()
-    features = agent.encode_views(torch.stack([seen.frames for seen in observations])).float()
-    features = torch.cat([features[:1].expand(missing, -1, -1), features])
-    encoded = time.perf_counter()
-    state = torch.stack([seen.state for seen in padded])
-    chunk = agent.predict(features[None], state[None], noise, num_evaluations)[0]
-    log.encode.append(encoded - started)
-    log.head.append(time.perf_counter() - encoded)
-    residual = agent.additivity_residual(features[None], state[None], noise)
-    if residual is not None:
-        log.disagreement.append(residual.item())
-    return chunk[: agent.config.num_action_steps].numpy()
+    encoded = agent.encode_views(frames).float()
+    encode_s = time.perf_counter() - started
+    chunks = []
+    parts = torch.split(encoded, [len(progress.observations) for progress in seen])
+    for progress, episode, features in zip(seen, episodes, parts, strict=True):
+        draw = seeded_generator(episode.seed, "decision", episode.decisions)
+        noise = agent.noise(1, draw, num_evaluations)
+        started = time.perf_counter()
+        window = _window(agent, features, progress.observations)
+        chunk = agent.predict(*window, noise, num_evaluations)[0]
+        log.head.append(time.perf_counter() - started)
+        log.encode.append(encode_s)
+        log.render.append(progress.render_s)
+        residual = agent.additivity_residual(*window, noise)
+        if residual is not None:
+            log.disagreement.append(residual.item())
+        chunks.append(chunk[: agent.config.num_action_steps].numpy())
+    return chunks
 
 
-def _observe(env: RobotEnv) -> Observation:
-    return Observation(
-        frames=resize_frames(torch.from_numpy(env.render())),
-        state=torch.from_numpy(env.state()),
-    )
+def _window(
+    agent: VLAAgent, features: Tensor, observations: tuple[Observation, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return features and state as a batch of one; a young episode's first step is repeated.
+
+    As in the training windows.
+    """
+    missing = agent.config.obs_horizon - len(observations)
+    state = torch.from_numpy(np.stack([observation.state for observation in observations]))
+    padded = [
+        torch.cat([steps[:1].expand(missing, *steps.shape[1:]), steps])[None]
+        for steps in (features, state)
+    ]
+    return padded[0], padded[1]

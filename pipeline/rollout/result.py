@@ -27,6 +27,8 @@ class EpisodeResult(BaseModel):
     """Control steps taken, the solving one included."""
     reward: float
     """Sum of the simulator's rewards."""
+    decisions: int
+    """How often the policy was asked."""
 
 
 class Latency(BaseModel):
@@ -83,8 +85,18 @@ class RolloutResult(BaseModel):
     """Control steps after which an episode counts as failed."""
     encoder: EncoderIdentity
     """What encoded the views live."""
+    dataset: str
+    """Names of the datasets that the policy was trained on."""
     store_digest: str
-    """Content of the store that the policy was trained on."""
+    """Content of the stores that they are cached in."""
+    code_version: str
+    """Of this package."""
+    render_size: int
+    """Pixels a side of the pictures, before they were brought to the encoder's size."""
+    num_envs: int
+    """Environments that ran at once; changes no episode, only times."""
+    gate_overridden: tuple[str, ...]
+    """What the gate would have refused, where it was told to let everything pass."""
     episodes: tuple[EpisodeResult, ...]
     """In the order of their seeds."""
     success_rate: float
@@ -101,7 +113,7 @@ class RolloutResult(BaseModel):
     """Of the head with itself; None where the objective does not learn jumps."""
 
     def summary(self) -> str:
-        """Say it in two lines."""
+        """Say it in two lines, and in one more for each refusal that was overridden."""
         solved = sum(episode.success for episode in self.episodes)
         low, high = self.success_interval
         parts = (("render", self.render_s), ("encode", self.encode_s), ("head", self.head_s))
@@ -113,6 +125,7 @@ class RolloutResult(BaseModel):
             f"{100 * high:.0f} %), "
             f"seeds {seeds}, {self.num_evaluations} sampling step(s), encoder {self.encoder.name}\n"
             f"one decision, median: {times}"
+            + "".join(f"\nGATE OVERRIDDEN: {reason}" for reason in self.gate_overridden)
         )
 
 

@@ -185,7 +185,7 @@ def validate_by_rollouts(
             f"multiple, because a rollout takes a checkpoint"
         )
     make_env(env, FeatureStore.open(store).attributes.view_names).close()
-    words = ["--env", env, "--episodes", str(episodes)]
+    words = ["--env", env, "--episodes", str(episodes), "--videos", "none"]
     if backbone is not None:
         words += ["--backbone", backbone]
     return RolloutValidation([*command, *words], every=every)

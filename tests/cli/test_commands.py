@@ -106,6 +106,11 @@ def test_flags_are_what_users_know():
         "--max-steps",
         "--backbone",
         "--out",
+        "--envs",
+        "--checkpoint",
+        "--videos",
+        "--render-size",
+        "--override-gate",
     }
     assert flags(cli.data.main, "record") == {
         "--env",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Float64, UInt8
 
 FIRST_ROLLOUT_SEED: Final = 100_000
 """Recordings use seeds below this one, rollouts this one and up: none is seen in training."""
@@ -47,6 +47,12 @@ class RobotEnv(Protocol):
 
     def render(self) -> UInt8[np.ndarray, "v h w 3"]:
         """Render every view now, RGB, upright, values in [0, 255]; slow, so call it when needed."""
+
+    def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
+        """Return where the end-effector lies in each view: column and row, in pixels of `render`.
+
+        May lie outside of the frame; NaN where it is behind the camera, or where nobody knows.
+        """
 
     def state(self) -> Float32[np.ndarray, " s"]:
         """Return what the robot knows of itself; nothing about the objects."""

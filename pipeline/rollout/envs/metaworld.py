@@ -13,7 +13,7 @@ import warnings
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Float64, UInt8
 
 from pipeline.errors import EnvError
 from pipeline.rollout.envs.base import StepResult
@@ -24,7 +24,7 @@ from pipeline.rollout.envs.checks import (
     require_time_left,
     require_views,
 )
-from pipeline.rollout.envs.rendering import build_renderer
+from pipeline.rollout.envs.rendering import build_renderer, project_point
 
 # isort: split
 # These import mujoco too, which `rendering` must be the first to do.
@@ -88,6 +88,7 @@ class MetaWorldEnv:
         self._cameras = self._find_cameras(views)
         self._observation: np.ndarray | None = None
         self._expert: Any = None
+        self._render_size = render_size
         self._renderer: Any = build_renderer(self._task.model, render_size)
         # A context that is still alive at exit makes PyOpenGL print tracebacks; MuJoCo ends EGL in
         # an exit hook of its own, registered by now, so this one runs before it.
@@ -128,6 +129,22 @@ class MetaWorldEnv:
             frame = self._renderer.render()
             frames.append(frame[::-1, ::-1] if is_upside_down else frame)
         return np.stack(frames)
+
+    def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
+        """Return (column, row) of the point between the fingers in each view, as `render` shows it.
+
+        May lie outside of the frame; NaN where it is behind the camera.
+
+        Raises:
+            EnvError: `reset` was not called, or the environment is closed.
+        """
+        self._observed()
+        model, data, size = self._task.model, self._task.data, self._render_size
+        pixels = []
+        for camera, is_upside_down in self._cameras:
+            pixel = project_point(model, data, camera, self._task.tcp_center, size)
+            pixels.append(size - pixel if is_upside_down else pixel)
+        return np.stack(pixels)
 
     def state(self) -> Float32[np.ndarray, " s"]:
         """Return hand position (x, y, z; metres) and gripper openness (0 closed, 1 open).

@@ -1,11 +1,15 @@
 """The live loop against a robot that counts: what a decision sees, and what is executed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.rollout.envs.base import StepResult
-from pipeline.rollout.loop import DecisionLog, run_episode
+from pipeline.rollout.episode import EpisodePlayer
+from pipeline.rollout.loop import DecisionLog, RolloutConfig, play_episodes
+from pipeline.rollout.players import HerePlayer
 from pipeline.training.windows import WindowData
 from policy.agent import AgentConfig, VLAAgent
 from policy.head import HeadConfig
@@ -34,6 +38,9 @@ class CountingEnv:
 
     def render(self) -> np.ndarray:
         return np.full((3, 256, 256, 3), self.step_index, np.uint8)
+
+    def effector_pixels(self) -> np.ndarray:
+        return np.full((3, 2), np.nan)
 
     def state(self) -> np.ndarray:
         return np.full(STATE_DIM, self.step_index, np.float32)
@@ -86,9 +93,13 @@ def counting_agent(obs_horizon: int, num_action_steps: int) -> RecordingAgent:
 
 
 def play(agent: RecordingAgent, env: CountingEnv, max_steps: int = 100):
-    return run_episode(
-        agent, env, 100_000, max_steps=max_steps, num_evaluations=1, log=DecisionLog()
-    )
+    horizon = agent.config.obs_horizon
+    player = EpisodePlayer(env, obs_horizon=horizon, max_steps=max_steps, out=None)
+    config = RolloutConfig(run=Path("run"), env="counting", out=Path("out"), episodes=1, videos=0)
+    log = DecisionLog()
+    (result,) = play_episodes(agent, [HerePlayer(player)], config, num_evaluations=1, log=log)
+    assert result.decisions == len(log.head) == len(agent.seen)
+    return result
 
 
 @pytest.mark.parametrize(
