@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import EncoderMismatchError, EnvError, RunError
 from pipeline.features.probe import Probe, make_probe
 from pipeline.rollout.envs.base import StepResult
-from pipeline.rollout.gate import check_env, load_policy
+from pipeline.rollout.gate import Gate, check_env, load_policy
 from pipeline.rollout.loop import RolloutConfig, roll_out
 from pipeline.training.presets import debug
 from pipeline.training.run_folder import (
@@ -41,6 +41,9 @@ class StillEnv:
 
     def render(self):
         raise AssertionError("rendered before the gate")
+
+    def effector_pixels(self):
+        raise AssertionError("looked for before the gate")
 
     def state(self):
         raise AssertionError("read before the gate")
@@ -82,6 +85,15 @@ def test_the_environment_of_the_recordings_passes():
 def test_another_environment_is_refused(settings, pattern):
     with pytest.raises(EnvError, match=pattern):
         check_env(description(), StillEnv(**settings))
+
+
+def test_an_overridden_gate_lets_pass_what_can_run(caplog):
+    gate = Gate(is_overridden=True)
+    check_env(description(), StillEnv(control_hz=20.0), gate)
+    assert ["control rate in Hz is 20.0" in reason for reason in gate.overridden] == [True]
+    assert "GATE OVERRIDDEN" in caplog.text
+    with pytest.raises(EnvError, match="state width is 6"):
+        check_env(description(), StillEnv(state_dim=6), gate)
 
 
 def test_a_run_trained_on_another_encoders_features_is_refused(tmp_path):
