@@ -64,8 +64,6 @@ class GymnasiumEnv:
         self._views = [by_name[view] for view in views]
         self._steps, self._is_over, self._has_begun = 0, False, False
         self._env: Any = self._build()
-        # A renderer that is still alive at exit prints tracebacks.
-        atexit.register(self.close)
         try:
             space = self._env.action_space
             if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
@@ -82,6 +80,9 @@ class GymnasiumEnv:
             self.close()
             raise
         self._has_begun = False
+        # A renderer that is still alive at exit prints tracebacks. Its OpenGL registered an exit
+        # hook of its own at the first picture, above, so this one runs before it.
+        atexit.register(self.close)
 
     def reset(self, seed: int) -> None:
         """Start an episode from a seed.
