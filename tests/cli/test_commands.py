@@ -99,6 +99,8 @@ def test_flags_are_what_users_know():
         "--out",
         "--views",
         "--first-seed",
+        "--keep",
+        "--render-size",
     }
     assert flags(cli.data.main, "info") == {"path", "--json"}
     assert flags(cli.data.main, "verify") == {

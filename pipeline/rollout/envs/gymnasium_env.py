@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float32, Float64, UInt8
 
 from pipeline.errors import EnvError
-from pipeline.rollout.envs.base import StepResult
+from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, StepResult
 from pipeline.rollout.envs.checks import (
     require_action,
     require_episode,
@@ -35,7 +35,6 @@ from pipeline.rollout.envs.gymnasium_config import (
     load_gymnasium_config,
 )
 from policy.preprocess import resize_frames
-from policy.spec import FRAME_SIZE
 
 
 class GymnasiumEnv:
@@ -229,9 +228,9 @@ def make_gymnasium_env(file: str, views: tuple[str, ...], render_size: int) -> G
             environment's own arguments can change.
     """
     name = f"gymnasium:{file}"
-    if render_size != FRAME_SIZE[0]:
+    if render_size != DEFAULT_RENDER_SIZE:
         raise EnvError(
-            f"{name}: expected render size {FRAME_SIZE[0]}, found {render_size}; the environment "
-            "decides how large it renders: set its own argument for that in [kwargs]"
+            f"{name}: expected render size {DEFAULT_RENDER_SIZE}, found {render_size}; the "
+            "environment decides how large it renders: set its own argument for that in [kwargs]"
         )
     return GymnasiumEnv(load_gymnasium_config(Path(file)), name, views)

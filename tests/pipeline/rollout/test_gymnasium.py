@@ -69,7 +69,7 @@ class TestToy(EnvContract):
 
     def test_its_numbers_and_pictures_are_the_environments_own(self, env):
         """The oracle steps the same environment by Gymnasium alone."""
-        oracle = gymnasium.make(toy_env.ID, render_mode="rgb_array", max_episode_steps=50)
+        oracle = gymnasium.make(toy_env.ID, render_mode="rgb_array", disable_env_checker=True)
         expected, _ = oracle.reset(seed=8)
         env.reset(8)
         for step in range(5):
@@ -288,3 +288,25 @@ def test_an_environment_of_gymnasium_itself_renders_repeats_and_leaves_quietly(t
         check=False,
     )
     assert (done.stdout, done.stderr) == ("(1, 256, 256, 3) (6,) True\n", "")
+
+
+@pytest.mark.sim
+def test_gym_aloha_itself_is_reached_through_its_installed_module(tmp_path):
+    """The way to 480x640 pictures as the public recordings have them."""
+    text = (
+        TOY.replace(f'id = "{toy_env.ID}"', 'id = "gym_aloha/AlohaTransferCube-v0"')
+        .replace("control_hz", 'module = "gym_aloha"\ncontrol_hz', 1)
+        .replace("max_steps = 50", 'max_steps = 50\nkwargs = {obs_type = "pixels_agent_pos"}')
+        .replace("pixels/front", "pixels/top")
+        .replace('["agent_pos", "speed"]', '"agent_pos"')
+        .replace("task/is_success", "is_success")
+    )
+    ours = make_env("aloha/transfer-cube", ("top",))
+    env = make_env(write(tmp_path, text), ("front",))
+    for one in (ours, env):
+        one.reset(4)
+    np.testing.assert_array_equal(env.state(), ours.state())
+    assert env.render().shape == (1, 256, 256, 3)
+    assert not env.step(env.state()).success
+    env.close()
+    ours.close()
