@@ -13,10 +13,10 @@ from pipeline.errors import ConfigError
 from pipeline.features.checksums import verify_checksums
 from pipeline.features.verify import verify_store
 from pipeline.files import write_atomically
+from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE
 from pipeline.rollout.record import Keep, RecordConfig, record_dataset
 from pipeline.training.describe import describe
 from pipeline.training.tolerance import measure_tolerance
-from policy.spec import FRAME_SIZE
 
 FOUND_SOMETHING: Final = 1
 
@@ -35,7 +35,7 @@ def record(
     ] = "successes",
     render_size: Annotated[
         int, typer.Option(help="Pixels a side to render; recorded at 256x256, as rollouts see it.")
-    ] = FRAME_SIZE[0],
+    ] = DEFAULT_RENDER_SIZE,
 ) -> None:
     """Record a simulator's scripted expert as an ACT/ALOHA HDF5 dataset. Resumable."""
     with exit_on_vla_error("the same command goes on from here"):

@@ -18,7 +18,6 @@ from jaxtyping import Float32, UInt8
 from pipeline.datasets.hdf5_checks import open_hdf5
 from pipeline.errors import DatasetError
 from pipeline.files import sync_file
-from policy.spec import FRAME_SIZE
 
 IMAGES_GROUP: Final = "observations/images"
 STATE_KEY: Final = "observations/qpos"
@@ -26,6 +25,7 @@ ACTION_KEY: Final = "action"
 # Measured on three 256x256 Meta-World views: 7.6 ms and 205 kB a step, against 11 ms and 189 kB at
 # level 4 and 590 kB uncompressed; rendering the step takes 36 ms. Every HDF5 tool reads gzip.
 _GZIP_LEVEL: Final = 1
+_USUAL_RENDER_SIZE: Final = 256  # pixels: what the encoder takes
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RecordedEpisode:
     """What the environment was reset to."""
     fps: float
     """Control steps a second of simulated time."""
-    render_size: int = FRAME_SIZE[0]
+    render_size: int = _USUAL_RENDER_SIZE
     """Pixels, both sides, of the pictures that were rendered and then brought to `frames`."""
     success: bool = True
     """The last step solved the task."""
@@ -120,6 +120,6 @@ def read_label(path: Path) -> RecordingLabel:
             seed=int(attrs["seed"]),
             views=views,
             # Recordings from before these were choices were all rendered so, and all solved.
-            render_size=int(attrs.get("render_size", FRAME_SIZE[0])),
+            render_size=int(attrs.get("render_size", _USUAL_RENDER_SIZE)),
             success=bool(attrs.get("success", True)),
         )

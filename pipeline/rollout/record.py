@@ -20,10 +20,9 @@ from pipeline.datasets.aloha_recording import ACTION_KEY, IMAGES_GROUP, STATE_KE
 from pipeline.datasets.manifest import Manifest, load_manifest
 from pipeline.errors import ConfigError, DatasetError, EnvError
 from pipeline.files import write_atomically, write_json
-from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
+from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import ExpertEnv, make_expert_env
 from pipeline.rollout.workers import CrewConfig, Worker, crew
-from policy.spec import FRAME_SIZE
 
 MANIFEST_NAME: Final = "manifest.toml"
 FAILURES_NAME: Final = "failed_seeds.json"
@@ -47,7 +46,7 @@ class RecordConfig(BaseModel):
     keep: Keep = "successes"
     """`all` keeps episodes that the expert fails, up to the time limit, each marked in its file: to
     see what it gets wrong, not to imitate."""
-    render_size: int = FRAME_SIZE[0]
+    render_size: int = DEFAULT_RENDER_SIZE
     """Pixels, both sides, of the rendered pictures; recorded at 256x256, as rollouts see them."""
     first_seed: Annotated[int, Field(ge=0)] = 0
     """The first seed tried; all stay below the seeds of rollouts."""
@@ -260,10 +259,12 @@ def _refuse_other_seeds(config: RecordConfig, recorded: set[int], failed: set[in
 
 
 def manifest_of(
-    env: ExpertEnv, *, keep: Keep = "successes", render_size: int = FRAME_SIZE[0]
+    env: ExpertEnv, *, keep: Keep = "successes", render_size: int = DEFAULT_RENDER_SIZE
 ) -> Manifest:
     """Describe recordings of an environment; `path` is the folder of the manifest itself."""
-    rendered = f", rendered at {render_size}x{render_size} pixels" * (render_size != FRAME_SIZE[0])
+    rendered = f", rendered at {render_size}x{render_size} pixels" * (
+        render_size != DEFAULT_RENDER_SIZE
+    )
     return Manifest.from_dict(
         {
             "name": env.name.replace("/", "-"),

@@ -33,6 +33,7 @@ from pipeline.rollout.envs.rendering import build_renderer, project_point
 # isort: split
 # These import mujoco, which `rendering` must be the first to do.
 from dm_control.mujoco import Physics
+from dm_control.rl.control import PhysicsError
 from gym_aloha.constants import ASSETS_DIR, DT, JOINTS, START_ARM_POSE
 from gym_aloha.tasks.sim import BimanualViperXTask, InsertionTask, TransferCubeTask
 from gym_aloha.utils import sample_box_pose, sample_insertion_pose
@@ -130,6 +131,9 @@ class AlohaEnv:
             poses = np.ravel(self._scene.sample_poses(seed))
             self._data.qpos[:] = np.concatenate([START_ARM_POSE, poses])
             self._data.ctrl[:] = START_ARM_POSE
+        # gym-aloha resets within a reset: the solver goes on from where it ended the first time,
+        # which decides the last bits of an episode.
+        self._physics.after_reset()
         self._steps = 0
 
     def render(self) -> UInt8[np.ndarray, "v h w 3"]:
@@ -176,6 +180,9 @@ class AlohaEnv:
     def step(self, action: Float32[np.ndarray, " a"]) -> StepResult:
         """Apply one target for all joints, clipped to their range, and advance 0.02 s.
 
+        Targets that throw the joints about can break the simulation: that ends the episode,
+        unsolved and truncated.
+
         Raises:
             EnvError: the action has another width or is not finite, the time limit is past,
                 `reset` was not called, or the environment is closed.
@@ -184,7 +191,11 @@ class AlohaEnv:
         require_action(self.name, action, self.action_dim)
         require_time_left(self.name, is_over=steps >= MAX_STEPS, max_steps=MAX_STEPS)
         self._task.before_step(np.clip(action, self._action_low, self._action_high), self._physics)
-        self._physics.step(self._substeps)
+        try:
+            self._physics.step(self._substeps)
+        except PhysicsError:
+            self._steps = MAX_STEPS
+            return StepResult(reward=0.0, success=False, truncated=True)
         self._steps = steps + 1
         reward = self._task.get_reward(self._physics)
         return StepResult(float(reward), reward == SOLVED_REWARD, self._steps == MAX_STEPS)
@@ -205,7 +216,8 @@ class AlohaEnv:
 
     def _action_range(self) -> tuple[np.ndarray, np.ndarray]:
         # Each gripper has two actuators, its fingers, behind one column from 0 to 1.
-        low, high = np.delete(self._model.actuator_ctrlrange, (7, 15), axis=0).T
+        limits = np.delete(self._model.actuator_ctrlrange, (7, 15), axis=0)
+        low, high = limits.astype(np.float32).T
         low[list(GRIPPER_COLUMNS)], high[list(GRIPPER_COLUMNS)] = 0.0, 1.0
         return low, high
 

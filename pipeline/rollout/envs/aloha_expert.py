@@ -84,13 +84,13 @@ def joints_at(
 
     Args:
         arm: which arm.
-        point: where between the fingers the cube's centre belongs; metres, world frame.
+        point: where between the fingers the cube's centre belongs, within the arm's reach; metres,
+            world frame.
         pitch: of the gripper below the horizon, in radians.
         roll: of the gripper about its own axis, in radians.
 
     Returns:
-        Waist, shoulder, elbow, forearm roll, wrist angle, wrist rotation, in radians; NaN where the
-        arm is too short.
+        Waist, shoulder, elbow, forearm roll, wrist angle, wrist rotation, in radians.
     """
     across, along = np.array(point[:2]) - arm.base
     forward = np.array([np.cos(arm.heading), np.sin(arm.heading)])
@@ -101,6 +101,7 @@ def joints_at(
     distance, upper_arm = np.hypot(*wrist), np.hypot(*_UPPER_ARM_M)
     # The law of cosines gives the angle at the shoulder between the upper arm and the wrist.
     cosine = (upper_arm**2 + distance**2 - _FOREARM_M**2) / (2 * upper_arm * distance)
+    assert abs(cosine) <= 1, "the way points lie within reach, wherever gym-aloha puts the cube"
     elevation = np.arctan2(wrist[1], wrist[0]) + np.arccos(cosine)
     elbow = upper_arm * np.array([np.cos(elevation), np.sin(elevation)])
     shoulder = np.arctan2(_UPPER_ARM_M[1], _UPPER_ARM_M[0]) - elevation

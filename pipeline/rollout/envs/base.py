@@ -13,6 +13,11 @@ FIRST_ROLLOUT_SEED: Final = 100_000
 """Recordings use seeds below this one, rollouts this one and up: none is seen in training."""
 
 
+DEFAULT_RENDER_SIZE: Final = 256
+"""Pixels, both sides, of rendered pictures: what the encoder takes, so nothing is resized. Told
+here again, because its owner, `policy.spec`, brings torch along, which no simulator needs."""
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What one control step brought."""

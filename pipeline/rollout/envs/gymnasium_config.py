@@ -10,7 +10,7 @@ import importlib.util
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -94,7 +94,7 @@ class GymnasiumSuccess(BaseModel):
     """The reward of a step that solves the task."""
 
     @model_validator(mode="after")
-    def _is_one_measure(self) -> Self:
+    def _is_one_measure(self) -> "GymnasiumSuccess":
         if (self.info is None) == (self.reward_at_least is None):
             raise ValueError("expected either info or reward_at_least, found both or none")
         return self

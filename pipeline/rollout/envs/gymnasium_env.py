@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float32, Float64, UInt8
 
 from pipeline.errors import EnvError
-from pipeline.rollout.envs.base import StepResult
+from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, StepResult
 from pipeline.rollout.envs.checks import (
     require_action,
     require_episode,
@@ -35,7 +35,6 @@ from pipeline.rollout.envs.gymnasium_config import (
     load_gymnasium_config,
 )
 from policy.preprocess import resize_frames
-from policy.spec import FRAME_SIZE
 
 
 class GymnasiumEnv:
@@ -64,8 +63,6 @@ class GymnasiumEnv:
         self._views = [by_name[view] for view in views]
         self._steps, self._is_over, self._has_begun = 0, False, False
         self._env: Any = self._build()
-        # A renderer that is still alive at exit prints tracebacks.
-        atexit.register(self.close)
         try:
             space = self._env.action_space
             if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
@@ -82,6 +79,9 @@ class GymnasiumEnv:
             self.close()
             raise
         self._has_begun = False
+        # A renderer that is still alive at exit prints tracebacks. Its OpenGL registered an exit
+        # hook of its own at the first picture, above, so this one runs before it.
+        atexit.register(self.close)
 
     def reset(self, seed: int) -> None:
         """Start an episode from a seed.
@@ -228,9 +228,9 @@ def make_gymnasium_env(file: str, views: tuple[str, ...], render_size: int) -> G
             environment's own arguments can change.
     """
     name = f"gymnasium:{file}"
-    if render_size != FRAME_SIZE[0]:
+    if render_size != DEFAULT_RENDER_SIZE:
         raise EnvError(
-            f"{name}: expected render size {FRAME_SIZE[0]}, found {render_size}; the environment "
-            "decides how large it renders: set its own argument for that in [kwargs]"
+            f"{name}: expected render size {DEFAULT_RENDER_SIZE}, found {render_size}; the "
+            "environment decides how large it renders: set its own argument for that in [kwargs]"
         )
     return GymnasiumEnv(load_gymnasium_config(Path(file)), name, views)

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from typing import Final, Protocol, runtime_checkable
 
 from pipeline.errors import EnvError
-from pipeline.rollout.envs.base import RobotEnv, ScriptedExpert
-from policy.spec import FRAME_SIZE
+from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, RobotEnv, ScriptedExpert
 
 SIMULATORS: Final = ("metaworld", "aloha")
 GYMNASIUM: Final = "gymnasium"
@@ -30,7 +29,7 @@ class ExpertEnv(RobotEnv, ScriptedExpert, Protocol):
     """Columns of the action, with units."""
 
 
-def make_env(name: str, views: tuple[str, ...], render_size: int = FRAME_SIZE[0]) -> RobotEnv:
+def make_env(name: str, views: tuple[str, ...], render_size: int = DEFAULT_RENDER_SIZE) -> RobotEnv:
     """Build an environment.
 
     Args:
@@ -90,7 +89,7 @@ def _builder(simulator: str) -> Callable[[str, tuple[str, ...], int], RobotEnv]:
 
 
 def make_expert_env(
-    name: str, views: tuple[str, ...], render_size: int = FRAME_SIZE[0]
+    name: str, views: tuple[str, ...], render_size: int = DEFAULT_RENDER_SIZE
 ) -> ExpertEnv:
     """Build an environment that ships a scripted expert; arguments as in `make_env`.
 

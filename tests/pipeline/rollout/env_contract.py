@@ -1,4 +1,7 @@
-"""What every RobotEnv with an expert must do; subclasses say how to build one with three views."""
+"""What every RobotEnv must do, and what one with an expert must do besides.
+
+Subclasses say how to build one with three views, and what its actions may be.
+"""
 
 from itertools import combinations
 
@@ -6,59 +9,104 @@ import numpy as np
 import pytest
 
 from pipeline.errors import EnvError
+from pipeline.rollout.envs.base import RobotEnv
 from pipeline.rollout.envs.registry import ExpertEnv
-
-
-def play(env: ExpertEnv, seed: int, steps: int) -> tuple[list[np.ndarray], list[float]]:
-    """Follow the expert; return the frames and states of the first and last step, and rewards."""
-    env.reset(seed)
-    arrays, rewards = [env.render(), env.state()], []
-    for _ in range(steps):
-        rewards.append(env.step(env.expert_action()).reward)
-        arrays.append(env.state())
-    return [*arrays, env.render()], rewards
 
 
 class EnvContract:
     @pytest.fixture(scope="class")
     @classmethod
     def env(cls):
-        env = cls.make_env()
+        env = cls.build()
         yield env
         env.close()
 
+    VIEWS: tuple[str, ...]
+    """Three views that show clearly different things."""
+
     @classmethod
-    def make_env(cls) -> ExpertEnv:
+    def build(cls) -> RobotEnv:
+        return cls.build_with(cls.VIEWS)
+
+    @classmethod
+    def build_with(cls, views: tuple[str, ...]) -> RobotEnv:
+        """Build the environment, with frames of the encoder's size."""
         raise NotImplementedError
+
+    @classmethod
+    def action_range(cls, env: RobotEnv) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lowest and highest action that the robot takes."""
+        return np.full(env.action_dim, -1.0), np.full(env.action_dim, 1.0)
+
+    def next_action(self, env: RobotEnv, step: int) -> np.ndarray:
+        """Return an action that moves the robot: somewhere in the range."""
+        low, high = self.action_range(env)
+        share = np.random.default_rng(step).random(env.action_dim)
+        return (low + share * (high - low)).astype(np.float32)
+
+    def play(self, env: RobotEnv, seed: int, steps: int) -> tuple[list[np.ndarray], list[float]]:
+        """Return the first and last frames and all states, and the rewards."""
+        env.reset(seed)
+        arrays, rewards = [env.render(), env.state()], []
+        for step in range(steps):
+            rewards.append(env.step(self.next_action(env, step)).reward)
+            arrays.append(env.state())
+        return [*arrays, env.render()], rewards
 
     def test_it_renders_three_views_that_differ(self, env):
         env.reset(0)
         frames = env.render()
         assert frames.dtype == np.uint8
-        assert frames.shape[0] == len(env.view_names) == 3
-        assert frames.shape[3] == 3
+        assert frames.shape == (3, 256, 256, 3)
+        assert env.view_names == self.VIEWS
         assert frames.flags["C_CONTIGUOUS"]
         for one, other in combinations(frames.astype(int), 2):
             # 10 of 255 on average: a camera rendered twice gives 0.
             assert np.abs(one - other).mean() > 10
 
+    def test_views_keep_the_order_asked_for(self, env):
+        env.reset(0)
+        frames = env.render()
+        other = self.build_with(self.VIEWS[::-1])
+        try:
+            other.reset(0)
+            np.testing.assert_array_equal(other.render(), frames[::-1])
+        finally:
+            other.close()
+
+    @pytest.mark.parametrize("views", [(), ("no-such-view",), "twice"])
+    def test_views_that_are_absent_or_repeated_are_refused(self, env, views):
+        views = (env.view_names[0],) * 2 if views == "twice" else views
+        with pytest.raises(EnvError, match="expected different views out of"):
+            self.build_with(views)
+
     def test_a_seed_gives_the_same_episode_whatever_ran_before(self, env):
-        before = play(env, seed=3, steps=15)
-        play(env, seed=4, steps=40)
-        after = play(env, seed=3, steps=15)
+        before = self.play(env, seed=3, steps=15)
+        self.play(env, seed=4, steps=40)
+        after = self.play(env, seed=3, steps=15)
         for one, other in zip(before[0], after[0], strict=True):
             np.testing.assert_array_equal(one, other)
         assert before[1] == after[1]
 
-    def test_another_environment_gives_the_same_episode(self, env):
-        other = self.make_env()
+    def test_two_environments_step_in_turns_without_meeting(self, env):
+        """Also after the other was reset to another seed, and after it was closed."""
+        alone = self.play(env, 5, 10)
+        other = self.build()
         try:
-            for one, another in zip(play(env, 5, 10)[0], play(other, 5, 10)[0], strict=True):
+            env.reset(5)
+            other.reset(6)
+            states = [env.state()]
+            for step in range(10):
+                action = self.next_action(env, step)
+                env.step(action)
+                other.step(action)
+                states.append(env.state())
+            np.testing.assert_array_equal(states, alone[0][1:-1])
+            for one, another in zip(alone[0], self.play(other, 5, 10)[0], strict=True):
                 np.testing.assert_array_equal(one, another)
         finally:
             other.close()
-        env.reset(5)  # and closing one leaves the other alone
-        np.testing.assert_array_equal(env.render(), play(env, 5, 0)[0][0])
+        np.testing.assert_array_equal(env.render(), alone[0][-1])
 
     def test_seeds_differ(self, env):
         env.reset(0)
@@ -71,29 +119,21 @@ class EnvContract:
         before = env.state()
         assert before.dtype == np.float32
         assert before.shape == (env.state_dim,)
-        for _ in range(5):
-            env.step(env.expert_action())
+        for step in range(5):
+            env.step(self.next_action(env, step))
         assert (env.state() != before).any()
 
-    def test_the_expert_stays_in_range_and_succeeds(self, env):
-        for seed in (0, 1):
-            env.reset(seed)
-            for _ in range(env.max_steps):
-                action = env.expert_action()
-                assert action.dtype == np.float32
-                assert action.shape == (env.action_dim,)
-                assert np.abs(action).max() <= 1
-                if env.step(action).success:
-                    break
-            else:
-                pytest.fail(f"seed {seed} not solved")
+    def test_it_says_what_its_numbers_mean(self, env):
+        assert env.state_units
+        assert env.action_units
+        assert env.control_hz > 0
 
     def test_an_action_beyond_the_range_is_clipped(self, env):
         states = []
-        for scale in (1, 7):
+        for excess in (0, 5):
             env.reset(0)
             for _ in range(5):
-                env.step(np.array([1, -1, 1, -1], np.float32)[: env.action_dim] * scale)
+                env.step((self.action_range(env)[1] + excess).astype(np.float32))
             states.append(env.state())
         np.testing.assert_array_equal(*states)
 
@@ -113,6 +153,69 @@ class EnvContract:
         with pytest.raises(EnvError, match="reset first"):
             env.step(still)
 
-    def test_a_negative_seed_is_an_error(self, env):
-        with pytest.raises(EnvError, match="-1"):
-            env.reset(-1)
+    @pytest.mark.parametrize("seed", [-1, 2**32])
+    def test_a_seed_out_of_range_is_an_error(self, env, seed):
+        with pytest.raises(EnvError, match=str(seed)):
+            env.reset(seed)
+
+    def test_using_it_before_reset_or_after_close_is_an_error(self):
+        env = self.build()
+        still = np.zeros(env.action_dim, np.float32)
+        for use in (env.state, env.render, lambda: env.step(still)):
+            with pytest.raises(EnvError, match=r"expected reset\(seed\) first"):
+                use()
+        env.reset(0)
+        env.close()
+        env.close()
+        for use in (env.state, env.render, lambda: env.step(still), lambda: env.reset(0)):
+            with pytest.raises(EnvError, match="found it closed"):
+                use()
+
+
+class ExpertContract(EnvContract):
+    """For environments whose simulator renders in any size and that ship an expert."""
+
+    @classmethod
+    def build_with(cls, views: tuple[str, ...], render_size: int = 256) -> ExpertEnv:
+        raise NotImplementedError
+
+    def next_action(self, env: ExpertEnv, step: int) -> np.ndarray:
+        return env.expert_action()
+
+    def test_the_expert_stays_in_range_and_succeeds(self, env):
+        low, high = self.action_range(env)
+        for seed in (0, 1):
+            env.reset(seed)
+            for _ in range(env.max_steps):
+                action = env.expert_action()
+                assert action.dtype == np.float32
+                assert action.shape == (env.action_dim,)
+                # 1e-6: the rounding of float32, which `step` clips.
+                assert (action >= low - 1e-6).all()
+                assert (action <= high + 1e-6).all()
+                if env.step(action).success:
+                    break
+            else:
+                pytest.fail(f"seed {seed} not solved")
+
+    def test_a_larger_picture_shows_the_same(self, env):
+        larger = self.build_with(env.view_names, render_size=480)
+        try:
+            larger.reset(2)
+            frames = larger.render()
+        finally:
+            larger.close()
+        assert frames.shape == (3, 480, 480, 3)
+        env.reset(2)
+        # Means of sixteenths of the picture know little of how a resolution samples an edge.
+        for large, small in zip(frames, env.render(), strict=True):
+            means = [
+                picture.reshape(4, size // 4, 4, size // 4, 3).mean(axis=(1, 3))
+                for picture, size in ((large, 480), (small, 256))
+            ]
+            np.testing.assert_allclose(*means, atol=1.5)  # of 255; a wrong camera is 20 off
+
+    @pytest.mark.parametrize("size", [63, 2049])
+    def test_a_size_that_cannot_be_meant_is_refused(self, env, size):
+        with pytest.raises(EnvError, match=f"render size {size}"):
+            self.build_with(env.view_names, render_size=size)

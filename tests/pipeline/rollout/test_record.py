@@ -4,18 +4,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipeline.datasets.aloha_recording import RecordedEpisode, write_episode
+from pipeline.datasets.aloha_recording import RecordedEpisode, read_label, write_episode
 from pipeline.datasets.manifest import load_manifest
 from pipeline.datasets.manifest_reader import ManifestReader
 from pipeline.errors import ConfigError, DatasetError, EnvError
-from pipeline.rollout.envs.registry import make_expert_env
+from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE
+from pipeline.rollout.envs.registry import make_env, make_expert_env
+from pipeline.rollout.loop import _observe
 from pipeline.rollout.record import RecordConfig, manifest_of, record_dataset
+from pipeline.rollout.workers import Attempt, CrewConfig, _record_seed
+from policy.spec import FRAME_SIZE
 
 ROOT = Path(__file__).parents[3]
 ENV = "metaworld/handle-press-v3"  # solved in 35 to 41 steps
@@ -27,15 +33,16 @@ def config_for(out: Path, **changes: object) -> RecordConfig:
     return RecordConfig.model_validate(fields | changes)
 
 
-def write_recording(folder: Path, seed: int, env: str = ENV, views: tuple[str, ...] = VIEWS):
+def write_recording(folder: Path, seed: int, *, success: bool = True):
     folder.mkdir(exist_ok=True)
     episode = RecordedEpisode(
-        frames={view: np.zeros((1, 2, 2, 3), np.uint8) for view in views},
+        frames={view: np.zeros((1, 2, 2, 3), np.uint8) for view in VIEWS},
         state=np.zeros((1, 4), np.float32),
         action=np.zeros((1, 4), np.float32),
-        env=env,
+        env=ENV,
         seed=seed,
         fps=80.0,
+        success=success,
     )
     write_episode(folder / f"episode_{seed}.hdf5", episode)
 
@@ -48,9 +55,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     ("changes", "pattern"),
     [
         ({"env": "metaworld/reach-v3"}, r"episode_1\.hdf5: .* found one of metaworld/handle-press"),
-        ({"views": ("gripperPOV", "corner")}, r"with views gripperPOV, corner, found one .*corner"),
+        (
+            {"views": ("gripperPOV", "corner")},
+            r"gripperPOV, corner rendered .* of .*with corner",
+        ),
         ({"episodes": 1}, r"expected only seeds .* found also \[1\]"),
         ({"first_seed": 2}, r"from seed 2, found also \[1\]"),
+        ({"render_size": 480}, r"rendered at 480 pixels, found one of .* at 256"),
     ],
 )
 def test_a_folder_of_other_recordings_is_refused_and_left_as_it_is(tmp_path, changes, pattern):
@@ -96,7 +107,22 @@ def test_no_camera_is_refused_in_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"episodes": 0}, {"workers": 0}, {"fps": 3}])
+def test_failures_that_were_kept_never_pass_for_successes(tmp_path):
+    """Nor does a file from before failures could be kept change its meaning: it was solved."""
+    write_recording(tmp_path, seed=0)
+    write_recording(tmp_path, seed=1, success=False)
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=r"found seeds \[1\] that it fails; keep all"):
+        record_dataset(config_for(tmp_path))
+    assert contents(tmp_path) == before
+    with h5py.File(tmp_path / "episode_0.hdf5", "r+") as file:
+        del file.attrs["success"], file.attrs["render_size"]
+    label = read_label(tmp_path / "episode_0.hdf5")
+    assert (label.success, label.render_size) == (True, 256)
+    assert not read_label(tmp_path / "episode_1.hdf5").success
+
+
+@pytest.mark.parametrize("wrong", [{"episodes": 0}, {"workers": 0}, {"fps": 3}, {"keep": "some"}])
 def test_impossible_settings_are_refused(tmp_path, wrong):
     with pytest.raises(ValidationError):
         config_for(tmp_path, **wrong)
@@ -131,6 +157,57 @@ def test_recordings_are_what_the_simulator_shows_and_resume_to_the_same_bytes(tm
         # The first step that solves the task is the last of the episode.
         assert env.step(action[step]).success == (step == length - 1)
     env.close()
+
+
+def test_the_usual_size_is_the_encoders():
+    assert (DEFAULT_RENDER_SIZE, DEFAULT_RENDER_SIZE) == FRAME_SIZE
+    assert RecordedEpisode.render_size == DEFAULT_RENDER_SIZE
+
+
+@pytest.mark.sim
+def test_larger_pictures_are_recorded_as_a_rollout_sees_them(tmp_path):
+    """Bit for bit: the first recorded step against the live loop's own observation."""
+    config = config_for(tmp_path, views=("corner",), episodes=1, render_size=480, workers=1)
+    report = record_dataset(config)
+    manifest = load_manifest(report.manifest)
+    assert manifest.revision.endswith("rendered at 480x480 pixels")
+    recorded = ManifestReader(manifest).frames(0, 0, 1)
+    env = make_env(ENV, ("corner",), 480)
+    env.reset(0)
+    assert env.render().shape == (1, 480, 480, 3)
+    observed = _observe(env)
+    env.close()
+    for one, live in zip(recorded, observed.frames.numpy(), strict=True):
+        np.testing.assert_array_equal(one[0], live)
+    assert record_dataset(config).recorded == 0
+
+
+@pytest.mark.sim
+def test_a_failure_is_kept_to_the_time_limit_and_marked_only_where_it_is_asked_for(tmp_path):
+    """Soccer's seed 0 is failed; Meta-World's own limit is shortened to keep the test short."""
+    env = make_expert_env("metaworld/soccer-v3", ("topview",))
+    env._task.max_path_length = env.max_steps = 12
+    crew = CrewConfig(
+        env=env.name, views=env.view_names, render_size=256, keeps_failures=False, out=tmp_path
+    )
+    assert _record_seed(env, 0, crew) == Attempt(solved=False, steps=0)
+    assert contents(tmp_path) == {}
+    kept = _record_seed(env, 0, replace(crew, keeps_failures=True))
+    env.close()
+    assert kept == Attempt(solved=False, steps=12)
+    assert not read_label(tmp_path / "episode_0.hdf5").success
+
+
+@pytest.mark.sim
+def test_a_folder_with_failures_says_so(tmp_path):
+    write_recording(tmp_path, seed=0, success=False)
+    write_recording(tmp_path, seed=1)
+    report = record_dataset(config_for(tmp_path, keep="all"))
+    assert (report.episodes, report.recorded, report.failed_seeds) == (2, 0, (0,))
+    assert load_manifest(report.manifest).source.endswith("failures included")
+    (tmp_path / "episode_0.hdf5").unlink()
+    with pytest.raises(ConfigError, match=r"expected the manifest .* keep=successes"):
+        record_dataset(config_for(tmp_path, first_seed=1))
 
 
 @pytest.mark.sim
