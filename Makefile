@@ -25,6 +25,7 @@ demo: $(INSTALLED)
 	@echo "recordings: demo/recordings   features: $(DEMO)/features.zarr   run: $(DEMO)/run"
 
 test: $(INSTALLED)
+	@PYTHON="$(PYTHON)" sh .ci/system-packages --browser
 	$(BIN)/python -m pytest
 
 # Lint, format and types.
