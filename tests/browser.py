@@ -7,11 +7,11 @@ Network, Emulation.
 """
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,21 @@ class Browser:
         assert program, "no chromium; install it with: sh .ci/system-packages --browser"
         to_read, self._commands = os.pipe()
         self._answers, to_write = os.pipe()
+        # Out of the way of 3 and 4, so that neither replaces the other.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (to_read, to_write)]
         command = [program, *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe"]
-        self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "sh", *command],
-            pass_fds=(to_read, to_write),
-            stderr=subprocess.DEVNULL,
+        self._process = os.posix_spawn(
+            program,
+            command,
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, ends[0], 3),
+                (os.POSIX_SPAWN_DUP2, ends[1], 4),
+                (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+            ],
         )
-        os.close(to_read)
-        os.close(to_write)
+        for end in (to_read, to_write, *ends):
+            os.close(end)
         self._buffer = b""
         self._count = 0
         self._session: str | None = None
@@ -62,7 +69,7 @@ class Browser:
         """End the browser."""
         self._session = None
         self.call("Browser.close")
-        self._process.wait(TIMEOUT_S)
+        os.waitpid(self._process, 0)
         os.close(self._commands)
         os.close(self._answers)
 

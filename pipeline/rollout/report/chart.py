@@ -23,9 +23,9 @@ from pipeline.rollout.report.tables import colour_class, swatch
 from pipeline.rollout.report.training_log import Point
 from pipeline.rollout.result import wilson_interval
 
-WIDTH: Final = 440.0  # of the picture, in its own units
-HEIGHT: Final = 220.0
-LEFT: Final = 52.0  # room for the numbers beside the vertical axis
+WIDTH: Final = 360.0  # of the picture, in its own units
+HEIGHT: Final = 190.0
+LEFT: Final = 50.0  # room for the numbers beside the vertical axis
 RIGHT: Final = WIDTH - 14
 TOP: Final = 10.0
 BOTTOM: Final = HEIGHT - 24
@@ -76,7 +76,7 @@ def chart(lines: Sequence[Line], style: ChartStyle, last_step: int) -> Markup:
     across = step_scale(last_step)
     values = [point.value for line in lines for point in line.points]
     if style.is_share:
-        upward = linear_scale(0, 1)
+        upward = linear_scale(0.0, 1.0)
     else:
         upward = fitting_scale(values, may_be_log=style.may_be_log)
     drawn = [_line(line, across, upward, style) for line in lines]
@@ -119,7 +119,7 @@ def spans(points: Sequence[Point], count: int = NUM_SPANS) -> list[Span]:
 
 
 def _line(line: Line, across: Scale, upward: Scale, style: ChartStyle) -> Markup:
-    def place(step: float, value: float) -> str:
+    def place(step: int | float, value: float) -> str:
         return f"{_x(across, step):.1f},{_y(upward, value):.1f}"
 
     parts: list[Markup] = []
@@ -200,7 +200,7 @@ def value_text(point: Point, *, is_share: bool) -> str:
     return f"{100 * point.value:.0f} %{of}"
 
 
-def _x(scale: Scale, value: float) -> float:
+def _x(scale: Scale, value: int | float) -> float:
     return LEFT + scale.place(value) * (RIGHT - LEFT)
 
 

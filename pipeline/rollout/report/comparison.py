@@ -15,6 +15,7 @@ from pipeline.rollout.report.tables import colour_class, row, swatch, table
 
 SIGNIFICANT: Final = 0.05  # probability of calling equal policies different
 CELL: Final = 14.0  # width of a seed's mark, in the picture's own units
+MIN_SEEDS: Final = 20  # fewer leave their row empty, for marks of the same size
 MAX_SEEDS: Final = 50  # marks in one row of the picture
 
 
@@ -151,12 +152,13 @@ def _seed_picture(env: str, runs: Sequence[RunContents]) -> Markup:
     """Draw a mark for every seed of every run, the same seeds under each other."""
     rollouts = [(i, run, chosen(run, env)) for i, run in enumerate(runs)]
     seeds = sorted({seed for _, _, rollout in rollouts if rollout for seed in rollout.successes})
+    width = CELL * max(MIN_SEEDS, min(MAX_SEEDS, len(seeds)))
     rows = []
     for start in range(0, len(seeds), MAX_SEEDS):
         part = seeds[start : start + MAX_SEEDS]
         for colour, run, rollout in rollouts:
-            if rollout is not None:
-                rows.append(_seed_row(part, rollout, colour, run.label))
+            if rollout is not None and rollout.successes.keys() & set(part):
+                rows.append(_seed_row(part, rollout, colour, run.label, width))
     caption = element(
         "figcaption",
         element("b", f"Seed by seed on {env}"),
@@ -165,7 +167,9 @@ def _seed_picture(env: str, runs: Sequence[RunContents]) -> Markup:
     return element("figure", caption, rows, class_="seeds")
 
 
-def _seed_row(seeds: Sequence[int], rollout: Rollout, colour: int, label: str) -> Markup:
+def _seed_row(
+    seeds: Sequence[int], rollout: Rollout, colour: int, label: str, width: float
+) -> Markup:
     marks = []
     for index, seed in enumerate(seeds):
         if seed not in rollout.successes:
@@ -177,7 +181,6 @@ def _seed_row(seeds: Sequence[int], rollout: Rollout, colour: int, label: str) -
         marks.append(
             element("rect", title, class_=kind, x=x, y=2, width=CELL - 4, height=CELL - 4, rx=1.5)
         )
-    width = max(20, len(seeds)) * CELL  # few seeds keep the size of their marks
     picture = element(
         "svg",
         marks,

@@ -106,7 +106,7 @@ def distinct_labels(folders: Sequence[Path]) -> list[str]:
     """Return the shortest ends of different absolute paths that tell them apart."""
     longest = max(len(folder.parts) for folder in folders)
     for depth in range(1, longest):
-        labels = ["/".join(folder.parts[-depth:]) for folder in folders]
+        labels = ["/".join(folder.parts[1:][-depth:]) for folder in folders]
         if len(set(labels)) == len(labels):
             return labels
     return [str(folder) for folder in folders]

@@ -98,7 +98,7 @@ def interval_bar(low: float, middle: float, high: float, colour: int) -> Markup:
     """Draw an interval of a share and its middle, between 0 and 1."""
     half = BAR_HEIGHT / 2
 
-    def x(share: float) -> str:
+    def x(share: int | float) -> str:
         return f"{4 + share * (BAR_WIDTH - 8):.1f}"
 
     ticks = [

@@ -10,7 +10,7 @@ from typing import Final
 
 LOG_SPAN: Final = 20.0  # largest over smallest value from which a logarithmic axis reads better
 MAX_LOG_TICKS: Final = 7  # before only powers of ten are marked
-MAX_DIGITS: Final = 5  # before or behind the point; beyond them powers of ten read better
+PLAIN_SIZES: Final = range(-4, 5)  # powers of ten that read better written out
 SLACK: Final = 0.7  # share of the wanted distance of ticks that a rounder one may have
 ROUNDING: Final = 1e-9  # share of a tick's distance that floating point may miss it by
 
@@ -24,7 +24,7 @@ class Scale:
     is_log: bool
     ticks: tuple[float, ...]
 
-    def place(self, value: float) -> float:
+    def place(self, value: int | float) -> float:
         """Return where a value lies: 0 at `low`, 1 at `high`, held in between."""
         if self.is_log:
             share = math.log(value / self.low) / math.log(self.high / self.low)
@@ -41,7 +41,7 @@ def fitting_scale(values: Sequence[float], *, may_be_log: bool) -> Scale:
     return linear_scale(low, high)
 
 
-def linear_scale(low: float, high: float, count: int = 5) -> Scale:
+def linear_scale(low: float, high: float, count: int = 4) -> Scale:
     """Return a linear axis whose ends are ticks, about `count` round steps long."""
     if low == high:
         low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
@@ -66,11 +66,12 @@ def tick_texts(scale: Scale) -> list[str]:
     """Return the numbers beside an axis, with as many digits as tell its ticks apart."""
     if scale.is_log:
         return [number_text(tick) for tick in scale.ticks]
-    digits = max(0, -math.floor(math.log10(scale.ticks[1] - scale.ticks[0]) + ROUNDING))
-    largest = max(abs(scale.low), abs(scale.high))
-    if digits > MAX_DIGITS or largest >= 10.0**MAX_DIGITS:
-        return [number_text(tick) for tick in scale.ticks]
-    return [_signed(f"{tick:,.{digits}f}") for tick in scale.ticks]
+    distance = math.floor(math.log10(scale.ticks[1] - scale.ticks[0]) + ROUNDING)
+    size = math.floor(math.log10(max(abs(scale.low), abs(scale.high))))
+    if size in PLAIN_SIZES:
+        return [_signed(f"{tick:,.{max(0, -distance)}f}") for tick in scale.ticks]
+    mantissas = [tick / 10.0**size for tick in scale.ticks]
+    return [_signed(f"{mantissa:.{size - distance}f}e{size}") for mantissa in mantissas]
 
 
 def number_text(value: float) -> str:
@@ -78,7 +79,7 @@ def number_text(value: float) -> str:
     if value == 0:
         return "0"
     exponent = math.floor(math.log10(abs(value)))
-    if -4 <= exponent < 5:
+    if exponent in PLAIN_SIZES:
         digits = max(0, 3 - exponent)
         text = f"{value:,.{digits}f}"
         text = text.rstrip("0").rstrip(".") if "." in text else text

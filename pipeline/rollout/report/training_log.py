@@ -70,7 +70,7 @@ def read_log(path: Path) -> TrainingLog:
 def _parse(line: str) -> dict[str, object] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict) or not _is_whole(row.get(STEP)):
         return None

@@ -36,7 +36,7 @@ def copy_run(run: Path, to: Path, **settings: object) -> Path:
     return to
 
 
-def make_result(run: Path, successes: list[bool], **changes: object) -> RolloutResult:
+def make_result(run: Path, successes: list[bool], /, **changes: object) -> RolloutResult:
     """Build a result of seeds from `FIRST_SEED` on."""
     data = read_run(run).data
     numbers = np.random.default_rng(len(successes))
