@@ -99,6 +99,12 @@ class RolloutResult(BaseModel):
     """Condition and action head; without the passes that measure `disagreement`."""
     disagreement: Disagreement | None = None
     """Of the head with itself; None where the objective does not learn jumps."""
+    gate_overridden: tuple[str, ...] = ()
+    """Why the gate would have refused; empty unless the user told it to let the rollout pass."""
+
+    def alarms(self) -> list[str]:
+        """Return what makes the figures doubtful, a sentence each; a report prints them in red."""
+        return [f"the gate was overridden: {reason}" for reason in self.gate_overridden]
 
     def summary(self) -> str:
         """Say it in two lines."""

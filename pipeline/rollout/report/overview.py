@@ -4,7 +4,7 @@ Knows runs and their rollouts as read; nothing about files.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from pipeline.rollout.report.contents import Rollout, RunContents
 from pipeline.rollout.report.markup import Child, Markup, element
@@ -126,11 +126,7 @@ def _alarms(run: RunContents) -> list[str]:
     for rollout in run.rollouts:
         place = f"{run.label}, rollout {rollout.name}"
         result, data = rollout.result, run.description.data
-        further: dict[str, Any] = result.model_dump(mode="json")
-        found += [
-            f"{place}: the gate was overridden. {reason}"
-            for reason in further.get("gate_overridden", ())
-        ]
+        found += [f"{place}: {alarm}" for alarm in result.alarms()]
         if result.encoder.fingerprint != data.encoder.fingerprint:
             found.append(f"{place}: another encoder than in training ({result.encoder.name})")
         if result.store_digest != data.store_digest:

@@ -172,6 +172,18 @@ def test_names_from_files_are_text(trained, tmp_path):
     assert parsed.scripts == 1
 
 
+def test_an_overridden_gate_is_an_alarm(trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
+    reasons = ("fps 20, want 50", "<b>view</b> front is missing")
+    write_rollout(run, "drawer", make_result(run, [True], gate_overridden=reasons))
+    write_report([run], tmp_path / "page.html")
+    content = (tmp_path / "page.html").read_text()
+    assert re.findall(r'<p class="alarm"[^>]*>(.*?)</p>', content) == [
+        "run, rollout drawer: the gate was overridden: fps 20, want 50",
+        "run, rollout drawer: the gate was overridden: &lt;b&gt;view&lt;/b&gt; front is missing",
+    ]
+
+
 def test_an_encoder_that_was_not_the_trainings_is_an_alarm(trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     encoder = read_run(run).data.encoder.model_copy(update={"fingerprint": "0" * 64})

@@ -129,13 +129,14 @@ def test_nothing_overflows_sideways(browser, page, width):
     browser.open(page, width=width)
     browser.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     found = browser.evaluate(
+        f"const width = {width};"
         """[...document.querySelectorAll('body *')].filter((element) => {
           const box = element.getBoundingClientRect();
-          return !element.closest('.scroll table') && box.right > innerWidth + 0.5;
+          return !element.closest('.scroll table') && box.right > width + 0.5;
         }).map((element) => element.outerHTML.slice(0, 100))"""
     )
     assert found == []
-    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_light_and_dark_differ_and_both_are_legible(browser, page):
