@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 60
+NAMES = ["chromium", "chromium-browser", "google-chrome"]  # as in .ci/system-packages
 FLAGS = [
     "--headless",
     "--no-sandbox",  # the tests may run as root; the only pages are our own
@@ -34,8 +35,8 @@ class Browser:
 
     def __init__(self, profile: Path):
         """Start Chromium with an empty profile; it must be installed (`.ci/system-packages`)."""
-        program = shutil.which("chromium")
-        assert program, "no chromium; install it with: sh .ci/system-packages --browser"
+        program = next(filter(None, map(shutil.which, NAMES)), None)
+        assert program, "no Chromium; install it with: sh .ci/system-packages --browser"
         to_read, self._commands = os.pipe()
         self._answers, to_write = os.pipe()
         # Out of the way of 3 and 4, so that neither replaces the other.

@@ -15,7 +15,7 @@ from pipeline.rollout.report.tables import colour_class, row, swatch, table
 
 SIGNIFICANT: Final = 0.05  # probability of calling equal policies different
 CELL: Final = 14.0  # width of a seed's mark, in the picture's own units
-MIN_SEEDS: Final = 20  # fewer leave their row empty, for marks of the same size
+MIN_SEEDS: Final = 40  # fewer leave their row empty, for marks of the same size
 MAX_SEEDS: Final = 50  # marks in one row of the picture
 
 
@@ -185,6 +185,7 @@ def _seed_row(
         "svg",
         marks,
         viewBox=f"0 0 {width:g} {CELL:g}",
+        preserveAspectRatio="xMinYMid",
         class_=colour_class(colour),
         role="img",
         aria_label=f"{label}, seeds {seeds[0]} to {seeds[-1]}",
