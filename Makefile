@@ -27,6 +27,7 @@ demo: $(INSTALLED)
 # One process a core, one thread each.
 test: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
+	@PYTHON="$(PYTHON)" sh .ci/system-packages --browser
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # Lint, format and types.

@@ -112,6 +112,10 @@ class RolloutResult(BaseModel):
     disagreement: Disagreement | None = None
     """Of the head with itself; None where the objective does not learn jumps."""
 
+    def alarms(self) -> list[str]:
+        """Return what makes the figures doubtful, a sentence each; a report prints them in red."""
+        return [f"the gate was overridden: {reason}" for reason in self.gate_overridden]
+
     def summary(self) -> str:
         """Say it in two lines, and in one more for each refusal that was overridden."""
         solved = sum(episode.success for episode in self.episodes)

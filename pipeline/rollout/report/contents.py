@@ -1,0 +1,152 @@
+"""What a report is made of: runs with their logs and rollouts, read and checked.
+
+Knows the folder of a run:
+
+    run.json, log.jsonl, checkpoints/     see pipeline/training
+    rollouts/NAME/result.json             a rollout; NAME is `step_00001000` where the trainer
+                                          validated itself
+    rollouts/NAME/videos/seed_SEED.mp4    an episode's film, H.264
+    rollouts/NAME/paths/seed_SEED.png     its first frame with the end-effector's path
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from pydantic import ValidationError
+
+from pipeline.errors import RunError
+from pipeline.rollout.report.training_log import TrainingLog, read_log
+from pipeline.rollout.result import EpisodeResult, RolloutResult, wilson_interval
+from pipeline.training.checkpoint import checkpoint_steps
+from pipeline.training.run_folder import RunDescription, read_run
+from policy.agent import VLAAgent
+
+VALIDATION_NAME: Final = re.compile(r"step_\d{8}")
+RATE_ROUNDING: Final = 1e-6  # of a rate or interval that was written as decimal digits
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One rollout of a run."""
+
+    folder: Path
+    result: RolloutResult
+
+    @property
+    def name(self) -> str:
+        """Its folder's name."""
+        return self.folder.name
+
+    @property
+    def is_validation(self) -> bool:
+        """Whether the trainer made it on its way."""
+        return VALIDATION_NAME.fullmatch(self.name) is not None
+
+    @property
+    def solved(self) -> int:
+        """Number of solved episodes."""
+        return sum(episode.success for episode in self.result.episodes)
+
+    @property
+    def successes(self) -> dict[int, bool]:
+        """Whether each seed was solved."""
+        return {episode.seed: episode.success for episode in self.result.episodes}
+
+    def video(self, episode: EpisodeResult) -> Path:
+        """Return where an episode's film lies, if there is one."""
+        return self.folder / "videos" / f"seed_{episode.seed}.mp4"
+
+    def path_image(self, episode: EpisodeResult) -> Path:
+        """Return where the picture of an episode's path lies, if there is one."""
+        return self.folder / "paths" / f"seed_{episode.seed}.png"
+
+
+@dataclass(frozen=True)
+class RunContents:
+    """One run, as far as it has come."""
+
+    folder: Path
+    label: str
+    """Its name on the page: the shortest end of its path that no other run shares."""
+    description: RunDescription
+    num_parameters: int
+    """Trainable numbers of the agent."""
+    step: int
+    """Optimiser steps behind the latest checkpoint; 0 without one."""
+    log: TrainingLog
+    rollouts: tuple[Rollout, ...]
+    """By name; the trainer's own validations last, the latest of them first."""
+
+    @property
+    def final_rollouts(self) -> tuple[Rollout, ...]:
+        """The rollouts that somebody asked for; the latest validation where there is none."""
+        asked = tuple(rollout for rollout in self.rollouts if not rollout.is_validation)
+        return asked or self.rollouts[:1]
+
+
+def read_contents(folders: Sequence[Path]) -> list[RunContents]:
+    """Read runs, one or more.
+
+    Raises:
+        RunError: a folder holds no run, is named twice, or a file in it is damaged.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    twice = {str(folder) for folder in resolved if resolved.count(folder) > 1}
+    if twice:
+        raise RunError(f"{', '.join(sorted(twice))}: named twice; name every run once")
+    labels = distinct_labels(resolved)
+    return [_read_one(folder, label) for folder, label in zip(folders, labels, strict=True)]
+
+
+def distinct_labels(folders: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of different absolute paths that tell them apart."""
+    longest = max(len(folder.parts) for folder in folders)
+    for depth in range(1, longest):
+        labels = ["/".join(folder.parts[1:][-depth:]) for folder in folders]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(folder) for folder in folders]
+
+
+def _read_one(folder: Path, label: str) -> RunContents:
+    description = read_run(folder)
+    with torch.device("meta"):  # shapes without numbers
+        agent = VLAAgent(description.config.agent, description.spec)
+    found = [_read_rollout(path) for path in sorted(folder.glob("rollouts/*/result.json"))]
+    validations = [rollout for rollout in found if rollout.is_validation]
+    return RunContents(
+        folder=folder,
+        label=label,
+        description=description,
+        num_parameters=sum(parameter.numel() for parameter in agent.parameters()),
+        step=max(checkpoint_steps(folder), default=0),
+        log=read_log(folder / "log.jsonl"),
+        rollouts=(*(r for r in found if not r.is_validation), *reversed(validations)),
+    )
+
+
+def _read_rollout(path: Path) -> Rollout:
+    try:
+        result = RolloutResult.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first: Any = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "content"
+        raise _damaged(path, f"{place}: {first['msg']}") from error
+    seeds = [episode.seed for episode in result.episodes]
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise _damaged(path, f"episodes: {len(seeds)} with {len(set(seeds))} seeds, want distinct")
+    rollout = Rollout(path.parent, result)
+    rate = rollout.solved / len(seeds)
+    expected = (rate, *wilson_interval(rollout.solved, len(seeds)))
+    stated = (result.success_rate, *result.success_interval)
+    if any(abs(a - b) > RATE_ROUNDING for a, b in zip(stated, expected, strict=True)):
+        raise _damaged(path, f"success_rate: {stated}, its episodes give {expected}")
+    return rollout
+
+
+def _damaged(path: Path, what: str) -> RunError:
+    return RunError(f"{path}: damaged at {what}; delete {path.parent} or roll out again")

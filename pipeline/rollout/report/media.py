@@ -1,0 +1,47 @@
+"""Pictures and films inside the page, as `data:` addresses, up to a total size.
+
+Knows files and bytes; nothing about episodes. What does not fit is named, not dropped in silence.
+"""
+
+import base64
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+PNG_MARK: Final = b"\x89PNG\r\n\x1a\n"  # PNG specification, section 5.2
+MP4_MARK: Final = b"ftyp"  # bytes 4 to 8 of an MP4 file; ISO/IEC 14496-12, section 4.3
+
+
+@dataclass
+class MediaBudget:
+    """How many bytes of files the page may still take up, and what it could not."""
+
+    limit: int
+    """In bytes of files; inside the page they take a third more."""
+    used: int = 0
+    left_out: list[Path] = field(default_factory=list)
+    """Files for which there was no room."""
+    unusable: list[Path] = field(default_factory=list)
+    """Files that are not what their name says."""
+
+    def image(self, path: Path) -> str | None:
+        """Return a PNG file as an address; None where it is absent or left out."""
+        return self._inline(path, "image/png", PNG_MARK, 0)
+
+    def video(self, path: Path) -> str | None:
+        """Return an MP4 file as an address; None where it is absent or left out."""
+        return self._inline(path, "video/mp4", MP4_MARK, 4)
+
+    def _inline(self, path: Path, kind: str, mark: bytes, offset: int) -> str | None:
+        if not path.is_file():
+            return None
+        size = path.stat().st_size
+        if self.used + size > self.limit:
+            self.left_out.append(path)
+            return None
+        content = path.read_bytes()
+        if content[offset : offset + len(mark)] != mark:
+            self.unusable.append(path)
+            return None
+        self.used += len(content)
+        return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,48 @@
+"""`vla-report` as a user types it."""
+
+import typer.main
+from typer.testing import CliRunner
+
+import cli.report
+from tests.pipeline.rollout.report.runs import make_result, trained_run, write_rollout
+
+
+def invoke(*words):
+    return CliRunner().invoke(cli.report.main, [str(word) for word in words])
+
+
+def refusal(*words):
+    """Run what must fail as a user's error, and return the one line it says."""
+    result = invoke(*words)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_flags_are_what_users_know():
+    command = typer.main.get_command(cli.report.main)
+    flags = {option for parameter in command.params for option in parameter.opts}
+    assert flags == {"runs", "--out", "--media-mb", "--help"} - {"--help"}
+
+
+def test_a_run_gets_its_page_and_mistakes_one_line(tmp_path, monkeypatch):
+    run = trained_run(tmp_path)
+    write_rollout(run, "drawer", make_result(run, [True, False]), pictures=2)
+    told = invoke(run)
+    assert told.exit_code == 0, told.output
+    assert told.stdout.startswith(f"wrote {run / 'report.html'} (0.0 MB)")
+    assert "solved 1 of 2 episodes" in (run / "report.html").read_text()
+
+    told = invoke(run, "--media-mb", 0, "--out", tmp_path / "small.html")
+    assert "2 films and pictures left out" in told.stdout
+
+    assert "no training run here" in refusal(tmp_path / "absent")
+    assert "named twice" in refusal(run, run)
+    assert "is a folder" in refusal(run, "--out", tmp_path)
+    assert "want a place that can be read and written" in refusal(
+        run, "--out", tmp_path / "absent" / "page.html"
+    )
+    (run / "rollouts" / "drawer" / "result.json").write_text("{}")
+    line = refusal(run)
+    assert "result.json: damaged at env" in line
+    assert "roll out again" in line

@@ -1,0 +1,79 @@
+"""Reading runs: what is there, what is damaged, what they are called."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import RunError
+from pipeline.rollout.report.contents import distinct_labels, read_contents
+from pipeline.training.checkpoint import read_average
+from tests.pipeline.rollout.report.runs import copy_run, make_result, write_rollout
+
+
+def test_a_run_without_rollouts_reads(trained):
+    (run,) = read_contents([trained])
+    assert run.label == "run"
+    assert run.step == 8
+    assert run.rollouts == run.final_rollouts == ()
+    assert {"loss", "raw_mse", "heldout_error"} <= run.log.figures.keys()
+
+
+def test_parameters_are_those_of_the_weights(trained):
+    (run,) = read_contents([trained])
+    _, weights = read_average(trained)
+    buffers = ("normalizer", "mean", "std", "scale", "offset", "low", "high")
+    trainable = [t for n, t in weights.items() if not any(word in n for word in buffers)]
+    assert run.num_parameters == sum(tensor.numel() for tensor in trainable)
+
+
+def test_validations_come_after_what_was_asked_for(trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
+    for name in ("step_00000004", "step_00000008", "drawer", "a-second"):
+        write_rollout(run, name, make_result(run, [True, False]))
+    (read,) = read_contents([run])
+    names = [rollout.name for rollout in read.rollouts]
+    assert names == ["a-second", "drawer", "step_00000008", "step_00000004"]
+    assert [rollout.name for rollout in read.final_rollouts] == ["a-second", "drawer"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda content: content.pop("env"), "env"),
+        (lambda content: content["episodes"][1].pop("seed"), r"episodes\.1\.seed"),
+        (lambda content: content["episodes"].clear(), "episodes"),
+        (lambda content: content["episodes"].append(content["episodes"][0]), "distinct"),
+        (lambda content: content.update(success_rate=0.9), "success_rate"),
+        (lambda content: content.update(success_interval=[0, 1]), "success_rate"),
+    ],
+)
+def test_a_damaged_result_is_refused_by_name(trained, tmp_path, damage, said):
+    run = copy_run(trained, tmp_path / "run")
+    path = write_rollout(run, "drawer", make_result(run, [True, False])) / "result.json"
+    content = json.loads(path.read_text())
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=rf"drawer/result\.json: .*{said}.*roll out again"):
+        read_contents([run])
+
+
+def test_a_result_that_is_no_json_is_refused(trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
+    path = write_rollout(run, "drawer", make_result(run, [True])) / "result.json"
+    path.write_bytes(b'{"env": "\xff')
+    with pytest.raises(RunError, match=r"result\.json"):
+        read_contents([run])
+
+
+def test_the_same_run_twice_is_refused(trained):
+    with pytest.raises(RunError, match="named twice"):
+        read_contents([trained, trained / ".." / trained.name])
+
+
+def test_labels_are_as_short_as_they_can_be():
+    paths = [Path("/a/demo/run"), Path("/a/long/run"), Path("/b/long/run")]
+    assert distinct_labels(paths[:1]) == ["run"]
+    assert distinct_labels(paths[:2]) == ["demo/run", "long/run"]
+    assert distinct_labels(paths) == ["a/demo/run", "a/long/run", "b/long/run"]
+    assert distinct_labels([Path("/run"), Path("/a/run")]) == ["run", "a/run"]
