@@ -60,3 +60,7 @@ class FailedUnitsError(StoreError):
         """Say it in one line, and give a line for every unit."""
         super().__init__(message)
         self.reasons = tuple(reasons)
+
+
+class CameraMismatchError(VlaError, ValueError):
+    """Cameras do not show what they showed in training (their mounting's or the client's fault)."""

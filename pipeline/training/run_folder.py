@@ -1,9 +1,10 @@
-"""A run's folder apart from its checkpoints: what it is, and the probe of its encoder.
+"""A run's folder apart from its checkpoints: what it is, its encoder's probe, what cameras showed.
 
 Knows files and identities; nothing about the training loop. Below the folder:
 
     run.json                              configuration, data and encoder; written when a run starts
     probe.safetensors                     frames and their features, to know the encoder by
+    starts.safetensors                    features of the training, to know the cameras by
     log.jsonl                             figures, one JSON object a line
     checkpoints/                          see `checkpoint.py`
 """
@@ -22,12 +23,14 @@ from safetensors.torch import save
 from pipeline.errors import RunError
 from pipeline.features.probe import Probe
 from pipeline.files import write_atomically, write_json
+from pipeline.training.camera_reference import CameraReference
 from pipeline.training.config import TrainConfig
 from policy.engine import EngineRecord
 from policy.spec import AgentSpec, EncoderIdentity
 
-FORMAT_VERSION: Final = 3  # 1 carried no probe, 2 named one store
+FORMAT_VERSION: Final = 4  # 1 carried no probe, 2 named one store, 3 had no camera reference
 PROBE_FILE: Final = "probe.safetensors"
+REFERENCE_FILE: Final = "starts.safetensors"
 
 
 class StoreIdentity(BaseModel):
@@ -58,6 +61,8 @@ class DataIdentity(BaseModel):
     """Which encoder made the features."""
     probe_digest: str
     """`Probe.digest` of the first store's probe, which the run carries on."""
+    reference_digest: str
+    """`CameraReference.digest` of what the cameras showed, which the run carries too."""
 
     @property
     def name(self) -> str:
@@ -95,19 +100,25 @@ class RunDescription(BaseModel):
     it goes on live."""
 
 
-def write_run(run: Path, description: RunDescription, probe: Probe) -> None:
-    """Write a new run's probe, then its description.
+def write_run(
+    run: Path, description: RunDescription, probe: Probe, reference: CameraReference
+) -> None:
+    """Write a new run's probe and camera reference, then its description.
 
     Raises:
         OSError: the folder is not writable.
     """
     run.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        "frames": torch.from_numpy(np.ascontiguousarray(probe.frames)),
-        "features": torch.from_numpy(np.ascontiguousarray(probe.features)),
-    }
     words = {"engine": probe.engine.model_dump_json(), "tolerance": repr(probe.tolerance)}
-    write_atomically(run / PROBE_FILE, save(tensors, metadata=words))
+    _write_arrays(
+        run / PROBE_FILE, {"frames": probe.frames, "features": probe.features}, words=words
+    )
+    arrays = {
+        "starts": reference.starts,
+        "rows": reference.rows,
+        "row_episodes": reference.row_episodes,
+    }
+    _write_arrays(run / REFERENCE_FILE, arrays, words={})
     write_json(run / "run.json", description.model_dump(mode="json"))
 
 
@@ -118,25 +129,59 @@ def read_probe(run: Path, description: RunDescription) -> Probe:
         RunError: it is absent, damaged, or not the one that the run started with.
     """
     path = run / PROBE_FILE
+    arrays, words = _read_arrays(path, ("frames", "features"))
+    try:
+        probe = Probe(
+            **arrays,
+            engine=EngineRecord.model_validate_json(words["engine"]),
+            tolerance=float(words["tolerance"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
+    _check_digest(path, "probe", probe.digest(), description.data.probe_digest)
+    return probe
+
+
+def read_reference(run: Path, description: RunDescription) -> CameraReference:
+    """Read what the cameras showed in a run's training.
+
+    Raises:
+        RunError: it is absent, damaged, or not the one that the run started with.
+    """
+    path = run / REFERENCE_FILE
+    arrays, _ = _read_arrays(path, ("starts", "rows", "row_episodes"))
+    reference = CameraReference(**arrays)
+    expected = description.data.reference_digest
+    _check_digest(path, "camera reference", reference.digest(), expected)
+    return reference
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray], *, words: dict[str, str]) -> None:
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+    write_atomically(path, save(tensors, metadata=words))
+
+
+def _read_arrays(
+    path: Path, names: tuple[str, ...]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read arrays and words of a safetensors file, as `_write_arrays` wrote them."""
     try:
         with safe_open(path, framework="numpy") as file:
-            words = file.metadata()
-            probe = Probe(
-                frames=file.get_tensor("frames"),
-                features=file.get_tensor("features"),
-                engine=EngineRecord.model_validate_json(words["engine"]),
-                tolerance=float(words["tolerance"]),
-            )
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path}: cannot be read ({error}); restore it from a copy, or train anew")
+
+
+def _check_digest(path: Path, what: str, found: str, expected: str) -> None:
+    if found != expected:
         raise RunError(
-            f"{path}: cannot be read ({error}); restore it from a copy, or train anew"
-        ) from error
-    if probe.digest() != description.data.probe_digest:
-        raise RunError(
-            f"{path}: is not the probe that run.json names ({description.data.probe_digest[:12]}); "
+            f"{path}: is not the {what} that run.json names ({expected[:12]}); "
             f"restore it from a copy, or train anew"
         )
-    return probe
 
 
 def read_run(run: Path) -> RunDescription:

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.features.probe import Probe
 from pipeline.features.store import FeatureStore
 from pipeline.files import sole_writer
+from pipeline.training.camera_reference import CameraReference, take_reference
 from pipeline.training.config import TrainConfig
 from pipeline.training.distributed import joined_ranks
 from pipeline.training.live import open_live_windows
@@ -110,12 +111,12 @@ def train(
             backbone=backbone,
             device=opened,
         )
-        with data_source as (data, identity, probe):
+        with data_source as (data, identity, probe, reference):
             description = RunDescription(config=config, spec=data.spec, data=identity, live=live)
             trainer = Trainer(run, description, data, opened, ranks)
             is_new = ranks.is_primary and is_new_run(run, description, resume=resume)
             if is_new:
-                write_run(run, description, probe)
+                write_run(run, description, probe, reference)
             ranks.wait()
             with sole_writer(run, RunError) if ranks.is_primary else nullcontext():
                 resumed_from = trainer.restore()
@@ -152,7 +153,7 @@ def _open_data(
     live: bool,
     backbone: str | None,
     device: torch.device,
-) -> Iterator[tuple[WindowData, DataIdentity, Probe]]:
+) -> Iterator[tuple[WindowData, DataIdentity, Probe, CameraReference]]:
     stores = [FeatureStore.open(path) for path in paths]
     with ExitStack() as datasets:
         with unreplaced(stores) as digests:
@@ -172,14 +173,21 @@ def _open_data(
             else:
                 data = WindowData(*stores, heldout_share=heldout_share, weights=weights)
                 data.move_to(device)
-        yield data, _identify(stores, digests, weights, probe), probe
+        reference = take_reference(data)
+        identity = DataIdentity(
+            stores=_identify(stores, digests, weights),
+            fps=stores[0].attributes.fps,
+            encoder=stores[0].attributes.encoder,
+            probe_digest=probe.digest(),
+            reference_digest=reference.digest(),
+        )
+        yield data, identity, probe, reference
 
 
 def _identify(
-    stores: Sequence[FeatureStore], digests: Sequence[str], weights: Sequence[float], probe: Probe
-) -> DataIdentity:
-    first = stores[0].attributes
-    identities = tuple(
+    stores: Sequence[FeatureStore], digests: Sequence[str], weights: Sequence[float]
+) -> tuple[StoreIdentity, ...]:
+    return tuple(
         StoreIdentity(
             name=str(store.attributes.manifest["name"]),
             digest=digest,
@@ -187,7 +195,4 @@ def _identify(
             manifest=store.attributes.manifest,
         )
         for store, digest, weight in zip(stores, digests, weights, strict=True)
-    )
-    return DataIdentity(
-        stores=identities, fps=first.fps, encoder=first.encoder, probe_digest=probe.digest()
     )

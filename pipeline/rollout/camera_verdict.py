@@ -1,0 +1,154 @@
+"""What the camera check found, in words and as `result.json` keeps it.
+
+Knows numbers and names; nothing about features or frames.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+CameraCheckMode = Literal["refuse", "warn", "off"]
+"""What follows where the cameras do not show what training showed: end, say so, or do not look."""
+
+Mistake = Literal[
+    "flipped left to right",
+    "flipped upside down",
+    "rotated by 180 degrees",
+    "red and blue exchanged",
+    "another view",
+    "unknown",
+]
+"""What is wrong with a view."""
+
+
+class ViewFinding(BaseModel):
+    """How what one camera shows relates to what it showed in training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    view: str
+    """Its name."""
+    mistake: Mistake | None
+    """None where it matches."""
+    shows: str | None = None
+    """The view of the training that it shows instead, for `another view`."""
+    distance: float
+    """To the nearest training start, in standard deviations of a feature."""
+    spread: float
+    """The largest distance of a training start to the nearest other one."""
+    undone_distance: float | None = None
+    """The distance with the mistake undone, where it has a name."""
+
+    def words(self) -> str:
+        """Say what is wrong, with the distances that say so."""
+        within = f"training starts lie within {self.spread:.1f} of each other"
+        if self.mistake == "unknown":
+            return (
+                f"view `{self.view}` matches nothing seen in training (distance "
+                f"{self.distance:.1f}, {within})"
+            )
+        what = (
+            f"shows what training saw as `{self.shows}`"
+            if self.shows is not None
+            else f"matches training when {self._undone()}"
+        )
+        return (
+            f"view `{self.view}` {what} (distance {self.undone_distance:.1f} instead of "
+            f"{self.distance:.1f}, {within})"
+        )
+
+    def _undone(self) -> str:
+        if self.mistake == "red and blue exchanged":
+            return "red and blue are exchanged"
+        return str(self.mistake)
+
+
+class CameraVerdict(BaseModel):
+    """What the first frames of an episode show."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    views: tuple[ViewFinding, ...]
+    """One each, in the order of the training."""
+    unchecked: str | None = None
+    """Why nothing could be checked."""
+
+    @property
+    def matches(self) -> bool:
+        """Whether nothing speaks against the cameras; true too where nothing could be checked."""
+        return all(finding.mistake is None for finding in self.views)
+
+    def line(self) -> str:
+        """Say it in one line."""
+        if self.unchecked is not None:
+            return f"cameras are not checked: {self.unchecked}"
+        if self.matches:
+            return "all views match training"
+        shows = {finding.view: finding.shows for finding in self.views}
+        parts = []
+        for finding in self.views:
+            if finding.mistake is None:
+                continue
+            if finding.shows is None or shows[finding.shows] != finding.view:
+                parts.append(finding.words())
+            elif list(shows).index(finding.view) < list(shows).index(finding.shows):
+                parts.append(f"views `{finding.view}` and `{finding.shows}` are swapped")
+        return "; ".join(parts)
+
+
+class StartFinding(BaseModel):
+    """The verdict on one episode of a rollout."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int
+    """Of the episode."""
+    verdict: CameraVerdict
+    """On its first frames."""
+
+
+class CameraCheckResult(BaseModel):
+    """The camera check of a whole rollout, as `result.json` keeps it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: CameraCheckMode
+    """What a mismatch would have led to."""
+    starts: tuple[StartFinding, ...]
+    """In the order of the seeds; empty where nothing was checked."""
+    decisions: int = 0
+    """Decisions whose features were compared."""
+    alarms: int = 0
+    """Those further from training than `threshold`."""
+    threshold: float | None
+    """About 1 % of the training's own rows lie above it; None where nothing can be compared."""
+    distance_p50: float | None = None
+    """Of all decisions, in multiples of what is usual in training; `CameraCheck.distance`."""
+    distance_p95: float | None = None
+    distance_max: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        mode: CameraCheckMode,
+        starts: Sequence[StartFinding],
+        distances: Sequence[float],
+        threshold: float | None,
+    ) -> "CameraCheckResult":
+        """Summarise the distances of all decisions; none where nothing was compared."""
+        if threshold is None or not distances:
+            return cls(mode=mode, starts=tuple(starts), threshold=threshold)
+        values = np.asarray(distances, np.float64)
+        p50, p95, largest = np.percentile(values, [50, 95, 100]).tolist()
+        return cls(
+            mode=mode,
+            starts=tuple(starts),
+            decisions=len(values),
+            alarms=int((values > threshold).sum()),
+            threshold=threshold,
+            distance_p50=p50,
+            distance_p95=p95,
+            distance_max=largest,
+        )
