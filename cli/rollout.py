@@ -1,14 +1,16 @@
 """`vla-rollout`: run a trained policy live and measure its success."""
 
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, cast, get_args
 
 import typer
 
 from cli.exits import exit_on_vla_error
 from pipeline.errors import ConfigError
+from pipeline.rollout.camera_verdict import CameraCheckMode
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.loop import RolloutConfig, roll_out
+from pipeline.rollout.report.page import write_report
 
 main = typer.Typer(add_completion=False)
 
@@ -28,6 +30,9 @@ def rollout(
         int,
         typer.Option(help="Pixels a side of the pictures, before they are resized to 256."),
     ] = 256,
+    camera_check: Annotated[
+        str, typer.Option(help="refuse, warn or off: where cameras do not show what they did.")
+    ] = "refuse",
     override_gate: Annotated[
         bool,
         typer.Option("--override-gate", help="Move although encoder or control rate differ."),
@@ -59,6 +64,7 @@ def rollout(
                 checkpoint=checkpoint,
                 videos=_parse_videos(videos),
                 render_size=render_size,
+                camera_check=parse_camera_check(camera_check),
                 override_gate=override_gate,
                 num_evaluations=evaluations,
                 max_steps=max_steps,
@@ -66,6 +72,22 @@ def rollout(
             )
         )
         typer.echo(f"{result.summary()}\nwrote {folder / 'result.json'}")
+        if folder.resolve().is_relative_to(run.resolve()):
+            write_report([run], run / "report.html")
+            typer.echo(f"wrote {run / 'report.html'}")
+
+
+def parse_camera_check(text: str) -> CameraCheckMode:
+    """Return the mode that `--camera-check` names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    if text not in get_args(CameraCheckMode):
+        raise ConfigError(
+            f"--camera-check {text}: want one of {', '.join(get_args(CameraCheckMode))}"
+        )
+    return cast(CameraCheckMode, text)
 
 
 def _parse_videos(text: str) -> Literal["all", "failed", "none"] | int:

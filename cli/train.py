@@ -9,6 +9,7 @@ import typer
 
 from cli.exits import exit_on_vla_error
 from pipeline.errors import ConfigError
+from pipeline.rollout.report.page import write_report
 from pipeline.rollout.validation import validate_by_rollouts
 from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
@@ -92,6 +93,8 @@ def train_command(
             )
         if report.is_primary:
             typer.echo(report.summary())
+            write_report([out], out / "report.html")
+            typer.echo(f"wrote {out / 'report.html'}")
             for watcher in watchers:
                 for failure in watcher.failures:
                     typer.echo(f"warning: {failure}", err=True)

@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from pipeline.errors import ConfigError
 from pipeline.files import write_json
+from pipeline.rollout.camera_check import CameraCheck
+from pipeline.rollout.camera_verdict import CameraCheckMode, CameraCheckResult, StartFinding
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import make_env
 from pipeline.rollout.episode import Observation, Progress
@@ -66,6 +68,8 @@ class RolloutConfig(BaseModel):
     """Control steps until an episode counts as failed; None is the simulator's own limit."""
     videos: Literal["all", "failed", "none"] | int = 1
     """Which episodes are filmed: a number means that many of the first."""
+    camera_check: CameraCheckMode = "refuse"
+    """What follows where the cameras do not show what training showed."""
     override_gate: bool = False
     """Go on with another encoder or control rate; the result says so."""
     backbone: str | None = None
@@ -86,6 +90,8 @@ class DecisionLog:
     encode: list[float] = field(default_factory=list)
     head: list[float] = field(default_factory=list)
     disagreement: list[float] = field(default_factory=list)
+    starts: list[StartFinding] = field(default_factory=list)
+    camera_distance: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -104,6 +110,7 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         EnvError: the simulator cannot be built, does not fit the policy, or its process ended.
         ConfigError: a seed may have been seen in training.
         AgentMismatchError: the policy's objective cannot take that many passes through the head.
+        CameraMismatchError: see `play_episodes`.
         MissingExtraError: films are asked for and cannot be made.
     """
     if config.first_seed < FIRST_ROLLOUT_SEED:
@@ -119,6 +126,9 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         config.run, backbone=config.backbone, checkpoint=config.checkpoint, gate=gate
     )
     num_evaluations = agent.evaluations(config.num_evaluations)
+    check = None
+    if config.camera_check != "off":
+        check = CameraCheck.from_run(config.run, description)
     env = make_env(config.env, description.spec.view_names, config.render_size)
     started = time.monotonic()
     try:
@@ -134,7 +144,9 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
             out=config.out,
         )
         with players(player_config, env, min(config.num_envs, config.episodes)) as crew:
-            episodes = play_episodes(agent, crew, config, num_evaluations=num_evaluations, log=log)
+            episodes = play_episodes(
+                agent, crew, config, num_evaluations=num_evaluations, log=log, check=check
+            )
     finally:
         env.close()
     solved = sum(episode.success for episode in episodes)
@@ -158,6 +170,12 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         encode_s=Latency.of(log.encode),
         head_s=Latency.of(log.head),
         disagreement=Disagreement.of(log.disagreement),
+        camera_check=CameraCheckResult.of(
+            config.camera_check,
+            sorted(log.starts, key=lambda start: start.seed),
+            log.camera_distance,
+            None if check is None else check.threshold,
+        ),
     )
     names = [f"videos/seed_{episode.seed}.mp4" for episode in episodes]
     videos = [config.out / name for name in names if (config.out / name).exists()]
@@ -183,8 +201,15 @@ def play_episodes(
     *,
     num_evaluations: int,
     log: DecisionLog,
+    check: CameraCheck | None = None,
 ) -> list[EpisodeResult]:
-    """Play every episode of a rollout, as many at once as there are players; in seed order."""
+    """Play every episode of a rollout, as many at once as there are players; in seed order.
+
+    Raises:
+        CameraMismatchError: what the cameras show at an episode's start is not what they showed
+            in training, and `config` says to refuse that; no action of it was taken.
+        EnvError: a simulator's process ended.
+    """
     waiting = iter(range(config.first_seed, config.first_seed + config.episodes))
     found: dict[int, EpisodeResult] = {}
     playing: dict[Player, Episode] = {}
@@ -205,6 +230,9 @@ def play_episodes(
             undecided: list[tuple[Player, Progress]] = []
             for player, progress in answers.items():
                 if progress.result is None:
+                    _check_start(
+                        agent, playing[player], progress, config=config, log=log, check=check
+                    )
                     undecided.append((player, progress))
                     continue
                 found[progress.result.seed] = progress.result
@@ -218,8 +246,9 @@ def play_episodes(
                 agent,
                 [progress for _, progress in undecided],
                 [playing[player] for player, _ in undecided],
-                num_evaluations,
-                log,
+                num_evaluations=num_evaluations,
+                log=log,
+                check=check,
             )
             for (player, _), chunk in zip(undecided, chunks, strict=True):
                 playing[player].decisions += 1
@@ -231,8 +260,10 @@ def decide(
     agent: VLAAgent,
     seen: list[Progress],
     episodes: list[Episode],
+    *,
     num_evaluations: int,
     log: DecisionLog,
+    check: CameraCheck | None,
 ) -> list[Float32[np.ndarray, "n a"]]:
     """Return the next `num_action_steps` actions of some episodes, in the manifest's units.
 
@@ -246,7 +277,8 @@ def decide(
         seen: the latest observation steps of each episode.
         episodes: whose they are; seed and number of the decision decide the noise.
         num_evaluations: passes through the head.
-        log: takes the durations and the disagreement.
+        log: takes the durations, the disagreement and the cameras' distance from training.
+        check: measures that distance.
     """
     observations = [observation for progress in seen for observation in progress.observations]
     frames = torch.from_numpy(np.stack([observation.frames for observation in observations]))
@@ -264,11 +296,28 @@ def decide(
         log.head.append(time.perf_counter() - started)
         log.encode.append(encode_s)
         log.render.append(progress.render_s)
+        if check is not None and check.threshold is not None:
+            log.camera_distance.append(check.distance(features[-1].cpu()))
         residual = agent.additivity_residual(*window, noise)
         if residual is not None:
             log.disagreement.append(residual.item())
         chunks.append(chunk[: agent.config.num_action_steps].numpy())
     return chunks
+
+
+def _check_start(
+    agent: VLAAgent,
+    episode: Episode,
+    progress: Progress,
+    *,
+    config: RolloutConfig,
+    log: DecisionLog,
+    check: CameraCheck | None,
+) -> None:
+    if check is None or config.camera_check == "off" or episode.decisions > 0:
+        return
+    verdict = check.admit(progress.observations[-1].frames, agent, config.camera_check)
+    log.starts.append(StartFinding(seed=episode.seed, verdict=verdict))
 
 
 def _window(

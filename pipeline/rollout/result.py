@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.rollout.camera_verdict import CameraCheckResult
 from policy.spec import EncoderIdentity
 
 NORMAL_QUANTILE: Final = 1.959964  # two-sided 95 % of a standard normal
@@ -112,12 +113,22 @@ class RolloutResult(BaseModel):
     disagreement: Disagreement | None = None
     """Of the head with itself; None where the objective does not learn jumps."""
 
+    camera_check: CameraCheckResult
+    """Whether the cameras showed what they showed in training."""
+
     def alarms(self) -> list[str]:
         """Return what makes the figures doubtful, a sentence each; a report prints them in red."""
-        return [f"the gate was overridden: {reason}" for reason in self.gate_overridden]
+        found = [f"the gate was overridden: {reason}" for reason in self.gate_overridden]
+        check = self.camera_check
+        if check.mode == "off":
+            found.append("the cameras were not compared with those of training")
+        for start in check.starts:
+            if not start.verdict.matches:
+                found.append(f"cameras at seed {start.seed}: {start.verdict.line()}")
+        return found
 
     def summary(self) -> str:
-        """Say it in two lines, and in one more for each refusal that was overridden."""
+        """Say it in two lines, and in one more for each alarm."""
         solved = sum(episode.success for episode in self.episodes)
         low, high = self.success_interval
         parts = (("render", self.render_s), ("encode", self.encode_s), ("head", self.head_s))
@@ -129,7 +140,7 @@ class RolloutResult(BaseModel):
             f"{100 * high:.0f} %), "
             f"seeds {seeds}, {self.num_evaluations} sampling step(s), encoder {self.encoder.name}\n"
             f"one decision, median: {times}"
-            + "".join(f"\nGATE OVERRIDDEN: {reason}" for reason in self.gate_overridden)
+            + "".join(f"\nATTENTION: {alarm}" for alarm in self.alarms())
         )
 
 

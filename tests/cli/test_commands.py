@@ -111,6 +111,7 @@ def test_flags_are_what_users_know():
         "--videos",
         "--render-size",
         "--override-gate",
+        "--camera-check",
     }
     assert flags(cli.data.main, "record") == {
         "--env",

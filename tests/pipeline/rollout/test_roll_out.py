@@ -121,7 +121,7 @@ def test_the_gate_can_be_overridden_and_the_result_says_so(run, tmp_path):
     assert len(result.gate_overridden) == 2
     assert "stand-in is another encoder" in result.gate_overridden[0]
     assert "probe frame" in result.gate_overridden[1]
-    assert "GATE OVERRIDDEN: " in result.summary()
+    assert "ATTENTION: the gate was overridden: " in result.summary()
 
 
 def test_larger_pictures_are_resized(run, alone, tmp_path):

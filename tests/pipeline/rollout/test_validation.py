@@ -18,6 +18,7 @@ from tests.pipeline.tiny import complete_store
 STUDENT = """
 import json, sys, time
 from pathlib import Path
+from pipeline.rollout.camera_verdict import CameraCheckResult
 from pipeline.rollout.result import Latency, RolloutResult, EpisodeResult
 from pipeline.training.checkpoint import read_average
 from pipeline.training.run_folder import read_probe, read_run
@@ -33,6 +34,7 @@ result = RolloutResult(
     encoder=description.data.encoder, store_digest=description.data.store_digest,
     episodes=(EpisodeResult(seed=0, success=step > 4, steps=1, reward=0.0, decisions=1),),
     dataset="tiny", code_version="0", render_size=256, num_envs=1, gate_overridden=(),
+    camera_check=CameraCheckResult(mode="refuse", starts=(), threshold=None),
     success_rate=float(step > 4), success_interval=(0.0, 1.0),
     render_s=instant, encode_s=instant, head_s=instant,
 )
