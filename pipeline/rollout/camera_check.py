@@ -261,4 +261,5 @@ def _calibrate_starts(starts: Float32[Tensor, "n 768"]) -> tuple[float, float]:
 
 def _pairwise(points: Float32[Tensor, "n 768"]) -> Float32[Tensor, "n n"]:
     """Return the root mean square distance of every two points."""
-    return torch.cdist(points, points) / FEATURE_DIM**0.5
+    apart: Tensor = torch.cdist(points, points) / FEATURE_DIM**0.5
+    return apart
