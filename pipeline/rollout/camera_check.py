@@ -27,7 +27,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -58,6 +58,7 @@ _UNDO: Final[dict[Mistake, Callable[[Tensor], Tensor]]] = {
 logger = logging.getLogger(__name__)
 
 
+@runtime_checkable  # the test run checks types
 class ViewEncoder(Protocol):
     """What the check asks of an encoder."""
 
