@@ -29,6 +29,7 @@ LEFT: Final = 50.0  # room for the numbers beside the vertical axis
 RIGHT: Final = WIDTH - 14
 TOP: Final = 10.0
 BOTTOM: Final = HEIGHT - 24
+DIGIT_WIDTH: Final = 6.4  # of the axes' numbers
 MAX_POINTS: Final = 240  # a line of more points is drawn as spans
 NUM_SPANS: Final = 120
 MAX_MARKED: Final = 40  # points that are still drawn as dots
@@ -157,10 +158,11 @@ def _axes(across: Scale, upward: Scale, *, is_share: bool) -> list[Markup]:
         parts.append(element("line", class_="grid", x1=LEFT, x2=RIGHT, y1=y, y2=y))
         parts.append(element("text", text, class_="up", x=LEFT - 7, y=y, dy="0.32em"))
     for tick in across.ticks:
-        x = f"{_x(across, tick):.1f}"
-        side = "along end" if _x(across, tick) > RIGHT - 30 else "along"
+        x, text = f"{_x(across, tick):.1f}", f"{tick:,.0f}"
+        overhangs = _x(across, tick) + len(text) * DIGIT_WIDTH / 2 > WIDTH
+        side = "along end" if overhangs else "along"
         parts.append(element("line", class_="tick", x1=x, x2=x, y1=BOTTOM, y2=BOTTOM + 4))
-        parts.append(element("text", f"{tick:,.0f}", class_=side, x=x, y=BOTTOM + 17))
+        parts.append(element("text", text, class_=side, x=x, y=BOTTOM + 17))
     parts.append(element("line", class_="base", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=BOTTOM))
     return parts
 

@@ -55,5 +55,5 @@ def _figure(name: str, runs: Sequence[RunContents], last_step: int) -> Markup:
         for colour, run in enumerate(runs)
         if name in run.log.figures
     ]
-    style = STYLES.get(name) or ChartStyle(name.replace("_", " "))
+    style = STYLES.get(name) or ChartStyle(name.replace("_", " ").capitalize())
     return chart(lines, style, last_step)
