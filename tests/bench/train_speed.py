@@ -1,0 +1,158 @@
+"""What the cache saves: a step of training on cached features against one with the tower running.
+
+    python -m tests.bench.train_speed [--threads 2] [--live-steps 1]
+
+Both train the same agent on the same windows of the same dataset, batch 64, with a full-size tower
+of random weights: once its features are read from memory (bars: 25 x with the design's head, 100 x
+with the head of `demo`), once it encodes every distinct frame of the batch, in bfloat16 where the
+machine has it, as `vla-embed` does. The store of this benchmark holds random numbers as features;
+live training reads none of them. And: which share of a cached step prepares its data (bar: 2 %).
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from pipeline.datasets.manifest import load_manifest
+from pipeline.datasets.manifest_reader import ManifestReader
+from pipeline.features.attributes import SourceShare, StepArrays, StoreAttributes
+from pipeline.features.encode import hash_frames
+from pipeline.features.probe import make_probe
+from pipeline.features.store import FeatureStore
+from pipeline.features.units import unit_rows
+from pipeline.training.config import TrainConfig, with_settings
+from pipeline.training.live import LiveWindowData
+from pipeline.training.presets import demo, proj96
+from pipeline.training.run_folder import DataIdentity, RunDescription, StoreIdentity
+from pipeline.training.trainer import Trainer
+from pipeline.training.windows import WindowData, seeded_generator
+from policy.backbone import FrozenSiglip2, load_backbone
+from tests.bench.embed_memory import write_frames
+from tests.policy.test_backbone import save_checkpoint
+
+NUM_STEPS: Final = 2_000  # control steps: two windows of a batch hardly ever share a frame
+BATCH: Final = 64
+CACHED_STEPS: Final = {"design": 6, "demo": 60}
+MIN_SPEEDUP: Final = {"design": 25, "demo": 100}
+MAX_DATA_SHARE: Final = 0.02
+CPU: Final = torch.device("cpu")
+
+
+def write_store(path: Path, reader: ManifestReader, encoder: FrozenSiglip2) -> FeatureStore:
+    """Write a store of the dataset's steps and frame hashes, with random features."""
+    episodes = range(reader.num_episodes)
+    lengths = [reader.episode_length(episode) for episode in episodes]
+    steps = StepArrays(
+        state=np.concatenate([reader.state(episode) for episode in episodes]),
+        action=np.concatenate([reader.action(episode) for episode in episodes]),
+        timestamp=np.concatenate([reader.timestamp(episode) for episode in episodes]),
+        episode_ends=np.cumsum(lengths, dtype=np.int64),
+    )
+    first = np.stack(reader.frames(0, 0, 1), axis=1)
+    probe = make_probe(encoder, first)
+    attributes = StoreAttributes(
+        encoder=encoder.identity,
+        engine=probe.engine,
+        view_names=reader.view_names,
+        fps=reader.fps,
+        manifest={"name": "noise"},
+        manifest_digest="0" * 64,
+        sources=(SourceShare(num_episodes=len(lengths), weight=1.0),),
+        heldout=None,
+    )
+    store = FeatureStore.create(path, attributes, steps, probe)
+    hashes = np.concatenate(
+        [
+            hash_frames(np.stack(reader.frames(episode, 0, lengths[episode]), axis=1))
+            for episode in episodes
+        ]
+    )
+    numbers = np.random.default_rng(0)
+    for unit in range(store.num_units):
+        start, stop = unit_rows(unit, store.num_rows)
+        features = numbers.normal(size=(stop - start, len(reader.view_names), 768))
+        engines = {probe.engine.digest()}
+        store.write_unit(unit, features.astype(np.float16), hashes[start:stop], engines)
+    store.mark_complete()
+    return store
+
+
+def trainer_of(config: TrainConfig, store: FeatureStore, data: WindowData, run: Path) -> Trainer:
+    """Build a trainer that writes nothing."""
+    held = store.attributes
+    identity = DataIdentity(
+        stores=(StoreIdentity(name="noise", digest="0", weight=1.0, manifest={}),),
+        fps=held.fps,
+        encoder=held.encoder,
+        probe_digest="0",
+        reference_digest="0",
+    )
+    description = RunDescription(config=config, spec=data.spec, data=identity)
+    return Trainer(run, description, data, CPU)
+
+
+def seconds_a_step(trainer: Trainer, steps: int) -> float:
+    """Return the median duration of some steps."""
+    spent = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        trainer.advance()
+        spent.append(time.perf_counter() - started)
+    return sorted(spent)[len(spent) // 2]
+
+
+def seconds_of_data(trainer: Trainer, steps: int) -> float:
+    """Return the median duration of sampling and gathering a batch."""
+    spent = []
+    for step in range(steps):
+        started = time.perf_counter()
+        rows = trainer._sampler.batch(step)
+        variants = trainer.data.draw_variants(len(rows), seeded_generator(0, "variants", step))
+        trainer._windows(rows, variants)
+        spent.append(time.perf_counter() - started)
+    return sorted(spent)[len(spent) // 2]
+
+
+def main() -> None:
+    """Print every figure and its bar."""
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments.add_argument("--live-steps", type=int, default=1)
+    chosen = arguments.parse_args()
+    torch.set_num_threads(chosen.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        checkpoint = save_checkpoint(Path(folder) / "tower", num_layers=12)
+        encoder = load_backbone(str(checkpoint))
+        manifest = write_frames(Path(folder) / "dataset", NUM_STEPS)
+        reader = ManifestReader(load_manifest(manifest))
+        store = write_store(Path(folder) / "store.zarr", reader, encoder)
+        cached = WindowData(store, heldout_share=0.0)
+        live = LiveWindowData(store, readers=[reader], encoder=encoder, heldout_share=0.0)
+        dtype = encoder.identity.compute_dtype
+        print(f"{chosen.threads} threads, batch {BATCH}, tower in {dtype}")
+        for name, preset in (("design", proj96()), ("demo", demo())):
+            config = with_settings(preset, [f"batch_size={BATCH}", "heldout_share=0.0"])
+            ours = trainer_of(config, store, cached, run)
+            ours.advance()  # picks kernels, wakes threads
+            before = seconds_a_step(ours, CACHED_STEPS[name])
+            share = seconds_of_data(ours, 50) / before
+            rival = seconds_a_step(trainer_of(config, store, live, run), chosen.live_steps)
+            step = (before + seconds_a_step(ours, CACHED_STEPS[name])) / 2
+            print(
+                f"{name} head: cached {1e3 * step:.1f} ms, live {1e3 * rival:.0f} ms a step: "
+                f"{rival / step:.0f} x (bar {MIN_SPEEDUP[name]}); data {100 * share:.2f} % of a "
+                f"cached step (bar {100 * MAX_DATA_SHARE:.0f} % at the design's sizes)",
+                flush=True,
+            )
+        reader.close()
+
+
+if __name__ == "__main__":
+    main()
