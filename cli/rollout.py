@@ -1,7 +1,7 @@
 """`vla-rollout`: run a trained policy live and measure its success."""
 
 from pathlib import Path
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -31,7 +31,8 @@ def rollout(
         typer.Option(help="Pixels a side of the pictures, before they are resized to 256."),
     ] = 256,
     camera_check: Annotated[
-        str, typer.Option(help="refuse, warn or off: where cameras do not show what they did.")
+        CameraCheckMode,
+        typer.Option(help="What follows where the cameras do not show what training showed."),
     ] = "refuse",
     override_gate: Annotated[
         bool,
@@ -64,7 +65,7 @@ def rollout(
                 checkpoint=checkpoint,
                 videos=_parse_videos(videos),
                 render_size=render_size,
-                camera_check=parse_camera_check(camera_check),
+                camera_check=camera_check,
                 override_gate=override_gate,
                 num_evaluations=evaluations,
                 max_steps=max_steps,
@@ -75,19 +76,6 @@ def rollout(
         if folder.resolve().is_relative_to(run.resolve()):
             write_report([run], run / "report.html")
             typer.echo(f"wrote {run / 'report.html'}")
-
-
-def parse_camera_check(text: str) -> CameraCheckMode:
-    """Return the mode that `--camera-check` names.
-
-    Raises:
-        ConfigError: it names none.
-    """
-    if text not in get_args(CameraCheckMode):
-        raise ConfigError(
-            f"--camera-check {text}: want one of {', '.join(get_args(CameraCheckMode))}"
-        )
-    return cast(CameraCheckMode, text)
 
 
 def _parse_videos(text: str) -> Literal["all", "failed", "none"] | int:

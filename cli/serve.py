@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.exits import exit_on_vla_error
+from pipeline.rollout.camera_verdict import CameraCheckMode
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.serve import serve
 from pipeline.rollout.serve_config import TOKEN_VARIABLE, ServeConfig, read_token
@@ -35,6 +36,10 @@ def serve_run(
     backbone: Annotated[
         str | None, typer.Option(help="Where the run's encoder lies now, if it moved.")
     ] = None,
+    camera_check: Annotated[
+        CameraCheckMode,
+        typer.Option(help="Where an episode's first frames are not as in training."),
+    ] = "refuse",
 ) -> None:
     """Serve a trained policy to robots, through the encoder of its training, until Ctrl-C."""
     with exit_on_vla_error("nothing was served yet"):
@@ -47,6 +52,7 @@ def serve_run(
             num_evaluations=evaluations,
             first_seed=seed,
             backbone=backbone,
+            camera_check=camera_check,
         )
         serve(config, typer.echo)
         typer.echo("stopped")

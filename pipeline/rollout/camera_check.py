@@ -58,7 +58,7 @@ _UNDO: Final[dict[Mistake, Callable[[Tensor], Tensor]]] = {
 logger = logging.getLogger(__name__)
 
 
-@runtime_checkable  # the test run checks types
+@runtime_checkable  # the test run checks argument types
 class ViewEncoder(Protocol):
     """What the check asks of an encoder."""
 
@@ -116,7 +116,10 @@ class CameraCheck:
         Raises:
             RunError: it is absent, damaged, or not the one that the run started with.
         """
-        return cls(read_reference(run, description), description.spec.view_names)
+        check = cls(read_reference(run, description), description.spec.view_names)
+        if check.threshold is None:
+            logger.warning("%s: %s", run, check._unchecked().line())
+        return check
 
     def distance(self, features: Float[Tensor, "v 768"]) -> float:
         """Return how far a decision's features are from all that training showed.
@@ -154,7 +157,7 @@ class CameraCheck:
                 f"cameras: expected what training showed, found: {verdict.line()}; correct the "
                 f"cameras or their order, or go on all the same with --camera-check warn"
             )
-        if not verdict.matches or verdict.unchecked is not None:
+        if not verdict.matches:
             logger.warning("%s", verdict.line())
         return verdict
 
@@ -170,8 +173,7 @@ class CameraCheck:
             encoder: the one that made the run's features.
         """
         if self.threshold is None:
-            why = f"{self._num_starts} training episodes, want {MIN_EPISODES} or more to judge by"
-            return CameraVerdict(views=(), unchecked=why)
+            return self._unchecked()
         shown = torch.from_numpy(np.ascontiguousarray(frames))
         features = encoder.encode_views(shown[None])[0]
         away = self._spreads_away(features)
@@ -186,6 +188,11 @@ class CameraCheck:
         return CameraVerdict(
             views=tuple(self._judge(view, away[view], undone, is_seen) for view in views)
         )
+
+    def _unchecked(self) -> CameraVerdict:
+        """Return the verdict where training had too few episodes."""
+        why = f"{self._num_starts} training episodes, want {MIN_EPISODES} or more to judge by"
+        return CameraVerdict(views=(), unchecked=why)
 
     def _judge(
         self,

@@ -14,6 +14,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from pipeline.errors import ConfigError
+from pipeline.rollout.camera_verdict import CameraCheckMode
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 
 TOKEN_VARIABLE: Final = "VLA_SERVE_TOKEN"  # noqa: S105 - the variable's name
@@ -42,6 +43,8 @@ class ServeConfig(BaseModel):
     """Decides the noise of each connection's first episode; each further episode takes the next."""
     backbone: str | None = None
     """Where the encoder lies now; None takes the name the run was trained with."""
+    camera_check: CameraCheckMode = "refuse"
+    """What follows where an episode's first frames are not what training showed."""
 
 
 def read_token(path: Path | None) -> SecretStr | None:

@@ -12,6 +12,10 @@ so: its `history` is `repeated` instead of `exact`.
 
 **Noise.** A connection's episode number e, from 0, draws the noise that `vla-rollout` draws for the
 seed `first_seed + e`: the same observations get the same actions, bit for bit.
+
+**Cameras.** The first observation of an episode is compared with the training's; one that does not
+match is refused before any action is given, or said in the log. A client that counts its steps and
+joins in the middle of an episode is not compared.
 """
 
 import logging
@@ -27,6 +31,8 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from pipeline.errors import RequestError
+from pipeline.rollout.camera_check import CameraCheck
+from pipeline.rollout.camera_verdict import CameraCheckMode
 from pipeline.rollout.gate import load_policy
 from pipeline.rollout.serve_request import Request, RequestReader
 from pipeline.rollout.serve_wire import decode_message
@@ -61,10 +67,20 @@ class ServedPolicy:
     """Passes through the head a decision."""
     first_seed: int
     """Decides the noise of each connection's first episode."""
+    cameras: CameraCheck | None
+    """Compares an episode's first frames with the training's; None does not look."""
+    camera_check: CameraCheckMode
+    """What follows where they do not match."""
 
     @classmethod
     def load(
-        cls, run: Path, *, backbone: str | None, num_evaluations: int | None, first_seed: int
+        cls,
+        run: Path,
+        *,
+        backbone: str | None,
+        num_evaluations: int | None,
+        first_seed: int,
+        camera_check: CameraCheckMode,
     ) -> "ServedPolicy":
         """Load a run through the gate; its encoder must be the one of its training.
 
@@ -73,6 +89,7 @@ class ServedPolicy:
             backbone: where its encoder lies now; None takes the name the run was trained with.
             num_evaluations: passes through the head; None is the objective's own number.
             first_seed: decides the noise of each connection's first episode.
+            camera_check: what follows where the cameras show something else than in training.
 
         Raises:
             RunError, EncoderLoadError, EncoderMismatchError: as in `load_policy`.
@@ -80,6 +97,7 @@ class ServedPolicy:
             ConfigError: a view's name cannot be served.
         """
         description, agent, step = load_policy(run, backbone=backbone)
+        is_checked = camera_check != "off"
         return cls(
             description=description,
             agent=agent,
@@ -87,6 +105,8 @@ class ServedPolicy:
             checkpoint_step=step,
             num_evaluations=agent.evaluations(num_evaluations),
             first_seed=first_seed,
+            cameras=CameraCheck.from_run(run, description) if is_checked else None,
+            camera_check=camera_check,
         )
 
     def metadata(self) -> dict[str, Any]:
@@ -172,6 +192,7 @@ class Session:
         Raises:
             RequestError: the message is not an observation of this policy, or the policy's answer
                 is not finite, which no robot should be given.
+            CameraMismatchError: an episode's first frames are not what training showed.
             FeatureRangeError: the encoder's features of these frames are not finite.
         """
         started = time.perf_counter()
@@ -181,6 +202,8 @@ class Session:
         if request.starts_episode and self._decision > 0:
             self._episode += 1
             self._begin_episode()
+        if self._decision == 0 and not request.step:
+            self._check_cameras(request)
         encoding = time.perf_counter()
         current = self._encode(request)
         encoded = time.perf_counter()
@@ -211,6 +234,11 @@ class Session:
         self._decision = 0
         self._last_step: int | None = None
         self._seen.clear()
+
+    def _check_cameras(self, request: Request) -> None:
+        policy = self._policy
+        if policy.cameras is not None:
+            policy.cameras.admit(request.frames[-1].numpy(), policy.agent, policy.camera_check)
 
     def _encode(self, request: Request) -> list[_Seen]:
         features = self._policy.agent.encode_views(request.frames).float()

@@ -57,6 +57,7 @@ def serve_until_signal(config: ServeConfig, announce: Callable[[str], None]) -> 
             backbone=config.backbone,
             num_evaluations=config.num_evaluations,
             first_seed=config.first_seed,
+            camera_check=config.camera_check,
         ).result()
         asyncio.run(run_until_signal(PolicyServer(policy, config, worker), announce))
 

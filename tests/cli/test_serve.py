@@ -181,4 +181,5 @@ def test_flags_are_what_users_know():
         "--seed",
         "--max-message-mib",
         "--backbone",
+        "--camera-check",
     }

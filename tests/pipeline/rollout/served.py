@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.rollout.camera_check import CameraCheck
+from pipeline.rollout.camera_verdict import CameraCheckMode
 from pipeline.rollout.serve_config import ServeConfig
 from pipeline.rollout.serve_request import RequestReader
 from pipeline.rollout.serve_session import ServedPolicy
@@ -38,7 +40,11 @@ class PixelBackbone:
         return frames[:, :, 0, 0, :1].half().expand(-1, -1, 768)
 
 
-def served_policy(obs_horizon: int = 2) -> ServedPolicy:
+def served_policy(
+    obs_horizon: int = 2,
+    cameras: CameraCheck | None = None,
+    camera_check: CameraCheckMode = "off",
+) -> ServedPolicy:
     """Two views (front, top), 5 numbers of state, 4 of action; random weights."""
     held = description()
     config = held.config.agent.model_copy(update={"obs_horizon": obs_horizon})
@@ -53,6 +59,8 @@ def served_policy(obs_horizon: int = 2) -> ServedPolicy:
         checkpoint_step=3,
         num_evaluations=1,
         first_seed=FIRST_SEED,
+        cameras=cameras,
+        camera_check=camera_check,
     )
 
 
