@@ -73,6 +73,8 @@ def rollout(
             )
         )
         typer.echo(f"{result.summary()}\nwrote {folder / 'result.json'}")
+        for alarm in result.alarms():
+            typer.secho(f"ATTENTION: {alarm}", fg="red", bold=True, err=True)
         if folder.resolve().is_relative_to(run.resolve()):
             write_report([run], run / "report.html")
             typer.echo(f"wrote {run / 'report.html'}")

@@ -4,6 +4,7 @@ Knows environments by their protocol; knows no policy. Views are rendered only a
 steps that a decision reads, and at every step where a film is wanted.
 """
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class EpisodePlayer:
         """
         self._env.reset(seed)
         self._seed, self._steps, self._decisions, self._reward = seed, 0, 0, 0.0
+        self._max_reward = -math.inf
         self._render_s = 0.0
         self._observations.clear()
         self._path = [self._env.effector_pixels()]
@@ -93,6 +95,7 @@ class EpisodePlayer:
             outcome = self._env.step(action)
             self._steps += 1
             self._reward += outcome.reward
+            self._max_reward = max(self._max_reward, outcome.reward)
             self._path.append(self._env.effector_pixels())
             if outcome.success or outcome.truncated or self._steps >= self._max_steps:
                 return self._progress(self._end(success=outcome.success))
@@ -128,5 +131,6 @@ class EpisodePlayer:
             success=success,
             steps=self._steps,
             reward=self._reward,
+            max_reward=self._max_reward,
             decisions=self._decisions,
         )

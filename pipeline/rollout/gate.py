@@ -114,11 +114,11 @@ def _load_encoder(
     try:
         return load_same_encoder(made_by, backbone, where=str(run))
     except EncoderMismatchError as error:
-        if backbone is None:  # nothing else was named that could be loaded instead
-            raise
+        if backbone is None and made_by.revision == "local":
+            raise  # nobody knows where it lies
         gate.refuse(error)
     return load_backbone(
-        backbone,
+        backbone or made_by.name,
         revision=revision_to_load(made_by, backbone),
         compute_dtype=made_by.compute_dtype,
     )

@@ -120,17 +120,18 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         )
     if config.videos not in ("none", 0):
         require_encoder()
-    _clear(config.out)  # before hours of episodes, not after
+    config.out.mkdir(parents=True, exist_ok=True)  # before hours of episodes, not after
     gate = Gate(is_overridden=config.override_gate)
     description, agent, step = load_policy(
         config.run, backbone=config.backbone, checkpoint=config.checkpoint, gate=gate
     )
     num_evaluations = agent.evaluations(config.num_evaluations)
+    encoder = agent.backbone
+    assert encoder is not None
     check = None
     if config.camera_check != "off":
         check = CameraCheck.from_run(config.run, description)
     env = make_env(config.env, description.spec.view_names, config.render_size)
-    started = time.monotonic()
     try:
         check_env(description, env, gate)
         max_steps = min(config.max_steps or env.max_steps, env.max_steps)
@@ -143,10 +144,13 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
             max_steps=max_steps,
             out=config.out,
         )
+        _clear(config.out)  # nothing was refused: what was here before is replaced
+        started = time.monotonic()
         with players(player_config, env, min(config.num_envs, config.episodes)) as crew:
             episodes = play_episodes(
                 agent, crew, config, num_evaluations=num_evaluations, log=log, check=check
             )
+        seconds = time.monotonic() - started
     finally:
         env.close()
     solved = sum(episode.success for episode in episodes)
@@ -156,7 +160,7 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         checkpoint_step=step,
         num_evaluations=num_evaluations,
         max_steps=max_steps,
-        encoder=description.data.encoder,
+        encoder=encoder.identity,
         dataset=description.data.name,
         store_digest=description.data.store_digest,
         code_version=importlib.metadata.version("frozen-vla"),
@@ -179,14 +183,13 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
     )
     names = [f"videos/seed_{episode.seed}.mp4" for episode in episodes]
     videos = [config.out / name for name in names if (config.out / name).exists()]
-    write_json(config.out / "eval_info.json", eval_info(result, videos, time.monotonic() - started))
+    write_json(config.out / "eval_info.json", eval_info(result, videos, seconds))
     write_json(config.out / "result.json", result.model_dump(mode="json"))
     return result
 
 
 def _clear(out: Path) -> None:
-    """Make the folder, and take away what an earlier rollout left in it."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Take away what an earlier rollout left in a folder."""
     for name in ("result.json", "eval_info.json"):
         (out / name).unlink(missing_ok=True)
     for pattern in ("videos/seed_*.mp4", "videos/.seed_*.partial", "paths/seed_*.png"):

@@ -170,3 +170,10 @@ def _play(config: PlayerConfig, connection: Connection) -> None:
             raise
         except VlaError as error:
             connection.send(error)
+        except OSError as error:
+            connection.send(
+                EnvError(
+                    f"{config.out}: a simulator process failed ({error}); make room or choose "
+                    "another --out"
+                )
+            )

@@ -7,8 +7,7 @@ Knows files and tensors; nothing about the training loop. Layout below the run's
         average.safetensors               their moving average: the ones to roll out
         optimizer.safetensors             AdamW's state
         README.md                         the model card, for people
-        checkpoint.json                   step, and the sha256 of each file
-    checkpoints/best.json                 the step with the smallest error on held-out episodes
+        checkpoint.json                   step, error on held-out episodes, sha256 of each file
 """
 
 import hashlib
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -38,17 +36,6 @@ class Checkpoint:
     agent: dict[str, Tensor]
     average: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-
-
-class BestCheckpoint(BaseModel):
-    """The checkpoint with the smallest error on held-out episodes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    step: int
-    """Its step."""
-    heldout_error: float
-    """Of its averaged weights."""
 
 
 def write_checkpoint(
@@ -80,19 +67,17 @@ def write_checkpoint(
             hashes[name] = hashlib.sha256(content).hexdigest()
         write_atomically(partial / "README.md", card.encode())
         hashes["run"] = run_hash(run)
-        write_json(partial / "checkpoint.json", {"step": checkpoint.step, "sha256": hashes})
+        mark = {"step": checkpoint.step, "heldout_error": heldout_error, "sha256": hashes}
+        write_json(partial / "checkpoint.json", mark)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     sync_folder(folder.parent)
-    best = _read_best(run)
-    if heldout_error is not None and (best is None or heldout_error < best.heldout_error):
-        best = BestCheckpoint(step=checkpoint.step, heldout_error=heldout_error)
-        write_json(_best_path(run), best.model_dump())
+    best = _best_step(run)
     for step in checkpoint_steps(run)[:-keep]:
-        if best is None or step != best.step:
+        if step != best:
             shutil.rmtree(_folder(run, step))
 
 
@@ -129,13 +114,13 @@ def resolve_step(run: Path, which: str) -> int:
     if which == "latest":
         return steps[-1]
     if which == "best":
-        best = _read_best(run)
+        best = _best_step(run)
         if best is None:
             raise RunError(
                 f"{run}: no checkpoint was measured on held-out episodes, so none is known to be "
                 f"the best; ask for `latest` or one of the steps {steps}"
             )
-        return best.step
+        return best
     if not which.isdecimal() or int(which) not in steps:
         raise RunError(f"{run}: checkpoint {which!r}, want latest, best or one of {steps}")
     return int(which)
@@ -151,21 +136,18 @@ def read_average(run: Path, step: int | None = None) -> tuple[int, dict[str, Ten
     return found, _read_tensors(run, found, "average")
 
 
-def _best_path(run: Path) -> Path:
-    return run / "checkpoints" / "best.json"
-
-
-def _read_best(run: Path) -> BestCheckpoint | None:
-    """Read which checkpoint is the best; None where none was measured or it is gone."""
-    path = _best_path(run)
-    if not path.exists():
-        return None
-    try:
-        best = BestCheckpoint.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise RunError(f"{path}: cannot be read ({reason}); delete it") from error
-    return best if best.step in checkpoint_steps(run) else None
+def _best_step(run: Path) -> int | None:
+    """Return the step with the smallest error on held-out episodes; None if none was measured."""
+    errors = {}
+    for step in checkpoint_steps(run):
+        path = _folder(run, step) / "checkpoint.json"
+        try:
+            error = json.loads(path.read_text())["heldout_error"]
+            if error is not None:
+                errors[step] = float(error)
+        except (OSError, ValueError, KeyError, TypeError) as reason:
+            raise RunError(f"{path}: cannot be read ({reason}); delete {path.parent}") from reason
+    return min(errors, key=errors.__getitem__, default=None)
 
 
 def _folder(run: Path, step: int) -> Path:

@@ -27,7 +27,12 @@ from pipeline.training.run_folder import (
     write_run,
 )
 from pipeline.training.stores import check_weights, unreplaced
-from pipeline.training.tracking import Tracker, flat_configuration, open_trackers
+from pipeline.training.tracking import (
+    Tracker,
+    check_trackers,
+    flat_configuration,
+    open_trackers,
+)
 from pipeline.training.trainer import Trainer
 from pipeline.training.watcher import TrainingWatcher
 from pipeline.training.windows import WindowData
@@ -102,6 +107,7 @@ def train(
     if backbone is not None and not live:
         raise ConfigError(f"backbone {backbone}: features are read from the stores; add --live")
     weights = check_weights(weights, len(stores))
+    check_trackers(track)
     with joined_ranks(open_device(device)) as (ranks, opened):
         data_source = _open_data(
             stores,
@@ -122,7 +128,6 @@ def train(
                 resumed_from = trainer.restore()
                 started = time.monotonic()
                 trainer.fit(_open_trackers(track, trainer), watchers)
-                ranks.wait()
             if ranks.is_primary and not trainer.validated:  # the run was complete already
                 trainer.validate()
             return TrainReport(

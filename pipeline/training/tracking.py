@@ -1,10 +1,12 @@
 """Experiment trackers that a run can report to, beside its own log; each is optional.
 
-Knows names and numbers; nothing about what they measure. A resumed run goes on in the same place:
-steps are not told twice.
+Knows names and numbers; nothing about what they measure. A resumed run goes on in the same place.
+What a run that was killed had told of steps after its checkpoint is told again; TensorBoard shows
+it once, Weights & Biases keeps both.
 """
 
 import hashlib
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
@@ -28,15 +30,9 @@ class TensorBoard:
     """Event files in `RUN/tensorboard`."""
 
     def __init__(self, run: Path, configuration: Mapping[str, Any], step: int):
-        """Open them; events after `step` are dropped by whoever shows them.
+        """Open them; events after `step` are dropped by whoever shows them."""
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
 
-        Raises:
-            MissingExtraError: the library is not installed.
-        """
-        try:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
-        except ImportError as error:
-            raise _missing("tensorboard") from error
         self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         if step == 0:
             lines = "\n".join(f"    {key} = {value}" for key, value in configuration.items())
@@ -56,15 +52,9 @@ class WeightsAndBiases:
     """A run of Weights & Biases; the place is what WANDB_PROJECT and its like say."""
 
     def __init__(self, run: Path, configuration: Mapping[str, Any], step: int):
-        """Begin, or go on with the one that this folder has begun.
+        """Begin, or go on with the one that this folder has begun."""
+        import wandb  # noqa: PLC0415 - optional
 
-        Raises:
-            MissingExtraError: the library is not installed.
-        """
-        try:
-            import wandb  # noqa: PLC0415 - optional
-        except ImportError as error:
-            raise _missing("wandb") from error
         identity = (run / "run.json").read_bytes() + bytes(run.resolve())
         self._run: Any = wandb.init(
             id=hashlib.sha256(identity).hexdigest()[:16],
@@ -91,6 +81,27 @@ TRACKERS: Final[dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]]] = 
 }
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Find out before a run begins whether its trackers can be opened.
+
+    Raises:
+        ConfigError: there is no tracker of that name.
+        MissingExtraError: its library is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"tracker {name!r}, want one of {', '.join(TRACKERS)}")
+        try:
+            is_there = importlib.util.find_spec(name) is not None
+        except ValueError:  # what stands for a module that must not be imported
+            is_there = False
+        if not is_there:
+            raise MissingExtraError(
+                f"--track {name}: its library is not installed; run "
+                f"`pip install frozen-vla[{name}]`"
+            )
+
+
 def open_trackers(
     names: Sequence[str], run: Path, configuration: Mapping[str, Any], step: int
 ) -> list[Tracker]:
@@ -103,12 +114,9 @@ def open_trackers(
         step: how far the run has come; what was told of later steps is told again.
 
     Raises:
-        ConfigError: there is no tracker of that name.
-        MissingExtraError: its library is not installed.
+        ConfigError, MissingExtraError: as `check_trackers` raises them.
     """
-    for name in names:
-        if name not in TRACKERS:
-            raise ConfigError(f"tracker {name!r}, want one of {', '.join(TRACKERS)}")
+    check_trackers(names)
     return [TRACKERS[name](run, configuration, step) for name in names]
 
 
@@ -122,9 +130,3 @@ def flat_configuration(content: Mapping[str, Any], prefix: str = "") -> dict[str
         else:
             flat[name] = value
     return flat
-
-
-def _missing(extra: str) -> MissingExtraError:
-    return MissingExtraError(
-        f"--track {extra}: its library is not installed; run `pip install frozen-vla[{extra}]`"
-    )

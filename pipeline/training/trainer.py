@@ -175,7 +175,8 @@ class Trainer:
         """Take one optimiser step and return its figures.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite; the message names the episodes.
+            NonFiniteLossError: the loss or its gradient is NaN or infinite; the message names the
+                episodes, and no weight was changed.
             RankLostError: another process of the run has ended.
         """
         config = self.config
@@ -196,6 +197,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(
             self.agent.parameters(), config.optimizer.max_grad_norm, foreach=True
         )
+        if not torch.isfinite(norm):
+            raise self._diverged("gradient", norm, rows)
         rate = learning_rate(config.optimizer, self.step, config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -221,14 +224,17 @@ class Trainer:
                 seeded_generator(config.seed, "loss", index),
             )
         if not torch.isfinite(loss.value):
-            episodes = sorted(set(self.data.episode_of[rows].tolist()))
-            raise NonFiniteLossError(
-                f"{self.run}: loss is {loss.value.item()} at step {self.step}, episodes "
-                f"{episodes}; check their state and action, or lower optimizer.learning_rate"
-            )
+            raise self._diverged("loss", loss.value, rows)
         (loss.value / config.micro_batches).backward()  # type: ignore[no-untyped-call]
         figures = {"loss": loss.value.detach(), **loss.figures}
         return {name: value.float() / config.micro_batches for name, value in figures.items()}
+
+    def _diverged(self, what: str, value: Tensor, rows: Tensor) -> NonFiniteLossError:
+        episodes = sorted(set(self.data.episode_of[rows].tolist()))
+        return NonFiniteLossError(
+            f"{self.run}: {what} is {value.item()} at step {self.step}, episodes {episodes}; check "
+            f"their state and action, or lower optimizer.learning_rate"
+        )
 
     def save(self, figures: Mapping[str, float]) -> None:
         """Write a checkpoint of the present state.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import EncoderMismatchError, EnvError
+from pipeline.errors import EncoderMismatchError, EnvError, RunError
 from pipeline.rollout import players as players_module
 from pipeline.rollout.envs.metaworld import MetaWorldEnv
 from pipeline.rollout.loop import RolloutConfig, roll_out
@@ -98,6 +99,8 @@ def test_eval_info_says_the_same_in_other_words(alone):
     assert found["overall"]["n_episodes"] == 3
     (task,) = found["per_task"]
     assert task["task_group"] == "metaworld"
+    largest = [episode.max_reward for episode in result.episodes]
+    assert found["overall"]["avg_max_reward"] == pytest.approx(np.mean(largest))
     assert task["metrics"]["sum_rewards"] == [episode.reward for episode in result.episodes]
     assert found["overall"]["video_paths"] == [str(out / "videos/seed_100000.mp4")]
 
@@ -121,7 +124,19 @@ def test_the_gate_can_be_overridden_and_the_result_says_so(run, tmp_path):
     assert len(result.gate_overridden) == 2
     assert "stand-in is another encoder" in result.gate_overridden[0]
     assert "probe frame" in result.gate_overridden[1]
-    assert "ATTENTION: the gate was overridden: " in result.summary()
+    assert "stand-in is another encoder" in result.alarms()[0]
+    assert result.encoder.name == "stand-in"
+
+
+def test_a_refusal_leaves_the_earlier_result(run, alone, tmp_path):
+    shutil.copytree(alone[1], tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match="want latest, best"):
+        roll_out(config(run, tmp_path / "out", checkpoint="newest"))
+    with pytest.raises(EncoderMismatchError):
+        roll_out(config(run, tmp_path / "out", backbone="stand-in"))
+    after = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert after == before
 
 
 def test_larger_pictures_are_resized(run, alone, tmp_path):

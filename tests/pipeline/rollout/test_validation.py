@@ -32,7 +32,11 @@ instant = Latency.of([0.0])
 result = RolloutResult(
     env="none", run=run.name, checkpoint_step=step, num_evaluations=1, max_steps=1,
     encoder=description.data.encoder, store_digest=description.data.store_digest,
-    episodes=(EpisodeResult(seed=0, success=step > 4, steps=1, reward=0.0, decisions=1),),
+    episodes=(
+        EpisodeResult(
+            seed=0, success=step > 4, steps=1, reward=0.0, max_reward=0.0, decisions=1
+        ),
+    ),
     dataset="tiny", code_version="0", render_size=256, num_envs=1, gate_overridden=(),
     camera_check=CameraCheckResult(mode="refuse", starts=(), threshold=None),
     success_rate=float(step > 4), success_interval=(0.0, 1.0),

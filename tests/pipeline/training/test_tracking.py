@@ -93,6 +93,12 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_refused(store, tmp_path, 
         open_trackers(["wandb"], tmp_path, {}, 0)
 
 
+def test_a_tracker_that_cannot_be_opened_leaves_no_run(store, tmp_path):
+    with pytest.raises(ConfigError, match="want one of"):
+        train([store], tmp_path / "run", debug(), resume=False, track=["mlflow"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_configuration_is_told_flat():
     config = with_settings(debug(), ["agent.head.n_layer=3"])
     flat = flat_configuration(config.model_dump(mode="json"))

@@ -185,6 +185,17 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_episodes(store, uninterru
         trainer.advance()
 
 
+def test_a_gradient_that_is_not_finite_changes_no_weight(store, uninterrupted, tmp_path):
+    data = WindowData(store, heldout_share=0.0)
+    trainer = Trainer(tmp_path, read_run(uninterrupted), data, torch.device("cpu"))
+    before = {name: tensor.clone() for name, tensor in trainer.agent.state_dict().items()}
+    trainer.agent.cond_projector.bias.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NonFiniteLossError, match=r"gradient is (nan|inf) at step 0, episodes"):
+        trainer.advance()
+    for name, tensor in trainer.agent.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "other agent"])
 def test_a_damaged_checkpoint_is_refused(store, uninterrupted, tmp_path, damage):
     run = tmp_path / "run"

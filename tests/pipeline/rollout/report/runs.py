@@ -61,6 +61,7 @@ def make_result(run: Path, successes: list[bool], /, **changes: object) -> Rollo
                 success=success,
                 steps=int(numbers.integers(60, 110)) if success else 500,
                 reward=float(numbers.normal(600, 90)) if success else 88.125,
+                max_reward=10.0,
                 decisions=12,
             )
             for index, success in enumerate(successes)
