@@ -78,6 +78,7 @@ def server(trained):
     token_file = trained.parent / "token"
     token_file.write_text(f"{TOKEN}\n")
     words = ["serve", str(trained), "--port", "0", "--token-file", str(token_file)]
+    words += ["--camera-check", "off"]  # it was trained on noise
     code = "import sys; from cli.serve import main; sys.argv = sys.argv[1:]; main()"
     with subprocess.Popen(
         [sys.executable, "-c", code, *words],
