@@ -91,7 +91,7 @@ def test_the_run_and_the_store_describe_themselves(trained, embedded):
     assert store["complete"]
     assert store["episodes"] == 2
     assert fields["complete"]
-    assert fields["store_digest"] == store["digest"]
+    assert fields["store_digests"] == store["digest"]
     assert fields["encoder_fingerprint"] == store["encoder_fingerprint"]
 
 

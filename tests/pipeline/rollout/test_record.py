@@ -18,7 +18,7 @@ from pipeline.datasets.manifest_reader import ManifestReader
 from pipeline.errors import ConfigError, DatasetError, EnvError
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE
 from pipeline.rollout.envs.registry import make_env, make_expert_env
-from pipeline.rollout.loop import _observe
+from pipeline.rollout.episode import EpisodePlayer
 from pipeline.rollout.record import RecordConfig, manifest_of, record_dataset
 from pipeline.rollout.workers import Attempt, CrewConfig, _record_seed
 from policy.spec import FRAME_SIZE
@@ -175,9 +175,10 @@ def test_larger_pictures_are_recorded_as_a_rollout_sees_them(tmp_path):
     env = make_env(ENV, ("corner",), 480)
     env.reset(0)
     assert env.render().shape == (1, 480, 480, 3)
-    observed = _observe(env)
+    player = EpisodePlayer(env, obs_horizon=1, max_steps=9, out=None)
+    (observed,) = player.begin(0, "none").observations
     env.close()
-    for one, live in zip(recorded, observed.frames.numpy(), strict=True):
+    for one, live in zip(recorded, observed.frames, strict=True):
         np.testing.assert_array_equal(one[0], live)
     assert record_dataset(config).recorded == 0
 
