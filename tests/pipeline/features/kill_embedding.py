@@ -26,8 +26,24 @@ def commits(store: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def embed_in_child(manifest: Path, store: Path, tower: str, kill_after_s: float | None) -> bool:
-    """Embed in a forked process; return whether it was killed before it ended."""
+def wait_for_commit(store: Path, timeout_s: float) -> None:
+    """Return when a unit was committed, or when an embedding would have ended."""
+    before, deadline = commits(store).keys(), time.monotonic() + timeout_s
+    while commits(store).keys() == before and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def embed_in_child(
+    manifest: Path,
+    store: Path,
+    tower: str,
+    kill_after_s: float | None,
+    commit_within_s: float | None = None,
+) -> bool:
+    """Embed in a forked process; return whether it was killed before it ended.
+
+    It is killed after a time, counted from its next commit where that is waited for.
+    """
     child = os.fork()
     if child == 0:
         with Path(os.devnull).open("w") as silence:
@@ -35,6 +51,8 @@ def embed_in_child(manifest: Path, store: Path, tower: str, kill_after_s: float 
         embed_dataset(EmbedConfig(manifest=manifest, store=store, backbone=tower))
         os._exit(0)
     if kill_after_s is not None:
+        if commit_within_s is not None:
+            wait_for_commit(store, commit_within_s)
         time.sleep(kill_after_s)
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
@@ -50,13 +68,19 @@ def main(manifest: Path, folder: Path, tower: str, kills: int, seed: int) -> Non
     started = time.monotonic()
     embed_in_child(manifest, folder / "reference.zarr", tower, None)
     longest = time.monotonic() - started
-    killed, rewritten, stores = 0, 0, 0
+    killed, rewritten, stores, rounds = 0, 0, 0, 0
     with_commits = 0
     while killed < kills:
         store = folder / f"killed-{stores}.zarr"
         before = commits(store)
         with_commits += bool(before)
-        killed += embed_in_child(manifest, store, tower, numbers.uniform(0, longest))
+        # Any moment; and every other time one soon after a commit, which short jobs seldom meet.
+        rounds += 1
+        if rounds % 2:
+            killed += embed_in_child(manifest, store, tower, numbers.uniform(0, longest))
+        else:
+            soon = numbers.uniform(0, 0.1 * longest)
+            killed += embed_in_child(manifest, store, tower, soon, commit_within_s=longest)
         after = commits(store)
         rewritten += sum(after[name] != record for name, record in before.items())
         if (store / COMPLETE_MARK).exists():
