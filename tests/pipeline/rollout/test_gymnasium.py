@@ -1,3 +1,5 @@
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError, EnvError
+from pipeline.rollout.envs.gymnasium_config import GymnasiumConfig
 from pipeline.rollout.envs.registry import make_env, make_expert_env
 from policy.preprocess import resize_frames
 from tests.pipeline.rollout import toy_env
@@ -236,6 +239,29 @@ def test_only_an_installed_package_that_requires_gymnasium_is_imported(tmp_path,
     monkeypatch.delitem(sys.modules, "honest_envs")
 
 
+def test_a_package_that_was_installed_editable_is_imported_from_its_own_folder_only(
+    tmp_path, monkeypatch
+):
+    site, project = tmp_path / "site", tmp_path / "project"
+    site.mkdir()
+    project.mkdir()
+    install(project, "edited_envs", requires="gymnasium>=1.0")
+    (project / "edited_envs-1.0.dist-info").rename(site / "edited_envs-1.0.dist-info")
+    info = site / "edited_envs-1.0.dist-info"
+    (info / "RECORD").write_text("edited_envs-1.0.dist-info/METADATA,,\n")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.syspath_prepend(project)
+    name = write(tmp_path, TOY.replace("control_hz", 'module = "edited_envs"\ncontrol_hz', 1))
+    for folder in (tmp_path / "elsewhere", project):
+        link = {"url": folder.as_uri(), "dir_info": {"editable": True}}
+        (info / "direct_url.json").write_text(json.dumps(link))
+        if folder != project:
+            with pytest.raises(ConfigError, match="found edited_envs"):
+                make_env(name, ("front",))
+    make_env(name, ("front",)).close()
+    monkeypatch.delitem(sys.modules, "edited_envs")
+
+
 REACHER = """
 id = "Reacher-v5"
 control_hz = 50.0
@@ -259,6 +285,7 @@ reward_at_least = -0.02
 """
 REACH = """
 import numpy as np
+from pipeline.rollout.envs.gymnasium_config import GymnasiumConfig
 from pipeline.rollout.envs.registry import make_env
 env = make_env("gymnasium:{}", ("camera",))
 episodes = []
@@ -291,18 +318,12 @@ def test_an_environment_of_gymnasium_itself_renders_repeats_and_leaves_quietly(t
 
 
 @pytest.mark.sim
-def test_gym_aloha_itself_is_reached_through_its_installed_module(tmp_path):
-    """The way to 480x640 pictures as the public recordings have them."""
-    text = (
-        TOY.replace(f'id = "{toy_env.ID}"', 'id = "gym_aloha/AlohaTransferCube-v0"')
-        .replace("control_hz", 'module = "gym_aloha"\ncontrol_hz', 1)
-        .replace("max_steps = 50", 'max_steps = 50\nkwargs = {obs_type = "pixels_agent_pos"}')
-        .replace("pixels/front", "pixels/top")
-        .replace('["agent_pos", "speed"]', '"agent_pos"')
-        .replace("task/is_success", "is_success")
-    )
+def test_the_example_of_the_manual_reaches_gym_aloha_itself(tmp_path):
+    """The way to 640x480 pictures as the public recordings have them."""
+    manual = (ROOT / "data_manifests" / "README.md").read_text()
+    (text,) = re.findall(r"```toml\n(id = .*?)```", manual, re.DOTALL)
     ours = make_env("aloha/transfer-cube", ("top",))
-    env = make_env(write(tmp_path, text), ("front",))
+    env = make_env(write(tmp_path, text), ("top",))
     for one in (ours, env):
         one.reset(4)
     np.testing.assert_array_equal(env.state(), ours.state())
@@ -310,3 +331,11 @@ def test_gym_aloha_itself_is_reached_through_its_installed_module(tmp_path):
     assert not env.step(env.state()).success
     env.close()
     ours.close()
+
+
+def test_the_manual_explains_every_field():
+    manual = (ROOT / "data_manifests" / "README.md").read_text().partition("## Environments")[2]
+    for name, field in GymnasiumConfig.model_fields.items():
+        assert f"`{name}" in manual, field
+    for name in ("rotate_180", "columns", "clip", "info", "reward_at_least"):
+        assert f"{name}`" in manual
