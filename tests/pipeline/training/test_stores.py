@@ -18,7 +18,7 @@ from pipeline.training.describe import describe
 from pipeline.training.presets import debug
 from pipeline.training.run_folder import read_run
 from pipeline.training.session import train
-from pipeline.training.windows import BatchSampler, WindowData
+from pipeline.training.windows import TRAINING_BYTES, BatchSampler, WindowData
 from tests.pipeline.tiny import (
     complete_store,
     create_store,
@@ -225,6 +225,15 @@ def test_features_of_several_stores_are_held_once(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1.3 * data.features.nbytes
+
+
+def test_what_does_not_fit_a_gpu_stays_in_main_memory_and_says_so(first, monkeypatch, caplog):
+    """The GPU is asked for its free memory and is never touched, so none is needed here."""
+    data = WindowData(first, heldout_share=0.0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (TRAINING_BYTES, 2**40))
+    data.move_to(torch.device("cuda"))
+    assert {data.features.device, data.state.device, data.action.device} == {torch.device("cpu")}
+    assert "0.0 GB of windows do not fit on cuda" in caplog.text
 
 
 def test_the_run_names_every_store_in_order(first, second, run):

@@ -1,0 +1,55 @@
+"""`vla-train` with several stores or live: a line for every wrong input, a run for a right one."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import cli.data
+import cli.train
+from pipeline.features.store import FeatureStore
+from tests.pipeline.tiny import complete_store
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory) -> list[FeatureStore]:
+    folder = tmp_path_factory.mktemp("stores")
+    return [complete_store(folder / f"{n}.zarr", (9, 9 + n)) for n in range(2)]
+
+
+def train(stores: list[FeatureStore], out: Path, *words: str) -> Result:
+    paths = [str(store.path) for store in stores]
+    words = (*paths, "--preset", "debug", "--set", "steps=3", "--out", str(out), *words)
+    return CliRunner().invoke(cli.train.main, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--weights", "2"), "weights 2: want 2, a positive number a store"),
+        (("--weights", "2,-1"), "weights 2, -1: want 2"),
+        (("--weights", "2,inf"), "weights 2, inf: want 2"),
+        (("--weights", "2,one"), "--weights 2,one: want a number a store, as in 2,1"),
+        (("--backbone", "stand-in"), "backbone stand-in: features are read from the stores"),
+        (("--live", "--backbone", "stand-in"), "stand-in is another encoder"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_no_run(stores, tmp_path, words, said):
+    result = train(stores, tmp_path / "run", *words)
+    assert result.exit_code == 2
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    assert said in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_several_stores_shows_them_all(stores, tmp_path):
+    result = train(stores, tmp_path / "run", "--weights", "2,0.5")
+    assert result.exit_code == 0, result.output
+    assert "features from cpu memory" in result.stdout
+    shown = CliRunner().invoke(cli.data.main, ["info", str(tmp_path / "run")]).stdout
+    assert "2, 0.5" in shown
+    assert all(store.digest() in shown for store in stores)
+    again = train(stores[::-1], tmp_path / "run", "--weights", "2,0.5", "--resume")
+    assert again.exit_code == 2
+    assert "their order differs" in again.stderr
