@@ -317,7 +317,7 @@ def _check_start(
     log: DecisionLog,
     check: CameraCheck | None,
 ) -> None:
-    if check is None or config.camera_check == "off" or episode.decisions > 0:
+    if check is None or episode.decisions > 0:
         return
     verdict = check.admit(progress.observations[-1].frames, agent, config.camera_check)
     log.starts.append(StartFinding(seed=episode.seed, verdict=verdict))

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -94,29 +94,19 @@ class RemotePlayer:
 
     def begin(self, seed: int, film: str) -> None:
         """Start an episode; see `Player`."""
-        self._tell("begin", seed, film)
+        self._spawned.tell(("begin", seed, film))
 
     def act(self, chunk: Float32[np.ndarray, "n a"]) -> None:
         """Execute actions; see `Player`."""
-        self._tell("act", chunk)
+        self._spawned.tell(("act", chunk))
 
     def answer(self) -> Progress:
         """Wait for what came of it; see `Player`."""
-        try:
-            answer: Progress | VlaError = self.connection.recv()
-        except (EOFError, OSError) as error:
-            self._spawned.process.join(timeout=5)
-            raise EnvError(
-                f"simulator process: expected an episode, found that it ended with code "
-                f"{self._spawned.process.exitcode}; -9 means out of memory: use fewer --envs"
-            ) from error
-        if isinstance(answer, VlaError):
-            raise answer
-        return answer
-
-    def _tell(self, *words: Any) -> None:
-        with suppress(OSError):  # a process that has ended left its reason for `answer`
-            self.connection.send(words)
+        progress: Progress = self._spawned.answer(
+            "simulator process: expected an episode, found that it ended with code {code}; -9 "
+            "means out of memory: use fewer --envs"
+        )
+        return progress
 
 
 @contextmanager

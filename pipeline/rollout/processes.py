@@ -7,11 +7,14 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from pipeline.errors import EnvError
+from policy.errors import VlaError
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +25,29 @@ class Spawned:
     """Ends when its connection closes."""
     connection: Connection
     """Ready when there is an answer or the process has ended."""
+
+    def tell(self, message: Any) -> None:
+        """Hand over what to do; `answer` says what came of it."""
+        with suppress(OSError):  # a process that has ended left its reason for `answer`
+            self.connection.send(message)
+
+    def answer(self, ended: str) -> Any:
+        """Wait for what came of it.
+
+        Args:
+            ended: what to say of a process that ended by itself, with `{code}` in it.
+
+        Raises:
+            VlaError: what the process raised, or that it ended.
+        """
+        try:
+            answer = self.connection.recv()
+        except (EOFError, OSError) as error:
+            self.process.join(timeout=5)
+            raise EnvError(ended.format(code=self.process.exitcode)) from error
+        if isinstance(answer, VlaError):
+            raise answer
+        return answer
 
 
 @contextmanager

@@ -4,15 +4,12 @@ Knows environments by their protocol and episodes by `write_episode`; which seed
 recorder's decision.
 """
 
-import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,7 @@ from pipeline.datasets.aloha_recording import RecordedEpisode, write_episode
 from pipeline.errors import DatasetError, EnvError
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE
 from pipeline.rollout.envs.registry import ExpertEnv, make_expert_env
+from pipeline.rollout.processes import Spawned, spawned
 from policy.errors import VlaError
 
 
@@ -55,15 +53,17 @@ class Attempt:
 class Worker:
     """One recording process, seen from the recorder."""
 
-    process: BaseProcess
-    """Ends when its connection closes."""
-    connection: Connection
-    """Takes seeds and gives answers; ready when a seed is done or the process has ended."""
+    spawned: Spawned
+    """Takes seeds and gives answers."""
+
+    @property
+    def connection(self) -> Connection:
+        """Ready when a seed is done or the process has ended."""
+        return self.spawned.connection
 
     def begin(self, seed: int) -> None:
         """Hand a seed to the process; `finish` tells how it went."""
-        with suppress(OSError):  # a worker that has ended left its reason for `finish`
-            self.connection.send(seed)
+        self.spawned.tell(seed)
 
     def finish(self) -> Attempt:
         """Wait for the seed in hand, and tell how it went.
@@ -71,57 +71,23 @@ class Worker:
         Raises:
             VlaError: what the process raised, or that it ended by itself.
         """
-        try:
-            answer: Attempt | VlaError = self.connection.recv()
-        except (EOFError, OSError) as error:
-            self.process.join(timeout=5)
-            raise EnvError(
-                f"recording worker: expected an episode, found that the process ended with code "
-                f"{self.process.exitcode}; -9 means out of memory: use fewer workers. The same "
-                "call goes on where this one stopped"
-            ) from error
-        if isinstance(answer, VlaError):
-            raise answer
-        return answer
+        attempt: Attempt = self.spawned.answer(
+            "recording worker: expected an episode, found that the process ended with code "
+            "{code}; -9 means out of memory: use fewer workers. The same call goes on where this "
+            "one stopped"
+        )
+        return attempt
 
 
 @contextmanager
 def crew(config: CrewConfig, num_workers: int) -> Iterator[list[Worker]]:
     """Start worker processes; end them at once if the block is left by an error or Ctrl-C."""
-    spawn = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
-    workers: list[Worker] = []
     try:
-        with _ctrl_c_ignored():
-            for _ in range(num_workers):
-                ours, theirs = spawn.Pipe()
-                process = spawn.Process(target=_work, args=(config, theirs), daemon=True)
-                process.start()
-                theirs.close()  # so that the end of the worker is the end of the pipe
-                workers.append(Worker(process, ours))
-        yield [*workers]
-    except BaseException:
-        for worker in workers:
-            worker.process.terminate()
-        raise
+        with spawned(_work, (config,), num_workers) as processes:
+            yield [Worker(process) for process in processes]
     finally:
-        for worker in workers:
-            worker.connection.close()  # an idle worker reads the end of the pipe, and returns
-            worker.process.join()
         for partial in config.out.glob(".*.partial"):
             partial.unlink()
-
-
-@contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    """Start children deaf to Ctrl-C: this process ends them, and they print no traceback."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set a handler, and only it gets Ctrl-C
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def _work(config: CrewConfig, connection: Connection) -> None:
