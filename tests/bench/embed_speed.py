@@ -1,6 +1,6 @@
 """How fast is embedding, end to end, against the plain way and against the machine itself?
 
-    python -m tests.bench.embed_speed [--compiled] [--threads 2]
+    python -m tests.bench.embed_speed [--compiled] [--threads 2] [--steps 960]
 
 A full-size tower with random weights: recorded HDF5 to committed store, in images a second, against
 transformers' own image processor and `SiglipVisionModel` in float32 at batch 32 on the same frames
@@ -28,7 +28,6 @@ from policy.engine import measured_matmul_rate
 from tests.bench.embed_memory import write_frames
 from tests.policy.test_backbone import save_checkpoint
 
-NUM_STEPS: Final = 960  # of three views; a job long enough to pay for compiling and the probe
 RIVAL_BATCH: Final = 32
 RIVAL_STEPS: Final = 32  # three batches each time, before and after
 MIN_SPEEDUP: Final = 3.3
@@ -59,12 +58,15 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--compiled", action="store_true")
     arguments.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments.add_argument(
+        "--steps", type=int, default=960, help="of three views; few hardly pay for the probe"
+    )
     chosen = arguments.parse_args()
     torch.set_num_threads(chosen.threads)
     cpu = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = save_checkpoint(Path(folder) / "tower", num_layers=12)
-        manifest = write_frames(Path(folder) / "dataset", NUM_STEPS)
+        manifest = write_frames(Path(folder) / "dataset", chosen.steps)
         config = EmbedConfig(
             manifest=manifest,
             store=Path(folder) / "store.zarr",
