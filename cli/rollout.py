@@ -6,8 +6,8 @@ from typing import Annotated, Literal, cast
 import typer
 
 from cli.exits import exit_on_vla_error
+from cli.options import BackboneOption, CameraCheckOption, CheckpointOption, EvaluationsOption
 from pipeline.errors import ConfigError
-from pipeline.rollout.camera_verdict import CameraCheckMode
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.loop import RolloutConfig, roll_out
 from pipeline.rollout.report.page import write_report
@@ -22,7 +22,7 @@ def rollout(
     episodes: Annotated[int, typer.Option(min=1, help="Episodes, each with its own seed.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = FIRST_ROLLOUT_SEED,
     envs: Annotated[int, typer.Option(min=1, help="Environments at once; same results.")] = 1,
-    checkpoint: Annotated[str, typer.Option(help="latest, best or a step.")] = "latest",
+    checkpoint: CheckpointOption = "latest",
     videos: Annotated[
         str, typer.Option(help="all, failed, none, or how many of the first episodes.")
     ] = "1",
@@ -30,23 +30,16 @@ def rollout(
         int,
         typer.Option(help="Pixels a side of the pictures, before they are resized to 256."),
     ] = 256,
-    camera_check: Annotated[
-        CameraCheckMode,
-        typer.Option(help="What follows where the cameras do not show what training showed."),
-    ] = "refuse",
+    camera_check: CameraCheckOption = "refuse",
     override_gate: Annotated[
         bool,
         typer.Option("--override-gate", help="Move although encoder or control rate differ."),
     ] = False,
-    evaluations: Annotated[
-        int | None, typer.Option(min=1, help="Head passes a decision; default the objective's.")
-    ] = None,
+    evaluations: EvaluationsOption = None,
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Control steps an episode; default the simulator's.")
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Where the run's encoder lies now, if it moved.")
-    ] = None,
+    backbone: BackboneOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for result.json; default RUN/rollouts/ENV.")
     ] = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.exits import exit_on_vla_error
-from pipeline.rollout.camera_verdict import CameraCheckMode
+from cli.options import BackboneOption, CameraCheckOption, CheckpointOption, EvaluationsOption
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.serve import serve
 from pipeline.rollout.serve_config import TOKEN_VARIABLE, ServeConfig, read_token
@@ -24,22 +24,16 @@ def serve_run(
     token_file: Annotated[
         Path | None, typer.Option(help=f"File with the token; default ${TOKEN_VARIABLE}.")
     ] = None,
-    evaluations: Annotated[
-        int | None, typer.Option(min=1, help="Head passes a decision; default the objective's.")
-    ] = None,
+    checkpoint: CheckpointOption = "latest",
+    evaluations: EvaluationsOption = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Decides the noise of a connection's first episode.")
     ] = FIRST_ROLLOUT_SEED,
     max_message_mib: Annotated[
         int, typer.Option(min=1, max=1024, help="Largest message of a client, in MiB.")
     ] = 16,
-    backbone: Annotated[
-        str | None, typer.Option(help="Where the run's encoder lies now, if it moved.")
-    ] = None,
-    camera_check: Annotated[
-        CameraCheckMode,
-        typer.Option(help="Where an episode's first frames are not as in training."),
-    ] = "refuse",
+    backbone: BackboneOption = None,
+    camera_check: CameraCheckOption = "refuse",
 ) -> None:
     """Serve a trained policy to robots, through the encoder of its training, until Ctrl-C."""
     with exit_on_vla_error("nothing was served yet"):
@@ -49,6 +43,7 @@ def serve_run(
             port=port,
             token=read_token(token_file),
             max_message_mib=max_message_mib,
+            checkpoint=checkpoint,
             num_evaluations=evaluations,
             first_seed=seed,
             backbone=backbone,

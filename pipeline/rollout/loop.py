@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class RolloutConfig(BaseModel):
     """Passes through the head a decision; None is the objective's own number."""
     max_steps: int | None = Field(default=None, ge=1)
     """Control steps until an episode counts as failed; None is the simulator's own limit."""
-    videos: Literal["all", "failed", "none"] | int = 1
+    videos: Literal["all", "failed", "none"] | Annotated[int, Field(ge=0)] = 1
     """Which episodes are filmed: a number means that many of the first."""
     camera_check: CameraCheckMode = "refuse"
     """What follows where the cameras do not show what training showed."""

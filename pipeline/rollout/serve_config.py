@@ -37,6 +37,8 @@ class ServeConfig(BaseModel):
     """What clients must send as `Authorization: Api-Key TOKEN`; None asks for nothing."""
     max_message_mib: int = Field(default=16, ge=1, le=1024)
     """Largest message in MiB; three views of 640x480 at two observation steps take 6."""
+    checkpoint: str = "latest"
+    """`latest`, `best` or a step."""
     num_evaluations: int | None = Field(default=None, ge=1)
     """Passes through the head a decision; None is the objective's own number."""
     first_seed: int = Field(default=FIRST_ROLLOUT_SEED, ge=0)

@@ -78,6 +78,7 @@ class ServedPolicy:
         run: Path,
         *,
         backbone: str | None,
+        checkpoint: str,
         num_evaluations: int | None,
         first_seed: int,
         camera_check: CameraCheckMode,
@@ -87,6 +88,7 @@ class ServedPolicy:
         Args:
             run: folder of a training run.
             backbone: where its encoder lies now; None takes the name the run was trained with.
+            checkpoint: `latest`, `best` or a step.
             num_evaluations: passes through the head; None is the objective's own number.
             first_seed: decides the noise of each connection's first episode.
             camera_check: what follows where the cameras show something else than in training.
@@ -96,7 +98,7 @@ class ServedPolicy:
             AgentMismatchError: the objective cannot take that many passes.
             ConfigError: a view's name cannot be served.
         """
-        description, agent, step = load_policy(run, backbone=backbone)
+        description, agent, step = load_policy(run, backbone=backbone, checkpoint=checkpoint)
         is_checked = camera_check != "off"
         return cls(
             description=description,

@@ -55,6 +55,7 @@ def serve_until_signal(config: ServeConfig, announce: Callable[[str], None]) -> 
             ServedPolicy.load,
             config.run,
             backbone=config.backbone,
+            checkpoint=config.checkpoint,
             num_evaluations=config.num_evaluations,
             first_seed=config.first_seed,
             camera_check=config.camera_check,

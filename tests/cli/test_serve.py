@@ -16,15 +16,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 import cli.embed
 import cli.serve
 import cli.train
-from pipeline.datasets.aloha_recording import RecordedEpisode, write_episode
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import make_env
 from pipeline.rollout.loop import RolloutConfig, roll_out
+from tests.pipeline.rollout.meta_world_run import ACTION_DIM, TASK, VIEWS, write_noise
 
 ROOT = Path(__file__).parents[2]
-TASK = "metaworld/drawer-open-v3"
-VIEWS = ("corner", "topview", "gripperPOV")
-STATE_DIM, ACTION_DIM = 4, 4
 TOKEN = "0123456789abcdef"
 CHUNK = 64  # control steps: 8 decisions for Meta-World's 500
 
@@ -45,28 +42,14 @@ def refusal(*words: object) -> str:
 def trained(tmp_path_factory) -> Path:
     """Train four steps on noise, in Meta-World's shapes, behind the stand-in encoder."""
     folder = tmp_path_factory.mktemp("serve")
-    (folder / "data").mkdir()
-    for seed in range(2):
-        numbers = np.random.default_rng(seed)
-        episode = RecordedEpisode(
-            frames={view: numbers.integers(0, 256, (3, 256, 256, 3), np.uint8) for view in VIEWS},
-            state=numbers.normal(size=(3, STATE_DIM)).astype(np.float32),
-            action=numbers.uniform(-1, 1, (3, ACTION_DIM)).astype(np.float32),
-            env=TASK,
-            seed=seed,
-            fps=80.0,
-        )
-        write_episode(folder / f"data/episode_{seed}.hdf5", episode)
-    views = ", ".join(f'{{name = "{view}", key = "observations/images/{view}"}}' for view in VIEWS)
-    (folder / "noise.toml").write_text(
-        'name = "noise"\nsource = "random numbers"\nrevision = "0"\nlicence = "CC0-1.0"\n'
-        f'format = "aloha_hdf5"\npath = "data"\nfps = 80.0\nviews = [{views}]\n'
-        'state = {key = "observations/qpos", units = "metres"}\n'
-        'action = {key = "action", units = "none"}\n'
-    )
     store, run = folder / "s.zarr", folder / "run"
-    invoke(cli.embed.main, folder / "noise.toml", "--store", store, "--backbone", "stand-in")
-    settings = ("steps=4", f"agent.head.pred_horizon={CHUNK}", f"agent.num_action_steps={CHUNK}")
+    invoke(cli.embed.main, write_noise(folder), "--store", store, "--backbone", "stand-in")
+    settings = (
+        "steps=4",
+        "checkpoint_every=2",
+        f"agent.head.pred_horizon={CHUNK}",
+        f"agent.num_action_steps={CHUNK}",
+    )
     words = [word for setting in settings for word in ("--set", setting)]
     invoke(cli.train.main, store, "--preset", "debug", "--out", run, *words)
     return run
@@ -78,7 +61,7 @@ def server(trained):
     token_file = trained.parent / "token"
     token_file.write_text(f"{TOKEN}\n")
     words = ["serve", str(trained), "--port", "0", "--token-file", str(token_file)]
-    words += ["--camera-check", "off"]  # it was trained on noise
+    words += ["--checkpoint", "2", "--camera-check", "off"]  # it was trained on noise
     code = "import sys; from cli.serve import main; sys.argv = sys.argv[1:]; main()"
     with subprocess.Popen(
         [sys.executable, "-c", code, *words],
@@ -106,7 +89,8 @@ def test_the_public_client_plays_an_episode_as_the_rollout_does(trained, server)
     client = WebsocketClientPolicy("127.0.0.1", port, api_key=TOKEN)
     told = client.get_server_metadata()
     assert (tuple(told["views"]), told["num_action_steps"]) == (VIEWS, CHUNK)
-    assert (told["state_units"], told["dataset"]) == ("metres", "noise")
+    assert told["checkpoint_step"] == 2
+    assert (told["state_units"], told["dataset"]) == ("none", "noise")
 
     env = make_env(TASK, VIEWS)
     try:
@@ -116,7 +100,12 @@ def test_the_public_client_plays_an_episode_as_the_rollout_does(trained, server)
     assert len(rewards) == env.max_steps == 500
 
     config = RolloutConfig(
-        run=trained, env=TASK, out=trained.parent / "out", episodes=1, max_steps=2 * CHUNK
+        run=trained,
+        env=TASK,
+        out=trained.parent / "out",
+        checkpoint="2",
+        episodes=1,
+        max_steps=2 * CHUNK,
     )
     [episode] = roll_out(config).episodes
     assert episode.reward == sum(rewards[: episode.steps])
@@ -178,6 +167,7 @@ def test_flags_are_what_users_know():
         "--host",
         "--port",
         "--token-file",
+        "--checkpoint",
         "--evaluations",
         "--seed",
         "--max-message-mib",

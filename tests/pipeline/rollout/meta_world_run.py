@@ -17,6 +17,14 @@ STATE_DIM, ACTION_DIM, CONTROL_HZ = 4, 4, 80.0
 
 def write_run(folder: Path) -> Path:
     """Embed noise with the tiny tower, train on it, and return the run's folder."""
+    store = folder / "features.zarr"
+    embed_dataset(EmbedConfig(manifest=write_noise(folder), store=store, backbone=tiny_tower()))
+    train([store], folder / "run", debug(), resume=False)
+    return folder / "run"
+
+
+def write_noise(folder: Path) -> Path:
+    """Write two episodes of noise in Meta-World's shapes, and return their manifest's path."""
     (folder / "data").mkdir()
     for seed in range(2):
         numbers = np.random.default_rng(seed)
@@ -37,7 +45,4 @@ def write_run(folder: Path) -> Path:
         'state = {key = "observations/qpos", units = "none"}\n'
         'action = {key = "action", units = "none"}\n'
     )
-    store = folder / "features.zarr"
-    embed_dataset(EmbedConfig(manifest=manifest, store=store, backbone=tiny_tower()))
-    train([store], folder / "run", debug(), resume=False)
-    return folder / "run"
+    return manifest
