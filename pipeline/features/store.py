@@ -20,7 +20,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,16 +30,18 @@ from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.attributes import FORMAT, FORMAT_VERSION, StepArrays, StoreAttributes
 from pipeline.features.layout import (
     PROBE,
+    ROOT,
     ROOTS,
     STEP_ARRAYS,
     UNIT_ARRAYS,
     UNREADABLE,
-    create_folder,
+    create_arrays,
+    is_vacant,
     open_array,
+    open_group,
     open_unit_array,
     read_num_rows,
     read_probe,
-    sync_tree,
 )
 from pipeline.features.probe import Probe
 from pipeline.features.records import (
@@ -56,25 +57,29 @@ from pipeline.features.records import (
     list_files,
     read_complete,
     read_unit_record,
-    record_path,
+    record_name,
     source_digest,
     unit_hash,
     unmark,
     write_sealed,
 )
 from pipeline.features.units import num_units, unit_rows
-from pipeline.files import is_vacant, sync_folder, write_json
+from pipeline.files import json_bytes
+from pipeline.folders import Folder, Location, open_folder
 from policy.spec import FEATURE_DIM
 
 
 class FeatureStore:
-    """A store on the local disk; make one with `create` or `open`."""
+    """A store on a disk or in object storage; make one with `create` or `open`."""
 
-    def __init__(self, path: Path, group: zarr.Group, attributes: StoreAttributes):
-        self.path = path
+    def __init__(self, folder: Folder, group: zarr.Group, attributes: StoreAttributes):
+        self.folder = folder
+        self.path = folder.location
         self.attributes = attributes
         self._group = group
-        self._complete: tuple[tuple[int, ...], tuple[CompleteMark, FileList] | None] | None = None
+        self._complete: tuple[tuple[object, ...], tuple[CompleteMark, FileList] | None] | None = (
+            None
+        )
         self.num_rows = read_num_rows(group)
         self.num_units = num_units(self.num_rows)
         for name in UNIT_ARRAYS:
@@ -82,29 +87,36 @@ class FeatureStore:
 
     @classmethod
     def create(
-        cls, path: Path, attributes: StoreAttributes, steps: StepArrays, probe: Probe
+        cls, path: Location, attributes: StoreAttributes, steps: StepArrays, probe: Probe
     ) -> "FeatureStore":
         """Create a store with every array at full size and no features yet.
 
         Raises:
             StoreError: there is something at `path` other than an empty folder.
-            OSError: the disk is full or not writable; nothing is left at `path`.
+            OSError: the disk is full or not writable; there is no store at `path`.
         """
-        if not is_vacant(path):
+        folder = open_folder(path)
+        if not is_vacant(folder):
             raise StoreError(f"{path}: holds something already; choose another path")
-        create_folder(
-            path,
-            attributes.model_dump(mode="json"),
-            num_slots=attributes.num_slots,
-            codec=attributes.codec,
-            steps={name: getattr(steps, name) for name in STEP_ARRAYS},
-            probe=probe,
-        )
+        try:
+            create_arrays(
+                folder,
+                attributes.model_dump(mode="json"),
+                num_slots=attributes.num_slots,
+                codec=attributes.codec,
+                steps={name: getattr(steps, name) for name in STEP_ARRAYS},
+                probe=probe,
+            )
+        except FileExistsError as error:
+            raise StoreError(
+                f"{path}: another process has created a store here meanwhile; run the same command "
+                f"again, it goes on with that one or says what differs"
+            ) from error
         return cls.open(path, allow_incomplete=True, writable=True)
 
     @classmethod
     def open(
-        cls, path: Path, *, allow_incomplete: bool = False, writable: bool = False
+        cls, path: Location, *, allow_incomplete: bool = False, writable: bool = False
     ) -> "FeatureStore":
         """Open a store.
 
@@ -113,13 +125,14 @@ class FeatureStore:
                 what describes its arrays was changed since.
             IncompleteStoreError: embedding has not finished and `allow_incomplete` is False.
         """
-        if not (path / "zarr.json").is_file():
+        folder = open_folder(path)
+        if not folder.exists(ROOT):
             raise StoreError(f"{path}: no feature store here; make one with vla-embed")
-        complete = read_complete(path)
+        complete = read_complete(folder)
         if complete is not None:  # before zarr believes what they say
-            check_listed(path, complete[1], lambda name: name.endswith("zarr.json"))
+            check_listed(folder, complete[1], lambda name: name.endswith("zarr.json"))
         try:
-            group = zarr.open_group(path, mode="r+" if writable else "r", zarr_format=3)
+            group = open_group(folder, writable=writable)
             held = dict(group.attrs)
             version = held.get("format_version")
             if held.get("format") == FORMAT and version != FORMAT_VERSION:
@@ -127,7 +140,7 @@ class FeatureStore:
                     f"{path}: format version {version}, this program reads {FORMAT_VERSION}; use "
                     f"the program that wrote it, or embed the dataset into another store"
                 )
-            store = cls(path, group, StoreAttributes.model_validate(held))
+            store = cls(folder, group, StoreAttributes.model_validate(held))
         except StoreError:
             raise
         except UNREADABLE as error:
@@ -136,7 +149,7 @@ class FeatureStore:
                 f"or name another --store"
             ) from error
         if complete is None and not allow_incomplete:
-            done = len(list((path / COMMITS).glob("*.json")))
+            done = sum(name.endswith(".json") for name in folder.names(COMMITS))
             raise IncompleteStoreError(
                 f"{path}: embedding stopped after {done} of {store.num_units} units; run the same "
                 f"vla-embed command again to finish it"
@@ -206,10 +219,10 @@ class FeatureStore:
         Raises:
             OSError: the disk is full; the attributes are the old ones.
         """
-        unmark(self.path)
-        metadata = json.loads((self.path / "zarr.json").read_bytes())
+        unmark(self.folder)
+        metadata = json.loads(self.folder.read(ROOT))
         metadata["attributes"] = attributes.model_dump(mode="json")
-        write_json(self.path / "zarr.json", metadata)
+        self.folder.write(ROOT, json_bytes(metadata))
         self.attributes = attributes
 
     def valid_units(self) -> set[int]:
@@ -247,12 +260,10 @@ class FeatureStore:
         assert len(features) == len(frame_hash) == stop - start
         if not np.isfinite(features).all():
             raise StoreError(f"{self.path}: rows {start}..{stop} hold features that are not finite")
-        unmark(self.path)  # a damaged unit is being replaced
+        unmark(self.folder)  # a damaged unit is being replaced
         for name, rows in (("features", features), ("frame_hash", frame_hash)):
             self._open(name)[start:stop] = rows
-            chunks = self.path / name / "c"
-            sync_tree(chunks / str(unit))
-            sync_folder(chunks)
+            self.folder.settle(f"{name}/c/{unit}")
         record = UnitRecord(
             unit=unit,
             rows=(start, stop),
@@ -260,7 +271,7 @@ class FeatureStore:
             fingerprint=self.attributes.encoder.fingerprint,
             engines=tuple(sorted(engines)),
         )
-        write_sealed(record_path(self.path, unit), record.model_dump(mode="json"))
+        write_sealed(self.folder, record_name(unit), record.model_dump(mode="json"))
 
     def mark_complete(self) -> None:
         """Write the list of files and the mark, after checking every unit against its record.
@@ -271,16 +282,16 @@ class FeatureStore:
         """
         views, ends = self.attributes.view_names, self._read("episode_ends")
         hashes = np.concatenate([self.read_unit_hashes(unit) for unit in range(self.num_units)])
-        files = list_files(self.path, (*ROOTS, COMMITS))
-        write_sealed(self.path / FILE_LIST, files.model_dump(mode="json"))
+        files = list_files(self.folder, (*ROOTS, COMMITS))
+        write_sealed(self.folder, FILE_LIST, files.model_dump(mode="json"))
         mark = CompleteMark(
             rows=self.num_rows,
             units=self.num_units,
             digest=self._content_digest(),
             source_digest=source_digest(views, ends, hashes[:, : len(views)]),
-            file_list=file_record(self.path / FILE_LIST).sha256,
+            file_list=file_record(self.folder, FILE_LIST).sha256,
         )
-        write_sealed(self.path / COMPLETE_MARK, mark.model_dump(mode="json"))
+        write_sealed(self.folder, COMPLETE_MARK, mark.model_dump(mode="json"))
 
     def read_features(
         self, into: Float16[np.ndarray, "n s 768"] | None = None
@@ -321,7 +332,7 @@ class FeatureStore:
         """
         complete = self._read_complete()
         if complete is not None:
-            check_listed(self.path, complete[1], lambda name: name.split("/")[0] in STEP_ARRAYS)
+            check_listed(self.folder, complete[1], lambda name: name.split("/")[0] in STEP_ARRAYS)
         return StepArrays(**{name: self._read(name) for name in STEP_ARRAYS})
 
     def read_probe(self) -> Probe:
@@ -354,14 +365,14 @@ class FeatureStore:
 
     def _read_complete(self) -> tuple[CompleteMark, FileList] | None:
         # Parsed once, for the list has a line a file; the stamp tells when anyone wrote it anew.
-        stamp = complete_stamp(self.path)
+        stamp = complete_stamp(self.folder)
         if self._complete is None or self._complete[0] != stamp:
-            self._complete = stamp, read_complete(self.path)
+            self._complete = stamp, read_complete(self.folder)
         return self._complete[1]
 
     def _unit_record(self, unit: int) -> UnitRecord:
         rows = unit_rows(unit, self.num_rows)
-        return read_unit_record(self.path, unit, rows, self.attributes.encoder.fingerprint)
+        return read_unit_record(self.folder, unit, rows, self.attributes.encoder.fingerprint)
 
     def _read_unit(
         self, unit: int
