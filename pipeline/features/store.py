@@ -250,7 +250,7 @@ class FeatureStore:
         """
         start, stop = self.unit_rows(unit)
         assert len(features) == len(frame_hash) == stop - start
-        if not np.isfinite(features).all():
+        if not _all_finite(features):
             raise StoreError(f"{self.path}: rows {start}..{stop} hold features that are not finite")
         unmark(self.path)  # a damaged unit is being replaced
         for name, rows in (("features", features), ("frame_hash", frame_hash)):
@@ -400,3 +400,8 @@ class FeatureStore:
                 f"{self.path}/{name}: cannot be read ({error}); where another store took its place "
                 f"run the same command again, otherwise run vla-embed again"
             ) from error
+
+
+def _all_finite(features: Float16[np.ndarray, "n s 768"]) -> bool:
+    # By their exponents' bits: numpy's isfinite takes five times as long for half precision.
+    return int((features.view(np.uint16) & 0x7C00).max()) < 0x7C00
