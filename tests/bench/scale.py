@@ -133,12 +133,14 @@ def measure(num_frames: int, folder: Path) -> float:
     in_store = made["create_s"] + written["commit_s"] + marked["mark_s"]
     beyond = written["commit_s"] - written["raw_s"]
     peak = max(made["peak_mb"], marked["peak_mb"])
+    shares = [100 * spent / encode_s for spent in (written["commit_s"], beyond)]
+    memory = [peak, made["imports_mb"], written["peak_mb"]]
     print(
-        f"{num_frames:>10,} frames: commit {100 * written['commit_s'] / encode_s:.2f} %, beyond "
-        f"raw {100 * beyond / encode_s:.2f} %; store {1e6 * in_store / num_frames:.2f} us; "
-        f"coordinator {peak:.0f} MB (imports {made['imports_mb']:.0f}), worker {written['peak_mb']:.0f} MB; "
-        f"stock {marked['stock_s']:.1f} s, mark {marked['mark_s']:.1f} s, open "
-        f"{marked['open_s']:.3f} s; metadata {kilobytes:.0f} kB in {files} files",
+        f"{num_frames:,} frames: commit {shares[0]:.2f} %, beyond raw {shares[1]:.2f} %; "
+        f"store {1e6 * in_store / num_frames:.2f} us; "
+        "coordinator {:.0f} MB (imports {:.0f}), worker {:.0f} MB; ".format(*memory)
+        + "stock {stock_s:.1f} s, mark {mark_s:.1f} s, open {open_s:.3f} s; ".format(**marked)
+        + f"metadata {kilobytes:.0f} kB in {files} files",
         flush=True,
     )
     return 1e6 * in_store / num_frames
