@@ -44,6 +44,7 @@ class ObjectUrl:
 
 
 Location = Path | ObjectUrl
+Stamp = tuple[object, ...]
 
 
 @runtime_checkable
@@ -75,7 +76,7 @@ class Folder(Protocol):
             FileNotFoundError: there is none.
         """
 
-    def stamp(self, name: str) -> tuple[object, ...]:
+    def stamp(self, name: str) -> Stamp:
         """Return what differs once other bytes were written under this name.
 
         Raises:
@@ -135,7 +136,7 @@ class LocalFolder:
             while piece := file.read(READ_BYTES):
                 yield piece
 
-    def stamp(self, name: str) -> tuple[object, ...]:
+    def stamp(self, name: str) -> Stamp:
         """Return device, inode, size and time of change; see `Folder.stamp`."""
         status = (self.location / name).stat()
         return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns

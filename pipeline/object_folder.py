@@ -19,7 +19,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import from_url
 
 from pipeline.errors import ObjectStorageError
-from pipeline.folders import READ_BYTES, LocalFolder, ObjectUrl
+from pipeline.folders import READ_BYTES, LocalFolder, ObjectUrl, Stamp
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -72,7 +72,7 @@ class ObjectFolder:
             for piece in obstore.get(self.objects, name).stream(min_chunk_size=READ_BYTES):
                 yield bytes(piece)
 
-    def stamp(self, name: str) -> tuple[object, ...]:
+    def stamp(self, name: str) -> Stamp:
         """Return etag, version and size; an etag follows the content. See `Folder.stamp`."""
         with reaching(f"{self}/{name}"):
             held = obstore.head(self.objects, name)

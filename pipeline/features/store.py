@@ -3,8 +3,8 @@
 Knows arrays, units and commits; nothing about how features are made. Layout below the store's
 folder:
 
-    features [N, S, 768] float16     one chunk a unit of 256 rows, uncompressed, crc32c; S slots a
-                                     step: its views, then the views of each augmented variant
+    features [N, S, 768] float16     one file a unit (see units.py), uncompressed, crc32c; S slots
+                                     a step: its views, then those of each augmented variant
     state [N, S] float32   action [N, A] float32   timestamp [N] float64   episode_ends [E] int64
     frame_hash [N, S] uint64         hash of the decoded pixels of every frame
     probe/                           frames and their features: see probe.py
@@ -19,7 +19,7 @@ has a list of files and a mark whose hashes fit.
 import hashlib
 import json
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -46,26 +46,24 @@ from pipeline.features.layout import (
 from pipeline.features.probe import Probe
 from pipeline.features.records import (
     COMMITS,
-    COMPLETE_MARK,
-    FILE_LIST,
     CompleteMark,
     FileList,
     UnitRecord,
+    all_finite,
     check_listed,
     complete_stamp,
-    file_record,
-    list_files,
     read_complete,
     read_unit_record,
-    record_name,
     source_digest,
     unit_hash,
     unmark,
-    write_sealed,
+    write_file_list,
+    write_mark,
+    write_unit_record,
 )
 from pipeline.features.units import num_units, unit_rows
 from pipeline.files import json_bytes
-from pipeline.folders import Folder, Location, open_folder
+from pipeline.folders import Folder, Location, Stamp, open_folder
 from policy.spec import FEATURE_DIM
 
 
@@ -77,11 +75,9 @@ class FeatureStore:
         self.path = folder.location
         self.attributes = attributes
         self._group = group
-        self._complete: tuple[tuple[object, ...], tuple[CompleteMark, FileList] | None] | None = (
-            None
-        )
+        self._complete: tuple[Stamp, tuple[CompleteMark, FileList] | None] | None = None
         self.num_rows = read_num_rows(group)
-        self.num_units = num_units(self.num_rows)
+        self.num_units = num_units(self.num_rows, attributes.rows_per_unit)
         for name in UNIT_ARRAYS:
             self._open(name)
 
@@ -98,20 +94,15 @@ class FeatureStore:
         folder = open_folder(path)
         if not is_vacant(folder):
             raise StoreError(f"{path}: holds something already; choose another path")
-        try:
-            create_arrays(
-                folder,
-                attributes.model_dump(mode="json"),
-                num_slots=attributes.num_slots,
-                codec=attributes.codec,
-                steps={name: getattr(steps, name) for name in STEP_ARRAYS},
-                probe=probe,
-            )
-        except FileExistsError as error:
-            raise StoreError(
-                f"{path}: another process has created a store here meanwhile; run the same command "
-                f"again, it goes on with that one or says what differs"
-            ) from error
+        create_arrays(
+            folder,
+            attributes.model_dump(mode="json"),
+            num_slots=attributes.num_slots,
+            rows_per_unit=attributes.rows_per_unit,
+            codec=attributes.codec,
+            steps={name: getattr(steps, name) for name in STEP_ARRAYS},
+            probe=probe,
+        )
         return cls.open(path, allow_incomplete=True, writable=True)
 
     @classmethod
@@ -155,6 +146,10 @@ class FeatureStore:
                 f"vla-embed command again to finish it"
             )
         return store
+
+    def unit_rows(self, unit: int) -> tuple[int, int]:
+        """Return the rows [start, stop) of a unit; the last one may be short."""
+        return unit_rows(unit, self.num_rows, self.attributes.rows_per_unit)
 
     @property
     def is_complete(self) -> bool:
@@ -227,7 +222,12 @@ class FeatureStore:
 
     def valid_units(self) -> set[int]:
         """Return the units whose record fits the encoder and the bytes on the disk."""
-        return {unit for unit in range(self.num_units) if self._is_valid(unit)}
+        valid = set()
+        for unit in range(self.num_units):
+            with suppress(StoreError):
+                self._read_unit(unit)
+                valid.add(unit)
+        return valid
 
     def unit_engines(self, unit: int) -> frozenset[str]:
         """Return the digests of the engines that computed a committed unit's features.
@@ -256,9 +256,9 @@ class FeatureStore:
             StoreError: a feature is not finite.
             OSError: the disk is full; the unit has no record and is encoded again next time.
         """
-        start, stop = unit_rows(unit, self.num_rows)
+        start, stop = self.unit_rows(unit)
         assert len(features) == len(frame_hash) == stop - start
-        if not np.isfinite(features).all():
+        if not all_finite(features):
             raise StoreError(f"{self.path}: rows {start}..{stop} hold features that are not finite")
         unmark(self.folder)  # a damaged unit is being replaced
         for name, rows in (("features", features), ("frame_hash", frame_hash)):
@@ -271,7 +271,7 @@ class FeatureStore:
             fingerprint=self.attributes.encoder.fingerprint,
             engines=tuple(sorted(engines)),
         )
-        write_sealed(self.folder, record_name(unit), record.model_dump(mode="json"))
+        write_unit_record(self.folder, record)
 
     def mark_complete(self) -> None:
         """Write the list of files and the mark, after checking every unit against its record.
@@ -281,17 +281,16 @@ class FeatureStore:
             OSError: the disk is full; the store stays incomplete.
         """
         views, ends = self.attributes.view_names, self._read("episode_ends")
-        hashes = np.concatenate([self.read_unit_hashes(unit) for unit in range(self.num_units)])
-        files = list_files(self.folder, (*ROOTS, COMMITS))
-        write_sealed(self.folder, FILE_LIST, files.model_dump(mode="json"))
+        hashes = (self.read_unit_hashes(unit) for unit in range(self.num_units))
+        source = source_digest(views, ends, (of_unit[:, : len(views)] for of_unit in hashes))
         mark = CompleteMark(
             rows=self.num_rows,
             units=self.num_units,
             digest=self._content_digest(),
-            source_digest=source_digest(views, ends, hashes[:, : len(views)]),
-            file_list=file_record(self.folder, FILE_LIST).sha256,
+            source_digest=source,
+            file_list=write_file_list(self.folder, (*ROOTS, COMMITS)),
         )
-        write_sealed(self.folder, COMPLETE_MARK, mark.model_dump(mode="json"))
+        write_mark(self.folder, mark)
 
     def read_features(
         self, into: Float16[np.ndarray, "n s 768"] | None = None
@@ -304,7 +303,7 @@ class FeatureStore:
         shape = (self.num_rows, self.attributes.num_slots, FEATURE_DIM)
         features = np.empty(shape, np.float16) if into is None else into
         for unit in range(self.num_units):
-            start, stop = unit_rows(unit, self.num_rows)
+            start, stop = self.unit_rows(unit)
             features[start:stop] = self.read_unit_features(unit)
         return features
 
@@ -371,31 +370,24 @@ class FeatureStore:
         return self._complete[1]
 
     def _unit_record(self, unit: int) -> UnitRecord:
-        rows = unit_rows(unit, self.num_rows)
-        return read_unit_record(self.folder, unit, rows, self.attributes.encoder.fingerprint)
+        made_by = self.attributes.encoder.fingerprint
+        return read_unit_record(self.folder, unit, self.unit_rows(unit), made_by)
 
     def _read_unit(
         self, unit: int
     ) -> tuple[Float16[np.ndarray, "n s 768"], UInt64[np.ndarray, "n s"]]:
-        start, stop = unit_rows(unit, self.num_rows)
+        start, stop = self.unit_rows(unit)
         features, frame_hash = (self._read(name, slice(start, stop)) for name in UNIT_ARRAYS)
         if unit_hash(features, frame_hash) != self._unit_record(unit).sha256:
-            where = f"rows {start}..{stop} (unit {unit})"
-            raise StoreError(f"{self.path}: {where} do not hash to their commit record")
+            what = f"rows {start}..{stop} (unit {unit}) do not hash to their commit record"
+            raise StoreError(f"{self.path}: {what}")
         return features, frame_hash
-
-    def _is_valid(self, unit: int) -> bool:
-        try:
-            self._read_unit(unit)
-        except StoreError:
-            return False
-        return True
 
     def _open(self, name: str) -> zarr.Array[Any]:
         if name not in UNIT_ARRAYS:
             return open_array(self._group, name)
-        slots = self.attributes.num_slots
-        return open_unit_array(self._group, name, num_rows=self.num_rows, num_slots=slots)
+        held, num_rows = self.attributes, self.num_rows
+        return open_unit_array(self._group, name, (num_rows, held.num_slots), held.rows_per_unit)
 
     def _read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         try:
