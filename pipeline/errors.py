@@ -33,6 +33,10 @@ class ObjectStorageError(VlaError):
     """
 
 
+class CutAnswerError(ObjectStorageError):
+    """An answer of object storage broke off; the same request may be sent again."""
+
+
 class EncoderMismatchError(VlaError, ValueError):
     """Features of one encoder would meet another encoder."""
 

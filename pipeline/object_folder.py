@@ -7,23 +7,26 @@ the error's code alone: the rest may quote the key's id and the signed request.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import from_url
 
-from pipeline.errors import ObjectStorageError
+from pipeline.errors import CutAnswerError, ObjectStorageError
 from pipeline.folders import READ_BYTES, LocalFolder, ObjectUrl, Stamp
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig
+    from obstore import ObjectMeta
+    from obstore.store import RetryConfig
 
+# No client options: they would replace those of the environment, AWS_ALLOW_HTTP among them.
 # Half a minute of outage passes unseen; a longer one ends the command, which then resumes.
 RETRY: "RetryConfig" = {
     "max_retries": 10,
@@ -34,7 +37,10 @@ RETRY: "RetryConfig" = {
         "base": 2,
     },
 }
-CLIENT: Final["ClientConfig"] = {"timeout": timedelta(minutes=2)}  # of a request; a shard is 75 MB
+CUT_ANSWERS: Final = 5  # tries where an answer breaks off: obstore mends that for reads alone
+NAMES_A_PAGE = 1_000  # what S3 lists in an answer
+
+Answer = TypeVar("Answer")
 
 
 class ObjectFolder:
@@ -48,7 +54,7 @@ class ObjectFolder:
         """
         self.location = location
         with reaching(str(location)):
-            self.objects = from_url(str(location), retry_config=RETRY, client_options=CLIENT)
+            self.objects = from_url(str(location), retry_config=RETRY)
         """obstore's own handle; paths are relative to the location."""
 
     def __str__(self) -> str:
@@ -68,8 +74,10 @@ class ObjectFolder:
 
     def read_pieces(self, name: str) -> Iterator[bytes]:
         """Return an object's content in pieces; see `Folder.read_pieces`."""
-        with reaching(f"{self}/{name}"):
-            for piece in obstore.get(self.objects, name).stream(min_chunk_size=READ_BYTES):
+        place = f"{self}/{name}"
+        answer = until_whole(place, partial(obstore.get, self.objects, name))
+        with reaching(place):
+            for piece in answer.stream(min_chunk_size=READ_BYTES):
                 yield bytes(piece)
 
     def stamp(self, name: str) -> Stamp:
@@ -80,20 +88,20 @@ class ObjectFolder:
 
     def names(self, below: str = "") -> Iterator[str]:
         """Return the names of all objects, or of those below a prefix."""
-        with reaching(f"{self}/{below}"):
-            for batch in obstore.list(self.objects, prefix=below or None):
-                yield from (held["path"] for held in batch)
+        page = self._page(below, None)
+        while page:
+            yield from (held["path"] for held in page)
+            page = self._page(below, page[-1]["path"])
 
     def write(self, name: str, content: bytes) -> None:
         """Put an object; the last of several writers wins. See `Folder.write`."""
-        with reaching(f"{self}/{name}"):
-            obstore.put(self.objects, name, content)
+        self._put(name, content)
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects; those that are not there are passed over."""
         for name in names:
-            with suppress(FileNotFoundError), reaching(f"{self}/{name}"):
-                obstore.delete(self.objects, name)
+            with suppress(FileNotFoundError):
+                until_whole(f"{self}/{name}", partial(obstore.delete, self.objects, name))
 
     def settle(self, name: str) -> None:
         """Do nothing: an answered PUT is durable."""
@@ -113,20 +121,55 @@ class ObjectFolder:
             yield Path(temporary)
             filled = LocalFolder(Path(temporary))
             names = set(filled.names()) - {last}
-            for name in sorted(names):
-                with reaching(f"{self}/{name}"):
-                    obstore.put(self.objects, name, Path(temporary, name))
-            self.delete(set(self.names()) - names - {last})  # of a longer dataset, cut off
+            # Before the first PUT: what is added later may be another process's committed work.
+            leftovers = set(self.names()) - names
+            if last not in leftovers:
+                for name in sorted(names):
+                    self._put(name, Path(temporary, name))
+                self.delete(leftovers)
             self._create(last, filled.read(last))
 
+    def _page(self, below: str, after: str | None) -> "Sequence[ObjectMeta]":
+        def first_page() -> "Sequence[ObjectMeta]":
+            prefix = below or None
+            pages = obstore.list(self.objects, prefix, offset=after, chunk_size=NAMES_A_PAGE)
+            return next(iter(pages), ())
+
+        return until_whole(f"{self}/{below}", first_page)
+
+    def _put(self, name: str, content: bytes | Path) -> None:
+        until_whole(f"{self}/{name}", partial(obstore.put, self.objects, name, content))
+
     def _create(self, name: str, content: bytes) -> None:
+        put = partial(obstore.put, self.objects, name, content, mode="create")
         try:
-            with reaching(f"{self}/{name}"):
-                obstore.put(self.objects, name, content, mode="create")
+            until_whole(f"{self}/{name}", put)
         except FileExistsError:
             # A PUT whose answer got lost is sent again, and meets itself.
             if self.read(name) != content:
                 raise
+
+
+def until_whole(place: str, request: Callable[[], Answer]) -> Answer:
+    """Send a request that may be sent twice, again where its answer breaks off.
+
+    Raises:
+        FileNotFoundError, FileExistsError, ObjectStorageError: as `reaching`.
+    """
+    for _ in range(CUT_ANSWERS - 1):
+        with suppress(CutAnswerError), reaching(place):
+            return request()
+    with reaching(place):
+        return request()
+
+
+async def until_whole_async(place: str, request: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Do as `until_whole`, for zarr."""
+    for _ in range(CUT_ANSWERS - 1):
+        with suppress(CutAnswerError), reaching(place):
+            return await request()
+    with reaching(place):
+        return await request()
 
 
 @contextmanager
@@ -140,6 +183,7 @@ def reaching(place: str) -> Iterator[None]:
         FileNotFoundError: nothing is there.
         FileExistsError: it must be new, and is there already.
         ObjectStorageError: the bucket is not there, access is refused, or there is no answer.
+        CutAnswerError: the answer broke off.
     """
     # `from None`: a traceback would print the answer, which may quote the signed request.
     try:
@@ -153,7 +197,9 @@ def reaching(place: str) -> Iterator[None]:
             f"{place}: there is no such bucket; make it, or name another --store"
         ) from None
     except BaseError as error:
-        raise ObjectStorageError(f"{place}: {_said(str(error))}") from None
+        is_cut = "response body error" in str(error)
+        kind = CutAnswerError if is_cut else ObjectStorageError
+        raise kind(f"{place}: {_said(str(error))}") from None
 
 
 def _said(text: str) -> str:
@@ -161,11 +207,13 @@ def _said(text: str) -> str:
     status = re.search(r"status code: (\d{3}[A-Za-z ]*)", text)
     code = re.search(r"<Code>(\w+)</Code>", text)
     tries = re.search(r"after (\d+) retries", text)
-    if "169.254.169.254" in text:  # where a cloud's machines find theirs
+    if "/latest/" in text:  # where a cloud's machines ask for theirs
         return (
             "no credentials for object storage; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "or what else your provider takes, in the environment"
         )
+    if "BadScheme" in text:
+        return "the endpoint is not https; name one that is, or set AWS_ALLOW_HTTP=true"
     if status is None:
         answer = "object storage does not answer"
     else:

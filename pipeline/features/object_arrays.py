@@ -4,6 +4,7 @@ Knows zarr's store interface and object folders; nothing about which arrays ther
 obstore's errors through as they are, and they quote the signed request.
 """
 
+from functools import partial
 from typing import Self
 
 import obstore.store
@@ -12,7 +13,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
 from pipeline.folders import Folder
-from pipeline.object_folder import ObjectFolder, reaching
+from pipeline.object_folder import ObjectFolder, until_whole_async
 
 
 class ObjectArrays(ObjectStore[obstore.store.ObjectStore]):
@@ -30,23 +31,20 @@ class ObjectArrays(ObjectStore[obstore.store.ObjectStore]):
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return an object, or a part of it; None where there is none."""
-        with reaching(f"{self._folder}/{key}"):
-            return await super().get(key, prototype, byte_range)
+        get = partial(super().get, key, prototype, byte_range)
+        return await until_whole_async(f"{self._folder}/{key}", get)
 
     async def exists(self, key: str) -> bool:
         """Whether there is an object of this name."""
-        with reaching(f"{self._folder}/{key}"):
-            return await super().exists(key)
+        return await until_whole_async(f"{self._folder}/{key}", partial(super().exists, key))
 
     async def set(self, key: str, value: Buffer) -> None:
         """Put an object."""
-        with reaching(f"{self._folder}/{key}"):
-            await super().set(key, value)
+        await until_whole_async(f"{self._folder}/{key}", partial(super().set, key, value))
 
     async def delete(self, key: str) -> None:
         """Remove an object, if it is there."""
-        with reaching(f"{self._folder}/{key}"):
-            await super().delete(key)
+        await until_whole_async(f"{self._folder}/{key}", partial(super().delete, key))
 
 
 def object_arrays(folder: Folder) -> ObjectArrays:
