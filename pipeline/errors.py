@@ -25,6 +25,10 @@ class IncompleteStoreError(StoreError):
     """A feature store whose embedding has not finished."""
 
 
+class WorkerLostError(VlaError, RuntimeError):
+    """Processes that encode frames end again and again: killed, or out of memory."""
+
+
 class EncoderMismatchError(VlaError, ValueError):
     """Features of one encoder would meet another encoder."""
 

@@ -147,6 +147,11 @@ def record_path(store: Path, unit: int) -> Path:
     return store / COMMITS / f"{unit:06d}.json"
 
 
+def missing_units(store: Path, num_units: int) -> set[int]:
+    """Return the units of a store without a record; what others say is not read."""
+    return {unit for unit in range(num_units) if not record_path(store, unit).exists()}
+
+
 def discard_units(store: Path, units: Iterable[int]) -> None:
     """Take back that units were written; their rows count as absent from here on."""
     unmark(store)

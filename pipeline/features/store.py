@@ -18,7 +18,7 @@ has a list of files and a mark whose hashes fit.
 
 import hashlib
 import json
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -217,9 +217,9 @@ class FeatureStore:
         write_json(self.path / "zarr.json", metadata)
         self.attributes = attributes
 
-    def valid_units(self) -> set[int]:
-        """Return the units whose record fits the encoder and the bytes on the disk."""
-        return {unit for unit in range(self.num_units) if self._is_valid(unit)}
+    def valid_units(self, among: Iterable[int] | None = None) -> set[int]:
+        """Return the units, of all or of some, whose record fits encoder and bytes on the disk."""
+        return {u for u in (range(self.num_units) if among is None else among) if self._is_valid(u)}
 
     def unit_engines(self, unit: int) -> frozenset[str]:
         """Return the digests of the engines that computed a committed unit's features.
@@ -372,9 +372,10 @@ class FeatureStore:
     def _read_unit(
         self, unit: int
     ) -> tuple[Float16[np.ndarray, "n s 768"], UInt64[np.ndarray, "n s"]]:
-        start, stop = self.unit_rows(unit)
+        record = self._unit_record(unit)  # first: without one there are no rows to read
+        start, stop = record.rows
         features, frame_hash = (self._read(name, slice(start, stop)) for name in UNIT_ARRAYS)
-        if unit_hash(features, frame_hash) != self._unit_record(unit).sha256:
+        if unit_hash(features, frame_hash) != record.sha256:
             what = f"rows {start}..{stop} (unit {unit}) do not hash to their commit record"
             raise StoreError(f"{self.path}: {what}")
         return features, frame_hash

@@ -10,7 +10,8 @@ when it is complete. Until then readers see the old one. A crash may leave, besi
     .x.zarr.outgrown     the old store, between the last two renames
     .x.zarr.discarded    a folder that is being removed
     .x.zarr.1234.partial a store that process 1234 was creating
-    .x.zarr.lock         empty; whoever embeds held it
+    .x.zarr.lock         empty; whoever embeds held it, and parts of a job leave it there
+    .x.zarr.turn         empty; a part of a job held it while it opened or completed the store
 """
 
 import glob
@@ -34,8 +35,6 @@ class Target:
     """A store to write, and where features may be copied from."""
 
     store: FeatureStore
-    valid_units: set[int]
-    """Committed units, before their frames were compared with the dataset's."""
     stored: tuple[StoredUnits, ...] = ()
     """Units of other stores."""
     replaces: Path | None = None
@@ -60,6 +59,11 @@ class Target:
 def lock_of(path: Path) -> Path:
     """Return the file that whoever writes the store at `path` holds, also while it is replaced."""
     return _beside(path, "lock")
+
+
+def turn_of(path: Path) -> Path:
+    """Return the file that parts of a job hold, one at a time, to open or complete the store."""
+    return _beside(path, "turn")
 
 
 def finish_growth(path: Path) -> None:
@@ -88,6 +92,8 @@ def open_target(
     steps: StepArrays,
     backbone: FrozenSiglip2,
     made: Probe | None,
+    *,
+    may_grow: bool = True,
 ) -> Target:
     """Go on with the store at `path`, or grow one beside it.
 
@@ -97,34 +103,40 @@ def open_target(
         steps: of the dataset as it is now.
         backbone: the encoder that will fill it.
         made: the probe that this encoder has made for it just now: it would pass.
+        may_grow: whether a store of other rows than the dataset's is grown, or refused.
 
     Raises:
         EncoderMismatchError: the store was made by another encoder.
-        StoreError: there is something else at `path`, or a store of another manifest.
+        StoreError: there is something else at `path`, a store of another manifest, or one that
+            would have to grow and may not.
     """
     held = _open_same_kind(path, attributes)
     probe = held.read_probe()
     if made is None or probe.digest() != made.digest():
         check_probe(backbone, probe, where=str(path))
-    valid = held.valid_units()
     growing, outdated = _beside(path, "growing"), _beside(path, "outdated")
     if _has_rows(held, steps):
         _follow_manifest(held, attributes)
         _discard(growing)
         _discard(outdated)
-        return Target(held, valid)
+        return Target(held)
+    if not may_grow:
+        raise StoreError(
+            f"{path}: holds {held.num_rows} steps, the dataset has {len(steps.state)} or others; "
+            f"one vla-embed without --units brings the store up to it"
+        )
     if growing.exists():
         store = _reopened(growing, attributes)
         if store is not None and _has_rows(store, steps):
             _follow_manifest(store, attributes)
             stored = _stored_units(held, _reopened(outdated, attributes))
-            return Target(store, store.valid_units(), stored, replaces=path)
+            return Target(store, stored, replaces=path)
         _discard(outdated)
         growing.rename(outdated)
     described = attributes.model_copy(update={"engine": probe.engine})
     store = FeatureStore.create(growing, described, steps, probe)
     stored = _stored_units(held, _reopened(outdated, attributes))
-    return Target(store, set(), stored, replaces=path)
+    return Target(store, stored, replaces=path)
 
 
 def _stored_units(*stores: FeatureStore | None) -> tuple[StoredUnits, ...]:
