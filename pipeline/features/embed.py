@@ -185,7 +185,9 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
                     plan = _plan_worker(config, target.store, index)
                     del backbone, steps, index  # workers have their own; this process stays small
                     pool = config.executor.open_pool(plan)
-                    encode_with_workers(pool, config.executor.workers, units, tally.add_whole)
+                    encode_with_workers(
+                        pool, config.executor.workers, units, tally.add_whole, target.is_committed
+                    )
                 else:
                     with UnitEncoder(target.store, source, backbone, index) as encoder:
                         encode_here(encoder, units, tally.add, tally.advance)

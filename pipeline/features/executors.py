@@ -5,6 +5,7 @@ lost costs the units in its hands, which go to another one; what it had committe
 process costs the units in all hands: workers end with it, and the next run goes on.
 """
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -13,11 +14,13 @@ from functools import partial
 from typing import Final, Literal, Protocol, runtime_checkable
 
 from pipeline.errors import WorkerLostError
-from pipeline.features.encode import UnitEncoder, UnitOutcome
+from pipeline.features.encode import EncodeCounts, UnitEncoder, UnitOutcome
 from pipeline.features.worker import UNITS_IN_FLIGHT
 
+logger = logging.getLogger(__name__)
+
 ExecutorName = Literal["in-process", "processes", "ray"]
-LOSSES_ALLOWED: Final = 3  # of workers that held one unit, or in a row in one worker's place
+LOSSES_ALLOWED: Final = 3  # of workers at one unit, or in a row in one worker's place
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ class _Place:
     """One worker, and those that were in its place before."""
 
     is_ready: bool = False
-    units: set[int] = field(default_factory=set)
-    """In its hands."""
+    units: list[int] = field(default_factory=list)
+    """In its hands, in order."""
     losses: int = 0
     """Workers lost in this place since a unit was encoded here."""
 
@@ -110,6 +113,7 @@ def encode_with_workers(
     num_workers: int,
     units: Sequence[int],
     report: Callable[[UnitOutcome], None],
+    is_committed: Callable[[int], bool],
 ) -> None:
     """Encode units with workers: two in the hands of each, the next one goes to who is done first.
 
@@ -118,10 +122,11 @@ def encode_with_workers(
         num_workers: how many to start; no more than there are units.
         units: in the order in which they are handed out.
         report: told what became of each unit.
+        is_committed: whether a unit that a lost worker held has valid rows nevertheless.
 
     Raises:
-        WorkerLostError: three workers were lost with the same unit in their hands, or one after
-            the other in one place, and nothing was encoded there between.
+        WorkerLostError: three workers were lost at the same unit, or one after the other in one
+            place, and nothing was encoded there between.
         VlaError, OSError: what a worker says that it cannot do.
     """
     waiting, unfinished = deque(units), set(units)
@@ -138,19 +143,25 @@ def encode_with_workers(
                         place.is_ready = True
                     case Encoded(outcome=outcome):
                         place.losses = 0
-                        place.units.discard(outcome.unit)
+                        place.units.remove(outcome.unit)
                         unfinished.discard(outcome.unit)
                         report(outcome)
                     case Lost(worker=worker, reason=reason):
-                        waiting.extendleft(sorted(place.units, reverse=True))
-                        lost_with.update(place.units)
+                        # It may have committed a unit and not have come to say so.
+                        for unit in [unit for unit in place.units if is_committed(unit)]:
+                            place.units.remove(unit)
+                            unfinished.discard(unit)
+                            report(UnitOutcome(unit, EncodeCounts(), {}))
+                        waiting.extendleft(reversed(place.units))
+                        lost_with.update(place.units[:1])  # the others were hardly begun
                         _refuse_to_go_on(place, lost_with, reason)
+                        logger.warning("a worker was lost (%s); another takes its place", reason)
                         places[worker] = _Place(losses=place.losses + 1)
                         pool.start(worker)
             for worker, place in enumerate(places):
                 while place.is_ready and waiting and len(place.units) < UNITS_IN_FLIGHT:
                     unit = waiting.popleft()
-                    place.units.add(unit)
+                    place.units.append(unit)
                     pool.send(worker, unit)
 
 
@@ -160,11 +171,10 @@ def _first(coming: deque[int]) -> int | None:
 
 def _refuse_to_go_on(place: _Place, lost_with: Counter[int], reason: str) -> None:
     what_to_do = "what is committed stays; look at the memory, then run the same command again"
-    suspects = [str(unit) for unit in sorted(place.units) if lost_with[unit] >= LOSSES_ALLOWED]
-    if suspects:
+    if any(lost_with[unit] >= LOSSES_ALLOWED for unit in place.units):
         raise WorkerLostError(
-            f"unit {' or '.join(suspects)}: {LOSSES_ALLOWED} workers were lost while they had it, "
-            f"the last one: {reason}; its files may bring a decoder down; {what_to_do}"
+            f"unit {' or '.join(map(str, place.units))}: {LOSSES_ALLOWED} workers were lost in the "
+            f"same place, the last one: {reason}; its files may bring a decoder down; {what_to_do}"
         )
     if place.losses + 1 >= LOSSES_ALLOWED:
         raise WorkerLostError(

@@ -9,12 +9,14 @@ import os
 import signal
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from threading import Lock
+from threading import Lock, RLock
 
 import torch
+from tqdm import tqdm
 
 from pipeline.features.encode import UnitOutcome
 from pipeline.features.executors import Encoded, Lost, Ready
@@ -41,7 +43,7 @@ class ProcessPool:
 
     def __exit__(self, *error: object) -> None:
         for process, connection in self._workers.values():
-            connection.close()
+            connection.close()  # ends the worker, whatever it is doing
             process.join()
 
     def start(self, worker: int) -> None:
@@ -92,23 +94,22 @@ def _device_of(worker: int, device: str) -> str:
 
 def _serve(connection: Connection, plan: WorkerPlan) -> None:
     """Encode the units that come over a connection; tell None once ready, then each outcome."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent ends us
-    try:
-        worker = UnitWorker(plan)
-    except (VlaError, OSError) as error:
-        connection.send(error)
-        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent ends us
+    tqdm.set_lock(RLock())  # its own would leave a semaphore behind where we are killed
     sending = Lock()
 
     def tell(encoding: Future[UnitOutcome]) -> None:
-        with sending:
+        with sending, suppress(ConnectionError):
             connection.send(encoding.exception() or encoding.result())
 
     waiters = ThreadPoolExecutor(max_workers=UNITS_IN_FLIGHT)
-    connection.send(None)
     try:
+        try:
+            worker = UnitWorker(plan)
+        except (VlaError, OSError) as error:
+            connection.send(error)
+            return
+        connection.send(None)
         while True:
             waiters.submit(worker.encode_unit, connection.recv()).add_done_callback(tell)
     except (EOFError, ConnectionError):

@@ -6,8 +6,9 @@ behind our back. Actors end with the process that started them. Several machines
 
 import logging
 import os
+import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -16,6 +17,8 @@ from pipeline.errors import ConfigError
 from pipeline.features.encode import UnitOutcome
 from pipeline.features.executors import Encoded, Lost, Ready
 from pipeline.features.worker import UNITS_IN_FLIGHT, UnitWorker, WorkerPlan
+
+ANSWER_WITHIN_S: Final = 10.0  # seconds for a connection to Ray's head
 
 
 class RayPool:
@@ -26,7 +29,8 @@ class RayPool:
 
         Args:
             plan: of every worker; each takes as many CPUs as it has threads.
-            address: of a running cluster, or `auto`; None starts Ray here, for this run alone.
+            address: `host:port` of a running cluster, or `auto`; None starts Ray here, for this
+                run alone.
             gpus_per_worker: of each, or the share of one.
         """
         self._plan = plan
@@ -37,18 +41,18 @@ class RayPool:
 
     def __enter__(self) -> "RayPool":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody agreed to send anything
-        options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if self._address is None:
             options |= {"address": "local", "include_dashboard": False}
         else:
             options |= {"address": self._address}
+            _require_answer(self._address)
         try:
             ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"--address {self._address}: no Ray answers there ({_first_line(error)}); want the "
-                f"address of a running cluster, or `auto` on one of its machines"
-            ) from error
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            if self._address is None:
+                raise
+            raise _no_ray(self._address, error) from error
         try:
             self._check_resources()
         except ConfigError:
@@ -121,6 +125,26 @@ class _Actor:
 
     def encode_unit(self, unit: int) -> UnitOutcome:
         return self._worker.encode_unit(unit)
+
+
+def _require_answer(address: str) -> None:
+    """Find out in seconds whether something listens there; Ray tries for minutes."""
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdecimal():
+        raise ConfigError(f"--address {address}: want host:port of Ray's head, or `auto`")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_ray(address, error) from error
+
+
+def _no_ray(address: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"--address {address}: no Ray answers there ({_first_line(error)}); want host:port of a "
+        f"running head, or `auto` on one of its machines, and the same Ray and token here"
+    )
 
 
 def _first_line(error: BaseException) -> str:

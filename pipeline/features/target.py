@@ -40,6 +40,10 @@ class Target:
     replaces: Path | None = None
     """The store's place once it is complete, where it grows beside an old one."""
 
+    def is_committed(self, unit: int) -> bool:
+        """Whether a unit has valid rows by now."""
+        return bool(self.store.valid_units([unit]))
+
     def finish(self) -> FeatureStore:
         """Mark the store complete and put it in its place.
 
