@@ -26,7 +26,7 @@ from pipeline.features.executor_choice import ExecutorConfig
 from pipeline.features.executors import encode_here, encode_with_workers
 from pipeline.features.fill import Tally, units_to_encode
 from pipeline.features.known_frames import FrameIndex
-from pipeline.features.layout import Codec
+from pipeline.features.layout import Codec, is_vacant
 from pipeline.features.parts import (
     Part,
     finish_store,
@@ -38,10 +38,10 @@ from pipeline.features.probe import make_probe
 from pipeline.features.source import SourceNote, files_stamp
 from pipeline.features.stages import Stage, StageClock
 from pipeline.features.store import FeatureStore
-from pipeline.features.target import Target, finish_growth, open_target
+from pipeline.features.target import Target, open_target
 from pipeline.features.units import SHARD_ABOVE, EpisodeSlice, choose_rows_per_unit
 from pipeline.features.worker import WorkerPlan
-from pipeline.files import is_vacant
+from pipeline.folders import Location, open_folder, resolved
 from policy.backbone import DEFAULT_REPOSITORY, FrozenSiglip2, load_backbone
 from policy.device import open_device
 from policy.engine import measured_matmul_rate
@@ -59,8 +59,8 @@ class EmbedConfig(BaseModel):
 
     manifest: Path
     """The dataset's manifest."""
-    store: Path
-    """Folder of the feature store to create or to go on with."""
+    store: Location
+    """Where the feature store lies that is created or gone on with: a folder or an address."""
     backbone: str = DEFAULT_REPOSITORY
     """Hub repository, local folder, or `stand-in`."""
     revision: str | None = None
@@ -87,7 +87,7 @@ class EmbedConfig(BaseModel):
 class EmbedReport:
     """What a finished embedding did."""
 
-    store: Path
+    store: Location
     encoder: str
     num_episodes: int
     num_steps: int
@@ -149,7 +149,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
     part = config.part
     matmul_share: float | None = None
     device = open_device(config.device)
-    place = config.store.resolve()  # a store behind a link grows where it lies
+    place = resolved(config.store)  # a store behind a link grows where it lies
     manifest = load_manifest(config.manifest)
     verify_checksums(manifest)
     note = SourceNote(manifest=config.manifest.absolute(), stamp=files_stamp(manifest.roots))
@@ -215,7 +215,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
 
 def _open_store(
     config: EmbedConfig,
-    place: Path,
+    place: Location,
     *,
     attributes: StoreAttributes,
     steps: StepArrays,
@@ -225,9 +225,8 @@ def _open_store(
 ) -> Target:
     is_part = config.part is not None
     with take_turn(place, config.part):
-        finish_growth(place)
         made = None
-        if is_vacant(place):
+        if is_vacant(open_folder(place)):
             made = make_probe(backbone, _probe_frames(reader))
             FeatureStore.create(place, attributes, steps, made)
         target = open_target(place, attributes, steps, backbone, made, may_grow=not is_part)

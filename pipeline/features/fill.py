@@ -92,15 +92,15 @@ def units_to_encode(
         StoreError: a unit is damaged while it is read, or the store's note is.
     """
     store = target.store
-    valid, held = store.valid_units(own), read_source(store.path)
+    valid, held = store.valid_units(own), read_source(store.folder)
     # Files were touched: compare every frame.
     if valid and (held is None or held.stamp != note.stamp):
         valid = valid - source.changed_units(store, sorted(valid))
     # A damaged unit may come back from a backup: its record must not make it valid again.
     invalid = set(own) - valid
     if invalid:
-        discard_units(store.path, invalid)
+        discard_units(store.folder, invalid)
     # Written before the first unit: from here on, what is committed comes from these files.
     if held != note:
-        write_source(store.path, note)
+        write_source(store.folder, note)
     return sorted(invalid), FrameIndex.of([StoredUnits(store, frozenset(valid)), *target.stored])

@@ -8,13 +8,13 @@ that sees nothing move, an episode that another dataset holds too, a dataset tha
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from jaxtyping import Float16, Int8, Int64, UInt, UInt64
 
 from pipeline.features.store import FeatureStore
+from pipeline.folders import Location
 from policy.spec import FEATURE_DIM
 
 RECENT_FRAMES: Final = 8_192  # different frames kept at hand; 12.6 MB of features
@@ -37,7 +37,7 @@ class FrameIndex:
     The frames of all units are counted through, unit after unit; that number is a frame's place.
     """
 
-    stores: tuple[Path, ...]
+    stores: tuple[Location, ...]
     units: Int64[np.ndarray, "u 2"]
     """Which of `stores`, and the number of the unit in it."""
     ends: Int64[np.ndarray, " u"]

@@ -3,21 +3,22 @@
 For job arrays, where nobody coordinates. Parts share a store: the whole of each runs under a shared
 lock, which keeps commands without a part out, and takes turns with the others where it creates or
 opens the store and where it marks it complete. The locks are flock's: parts on several machines
-need a file system that carries them (NFS and Lustre do, where mounted so).
+need a file system that carries them (NFS and Lustre do, where mounted so). In object storage there
+are none: let one part create the store before the others begin.
 """
 
 import re
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.features.records import missing_units
 from pipeline.features.source import SourceNote, read_source, write_source
 from pipeline.features.store import FeatureStore
-from pipeline.features.target import Target, lock_of, turn_of
+from pipeline.features.target import Target, finish_growth, lock_of, sole_embedder, turn_of
 from pipeline.files import shared_writer, sole_writer
+from pipeline.folders import Location, ObjectUrl
 
 
 @dataclass(frozen=True)
@@ -60,22 +61,28 @@ class Part:
         return ", ".join(f"{count} of part {part}" for part, count in counts.items() if count)
 
 
-def hold_store(place: Path, part: Part | None) -> AbstractContextManager[None]:
-    """Keep other commands out of a store; a part lets other parts in.
+def hold_store(place: Location, part: Part | None) -> AbstractContextManager[None]:
+    """Keep other commands out of a local store; a part lets other parts in.
 
     Raises:
         StoreError: a command that does not go together with this one is writing there.
     """
     if part is None:
-        return sole_writer(place, StoreError, lock=lock_of(place))
+        return sole_embedder(place)
+    if isinstance(place, ObjectUrl):
+        return nullcontext()
     return shared_writer(place, StoreError, lock=lock_of(place))
 
 
-def take_turn(place: Path, part: Part | None) -> AbstractContextManager[None]:
+@contextmanager
+def take_turn(place: Location, part: Part | None) -> Iterator[None]:
     """Wait until no other part opens or completes the store; who holds it alone need not wait."""
-    if part is None:
-        return nullcontext()
-    return sole_writer(place, StoreError, lock=turn_of(place), wait=True)
+    if part is None or isinstance(place, ObjectUrl):
+        yield
+        return
+    with sole_writer(place, StoreError, lock=turn_of(place), wait=True):
+        finish_growth(place)
+        yield
 
 
 def require_same_files(store: FeatureStore, note: SourceNote) -> None:
@@ -86,15 +93,15 @@ def require_same_files(store: FeatureStore, note: SourceNote) -> None:
     Raises:
         StoreError: files were touched since, or the store's note is damaged.
     """
-    held = read_source(store.path)
+    held = read_source(store.folder)
     if held is not None and held.stamp == note.stamp:
         return
-    if len(missing_units(store.path, store.num_units)) < store.num_units:
+    if len(missing_units(store.folder, store.num_units)) < store.num_units:
         raise StoreError(
             f"{store.path}: files of the dataset were touched, or are read by other libraries, "
             f"since units were committed; one vla-embed without --units compares every frame"
         )
-    write_source(store.path, note)
+    write_source(store.folder, note)
 
 
 def finish_store(target: Target, part: Part | None) -> tuple[FeatureStore, str]:
@@ -107,7 +114,7 @@ def finish_store(target: Target, part: Part | None) -> tuple[FeatureStore, str]:
         StoreError: a unit that was committed is damaged.
     """
     store = target.store
-    missing = set() if part is None else missing_units(store.path, store.num_units)
+    missing = set() if part is None else missing_units(store.folder, store.num_units)
     if part is None or not missing:
         return target.finish(), ""
     return store, (

@@ -20,6 +20,7 @@ from pipeline.features.known_frames import FrameIndex
 from pipeline.features.open_source import open_source
 from pipeline.features.probe import check_probe
 from pipeline.features.store import FeatureStore
+from pipeline.folders import Location
 from policy.backbone import FrozenSiglip2, load_backbone
 from policy.device import open_device
 
@@ -32,7 +33,7 @@ class WorkerPlan:
 
     manifest: Path
     """Of the dataset, whose files the worker reads itself."""
-    store: Path
+    store: Location
     """Created already, with a probe that the worker's encoder must pass."""
     backbone: str
     """As `vla-embed` was asked for it; so are the next three."""

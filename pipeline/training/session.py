@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.features.probe import Probe
 from pipeline.features.store import FeatureStore
 from pipeline.files import sole_writer
+from pipeline.folders import Location
 from pipeline.training.camera_reference import CameraReference, take_reference
 from pipeline.training.config import TrainConfig
 from pipeline.training.distributed import joined_ranks
@@ -67,7 +68,7 @@ class TrainReport:
 
 
 def train(
-    stores: Sequence[Path],
+    stores: Sequence[Location],
     run: Path,
     config: TrainConfig,
     *,
@@ -151,7 +152,7 @@ def _open_trackers(names: Sequence[str], trainer: Trainer) -> list[Tracker]:
 
 @contextmanager
 def _open_data(
-    paths: Sequence[Path],
+    paths: Sequence[Location],
     *,
     weights: Sequence[float],
     heldout_share: float,

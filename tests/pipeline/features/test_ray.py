@@ -12,7 +12,6 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.features.source import SOURCE_NOTE
-from pipeline.features.units import CHUNK_ROWS
 from tests.pipeline.features.drivers import (
     commits,
     configure,
