@@ -137,7 +137,7 @@ def train(
                 num_parameters=sum(part.numel() for part in trainer.agent.parameters()),
                 heldout_error=trainer.validated.get("heldout_error"),
                 elapsed_s=time.monotonic() - started,
-                features_from="the encoder" if live else f"{data.features.device.type} memory",
+                features_from=data.features_from,
                 is_primary=ranks.is_primary,
             )
 

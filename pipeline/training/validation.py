@@ -10,7 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from pipeline.training.windows import WindowData, Windows, seeded_generator
+from pipeline.training.sampling import seeded_generator
+from pipeline.training.steps import StepData, Windows
 from policy.agent import VLAAgent
 
 HELDOUT_WINDOWS: Final = 512  # at most; enough for a mean error, a second of compute
@@ -19,7 +20,7 @@ HELDOUT_WINDOWS: Final = 512  # at most; enough for a mean error, a second of co
 class HeldoutWindows:
     """Windows of held-out episodes, spread evenly, and the same random numbers each time."""
 
-    def __init__(self, data: WindowData, seed: int, device: torch.device):
+    def __init__(self, data: StepData, seed: int, device: torch.device):
         """Choose the windows.
 
         Args:

@@ -31,7 +31,7 @@ from pipeline.training.live import LiveWindowData
 from pipeline.training.presets import demo, proj96
 from pipeline.training.run_folder import DataIdentity, RunDescription, StoreIdentity
 from pipeline.training.trainer import Trainer
-from pipeline.training.windows import WindowData, seeded_generator
+from pipeline.training.windows import WindowData
 from policy.backbone import FrozenSiglip2, load_backbone
 from tests.bench.embed_memory import write_frames
 from tests.policy.test_backbone import save_checkpoint
@@ -112,9 +112,8 @@ def seconds_of_data(trainer: Trainer, steps: int) -> float:
     spent = []
     for step in range(steps):
         started = time.perf_counter()
-        rows = trainer._sampler.batch(step)
-        variants = trainer.data.draw_variants(len(rows), seeded_generator(0, "variants", step))
-        trainer._windows(rows, variants)
+        for _ in trainer.batches.parts(step):
+            pass
         spent.append(time.perf_counter() - started)
     return sorted(spent)[len(spent) // 2]
 
