@@ -11,6 +11,7 @@ from cli.exits import exit_on_vla_error
 from pipeline.errors import FailedUnitsError
 from pipeline.features.embed import EmbedConfig, embed_dataset
 from pipeline.features.layout import Codec
+from pipeline.features.units import SHARD_ABOVE
 from policy.backbone import DEFAULT_REPOSITORY, STAND_IN
 from policy.spec import ComputeDtype
 
@@ -41,6 +42,10 @@ def embed(
     codec: Annotated[
         Codec, typer.Option(help="Compression of the features; blosc is zstd after a bit shuffle.")
     ] = "none",
+    shard_above: Annotated[
+        int,
+        typer.Option(min=0, help="Steps above which a new store has 16,384 steps a file."),
+    ] = SHARD_ABOVE,
 ) -> None:
     """Encode every frame of a dataset once and cache the features. Resumable."""
     with exit_on_vla_error("the same command goes on from here"), _every_failed_unit():
@@ -61,6 +66,7 @@ def embed(
                 compiled=compiled,
                 num_variants=variants,
                 codec=codec,
+                shard_above=shard_above,
             )
         )
         typer.echo(report.summary())

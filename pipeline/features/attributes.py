@@ -11,11 +11,12 @@ from jaxtyping import Float32, Float64, Int64
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.features.layout import Codec
+from pipeline.features.units import CHUNK_ROWS
 from policy.engine import EngineRecord
 from policy.spec import EncoderIdentity
 
 FORMAT: Final = "frozen-vla features"
-FORMAT_VERSION: Final = 3  # 2 had no probe, no engine and no list of files
+FORMAT_VERSION: Final = 4  # 3 did not say how many rows a unit has
 
 
 class SourceShare(BaseModel):
@@ -46,6 +47,8 @@ class StoreAttributes(BaseModel):
     """What compresses the features: nothing, or Blosc (zstd after a bit shuffle)."""
     num_variants: int = Field(default=0, ge=0)
     """Augmented variants of every frame that lie beside it, for training."""
+    rows_per_unit: int = Field(default=CHUNK_ROWS, ge=CHUNK_ROWS, multiple_of=CHUNK_ROWS)
+    """Control steps a unit; more than a chunk's 256 where a file is a shard of chunks."""
     view_names: tuple[str, ...]
     """Camera names in the order of the view axis."""
     fps: float

@@ -30,7 +30,7 @@ from pipeline.features.source import SourceNote, files_stamp, read_source, write
 from pipeline.features.stages import Stage, StageClock
 from pipeline.features.store import FeatureStore
 from pipeline.features.target import Target, finish_growth, lock_of, open_target
-from pipeline.features.units import EpisodeSlice
+from pipeline.features.units import SHARD_ABOVE, EpisodeSlice, choose_rows_per_unit
 from pipeline.files import is_vacant, sole_writer
 from policy.backbone import DEFAULT_REPOSITORY, FrozenSiglip2, load_backbone
 from policy.device import open_device
@@ -65,6 +65,8 @@ class EmbedConfig(BaseModel):
     """Augmented variants of every frame to keep beside it; each costs as much as the frames."""
     codec: Codec = "none"
     """Compression of the features: none, or Blosc (zstd after a bit shuffle)."""
+    shard_above: int = Field(default=SHARD_ABOVE, ge=0)
+    """Control steps above which a new store has shards of 16,384 steps instead of 256 a file."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
             compiled=config.compiled,
         )
         started = time.monotonic()
-        attributes = _describe_store(config, manifest, reader, backbone)
+        attributes = _describe_store(config, manifest, reader, backbone, num_rows=len(steps.state))
         with sole_writer(place, StoreError, lock=lock_of(place)):
             finish_growth(place)
             made = None
@@ -241,13 +243,19 @@ def _probe_frames(reader: EpisodeReader) -> UInt8[np.ndarray, "q v 256 256 3"]:
 
 
 def _describe_store(
-    config: EmbedConfig, manifest: Manifest, reader: ManifestReader, backbone: FrozenSiglip2
+    config: EmbedConfig,
+    manifest: Manifest,
+    reader: ManifestReader,
+    backbone: FrozenSiglip2,
+    *,
+    num_rows: int,
 ) -> StoreAttributes:
     return StoreAttributes(
         encoder=backbone.identity,
         engine=backbone.engine,
         codec=config.codec,
         num_variants=config.num_variants,
+        rows_per_unit=choose_rows_per_unit(num_rows, config.shard_above),
         view_names=manifest.view_names,
         fps=manifest.fps,
         manifest=manifest.to_dict(),

@@ -23,7 +23,7 @@ from pipeline.features.attributes import StepArrays
 from pipeline.features.known_frames import NEW, STORED, KnownFrames
 from pipeline.features.stages import StageClock, ahead
 from pipeline.features.store import FeatureStore
-from pipeline.features.units import EpisodeSlice, episode_slices, unit_rows
+from pipeline.features.units import EpisodeSlice, episode_slices
 from policy.augment import augment_frames, draw_augmentation
 from policy.backbone import FrozenSiglip2
 from policy.preprocess import resize_frames
@@ -103,7 +103,7 @@ class UnitEncoder:
             units: none of those that `known` copies from.
             known: frames whose features may be copied; learns those of this run.
         """
-        rows = {unit: unit_rows(unit, self._store.num_rows) for unit in units}
+        rows = {unit: self._store.unit_rows(unit) for unit in units}
         total = sum(stop - start for start, stop in rows.values())
         unit_so_far = UnitRows()
         writing: Future[None] | None = None
@@ -133,7 +133,7 @@ class UnitEncoder:
         A unit whose frames do not read counts as changed: `run` says why.
         """
         held: tuple[int, np.ndarray] = (-1, np.zeros(0))
-        rows = {unit: unit_rows(unit, self._store.num_rows) for unit in units}
+        rows = {unit: self._store.unit_rows(unit) for unit in units}
         total = sum(stop - start for start, stop in rows.values())
         changed = set()
         with tqdm(total=total, desc="compare", unit="step", disable=None) as progress:

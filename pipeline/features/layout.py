@@ -19,7 +19,7 @@ from zarr.errors import BaseZarrError
 
 from pipeline.features.probe import Probe
 from pipeline.features.records import COMMITS
-from pipeline.features.units import UNIT_ROWS
+from pipeline.features.units import CHUNK_ROWS
 from pipeline.files import sync_file, sync_folder
 from policy.engine import EngineRecord
 from policy.spec import FEATURE_DIM
@@ -57,6 +57,7 @@ def create_folder(
     attributes: dict[str, Any],
     *,
     num_slots: int,
+    rows_per_unit: int,
     codec: Codec,
     steps: Mapping[str, np.ndarray],
     probe: Probe,
@@ -67,6 +68,7 @@ def create_folder(
         path: folder to create; nothing but an empty folder may be there.
         attributes: plain JSON values.
         num_slots: length of the view axis, variants included.
+        rows_per_unit: rows of a file of features; more than a chunk's makes it a shard.
         codec: of the features.
         steps: the arrays that `STEP_ARRAYS` names.
         probe: of the encoder that will fill the store.
@@ -79,7 +81,7 @@ def create_folder(
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
-        _create_features(group, len(steps["state"]), num_slots, codec)
+        _create_features(group, len(steps["state"]), num_slots, rows_per_unit, codec)
         for name, axes in STEP_ARRAYS.items():
             _create_filled(group, name, steps[name], axes)
         _create_probe(group, probe)
@@ -116,20 +118,24 @@ def read_num_rows(group: zarr.Group) -> int:
 
 
 def open_unit_array(
-    group: zarr.Group, name: str, *, num_rows: int, num_slots: int
+    group: zarr.Group, name: str, rows_and_slots: tuple[int, int], rows_per_unit: int
 ) -> zarr.Array[Any]:
-    """Open `features` or `frame_hash`, of a store with so many rows and slots.
+    """Open `features` or `frame_hash`, of a store with so many rows and slots, and rows a file.
 
     Raises:
-        Exception: one of `UNREADABLE`; it is absent, damaged, or of another shape or dtype.
+        Exception: one of `UNREADABLE`; it is absent, damaged, or of another shape, dtype or size.
     """
     dtype, axes = UNIT_ARRAYS[name]
-    array, shape = open_array(group, name), (num_rows, num_slots, *axes)
+    array, shape = open_array(group, name), (*rows_and_slots, *axes)
     if (array.shape, str(array.dtype)) != (shape, dtype):
         raise ValueError(
             f"{name}: expected {dtype} {list(shape)}, found {array.dtype} {list(array.shape)}"
         )
-    return array
+    rows_per_file = (array.shards or array.chunks)[0]
+    if rows_per_file != rows_per_unit:
+        raise ValueError(f"{name}: expected {rows_per_unit} rows a file, found {rows_per_file}")
+    # Without comparing every chunk with the fill value first, which is half the time of writing.
+    return array.with_config({"write_empty_chunks": True})
 
 
 def sync_tree(folder: Path) -> None:
@@ -138,25 +144,22 @@ def sync_tree(folder: Path) -> None:
         sync_folder(path) if path.is_dir() else sync_file(path)
 
 
-def _create_features(group: zarr.Group, num_rows: int, num_slots: int, codec: Codec) -> None:
-    group.create_array(
-        "features",
-        shape=(num_rows, num_slots, FEATURE_DIM),
-        chunks=(UNIT_ROWS, num_slots, FEATURE_DIM),
-        dtype="float16",
-        fill_value=float("nan"),
-        compressors=feature_codecs(codec),
-        dimension_names=("step", "view", "feature"),
-    )
-    group.create_array(
-        "frame_hash",
-        shape=(num_rows, num_slots),
-        chunks=(UNIT_ROWS, num_slots),
-        dtype="uint64",
-        fill_value=0,
-        compressors=[Crc32cCodec()],
-        dimension_names=("step", "view"),
-    )
+def _create_features(
+    group: zarr.Group, num_rows: int, num_slots: int, rows_per_unit: int, codec: Codec
+) -> None:
+    for name, (dtype, axes) in UNIT_ARRAYS.items():
+        is_features = name == "features"
+        row = (num_slots, *axes)
+        group.create_array(
+            name,
+            shape=(num_rows, *row),
+            chunks=(CHUNK_ROWS, *row),
+            shards=(rows_per_unit, *row) if rows_per_unit > CHUNK_ROWS else None,
+            dtype=dtype,
+            fill_value=float("nan") if is_features else 0,
+            compressors=feature_codecs(codec) if is_features else [Crc32cCodec()],
+            dimension_names=("step", "view", "feature")[: 1 + len(row)],
+        )
 
 
 def _create_filled(group: zarr.Group, name: str, values: np.ndarray, axes: tuple[str, ...]) -> None:

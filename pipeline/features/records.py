@@ -87,20 +87,21 @@ def unit_hash(
     features: Float16[np.ndarray, "n v 768"], frame_hash: UInt64[np.ndarray, "n v"]
 ) -> str:
     """Return the sha256 of a unit's rows."""
-    digest = hashlib.sha256(np.ascontiguousarray(features).tobytes())
-    digest.update(np.ascontiguousarray(frame_hash).tobytes())
+    digest = hashlib.sha256(np.ascontiguousarray(features).data)
+    digest.update(np.ascontiguousarray(frame_hash).data)
     return digest.hexdigest()
 
 
 def source_digest(
     view_names: tuple[str, ...],
     episode_ends: Int64[np.ndarray, " e"],
-    frame_hash: UInt64[np.ndarray, "n v"],
+    frame_hash: Iterable[UInt64[np.ndarray, "_ v"]],
 ) -> str:
-    """Return the sha256 of what was seen: views, episode borders and every frame's pixels."""
+    """Return the sha256 of what was seen: views, episode borders, and the units' frame hashes."""
     digest = hashlib.sha256(json.dumps(view_names).encode())
     digest.update(episode_ends.tobytes())
-    digest.update(frame_hash.tobytes())
+    for hashes in frame_hash:
+        digest.update(np.ascontiguousarray(hashes).data)
     return digest.hexdigest()
 
 

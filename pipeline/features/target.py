@@ -198,7 +198,8 @@ def _has_rows(store: FeatureStore, steps: StepArrays) -> bool:
 def _follow_manifest(store: FeatureStore, attributes: StoreAttributes) -> None:
     """Take over splits and weights, which change no row; words alone leave the store as it is."""
     held = store.attributes
-    ours = attributes.model_copy(update={"engine": held.engine})
+    kept = {"engine": held.engine, "rows_per_unit": held.rows_per_unit}
+    ours = attributes.model_copy(update=kept)
     if (held.heldout, held.sources, held.encoder) != (ours.heldout, ours.sources, ours.encoder):
         store.replace_attributes(ours)
 

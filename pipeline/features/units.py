@@ -1,8 +1,10 @@
-"""How a store's rows are cut into units of work: one chunk of the features array each.
+"""How a store's rows are cut into units of work: one file of the features array each.
 
 Knows row numbers; nothing about encoders or files. A unit is written by one writer, whole, and a
-killed job resumes at the unit it was in. Units are cut at chunk borders and not at episode ends,
-because two writers in one chunk would overwrite each other.
+killed job resumes at the unit it was in. Units are cut at the borders of files and not at episode
+ends, because two writers in one file would overwrite each other. A unit is a chunk of 256 rows;
+in a large store it is a shard of 64 such chunks, so that 10 million rows are 611 files an array
+and not 39,063.
 """
 
 from collections.abc import Iterator
@@ -12,7 +14,9 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 
-UNIT_ROWS: Final = 256  # control steps; a chunk of three views is 1.18 MB
+CHUNK_ROWS: Final = 256  # control steps; a chunk of three views is 1.18 MB
+SHARD_ROWS: Final = 64 * CHUNK_ROWS  # control steps; a shard of three views is 75.5 MB
+SHARD_ABOVE: Final = 1_000_000  # control steps of a dataset; DROID has 18.9 million
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,19 @@ class EpisodeSlice:
     """One past the last step."""
 
 
-def num_units(num_rows: int) -> int:
+def choose_rows_per_unit(num_rows: int, shard_above: int) -> int:
+    """Return the size of a new store's units: a shard's above so many rows, else a chunk's."""
+    return SHARD_ROWS if num_rows > shard_above else CHUNK_ROWS
+
+
+def num_units(num_rows: int, rows_per_unit: int) -> int:
     """Return how many units hold `num_rows` rows; the last one may be short."""
-    return -(-num_rows // UNIT_ROWS)
+    return -(-num_rows // rows_per_unit)
 
 
-def unit_rows(unit: int, num_rows: int) -> tuple[int, int]:
+def unit_rows(unit: int, num_rows: int, rows_per_unit: int) -> tuple[int, int]:
     """Return the rows [start, stop) of a unit."""
-    return unit * UNIT_ROWS, min((unit + 1) * UNIT_ROWS, num_rows)
+    return unit * rows_per_unit, min((unit + 1) * rows_per_unit, num_rows)
 
 
 def episode_slices(

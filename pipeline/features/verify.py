@@ -22,7 +22,7 @@ from pipeline.features.probe import engine_differences, relative_l2
 from pipeline.features.records import record_path
 from pipeline.features.stages import StageClock
 from pipeline.features.store import FeatureStore
-from pipeline.features.units import UNIT_ROWS, EpisodeSlice, episode_slices, unit_rows
+from pipeline.features.units import EpisodeSlice, episode_slices
 from policy.backbone import FrozenSiglip2
 from policy.device import open_device
 from policy.engine import EngineRecord
@@ -174,9 +174,7 @@ def verify_store(
         encoder = load_same_encoder(
             store.attributes.encoder, backbone, where=str(store_path), device=opened
         )
-        committed = np.concatenate(
-            [np.arange(*unit_rows(unit, store.num_rows)) for unit in sorted(valid)]
-        )
+        committed = np.concatenate([np.arange(*store.unit_rows(unit)) for unit in sorted(valid)])
         rows = np.random.default_rng(seed).permutation(committed)[:sample]
         rows.sort()
         return _compare(store, reader, encoder, rows, num_committed=len(committed), damaged=damaged)
@@ -277,8 +275,8 @@ def _read_rows(
     store: FeatureStore, rows: Int64[np.ndarray, " n"]
 ) -> tuple[Float16[np.ndarray, "n s 768"], UInt64[np.ndarray, "n s"]]:
     """Read features and frame hashes of some rows, variants included; `rows` ascend."""
-    units = rows // UNIT_ROWS
-    places = [(int(unit), rows[units == unit] % UNIT_ROWS) for unit in np.unique(units)]
+    units, within = np.divmod(rows, store.attributes.rows_per_unit)
+    places = [(int(unit), within[units == unit]) for unit in np.unique(units)]
     features = [store.read_unit_features(unit)[within] for unit, within in places]
     hashes = [store.read_unit_hashes(unit)[within] for unit, within in places]
     return np.concatenate(features), np.concatenate(hashes)
@@ -292,7 +290,7 @@ def _computed_by(
     Where several steps share a pass the number of steps in it may pick other kernels, so that
     equal records promise the same bits only where a pass holds one step.
     """
-    units = rows // UNIT_ROWS
+    units = rows // store.attributes.rows_per_unit
     ours = {
         int(unit): store.unit_engines(int(unit)) == {engine.digest()} for unit in np.unique(units)
     }

@@ -20,7 +20,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from pipeline.features.layout import feature_codecs
 from pipeline.features.store import FeatureStore
-from pipeline.features.units import UNIT_ROWS
+from pipeline.features.units import CHUNK_ROWS
 
 REPEATS = 3
 CODECS: dict[str, list[Any]] = {
@@ -53,7 +53,7 @@ def write(path: Path, features: np.ndarray, codecs: list[Any]) -> None:
     array = zarr.create_array(
         path,
         shape=features.shape,
-        chunks=(UNIT_ROWS, *features.shape[1:]),
+        chunks=(CHUNK_ROWS, *features.shape[1:]),
         dtype=features.dtype,
         fill_value=float("nan"),
         compressors=codecs,
@@ -64,7 +64,7 @@ def write(path: Path, features: np.ndarray, codecs: list[Any]) -> None:
 
 def compare(features: np.ndarray) -> None:
     """Print one line a codec."""
-    whole = len(features) // UNIT_ROWS * UNIT_ROWS  # the last chunk is padded: no size to compare
+    whole = len(features) // CHUNK_ROWS * CHUNK_ROWS  # the last chunk is padded: no size to compare
     features = features[:whole]
     megabytes = features.nbytes / 1e6
     print(f"{features.shape} {features.dtype}, {megabytes:.1f} MB raw")

@@ -25,7 +25,6 @@ from pipeline.features.attributes import SourceShare, StepArrays, StoreAttribute
 from pipeline.features.encode import hash_frames
 from pipeline.features.probe import make_probe
 from pipeline.features.store import FeatureStore
-from pipeline.features.units import unit_rows
 from pipeline.training.config import TrainConfig, with_settings
 from pipeline.training.live import LiveWindowData
 from pipeline.training.presets import demo, proj96
@@ -75,7 +74,7 @@ def write_store(path: Path, reader: ManifestReader, encoder: FrozenSiglip2) -> F
     )
     numbers = np.random.default_rng(0)
     for unit in range(store.num_units):
-        start, stop = unit_rows(unit, store.num_rows)
+        start, stop = store.unit_rows(unit)
         features = numbers.normal(size=(stop - start, len(reader.view_names), 768))
         engines = {probe.engine.digest()}
         store.write_unit(unit, features.astype(np.float16), hashes[start:stop], engines)

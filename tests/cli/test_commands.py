@@ -81,6 +81,7 @@ def test_flags_are_what_users_know():
         "--compiled",
         "--variants",
         "--codec",
+        "--shard-above",
     }
     assert flags(cli.train.main) == {
         "stores",

@@ -10,7 +10,7 @@ from pipeline.features.attributes import SourceShare, StepArrays, StoreAttribute
 from pipeline.features.layout import Codec
 from pipeline.features.probe import Probe
 from pipeline.features.store import FeatureStore
-from pipeline.features.units import unit_rows
+from pipeline.features.units import CHUNK_ROWS
 from policy.engine import EngineRecord
 from policy.spec import EncoderIdentity
 
@@ -117,6 +117,7 @@ def create_store(
     sources: tuple[SourceShare, ...] = (),
     heldout: tuple[int, ...] | None = None,
     codec: Codec = "none",
+    rows_per_unit: int = CHUNK_ROWS,
     identity: EncoderIdentity | None = None,
     probe: Probe | None = None,
 ) -> FeatureStore:
@@ -126,6 +127,7 @@ def create_store(
         encoder=identity or tiny_identity(),
         engine=probe.engine,
         codec=codec,
+        rows_per_unit=rows_per_unit,
         view_names=VIEWS,
         fps=FPS,
         manifest={"name": "tiny"},
@@ -140,7 +142,7 @@ def fill_store(store: FeatureStore, units: list[int] | None = None) -> None:
     """Write the features of some units, all by default."""
     features = tiny_features(store.num_rows)
     for unit in range(store.num_units) if units is None else units:
-        start, stop = unit_rows(unit, store.num_rows)
+        start, stop = store.unit_rows(unit)
         hashes = np.arange(3 * (stop - start), dtype=np.uint64).reshape(-1, 3)
         store.write_unit(unit, features[start:stop], hashes, {tiny_engine().digest()})
 

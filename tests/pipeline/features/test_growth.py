@@ -10,7 +10,7 @@ import torch
 from pipeline.errors import FailedUnitsError, StoreError
 from pipeline.features.embed import EmbedConfig, EmbedReport, embed_dataset
 from pipeline.features.store import FeatureStore
-from pipeline.features.units import UNIT_ROWS
+from pipeline.features.units import CHUNK_ROWS
 from policy.backbone import load_backbone
 from tests.pipeline.features.still_life import (
     break_frame,
@@ -94,7 +94,7 @@ def test_ten_changed_frames_rewrite_the_units_they_touch(tmp_path):
     report = embed(manifest, store)
     after = records(store)
     assert [name for name in before if after[name] != before[name]] == ["000001.json"]
-    assert 30 * 12 // UNIT_ROWS == (30 * 12 + 11) // UNIT_ROWS == 1
+    assert 30 * 12 // CHUNK_ROWS == (30 * 12 + 11) // CHUNK_ROWS == 1
     assert 10 <= report.counts.encoded <= 10 + 4  # the pictures of the unit that were there before
     embed(manifest, tmp_path / "fresh.zarr")
     assert_same_content(store, tmp_path / "fresh.zarr")
@@ -137,7 +137,7 @@ def test_a_store_of_another_manifest_is_left_alone(tmp_path):
 
 
 def test_a_broken_frame_stops_its_unit_alone(tmp_path):
-    manifest, store = write_still_life(tmp_path, (UNIT_ROWS, 20, UNIT_ROWS)), tmp_path / "s.zarr"
+    manifest, store = write_still_life(tmp_path, (CHUNK_ROWS, 20, CHUNK_ROWS)), tmp_path / "s.zarr"
     whole = manifest.parent / "data" / "episode_1.hdf5"
     healthy = whole.read_bytes()
     break_frame(whole, "top", 7)

@@ -10,7 +10,7 @@ from pipeline.errors import FailedUnitsError
 from pipeline.features.embed import EmbedConfig, embed_dataset
 from pipeline.features.source import files_stamp, read_source, write_source
 from pipeline.features.store import FeatureStore
-from pipeline.features.units import UNIT_ROWS
+from pipeline.features.units import CHUNK_ROWS
 from tests.pipeline.features.still_life import (
     break_frame,
     write_still_episode,
@@ -57,7 +57,7 @@ def test_files_behind_linked_folders_are_part_of_the_stamp(tmp_path):
 
 
 def test_a_damaged_unit_that_comes_back_from_a_backup_is_not_taken_for_new(tmp_path, monkeypatch):
-    manifest, store = write_still_life(tmp_path, (UNIT_ROWS, 20)), tmp_path / "s.zarr"
+    manifest, store = write_still_life(tmp_path, (CHUNK_ROWS, 20)), tmp_path / "s.zarr"
     embed(manifest, store)
     chunk = store / "features/c/1/0/0"
     healthy = chunk.read_bytes()
@@ -78,7 +78,7 @@ def test_growth_that_was_stopped_keeps_what_it_had_committed(tmp_path, monkeypat
     manifest, store = write_still_life(tmp_path, (10,)), tmp_path / "s.zarr"
     data = manifest.parent / "data"
     embed(manifest, store)
-    write_still_episode(data, 1, UNIT_ROWS, {t: 30 + t % 5 for t in range(UNIT_ROWS)})
+    write_still_episode(data, 1, CHUNK_ROWS, {t: 30 + t % 5 for t in range(CHUNK_ROWS)})
     with monkeypatch.context() as patch:
         stop_after_one_unit(patch)
         with pytest.raises(KeyboardInterrupt):
@@ -98,7 +98,7 @@ def test_growth_that_was_stopped_keeps_what_it_had_committed(tmp_path, monkeypat
 def test_growth_is_given_up_where_the_dataset_is_the_old_one_again(tmp_path, monkeypatch):
     manifest, store = write_still_life(tmp_path, (10,)), tmp_path / "s.zarr"
     embed(manifest, store)
-    added = write_still_episode(manifest.parent / "data", 1, UNIT_ROWS)
+    added = write_still_episode(manifest.parent / "data", 1, CHUNK_ROWS)
     with monkeypatch.context() as patch:
         stop_after_one_unit(patch)
         with pytest.raises(KeyboardInterrupt):
@@ -137,7 +137,7 @@ def test_a_store_behind_a_link_grows_where_it_lies(tmp_path):
 
 
 def test_a_broken_first_frame_stops_its_unit_and_not_the_probe(tmp_path):
-    manifest, store = write_still_life(tmp_path, (UNIT_ROWS, 20)), tmp_path / "s.zarr"
+    manifest, store = write_still_life(tmp_path, (CHUNK_ROWS, 20)), tmp_path / "s.zarr"
     path = manifest.parent / "data" / "episode_0.hdf5"
     healthy = path.read_bytes()
     break_frame(path, "top", 0)
@@ -150,7 +150,7 @@ def test_a_broken_first_frame_stops_its_unit_and_not_the_probe(tmp_path):
 
 
 def test_a_frame_that_broke_later_does_not_hide_another_change(tmp_path):
-    manifest, store = write_still_life(tmp_path, (UNIT_ROWS, 9)), tmp_path / "s.zarr"
+    manifest, store = write_still_life(tmp_path, (CHUNK_ROWS, 9)), tmp_path / "s.zarr"
     embed(manifest, store)
     data = manifest.parent / "data"
     break_frame(data / "episode_0.hdf5", "top", 5)

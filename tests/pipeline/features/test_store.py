@@ -15,7 +15,7 @@ from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.attributes import FORMAT_VERSION
 from pipeline.features.records import COMPLETE_MARK, read_sealed, write_sealed
 from pipeline.features.store import FeatureStore
-from pipeline.features.units import UNIT_ROWS
+from pipeline.features.units import CHUNK_ROWS
 from tests.pipeline.tiny import (
     complete_store,
     create_store,
@@ -26,7 +26,7 @@ from tests.pipeline.tiny import (
     tiny_steps,
 )
 
-LENGTHS = (UNIT_ROWS, 40, 10)  # two units, the second one short, cut within no episode end
+LENGTHS = (CHUNK_ROWS, 40, 10)  # two units, the second one short, cut within no episode end
 NUM_ROWS = sum(LENGTHS)
 
 
@@ -51,7 +51,7 @@ def test_other_zarr_readers_read_it(tmp_path):
 def test_a_chunk_is_the_raw_array_and_a_checksum(tmp_path):
     complete_store(tmp_path / "s.zarr", LENGTHS)
     content = (tmp_path / "s.zarr/features/c/0/0/0").read_bytes()
-    assert content[:-4] == tiny_features(NUM_ROWS)[:UNIT_ROWS].tobytes()
+    assert content[:-4] == tiny_features(NUM_ROWS)[:CHUNK_ROWS].tobytes()
 
 
 def test_unwritten_rows_read_as_nan_and_never_as_zero(tmp_path):
@@ -133,10 +133,11 @@ def test_rewriting_a_unit_takes_the_complete_mark_away_first(tmp_path):
     assert store.digest() == digest
 
 
-def test_features_that_are_not_finite_are_refused(tmp_path):
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_features_that_are_not_finite_are_refused(tmp_path, value):
     store = create_store(tmp_path / "s.zarr", (4,))
     features = tiny_features(4)
-    features[2, 1, 0] = np.inf
+    features[0], features[2, 1, 0] = 65504, value  # the largest finite one is no reason
     with pytest.raises(StoreError, match="not finite"):
         store.write_unit(0, features, np.zeros((4, 3), np.uint64), {"0" * 64})
 
@@ -232,8 +233,8 @@ def test_a_probe_that_another_program_rewrote_is_refused(tmp_path):
 
 def test_units_say_which_engines_computed_them(tmp_path):
     store = create_store(tmp_path / "s.zarr", LENGTHS)
-    features = tiny_features(NUM_ROWS)[:UNIT_ROWS]
-    store.write_unit(0, features, np.ones((UNIT_ROWS, 3), np.uint64), {"b", "a"})
+    features = tiny_features(NUM_ROWS)[:CHUNK_ROWS]
+    store.write_unit(0, features, np.ones((CHUNK_ROWS, 3), np.uint64), {"b", "a"})
     assert store.unit_engines(0) == {"a", "b"}
     with pytest.raises(StoreError, match="no commit record"):
         store.unit_engines(1)

@@ -10,10 +10,10 @@ from pipeline.errors import StoreError
 from pipeline.features import store as store_module
 from pipeline.features.records import COMPLETE_MARK, discard_units
 from pipeline.features.store import FeatureStore
-from pipeline.features.units import UNIT_ROWS
+from pipeline.features.units import CHUNK_ROWS
 from tests.pipeline.tiny import complete_store, create_store, fill_store
 
-LENGTHS = (UNIT_ROWS, 40, 10)
+LENGTHS = (CHUNK_ROWS, 40, 10)
 
 
 def with_unreplaced(store: FeatureStore, read: Callable[[], object]) -> None:
@@ -28,10 +28,10 @@ def put_in_place(store: FeatureStore, other: FeatureStore) -> None:
     shutil.rmtree(store.path.with_name(".old"))
 
 
-@pytest.mark.parametrize("lengths", [(UNIT_ROWS, UNIT_ROWS, 9), (4,)])
+@pytest.mark.parametrize("lengths", [(CHUNK_ROWS, CHUNK_ROWS, 9), (4,)])
 def test_a_store_that_was_replaced_since_it_was_opened_is_not_read(tmp_path, lengths):
     """Units of whole chunks: every record of the old rows fits the new store too."""
-    complete_store(tmp_path / "s.zarr", (UNIT_ROWS, UNIT_ROWS))
+    complete_store(tmp_path / "s.zarr", (CHUNK_ROWS, CHUNK_ROWS))
     store = FeatureStore.open(tmp_path / "s.zarr")
     put_in_place(store, complete_store(tmp_path / "other.zarr", lengths))
     with pytest.raises(StoreError, match=r"another store took its place run the same command"):

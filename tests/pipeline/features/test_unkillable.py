@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline.features.source import SOURCE_NOTE
-from pipeline.features.units import UNIT_ROWS
+from pipeline.features.units import CHUNK_ROWS
 from tests.pipeline.features.still_life import write_still_life
 from tests.tower import tiny_tower
 
@@ -23,7 +23,7 @@ def files(store: Path) -> dict[str, bytes]:
 
 
 def test_thirty_kills_change_no_byte_and_encode_no_unit_twice(tmp_path):
-    manifest = write_still_life(tmp_path / "dataset", (2 * UNIT_ROWS, 100, 100))
+    manifest = write_still_life(tmp_path / "dataset", (2 * CHUNK_ROWS, 100, 100))
     one_view = 'views = [{name = "top", key = "observations/images/top"}]'
     manifest.write_text(re.sub("^views = .*", one_view, manifest.read_text(), flags=re.MULTILINE))
     command = [sys.executable, "-m", "tests.pipeline.features.kill_embedding"]

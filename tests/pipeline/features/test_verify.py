@@ -13,7 +13,7 @@ from pipeline.features.embed import EmbedConfig, embed_dataset
 from pipeline.features.records import COMPLETE_MARK, record_path
 from pipeline.features.source import SOURCE_NOTE
 from pipeline.features.store import FeatureStore
-from pipeline.features.units import UNIT_ROWS
+from pipeline.features.units import CHUNK_ROWS
 from pipeline.features.verify import Distances, VerifyReport, verify_store
 from tests.pipeline.tiny import create_store, tiny_engine, write_dataset
 
@@ -129,7 +129,7 @@ def test_one_level_of_one_pixel_is_another_frame(folder):
 def two_units_embedded(tmp_path_factory):
     """A dataset of 256 + 3 steps; frames are few colours, so that few are encoded."""
     folder = tmp_path_factory.mktemp("two")
-    manifest = write_dataset(folder, lengths=(UNIT_ROWS, 3))
+    manifest = write_dataset(folder, lengths=(CHUNK_ROWS, 3))
     for path in sorted((folder / "data").iterdir()):
         with h5py.File(path, "r+") as file:
             for view in file["observations/images"].values():
@@ -171,7 +171,7 @@ def test_a_damaged_unit_is_named_and_its_rows_are_not_drawn(two_units, name, uni
     assert report.damaged_units == (unit,)
     assert not report.is_within_tolerance
     assert report.distances.relative_l2_worst == 0
-    assert report.num_committed_steps == (UNIT_ROWS, 3)[1 - unit]
+    assert report.num_committed_steps == (CHUNK_ROWS, 3)[1 - unit]
     assert (
         f"1 units are damaged, want none; run vla-embed again to encode them anew: unit {unit}"
         in (report.summary())

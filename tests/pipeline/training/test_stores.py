@@ -13,7 +13,6 @@ from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.features.attributes import SourceShare, StepArrays
 from pipeline.features.probe import Probe
 from pipeline.features.store import FeatureStore
-from pipeline.features.units import unit_rows
 from pipeline.training.describe import describe
 from pipeline.training.presets import debug
 from pipeline.training.run_folder import read_run
@@ -52,7 +51,7 @@ def make_store(
     )
     numbers = np.random.default_rng(len(lengths))
     for unit in range(store.num_units):
-        start, stop = unit_rows(unit, store.num_rows)
+        start, stop = store.unit_rows(unit)
         shape = (stop - start, store.attributes.num_slots)
         features = numbers.normal(2, 3, (*shape, 768)).astype(np.float16)
         hashes = np.arange(1, 1 + np.prod(shape), dtype=np.uint64).reshape(shape)
