@@ -55,8 +55,9 @@ def write_checkpoint(
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     folder = _folder(run, checkpoint.step)
+    for cut_off in folder.parent.glob(".step_*.partial"):  # by a kill, of this step or another
+        shutil.rmtree(cut_off)
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         hashes = {}

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from pipeline.errors import RunError
 from pipeline.files import is_vacant
-from pipeline.training.run_folder import RunDescription, StoreIdentity, read_run
+from pipeline.training.run_folder import (
+    PROBE_FILE,
+    REFERENCE_FILE,
+    RunDescription,
+    StoreIdentity,
+    read_run,
+)
 
 
 def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
@@ -24,7 +30,7 @@ def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
             `resume` is False.
     """
     if not (run / "run.json").exists():
-        if not is_vacant(run):
+        if not is_vacant(run) and not _was_cut_off(run):
             raise RunError(f"{run}: holds something that is no training run; name another --out")
         return True
     if not resume:
@@ -38,6 +44,12 @@ def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
             f"{run}: was started with {change}; a run resumes unchanged, so name another --out"
         )
     return False
+
+
+def _was_cut_off(run: Path) -> bool:
+    """Whether all there is was left by a run that was killed before it had written run.json."""
+    names = {path.name for path in run.iterdir()}
+    return {n for n in names if not n.endswith(".partial")} <= {PROBE_FILE, REFERENCE_FILE}
 
 
 def _changed_stores(held: Sequence[StoreIdentity], ours: Sequence[StoreIdentity]) -> str | None:

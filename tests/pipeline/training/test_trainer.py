@@ -15,7 +15,7 @@ from pipeline.training.checkpoint import checkpoint_steps, read_average, read_ch
 from pipeline.training.config import OptimizerConfig, with_settings
 from pipeline.training.optimization import learning_rate
 from pipeline.training.presets import debug
-from pipeline.training.run_folder import read_run
+from pipeline.training.run_folder import PROBE_FILE, REFERENCE_FILE, read_probe, read_run
 from pipeline.training.session import train
 from pipeline.training.trainer import Trainer
 from pipeline.training.windows import WindowData
@@ -232,6 +232,16 @@ def test_checkpoints_belong_to_their_run(store, uninterrupted, tmp_path):
     shutil.copytree(uninterrupted / "checkpoints", run / "checkpoints")
     with pytest.raises(RunError, match="belongs to another run"):
         read_average(run)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_died_as_it_began_begins_again(store, tmp_path, resume):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (PROBE_FILE, f".{REFERENCE_FILE}.7.partial"):
+        (run / name).write_bytes(b"cut off")
+    train([store.path], run, debug(), resume=resume)
+    read_probe(run, read_run(run))
 
 
 def test_two_processes_never_train_one_run(store, uninterrupted, tmp_path):
