@@ -108,7 +108,9 @@ class StepData(ABC):
             _is_heldout(count, heldout_share, store)
             for count, store in zip(counts, stores, strict=True)
         ]
-        is_heldout = torch.cat(heldout)[self.episode_of]
+        self.is_heldout: Bool[Tensor, " e"] = torch.cat(heldout)
+        """Which episodes are held out."""
+        is_heldout = self.is_heldout[self.episode_of]
         self.train_rows: Int64[Tensor, " n"] = torch.nonzero(~is_heldout)[:, 0]
         self.heldout_rows: Int64[Tensor, " n"] = torch.nonzero(is_heldout)[:, 0]
         sources = _weighted_sources(stores, counts, weights)

@@ -29,6 +29,7 @@ from pipeline.training.config import TrainConfig, with_settings
 from pipeline.training.live import LiveWindowData
 from pipeline.training.presets import demo, proj96
 from pipeline.training.run_folder import DataIdentity, RunDescription, StoreIdentity
+from pipeline.training.steps import StepData
 from pipeline.training.trainer import Trainer
 from pipeline.training.windows import WindowData
 from policy.backbone import FrozenSiglip2, load_backbone
@@ -82,7 +83,7 @@ def write_store(path: Path, reader: ManifestReader, encoder: FrozenSiglip2) -> F
     return store
 
 
-def trainer_of(config: TrainConfig, store: FeatureStore, data: WindowData, run: Path) -> Trainer:
+def trainer_of(config: TrainConfig, store: FeatureStore, data: StepData, run: Path) -> Trainer:
     """Build a trainer that writes nothing."""
     held = store.attributes
     identity = DataIdentity(
