@@ -7,12 +7,14 @@ from typing import Annotated, Final
 import typer
 
 from cli.exits import exit_on_vla_error
+from cli.options import LOCATION
 from pipeline.datasets.check import CheckConfig, check_dataset
 from pipeline.datasets.draft import draft_manifest
 from pipeline.errors import ConfigError
 from pipeline.features.checksums import verify_checksums
 from pipeline.features.verify import verify_store
 from pipeline.files import write_atomically
+from pipeline.folders import parse_location
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE
 from pipeline.rollout.record import Keep, RecordConfig, record_dataset
 from pipeline.training.describe import describe
@@ -97,12 +99,12 @@ def init(
 
 @main.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="A feature store or a training run.")],
+    path: Annotated[str, typer.Argument(help=f"A training run or a feature store{LOCATION}")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Say what a feature store or a training run is."""
     with exit_on_vla_error("nothing was changed"):
-        fields = describe(path)
+        fields = describe(parse_location(path))
         if as_json:
             typer.echo(json.dumps(fields, indent=2))
         else:
@@ -112,7 +114,7 @@ def info(
 
 @main.command()
 def verify(
-    store: Annotated[Path, typer.Argument(help="A feature store.")],
+    store: Annotated[str, typer.Argument(help=f"A feature store{LOCATION}")],
     manifest: Annotated[
         Path | None, typer.Option(help="Its dataset's manifest; default the one in the store.")
     ] = None,
@@ -131,13 +133,14 @@ def verify(
     Encodes random steps again, from the dataset; or compares every file with its checksum.
     """
     with exit_on_vla_error("nothing was changed"):
+        location = parse_location(store)
         if checksums:
-            damage = verify_checksums(store)
+            damage = verify_checksums(location)
             typer.echo(damage.summary())
             is_good = not damage.damaged
         else:
             report = verify_store(
-                store, manifest, sample=sample, seed=seed, backbone=backbone, device=device
+                location, manifest, sample=sample, seed=seed, backbone=backbone, device=device
             )
             typer.echo(report.summary())
             is_good = report.is_within_tolerance
@@ -147,7 +150,9 @@ def verify(
 
 @main.command()
 def tolerance(
-    store: Annotated[Path, typer.Argument(help="A feature store; its probe's frames are used.")],
+    store: Annotated[
+        str, typer.Argument(help=f"A feature store, for the frames of its probe{LOCATION}")
+    ],
     run: Annotated[
         Path | None, typer.Option(help="A policy trained on it, to measure actions too.")
     ] = None,
@@ -160,5 +165,5 @@ def tolerance(
 ) -> None:
     """Print how far engines differ, in features and in a policy's actions, as Markdown."""
     with exit_on_vla_error("nothing was changed"):
-        report = measure_tolerance(store, run, backbone=backbone, compiled=compiled)
+        report = measure_tolerance(parse_location(store), run, backbone=backbone, compiled=compiled)
         typer.echo(report.table())

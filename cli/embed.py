@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from cli.exits import exit_on_vla_error
+from cli.options import LOCATION
 from pipeline.errors import FailedUnitsError
 from pipeline.features.embed import EmbedConfig, embed_dataset
 from pipeline.features.layout import Codec
 from pipeline.features.units import SHARD_ABOVE
+from pipeline.folders import parse_location
 from policy.backbone import DEFAULT_REPOSITORY, STAND_IN
 from policy.spec import ComputeDtype
 
@@ -21,7 +23,7 @@ main = typer.Typer(add_completion=False)
 @main.command()
 def embed(
     manifest: Annotated[Path, typer.Argument(help="A TOML file as in data_manifests/.")],
-    store: Annotated[Path, typer.Option(help="Feature store to create, or to go on with.")],
+    store: Annotated[str, typer.Option(help=f"Feature store to create or go on with{LOCATION}")],
     backbone: Annotated[
         str, typer.Option(help="Hub repository, local folder, or `stand-in` (not pretrained).")
     ] = DEFAULT_REPOSITORY,
@@ -58,7 +60,7 @@ def embed(
         report = embed_dataset(
             EmbedConfig(
                 manifest=manifest,
-                store=store,
+                store=parse_location(store),
                 backbone=backbone,
                 revision=revision,
                 compute_dtype=dtype,

@@ -1,10 +1,12 @@
 """Options that several commands take: one wording, one range."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from pipeline.rollout.camera_verdict import CameraCheckMode
+
+LOCATION: Final = ": a folder, s3://bucket/path or gs://bucket/path."  # ends the help of a store
 
 CheckpointOption = Annotated[str, typer.Option(help="latest, best or a step.")]
 EvaluationsOption = Annotated[

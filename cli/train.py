@@ -8,7 +8,9 @@ from typing import Annotated, Final
 import typer
 
 from cli.exits import exit_on_vla_error
+from cli.options import LOCATION
 from pipeline.errors import ConfigError
+from pipeline.folders import parse_location
 from pipeline.rollout.report.page import write_report
 from pipeline.rollout.validation import validate_by_rollouts
 from pipeline.training.config import parse_memory, with_settings
@@ -24,7 +26,7 @@ main = typer.Typer(add_completion=False)
 @main.command(name="train")
 def train_command(
     stores: Annotated[
-        list[Path], typer.Argument(help="Complete feature stores of one encoder and one robot.")
+        list[str], typer.Argument(help=f"Complete stores of one encoder and one robot{LOCATION}")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run to create.")],
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "proj96",
@@ -68,6 +70,7 @@ def train_command(
 ) -> None:
     """Train a policy on cached features."""
     with exit_on_vla_error("add --resume to go on from the last checkpoint"):
+        locations = [parse_location(store) for store in stores]
         settings = list(settings or ())
         if memory is not None:
             settings.append(f"memory={parse_memory(memory)}")
@@ -82,14 +85,14 @@ def train_command(
                             env=rollout_env,
                             every=rollout_every,
                             episodes=rollout_episodes,
-                            store=stores[0],
+                            store=locations[0],
                             config=config,
                             backbone=backbone,
                         )
                     )
                 )
             report = train(
-                stores,
+                locations,
                 out,
                 config,
                 resume=resume,

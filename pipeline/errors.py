@@ -25,6 +25,18 @@ class IncompleteStoreError(StoreError):
     """A feature store whose embedding has not finished."""
 
 
+class ObjectStorageError(VlaError):
+    """Object storage refuses, or does not answer (the network's, its settings' or its fault).
+
+    No `OSError` and no `RuntimeError`: whoever takes those for damaged data must not take an
+    outage for it, and encode again what is there.
+    """
+
+
+class CutAnswerError(ObjectStorageError):
+    """An answer of object storage broke off; the same request may be sent again."""
+
+
 class EncoderMismatchError(VlaError, ValueError):
     """Features of one encoder would meet another encoder."""
 

@@ -6,6 +6,7 @@ Knows bytes and paths; nothing about what they mean.
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +34,31 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as readable JSON, atomically; NaN and infinity are refused."""
-    text = json.dumps(value, indent=2, allow_nan=False)
-    write_atomically(path, f"{text}\n".encode())
+    write_atomically(path, json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """Return `value` as readable JSON; NaN and infinity are refused."""
+    return f"{json.dumps(value, indent=2, allow_nan=False)}\n".encode()
+
+
+@contextmanager
+def made_whole(path: Path) -> Iterator[Path]:
+    """Give a folder to fill; it takes the name `path` when it is full and on the disk, not before.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left at `path`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        sync_tree(partial)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    sync_folder(path.parent)
 
 
 def sync_file(path: Path) -> None:
@@ -50,6 +74,12 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Force a folder and everything below it onto the disk."""
+    for path in (folder, *folder.rglob("*")):
+        sync_folder(path) if path.is_dir() else sync_file(path)
 
 
 def is_vacant(path: Path) -> bool:

@@ -32,9 +32,11 @@ OWNERS = {
     "diffusers": {"policy/objectives/diffusion.py"},
     "zarr": {
         "pipeline/features/layout.py",
+        "pipeline/features/object_arrays.py",
         "pipeline/features/store.py",
         "pipeline/datasets/zarr_arrays.py",
     },
+    "obstore": {"pipeline/object_folder.py", "pipeline/features/object_arrays.py"},
     "h5py": {
         "pipeline/datasets/aloha_hdf5.py",
         "pipeline/datasets/aloha_recording.py",

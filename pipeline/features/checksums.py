@@ -5,7 +5,6 @@ they are whole, everything else is compared with the list.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -21,6 +20,7 @@ from pipeline.features.records import (
     read_mark,
     read_sealed,
 )
+from pipeline.folders import Folder, Location, open_folder
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DamagedFile:
 class ChecksumReport:
     """What reading every byte of a store showed."""
 
-    store: Path
+    store: Location
     num_files: int
     """Files of the store, its list and its mark included."""
     num_bytes: int
@@ -58,19 +58,20 @@ class ChecksumReport:
         return "\n".join([*lines, f"{self.store}: {size}: {verdict}"])
 
 
-def verify_checksums(store: Path) -> ChecksumReport:
+def verify_checksums(location: Location) -> ChecksumReport:
     """Read every byte of a complete store and compare it with what was written.
 
     Args:
-        store: the store's folder.
+        location: of the store.
 
     Raises:
         StoreError: there is no store.
         IncompleteStoreError: its embedding has not finished, so that no list of files exists.
     """
-    if not any((store / name).is_file() for name in ("zarr.json", COMPLETE_MARK, FILE_LIST)):
+    store = open_folder(location)
+    if not any(map(store.exists, ("zarr.json", COMPLETE_MARK, FILE_LIST))):
         raise StoreError(f"{store}: no feature store here; make one with vla-embed")
-    if not any((store / name).is_file() for name in (COMPLETE_MARK, FILE_LIST)):
+    if not any(map(store.exists, (COMPLETE_MARK, FILE_LIST))):
         raise IncompleteStoreError(
             f"{store}: embedding has not finished, so its files are not listed yet; run the same "
             f"vla-embed command again"
@@ -80,35 +81,35 @@ def verify_checksums(store: Path) -> ChecksumReport:
         damaged += _seal_damage(store, name)
     files = tqdm(listed.files.items(), desc="verify", unit="file", disable=None)
     for name, expected in files:
-        problem = file_problem(store / name, expected)
+        problem = file_problem(store, name, expected)
         damaged += [] if problem is None else [DamagedFile(name, problem)]
     known = {*listed.files, *listed.sealed, COMPLETE_MARK, FILE_LIST}
-    found = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
-    notes = [store / name for name in (COMPLETE_MARK, FILE_LIST, *listed.sealed)]
+    found = set(store.names())
+    notes = found & {COMPLETE_MARK, FILE_LIST, *listed.sealed}
     return ChecksumReport(
-        store=store,
+        store=location,
         num_files=len(known),
         num_bytes=sum(file.bytes for file in listed.files.values())
-        + sum(note.stat().st_size for note in notes if note.is_file()),
+        + sum(len(store.read(note)) for note in notes),
         damaged=tuple(damaged),
         extra=tuple(sorted(found - known)) if listed.files else (),
     )
 
 
-def _read_notes(store: Path) -> tuple[FileList, list[DamagedFile]]:
+def _read_notes(store: Folder) -> tuple[FileList, list[DamagedFile]]:
     """Return the list of files, empty where it is damaged, and what is wrong with list and mark."""
     damaged = _seal_damage(store, COMPLETE_MARK) + _seal_damage(store, FILE_LIST)
     if any(file.name == FILE_LIST for file in damaged):
         return FileList(files={}, sealed=()), damaged
     listed = read_file_list(store)
-    if not damaged and file_record(store / FILE_LIST).sha256 != read_mark(store).file_list:
+    if not damaged and file_record(store, FILE_LIST).sha256 != read_mark(store).file_list:
         damaged = [DamagedFile(FILE_LIST, f"is not the list that {COMPLETE_MARK} names")]
     return listed, damaged
 
 
-def _seal_damage(store: Path, name: str) -> list[DamagedFile]:
+def _seal_damage(store: Folder, name: str) -> list[DamagedFile]:
     try:
-        read_sealed(store / name)
+        read_sealed(store, name)
     except FileNotFoundError:
         return [DamagedFile(name, "is missing")]
     except StoreError:

@@ -19,19 +19,19 @@ from pipeline.datasets.base import EpisodeReader
 from pipeline.datasets.checksums import verify_checksums
 from pipeline.datasets.manifest import Manifest, load_manifest
 from pipeline.datasets.manifest_reader import ManifestReader
-from pipeline.errors import DatasetError, FailedUnitsError, FrameReadError, StoreError
+from pipeline.errors import DatasetError, FailedUnitsError, FrameReadError
 from pipeline.features.attributes import SourceShare, StepArrays, StoreAttributes
 from pipeline.features.encode import EncodeCounts, UnitEncoder, read_slots
 from pipeline.features.known_frames import KnownFrames, StoredUnits
-from pipeline.features.layout import Codec
+from pipeline.features.layout import Codec, is_vacant
 from pipeline.features.probe import make_probe
 from pipeline.features.records import discard_units
 from pipeline.features.source import SourceNote, files_stamp, read_source, write_source
 from pipeline.features.stages import Stage, StageClock
 from pipeline.features.store import FeatureStore
-from pipeline.features.target import Target, finish_growth, lock_of, open_target
+from pipeline.features.target import Target, open_target, sole_embedder
 from pipeline.features.units import SHARD_ABOVE, EpisodeSlice, choose_rows_per_unit
-from pipeline.files import is_vacant, sole_writer
+from pipeline.folders import Location, open_folder, resolved
 from policy.backbone import DEFAULT_REPOSITORY, FrozenSiglip2, load_backbone
 from policy.device import open_device
 from policy.engine import measured_matmul_rate
@@ -49,8 +49,8 @@ class EmbedConfig(BaseModel):
 
     manifest: Path
     """The dataset's manifest."""
-    store: Path
-    """Folder of the feature store to create or to go on with."""
+    store: Location
+    """Where the feature store lies that is created or gone on with: a folder or an address."""
     backbone: str = DEFAULT_REPOSITORY
     """Hub repository, local folder, or `stand-in`."""
     revision: str | None = None
@@ -73,7 +73,7 @@ class EmbedConfig(BaseModel):
 class EmbedReport:
     """What a finished embedding did."""
 
-    store: Path
+    store: Location
     encoder: str
     num_episodes: int
     num_steps: int
@@ -124,7 +124,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         StoreError: the store was made from other data, or is damaged.
     """
     device = open_device(config.device)
-    place = config.store.resolve()  # a store behind a link grows where it lies
+    place = resolved(config.store)  # a store behind a link grows where it lies
     manifest = load_manifest(config.manifest)
     verify_checksums(manifest)
     note = SourceNote(manifest=config.manifest.absolute(), stamp=files_stamp(manifest.roots))
@@ -141,10 +141,9 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         )
         started = time.monotonic()
         attributes = _describe_store(config, manifest, reader, backbone, num_rows=len(steps.state))
-        with sole_writer(place, StoreError, lock=lock_of(place)):
-            finish_growth(place)
+        with sole_embedder(place):
             made = None
-            if is_vacant(place):
+            if is_vacant(open_folder(place)):
                 made = make_probe(backbone, _probe_frames(reader))
                 FeatureStore.create(place, attributes, steps, made)
             target = open_target(place, attributes, steps, backbone, made)
@@ -168,17 +167,17 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
 
 def _encode_missing_units(encoder: UnitEncoder, target: Target, note: SourceNote) -> None:
     store, valid = target.store, target.valid_units
-    held = read_source(store.path)
+    held = read_source(store.folder)
     # Files were touched: compare every frame.
     if valid and (held is None or held.stamp != note.stamp):
         valid = valid - encoder.changed_units(sorted(valid))
     # A damaged unit may come back from a backup: its record must not make it valid again.
     invalid = set(range(store.num_units)) - valid
     if invalid:
-        discard_units(store.path, invalid)
+        discard_units(store.folder, invalid)
     # Written before the first unit: from here on, what is committed comes from these files.
     if held != note:
-        write_source(store.path, note)
+        write_source(store.folder, note)
     known = KnownFrames(encoder.engine, [StoredUnits(store, frozenset(valid)), *target.stored])
     encoder.run(sorted(invalid), known)
     failed = encoder.counts.failed_units

@@ -5,10 +5,7 @@ raw and compressed chunks alike would otherwise read a flipped bit as data. An a
 as the fill value without a word, so that features and steps are filled with NaN or -1.
 """
 
-import os
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -17,10 +14,11 @@ from pydantic import ValidationError
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import BaseZarrError
 
+from pipeline.errors import StoreError
 from pipeline.features.probe import Probe
 from pipeline.features.records import COMMITS
 from pipeline.features.units import CHUNK_ROWS
-from pipeline.files import sync_file, sync_folder
+from pipeline.folders import Folder, LocalFolder
 from policy.engine import EngineRecord
 from policy.spec import FEATURE_DIM
 
@@ -42,7 +40,8 @@ UNIT_ARRAYS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
 # not decompress a RuntimeError, a codec with an unknown field a TypeError.
 UNREADABLE: Final = (BaseZarrError, ValueError, RuntimeError, OSError, KeyError, TypeError)
 PROBE: Final = "probe"
-ROOTS: Final = ("zarr.json", "features", "frame_hash", *STEP_ARRAYS, PROBE)
+ROOT: Final = "zarr.json"  # the store exists once this file does
+ROOTS: Final = (ROOT, "features", "frame_hash", *STEP_ARRAYS, PROBE)
 
 
 def feature_codecs(codec: Codec) -> Codecs:
@@ -52,8 +51,17 @@ def feature_codecs(codec: Codec) -> Codecs:
     return [_blosc(np.dtype(np.float16)), Crc32cCodec()]
 
 
-def create_folder(
-    path: Path,
+def is_vacant(folder: Folder) -> bool:
+    """Whether a store may be created: nothing is there but what a creation that was cut off left.
+
+    Raises:
+        OSError, ObjectStorageError: the place cannot be looked at.
+    """
+    return folder.is_vacant(ROOTS[1:])
+
+
+def create_arrays(
+    folder: Folder,
     attributes: dict[str, Any],
     *,
     num_slots: int,
@@ -65,7 +73,7 @@ def create_folder(
     """Create a store with every array at full size, whole or not at all; no features yet.
 
     Args:
-        path: folder to create; nothing but an empty folder may be there.
+        folder: to create; it must be vacant.
         attributes: plain JSON values.
         num_slots: length of the view axis, variants included.
         rows_per_unit: rows of a file of features; more than a chunk's makes it a shard.
@@ -74,23 +82,37 @@ def create_folder(
         probe: of the encoder that will fill the store.
 
     Raises:
-        OSError: the disk is full or not writable; nothing is left at `path`.
+        StoreError: another process has created another store there meanwhile.
+        OSError: the disk is full or not writable; there is no store.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
     try:
-        group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
-        _create_features(group, len(steps["state"]), num_slots, rows_per_unit, codec)
-        for name, axes in STEP_ARRAYS.items():
-            _create_filled(group, name, steps[name], axes)
-        _create_probe(group, probe)
-        (partial / COMMITS).mkdir()
-        sync_tree(partial)
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync_folder(path.parent)
+        with folder.made(ROOT) as partial:
+            group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
+            _create_features(group, len(steps["state"]), num_slots, rows_per_unit, codec)
+            for name, axes in STEP_ARRAYS.items():
+                _create_filled(group, name, steps[name], axes)
+            _create_probe(group, probe)
+            (partial / COMMITS).mkdir()
+    except FileExistsError as error:
+        raise StoreError(
+            f"{folder}: another process has created a store here meanwhile; run the same command "
+            f"again, it goes on with that one or says what differs"
+        ) from error
+
+
+def open_group(folder: Folder, *, writable: bool) -> zarr.Group:
+    """Open a store's arrays.
+
+    Raises:
+        Exception: one of `UNREADABLE`; there are none, or they are damaged.
+    """
+    mode: Literal["r+", "r"] = "r+" if writable else "r"
+    if isinstance(folder, LocalFolder):
+        return zarr.open_group(folder.location, mode=mode, zarr_format=3)
+    # obstore is an extra, and without it there is no other folder than a local one.
+    from pipeline.features.object_arrays import object_arrays  # noqa: PLC0415 - optional
+
+    return zarr.open_group(object_arrays(folder), mode=mode, zarr_format=3)
 
 
 def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
@@ -136,12 +158,6 @@ def open_unit_array(
         raise ValueError(f"{name}: expected {rows_per_unit} rows a file, found {rows_per_file}")
     # Without comparing every chunk with the fill value first, which is half the time of writing.
     return array.with_config({"write_empty_chunks": True})
-
-
-def sync_tree(folder: Path) -> None:
-    """Force a folder and everything below it onto the disk."""
-    for path in (folder, *folder.rglob("*")):
-        sync_folder(path) if path.is_dir() else sync_file(path)
 
 
 def _create_features(

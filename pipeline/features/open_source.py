@@ -14,6 +14,7 @@ from pipeline.datasets.manifest_reader import ManifestReader
 from pipeline.errors import StoreError
 from pipeline.features.source import read_source
 from pipeline.features.store import FeatureStore
+from pipeline.folders import Folder
 
 
 def open_source(store: FeatureStore, manifest: Path | None = None) -> ManifestReader:
@@ -27,7 +28,7 @@ def open_source(store: FeatureStore, manifest: Path | None = None) -> ManifestRe
         StoreError: the store was made from other data, or its dataset is not known.
         ManifestError, DatasetError: the dataset cannot be read.
     """
-    path = manifest or _manifest_of(store.path)
+    path = manifest or _manifest_of(store.folder)
     described = load_manifest(path)
     if described.digest() != store.attributes.manifest_digest:
         raise StoreError(
@@ -43,7 +44,7 @@ def open_source(store: FeatureStore, manifest: Path | None = None) -> ManifestRe
     return reader
 
 
-def _manifest_of(store: Path) -> Path:
+def _manifest_of(store: Folder) -> Path:
     note = read_source(store)
     if note is None or not note.manifest.is_file():
         gone = "" if note is None else f" ({note.manifest} is gone)"

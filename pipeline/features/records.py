@@ -4,6 +4,11 @@ A sealed file is JSON whose last field is a sha256 over the rest, and whose byte
 that `write_sealed` would write again: any single bit that flips in it is noticed. Knows files and
 hashes; nothing about arrays, encoders or zarr.
 
+The order is the rule, on a disk as in object storage: a unit's arrays, then its record; every
+record, then the list of files; the list, then the mark. Nothing depends on who wrote last: a record
+holds the hash of its rows and the mark that of the list, so that two writers of one dataset on one
+engine write the same bytes, and of two that differ a mixture is refused and encoded again.
+
     commits/000000.json   one a unit: its rows, the hash of their bytes, who computed them
     FILES.json            size and sha256 of every file of a complete store
     COMPLETE.json         written last: what the content, its source and FILES.json hash to
@@ -12,8 +17,7 @@ hashes; nothing about arrays, encoders or zarr.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -21,7 +25,7 @@ from jaxtyping import Float16, Int64, UInt64
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.files import sync_folder, write_atomically
+from pipeline.folders import Folder, Stamp
 
 FILE_LIST: Final = "FILES.json"
 COMPLETE_MARK: Final = "COMPLETE.json"
@@ -83,6 +87,12 @@ class CompleteMark(BaseModel):
     """sha256 of FILES.json."""
 
 
+def all_finite(features: Float16[np.ndarray, "n s 768"]) -> bool:
+    """Whether a unit's features may be written: none is NaN or infinite."""
+    # By their exponents' bits: numpy's isfinite takes five times as long for half precision.
+    return int((features.view(np.uint16) & 0x7C00).max()) < 0x7C00
+
+
 def unit_hash(
     features: Float16[np.ndarray, "n v 768"], frame_hash: UInt64[np.ndarray, "n v"]
 ) -> str:
@@ -112,16 +122,16 @@ def sealed(content: dict[str, Any]) -> bytes:
     return f"{json.dumps(content | {SEAL: seal}, indent=1, allow_nan=False)}\n".encode()
 
 
-def write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """Write a sealed file, atomically.
+def write_sealed(store: Folder, name: str, content: dict[str, Any]) -> None:
+    """Write a sealed file, whole or not at all.
 
     Raises:
-        OSError: the disk is full or not writable; `path` is untouched.
+        OSError: the disk is full or not writable; the file is untouched.
     """
-    write_atomically(path, sealed(content))
+    store.write(name, sealed(content))
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(store: Folder, name: str) -> dict[str, Any]:
     """Read a sealed file, without its seal.
 
     Raises:
@@ -129,37 +139,44 @@ def read_sealed(path: Path) -> dict[str, Any]:
         StoreError: it cannot be read, or its bytes were changed.
     """
     try:
-        held = path.read_bytes()
+        held = store.read(name)
         content = json.loads(held)
         del content[SEAL]
         is_whole = sealed(content) == held
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: damaged, it cannot be read ({error})") from error
+        raise StoreError(f"{store}/{name}: damaged, it cannot be read ({error})") from error
     if not is_whole:
-        raise StoreError(f"{path}: damaged, its bytes are not those its seal was made of")
+        raise StoreError(f"{store}/{name}: damaged, its bytes are not those its seal was made of")
     return dict(content)
 
 
-def record_path(store: Path, unit: int) -> Path:
-    """Return where a unit's commit record lies."""
-    return store / COMMITS / f"{unit:06d}.json"
+def record_name(unit: int) -> str:
+    """Return the name of a unit's commit record below the store."""
+    return f"{COMMITS}/{unit:06d}.json"
 
 
-def discard_units(store: Path, units: Iterable[int]) -> None:
+def write_unit_record(store: Folder, record: UnitRecord) -> None:
+    """Write a unit's commit record, after its rows."""
+    write_sealed(store, record_name(record.unit), record.model_dump(mode="json"))
+
+
+def discard_units(store: Folder, units: Iterable[int]) -> None:
     """Take back that units were written; their rows count as absent from here on."""
     unmark(store)
-    for unit in units:
-        record_path(store, unit).unlink(missing_ok=True)
-    sync_folder(store / COMMITS)
+    held = set(store.names(COMMITS))
+    store.delete(name for unit in units if (name := record_name(unit)) in held)
+    store.settle(COMMITS)
 
 
-def read_unit_record(store: Path, unit: int, rows: tuple[int, int], fingerprint: str) -> UnitRecord:
+def read_unit_record(
+    store: Folder, unit: int, rows: tuple[int, int], fingerprint: str
+) -> UnitRecord:
     """Read a unit's commit record.
 
     Args:
-        store: the store's folder.
+        store: where the store lies.
         unit: the unit's number.
         rows: the rows [start, stop) that it must be of.
         fingerprint: of the encoder that must have made them.
@@ -169,7 +186,7 @@ def read_unit_record(store: Path, unit: int, rows: tuple[int, int], fingerprint:
     """
     where = f"{store}: rows {rows[0]}..{rows[1]} (unit {unit})"
     try:
-        record = _validated(UnitRecord, record_path(store, unit))
+        record = _validated(UnitRecord, store, record_name(unit))
     except FileNotFoundError as error:
         raise StoreError(f"{where} have no commit record") from error
     except StoreError as error:
@@ -179,79 +196,97 @@ def read_unit_record(store: Path, unit: int, rows: tuple[int, int], fingerprint:
     return record
 
 
-def read_mark(store: Path) -> CompleteMark:
+def read_mark(store: Folder) -> CompleteMark:
     """Read a store's complete mark.
 
     Raises:
         FileNotFoundError: there is none.
         StoreError: it is damaged.
     """
-    return _validated(CompleteMark, store / COMPLETE_MARK)
+    return _validated(CompleteMark, store, COMPLETE_MARK)
 
 
-def read_file_list(store: Path) -> FileList:
+def read_file_list(store: Folder) -> FileList:
     """Read a store's list of files.
 
     Raises:
         FileNotFoundError: there is none.
         StoreError: it is damaged.
     """
-    return _validated(FileList, store / FILE_LIST)
+    return _validated(FileList, store, FILE_LIST)
 
 
-def complete_stamp(store: Path) -> tuple[int, ...]:
-    """Return what changes whenever a store's mark or list of files is written; () without them."""
+def write_file_list(store: Folder, roots: tuple[str, ...]) -> str:
+    """Hash every file below some files and folders of a store and list them; return its sha256.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    files = list_files(store, roots)
+    write_sealed(store, FILE_LIST, files.model_dump(mode="json"))
+    return file_record(store, FILE_LIST).sha256
+
+
+def write_mark(store: Folder, mark: CompleteMark) -> None:
+    """Write a store's complete mark, after its list of files."""
+    write_sealed(store, COMPLETE_MARK, mark.model_dump(mode="json"))
+
+
+def complete_stamp(store: Folder) -> Stamp:
+    """Return what changes once another mark or list of files is written; () without them."""
     try:
-        found = [(store / name).stat() for name in (COMPLETE_MARK, FILE_LIST)]
+        return store.stamp(COMPLETE_MARK) + store.stamp(FILE_LIST)
     except OSError:
         return ()
-    return tuple(n for s in found for n in (s.st_dev, s.st_ino, s.st_size, s.st_ctime_ns))
 
 
-def read_complete(store: Path) -> tuple[CompleteMark, FileList] | None:
+def read_complete(store: Folder) -> tuple[CompleteMark, FileList] | None:
     """Read a store's mark and list of files; None where they do not make it complete."""
     try:
         mark, files = read_mark(store), read_file_list(store)
-        listed = file_record(store / FILE_LIST).sha256
+        listed = file_record(store, FILE_LIST).sha256
     except (StoreError, OSError):
         return None
     return (mark, files) if listed == mark.file_list else None
 
 
-def unmark(store: Path) -> None:
+def unmark(store: Folder) -> None:
     """Make a store incomplete, before anything of it is replaced."""
-    (store / COMPLETE_MARK).unlink(missing_ok=True)
-    (store / FILE_LIST).unlink(missing_ok=True)
+    store.delete((COMPLETE_MARK, FILE_LIST))
 
 
-def list_files(store: Path, roots: tuple[str, ...]) -> FileList:
+def list_files(store: Folder, roots: tuple[str, ...]) -> FileList:
     """Hash every file below some files and folders of a store.
 
     Raises:
         OSError: a file cannot be read.
     """
-    names = sorted(_names(store, roots))
+    names = sorted(
+        name for name in store.names() if name.split("/")[0] in roots and not is_leftover(name)
+    )
     return FileList(
-        files={name: file_record(store / name) for name in names},
-        sealed=(SOURCE_NOTE,) if (store / SOURCE_NOTE).is_file() else (),
+        files={name: file_record(store, name) for name in names},
+        sealed=(SOURCE_NOTE,) if store.exists(SOURCE_NOTE) else (),
     )
 
 
-def file_record(path: Path) -> FileRecord:
+def file_record(store: Folder, name: str) -> FileRecord:
     """Return what a file holds now.
 
     Raises:
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileRecord(bytes=file.tell(), sha256=digest)
+    digest, size = hashlib.sha256(), 0
+    for piece in store.read_pieces(name):
+        digest.update(piece)
+        size += len(piece)
+    return FileRecord(bytes=size, sha256=digest.hexdigest())
 
 
-def file_problem(path: Path, expected: FileRecord) -> str | None:
+def file_problem(store: Folder, name: str, expected: FileRecord) -> str | None:
     """Say what is wrong with a file; None where it holds what it must."""
     try:
-        found = file_record(path)
+        found = file_record(store, name)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
@@ -261,14 +296,14 @@ def file_problem(path: Path, expected: FileRecord) -> str | None:
     return None if found == expected else "holds other bytes than its sha256 was made of"
 
 
-def check_listed(store: Path, files: FileList, concerns: Callable[[str], bool]) -> None:
+def check_listed(store: Folder, files: FileList, concerns: Callable[[str], bool]) -> None:
     """Compare some files of a complete store with the list of what they must be.
 
     Raises:
         StoreError: one was changed since; the message names it.
     """
     for name, expected in files.files.items():
-        problem = file_problem(store / name, expected) if concerns(name) else None
+        problem = file_problem(store, name, expected) if concerns(name) else None
         if problem is not None:
             raise StoreError(
                 f"{store}/{name}: {problem}, so it is not what was embedded; restore it from a "
@@ -281,19 +316,13 @@ def is_leftover(name: str) -> bool:
     return name.endswith(".partial")
 
 
-def _names(store: Path, roots: tuple[str, ...]) -> Iterator[str]:
-    for root in roots:
-        place = store / root
-        for path in [place] if place.is_file() else place.rglob("*"):
-            if path.is_file() and not is_leftover(path.name):
-                yield path.relative_to(store).as_posix()
-
-
-def _validated(kind: type[Note], path: Path) -> Note:
-    content = read_sealed(path)
+def _validated(kind: type[Note], store: Folder, name: str) -> Note:
+    content = read_sealed(store, name)
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise StoreError(f"{path}: {place}: {first['msg']}; written by another program") from error
+        raise StoreError(
+            f"{store}/{name}: {place}: {first['msg']}; written by another program"
+        ) from error

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import StoreError
 from pipeline.features.records import SOURCE_NOTE, read_sealed, write_sealed
+from pipeline.folders import Folder
 
 DECODERS: Final = ("av", "h5py", "imagecodecs", "numcodecs", "pillow", "pyarrow", "zarr")
 
@@ -30,27 +31,26 @@ class SourceNote(BaseModel):
     """`files_stamp` of the dataset, taken before its frames were read."""
 
 
-def read_source(store: Path) -> SourceNote | None:
+def read_source(store: Folder) -> SourceNote | None:
     """Read a store's note; None where there is none.
 
     Raises:
         StoreError: the note is damaged.
     """
-    path = store / SOURCE_NOTE
     try:
-        return SourceNote.model_validate(read_sealed(path))
+        return SourceNote.model_validate(read_sealed(store, SOURCE_NOTE))
     except FileNotFoundError:
         return None
     except (StoreError, ValidationError) as error:
         raise StoreError(
-            f"{path}: expected the note of vla-embed, found {str(error).splitlines()[0]}; remove "
-            "this file, vla-embed writes another"
+            f"{store}/{SOURCE_NOTE}: expected the note of vla-embed, found "
+            f"{str(error).splitlines()[0]}; remove this file, vla-embed writes another"
         ) from error
 
 
-def write_source(store: Path, note: SourceNote) -> None:
-    """Write a store's note; atomically, and sealed."""
-    write_sealed(store / SOURCE_NOTE, note.model_dump(mode="json"))
+def write_source(store: Folder, note: SourceNote) -> None:
+    """Write a store's note; whole or not at all, and sealed."""
+    write_sealed(store, SOURCE_NOTE, note.model_dump(mode="json"))
 
 
 def files_stamp(roots: Iterable[Path]) -> str:

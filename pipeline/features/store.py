@@ -19,8 +19,7 @@ has a list of files and a mark whose hashes fit.
 import hashlib
 import json
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -31,50 +30,52 @@ from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.attributes import FORMAT, FORMAT_VERSION, StepArrays, StoreAttributes
 from pipeline.features.layout import (
     PROBE,
+    ROOT,
     ROOTS,
     STEP_ARRAYS,
     UNIT_ARRAYS,
     UNREADABLE,
-    create_folder,
+    create_arrays,
+    is_vacant,
     open_array,
+    open_group,
     open_unit_array,
     read_num_rows,
     read_probe,
-    sync_tree,
 )
 from pipeline.features.probe import Probe
 from pipeline.features.records import (
     COMMITS,
-    COMPLETE_MARK,
-    FILE_LIST,
     CompleteMark,
     FileList,
     UnitRecord,
+    all_finite,
     check_listed,
     complete_stamp,
-    file_record,
-    list_files,
     read_complete,
     read_unit_record,
-    record_path,
     source_digest,
     unit_hash,
     unmark,
-    write_sealed,
+    write_file_list,
+    write_mark,
+    write_unit_record,
 )
 from pipeline.features.units import num_units, unit_rows
-from pipeline.files import is_vacant, sync_folder, write_json
+from pipeline.files import json_bytes
+from pipeline.folders import Folder, Location, Stamp, open_folder
 from policy.spec import FEATURE_DIM
 
 
 class FeatureStore:
-    """A store on the local disk; make one with `create` or `open`."""
+    """A store on a disk or in object storage; make one with `create` or `open`."""
 
-    def __init__(self, path: Path, group: zarr.Group, attributes: StoreAttributes):
-        self.path = path
+    def __init__(self, folder: Folder, group: zarr.Group, attributes: StoreAttributes):
+        self.folder = folder
+        self.path = folder.location
         self.attributes = attributes
         self._group = group
-        self._complete: tuple[tuple[int, ...], tuple[CompleteMark, FileList] | None] | None = None
+        self._complete: tuple[Stamp, tuple[CompleteMark, FileList] | None] | None = None
         self.num_rows = read_num_rows(group)
         self.num_units = num_units(self.num_rows, attributes.rows_per_unit)
         for name in UNIT_ARRAYS:
@@ -82,18 +83,19 @@ class FeatureStore:
 
     @classmethod
     def create(
-        cls, path: Path, attributes: StoreAttributes, steps: StepArrays, probe: Probe
+        cls, path: Location, attributes: StoreAttributes, steps: StepArrays, probe: Probe
     ) -> "FeatureStore":
         """Create a store with every array at full size and no features yet.
 
         Raises:
             StoreError: there is something at `path` other than an empty folder.
-            OSError: the disk is full or not writable; nothing is left at `path`.
+            OSError: the disk is full or not writable; there is no store at `path`.
         """
-        if not is_vacant(path):
+        folder = open_folder(path)
+        if not is_vacant(folder):
             raise StoreError(f"{path}: holds something already; choose another path")
-        create_folder(
-            path,
+        create_arrays(
+            folder,
             attributes.model_dump(mode="json"),
             num_slots=attributes.num_slots,
             rows_per_unit=attributes.rows_per_unit,
@@ -105,7 +107,7 @@ class FeatureStore:
 
     @classmethod
     def open(
-        cls, path: Path, *, allow_incomplete: bool = False, writable: bool = False
+        cls, path: Location, *, allow_incomplete: bool = False, writable: bool = False
     ) -> "FeatureStore":
         """Open a store.
 
@@ -114,13 +116,14 @@ class FeatureStore:
                 what describes its arrays was changed since.
             IncompleteStoreError: embedding has not finished and `allow_incomplete` is False.
         """
-        if not (path / "zarr.json").is_file():
+        folder = open_folder(path)
+        if not folder.exists(ROOT):
             raise StoreError(f"{path}: no feature store here; make one with vla-embed")
-        complete = read_complete(path)
+        complete = read_complete(folder)
         if complete is not None:  # before zarr believes what they say
-            check_listed(path, complete[1], lambda name: name.endswith("zarr.json"))
+            check_listed(folder, complete[1], lambda name: name.endswith("zarr.json"))
         try:
-            group = zarr.open_group(path, mode="r+" if writable else "r", zarr_format=3)
+            group = open_group(folder, writable=writable)
             held = dict(group.attrs)
             version = held.get("format_version")
             if held.get("format") == FORMAT and version != FORMAT_VERSION:
@@ -128,7 +131,7 @@ class FeatureStore:
                     f"{path}: format version {version}, this program reads {FORMAT_VERSION}; use "
                     f"the program that wrote it, or embed the dataset into another store"
                 )
-            store = cls(path, group, StoreAttributes.model_validate(held))
+            store = cls(folder, group, StoreAttributes.model_validate(held))
         except StoreError:
             raise
         except UNREADABLE as error:
@@ -137,7 +140,7 @@ class FeatureStore:
                 f"or name another --store"
             ) from error
         if complete is None and not allow_incomplete:
-            done = len(list((path / COMMITS).glob("*.json")))
+            done = sum(name.endswith(".json") for name in folder.names(COMMITS))
             raise IncompleteStoreError(
                 f"{path}: embedding stopped after {done} of {store.num_units} units; run the same "
                 f"vla-embed command again to finish it"
@@ -211,15 +214,20 @@ class FeatureStore:
         Raises:
             OSError: the disk is full; the attributes are the old ones.
         """
-        unmark(self.path)
-        metadata = json.loads((self.path / "zarr.json").read_bytes())
+        unmark(self.folder)
+        metadata = json.loads(self.folder.read(ROOT))
         metadata["attributes"] = attributes.model_dump(mode="json")
-        write_json(self.path / "zarr.json", metadata)
+        self.folder.write(ROOT, json_bytes(metadata))
         self.attributes = attributes
 
     def valid_units(self) -> set[int]:
         """Return the units whose record fits the encoder and the bytes on the disk."""
-        return {unit for unit in range(self.num_units) if self._is_valid(unit)}
+        valid = set()
+        for unit in range(self.num_units):
+            with suppress(StoreError):
+                self._read_unit(unit)
+                valid.add(unit)
+        return valid
 
     def unit_engines(self, unit: int) -> frozenset[str]:
         """Return the digests of the engines that computed a committed unit's features.
@@ -250,14 +258,12 @@ class FeatureStore:
         """
         start, stop = self.unit_rows(unit)
         assert len(features) == len(frame_hash) == stop - start
-        if not _all_finite(features):
+        if not all_finite(features):
             raise StoreError(f"{self.path}: rows {start}..{stop} hold features that are not finite")
-        unmark(self.path)  # a damaged unit is being replaced
+        unmark(self.folder)  # a damaged unit is being replaced
         for name, rows in (("features", features), ("frame_hash", frame_hash)):
             self._open(name)[start:stop] = rows
-            chunks = self.path / name / "c"
-            sync_tree(chunks / str(unit))
-            sync_folder(chunks)
+            self.folder.settle(f"{name}/c/{unit}")
         record = UnitRecord(
             unit=unit,
             rows=(start, stop),
@@ -265,7 +271,7 @@ class FeatureStore:
             fingerprint=self.attributes.encoder.fingerprint,
             engines=tuple(sorted(engines)),
         )
-        write_sealed(record_path(self.path, unit), record.model_dump(mode="json"))
+        write_unit_record(self.folder, record)
 
     def mark_complete(self) -> None:
         """Write the list of files and the mark, after checking every unit against its record.
@@ -277,16 +283,14 @@ class FeatureStore:
         views, ends = self.attributes.view_names, self._read("episode_ends")
         hashes = (self.read_unit_hashes(unit) for unit in range(self.num_units))
         source = source_digest(views, ends, (of_unit[:, : len(views)] for of_unit in hashes))
-        files = list_files(self.path, (*ROOTS, COMMITS))
-        write_sealed(self.path / FILE_LIST, files.model_dump(mode="json"))
         mark = CompleteMark(
             rows=self.num_rows,
             units=self.num_units,
             digest=self._content_digest(),
             source_digest=source,
-            file_list=file_record(self.path / FILE_LIST).sha256,
+            file_list=write_file_list(self.folder, (*ROOTS, COMMITS)),
         )
-        write_sealed(self.path / COMPLETE_MARK, mark.model_dump(mode="json"))
+        write_mark(self.folder, mark)
 
     def read_features(
         self, into: Float16[np.ndarray, "n s 768"] | None = None
@@ -327,7 +331,7 @@ class FeatureStore:
         """
         complete = self._read_complete()
         if complete is not None:
-            check_listed(self.path, complete[1], lambda name: name.split("/")[0] in STEP_ARRAYS)
+            check_listed(self.folder, complete[1], lambda name: name.split("/")[0] in STEP_ARRAYS)
         return StepArrays(**{name: self._read(name) for name in STEP_ARRAYS})
 
     def read_probe(self) -> Probe:
@@ -360,14 +364,14 @@ class FeatureStore:
 
     def _read_complete(self) -> tuple[CompleteMark, FileList] | None:
         # Parsed once, for the list has a line a file; the stamp tells when anyone wrote it anew.
-        stamp = complete_stamp(self.path)
+        stamp = complete_stamp(self.folder)
         if self._complete is None or self._complete[0] != stamp:
-            self._complete = stamp, read_complete(self.path)
+            self._complete = stamp, read_complete(self.folder)
         return self._complete[1]
 
     def _unit_record(self, unit: int) -> UnitRecord:
         made_by = self.attributes.encoder.fingerprint
-        return read_unit_record(self.path, unit, self.unit_rows(unit), made_by)
+        return read_unit_record(self.folder, unit, self.unit_rows(unit), made_by)
 
     def _read_unit(
         self, unit: int
@@ -378,13 +382,6 @@ class FeatureStore:
             what = f"rows {start}..{stop} (unit {unit}) do not hash to their commit record"
             raise StoreError(f"{self.path}: {what}")
         return features, frame_hash
-
-    def _is_valid(self, unit: int) -> bool:
-        try:
-            self._read_unit(unit)
-        except StoreError:
-            return False
-        return True
 
     def _open(self, name: str) -> zarr.Array[Any]:
         if name not in UNIT_ARRAYS:
@@ -400,8 +397,3 @@ class FeatureStore:
                 f"{self.path}/{name}: cannot be read ({error}); where another store took its place "
                 f"run the same command again, otherwise run vla-embed again"
             ) from error
-
-
-def _all_finite(features: Float16[np.ndarray, "n s 768"]) -> bool:
-    # By their exponents' bits: numpy's isfinite takes five times as long for half precision.
-    return int((features.view(np.uint16) & 0x7C00).max()) < 0x7C00

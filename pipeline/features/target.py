@@ -3,7 +3,9 @@
 Knows stores, not frames. Where the dataset has the rows of the store, missing units are filled in
 place. Where it has other rows (episodes were added, removed or recorded again), a store of the new
 size grows beside the old one, takes every feature whose frame the old one holds, and replaces it
-when it is complete. Until then readers see the old one. A crash may leave, beside `x.zarr`:
+when it is complete. Until then readers see the old one. Nothing can be renamed or locked in object
+storage: there a store of other rows is refused, and two that fill one store at once write the same
+bytes twice (see records.py). A crash on a disk may leave, beside `x.zarr`:
 
     .x.zarr.growing      the store that is being made
     .x.zarr.outdated     one that was being made before the dataset changed once more
@@ -15,6 +17,8 @@ when it is complete. Until then readers see the old one. A crash may leave, besi
 
 import glob
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +27,11 @@ import numpy as np
 from pipeline.errors import EncoderMismatchError, StoreError
 from pipeline.features.attributes import StepArrays, StoreAttributes
 from pipeline.features.known_frames import StoredUnits
+from pipeline.features.layout import ROOT
 from pipeline.features.probe import Probe, check_probe
 from pipeline.features.store import FeatureStore
-from pipeline.files import sync_folder
+from pipeline.files import sole_writer, sync_folder
+from pipeline.folders import Location, ObjectUrl, open_folder
 from policy.backbone import FrozenSiglip2
 
 
@@ -57,6 +63,21 @@ class Target:
         return FeatureStore.open(self.replaces)
 
 
+@contextmanager
+def sole_embedder(path: Location) -> Iterator[None]:
+    """Hold a local store against every other `vla-embed`, and finish what a crash has cut off.
+
+    Raises:
+        StoreError: another process holds it.
+    """
+    if isinstance(path, ObjectUrl):
+        yield
+        return
+    with sole_writer(path, StoreError, lock=lock_of(path)):
+        finish_growth(path)
+        yield
+
+
 def lock_of(path: Path) -> Path:
     """Return the file that whoever writes the store at `path` holds, also while it is replaced."""
     return _beside(path, "lock")
@@ -83,7 +104,7 @@ def finish_growth(path: Path) -> None:
 
 
 def open_target(
-    path: Path,
+    path: Location,
     attributes: StoreAttributes,
     steps: StepArrays,
     backbone: FrozenSiglip2,
@@ -100,19 +121,29 @@ def open_target(
 
     Raises:
         EncoderMismatchError: the store was made by another encoder.
-        StoreError: there is something else at `path`, or a store of another manifest.
+        StoreError: there is something else at `path`, a store of another manifest, or in object
+            storage one of other rows.
     """
     held = _open_same_kind(path, attributes)
     probe = held.read_probe()
     if made is None or probe.digest() != made.digest():
         check_probe(backbone, probe, where=str(path))
+    has_rows = _has_rows(held, steps)
+    if not has_rows and isinstance(path, ObjectUrl):
+        raise StoreError(
+            f"{path}: holds {held.num_rows} steps, the dataset has {len(steps.state)}, or others "
+            f"of the same number; a store in object storage cannot grow, so embed into another "
+            f"--store"
+        )
     valid = held.valid_units()
-    growing, outdated = _beside(path, "growing"), _beside(path, "outdated")
-    if _has_rows(held, steps):
+    if has_rows:
         _follow_manifest(held, attributes)
-        _discard(growing)
-        _discard(outdated)
+        if isinstance(path, Path):
+            _discard(_beside(path, "growing"))
+            _discard(_beside(path, "outdated"))
         return Target(held, valid)
+    assert isinstance(path, Path)
+    growing, outdated = _beside(path, "growing"), _beside(path, "outdated")
     if growing.exists():
         store = _reopened(growing, attributes)
         if store is not None and _has_rows(store, steps):
@@ -155,8 +186,8 @@ def _deciding(attributes: StoreAttributes) -> tuple[object, ...]:
     )
 
 
-def _open_same_kind(path: Path, attributes: StoreAttributes) -> FeatureStore:
-    if not (path / "zarr.json").is_file():
+def _open_same_kind(path: Location, attributes: StoreAttributes) -> FeatureStore:
+    if not open_folder(path).exists(ROOT):
         raise StoreError(f"{path}: holds something that is no feature store; name another --store")
     store = FeatureStore.open(path, allow_incomplete=True, writable=True)
     made_by, ours = store.attributes.encoder, attributes.encoder

@@ -19,10 +19,11 @@ from pipeline.features.encode import hash_frames, read_slots
 from pipeline.features.encoder import load_same_encoder
 from pipeline.features.open_source import open_source
 from pipeline.features.probe import engine_differences, relative_l2
-from pipeline.features.records import record_path
+from pipeline.features.records import record_name
 from pipeline.features.stages import StageClock
 from pipeline.features.store import FeatureStore
 from pipeline.features.units import EpisodeSlice, episode_slices
+from pipeline.folders import Location
 from policy.backbone import FrozenSiglip2
 from policy.device import open_device
 from policy.engine import EngineRecord
@@ -65,7 +66,7 @@ class Distances:
 class VerifyReport:
     """What encoding random rows of a store again showed."""
 
-    store: Path
+    store: Location
     damaged_units: tuple[int, ...]
     """Units that were committed and are not valid any more; no step of them is drawn."""
     num_steps: int
@@ -135,7 +136,7 @@ class VerifyReport:
 
 
 def verify_store(
-    store_path: Path,
+    store_path: Location,
     manifest: Path | None,
     *,
     sample: int,
@@ -187,7 +188,7 @@ def _damaged_units(store: FeatureStore, valid: set[int]) -> tuple[int, ...]:
     return tuple(
         unit
         for unit in range(store.num_units)
-        if unit not in valid and (store.is_complete or record_path(store.path, unit).exists())
+        if unit not in valid and (store.is_complete or store.folder.exists(record_name(unit)))
     )
 
 

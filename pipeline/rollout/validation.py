@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.features.store import FeatureStore
+from pipeline.folders import Location
 from pipeline.rollout.envs.registry import make_env
 from pipeline.rollout.result import RolloutResult
 from pipeline.training.config import TrainConfig
@@ -159,7 +160,7 @@ def validate_by_rollouts(
     env: str,
     every: int,
     episodes: int,
-    store: Path,
+    store: Location,
     config: TrainConfig,
     backbone: str | None = None,
 ) -> RolloutValidation:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.errors import RunError
+from pipeline.features.layout import ROOT
 from pipeline.features.probe import Probe
 from pipeline.features.store import FeatureStore
+from pipeline.folders import Location, open_folder
 from pipeline.training.checkpoint import checkpoint_steps
 from pipeline.training.run_folder import read_probe, read_run
 from policy.spec import EncoderIdentity
@@ -18,23 +20,23 @@ Fields = dict[str, str | int | float | bool]
 UNFINISHED: Final = "none until complete"
 
 
-def describe(path: Path) -> Fields:
+def describe(path: Location) -> Fields:
     """Describe the feature store or training run at `path`, one plain value a field.
 
     Raises:
         RunError: `path` is neither.
         StoreError: it is a store that this program does not read.
     """
-    if (path / "zarr.json").is_file():
+    if open_folder(path).exists(ROOT):
         return _describe_store(path)
-    if (path / "run.json").is_file():
+    if isinstance(path, Path) and (path / "run.json").is_file():
         return _describe_run(path)
     raise RunError(
         f"{path}: neither a feature store nor a training run; make one with vla-embed or vla-train"
     )
 
 
-def _describe_store(path: Path) -> Fields:
+def _describe_store(path: Location) -> Fields:
     store = FeatureStore.open(path, allow_incomplete=True)
     attributes, steps = store.attributes, store.read_steps()
     return {

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.features.probe import Probe
 from pipeline.features.store import FeatureStore
 from pipeline.files import sole_writer
+from pipeline.folders import Location
 from pipeline.training.camera_reference import CameraReference, take_reference
 from pipeline.training.config import TrainConfig
 from pipeline.training.distributed import Ranks, joined_ranks
@@ -69,7 +70,7 @@ class TrainReport:
 
 
 def train(
-    stores: Sequence[Path],
+    stores: Sequence[Location],
     run: Path,
     config: TrainConfig,
     *,
@@ -166,7 +167,7 @@ def _open_trackers(names: Sequence[str], trainer: Trainer) -> list[Tracker]:
 
 @contextmanager
 def _open_data(
-    paths: Sequence[Path],
+    paths: Sequence[Location],
     *,
     weights: Sequence[float],
     config: TrainConfig,

@@ -17,6 +17,7 @@ from pipeline.features.attributes import StepArrays
 from pipeline.features.store import FeatureStore
 from pipeline.features.tolerance import EngineComparison, Variant
 from pipeline.features.verify import Distances
+from pipeline.folders import Location
 from pipeline.training.checkpoint import read_average
 from pipeline.training.run_folder import read_run
 from pipeline.training.sampling import seeded_generator
@@ -76,7 +77,7 @@ class ToleranceReport:
 
 
 def measure_tolerance(
-    store_path: Path, run: Path | None, *, backbone: str | None = None, compiled: bool = False
+    store_path: Location, run: Path | None, *, backbone: str | None = None, compiled: bool = False
 ) -> ToleranceReport:
     """Measure how far engines differ on the real frames of a store's probe.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from pipeline.features.embed import EmbedConfig, embed_dataset
-from pipeline.features.store import COMPLETE_MARK
+from pipeline.features.records import COMPLETE_MARK
 
 
 def commits(store: Path) -> dict[str, tuple[int, bytes]]:

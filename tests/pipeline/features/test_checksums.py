@@ -14,6 +14,7 @@ from pipeline.features.checksums import verify_checksums
 from pipeline.features.records import COMPLETE_MARK, FILE_LIST
 from pipeline.features.source import SourceNote, write_source
 from pipeline.features.store import FeatureStore
+from pipeline.folders import LocalFolder
 from tests.pipeline.tiny import create_store, fill_store
 
 NUM_DAMAGES = 1_000
@@ -22,7 +23,7 @@ NUM_DAMAGES = 1_000
 def whole_store(path: Path, **settings) -> FeatureStore:
     """A complete store with every file that one may hold."""
     store = create_store(path, (3, 2), **settings)
-    write_source(path, SourceNote(manifest=Path("/data/tiny.toml"), stamp="0" * 64))
+    write_source(LocalFolder(path), SourceNote(manifest=Path("/data/tiny.toml"), stamp="0" * 64))
     fill_store(store)
     store.mark_complete()
     return store

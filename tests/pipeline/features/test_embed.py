@@ -14,6 +14,7 @@ from pipeline.features.source import SOURCE_NOTE, read_source
 from pipeline.features.store import FeatureStore
 from pipeline.features.target import lock_of
 from pipeline.files import sole_writer
+from pipeline.folders import LocalFolder
 from policy.backbone import load_backbone
 from policy.errors import DeviceError
 from policy.preprocess import resize_frames
@@ -119,10 +120,10 @@ def test_frames_that_changed_are_encoded_anew(copied):
 
 def test_a_dataset_that_moved_is_not_read_again(copied):
     manifest, store = copied
-    held = read_source(store)
+    held = read_source(LocalFolder(store))
     assert held.manifest != manifest
     assert embed(manifest, store).seconds["decode"] == 0
-    assert read_source(store) == held.model_copy(update={"manifest": manifest})
+    assert read_source(LocalFolder(store)) == held.model_copy(update={"manifest": manifest})
 
 
 SPLIT = "splits = {heldout = [1]}\n"

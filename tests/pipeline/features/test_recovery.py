@@ -11,6 +11,7 @@ from pipeline.features.embed import EmbedConfig, embed_dataset
 from pipeline.features.source import files_stamp, read_source, write_source
 from pipeline.features.store import FeatureStore
 from pipeline.features.units import CHUNK_ROWS
+from pipeline.folders import LocalFolder
 from tests.pipeline.features.still_life import (
     break_frame,
     write_still_episode,
@@ -173,9 +174,10 @@ def test_variants_stay_where_episodes_before_them_go(tmp_path):
 def test_the_note_of_other_decoders_means_comparing(tmp_path):
     manifest, store = write_dataset(tmp_path, (4, 3)), tmp_path / "s.zarr"
     embed(manifest, store)
-    note = read_source(store)
-    write_source(store, note.model_copy(update={"stamp": "0" * 64}))
+    folder = LocalFolder(store)
+    note = read_source(folder)
+    write_source(folder, note.model_copy(update={"stamp": "0" * 64}))
     report = embed(manifest, store)
     assert report.seconds["decode"] > 0
     assert report.counts.encoded == 0
-    assert read_source(store) == note
+    assert read_source(folder) == note

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.features.source import SOURCE_NOTE, SourceNote, files_stamp, read_source, write_source
+from pipeline.folders import LocalFolder
 
 
 @pytest.fixture
@@ -46,13 +47,13 @@ def test_the_stamp_knows_which_root_a_file_belongs_to(root):
 
 
 def test_the_note_is_read_back_and_its_absence_is_no_error(tmp_path):
-    assert read_source(tmp_path) is None
+    assert read_source(LocalFolder(tmp_path)) is None
     note = SourceNote(manifest=tmp_path / "x.toml", stamp="0" * 64)
-    write_source(tmp_path, note)
-    assert read_source(tmp_path) == note
+    write_source(LocalFolder(tmp_path), note)
+    assert read_source(LocalFolder(tmp_path)) == note
 
 
 def test_a_damaged_note_is_named(tmp_path):
     (tmp_path / SOURCE_NOTE).write_text('{"manifest": 3')
     with pytest.raises(StoreError, match=rf"{SOURCE_NOTE}: expected the note of vla-embed"):
-        read_source(tmp_path)
+        read_source(LocalFolder(tmp_path))

@@ -52,7 +52,7 @@ def test_what_was_read_while_a_store_was_replaced_is_refused(tmp_path, other):
         elif other == "none":
             shutil.rmtree(store.path)
         else:
-            discard_units(store.path, [])
+            discard_units(store.folder, [])
         store.read_features()
 
     with pytest.raises(StoreError, match=r"s\.zarr: another store took its place"):
@@ -114,7 +114,7 @@ def test_the_mark_is_parsed_once_and_again_after_every_change(tmp_path, monkeypa
     changes = [
         lambda: fill_store(store, [1]),
         lambda: store.replace_attributes(store.attributes),
-        lambda: discard_units(store.path, []),
+        lambda: discard_units(store.folder, []),
         lambda: (store.path / COMPLETE_MARK).write_text("{}"),
     ]
     for change in changes:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import EncoderMismatchError, StoreError
 from pipeline.features.embed import EmbedConfig, embed_dataset
-from pipeline.features.records import COMPLETE_MARK, record_path
+from pipeline.features.records import COMPLETE_MARK, record_name
 from pipeline.features.source import SOURCE_NOTE
 from pipeline.features.store import FeatureStore
 from pipeline.features.units import CHUNK_ROWS
@@ -180,7 +180,7 @@ def test_a_damaged_unit_is_named_and_its_rows_are_not_drawn(two_units, name, uni
 
 
 def test_a_unit_without_a_record_is_damage_in_a_complete_store_alone(two_units):
-    record_path(two_units / "s.zarr", 1).unlink()
+    (two_units / "s.zarr" / record_name(1)).unlink()
     report = verify(two_units, sample=1)
     assert (report.damaged_units, report.is_within_tolerance) == ((1,), False)
     (two_units / "s.zarr" / COMPLETE_MARK).unlink()
