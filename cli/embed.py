@@ -11,7 +11,10 @@ from cli.exits import exit_on_vla_error
 from cli.options import LOCATION
 from pipeline.errors import FailedUnitsError
 from pipeline.features.embed import EmbedConfig, embed_dataset
+from pipeline.features.executor_choice import ExecutorConfig
+from pipeline.features.executors import ExecutorName
 from pipeline.features.layout import Codec
+from pipeline.features.parts import Part
 from pipeline.features.units import SHARD_ABOVE
 from pipeline.folders import parse_location
 from policy.backbone import DEFAULT_REPOSITORY, STAND_IN
@@ -48,6 +51,24 @@ def embed(
         int,
         typer.Option(min=0, help="Steps above which a new store has 16,384 steps a file."),
     ] = SHARD_ABOVE,
+    executor: Annotated[
+        ExecutorName, typer.Option(help="Who encodes: this process, local processes, or Ray.")
+    ] = "in-process",
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes or Ray actors, each with its own tower.")
+    ] = 1,
+    cpus_per_worker: Annotated[
+        int | None, typer.Option(min=1, help="Threads of each; default: this process's, shared.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(min=0, help="GPUs Ray gives each; default 1 on a GPU device.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster, or `auto`; default: a Ray of its own.")
+    ] = None,
+    units: Annotated[
+        str | None, typer.Option(help="i/n: only the i-th of n parts, beside the other parts.")
+    ] = None,
 ) -> None:
     """Encode every frame of a dataset once and cache the features. Resumable."""
     with exit_on_vla_error("the same command goes on from here"), _every_failed_unit():
@@ -69,6 +90,14 @@ def embed(
                 num_variants=variants,
                 codec=codec,
                 shard_above=shard_above,
+                executor=ExecutorConfig(
+                    name=executor,
+                    workers=workers,
+                    cpus_per_worker=cpus_per_worker,
+                    gpus_per_worker=gpus_per_worker,
+                    address=address,
+                ),
+                part=None if units is None else Part.parse(units),
             )
         )
         typer.echo(report.summary())

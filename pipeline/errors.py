@@ -25,6 +25,10 @@ class IncompleteStoreError(StoreError):
     """A feature store whose embedding has not finished."""
 
 
+class WorkerLostError(VlaError, RuntimeError):
+    """Processes that encode frames end again and again: killed, or out of memory."""
+
+
 class ObjectStorageError(VlaError):
     """Object storage refuses, or does not answer (the network's, its settings' or its fault).
 

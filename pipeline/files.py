@@ -89,7 +89,7 @@ def is_vacant(path: Path) -> bool:
 
 @contextmanager
 def sole_writer(
-    folder: Path, refusal: type[VlaError], *, lock: Path | None = None
+    folder: Path, refusal: type[VlaError], *, lock: Path | None = None, wait: bool = False
 ) -> Iterator[None]:
     """Hold a folder against every other process that asks for it; the system frees it at a crash.
 
@@ -98,28 +98,50 @@ def sole_writer(
         refusal: class of the error.
         lock: a file to hold in its stead while it lasts, for a folder that does not exist yet or
             will be replaced.
+        wait: until whoever holds it is done, instead of refusing.
 
     Raises:
         VlaError: another process holds it; of the class `refusal`.
     """
-    descriptor = os.open(folder, os.O_RDONLY) if lock is None else _open_lock(lock)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held the file may have removed it since: then this one says nothing any more.
-            if lock is not None and not _is_at(descriptor, lock):
-                raise BlockingIOError
-        except BlockingIOError as error:
-            raise refusal(
-                f"{folder}: another process is writing here; wait for it, or stop it"
-            ) from error
+    held = folder if lock is None else lock
+    with _locked(held, folder, refusal, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
         try:
             yield
         finally:
             if lock is not None:
                 lock.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
+
+
+@contextmanager
+def shared_writer(folder: Path, refusal: type[VlaError], *, lock: Path) -> Iterator[None]:
+    """Hold a folder's lock together with others that do so, and against every sole writer.
+
+    The file stays: who removed it would not know that another one has just opened it.
+
+    Raises:
+        VlaError: a sole writer holds it; of the class `refusal`.
+    """
+    with _locked(lock, folder, refusal, fcntl.LOCK_SH | fcntl.LOCK_NB):
+        yield
+
+
+@contextmanager
+def _locked(held: Path, folder: Path, refusal: type[VlaError], operation: int) -> Iterator[None]:
+    while True:
+        descriptor = os.open(held, os.O_RDONLY) if held == folder else _open_lock(held)
+        try:
+            try:
+                fcntl.flock(descriptor, operation)
+            except BlockingIOError as error:
+                raise refusal(
+                    f"{folder}: another process is writing here; wait for it, or stop it"
+                ) from error
+            # Whoever held a lock file may have removed it since: then it says nothing any more.
+            if held == folder or _is_at(descriptor, held):
+                yield
+                return
+        finally:
+            os.close(descriptor)
 
 
 def _open_lock(path: Path) -> int:

@@ -7,9 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
+
+import pytest
+
+from pipeline.object_folder import RETRY
 
 BUCKET = "bucket"
 KEY_ID, SECRET = "AKIANOTTOBESHOWN", "notToBeShownEither"
@@ -18,15 +23,18 @@ DENIED = f"""<?xml version="1.0"?><Error><Code>SignatureDoesNotMatch</Code>
 <AWSAccessKeyId>{KEY_ID}</AWSAccessKeyId><StringToSign>{SECRET}</StringToSign></Error>"""
 
 
-def environment(endpoint: str) -> dict[str, str]:
-    """What leads obstore to a server, as a user sets it."""
-    return {
+def use_server(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Lead obstore to a server as a user does, by the environment; wait little between tries."""
+    environment = {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ALLOW_HTTP": "true",
         "AWS_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": KEY_ID,
         "AWS_SECRET_ACCESS_KEY": SECRET,
     }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(RETRY["backoff"], "init_backoff", timedelta(milliseconds=5))
 
 
 def free_port() -> int:

@@ -54,6 +54,7 @@ OWNERS = {
     "gymnasium": {"pipeline/rollout/envs/gymnasium_env.py"},
     "metaworld": {"pipeline/rollout/envs/metaworld.py"},
     "safetensors": {"pipeline/training/checkpoint.py", "pipeline/training/run_folder.py"},
+    "ray": {"pipeline/features/ray_pool.py"},
     "msgpack": {"pipeline/rollout/serve_wire.py"},
     "websockets": {"pipeline/rollout/serve_sockets.py"},
     "typer": {path.relative_to(ROOT).as_posix() for path in (ROOT / "cli").glob("*.py")},

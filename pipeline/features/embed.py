@@ -19,18 +19,28 @@ from pipeline.datasets.base import EpisodeReader
 from pipeline.datasets.checksums import verify_checksums
 from pipeline.datasets.manifest import Manifest, load_manifest
 from pipeline.datasets.manifest_reader import ManifestReader
-from pipeline.errors import DatasetError, FailedUnitsError, FrameReadError
+from pipeline.errors import DatasetError, FrameReadError
 from pipeline.features.attributes import SourceShare, StepArrays, StoreAttributes
-from pipeline.features.encode import EncodeCounts, UnitEncoder, read_slots
-from pipeline.features.known_frames import KnownFrames, StoredUnits
+from pipeline.features.encode import EncodeCounts, FrameSource, UnitEncoder, read_slots
+from pipeline.features.executor_choice import ExecutorConfig
+from pipeline.features.executors import encode_here, encode_with_workers
+from pipeline.features.fill import Tally, units_to_encode
+from pipeline.features.known_frames import FrameIndex
 from pipeline.features.layout import Codec, is_vacant
+from pipeline.features.parts import (
+    Part,
+    finish_store,
+    hold_store,
+    require_same_files,
+    take_turn,
+)
 from pipeline.features.probe import make_probe
-from pipeline.features.records import discard_units
-from pipeline.features.source import SourceNote, files_stamp, read_source, write_source
+from pipeline.features.source import SourceNote, files_stamp
 from pipeline.features.stages import Stage, StageClock
 from pipeline.features.store import FeatureStore
-from pipeline.features.target import Target, open_target, sole_embedder
+from pipeline.features.target import Target, open_target
 from pipeline.features.units import SHARD_ABOVE, EpisodeSlice, choose_rows_per_unit
+from pipeline.features.worker import WorkerPlan
 from pipeline.folders import Location, open_folder, resolved
 from policy.backbone import DEFAULT_REPOSITORY, FrozenSiglip2, load_backbone
 from policy.device import open_device
@@ -67,6 +77,10 @@ class EmbedConfig(BaseModel):
     """Compression of the features: none, or Blosc (zstd after a bit shuffle)."""
     shard_above: int = Field(default=SHARD_ABOVE, ge=0)
     """Control steps above which a new store has shards of 16,384 steps instead of 256 a file."""
+    executor: ExecutorConfig = ExecutorConfig()
+    """Who encodes."""
+    part: Part | None = None
+    """The share of the units that is this command's own; None is all of them."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +95,18 @@ class EmbedReport:
     counts: EncodeCounts
     """What became of the frames that this run read."""
     seconds: dict[Stage, float]
-    """Time in each stage; reading and writing run beside the encoder."""
+    """Time in each stage, of all workers; reading and writing run beside the encoder."""
     elapsed_s: float
     matmul_share: float | None
-    """The encoder's rate over the machine's own matrix-product rate; None after a short run."""
+    """The encoder's rate over the machine's own matrix-product rate; None after a short run, and
+    where workers encoded."""
+    workers: int
+    """Who encoded: 1 in this process."""
+    remainder: str = ""
+    """After a part that was not the last one: which units the store lacks still."""
 
     def summary(self) -> str:
-        """Say it in two lines: what was done, and where the time went."""
+        """Say what was done, where the time went and, after a part, what is left; a line each."""
         counts = self.counts
         rate = counts.encoded / self.elapsed_s if self.elapsed_s else 0.0
         reused = "".join(
@@ -99,6 +118,7 @@ class EmbedReport:
         shares = ", ".join(
             f"{stage} {100 * spent / total:.0f} %" for stage, spent in self.seconds.items() if total
         )
+        workers = f"time, {total:.0f} s of {self.workers} workers" if self.workers > 1 else "time"
         matmul = (
             ""
             if self.matmul_share is None
@@ -109,20 +129,25 @@ class EmbedReport:
             f"{self.store}: {self.num_episodes} episodes, {self.num_steps} steps x "
             f"{self.num_views} views by {self.encoder}; {counts.encoded} images encoded"
             f"{reused}, {rate:.1f} images/s\n"
-            f"time: {shares or 'none'}{matmul}"
+            f"{workers}: {shares or 'none'}{matmul}{self.remainder and chr(10)}{self.remainder}"
         )
 
 
 def embed_dataset(config: EmbedConfig) -> EmbedReport:
-    """Encode every frame of a dataset that is not in the store yet.
+    """Encode every frame of a dataset that is not in the store yet, or one part of them.
 
     Raises:
+        ConfigError, MissingExtraError: the executor cannot be used as asked.
         ManifestError, DatasetError, FrameReadError: the dataset cannot be used as described.
         FailedUnitsError: some frames do not read; everything else is committed.
         EncoderLoadError: the encoder cannot be loaded.
         EncoderMismatchError: the store was made by another encoder.
-        StoreError: the store was made from other data, or is damaged.
+        StoreError: the store was made from other data, is damaged, or someone else writes it.
+        WorkerLostError: workers end again and again.
     """
+    config.executor.check()
+    part = config.part
+    matmul_share: float | None = None
     device = open_device(config.device)
     place = resolved(config.store)  # a store behind a link grows where it lies
     manifest = load_manifest(config.manifest)
@@ -141,61 +166,93 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         )
         started = time.monotonic()
         attributes = _describe_store(config, manifest, reader, backbone, num_rows=len(steps.state))
-        with sole_embedder(place):
-            made = None
-            if is_vacant(open_folder(place)):
-                made = make_probe(backbone, _probe_frames(reader))
-                FeatureStore.create(place, attributes, steps, made)
-            target = open_target(place, attributes, steps, backbone, made)
-            encoder = UnitEncoder(target.store, reader, steps, backbone)
-            _encode_missing_units(encoder, target, note)
-            store = target.finish()
+        source = FrameSource(reader, steps.episode_ends, config.num_variants)
+        with hold_store(place, part):
+            target = _open_store(
+                config,
+                place,
+                attributes=attributes,
+                steps=steps,
+                reader=reader,
+                backbone=backbone,
+                note=note,
+            )
+            tally, num_units = Tally(target.store), target.store.num_units
+            own = range(num_units) if part is None else part.units(num_units)
+            units, index = units_to_encode(target, own, source, note)
+            with tally.progress(units):
+                if config.executor.is_remote:
+                    plan = _plan_worker(config, target.store, index)
+                    del backbone, steps, index  # workers have their own; this process stays small
+                    pool = config.executor.open_pool(plan)
+                    encode_with_workers(
+                        pool, config.executor.workers, units, tally.add_whole, target.is_committed
+                    )
+                else:
+                    with UnitEncoder(target.store, source, backbone, index) as encoder:
+                        encode_here(encoder, units, tally.add, tally.advance)
+                    matmul_share = _matmul_share(tally, backbone)
+            tally.add_seconds(source.clock.take())
+            tally.refuse_failures()
+            with take_turn(place, part):
+                store, remainder = finish_store(target, part)
     finally:
         reader.close()
     return EmbedReport(
         store=config.store,
-        encoder=backbone.identity.name,
+        encoder=attributes.encoder.name,
         num_episodes=reader.num_episodes,
         num_steps=store.num_rows,
         num_views=len(reader.view_names),
-        counts=encoder.counts,
-        seconds=encoder.clock.seconds,
+        counts=tally.counts,
+        seconds=tally.seconds,
         elapsed_s=time.monotonic() - started,
-        matmul_share=_matmul_share(encoder, backbone),
+        matmul_share=matmul_share,
+        workers=config.executor.workers,
+        remainder=remainder,
     )
 
 
-def _encode_missing_units(encoder: UnitEncoder, target: Target, note: SourceNote) -> None:
-    store, valid = target.store, target.valid_units
-    held = read_source(store.folder)
-    # Files were touched: compare every frame.
-    if valid and (held is None or held.stamp != note.stamp):
-        valid = valid - encoder.changed_units(sorted(valid))
-    # A damaged unit may come back from a backup: its record must not make it valid again.
-    invalid = set(range(store.num_units)) - valid
-    if invalid:
-        discard_units(store.folder, invalid)
-    # Written before the first unit: from here on, what is committed comes from these files.
-    if held != note:
-        write_source(store.folder, note)
-    known = KnownFrames(encoder.engine, [StoredUnits(store, frozenset(valid)), *target.stored])
-    encoder.run(sorted(invalid), known)
-    failed = encoder.counts.failed_units
-    if failed:
-        reasons = [f"unit {unit}: {' '.join(reason.split())}" for unit, reason in failed.items()]
-        raise FailedUnitsError(
-            f"{store.path}: {len(failed)} of {store.num_units} units failed and hold no rows, the "
-            f"others are committed; correct these places and run the same command again; first "
-            f"{reasons[0]}",
-            reasons,
-        )
+def _open_store(
+    config: EmbedConfig,
+    place: Location,
+    *,
+    attributes: StoreAttributes,
+    steps: StepArrays,
+    reader: ManifestReader,
+    backbone: FrozenSiglip2,
+    note: SourceNote,
+) -> Target:
+    is_part = config.part is not None
+    with take_turn(place, config.part):
+        made = None
+        if is_vacant(open_folder(place)):
+            made = make_probe(backbone, _probe_frames(reader))
+            FeatureStore.create(place, attributes, steps, made)
+        target = open_target(place, attributes, steps, backbone, made, may_grow=not is_part)
+        if is_part:
+            require_same_files(target.store, note)
+    return target
 
 
-def _matmul_share(encoder: UnitEncoder, backbone: FrozenSiglip2) -> float | None:
-    spent = encoder.clock.seconds["encode"]
+def _plan_worker(config: EmbedConfig, store: FeatureStore, index: FrameIndex) -> WorkerPlan:
+    return WorkerPlan(
+        manifest=config.manifest.absolute(),
+        store=store.path,
+        backbone=config.backbone,
+        revision=config.revision,
+        device=config.device,
+        compiled=config.compiled,
+        threads=config.executor.threads(),
+        index=index,
+    )
+
+
+def _matmul_share(tally: Tally, backbone: FrozenSiglip2) -> float | None:
+    spent = tally.seconds["encode"]
     if spent < SHORTEST_RATED_S:
         return None
-    rate = encoder.counts.encoded * backbone.flops_per_image / spent
+    rate = tally.counts.encoded * backbone.flops_per_image / spent
     dtype = backbone.identity.compute_dtype
     return rate / measured_matmul_rate(dtype, backbone.device)
 

@@ -5,7 +5,6 @@ obstore's errors through as they are, and they quote the signed request.
 """
 
 from functools import partial
-from typing import Self
 
 import obstore.store
 from zarr.abc.store import ByteRequest
@@ -23,9 +22,9 @@ class ObjectArrays(ObjectStore[obstore.store.ObjectStore]):
         super().__init__(folder.objects, read_only=read_only)
         self._folder = folder
 
-    def with_read_only(self, read_only: bool = False) -> Self:
+    def with_read_only(self, read_only: bool = False) -> "ObjectArrays":
         """Return a store of the same objects that refuses to write, or one that does not."""
-        return type(self)(self._folder, read_only=read_only)
+        return ObjectArrays(self._folder, read_only=read_only)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None

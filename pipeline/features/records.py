@@ -162,6 +162,12 @@ def write_unit_record(store: Folder, record: UnitRecord) -> None:
     write_sealed(store, record_name(record.unit), record.model_dump(mode="json"))
 
 
+def missing_units(store: Folder, num_units: int) -> set[int]:
+    """Return the units of a store without a record; what others say is not read."""
+    held = set(store.names(COMMITS))
+    return {unit for unit in range(num_units) if record_name(unit) not in held}
+
+
 def discard_units(store: Folder, units: Iterable[int]) -> None:
     """Take back that units were written; their rows count as absent from here on."""
     unmark(store)

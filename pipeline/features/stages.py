@@ -34,6 +34,12 @@ class StageClock:
             with self._lock:
                 self.seconds[stage] += time.perf_counter() - started
 
+    def take(self) -> dict[Stage, float]:
+        """Return the seconds that were added since the last call."""
+        with self._lock:
+            taken, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
+        return taken
+
 
 def ahead(
     do: Callable[[Task], Result], tasks: Iterable[Task], depth: int

@@ -18,7 +18,7 @@ has a list of files and a mark whose hashes fit.
 
 import hashlib
 import json
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -220,11 +220,12 @@ class FeatureStore:
         self.folder.write(ROOT, json_bytes(metadata))
         self.attributes = attributes
 
-    def valid_units(self) -> set[int]:
-        """Return the units whose record fits the encoder and the bytes on the disk."""
+    def valid_units(self, among: Iterable[int] | None = None) -> set[int]:
+        """Return the units, of all or of some, whose record fits encoder and bytes on the disk."""
         valid = set()
-        for unit in range(self.num_units):
+        for unit in range(self.num_units) if among is None else among:
             with suppress(StoreError):
+                self._unit_record(unit)  # first: without one there are no rows to read
                 self._read_unit(unit)
                 valid.add(unit)
         return valid

@@ -12,7 +12,8 @@ bytes twice (see records.py). A crash on a disk may leave, beside `x.zarr`:
     .x.zarr.outgrown     the old store, between the last two renames
     .x.zarr.discarded    a folder that is being removed
     .x.zarr.1234.partial a store that process 1234 was creating
-    .x.zarr.lock         empty; whoever embeds held it
+    .x.zarr.lock         empty; whoever embeds held it, and parts of a job leave it there
+    .x.zarr.turn         empty; a part of a job held it while it opened or completed the store
 """
 
 import glob
@@ -40,12 +41,14 @@ class Target:
     """A store to write, and where features may be copied from."""
 
     store: FeatureStore
-    valid_units: set[int]
-    """Committed units, before their frames were compared with the dataset's."""
     stored: tuple[StoredUnits, ...] = ()
     """Units of other stores."""
     replaces: Path | None = None
     """The store's place once it is complete, where it grows beside an old one."""
+
+    def is_committed(self, unit: int) -> bool:
+        """Whether a unit has valid rows by now."""
+        return bool(self.store.valid_units([unit]))
 
     def finish(self) -> FeatureStore:
         """Mark the store complete and put it in its place.
@@ -83,6 +86,11 @@ def lock_of(path: Path) -> Path:
     return _beside(path, "lock")
 
 
+def turn_of(path: Path) -> Path:
+    """Return the file that parts of a job hold, one at a time, to open or complete the store."""
+    return _beside(path, "turn")
+
+
 def finish_growth(path: Path) -> None:
     """Finish what a crash may have cut off between the renames of `Target.finish`.
 
@@ -109,6 +117,8 @@ def open_target(
     steps: StepArrays,
     backbone: FrozenSiglip2,
     made: Probe | None,
+    *,
+    may_grow: bool = True,
 ) -> Target:
     """Go on with the store at `path`, or grow one beside it.
 
@@ -118,11 +128,12 @@ def open_target(
         steps: of the dataset as it is now.
         backbone: the encoder that will fill it.
         made: the probe that this encoder has made for it just now: it would pass.
+        may_grow: whether a store of other rows than the dataset's is grown, or refused.
 
     Raises:
         EncoderMismatchError: the store was made by another encoder.
-        StoreError: there is something else at `path`, a store of another manifest, or in object
-            storage one of other rows.
+        StoreError: there is something else at `path`, a store of another manifest, or one that
+            would have to grow and may not, or cannot in object storage.
     """
     held = _open_same_kind(path, attributes)
     probe = held.read_probe()
@@ -135,13 +146,17 @@ def open_target(
             f"of the same number; a store in object storage cannot grow, so embed into another "
             f"--store"
         )
-    valid = held.valid_units()
+    if not has_rows and not may_grow:
+        raise StoreError(
+            f"{path}: holds {held.num_rows} steps, the dataset has {len(steps.state)}, or others "
+            f"of the same number; one vla-embed without --units brings the store up to it"
+        )
     if has_rows:
         _follow_manifest(held, attributes)
         if isinstance(path, Path):
             _discard(_beside(path, "growing"))
             _discard(_beside(path, "outdated"))
-        return Target(held, valid)
+        return Target(held)
     assert isinstance(path, Path)
     growing, outdated = _beside(path, "growing"), _beside(path, "outdated")
     if growing.exists():
@@ -149,13 +164,13 @@ def open_target(
         if store is not None and _has_rows(store, steps):
             _follow_manifest(store, attributes)
             stored = _stored_units(held, _reopened(outdated, attributes))
-            return Target(store, store.valid_units(), stored, replaces=path)
+            return Target(store, stored, replaces=path)
         _discard(outdated)
         growing.rename(outdated)
     described = attributes.model_copy(update={"engine": probe.engine})
     store = FeatureStore.create(growing, described, steps, probe)
     stored = _stored_units(held, _reopened(outdated, attributes))
-    return Target(store, set(), stored, replaces=path)
+    return Target(store, stored, replaces=path)
 
 
 def _stored_units(*stores: FeatureStore | None) -> tuple[StoredUnits, ...]:

@@ -82,6 +82,12 @@ def test_flags_are_what_users_know():
         "--variants",
         "--codec",
         "--shard-above",
+        "--executor",
+        "--workers",
+        "--cpus-per-worker",
+        "--gpus-per-worker",
+        "--address",
+        "--units",
     }
     assert flags(cli.train.main) == {
         "stores",
