@@ -27,12 +27,12 @@ def figures(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if not k.endswith("_per_s")} for line in lines]
 
 
-@pytest.mark.parametrize("num_stores", [1, 2])
-def test_kills_at_random_steps_change_no_bit(tmp_path, num_stores):
+@pytest.mark.parametrize(("num_stores", "memory"), [(1, "none"), (2, "none"), (2, "30000000")])
+def test_kills_at_random_steps_change_no_bit(tmp_path, num_stores, memory):
     lengths = [(12, 9, 10), (7, 11, 8, 9)][:num_stores]
     stores = [complete_store(tmp_path / f"{n}.zarr", held).path for n, held in enumerate(lengths)]
     command = [sys.executable, "-m", "tests.pipeline.training.kill_training"]
-    words = [str(tmp_path), str(KILLS), "0", *map(str, stores)]
+    words = [str(tmp_path), str(KILLS), "0", memory, *map(str, stores)]
     done = subprocess.run([*command, *words], check=True, capture_output=True, text=True)
     seen = json.loads(done.stdout)
     assert seen["killed"] == KILLS
