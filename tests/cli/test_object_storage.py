@@ -56,6 +56,15 @@ def content(location) -> dict[str, bytes]:
     return {name: folder.read(name) for name in folder.names()}
 
 
+def train(store, out, *words) -> dict[str, bytes]:
+    """Train three steps; return the files with weights."""
+    words = ("--preset", "debug", "--set", "steps=3", "--out", out, *words)
+    trained = invoke("vla-train", store, *words)
+    assert trained.exit_code == 0, trained.output
+    held = out.glob("checkpoints/step_00000003/*.safetensors")
+    return {path.name: path.read_bytes() for path in held}
+
+
 def count(proxy: FailingProxy, method: str, ending: str) -> int:
     return sum(asked == method and path.endswith(ending) for asked, path in proxy.seen)
 
@@ -76,14 +85,9 @@ def test_embed_verify_and_train_where_one_request_in_ten_fails(recorded, local, 
     assert f"{store}: as it should be (5 steps bit for bit" in verified.stdout
     assert FeatureStore.open(local).digest() in invoke("vla-data", "info", store).stdout
 
-    weights = []
-    for place, out in ((store, tmp_path / "remote"), (local, tmp_path / "here")):
-        words = ("--preset", "debug", "--set", "steps=3", "--out", out)
-        trained = invoke("vla-train", place, *words)
-        assert trained.exit_code == 0, trained.output
-        held = out.glob("checkpoints/step_00000003/*.safetensors")
-        weights.append({path.name: path.read_bytes() for path in held})
-    assert weights[0] == weights[1] != {}
+    for way, words in (("resident", ()), ("streamed", ("--memory", "40MB"))):
+        here, there = tmp_path / f"{way}-here", tmp_path / f"{way}-there"
+        assert train(local, here, *words) == train(store, there, *words) != {}
     assert len(set(proxy.failed)) > 3
 
 

@@ -164,7 +164,7 @@ def test_a_refusal_says_its_code_and_no_credentials(server, monkeypatch):
             with pytest.raises(ObjectStorageError) as caught:
                 list(ask_for())
             said = one_line(caught.value)
-            assert said.startswith(f"s3://{BUCKET}/denied/")
+            assert said.startswith(f"s3://{BUCKET}/denied")
             assert "403 Forbidden (SignatureDoesNotMatch); check the credentials" in said
 
 
@@ -174,9 +174,11 @@ def test_no_answer_no_bucket_and_no_credentials_are_one_line_each(server, monkey
         open_folder(ObjectUrl("s3", BUCKET, "x")).read("a")
     assert "x/a: object storage does not answer after 1 retries; check" in one_line(caught.value)
     use_server(monkeypatch, f"http://127.0.0.1:{server}")
-    with pytest.raises(ObjectStorageError) as caught:
-        open_folder(ObjectUrl("s3", "no-bucket", "x")).write("a", b"")
-    assert "there is no such bucket" in one_line(caught.value)
+    nowhere = open_folder(ObjectUrl("s3", "no-bucket", "x"))
+    for ask_for in (lambda: nowhere.read("a"), lambda: nowhere.write("a", b""), nowhere.names):
+        with pytest.raises(ObjectStorageError) as caught:
+            list(ask_for())
+        assert "there is no such bucket" in one_line(caught.value)
     monkeypatch.setenv("AWS_ALLOW_HTTP", "false")
     with pytest.raises(ObjectStorageError) as caught:
         open_folder(ObjectUrl("s3", BUCKET, "x")).read("a")
