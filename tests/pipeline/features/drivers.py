@@ -16,6 +16,7 @@ from tests.pipeline.features.still_life import write_still_life
 from tests.tower import tiny_tower
 
 TIMEOUT_S = 120
+MARK = "VLA_TEST_DRIVER"
 
 
 def write_one_view(folder: Path, lengths: tuple[int, ...] = (500, 400, 300)) -> Path:
@@ -45,9 +46,19 @@ def start_driver(config: EmbedConfig) -> BaseProcess:
     """Embed in a process that shares nothing with this one, but has imported torch already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipeline.features.process_pool", "pipeline.features.embed"])
-    driver = context.Process(target=embed_dataset, args=(config,))
+    driver = context.Process(target=_embed_marked, args=(config,))
     driver.start()
     return driver
+
+
+def _embed_marked(config: EmbedConfig) -> None:
+    os.environ[MARK] = str(config.store)  # its workers inherit it
+    embed_dataset(config)
+
+
+def workers_of(store: Path) -> set[int]:
+    """Which processes encode for a driver that `start_driver` started."""
+    return processes_with(f"{MARK}={store}".encode(), in_their="environ")
 
 
 def store_bytes(store: Path) -> dict[str, bytes]:
@@ -74,14 +85,14 @@ def wait_until(holds: Callable[[], object]) -> None:
         time.sleep(0.002)
 
 
-def processes_named(word: bytes) -> set[int]:
-    """Which processes have a word in their command line."""
+def processes_with(word: bytes, *, in_their: str) -> set[int]:
+    """Which processes have a word in a file of theirs below /proc."""
     found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob(f"[0-9]*/{in_their}"):
         try:
             if word in path.read_bytes():
                 found.add(int(path.parent.name))
-        except OSError:  # it has ended
+        except OSError:  # it has ended, or is somebody else's
             continue
     return found
 

@@ -18,7 +18,7 @@ from tests.pipeline.features.drivers import (
     commits,
     embed,
     kill,
-    processes_named,
+    processes_with,
     store_bytes,
     wait_until,
     write_one_view,
@@ -27,7 +27,6 @@ from tests.tower import tiny_tower
 
 RAY = Path(sys.executable).with_name("ray")
 SCRIPT = Path(cli.embed.__file__).parent / "launch/ray_embed.sbatch"
-ACTOR = b"ray::_Actor"
 TWO = {"name": "ray", "workers": 2, "cpus_per_worker": torch.get_num_threads()}
 
 
@@ -56,6 +55,10 @@ def address():
         yield f"127.0.0.1:{port}"
         ray.terminate()
         ray.communicate()
+
+
+def actors(doing: str = "") -> set[int]:
+    return processes_with(f"ray::_Actor{doing}".encode(), in_their="cmdline")
 
 
 def start_script(
@@ -95,13 +98,13 @@ def test_actors_and_drivers_are_killed_and_no_byte_changes(tmp_path, address):
     wait_until(lambda: commits(store))
     os.killpg(script.pid, signal.SIGKILL)
     script.communicate()
-    wait_until(lambda: not processes_named(ACTOR))
+    wait_until(lambda: not actors())
     kept = commits(store)
     assert 0 < len(kept) < 5
 
     script = start_script(shims, address, manifest, store, 2)
-    wait_until(lambda: processes_named(ACTOR + b".encode_unit"))
-    kill(min(processes_named(ACTOR)))
+    wait_until(lambda: actors(".encode_unit"))
+    kill(min(actors()))
     said, complained = script.communicate()
     assert script.returncode == 0, complained
     assert "a worker was lost" in complained
@@ -109,7 +112,7 @@ def test_actors_and_drivers_are_killed_and_no_byte_changes(tmp_path, address):
     assert kept.items() <= commits(store).items()
     assert store_bytes(store) == store_bytes(reference)
     assert (store / SOURCE_NOTE).read_bytes() == (reference / SOURCE_NOTE).read_bytes()
-    wait_until(lambda: not processes_named(ACTOR))
+    wait_until(lambda: not actors())
 
 
 def test_what_no_machine_has_and_where_no_ray_answers_is_said_in_one_line(tmp_path, address):
