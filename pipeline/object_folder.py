@@ -81,10 +81,10 @@ class ObjectFolder:
                 yield bytes(piece)
 
     def stamp(self, name: str) -> Stamp:
-        """Return etag, version and size; an etag follows the content. See `Folder.stamp`."""
+        """Return etag, version, size and time; an etag follows the content. See `Folder.stamp`."""
         with reaching(f"{self}/{name}"):
             held = obstore.head(self.objects, name)
-        return held["e_tag"], held["version"], held["size"]
+        return held["e_tag"], held["version"], held["size"], held["last_modified"]
 
     def names(self, below: str = "") -> Iterator[str]:
         """Return the names of all objects, or of those below a prefix."""

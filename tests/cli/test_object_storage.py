@@ -39,8 +39,8 @@ def recorded(tmp_path_factory):
     return write_still_life(tmp_path_factory.mktemp("recorded"), LENGTHS)
 
 
-def embed(manifest, store):
-    return invoke("vla-embed", manifest, "--store", store, "--backbone", tiny_tower())
+def embed(manifest, store, *words):
+    return invoke("vla-embed", manifest, "--store", store, "--backbone", tiny_tower(), *words)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,14 @@ def test_a_server_that_dies_in_the_middle_is_one_line_and_the_same_command_goes_
     result = embed(recorded, store)
     assert result.exit_code == 0, result.stderr
     assert count(proxy, "PUT", "commits/000000.json") == 1  # what was committed stays
+    assert content(parse_location(store)) == content(local)
+
+
+def test_parts_fill_one_store_without_a_lock(recorded, local, proxy):
+    store = f"s3://{BUCKET}/parts/x.zarr"
+    first = embed(recorded, store, "--units", "1/2")
+    assert "part 1/2 is done; 1 of 2 units are missing: 1 of part 2/2" in first.stdout
+    assert embed(recorded, store, "--units", "2/2").exit_code == 0
     assert content(parse_location(store)) == content(local)
 
 

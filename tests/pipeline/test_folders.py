@@ -1,5 +1,6 @@
 """Both kinds of folder keep the same promises; addresses with a secret in them are not repeated."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from pipeline import object_folder
 from pipeline.errors import ConfigError, ObjectStorageError
 from pipeline.folders import Folder, LocalFolder, ObjectUrl, open_folder, parse_location
 from pipeline.object_folder import RETRY
+from policy.errors import MissingExtraError
 from tests.object_server import (
     BUCKET,
     KEY_ID,
@@ -186,6 +188,13 @@ def test_no_answer_no_bucket_and_no_credentials_are_one_line_each(server, monkey
     with pytest.raises(ObjectStorageError) as caught:
         open_folder(ObjectUrl("s3", BUCKET, "x")).read("a")
     assert "no credentials for object storage; set AWS_ACCESS_KEY_ID" in one_line(caught.value)
+
+
+def test_without_obstore_a_line_says_what_to_install(monkeypatch):
+    monkeypatch.delitem(sys.modules, "pipeline.object_folder")
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(MissingExtraError, match=r"s3://bucket/x: .* `pip install frozen-vla\[obj"):
+        open_folder(ObjectUrl("s3", BUCKET, "x"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Parts of a job array: commands that know nothing of each other fill one store."""
+"""Parts of a job array: commands that know nothing of each other fill one store.
+
+Two at once are in tests/cli/test_launch.py, started by the script for Slurm.
+"""
 
 import os
 import re
@@ -13,7 +16,6 @@ from tests.pipeline.features.drivers import (
     commits,
     configure,
     embed,
-    start_driver,
     store_bytes,
     write_one_view,
 )
@@ -41,16 +43,6 @@ def test_every_unit_belongs_to_one_part_and_parts_differ_by_one_unit(total, num_
     parts = [Part.parse(f"{number}/{total}").units(num_units) for number in range(1, total + 1)]
     assert [unit for part in parts for unit in part] == list(range(num_units))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-def test_two_parts_at_once_leave_the_store_of_one_command(embedded, tmp_path):
-    manifest, expected = embedded
-    store = tmp_path / "s.zarr"
-    drivers = [start_driver(configure(manifest, store, part=part)) for part in (FIRST, SECOND)]
-    for driver in drivers:
-        driver.join()
-    assert [driver.exitcode for driver in drivers] == [0, 0]
-    assert store_bytes(store) == expected
 
 
 def test_a_part_writes_its_own_units_and_says_what_is_missing(embedded, tmp_path):
