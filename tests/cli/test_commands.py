@@ -97,6 +97,7 @@ def test_flags_are_what_users_know():
         "--resume",
         "--weights",
         "--live",
+        "--memory",
         "--backbone",
         "--device",
         "--track",
