@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.folders import parse_location
 from pipeline.rollout.report.page import write_report
 from pipeline.rollout.validation import validate_by_rollouts
-from pipeline.training.config import with_settings
+from pipeline.training.config import parse_memory, with_settings
 from pipeline.training.presets import PRESETS, preset_config
 from pipeline.training.session import train
 from pipeline.training.tracking import TRACKERS
@@ -40,6 +40,12 @@ def train_command(
     weights: Annotated[
         str, typer.Option(help="How often a step of each store is drawn, as in 2,1; all alike.")
     ] = "",
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Bytes a process takes for the data, as in 8GB; read features again each epoch."
+        ),
+    ] = None,
     live: Annotated[
         bool,
         typer.Option("--live", help="Run the encoder on the frames at every step: proves a store."),
@@ -65,7 +71,10 @@ def train_command(
     """Train a policy on cached features."""
     with exit_on_vla_error("add --resume to go on from the last checkpoint"):
         locations = [parse_location(store) for store in stores]
-        config = with_settings(preset_config(preset), settings or [])
+        settings = list(settings or ())
+        if memory is not None:
+            settings.append(f"memory={parse_memory(memory)}")
+        config = with_settings(preset_config(preset), settings)
         with ExitStack() as watching:
             watchers = []
             if rollout_env is not None:

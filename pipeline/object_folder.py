@@ -38,6 +38,7 @@ RETRY: "RetryConfig" = {
     },
 }
 CUT_ANSWERS: Final = 5  # tries where an answer breaks off: obstore mends that for reads alone
+NO_BUCKET: Final = "NoSuchBucket"  # S3's code
 NAMES_A_PAGE = 1_000  # what S3 lists in an answer
 
 Answer = TypeVar("Answer")
@@ -81,10 +82,10 @@ class ObjectFolder:
                 yield bytes(piece)
 
     def stamp(self, name: str) -> Stamp:
-        """Return etag, version and size; an etag follows the content. See `Folder.stamp`."""
+        """Return etag, version, size and time; an etag follows the content. See `Folder.stamp`."""
         with reaching(f"{self}/{name}"):
             held = obstore.head(self.objects, name)
-        return held["e_tag"], held["version"], held["size"]
+        return held["e_tag"], held["version"], held["size"], held["last_modified"]
 
     def names(self, below: str = "") -> Iterator[str]:
         """Return the names of all objects, or of those below a prefix."""
@@ -135,13 +136,14 @@ class ObjectFolder:
             pages = obstore.list(self.objects, prefix, offset=after, chunk_size=NAMES_A_PAGE)
             return next(iter(pages), ())
 
-        return until_whole(f"{self}/{below}", first_page)
+        return until_whole(f"{self}/{below}".rstrip("/"), first_page)
 
     def _put(self, name: str, content: bytes | Path) -> None:
         until_whole(f"{self}/{name}", partial(obstore.put, self.objects, name, content))
 
     def _create(self, name: str, content: bytes) -> None:
-        put = partial(obstore.put, self.objects, name, content, mode="create")
+        # In one part: an upload in several cannot be conditional.
+        put = partial(obstore.put, self.objects, name, content, mode="create", use_multipart=False)
         try:
             until_whole(f"{self}/{name}", put)
         except FileExistsError:
@@ -191,11 +193,9 @@ def reaching(place: str) -> Iterator[None]:
     except AlreadyExistsError:
         raise FileExistsError(f"{place}: is there already") from None
     except FileNotFoundError as error:
-        if "NoSuchBucket" not in str(error):
+        if NO_BUCKET not in str(error):
             raise FileNotFoundError(f"{place}: is not there") from None
-        raise ObjectStorageError(
-            f"{place}: there is no such bucket; make it, or name another --store"
-        ) from None
+        raise ObjectStorageError(f"{place}: {_said(str(error))}") from None
     except BaseError as error:
         is_cut = "response body error" in str(error)
         kind = CutAnswerError if is_cut else ObjectStorageError
@@ -212,6 +212,8 @@ def _said(text: str) -> str:
             "no credentials for object storage; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "or what else your provider takes, in the environment"
         )
+    if NO_BUCKET in text:
+        return "there is no such bucket; make it, or name another --store"
     if "BadScheme" in text:
         return "the endpoint is not https; name one that is, or set AWS_ALLOW_HTTP=true"
     if status is None:
@@ -223,5 +225,6 @@ def _said(text: str) -> str:
         return f"{answer}; check the credentials and the region in the environment"
     asked = f" after {tries[1]} retries" if tries else ""
     return (
-        f"{answer}{asked}; check the network and AWS_ENDPOINT_URL, then run the same command again"
+        f"{answer}{asked}; check the network, AWS_ENDPOINT_URL and AWS_REGION, then run the same "
+        f"command again"
     )

@@ -292,5 +292,10 @@ def _resolve(written: str, manifest_file: Path, key: str) -> Path:
         rest = value + rest
         if not Path(value).is_absolute():  # as in every other command of the shell that set it
             folder = Path.cwd()
+    if "://" in rest:  # not repeated: it may hold a secret
+        raise ManifestError(
+            f"{manifest_file}: {key}: expected a place on this machine, found an address; only "
+            f"stores may lie in object storage, so copy the dataset here, or mount its bucket"
+        )
     # Links stay: a file's name tells its layout, and a download cache links to nameless ones.
     return Path(os.path.normpath(folder / rest))

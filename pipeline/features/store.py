@@ -19,7 +19,8 @@ has a list of files and a mark whose hashes fit.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Set
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,12 @@ from jaxtyping import Float16, UInt64
 
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.attributes import FORMAT, FORMAT_VERSION, StepArrays, StoreAttributes
+from pipeline.features.completion import Completion
 from pipeline.features.layout import (
     PROBE,
     ROOT,
     ROOTS,
+    STATE_CHUNK_ROWS,
     STEP_ARRAYS,
     UNIT_ARRAYS,
     UNREADABLE,
@@ -47,12 +50,8 @@ from pipeline.features.probe import Probe
 from pipeline.features.records import (
     COMMITS,
     CompleteMark,
-    FileList,
     UnitRecord,
     all_finite,
-    check_listed,
-    complete_stamp,
-    read_complete,
     read_unit_record,
     source_digest,
     unit_hash,
@@ -63,19 +62,25 @@ from pipeline.features.records import (
 )
 from pipeline.features.units import num_units, unit_rows
 from pipeline.files import json_bytes
-from pipeline.folders import Folder, Location, Stamp, open_folder
+from pipeline.folders import Folder, Location, open_folder
 from policy.spec import FEATURE_DIM
 
 
 class FeatureStore:
     """A store on a disk or in object storage; make one with `create` or `open`."""
 
-    def __init__(self, folder: Folder, group: zarr.Group, attributes: StoreAttributes):
+    def __init__(
+        self,
+        folder: Folder,
+        group: zarr.Group,
+        attributes: StoreAttributes,
+        completion: Completion,
+    ):
         self.folder = folder
         self.path = folder.location
         self.attributes = attributes
         self._group = group
-        self._complete: tuple[Stamp, tuple[CompleteMark, FileList] | None] | None = None
+        self._completion = completion
         self.num_rows = read_num_rows(group)
         self.num_units = num_units(self.num_rows, attributes.rows_per_unit)
         for name in UNIT_ARRAYS:
@@ -119,9 +124,10 @@ class FeatureStore:
         folder = open_folder(path)
         if not folder.exists(ROOT):
             raise StoreError(f"{path}: no feature store here; make one with vla-embed")
-        complete = read_complete(folder)
-        if complete is not None:  # before zarr believes what they say
-            check_listed(folder, complete[1], lambda name: name.endswith("zarr.json"))
+        completion = Completion(folder)
+        completion.check_files(
+            lambda name: name.endswith("zarr.json")
+        )  # before zarr believes what they say
         try:
             group = open_group(folder, writable=writable)
             held = dict(group.attrs)
@@ -131,7 +137,7 @@ class FeatureStore:
                     f"{path}: format version {version}, this program reads {FORMAT_VERSION}; use "
                     f"the program that wrote it, or embed the dataset into another store"
                 )
-            store = cls(folder, group, StoreAttributes.model_validate(held))
+            store = cls(folder, group, StoreAttributes.model_validate(held), completion)
         except StoreError:
             raise
         except UNREADABLE as error:
@@ -139,7 +145,7 @@ class FeatureStore:
                 f"{path}: not a feature store of this program ({error}); restore it from a copy, "
                 f"or name another --store"
             ) from error
-        if complete is None and not allow_incomplete:
+        if completion.mark() is None and not allow_incomplete:
             done = sum(name.endswith(".json") for name in folder.names(COMMITS))
             raise IncompleteStoreError(
                 f"{path}: embedding stopped after {done} of {store.num_units} units; run the same "
@@ -154,7 +160,7 @@ class FeatureStore:
     @property
     def is_complete(self) -> bool:
         """Whether every row of every view was written."""
-        return self._read_complete() is not None
+        return self._completion.mark() is not None
 
     def digest(self) -> str:
         """Return the sha256 that names a complete store's content: features, steps, encoder.
@@ -162,7 +168,7 @@ class FeatureStore:
         Raises:
             IncompleteStoreError: the store is not complete.
         """
-        return self._mark().digest
+        return self._completion.require_mark().digest
 
     def source_digest(self) -> str:
         """Return the sha256 over a complete store's views, episode ends and decoded frames.
@@ -172,7 +178,7 @@ class FeatureStore:
         Raises:
             IncompleteStoreError: the store is not complete.
         """
-        return self._mark().source_digest
+        return self._completion.require_mark().source_digest
 
     def check_digest(self) -> None:
         """Compare what the complete mark promises with attributes, steps and commit records.
@@ -186,27 +192,14 @@ class FeatureStore:
             what = "attributes or commit records are not those that were embedded"
             raise StoreError(f"{self.path}: {what}; embed the dataset into another --store")
 
-    @contextmanager
-    def unreplaced(self) -> Iterator[str]:
+    def unreplaced(self) -> AbstractContextManager[str]:
         """Give the digest of what is read within; units of two stores never get mixed.
 
         Raises:
             IncompleteStoreError: the store is not complete.
             StoreError: another store took its place meanwhile, or it was written.
         """
-        digest, problem = self.digest(), None
-        try:
-            yield digest
-        except StoreError as error:  # which may be what the change has caused
-            problem = error
-        held = self._read_complete()
-        if held is None or held[0].digest != digest:
-            raise StoreError(
-                f"{self.path}: another store took its place, or it was changed, while it was "
-                f"read; run the same command again"
-            ) from problem
-        if problem is not None:
-            raise problem
+        return self._completion.unreplaced()
 
     def replace_attributes(self, attributes: StoreAttributes) -> None:
         """Say something else of the same rows; a complete store is incomplete until marked again.
@@ -330,10 +323,21 @@ class FeatureStore:
         Raises:
             StoreError: an array is damaged; the message names it.
         """
-        complete = self._read_complete()
-        if complete is not None:
-            check_listed(self.folder, complete[1], lambda name: name.split("/")[0] in STEP_ARRAYS)
+        self._check_files(*STEP_ARRAYS)
         return StepArrays(**{name: self._read(name) for name in STEP_ARRAYS})
+
+    def read_step_pieces(self, name: str) -> Iterator[np.ndarray]:
+        """Read an array of `StepArrays` in pieces of rows, where memory need not hold it whole.
+
+        Raises:
+            StoreError: the array is damaged.
+        """
+        self._check_files(name)
+        for start in count(0, STATE_CHUNK_ROWS):
+            piece = self._read(name, slice(start, start + STATE_CHUNK_ROWS))
+            if not len(piece):
+                return
+            yield piece
 
     def read_probe(self) -> Probe:
         """Read the frames, features and engine that an encoder is compared with.
@@ -349,26 +353,16 @@ class FeatureStore:
 
     def _content_digest(self) -> str:
         digest = hashlib.sha256(self.attributes.model_dump_json().encode())
-        for values in vars(self.read_steps()).values():
-            digest.update(values.tobytes())
+        for name in STEP_ARRAYS:
+            for piece in self.read_step_pieces(name):
+                digest.update(piece.tobytes())
         digest.update(self.read_probe().digest().encode())
         for unit in range(self.num_units):
             digest.update(self._unit_record(unit).model_dump_json().encode())
         return digest.hexdigest()
 
-    def _mark(self) -> CompleteMark:
-        # A mark that is absent or damaged marks nothing; embedding again writes a new one.
-        held = self._read_complete()
-        if held is None:
-            raise IncompleteStoreError(f"{self.path}: not complete; run vla-embed again")
-        return held[0]
-
-    def _read_complete(self) -> tuple[CompleteMark, FileList] | None:
-        # Parsed once, for the list has a line a file; the stamp tells when anyone wrote it anew.
-        stamp = complete_stamp(self.folder)
-        if self._complete is None or self._complete[0] != stamp:
-            self._complete = stamp, read_complete(self.folder)
-        return self._complete[1]
+    def _check_files(self, *arrays: str) -> None:
+        self._completion.check_files(lambda name: name.split("/")[0] in arrays)
 
     def _unit_record(self, unit: int) -> UnitRecord:
         made_by = self.attributes.encoder.fingerprint

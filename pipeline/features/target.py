@@ -234,11 +234,19 @@ def _open_same_kind(path: Location, attributes: StoreAttributes) -> FeatureStore
 
 
 def _has_rows(store: FeatureStore, steps: StepArrays) -> bool:
-    held = store.read_steps()
     return all(
-        np.array_equal(getattr(held, name), getattr(steps, name))
+        _are_equal(store.read_step_pieces(name), getattr(steps, name))
         for name in ("episode_ends", "state", "action", "timestamp")
     )
+
+
+def _are_equal(pieces: Iterator[np.ndarray], values: np.ndarray) -> bool:
+    start = 0
+    for piece in pieces:
+        if not np.array_equal(piece, values[start : start + len(piece)]):
+            return False
+        start += len(piece)
+    return start == len(values)
 
 
 def _follow_manifest(store: FeatureStore, attributes: StoreAttributes) -> None:

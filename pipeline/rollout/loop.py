@@ -36,7 +36,7 @@ from pipeline.rollout.result import (
     wilson_interval,
 )
 from pipeline.rollout.video import require_encoder
-from pipeline.training.windows import seeded_generator
+from pipeline.training.sampling import seeded_generator
 from policy.agent import VLAAgent
 from policy.spec import FRAME_SIZE
 

@@ -37,7 +37,7 @@ from pipeline.rollout.gate import load_policy
 from pipeline.rollout.serve_request import Request, RequestReader
 from pipeline.rollout.serve_wire import decode_message
 from pipeline.training.run_folder import RunDescription
-from pipeline.training.windows import seeded_generator
+from pipeline.training.sampling import seeded_generator
 from policy.agent import VLAAgent
 
 History = Literal["exact", "repeated"]

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float16, Int64
 from torch import Tensor
 
-from pipeline.training.windows import WindowData
+from pipeline.training.steps import StepData
 
 MAX_STARTS: Final = 200  # episodes; 0.9 MB of three views
 MAX_ROWS: Final = 2_000  # control steps; 9 MB of three views
@@ -39,21 +39,23 @@ class CameraReference:
         return digest.hexdigest()
 
 
-def take_reference(data: WindowData) -> CameraReference:
+def take_reference(data: StepData) -> CameraReference:
     """Copy the reference out of a training's data; held-out episodes give nothing."""
-    episodes = data.episode_of[data.train_rows]
-    is_first = torch.ones_like(episodes, dtype=torch.bool)
-    is_first[1:] = episodes[1:] != episodes[:-1]
-    rows = _evenly(data.train_rows, MAX_ROWS)
+    starts, rows = reference_rows(data)
     return CameraReference(
-        starts=_features(data, _evenly(data.train_rows[is_first], MAX_STARTS)),
-        rows=_features(data, rows),
+        starts=data.cached_features(starts),
+        rows=data.cached_features(rows),
         row_episodes=data.episode_of[rows].numpy(),
     )
 
 
-def _features(data: WindowData, rows: Int64[Tensor, " n"]) -> Float16[np.ndarray, "n v 768"]:
-    return np.ascontiguousarray(data.features[rows, : data.spec.num_views].cpu().numpy())
+def reference_rows(data: StepData) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " m"]]:
+    """Return the rows that the reference is copied from: `starts` and `rows`."""
+    episodes = data.episode_of[data.train_rows]
+    is_first = torch.ones_like(episodes, dtype=torch.bool)
+    is_first[1:] = episodes[1:] != episodes[:-1]
+    starts = _evenly(data.train_rows[is_first], MAX_STARTS)
+    return starts, _evenly(data.train_rows, MAX_ROWS)
 
 
 def _evenly(rows: Int64[Tensor, " n"], at_most: int) -> Int64[Tensor, " m"]:

@@ -5,7 +5,7 @@ Knows stores, runs and the trainer; nothing about a step.
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pipeline.files import sole_writer
 from pipeline.folders import Location
 from pipeline.training.camera_reference import CameraReference, take_reference
 from pipeline.training.config import TrainConfig
-from pipeline.training.distributed import joined_ranks
+from pipeline.training.distributed import Ranks, joined_ranks
 from pipeline.training.live import open_live_windows
 from pipeline.training.resume import is_new_run
 from pipeline.training.run_folder import (
@@ -27,7 +27,9 @@ from pipeline.training.run_folder import (
     StoreIdentity,
     write_run,
 )
+from pipeline.training.steps import StepData
 from pipeline.training.stores import check_weights, unreplaced
+from pipeline.training.streaming import StreamedWindowData
 from pipeline.training.tracking import (
     Tracker,
     check_trackers,
@@ -99,7 +101,8 @@ def train(
         RankLostError: another process of the training has ended.
         MissingExtraError: the library of a tracker is not installed.
         StoreError, IncompleteStoreError: a store cannot be used, or differs from the first.
-        ConfigError: the weights do not fit the stores, or nothing needs a backbone.
+        ConfigError: the weights do not fit the stores, or nothing needs a backbone; a memory was
+            set that is too small, or beside weights or `live`.
         RunError: `run` holds another run, or holds one and `resume` is False.
         NonFiniteLossError: the loss is not finite; checkpoints before it stay valid.
         ManifestError, DatasetError, FrameReadError, EncoderLoadError, EncoderMismatchError: live,
@@ -108,18 +111,30 @@ def train(
     if backbone is not None and not live:
         raise ConfigError(f"backbone {backbone}: features are read from the stores; add --live")
     weights = check_weights(weights, len(stores))
+    if config.memory is not None and (live or len(set(weights)) > 1):
+        raise ConfigError(
+            f"--memory with {'--live' if live else '--weights'}: features are read from the stores "
+            f"in the order of their units, all alike; leave out one of the two"
+        )
     check_trackers(track)
     with joined_ranks(open_device(device)) as (ranks, opened):
         data_source = _open_data(
             stores,
             weights=weights,
-            heldout_share=config.heldout_share,
+            config=config,
             live=live,
             backbone=backbone,
             device=opened,
+            ranks=ranks,
         )
         with data_source as (data, identity, probe, reference):
-            description = RunDescription(config=config, spec=data.spec, data=identity, live=live)
+            description = RunDescription(
+                config=config,
+                spec=data.spec,
+                data=identity,
+                live=live,
+                num_streams=None if config.memory is None else ranks.size,
+            )
             trainer = Trainer(run, description, data, opened, ranks)
             is_new = ranks.is_primary and is_new_run(run, description, resume=resume)
             if is_new:
@@ -138,7 +153,7 @@ def train(
                 num_parameters=sum(part.numel() for part in trainer.agent.parameters()),
                 heldout_error=trainer.validated.get("heldout_error"),
                 elapsed_s=time.monotonic() - started,
-                features_from="the encoder" if live else f"{data.features.device.type} memory",
+                features_from=data.features_from,
                 is_primary=ranks.is_primary,
             )
 
@@ -155,30 +170,37 @@ def _open_data(
     paths: Sequence[Location],
     *,
     weights: Sequence[float],
-    heldout_share: float,
+    config: TrainConfig,
     live: bool,
     backbone: str | None,
     device: torch.device,
-) -> Iterator[tuple[WindowData, DataIdentity, Probe, CameraReference]]:
+    ranks: Ranks,
+) -> Iterator[tuple[StepData, DataIdentity, Probe, CameraReference]]:
     stores = [FeatureStore.open(path) for path in paths]
-    with ExitStack() as datasets:
+    with ExitStack() as opened:
         with unreplaced(stores) as digests:
             for store in stores:
                 store.check_digest()
             probe = stores[0].read_probe()
             if live:
-                data: WindowData = datasets.enter_context(
+                data: StepData = opened.enter_context(
                     open_live_windows(
                         *stores,
-                        heldout_share=heldout_share,
+                        heldout_share=config.heldout_share,
                         weights=weights,
                         backbone=backbone,
                         device=device,
                     )
                 )
+            elif config.memory is not None:
+                streamed = StreamedWindowData(
+                    *stores, config=config, memory=config.memory, ranks=ranks
+                )
+                data = opened.enter_context(closing(streamed))
             else:
-                data = WindowData(*stores, heldout_share=heldout_share, weights=weights)
-                data.move_to(device)
+                held = WindowData(*stores, heldout_share=config.heldout_share, weights=weights)
+                held.move_to(device)
+                data = held
         reference = take_reference(data)
         identity = DataIdentity(
             stores=_identify(stores, digests, weights),

@@ -20,7 +20,7 @@ from pipeline.features.verify import Distances
 from pipeline.folders import Location
 from pipeline.training.checkpoint import read_average
 from pipeline.training.run_folder import read_run
-from pipeline.training.windows import seeded_generator
+from pipeline.training.sampling import seeded_generator
 from policy.agent import VLAAgent
 
 NUM_STATES: Final = 16  # robot states that every frame is paired with, spread over the store

@@ -31,10 +31,11 @@ from pipeline.training.optimization import (
 )
 from pipeline.training.run_folder import RunDescription
 from pipeline.training.run_log import RunLog
+from pipeline.training.sampling import seeded_generator
+from pipeline.training.steps import StepData, Windows
 from pipeline.training.tracking import Tracker
 from pipeline.training.validation import HeldoutWindows
 from pipeline.training.watcher import TrainingWatcher
-from pipeline.training.windows import BatchSampler, WindowData, Windows, seeded_generator
 from policy.agent import VLAAgent
 from policy.ema import WeightAverage
 from policy.errors import NonFiniteLossError
@@ -47,7 +48,7 @@ class Trainer:
         self,
         run: Path,
         description: RunDescription,
-        data: WindowData,
+        data: StepData,
         device: torch.device,
         ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     ):
@@ -77,9 +78,7 @@ class Trainer:
         self.heldout = HeldoutWindows(data, config.seed, device)
         self.validated: dict[str, float] = {}
         """What `validate` last returned."""
-        self._sampler = BatchSampler(
-            data.train_rows, config.batch_size, config.seed, draws=data.draws
-        )
+        self.batches = data.batches(config, ranks)
 
     def restore(self) -> int:
         """Go to the run's latest checkpoint, if there is one, and return its step.
@@ -176,19 +175,16 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: the loss or its gradient is NaN or infinite; the message names the
-                episodes, and no weight was changed.
+                episodes of this process's parts, and no weight was changed.
             RankLostError: another process of the run has ended.
         """
         config = self.config
-        rows = self._sampler.batch(self.step)
-        variants = self.data.draw_variants(
-            len(rows), seeded_generator(config.seed, "variants", self.step)
-        )
-        size = config.batch_size // config.micro_batches
         sums: dict[str, Tensor] = {}
-        for part in self.ranks.share(config.micro_batches):
-            own = slice(part * size, (part + 1) * size)
-            figures = self._backward(part, rows[own], None if variants is None else variants[own])
+        rows = []
+        own_parts = self.ranks.share(config.micro_batches)
+        for part, windows in zip(own_parts, self.batches.parts(self.step), strict=True):
+            rows.append(windows.rows)
+            figures = self._backward(part, windows)
             sums = {name: sums.get(name, 0) + value for name, value in figures.items()}
         gradients = [
             parameter.grad for parameter in self.agent.parameters() if parameter.grad is not None
@@ -198,7 +194,7 @@ class Trainer:
             self.agent.parameters(), config.optimizer.max_grad_norm, foreach=True
         )
         if not torch.isfinite(norm):
-            raise self._diverged("gradient", norm, rows)
+            raise self._diverged("gradient", norm, torch.cat(rows))
         rate = learning_rate(config.optimizer, self.step, config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -208,10 +204,10 @@ class Trainer:
         self.step += 1
         return sums | {"grad_norm": norm}
 
-    def _backward(self, part: int, rows: Tensor, variants: Tensor | None) -> dict[str, Tensor]:
+    def _backward(self, part: int, windows: Windows) -> dict[str, Tensor]:
         """Add a part's share of the batch's gradient, and return its share of the figures."""
         config = self.config
-        batch = self._windows(rows, variants)
+        batch = windows.to(self.device)
         index = self.step * config.micro_batches + part
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.compute_dtype == "bfloat16"
@@ -224,7 +220,7 @@ class Trainer:
                 seeded_generator(config.seed, "loss", index),
             )
         if not torch.isfinite(loss.value):
-            raise self._diverged("loss", loss.value, rows)
+            raise self._diverged("loss", loss.value, windows.rows)
         (loss.value / config.micro_batches).backward()  # type: ignore[no-untyped-call]
         figures = {"loss": loss.value.detach(), **loss.figures}
         return {name: value.float() / config.micro_batches for name, value in figures.items()}
@@ -256,16 +252,6 @@ class Trainer:
             keep=self.config.keep_checkpoints,
             heldout_error=figures.get("heldout_error"),
         )
-
-    def _windows(self, rows: Tensor, variants: Tensor | None) -> Windows:
-        agent = self.config.agent
-        windows = self.data.gather(
-            rows,
-            obs_horizon=agent.obs_horizon,
-            pred_horizon=agent.head.pred_horizon,
-            variants=variants,
-        )
-        return windows.to(self.device)
 
 
 def _take_figures(watchers: Sequence[TrainingWatcher], log: RunLog) -> None:

@@ -8,18 +8,26 @@ from collections.abc import Mapping
 from typing import Final
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
-from pipeline.training.windows import WindowData, Windows, seeded_generator
+from pipeline.training.sampling import seeded_generator
+from pipeline.training.steps import StepData, Windows
 from policy.agent import VLAAgent
 
 HELDOUT_WINDOWS: Final = 512  # at most; enough for a mean error, a second of compute
 
 
+def heldout_sample(data: StepData) -> Int64[Tensor, " n"]:
+    """Return the held-out rows whose windows are measured, spread evenly."""
+    rows = data.heldout_rows
+    return rows[:: max(1, math.ceil(len(rows) / HELDOUT_WINDOWS))]
+
+
 class HeldoutWindows:
     """Windows of held-out episodes, spread evenly, and the same random numbers each time."""
 
-    def __init__(self, data: WindowData, seed: int, device: torch.device):
+    def __init__(self, data: StepData, seed: int, device: torch.device):
         """Choose the windows.
 
         Args:
@@ -27,9 +35,8 @@ class HeldoutWindows:
             seed: of the run.
             device: where the agent is.
         """
-        rows = data.heldout_rows
         self._data, self._seed, self._device = data, seed, device
-        self._rows = rows[:: max(1, math.ceil(len(rows) / HELDOUT_WINDOWS))]
+        self._rows = heldout_sample(data)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -51,7 +51,7 @@ def create(path: Path, num_steps: int) -> dict[str, float]:
     steps = StepArrays(
         state=numbers.random((num_steps, STATE_DIM), np.float32),
         action=numbers.random((num_steps, ACTION_DIM), np.float32),
-        timestamp=np.arange(num_steps) % EPISODE_STEPS / 15,
+        timestamp=numbers.random(num_steps),
         episode_ends=np.append(ends, num_steps),
     )
     started = time.perf_counter()

@@ -29,8 +29,9 @@ from pipeline.training.config import TrainConfig, with_settings
 from pipeline.training.live import LiveWindowData
 from pipeline.training.presets import demo, proj96
 from pipeline.training.run_folder import DataIdentity, RunDescription, StoreIdentity
+from pipeline.training.steps import StepData
 from pipeline.training.trainer import Trainer
-from pipeline.training.windows import WindowData, seeded_generator
+from pipeline.training.windows import WindowData
 from policy.backbone import FrozenSiglip2, load_backbone
 from tests.bench.embed_memory import write_frames
 from tests.policy.test_backbone import save_checkpoint
@@ -82,7 +83,7 @@ def write_store(path: Path, reader: ManifestReader, encoder: FrozenSiglip2) -> F
     return store
 
 
-def trainer_of(config: TrainConfig, store: FeatureStore, data: WindowData, run: Path) -> Trainer:
+def trainer_of(config: TrainConfig, store: FeatureStore, data: StepData, run: Path) -> Trainer:
     """Build a trainer that writes nothing."""
     held = store.attributes
     identity = DataIdentity(
@@ -111,9 +112,8 @@ def seconds_of_data(trainer: Trainer, steps: int) -> float:
     spent = []
     for step in range(steps):
         started = time.perf_counter()
-        rows = trainer._sampler.batch(step)
-        variants = trainer.data.draw_variants(len(rows), seeded_generator(0, "variants", step))
-        trainer._windows(rows, variants)
+        for _ in trainer.batches.parts(step):
+            pass
         spent.append(time.perf_counter() - started)
     return sorted(spent)[len(spent) // 2]
 

@@ -39,8 +39,8 @@ def recorded(tmp_path_factory):
     return write_still_life(tmp_path_factory.mktemp("recorded"), LENGTHS)
 
 
-def embed(manifest, store):
-    return invoke("vla-embed", manifest, "--store", store, "--backbone", tiny_tower())
+def embed(manifest, store, *words):
+    return invoke("vla-embed", manifest, "--store", store, "--backbone", tiny_tower(), *words)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,15 @@ def local(recorded):
 def content(location) -> dict[str, bytes]:
     folder = open_folder(location)
     return {name: folder.read(name) for name in folder.names()}
+
+
+def train(store, out, *words) -> dict[str, bytes]:
+    """Train three steps; return the files with weights."""
+    words = ("--preset", "debug", "--set", "steps=3", "--out", out, *words)
+    trained = invoke("vla-train", store, *words)
+    assert trained.exit_code == 0, trained.output
+    held = out.glob("checkpoints/step_00000003/*.safetensors")
+    return {path.name: path.read_bytes() for path in held}
 
 
 def count(proxy: FailingProxy, method: str, ending: str) -> int:
@@ -76,14 +85,9 @@ def test_embed_verify_and_train_where_one_request_in_ten_fails(recorded, local, 
     assert f"{store}: as it should be (5 steps bit for bit" in verified.stdout
     assert FeatureStore.open(local).digest() in invoke("vla-data", "info", store).stdout
 
-    weights = []
-    for place, out in ((store, tmp_path / "remote"), (local, tmp_path / "here")):
-        words = ("--preset", "debug", "--set", "steps=3", "--out", out)
-        trained = invoke("vla-train", place, *words)
-        assert trained.exit_code == 0, trained.output
-        held = out.glob("checkpoints/step_00000003/*.safetensors")
-        weights.append({path.name: path.read_bytes() for path in held})
-    assert weights[0] == weights[1] != {}
+    for way, words in (("resident", ()), ("streamed", ("--memory", "40MB"))):
+        here, there = tmp_path / f"{way}-here", tmp_path / f"{way}-there"
+        assert train(local, here, *words) == train(store, there, *words) != {}
     assert len(set(proxy.failed)) > 3
 
 
@@ -107,6 +111,14 @@ def test_a_server_that_dies_in_the_middle_is_one_line_and_the_same_command_goes_
     result = embed(recorded, store)
     assert result.exit_code == 0, result.stderr
     assert count(proxy, "PUT", "commits/000000.json") == 1  # what was committed stays
+    assert content(parse_location(store)) == content(local)
+
+
+def test_parts_fill_one_store_without_a_lock(recorded, local, proxy):
+    store = f"s3://{BUCKET}/parts/x.zarr"
+    first = embed(recorded, store, "--units", "1/2")
+    assert "part 1/2 is done; 1 of 2 units are missing: 1 of part 2/2" in first.stdout
+    assert embed(recorded, store, "--units", "2/2").exit_code == 0
     assert content(parse_location(store)) == content(local)
 
 

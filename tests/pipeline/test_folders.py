@@ -1,5 +1,6 @@
 """Both kinds of folder keep the same promises; addresses with a secret in them are not repeated."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from pipeline import object_folder
 from pipeline.errors import ConfigError, ObjectStorageError
 from pipeline.folders import Folder, LocalFolder, ObjectUrl, open_folder, parse_location
 from pipeline.object_folder import RETRY
+from policy.errors import MissingExtraError
 from tests.object_server import (
     BUCKET,
     KEY_ID,
@@ -162,7 +164,7 @@ def test_a_refusal_says_its_code_and_no_credentials(server, monkeypatch):
             with pytest.raises(ObjectStorageError) as caught:
                 list(ask_for())
             said = one_line(caught.value)
-            assert said.startswith(f"s3://{BUCKET}/denied/")
+            assert said.startswith(f"s3://{BUCKET}/denied")
             assert "403 Forbidden (SignatureDoesNotMatch); check the credentials" in said
 
 
@@ -172,9 +174,11 @@ def test_no_answer_no_bucket_and_no_credentials_are_one_line_each(server, monkey
         open_folder(ObjectUrl("s3", BUCKET, "x")).read("a")
     assert "x/a: object storage does not answer after 1 retries; check" in one_line(caught.value)
     use_server(monkeypatch, f"http://127.0.0.1:{server}")
-    with pytest.raises(ObjectStorageError) as caught:
-        open_folder(ObjectUrl("s3", "no-bucket", "x")).write("a", b"")
-    assert "there is no such bucket" in one_line(caught.value)
+    nowhere = open_folder(ObjectUrl("s3", "no-bucket", "x"))
+    for ask_for in (lambda: nowhere.read("a"), lambda: nowhere.write("a", b""), nowhere.names):
+        with pytest.raises(ObjectStorageError) as caught:
+            list(ask_for())
+        assert "there is no such bucket" in one_line(caught.value)
     monkeypatch.setenv("AWS_ALLOW_HTTP", "false")
     with pytest.raises(ObjectStorageError) as caught:
         open_folder(ObjectUrl("s3", BUCKET, "x")).read("a")
@@ -186,6 +190,13 @@ def test_no_answer_no_bucket_and_no_credentials_are_one_line_each(server, monkey
     with pytest.raises(ObjectStorageError) as caught:
         open_folder(ObjectUrl("s3", BUCKET, "x")).read("a")
     assert "no credentials for object storage; set AWS_ACCESS_KEY_ID" in one_line(caught.value)
+
+
+def test_without_obstore_a_line_says_what_to_install(monkeypatch):
+    monkeypatch.delitem(sys.modules, "pipeline.object_folder")
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(MissingExtraError, match=r"s3://bucket/x: .* `pip install frozen-vla\[obj"):
+        open_folder(ObjectUrl("s3", BUCKET, "x"))
 
 
 @pytest.mark.parametrize(

@@ -57,3 +57,11 @@ def test_an_unset_variable_is_named(tmp_path, monkeypatch, value):
 def test_other_shorthand_is_refused_and_not_taken_for_a_folder(tmp_path, monkeypatch, path):
     monkeypatch.setenv("HOME", "/home/me")
     assert repr(path) in problem_of(tmp_path, TEXT.replace('"data"', f'"{path}"'))
+
+
+@pytest.mark.parametrize("path", ["s3://key:SECRET@bucket/x", "${TOWEL_ROOT}/x", "file:///SECRET"])
+def test_an_address_is_refused_and_not_taken_for_a_folder(tmp_path, monkeypatch, path):
+    monkeypatch.setenv("TOWEL_ROOT", "gs://SECRET")
+    message = problem_of(tmp_path, TEXT.replace('"data"', f'"{path}"'))
+    assert "found an address; only stores may lie in object storage" in message
+    assert "SECRET" not in message

@@ -7,7 +7,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from pipeline.errors import ObjectStorageError, StoreError
+from pipeline.errors import IncompleteStoreError, ObjectStorageError, StoreError
 from pipeline.features.checksums import verify_checksums
 from pipeline.features.store import FeatureStore
 from pipeline.folders import ObjectUrl, open_folder
@@ -52,10 +52,9 @@ def whole(server, monkeypatch):
 
 
 @pytest.fixture
-def outage(proxy, monkeypatch):
-    """Call it, and nothing is answered any more."""
+def impatient(monkeypatch):
+    """Give up soon where nothing answers."""
     monkeypatch.setitem(RETRY, "max_retries", 1)
-    return lambda: setattr(proxy, "is_dead", True)
 
 
 def content(location: Path | ObjectUrl) -> dict[str, bytes]:
@@ -87,8 +86,8 @@ def test_the_store_is_there_once_its_root_is_and_a_unit_once_its_record_is(url, 
         assert put[-6 + 3 * unit :][:3] == [*arrays, f"commits/00000{unit}.json"]
 
 
-def test_what_a_creation_that_died_left_is_no_store_and_makes_room(url, proxy, monkeypatch):
-    monkeypatch.setitem(RETRY, "max_retries", 1)
+@pytest.mark.usefixtures("impatient")
+def test_what_a_creation_that_died_left_is_no_store_and_makes_room(url, proxy):
     whole = ObjectUrl("s3", BUCKET, f"{url.path}.whole")
     create_store(whole, LENGTHS)
     proxy.dies_at = lambda method, path: method == "PUT" and path.endswith("x.zarr/zarr.json")
@@ -101,6 +100,32 @@ def test_what_a_creation_that_died_left_is_no_store_and_makes_room(url, proxy, m
         FeatureStore.open(url, allow_incomplete=True)
     create_store(url, LENGTHS)
     assert content(url) == content(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "committed"),
+    [
+        ("features/c/1/0/0", {0}),
+        ("commits/000001.json", {0}),
+        ("FILES.json", {0, 1}),
+        ("COMPLETE.json", {0, 1}),
+    ],
+)
+@pytest.mark.usefixtures("impatient")
+def test_a_death_at_any_put_leaves_what_was_committed_and_no_more(
+    whole, url, proxy, name, committed
+):
+    proxy.dies_at = lambda method, path: method == "PUT" and path.endswith(f"/x.zarr/{name}")
+    with pytest.raises(ObjectStorageError, match=f"{name}: object storage does not answer"):
+        complete_store(url, LENGTHS)
+    proxy.is_dead, proxy.dies_at = False, lambda _method, _path: False
+    with pytest.raises(IncompleteStoreError, match=f"after {len(committed)} of 2 units"):
+        FeatureStore.open(url)
+    store = FeatureStore.open(url, allow_incomplete=True, writable=True)
+    assert store.valid_units() == committed
+    fill_store(store, sorted({0, 1} - committed))
+    store.mark_complete()
+    assert content(url) == content(whole.path)
 
 
 @pytest.mark.parametrize("is_same", [True, False])
@@ -188,11 +213,12 @@ def test_two_writers_of_the_same_units_leave_whole_ones(url, tmp_path):
     assert content(url) == content(tmp_path / "x.zarr")
 
 
-def test_an_outage_is_no_damage(url, proxy, outage):
+@pytest.mark.usefixtures("impatient")
+def test_an_outage_is_no_damage(url, proxy):
     """What cannot be asked for must not count as absent: it would all be encoded again."""
     store = complete_store(url, LENGTHS)
     assert store.valid_units() == {0, 1}
-    outage()
+    proxy.is_dead = True
     for ask_for in (
         store.valid_units,
         store.read_features,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.features import store as store_module
+from pipeline.features import completion
 from pipeline.features.records import COMPLETE_MARK, discard_units
 from pipeline.features.store import FeatureStore
 from pipeline.features.units import CHUNK_ROWS
@@ -100,12 +100,11 @@ def test_arrays_of_another_shape_or_dtype_are_a_store_error(
 
 def test_the_mark_is_parsed_once_and_again_after_every_change(tmp_path, monkeypatch):
     complete_store(tmp_path / "s.zarr", LENGTHS)
-    parsed, read = [], store_module.read_complete
+    parsed, read = [], completion.read_complete
     monkeypatch.setattr(
-        store_module, "read_complete", lambda path: (parsed.append(path), read(path))[1]
+        completion, "read_complete", lambda path: (parsed.append(path), read(path))[1]
     )
     store = FeatureStore.open(tmp_path / "s.zarr", writable=True)
-    parsed.clear()
     for _ in range(3):
         assert store.is_complete
         store.digest()

@@ -17,7 +17,7 @@ from pipeline.rollout.serve_config import ServeConfig
 from pipeline.rollout.serve_request import RequestReader
 from pipeline.rollout.serve_session import ServedPolicy
 from pipeline.rollout.serve_sockets import PolicyServer
-from pipeline.training.windows import seeded_generator
+from pipeline.training.sampling import seeded_generator
 from policy.agent import VLAAgent
 from tests.pipeline.rollout.test_gate import description
 from tests.pipeline.tiny import tiny_identity

@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and a full disk: a checkpoint of the step, or the ones before it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -28,7 +29,8 @@ def start(store, run, *more, program=""):
     words = [word for setting in SETTINGS for word in ("--set", setting)]
     words = [str(store), "--preset", "debug", "--out", str(run), *words, *more]
     command = [sys.executable, "-c", program + TRAIN, *words]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as the trainer it is compared with
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one_thread)
 
 
 def wait_for(path, content, process):

@@ -17,9 +17,10 @@ from pipeline.training.config import with_settings
 from pipeline.training.distributed import Ranks
 from pipeline.training.presets import debug
 from pipeline.training.run_folder import read_run
+from pipeline.training.sampling import seeded_generator
 from pipeline.training.session import train
 from pipeline.training.trainer import Trainer
-from pipeline.training.windows import WindowData, seeded_generator
+from pipeline.training.windows import WindowData
 from tests.pipeline.tiny import complete_store
 
 SETTINGS = ("micro_batches=2", "checkpoint_every=4", "optimizer.learning_rate=0.01")
@@ -44,10 +45,9 @@ def trainer_of(store, run, ranks=Ranks()):  # noqa: B008
 
 def test_the_gradient_of_a_batch_is_the_mean_over_its_parts(store, alone):
     trainer = trainer_of(store, alone)
-    rows = trainer._sampler.batch(0)
+    batches = list(trainer.batches.parts(0))
     expected = {}
-    for part in range(2):
-        batch = trainer._windows(rows[4 * part : 4 * part + 4], None)
+    for part, batch in enumerate(batches):
         loss = trainer.agent.compute_loss(
             batch.features,
             batch.state,
@@ -58,7 +58,7 @@ def test_the_gradient_of_a_batch_is_the_mean_over_its_parts(store, alone):
         for name, parameter in trainer.agent.named_parameters():
             (gradient,) = torch.autograd.grad(loss.value, parameter, retain_graph=True)
             expected[name] = expected.get(name, 0) + gradient / 2
-    parts = [trainer._backward(part, rows[4 * part : 4 * part + 4], None) for part in range(2)]
+    parts = [trainer._backward(part, batch) for part, batch in enumerate(batches)]
     for name, parameter in trainer.agent.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-7)
     assert parts[0]["loss"] != parts[1]["loss"]

@@ -16,8 +16,9 @@ from pipeline.features.store import FeatureStore
 from pipeline.training.describe import describe
 from pipeline.training.presets import debug
 from pipeline.training.run_folder import read_run
+from pipeline.training.sampling import BatchSampler
 from pipeline.training.session import train
-from pipeline.training.windows import TRAINING_BYTES, BatchSampler, WindowData
+from pipeline.training.windows import TRAINING_BYTES, WindowData
 from tests.pipeline.tiny import (
     complete_store,
     create_store,

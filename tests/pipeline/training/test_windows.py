@@ -8,7 +8,8 @@ import torch
 
 from pipeline.errors import StoreError
 from pipeline.features.attributes import SourceShare
-from pipeline.training.windows import BatchSampler, WindowData
+from pipeline.training.sampling import BatchSampler
+from pipeline.training.windows import WindowData
 from tests.pipeline.tiny import complete_store
 
 LENGTHS = (12, 9, 10)
