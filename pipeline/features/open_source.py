@@ -58,7 +58,7 @@ def _manifest_of(store: Folder) -> Path:
 def _check_same_data(store: FeatureStore, reader: EpisodeReader) -> None:
     lengths = [reader.episode_length(episode) for episode in range(reader.num_episodes)]
     ends = np.cumsum(lengths, dtype=np.int64)
-    held = store.read_steps().episode_ends
+    held = store.read_episode_ends()
     if reader.view_names != store.attributes.view_names or not np.array_equal(ends, held):
         raise StoreError(
             f"{store.path}: holds {len(held)} episodes of {int(held[-1])} steps, views "

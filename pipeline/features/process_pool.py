@@ -36,14 +36,20 @@ class ProcessPool:
         self._plan = plan
         self._context = multiprocessing.get_context("forkserver")
         self._workers: dict[int, tuple[BaseProcess, Connection]] = {}
+        self._ready: set[int] = set()
 
     def __enter__(self) -> "ProcessPool":
         self._context.set_forkserver_preload([__name__])
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process, connection in self._workers.values():
-            connection.close()  # ends the worker, whatever it is doing
+        for worker, (process, connection) in self._workers.items():
+            if worker not in self._ready:
+                process.kill()  # it has written nothing, and may load for long
+            elif error[0] is None:
+                self.send(worker, None)
+            connection.close()  # ends it whatever it is doing, if it was not told to end
+        for process, _ in self._workers.values():
             process.join()
 
     def start(self, worker: int) -> None:
@@ -55,8 +61,8 @@ class ProcessPool:
         theirs.close()
         self._workers[worker] = process, ours
 
-    def send(self, worker: int, unit: int) -> None:
-        """Hand over a unit; see `WorkerPool.send`."""
+    def send(self, worker: int, unit: int | None) -> None:
+        """Hand over a unit; see `WorkerPool.send`. None ends the worker."""
         try:
             self._workers[worker][1].send(unit)
         except BrokenPipeError:
@@ -78,12 +84,16 @@ class ProcessPool:
             said = connection.recv()
         except (EOFError, ConnectionError):
             del self._workers[worker]
+            self._ready.discard(worker)
             connection.close()
             process.join()
             return Lost(worker, f"process {process.pid} ended with exit code {process.exitcode}")
         if isinstance(said, Exception):
             raise said
-        return Ready(worker) if said is None else Encoded(worker, said)
+        if said is None:
+            self._ready.add(worker)
+            return Ready(worker)
+        return Encoded(worker, said)
 
 
 def _device_of(worker: int, device: str) -> str:
@@ -110,7 +120,7 @@ def _serve(connection: Connection, plan: WorkerPlan) -> None:
             connection.send(error)
             return
         connection.send(None)
-        while True:
-            waiters.submit(worker.encode_unit, connection.recv()).add_done_callback(tell)
+        while (unit := connection.recv()) is not None:
+            waiters.submit(worker.encode_unit, unit).add_done_callback(tell)
     except (EOFError, ConnectionError):
-        os._exit(0)  # the parent is gone or done with us: nothing more may be written
+        os._exit(0)  # the parent is gone or has failed: nothing more may be written

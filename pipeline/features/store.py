@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Float16, UInt64
+from jaxtyping import Float16, Int64, UInt64
 
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.attributes import FORMAT, FORMAT_VERSION, StepArrays, StoreAttributes
@@ -338,6 +338,10 @@ class FeatureStore:
             if not len(piece):
                 return
             yield piece
+
+    def read_episode_ends(self) -> Int64[np.ndarray, " e"]:
+        """Read the row after each episode's last; StoreError where the array is damaged."""
+        return self._read("episode_ends")
 
     def read_probe(self) -> Probe:
         """Read the frames, features and engine that an encoder is compared with.

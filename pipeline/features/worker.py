@@ -67,7 +67,7 @@ class UnitWorker:
         )
         _check_encoder(store, backbone)
         reader = open_source(store, plan.manifest)
-        ends, num_variants = store.read_steps().episode_ends, store.attributes.num_variants
+        ends, num_variants = store.read_episode_ends(), store.attributes.num_variants
         self._encoder = UnitEncoder(
             store, FrameSource(reader, ends, num_variants), backbone, plan.index
         )
