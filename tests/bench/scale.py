@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.features.attributes import StepArrays
+from pipeline.features.known_frames import FrameIndex, StoredUnits
 from pipeline.features.layout import STEP_ARRAYS, UNIT_ARRAYS
 from pipeline.features.store import FeatureStore
 from pipeline.features.units import SHARD_ROWS
@@ -83,13 +84,14 @@ def commit(path: Path) -> dict[str, float]:
 
 
 def finish(path: Path) -> dict[str, float]:
-    """Take stock as a resumed run does, and mark the store complete."""
+    """Take stock of units and frames as a resumed run does, and mark the store complete."""
     store = FeatureStore.open(path, allow_incomplete=True, writable=True)
     started = time.perf_counter()
-    steps, valid = store.read_steps(), store.valid_units()
+    num_rows = sum(len(piece) for piece in store.read_step_pieces("state"))
+    index = FrameIndex.of([StoredUnits(store, frozenset(store.valid_units()))])
     stock_s = time.perf_counter() - started
-    assert len(valid) == store.num_units
-    assert len(steps.state) == store.num_rows
+    assert len(index.hashes) == num_rows * len(VIEWS)
+    del index  # handed to the workers
     started = time.perf_counter()
     store.mark_complete()
     mark_s = time.perf_counter() - started
