@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import ray
+from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import ConfigError
@@ -45,8 +46,7 @@ class RayPool:
         if self._address is None:
             options |= {"address": "local", "include_dashboard": False}
         else:
-            options |= {"address": self._address}
-            _require_answer(self._address)
+            options |= {"address": _require_answer(self._address)}
         try:
             ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
@@ -127,17 +127,20 @@ class _Actor:
         return self._worker.encode_unit(unit)
 
 
-def _require_answer(address: str) -> None:
-    """Find out in seconds whether something listens there; Ray tries for minutes."""
-    if address == "auto":
-        return
-    host, colon, port = address.rpartition(":")
-    if not colon or "/" in host or not port.isdecimal():
-        raise ConfigError(f"--address {address}: want host:port of Ray's head, or `auto`")
+def _require_answer(address: str) -> str:
+    """Find out in seconds whether a Ray listens there, and return where; Ray tries for minutes.
+
+    For `auto` too: Ray takes the last cluster of this machine, which may have ended since.
+    """
     try:
+        found = canonicalize_bootstrap_address(address) if address == "auto" else address
+        host, colon, port = str(found).rpartition(":")
+        if not colon or "/" in host or not port.isdecimal():
+            raise ConfigError(f"--address {found}: want host:port of Ray's head, or `auto`")
         socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN_S).close()
     except (OSError, OverflowError) as error:
         raise _no_ray(address, error) from error
+    return str(found)
 
 
 def _no_ray(address: str, error: Exception) -> ConfigError:

@@ -122,3 +122,10 @@ def test_what_no_machine_has_and_where_no_ray_answers_is_said_in_one_line(tmp_pa
         embed(manifest, tmp_path / "s.zarr", **many)
     with pytest.raises(ConfigError, match=r"--address 127\.0\.0\.1:1: no Ray answers there"):
         embed(manifest, tmp_path / "s.zarr", address="127.0.0.1:1", **TWO)
+
+
+def test_auto_does_not_wait_for_a_cluster_that_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # before the one that Ray remembers
+    manifest = write_one_view(tmp_path / "dataset", (20,))
+    with pytest.raises(ConfigError, match="--address auto: no Ray answers there"):
+        embed(manifest, tmp_path / "s.zarr", address="auto", **TWO)
