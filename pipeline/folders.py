@@ -13,8 +13,9 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from io import RawIOBase
+from pathlib import Path, PurePosixPath
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import ConfigError
@@ -42,9 +43,38 @@ class ObjectUrl:
     def __str__(self) -> str:
         return f"{self.scheme}://{self.bucket}/{self.path}"
 
+    def __truediv__(self, name: str) -> "ObjectUrl":
+        return ObjectUrl(self.scheme, self.bucket, f"{self.path}/{name}".lstrip("/"))
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        """What the name ends with, from its last dot."""
+        return PurePosixPath(self.path).suffix
+
+    @property
+    def parent(self) -> "ObjectUrl":
+        """The address without its last part; the bucket's own has the path ``."""
+        return ObjectUrl(self.scheme, self.bucket, self.path.rpartition("/")[0])
+
 
 Location = Path | ObjectUrl
 Stamp = tuple[object, ...]
+
+
+class ObjectEntry(NamedTuple):
+    """An object as a listing names it."""
+
+    name: str
+    """Below the address that was listed; empty for the object of that very address."""
+    size: int
+    """Bytes."""
+    e_tag: str
+    """Differs once other bytes were written."""
 
 
 @runtime_checkable
@@ -210,11 +240,40 @@ def open_folder(location: Location) -> Folder:
     """
     if isinstance(location, Path):
         return LocalFolder(location)
-    try:
+    with _needing_obstore(location):
         from pipeline.object_folder import ObjectFolder  # noqa: PLC0415 - optional
+    return ObjectFolder(location)
+
+
+def open_object(url: ObjectUrl) -> RawIOBase:
+    """Open an object for reading from any position; only what is read is fetched.
+
+    Raises:
+        MissingExtraError, ObjectStorageError: as `open_folder`; the latter while reading, too.
+        FileNotFoundError: there is none.
+    """
+    with _needing_obstore(url):
+        from pipeline.object_file import ObjectFile  # noqa: PLC0415 - optional
+    return ObjectFile(url)
+
+
+def list_objects(url: ObjectUrl) -> Iterator[ObjectEntry]:
+    """List all objects below an address, or the one at it; nothing where there is neither.
+
+    Raises:
+        MissingExtraError, ObjectStorageError: as `open_folder`.
+    """
+    with _needing_obstore(url):
+        from pipeline.object_file import list_entries  # noqa: PLC0415 - optional
+    return list_entries(url)
+
+
+@contextmanager
+def _needing_obstore(url: ObjectUrl) -> Iterator[None]:
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"{location}: object storage needs the module {error.name}, which is not installed; "
+            f"{url}: object storage needs the module {error.name}, which is not installed; "
             f"run `pip install frozen-vla[objects]`"
         ) from error
-    return ObjectFolder(location)

@@ -89,9 +89,13 @@ class ObjectFolder:
 
     def names(self, below: str = "") -> Iterator[str]:
         """Return the names of all objects, or of those below a prefix."""
+        return (held["path"] for held in self.entries(below))
+
+    def entries(self, below: str = "") -> Iterator["ObjectMeta"]:
+        """Return what a listing says of all objects, or of those below a prefix."""
         page = self._page(below, None)
         while page:
-            yield from (held["path"] for held in page)
+            yield from page
             page = self._page(below, page[-1]["path"])
 
     def write(self, name: str, content: bytes) -> None:

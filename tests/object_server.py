@@ -14,6 +14,7 @@ from threading import Lock, Thread
 
 import pytest
 
+from pipeline.object_file import open_bucket
 from pipeline.object_folder import RETRY
 
 BUCKET = "bucket"
@@ -34,6 +35,7 @@ def use_server(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    open_bucket.cache_clear()  # of another test's server
     monkeypatch.setitem(RETRY["backoff"], "init_backoff", timedelta(milliseconds=5))
 
 

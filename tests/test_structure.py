@@ -36,7 +36,11 @@ OWNERS = {
         "pipeline/features/store.py",
         "pipeline/datasets/zarr_arrays.py",
     },
-    "obstore": {"pipeline/object_folder.py", "pipeline/features/object_arrays.py"},
+    "obstore": {
+        "pipeline/object_file.py",
+        "pipeline/object_folder.py",
+        "pipeline/features/object_arrays.py",
+    },
     "h5py": {
         "pipeline/datasets/aloha_hdf5.py",
         "pipeline/datasets/aloha_recording.py",

@@ -10,7 +10,6 @@ Differs from the source: a file whose arrays differ in length is refused.
 
 import re
 from itertools import pairwise
-from pathlib import Path
 from typing import Final
 
 import h5py
@@ -26,9 +25,10 @@ from pipeline.datasets.hdf5_episodes import (
     survey_episode,
 )
 from pipeline.datasets.hdf5_reader import Hdf5Reader
-from pipeline.datasets.paths import resolve_inside
+from pipeline.datasets.places import file_in, files_in, is_there
 from pipeline.datasets.selection import wanted_numbers
 from pipeline.errors import DatasetError
+from pipeline.folders import Location
 
 LAYOUT: Final = Hdf5Layout(
     cameras="observations/images",
@@ -73,14 +73,14 @@ class AlohaHdf5Reader(Hdf5Reader):
         )
 
     @staticmethod
-    def recognises(root: Path) -> bool:
+    def recognises(root: Location) -> bool:
         """Whether there is a folder of `episode_<i>.hdf5`, the first of which has observations.
 
         A first file that does not open, or is a link to outside and is not opened, counts, so that
         opening the dataset names it.
         """
         try:
-            names = [path.name for path in root.iterdir()]
+            names = [path.name for path in files_in(root) or ()]
         except OSError:
             return False
         matches = [match for name in names if (match := _EPISODE_NAME.fullmatch(name))]
@@ -88,13 +88,13 @@ class AlohaHdf5Reader(Hdf5Reader):
             return False
         first = min(matches, key=lambda match: (int(match[1]), match[0]))
         try:
-            with open_hdf5(resolve_inside(root, first[0], allow_outside=False)) as file:
+            with open_hdf5(file_in(root, first[0], allow_outside=False)) as file:
                 return isinstance(find_object(file, "observations"), h5py.Group)
         except HDF5_ERRORS:  # our own errors are among them
             return True
 
     @staticmethod
-    def survey(root: Path) -> FormatSurvey:
+    def survey(root: Location) -> FormatSurvey:
         """List what the first file holds; columns have no names in this layout.
 
         Raises:
@@ -112,16 +112,17 @@ def _fps(file: h5py.File) -> float | None:
     return positive_number(file.attrs.get("fps"))
 
 
-def _episode_files(place: DatasetPlace) -> list[tuple[int, Path]]:
+def _episode_files(place: DatasetPlace) -> list[tuple[int, Location]]:
     """Return the wanted episodes' numbers and files, by number."""
     root = place.root
-    if not root.is_dir():
+    files = files_in(root)
+    if files is None:
         raise DatasetError(
             f"{root}: expected a folder of episode_<i>.hdf5, found "
-            f"{'a file' if root.exists() else 'nothing'}; correct the path to it"
+            f"{'a file' if is_there(root) else 'nothing'}; correct the path to it"
         )
     numbered = []
-    for path in root.iterdir():
+    for path in files:
         match = _EPISODE_NAME.fullmatch(path.name)
         if match:
             numbered.append((int(match[1]), path))
@@ -144,5 +145,5 @@ def _episode_files(place: DatasetPlace) -> list[tuple[int, Path]]:
                 "rename one"
             )
     for _, path in numbered:
-        resolve_inside(root, path.name, allow_outside=place.allow_outside)
+        file_in(root, path.name, allow_outside=place.allow_outside)
     return numbered

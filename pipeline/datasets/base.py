@@ -8,10 +8,16 @@ checking and training see. Neither knows an encoder or a store.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
+
+from pipeline.errors import DatasetError
+from pipeline.folders import Location
+
+FROM_OBJECTS: Final = ("aloha_hdf5", "robomimic_hdf5")
+"""The layouts that are read from object storage."""
 
 
 def every_episode(number: int) -> bool:
@@ -23,8 +29,8 @@ def every_episode(number: int) -> bool:
 class DatasetPlace:
     """What a format's reader is asked to open."""
 
-    root: Path
-    """The data: a folder or a file, absolute."""
+    root: Location
+    """The data: a folder or a file, absolute, or an address."""
     view_keys: tuple[str, ...]
     """Where the format keeps each camera's frames, in view order."""
     number_keys: tuple[str, ...]
@@ -33,6 +39,21 @@ class DatasetPlace:
     """Whether files may lie outside `root` (symbolic links, `..`)."""
     keeps: Callable[[int], bool] = every_episode
     """Whether an episode with this number is wanted; others need not exist or be readable."""
+
+    @property
+    def local_root(self) -> Path:
+        """The data, for layouts that are read from disks alone.
+
+        Raises:
+            DatasetError: it is an address.
+        """
+        if isinstance(self.root, Path):
+            return self.root
+        raise DatasetError(
+            f"{self.root}: expected one of the layouts that are read from object storage "
+            f"({', '.join(FROM_OBJECTS)}), found another; copy the dataset to a disk, or mount its "
+            f"bucket"
+        )
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,15 @@ Knows files and sha256; opens no dataset.
 
 import hashlib
 import os
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.datasets.manifest import Manifest
 from pipeline.datasets.paths import resolve_inside
+from pipeline.datasets.places import files_in
 from pipeline.errors import DatasetError
+from pipeline.folders import Location, ObjectUrl, open_object
 
 
 def verify_checksums(manifest: Manifest) -> None:
@@ -18,6 +21,7 @@ def verify_checksums(manifest: Manifest) -> None:
 
     Raises:
         DatasetError: a file is absent, unreadable, outside of the dataset, or another one.
+        ObjectStorageError: object storage refuses, or does not answer.
     """
     for error in wrong_checksums(manifest):
         raise error
@@ -40,7 +44,15 @@ def wrong_checksums(manifest: Manifest) -> Iterator[DatasetError]:
                 )
 
 
-def _path(root: Path, relative: str, *, allow_outside: bool) -> Path:
+def _path(root: Location, relative: str, *, allow_outside: bool) -> Location:
+    if isinstance(root, ObjectUrl):
+        parts = posixpath.normpath(relative).split("/")
+        if parts[0] in ("", ".."):
+            raise DatasetError(
+                f"{root}: expected a name below this place, found {relative!r} in `checksums`; "
+                "correct it"
+            )
+        return (root.parent if files_in(root) is None else root) / "/".join(parts)
     if not root.is_file():
         return resolve_inside(root, relative, allow_outside=allow_outside)
     if os.path.normpath(root.parent / relative) == str(root):
@@ -48,17 +60,18 @@ def _path(root: Path, relative: str, *, allow_outside: bool) -> Path:
     return resolve_inside(root.parent, relative, allow_outside=allow_outside)
 
 
-def _sha256(path: Path, origin: str) -> str:
+def _sha256(path: Location, origin: str) -> str:
     try:
-        if path.exists() and not path.is_file():  # a pipe would wait, a device never end
+        # A pipe would wait, a device never end.
+        if isinstance(path, Path) and path.exists() and not path.is_file():
             raise DatasetError(
                 f"{path}: expected a file, because `checksums` of {origin} names it, found "
                 "something else; correct the name there"
             )
-        with path.open("rb") as file:
+        with path.open("rb") if isinstance(path, Path) else open_object(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DatasetError(
             f"{path}: expected a file, because `checksums` of {origin} names it, found "
-            f"{error.strerror}; download it again, or remove it there"
+            f"{error.strerror or 'none'}; download it again, or remove it there"
         ) from error

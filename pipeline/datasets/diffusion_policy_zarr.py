@@ -54,11 +54,11 @@ class DiffusionPolicyZarrReader:
                 of a wanted episode, or lies outside the root.
         """
         self._place = place
-        self._root = place.root
+        self._root = place.local_root
         self._group: Any = None  # a zarr.Group
         self._files: StoredFiles | None = None
         self._arrays: dict[str, Any] = {}
-        self._clock = CLOCK_KEY if CLOCK_KEY in array_keys(place.root) else None
+        self._clock = CLOCK_KEY if CLOCK_KEY in array_keys(place.local_root) else None
         try:
             self._ends = self._read_ends()
             self._numbers = sorted(wanted_numbers(place, range(len(self._ends))))

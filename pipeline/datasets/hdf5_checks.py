@@ -18,26 +18,41 @@ from pipeline.datasets.compressed import MAX_PIXELS
 from pipeline.datasets.limits import MAX_CHUNK_BYTES, MAX_COLUMNS, MAX_NUMBERS
 from pipeline.datasets.selection import LEAVE_OUT
 from pipeline.errors import DatasetError
+from pipeline.folders import Location, open_object
 
 MAX_LINKS: Final = 16  # links to links, before they are taken for a circle
 # What h5py raises for damaged files, by the place of the damage.
 HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 
 
+def hdf5_file(path: Location) -> h5py.File:
+    """Open a file for reading; of an object, what is read of it is fetched, in ranges.
+
+    What object storage refuses passes through HDF5 and h5py unchanged, as `ObjectStorageError`:
+    an outage is never taken for a damaged file.
+
+    Raises:
+        OSError: there is no file, or it is damaged or no HDF5.
+        ObjectStorageError: object storage refuses, or does not answer; also while it is read.
+    """
+    return h5py.File(path if isinstance(path, Path) else open_object(path), "r")
+
+
 @contextmanager
-def open_hdf5(path: Path) -> Iterator[h5py.File]:
+def open_hdf5(path: Location) -> Iterator[h5py.File]:
     """Open a file for reading; what is damaged while it is open is reported with its name.
 
     Raises:
         DatasetError: there is no file, or it is damaged or no HDF5.
+        ObjectStorageError: object storage refuses, or does not answer.
     """
     try:
-        if not path.is_file():  # a pipe would wait for its writer
+        if isinstance(path, Path) and not path.is_file():  # a pipe would wait for its writer
             raise DatasetError(
                 f"{path}: expected an HDF5 file, found none; copy or record this episode again, "
                 "or remove the name"
             )
-        with h5py.File(path, "r") as file:
+        with hdf5_file(path) as file:
             yield file
     except DatasetError:  # which is a ValueError
         raise
@@ -237,6 +252,6 @@ def brief(error: Exception) -> str:
 
 def _outside(file: h5py.File, key: str) -> DatasetError:
     return DatasetError(
-        f"{Path(file.filename)}: {key}: expected data inside the file, found a link to another "
+        f"{file.filename}: {key}: expected data inside the file, found a link to another "
         "file; copy the data in with h5repack or h5copy"
     )

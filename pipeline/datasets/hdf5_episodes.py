@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -30,6 +29,7 @@ from pipeline.datasets.hdf5_checks import (
 )
 from pipeline.datasets.limits import MAX_COLUMNS
 from pipeline.errors import DatasetError
+from pipeline.folders import Location
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Hdf5Layout:
 class EpisodePlace:
     """Where an episode lies."""
 
-    path: Path
+    path: Location
     group: str
     """Key of the episode's group in the file; empty for the file itself."""
     number: int
@@ -160,7 +160,7 @@ def positive_number(value: object) -> float | None:
     return number if 0 < number < float("inf") else None
 
 
-def agreed_fps(stated: Iterable[tuple[Path, float | None]]) -> float | None:
+def agreed_fps(stated: Iterable[tuple[Location, float | None]]) -> float | None:
     """Return the control steps a second that files state, or None where none does.
 
     Raises:

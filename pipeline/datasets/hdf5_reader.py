@@ -5,7 +5,6 @@ Knows arrays and their keys; which files and groups the episodes are is the layo
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,9 +12,10 @@ from jaxtyping import Float, Float64, UInt8
 
 from pipeline.datasets.base import DatasetPlace
 from pipeline.datasets.compressed import decode_image, image_size
-from pipeline.datasets.hdf5_checks import HDF5_ERRORS, as_floating, brief, find_dataset
+from pipeline.datasets.hdf5_checks import HDF5_ERRORS, as_floating, brief, find_dataset, hdf5_file
 from pipeline.datasets.hdf5_episodes import EpisodeFacts, EpisodePlace
 from pipeline.errors import DatasetError, FrameReadError
+from pipeline.folders import Location
 
 
 class Hdf5Reader:
@@ -25,7 +25,10 @@ class Hdf5Reader:
     """Control steps a second as the files say; None where they do not."""
 
     def __init__(
-        self, place: DatasetPlace, episodes: Sequence[EpisodeFacts], upside_down: frozenset[Path]
+        self,
+        place: DatasetPlace,
+        episodes: Sequence[EpisodeFacts],
+        upside_down: frozenset[Location],
     ) -> None:
         """Take over episodes in the order of their numbers.
 
@@ -41,7 +44,7 @@ class Hdf5Reader:
         self._view_keys = place.view_keys
         self._episodes = episodes
         self._upside_down = upside_down
-        self._open: tuple[Path, h5py.File] | None = None
+        self._open: tuple[Location, h5py.File] | None = None
         self._sizes: dict[tuple[int, str], tuple[int, int]] = {}  # of compressed frames
         first = episodes[0]
         for other in episodes:
@@ -151,7 +154,7 @@ class Hdf5Reader:
     def _dataset(self, place: EpisodePlace, key: str) -> h5py.Dataset:
         if self._open is None or self._open[0] != place.path:
             self.close()
-            self._open = (place.path, h5py.File(place.path, "r"))
+            self._open = (place.path, hdf5_file(place.path))
         dataset = find_dataset(self._open[1], place.key(key))
         if dataset is None:
             raise KeyError(f"{key} is gone since the dataset was opened")

@@ -75,7 +75,7 @@ class FileFinder:
         """
         if relative not in self._found:
             outside = self._place.allow_outside
-            path = resolve_inside(self._place.root, relative, allow_outside=outside)
+            path = resolve_inside(self._place.local_root, relative, allow_outside=outside)
             self._found[relative] = path
         return self._found[relative]
 
@@ -95,7 +95,7 @@ class HeaderChecks:
             DatasetError: a key is no such feature, or a file is missing, damaged or too short.
         """
         for key in self._place.number_keys:
-            require_feature(self._place.root, self._info, key, ("numbers",))
+            require_feature(self._place.local_root, self._info, key, ("numbers",))
         kinds = view_kinds(self._place, self._info)
         self._require_files()
         self._require_columns([key for key, kind in kinds.items() if kind == "image"])
@@ -112,7 +112,7 @@ class HeaderChecks:
             named = ", ".join(f"{path} (episode {users[path]})" for path in missing[:_NAMED])
             more = ", ..." if len(missing) > _NAMED else ""
             raise DatasetError(
-                f"{self._place.root}: expected {len(users)} files for {len(self._episodes)} "
+                f"{self._place.local_root}: expected {len(users)} files for {len(self._episodes)} "
                 f"episodes, found {len(missing)} of them missing: {named}{more}; download the "
                 "rest, or say which episodes are there: `episodes = {only = [..]}` in the manifest"
             )
@@ -196,7 +196,9 @@ def view_kinds(place: DatasetPlace, info: LeRobotInfo) -> dict[str, str]:
         DatasetError: a view key is no colour camera of the dataset.
     """
     kinds = ("video", "image")
-    return {key: require_feature(place.root, info, key, kinds).kind for key in place.view_keys}
+    return {
+        key: require_feature(place.local_root, info, key, kinds).kind for key in place.view_keys
+    }
 
 
 def require_all_numbers(where: Path, numbers: Iterable[int], info: LeRobotInfo) -> None:

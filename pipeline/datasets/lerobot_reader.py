@@ -49,7 +49,7 @@ class LeRobotReader:
         """
         self._place, self._info, self._episodes = place, info, located.wanted
         self._num_indexed = located.num_indexed
-        self._root = place.root
+        self._root = place.local_root
         self.fps: float | None = info.fps
         self._fps = info.fps
         self.num_episodes: int = len(located.wanted)

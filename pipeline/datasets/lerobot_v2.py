@@ -50,7 +50,7 @@ class LeRobotV2Reader(LeRobotReader):
                 episode that is wanted, or a file that is missing, damaged, too short, of more
                 frames than rows, or outside the root.
         """
-        info = read_info(place.root, VERSIONS, allow_outside=place.allow_outside)
+        info = read_info(place.local_root, VERSIONS, allow_outside=place.allow_outside)
         super().__init__(place, info, _locate(place, info))
 
     @staticmethod
@@ -79,8 +79,8 @@ def _locate(place: DatasetPlace, info: LeRobotInfo) -> LocatedEpisodes:
     """Say of every wanted episode, ordered by number, where its rows and clips lie."""
     kinds = view_kinds(place, info)
     video_keys = [key for key, kind in kinds.items() if kind == "video"]
-    files, where = FileFinder(place), f"{place.root / INFO_PATH}"
-    path = place.root / INDEX_PATH
+    files, where = FileFinder(place), f"{place.local_root / INFO_PATH}"
+    path = place.local_root / INDEX_PATH
     lines = sorted(_read_index(place), key=lambda line: line.episode_index)
     require_all_numbers(path, [line.episode_index for line in lines], info)
     wanted = wanted_numbers(place, [line.episode_index for line in lines])
@@ -103,9 +103,9 @@ def _locate(place: DatasetPlace, info: LeRobotInfo) -> LocatedEpisodes:
 
 
 def _read_index(place: DatasetPlace) -> list[_IndexLine]:
-    path = place.root / INDEX_PATH
+    path = place.local_root / INDEX_PATH
     try:
-        content = read_small_file(place.root, INDEX_PATH, allow_outside=place.allow_outside)
+        content = read_small_file(place.local_root, INDEX_PATH, allow_outside=place.allow_outside)
         texts = content.splitlines()
     except OSError as error:
         raise DatasetError(

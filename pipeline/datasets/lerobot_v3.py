@@ -57,7 +57,7 @@ class LeRobotV3Reader(LeRobotReader):
                 episode that is wanted, or a file that is missing, damaged, too short, or outside
                 the root.
         """
-        info = read_info(place.root, VERSIONS, allow_outside=place.allow_outside)
+        info = read_info(place.local_root, VERSIONS, allow_outside=place.allow_outside)
         super().__init__(place, info, _locate(place, info))
 
     @staticmethod
@@ -81,10 +81,10 @@ def _locate(place: DatasetPlace, info: LeRobotInfo) -> LocatedEpisodes:
     video_keys = [key for key, kind in kinds.items() if kind == "video"]
     index = _read_index(place, video_keys)
     order = np.argsort(index["episode_index"], kind="stable")
-    folder = place.root / INDEX_FOLDER
+    folder = place.local_root / INDEX_FOLDER
     require_all_numbers(folder, index["episode_index"][order].tolist(), info)
     wanted = wanted_numbers(place, range(len(order)))
-    files, where = FileFinder(place), f"{place.root / INFO_PATH}"
+    files, where = FileFinder(place), f"{place.local_root / INFO_PATH}"
     video_path = info.video_path or _VIDEO_PATH
     found = []
     for number in sorted(wanted):
@@ -136,9 +136,9 @@ def _rows_of(
 
 def _read_index(place: DatasetPlace, video_keys: list[str]) -> dict[str, Any]:
     """Read the columns of `meta/episodes` that say where things lie, one array each."""
-    folder = place.root / INDEX_FOLDER
+    folder = place.local_root / INDEX_FOLDER
     paths = sorted(  # macOS leaves its notes beside files as `._file-000.parquet`
-        path.relative_to(place.root)
+        path.relative_to(place.local_root)
         for path in folder.glob("*/*.parquet")
         if not path.name.startswith(".")
     )
@@ -149,7 +149,7 @@ def _read_index(place: DatasetPlace, video_keys: list[str]) -> dict[str, Any]:
         )
     parts = []
     for path in paths:
-        file = require_small_file(place.root, str(path), allow_outside=place.allow_outside)
+        file = require_small_file(place.local_root, str(path), allow_outside=place.allow_outside)
         table = ParquetTable(file)
         part: dict[str, Any] = {key: table.integers(key) for key in _ROW_KEYS}
         for key in video_keys:

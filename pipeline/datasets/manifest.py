@@ -37,7 +37,8 @@ from pipeline.datasets.manifest_parts import (
 )
 from pipeline.datasets.manifest_toml import toml_text
 from pipeline.datasets.registry import FormatName
-from pipeline.errors import ManifestError
+from pipeline.errors import ConfigError, ManifestError
+from pipeline.folders import Location, parse_location
 
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _OF_ONE_SOURCE: Final = ("format", "episodes", "splits", "checksums", "allow_outside")
@@ -87,7 +88,7 @@ class Manifest(BaseModel):
     """sha256 of files, by their path below `path`; checked before frames are encoded."""
     allow_outside: bool = False
     """Whether links and paths of the dataset may lead outside `path`."""
-    _roots: tuple[Path, ...] = PrivateAttr(default=())
+    _roots: tuple[Location, ...] = PrivateAttr(default=())
     _origin: str = PrivateAttr(default="manifest")
 
     @field_validator("views")
@@ -146,8 +147,8 @@ class Manifest(BaseModel):
         )
 
     @property
-    def roots(self) -> tuple[Path, ...]:
-        """Where each of `places` lies on this machine; its existence is the reader's affair.
+    def roots(self) -> tuple[Location, ...]:
+        """Where each of `places` lies, a path or an address; its existence is the reader's affair.
 
         Raises:
             ManifestError: the manifest was rebuilt from a store, without the place of the data.
@@ -204,13 +205,17 @@ class Manifest(BaseModel):
 
     @classmethod
     def from_dict(
-        cls, content: Mapping[str, Any], *, roots: tuple[Path, ...] = (), origin: str = "manifest"
+        cls,
+        content: Mapping[str, Any],
+        *,
+        roots: tuple[Location, ...] = (),
+        origin: str = "manifest",
     ) -> "Manifest":
         """Build a manifest from plain values, such as `to_dict` returns.
 
         Args:
             content: the fields.
-            roots: the data on this machine, one a source; none where only the description is
+            roots: where the data lies, one a source; none where only the description is
                 needed.
             origin: the file or store that the values come from, for messages.
 
@@ -232,7 +237,7 @@ def load_manifest(path: Path | str) -> Manifest:
         path: a TOML file, such as those in `data_manifests/`.
 
     Returns:
-        The manifest, with `roots` as absolute paths, in which links are kept.
+        The manifest, with `roots` as absolute paths, in which links are kept, or addresses.
 
     Raises:
         ManifestError: the file is absent, is no TOML, or a field is unknown, missing or impossible.
@@ -272,10 +277,10 @@ def load_manifest(path: Path | str) -> Manifest:
     return manifest
 
 
-def _resolve(written: str, manifest_file: Path, key: str) -> Path:
+def _resolve(written: str, manifest_file: Path, key: str) -> Location:
     match = _VARIABLE.match(written)
     rest = written[match.end() :] if match else written
-    if "$" in rest or written.startswith("~"):
+    if "://" not in rest and ("$" in rest or written.startswith("~")):
         raise ManifestError(
             f"{manifest_file}: {key}: expected an absolute path, one relative to this file, or one "
             f'that begins with a variable as in "${{DATA_ROOT}}/x", found {written!r}; a home '
@@ -292,10 +297,10 @@ def _resolve(written: str, manifest_file: Path, key: str) -> Path:
         rest = value + rest
         if not Path(value).is_absolute():  # as in every other command of the shell that set it
             folder = Path.cwd()
-    if "://" in rest:  # not repeated: it may hold a secret
-        raise ManifestError(
-            f"{manifest_file}: {key}: expected a place on this machine, found an address; only "
-            f"stores may lie in object storage, so copy the dataset here, or mount its bucket"
-        )
+    if "://" in rest:
+        try:
+            return parse_location(rest)
+        except ConfigError as error:  # which repeats no secret
+            raise ManifestError(f"{manifest_file}: {key}: {error}") from error
     # Links stay: a file's name tells its layout, and a download cache links to nameless ones.
     return Path(os.path.normpath(folder / rest))

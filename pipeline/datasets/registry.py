@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal, Protocol, cast, runtime_checkable
 
-from pipeline.datasets.base import DatasetPlace, FormatReader, FormatSurvey
+from pipeline.datasets.base import FROM_OBJECTS, DatasetPlace, FormatReader, FormatSurvey
 from pipeline.datasets.paths import read_small_file
+from pipeline.datasets.places import is_there
 from pipeline.errors import DatasetError
+from pipeline.folders import Location
 
 FormatName = Literal[
     "lerobot_v3", "lerobot_v2", "aloha_hdf5", "robomimic_hdf5", "diffusion_policy_zarr"
@@ -38,11 +40,17 @@ class FormatClass(Protocol):
         """Open a dataset and check it by its headers."""
 
     @staticmethod
-    def recognises(root: Path) -> bool:
-        """Whether `root` looks like this layout: names and headers only, never raises."""
+    def recognises(root: Location) -> bool:
+        """Whether `root` looks like this layout: names and headers only.
+
+        Layouts that are read from disks alone are asked about paths alone.
+
+        Raises:
+            ObjectStorageError: object storage refuses, or does not answer.
+        """
 
     @staticmethod
-    def survey(root: Path) -> FormatSurvey:
+    def survey(root: Location) -> FormatSurvey:
         """Say what the dataset offers, to start a manifest from.
 
         Raises:
@@ -86,16 +94,19 @@ def open_format(name: FormatName | None, place: DatasetPlace) -> FormatReader:
     return format_class(name or detect_format(place.root))(place)
 
 
-def detect_format(root: Path) -> FormatName:
+def detect_format(root: Location) -> FormatName:
     """Say which layout the files have, by their names and headers.
 
     Raises:
         DatasetError: there is nothing, no layout that is read, or more than one of them.
+        ObjectStorageError: object storage refuses, or does not answer.
     """
-    if not root.exists():
+    if not is_there(root):
         raise DatasetError(f"{root}: expected a dataset, found nothing; correct the path to it")
     found, missing = [], None
     for name in FORMATS:
+        if not isinstance(root, Path) and name not in FROM_OBJECTS:
+            continue
         try:
             if format_class(name).recognises(root):
                 found.append(name)
@@ -110,6 +121,12 @@ def detect_format(root: Path) -> FormatName:
         )
     if missing:  # it may be the layout that nobody could look for
         raise DatasetError(f"{root}: found no layout that is read without it: {missing}")
+    if not isinstance(root, Path):
+        raise DatasetError(
+            f"{root}: expected one of the layouts that are read from object storage "
+            f"({', '.join(FROM_OBJECTS)}), found neither episode_<i>.hdf5 nor an HDF5 file of "
+            f"data/demo_<i>; correct the address, or copy the dataset to a disk"
+        )
     raise DatasetError(
         f"{root}: expected one of the layouts {', '.join(FORMATS)}, found {_what_it_is(root)}; "
         "correct the path to it, or convert the dataset"

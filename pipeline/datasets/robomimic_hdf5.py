@@ -14,8 +14,8 @@ scripts/dataset_states_to_obs.py; Lifelong-Robot-Learning/LIBERO@1952000, script
 
 import json
 import re
-from itertools import islice, pairwise
-from pathlib import Path
+from itertools import pairwise
+from operator import attrgetter
 from typing import Final
 
 import h5py
@@ -41,9 +41,10 @@ from pipeline.datasets.hdf5_episodes import (
     survey_episode,
 )
 from pipeline.datasets.hdf5_reader import Hdf5Reader
-from pipeline.datasets.paths import resolve_inside
+from pipeline.datasets.places import file_in, files_in
 from pipeline.datasets.selection import wanted_numbers
 from pipeline.errors import DatasetError
+from pipeline.folders import Location
 
 LAYOUT: Final = Hdf5Layout(
     cameras="obs",
@@ -78,7 +79,7 @@ class RobomimicHdf5Reader(Hdf5Reader):
         listed = _listed(paths)
         wanted = wanted_numbers(place, (demo.number for demos in listed.values() for demo in demos))
         # Of each file with a wanted demonstration: those of all its demonstrations, by name.
-        self._numbers: dict[Path, dict[str, int]] = {}
+        self._numbers: dict[Location, dict[str, int]] = {}
         episodes: list[EpisodeFacts] = []
         stated, upside_down = [], set()
         for path, demos in listed.items():
@@ -119,17 +120,16 @@ class RobomimicHdf5Reader(Hdf5Reader):
         return tuple(sorted(set(found)))
 
     @staticmethod
-    def recognises(root: Path) -> bool:
+    def recognises(root: Location) -> bool:
         """Whether there is a file with `/data/demo_<i>`, or a folder with one among its first."""
         try:
-            paths = sorted(root.iterdir()) if root.is_dir() else [root]
+            paths = _hdf5_files_in(root)
         except OSError:
             return False
-        candidates = (path for path in paths if not root.is_dir() or _is_hdf5(path))
-        return any(_has_demos(path) for path in islice(candidates, _MAX_LOOKS))
+        return any(map(_has_demos, paths[:_MAX_LOOKS] if paths is not None else [root]))
 
     @staticmethod
-    def survey(root: Path) -> FormatSurvey:
+    def survey(root: Location) -> FormatSurvey:
         """List what the first demonstration of the first file holds; columns have no names.
 
         Raises:
@@ -144,28 +144,34 @@ class RobomimicHdf5Reader(Hdf5Reader):
             return survey_episode(file, where, LAYOUT, fps=_fps(file), notes=notes)
 
 
-def _files(root: Path, *, allow_outside: bool) -> list[Path]:
-    if not root.is_dir():
+def _files(root: Location, *, allow_outside: bool) -> list[Location]:
+    paths = _hdf5_files_in(root)
+    if paths is None:
         return [root]  # which says of itself when it is nothing
-    paths = sorted(path for path in root.iterdir() if _is_hdf5(path))
     if not paths:
         raise DatasetError(
             f"{root}: expected a robomimic .hdf5 file, or a folder of such, found a folder without "
             "any; correct the path to it"
         )
     for path in paths:
-        resolve_inside(root, path.name, allow_outside=allow_outside)
+        file_in(root, path.name, allow_outside=allow_outside)
     return paths
 
 
-def _is_hdf5(path: Path) -> bool:
+def _hdf5_files_in(root: Location) -> list[Location] | None:
+    """List the HDF5 files of a folder by name; None where there is no folder."""
+    files = files_in(root)
+    return None if files is None else sorted(filter(_is_hdf5, files), key=attrgetter("name"))
+
+
+def _is_hdf5(path: Location) -> bool:
     # macOS leaves its notes beside files as `._image.hdf5`.
     return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
 
 
-def _listed(paths: list[Path]) -> dict[Path, list[EpisodePlace]]:
+def _listed(paths: list[Location]) -> dict[Location, list[EpisodePlace]]:
     """List the demonstrations of all files, with their episodes' numbers."""
-    listed: dict[Path, list[EpisodePlace]] = {}
+    listed: dict[Location, list[EpisodePlace]] = {}
     num_before = 0
     for path in paths:
         with open_hdf5(path) as file:
@@ -177,7 +183,7 @@ def _listed(paths: list[Path]) -> dict[Path, list[EpisodePlace]]:
     return listed
 
 
-def _demos(file: h5py.File, path: Path) -> list[tuple[int, str]]:
+def _demos(file: h5py.File, path: Location) -> list[tuple[int, str]]:
     """List the demonstrations' numbers and groups, by number."""
     data = find_object(file, "data")
     if not isinstance(data, h5py.Group):
@@ -232,7 +238,7 @@ def _fps(file: h5py.File) -> float | None:
     return positive_number(kwargs.get("control_freq")) if isinstance(kwargs, dict) else None
 
 
-def _is_upside_down(file: h5py.File, path: Path) -> bool:
+def _is_upside_down(file: h5py.File, path: Location) -> bool:
     stated = file["data"].attrs.get("macros_image_convention")
     convention = _text(stated)
     if stated is None or (convention or "").casefold() == "opencv":
@@ -252,7 +258,7 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _mask(file: h5py.File, path: Path, name: str) -> list[str]:
+def _mask(file: h5py.File, path: Location, name: str) -> list[str]:
     """Read the names of a subset's demonstrations."""
     where = f"{path}: mask/{name}"
     dataset = find_dataset(file, f"mask/{name}")
@@ -278,7 +284,7 @@ def _mask(file: h5py.File, path: Path, name: str) -> list[str]:
         ) from error
 
 
-def _has_demos(path: Path) -> bool:
+def _has_demos(path: Location) -> bool:
     try:
         with open_hdf5(path) as file:
             data = find_object(file, "data")

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import StoreError
 from pipeline.features.records import SOURCE_NOTE, read_sealed, write_sealed
-from pipeline.folders import Folder
+from pipeline.folders import Folder, Location, ObjectUrl, list_objects
 
 DECODERS: Final = ("av", "h5py", "imagecodecs", "numcodecs", "pillow", "pyarrow", "zarr")
 
@@ -53,15 +53,24 @@ def write_source(store: Folder, note: SourceNote) -> None:
     write_sealed(store, SOURCE_NOTE, note.model_dump(mode="json"))
 
 
-def files_stamp(roots: Iterable[Path]) -> str:
+def files_stamp(roots: Iterable[Location]) -> str:
     """Return a sha256 over name, size and time of change of every file below the roots.
+
+    Of objects over name, size and etag, which a listing tells.
 
     Equal stamps mean that no file was written, added or removed, and that the same versions of the
     libraries decode them; otherwise a dataset is compared frame by frame. Links are followed.
+
+    Raises:
+        ObjectStorageError: object storage refuses, or does not answer.
     """
     digest = hashlib.sha256(" ".join(_decoders()).encode())
     for root in roots:
         digest.update(b"\0root")
+        if isinstance(root, ObjectUrl):
+            for entry in sorted(list_objects(root)):
+                digest.update(f"{entry.name}\0{entry.size}\0{entry.e_tag}\0".encode())
+            continue
         for path in sorted([root] if root.is_file() else _files_below(root)):
             status = path.stat()
             name = os.fsencode(path.relative_to(root))

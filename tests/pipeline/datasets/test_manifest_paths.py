@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.datasets.manifest import load_manifest
 from pipeline.errors import ManifestError
+from pipeline.folders import ObjectUrl
 from tests.pipeline.datasets.test_manifest import TEXT, problem_of, write
 
 
@@ -59,9 +60,25 @@ def test_other_shorthand_is_refused_and_not_taken_for_a_folder(tmp_path, monkeyp
     assert repr(path) in problem_of(tmp_path, TEXT.replace('"data"', f'"{path}"'))
 
 
-@pytest.mark.parametrize("path", ["s3://key:SECRET@bucket/x", "${TOWEL_ROOT}/x", "file:///SECRET"])
-def test_an_address_is_refused_and_not_taken_for_a_folder(tmp_path, monkeypatch, path):
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("s3://bucket/x/y.hdf5", ObjectUrl("s3", "bucket", "x/y.hdf5")),
+        ("${TOWEL_ROOT}/y/", ObjectUrl("gs", "towels", "x/y")),
+        ("file:///x/y", Path("/x/y")),
+    ],
+)
+def test_an_address_is_a_place(tmp_path, monkeypatch, path, place):
+    monkeypatch.setenv("TOWEL_ROOT", "gs://towels/x")
+    assert load_manifest(write(tmp_path, TEXT.replace('"data"', f'"{path}"'))).roots == (place,)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["s3://key:SECRET@bucket/x", "s3://key:$ECRET@bucket/x", "${TOWEL_ROOT}", "http://SECRET"],
+)
+def test_an_address_that_leads_nowhere_is_refused_without_its_secrets(tmp_path, monkeypatch, path):
     monkeypatch.setenv("TOWEL_ROOT", "gs://SECRET")
     message = problem_of(tmp_path, TEXT.replace('"data"', f'"{path}"'))
-    assert "found an address; only stores may lie in object storage" in message
-    assert "SECRET" not in message
+    assert "expected s3://bucket/path or gs://bucket/path" in message
+    assert "ECRET" not in message
