@@ -236,10 +236,11 @@ def _open_store(
 
 
 def _plan_worker(config: EmbedConfig, store: FeatureStore, index: FrameIndex) -> WorkerPlan:
+    is_folder = Path(config.backbone).is_dir()  # a worker may run in another one
     return WorkerPlan(
         manifest=config.manifest.absolute(),
         store=store.path,
-        backbone=config.backbone,
+        backbone=str(Path(config.backbone).absolute()) if is_folder else config.backbone,
         revision=config.revision,
         device=config.device,
         compiled=config.compiled,

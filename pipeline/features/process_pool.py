@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pickle import PicklingError
 from threading import Lock, RLock
 
 import torch
@@ -109,8 +110,12 @@ def _serve(connection: Connection, plan: WorkerPlan) -> None:
     sending = Lock()
 
     def tell(encoding: Future[UnitOutcome]) -> None:
+        said = encoding.exception() or encoding.result()
         with sending, suppress(ConnectionError):
-            connection.send(encoding.exception() or encoding.result())
+            try:
+                connection.send(said)
+            except (PicklingError, TypeError, AttributeError):  # else the parent waits for ever
+                connection.send(RuntimeError(f"{type(said).__name__}: {said}"))
 
     waiters = ThreadPoolExecutor(max_workers=UNITS_IN_FLIGHT)
     try:

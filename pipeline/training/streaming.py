@@ -7,7 +7,8 @@ else passes through two buffers. The batch of a step is a function of seed, memo
 process among those of the run, so that a resumed run needs no saved position.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Final
 
@@ -30,7 +31,10 @@ from pipeline.training.validation import heldout_sample
 from policy.normalizer import DataStatistics
 from policy.spec import FEATURE_DIM
 
+logger = logging.getLogger(__name__)
+
 MB: Final = 1_000_000  # bytes
+WIDEST_SHARES: Final = 1.1  # windows of one process over those of another, before it is said
 READ_COPIES: Final = 3  # of a unit while it is read: the file's bytes, a shard's chunks, the array
 SUMS_BYTES: Final = 16 * MB  # of the first pass
 ORDER_BYTES: Final = 40  # a row of a buffer: its number and place, shuffled, and the shuffling
@@ -152,6 +156,8 @@ class StreamedWindowData(StepData):
                 f"{self._ranks.size} processes cannot share {int((num_windows > 0).sum())} units "
                 f"of features, each needs one of its own; start fewer, or leave out --memory"
             )
+        if self._ranks.is_primary:
+            warn_of_uneven_shares([int(num_windows[blocks].sum()) for blocks in owned])
         return [self._blocks[number] for number in owned[self._ranks.rank]]
 
     def _rows_a_buffer(self, num_kept: int) -> int:
@@ -220,3 +226,15 @@ class StreamedBatches(Batches):
         return self._data.assemble(
             torch.cat(observed), torch.cat(features), agent.head.pred_horizon
         )
+
+
+def warn_of_uneven_shares(num_windows: Sequence[int]) -> None:
+    """Say if processes own training windows of numbers that differ by more than a tenth."""
+    least, most = min(num_windows), max(num_windows)
+    if most > WIDEST_SHARES * least:
+        told = (
+            "processes own %d to %d training windows and draw equally many, so that those of one "
+            "come %.1f times as often as those of another; fewer processes, or a store of smaller "
+            "units (vla-embed --shard-above), come closer"
+        )
+        logger.warning(told, least, most, most / least)

@@ -17,7 +17,7 @@ from pipeline.training.distributed import Ranks
 from pipeline.training.presets import debug
 from pipeline.training.session import train
 from pipeline.training.steps import Windows
-from pipeline.training.streaming import StreamedWindowData
+from pipeline.training.streaming import StreamedWindowData, warn_of_uneven_shares
 from pipeline.training.validation import heldout_sample
 from pipeline.training.windows import WindowData
 from tests.pipeline.tiny import complete_store
@@ -174,6 +174,12 @@ def flip(store: FeatureStore, unit: int) -> None:
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("windows", "is_told"), [((100, 109), False), ((60, 120), True)])
+def test_shares_of_very_different_sizes_are_told(caplog, windows, is_told):
+    warn_of_uneven_shares(windows)
+    assert ("come 2.0 times as often" in caplog.text) == is_told
 
 
 def test_a_unit_that_was_damaged_since_the_first_pass_is_found(tmp_path):
