@@ -129,8 +129,9 @@ def test_an_outage_while_frames_are_read_ends_in_one_line_and_the_same_command_g
     upload(recorded.parent / "data", url)
     manifest, store = describe(recorded, tmp_path, url), tmp_path / "x.zarr"
 
-    def dies_at(_method: str, path: str) -> bool:
-        if not path.endswith("episode_2.hdf5") or not (store / "zarr.json").exists():
+    def dies_at(method: str, path: str) -> bool:
+        is_frame = method == "GET" and path.endswith("episode_2.hdf5")
+        if not is_frame or not (store / "zarr.json").exists():
             return False
         deadline = time.monotonic() + 30
         while not (store / "commits" / "000000.json").exists() and time.monotonic() < deadline:
