@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pickle import PicklingError
 from threading import Lock, RLock
 
 import torch
@@ -110,12 +109,12 @@ def _serve(connection: Connection, plan: WorkerPlan) -> None:
     sending = Lock()
 
     def tell(encoding: Future[UnitOutcome]) -> None:
-        said = encoding.exception() or encoding.result()
+        error = encoding.exception()
+        if error is not None and not isinstance(error, (VlaError, OSError)):
+            # One that cannot be sent would leave the parent waiting for ever.
+            error = RuntimeError(f"{type(error).__name__}: {error}")
         with sending, suppress(ConnectionError):
-            try:
-                connection.send(said)
-            except (PicklingError, TypeError, AttributeError):  # else the parent waits for ever
-                connection.send(RuntimeError(f"{type(said).__name__}: {said}"))
+            connection.send(error or encoding.result())
 
     waiters = ThreadPoolExecutor(max_workers=UNITS_IN_FLIGHT)
     try:

@@ -302,12 +302,16 @@ def test_signals_end_it_and_leave_nothing_behind(policy, number, tmp_path):
         lines.append(line)
         os.kill(os.getpid(), number)
 
-    handler = signal.getsignal(number)
-    with concurrent.futures.ThreadPoolExecutor(1) as worker:
-        server = PolicyServer(policy, ServeConfig(run=tmp_path, port=0), worker)
-        asyncio.run(run_until_signal(server, announce))
-    assert re.fullmatch(rf"serving {tmp_path} .* at ws://127\.0\.0\.1:\d+", lines[0])
-    assert signal.getsignal(number) == handler
+    handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, handler)  # whoever runs us in the background ignores SIGINT
+    try:
+        with concurrent.futures.ThreadPoolExecutor(1) as worker:
+            server = PolicyServer(policy, ServeConfig(run=tmp_path, port=0), worker)
+            asyncio.run(run_until_signal(server, announce))
+        assert re.fullmatch(rf"serving {tmp_path} .* at ws://127\.0\.0\.1:\d+", lines[0])
+        assert signal.getsignal(number) == handler
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_port_that_is_taken_is_refused_in_one_line(port, policy):
