@@ -55,6 +55,14 @@ class Completion:
         if held is not None:
             check_listed(self._folder, held[1], concerns)
 
+    def check_arrays(self, *names: str) -> None:
+        """Compare the files of some arrays with the list, if the store is complete.
+
+        Raises:
+            StoreError: one was changed since; the message names it.
+        """
+        self.check_files(lambda name: name.split("/")[0] in names)
+
     @contextmanager
     def unreplaced(self) -> Iterator[str]:
         """Give the digest of what is read within; see `FeatureStore.unreplaced`."""

@@ -18,6 +18,7 @@ engine write the same bytes, and of two that differ a mixture is refused and enc
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -94,11 +95,12 @@ def all_finite(features: Float16[np.ndarray, "n s 768"]) -> bool:
 
 
 def unit_hash(
-    features: Float16[np.ndarray, "n v 768"], frame_hash: UInt64[np.ndarray, "n v"]
+    features: Iterable[Float16[np.ndarray, "_ v 768"]], frame_hash: UInt64[np.ndarray, "n v"]
 ) -> str:
-    """Return the sha256 of a unit's rows."""
-    digest = hashlib.sha256(np.ascontiguousarray(features).data)
-    digest.update(np.ascontiguousarray(frame_hash).data)
+    """Return the sha256 of a unit's rows, whose features come in pieces of consecutive ones."""
+    digest = hashlib.sha256()
+    for values in chain(features, [frame_hash]):
+        digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
 
 

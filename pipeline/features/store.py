@@ -21,6 +21,7 @@ import json
 from collections.abc import Iterable, Iterator, Set
 from contextlib import AbstractContextManager, suppress
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ from pipeline.features.records import (
     write_mark,
     write_unit_record,
 )
-from pipeline.features.units import num_units, unit_rows
+from pipeline.features.units import PASSING_ROWS, cut, num_units, unit_rows
 from pipeline.files import json_bytes
 from pipeline.folders import Folder, Location, open_folder
 from policy.spec import FEATURE_DIM
@@ -219,7 +220,7 @@ class FeatureStore:
         for unit in range(self.num_units) if among is None else among:
             with suppress(StoreError):
                 self._unit_record(unit)  # first: without one there are no rows to read
-                self._read_unit(unit)
+                self.read_unit_hashes(unit)
                 valid.add(unit)
         return valid
 
@@ -261,7 +262,7 @@ class FeatureStore:
         record = UnitRecord(
             unit=unit,
             rows=(start, stop),
-            sha256=unit_hash(features, frame_hash),
+            sha256=unit_hash([features], frame_hash),
             fingerprint=self.attributes.encoder.fingerprint,
             engines=tuple(sorted(engines)),
         )
@@ -307,7 +308,10 @@ class FeatureStore:
         Raises:
             StoreError: the unit was never committed, or is damaged.
         """
-        return self._read_unit(unit)[0]
+        rows = slice(*self.unit_rows(unit))
+        features, frame_hash = (self._read(name, rows) for name in UNIT_ARRAYS)
+        self._check_unit(unit, unit_hash([features], frame_hash))
+        return features
 
     def read_unit_hashes(self, unit: int) -> UInt64[np.ndarray, "n s"]:
         """Read the hash of the pixels of every frame of a unit, checked against its record.
@@ -315,7 +319,13 @@ class FeatureStore:
         Raises:
             StoreError: the unit was never committed, or is damaged.
         """
-        return self._read_unit(unit)[1]
+        rows = self.unit_rows(unit)
+        # Nobody keeps the features: they pass by in pieces, each of which is a request elsewhere.
+        pieces = cut(*rows, PASSING_ROWS) if isinstance(self.path, Path) else [slice(*rows)]
+        features = (self._read("features", piece) for piece in pieces)
+        frame_hash = self._read("frame_hash", slice(*rows))
+        self._check_unit(unit, unit_hash(features, frame_hash))
+        return frame_hash
 
     def read_steps(self) -> StepArrays:
         """Read state, action, timestamps and episode ends into memory.
@@ -323,7 +333,7 @@ class FeatureStore:
         Raises:
             StoreError: an array is damaged; the message names it.
         """
-        self._check_files(*STEP_ARRAYS)
+        self._completion.check_arrays(*STEP_ARRAYS)
         return StepArrays(**{name: self._read(name) for name in STEP_ARRAYS})
 
     def read_step_pieces(self, name: str) -> Iterator[np.ndarray]:
@@ -332,7 +342,7 @@ class FeatureStore:
         Raises:
             StoreError: the array is damaged.
         """
-        self._check_files(name)
+        self._completion.check_arrays(name)
         for start in count(0, STATE_CHUNK_ROWS):
             piece = self._read(name, slice(start, start + STATE_CHUNK_ROWS))
             if not len(piece):
@@ -365,22 +375,14 @@ class FeatureStore:
             digest.update(self._unit_record(unit).model_dump_json().encode())
         return digest.hexdigest()
 
-    def _check_files(self, *arrays: str) -> None:
-        self._completion.check_files(lambda name: name.split("/")[0] in arrays)
-
     def _unit_record(self, unit: int) -> UnitRecord:
         made_by = self.attributes.encoder.fingerprint
         return read_unit_record(self.folder, unit, self.unit_rows(unit), made_by)
 
-    def _read_unit(
-        self, unit: int
-    ) -> tuple[Float16[np.ndarray, "n s 768"], UInt64[np.ndarray, "n s"]]:
-        start, stop = self.unit_rows(unit)
-        features, frame_hash = (self._read(name, slice(start, stop)) for name in UNIT_ARRAYS)
-        if unit_hash(features, frame_hash) != self._unit_record(unit).sha256:
-            what = f"rows {start}..{stop} (unit {unit}) do not hash to their commit record"
-            raise StoreError(f"{self.path}: {what}")
-        return features, frame_hash
+    def _check_unit(self, unit: int, found: str) -> None:
+        if found != self._unit_record(unit).sha256:
+            where = "{}: rows {}..{}".format(self.path, *self.unit_rows(unit))
+            raise StoreError(f"{where} (unit {unit}) do not hash to their commit record")
 
     def _open(self, name: str) -> zarr.Array[Any]:
         if name not in UNIT_ARRAYS:

@@ -16,6 +16,7 @@ from jaxtyping import Int64
 
 CHUNK_ROWS: Final = 256  # control steps; a chunk of three views is 1.18 MB
 SHARD_ROWS: Final = 64 * CHUNK_ROWS  # control steps; a shard of three views is 75.5 MB
+PASSING_ROWS: Final = 8 * CHUNK_ROWS  # control steps of a shard held while it is only checked
 SHARD_ABOVE: Final = 1_000_000  # control steps of a dataset; DROID has 18.9 million
 
 
@@ -43,6 +44,12 @@ def num_units(num_rows: int, rows_per_unit: int) -> int:
 def unit_rows(unit: int, num_rows: int, rows_per_unit: int) -> tuple[int, int]:
     """Return the rows [start, stop) of a unit."""
     return unit * rows_per_unit, min((unit + 1) * rows_per_unit, num_rows)
+
+
+def cut(start: int, stop: int, size: int) -> Iterator[slice]:
+    """Cut the rows [start, stop) into pieces of so many; the last one may be short."""
+    for first in range(start, stop, size):
+        yield slice(first, min(first + size, stop))
 
 
 def episode_slices(
