@@ -17,32 +17,13 @@ from pipeline.folders import Location, ObjectUrl, open_folder
 from pipeline.object_folder import RETRY
 from tests.cli.test_commands import invoke
 from tests.cli.test_object_storage import refused
-from tests.object_server import BUCKET, KEY_ID, SECRET, failing_proxy, s3_server, use_server
+from tests.object_server import BUCKET, KEY_ID, SECRET
 from tests.pipeline.datasets import aloha_files, robomimic_files
 from tests.pipeline.features.still_life import break_frame, write_still_episode, write_still_life
 from tests.tower import tiny_tower
 
 LENGTHS = (250, 6, 6, 2)  # the first two episodes are one unit, the others another
 CHANGED_ROW = 6  # of the second unit: the first of the last episode
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as port:
-        yield port
-
-
-@pytest.fixture
-def proxy(server, monkeypatch):
-    with failing_proxy(server) as proxy:
-        use_server(monkeypatch, proxy.url)
-        yield proxy
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    """Give up soon where nothing answers."""
-    monkeypatch.setitem(RETRY, "max_retries", 1)
 
 
 @pytest.fixture

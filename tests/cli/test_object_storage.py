@@ -11,27 +11,11 @@ from tests.object_server import (
     KEY_ID,
     SECRET,
     FailingProxy,
-    failing_proxy,
-    s3_server,
-    use_server,
 )
 from tests.pipeline.features.still_life import write_still_episode, write_still_life
 from tests.tower import tiny_tower
 
 LENGTHS = (258, 6)  # two units
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as port:
-        yield port
-
-
-@pytest.fixture
-def proxy(server, monkeypatch):
-    with failing_proxy(server) as proxy:
-        use_server(monkeypatch, proxy.url)
-        yield proxy
 
 
 @pytest.fixture(scope="module")

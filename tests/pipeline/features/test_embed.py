@@ -18,6 +18,7 @@ from pipeline.folders import LocalFolder
 from policy.backbone import load_backbone
 from policy.errors import DeviceError
 from policy.preprocess import resize_frames
+from tests.pipeline.features.still_life import break_frame
 from tests.pipeline.tiny import VIEWS, write_dataset
 from tests.tower import tiny_tower
 
@@ -252,12 +253,7 @@ def test_frames_of_another_size_need_the_opt_in(tmp_path):
 def test_a_frame_that_does_not_decode_commits_nothing(copied):
     manifest, store = copied
     shutil.rmtree(store)
-    path = manifest.parent / "data/episode_0.hdf5"
-    with h5py.File(path) as file:
-        chunk = file["observations/images/top"].id.get_chunk_info(2)
-    with path.open("r+b") as file:
-        file.seek(chunk.byte_offset)
-        file.write(b"\0" * chunk.size)
+    break_frame(manifest.parent / "data/episode_0.hdf5", "top", 2)
     with pytest.raises(FailedUnitsError, match=r"1 of 1 units failed.*episode_0"):
         embed(manifest, store)
     assert not (store / "COMPLETE.json").exists()

@@ -11,8 +11,7 @@ from pipeline.errors import IncompleteStoreError, ObjectStorageError, StoreError
 from pipeline.features.checksums import verify_checksums
 from pipeline.features.store import FeatureStore
 from pipeline.folders import ObjectUrl, open_folder
-from pipeline.object_folder import RETRY
-from tests.object_server import BUCKET, ask, failing_proxy, s3_server, use_server
+from tests.object_server import BUCKET, ask, use_server
 from tests.pipeline.tiny import (
     complete_store,
     create_store,
@@ -22,19 +21,6 @@ from tests.pipeline.tiny import (
 )
 
 LENGTHS = (256, 40, 10)  # two units, the second one short
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as port:
-        yield port
-
-
-@pytest.fixture
-def proxy(server, monkeypatch):
-    with failing_proxy(server) as proxy:
-        use_server(monkeypatch, proxy.url)
-        yield proxy
 
 
 @pytest.fixture
@@ -49,12 +35,6 @@ def whole(server, monkeypatch):
     url = ObjectUrl("s3", BUCKET, "stores/whole.zarr")
     is_made = open_folder(url).exists("COMPLETE.json")
     return FeatureStore.open(url) if is_made else complete_store(url, LENGTHS)
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    """Give up soon where nothing answers."""
-    monkeypatch.setitem(RETRY, "max_retries", 1)
 
 
 def content(location: Path | ObjectUrl) -> dict[str, bytes]:

@@ -4,7 +4,6 @@ import multiprocessing
 from dataclasses import replace
 from threading import Thread
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -28,6 +27,7 @@ from tests.pipeline.features.drivers import (
     workers_of,
     write_one_view,
 )
+from tests.pipeline.features.still_life import break_frame
 from tests.tower import tiny_tower
 
 # As many threads as this process has: another number is another engine.
@@ -84,12 +84,7 @@ def test_a_killed_driver_takes_its_workers_along_and_the_next_goes_on(embedded, 
 
 def test_a_unit_whose_frames_do_not_read_is_named_and_stays_alone(tmp_path):
     manifest, store = write_one_view(tmp_path / "dataset", (300, 300)), tmp_path / "s.zarr"
-    path = manifest.parent / "data/episode_1.hdf5"
-    with h5py.File(path) as file:
-        chunk = file["observations/images/top"].id.get_chunk_info(250)
-    with path.open("r+b") as file:
-        file.seek(chunk.byte_offset)
-        file.write(b"\0" * chunk.size)
+    break_frame(manifest.parent / "data/episode_1.hdf5", "top", 250)
     with pytest.raises(FailedUnitsError, match=r"1 of 3 units failed.*unit 2: .*episode_1"):
         embed(manifest, store, **TWO)
     assert sorted(commits(store)) == ["000000.json", "000001.json"]

@@ -1,14 +1,13 @@
 """SIGKILL at random moments: what was committed stays, and the end is byte-identical."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 from pipeline.features.source import SOURCE_NOTE
 from pipeline.features.units import CHUNK_ROWS
-from tests.pipeline.features.still_life import write_still_life
+from tests.pipeline.features.drivers import write_one_view
 from tests.tower import tiny_tower
 
 KILLS = 30
@@ -23,9 +22,7 @@ def files(store: Path) -> dict[str, bytes]:
 
 
 def test_thirty_kills_change_no_byte_and_encode_no_unit_twice(tmp_path):
-    manifest = write_still_life(tmp_path / "dataset", (2 * CHUNK_ROWS, 100, 100))
-    one_view = 'views = [{name = "top", key = "observations/images/top"}]'
-    manifest.write_text(re.sub("^views = .*", one_view, manifest.read_text(), flags=re.MULTILINE))
+    manifest = write_one_view(tmp_path / "dataset", (2 * CHUNK_ROWS, 100, 100))
     command = [sys.executable, "-m", "tests.pipeline.features.kill_embedding"]
     arguments = [str(manifest), str(tmp_path), tiny_tower(), str(KILLS), "0"]
     done = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
