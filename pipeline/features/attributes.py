@@ -1,13 +1,10 @@
-"""What a store says of itself, and the arrays of a dataset that it keeps beside the features.
+"""What a store says of itself.
 
-Knows fields and shapes; no files and no zarr.
+Knows fields; no files and no zarr.
 """
 
-from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-from jaxtyping import Float32, Float64, Int64
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.features.layout import Codec
@@ -66,17 +63,3 @@ class StoreAttributes(BaseModel):
     def num_slots(self) -> int:
         """Features a step: every view as recorded, then every view of variant 1, and so on."""
         return (1 + self.num_variants) * len(self.view_names)
-
-
-@dataclass(frozen=True)
-class StepArrays:
-    """Everything of a dataset but its frames, all episodes one after the other."""
-
-    state: Float32[np.ndarray, "n s"]
-    """Robot state of every step, in the manifest's units."""
-    action: Float32[np.ndarray, "n a"]
-    """Action of every step, in the manifest's units."""
-    timestamp: Float64[np.ndarray, " n"]
-    """Seconds since the episode's first step."""
-    episode_ends: Int64[np.ndarray, " e"]
-    """Row after each episode's last step."""

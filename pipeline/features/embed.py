@@ -20,7 +20,7 @@ from pipeline.datasets.checksums import verify_checksums
 from pipeline.datasets.manifest import Manifest, load_manifest
 from pipeline.datasets.manifest_reader import ManifestReader
 from pipeline.errors import DatasetError, FrameReadError
-from pipeline.features.attributes import SourceShare, StepArrays, StoreAttributes
+from pipeline.features.attributes import SourceShare, StoreAttributes
 from pipeline.features.encode import EncodeCounts, FrameSource, UnitEncoder, read_slots
 from pipeline.features.executor_choice import ExecutorConfig
 from pipeline.features.executors import encode_here, encode_with_workers
@@ -37,6 +37,7 @@ from pipeline.features.parts import (
 from pipeline.features.probe import make_probe
 from pipeline.features.source import SourceNote, files_stamp
 from pipeline.features.stages import Stage, StageClock
+from pipeline.features.steps import RecordedSteps
 from pipeline.features.store import FeatureStore
 from pipeline.features.target import Target, open_target
 from pipeline.features.units import SHARD_ABOVE, EpisodeSlice, choose_rows_per_unit
@@ -156,7 +157,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
     reader = ManifestReader(manifest)
     try:
         _check_frame_sizes(config.manifest, manifest, reader)
-        steps = _read_steps(reader)
+        steps = RecordedSteps(reader)
         backbone = load_backbone(
             config.backbone,
             revision=config.revision,
@@ -165,7 +166,9 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
             compiled=config.compiled,
         )
         started = time.monotonic()
-        attributes = _describe_store(config, manifest, reader, backbone, num_rows=len(steps.state))
+        attributes = _describe_store(
+            config, manifest, reader, backbone, num_rows=int(steps.episode_ends[-1])
+        )
         source = FrameSource(reader, steps.episode_ends, config.num_variants)
         with hold_store(place, part):
             target = _open_store(
@@ -218,7 +221,7 @@ def _open_store(
     place: Location,
     *,
     attributes: StoreAttributes,
-    steps: StepArrays,
+    steps: RecordedSteps,
     reader: ManifestReader,
     backbone: FrozenSiglip2,
     note: SourceNote,
@@ -270,17 +273,6 @@ def _check_frame_sizes(path: Path, manifest: Manifest, reader: EpisodeReader) ->
                     f"{size[1]} pixels, want {FRAME_SIZE[0]}x{FRAME_SIZE[1]}; to have every frame "
                     f"resized, write `resize = [{FRAME_SIZE[0]}, {FRAME_SIZE[1]}]` into {path}"
                 )
-
-
-def _read_steps(reader: EpisodeReader) -> StepArrays:
-    episodes = range(reader.num_episodes)
-    lengths = [reader.episode_length(episode) for episode in episodes]
-    return StepArrays(
-        state=np.concatenate([reader.state(episode) for episode in episodes]),
-        action=np.concatenate([reader.action(episode) for episode in episodes]),
-        timestamp=np.concatenate([reader.timestamp(episode) for episode in episodes]),
-        episode_ends=np.cumsum(lengths, dtype=np.int64),
-    )
 
 
 def _probe_frames(reader: EpisodeReader) -> UInt8[np.ndarray, "q v 256 256 3"]:

@@ -5,7 +5,7 @@ raw and compressed chunks alike would otherwise read a flipped bit as data. An a
 as the fill value without a word, so that features and steps are filled with NaN or -1.
 """
 
-from collections.abc import Mapping
+from itertools import chain
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from zarr.errors import BaseZarrError
 from pipeline.errors import StoreError
 from pipeline.features.probe import Probe
 from pipeline.features.records import COMMITS
+from pipeline.features.steps import PIECE_ROWS, STEP_ARRAYS, Steps
 from pipeline.features.units import CHUNK_ROWS
 from pipeline.folders import Folder, LocalFolder
 from policy.engine import EngineRecord
@@ -25,13 +26,6 @@ from policy.spec import FEATURE_DIM
 Codec = Literal["none", "blosc"]
 Codecs = list[BloscCodec | Crc32cCodec]
 
-STATE_CHUNK_ROWS: Final = 65_536  # control steps; about 1 MB of a 4-wide state
-STEP_ARRAYS: Final = {
-    "state": ("step", "state"),
-    "action": ("step", "action"),
-    "timestamp": ("step",),
-    "episode_ends": ("episode",),
-}
 UNIT_ARRAYS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "features": ("float16", (FEATURE_DIM,)),  # dtype, and axes after rows and slots
     "frame_hash": ("uint64", ()),
@@ -67,7 +61,7 @@ def create_arrays(
     num_slots: int,
     rows_per_unit: int,
     codec: Codec,
-    steps: Mapping[str, np.ndarray],
+    steps: Steps,
     probe: Probe,
 ) -> None:
     """Create a store with every array at full size, whole or not at all; no features yet.
@@ -78,19 +72,20 @@ def create_arrays(
         num_slots: length of the view axis, variants included.
         rows_per_unit: rows of a file of features; more than a chunk's makes it a shard.
         codec: of the features.
-        steps: the arrays that `STEP_ARRAYS` names.
+        steps: of the dataset.
         probe: of the encoder that will fill the store.
 
     Raises:
+        DatasetError: some numbers cannot be used as they are; there is no store.
         StoreError: another process has created another store there meanwhile.
         OSError: the disk is full or not writable; there is no store.
     """
     try:
         with folder.made(ROOT) as partial:
             group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
-            _create_features(group, len(steps["state"]), num_slots, rows_per_unit, codec)
-            for name, axes in STEP_ARRAYS.items():
-                _create_filled(group, name, steps[name], axes)
+            _create_features(group, int(steps.episode_ends[-1]), num_slots, rows_per_unit, codec)
+            for name in STEP_ARRAYS:
+                _create_filled(group, name, steps)
             _create_probe(group, probe)
             (partial / COMMITS).mkdir()
     except FileExistsError as error:
@@ -178,17 +173,23 @@ def _create_features(
         )
 
 
-def _create_filled(group: zarr.Group, name: str, values: np.ndarray, axes: tuple[str, ...]) -> None:
+def _create_filled(group: zarr.Group, name: str, steps: Steps) -> None:
+    axes, ends, pieces = STEP_ARRAYS[name], steps.episode_ends, steps.pieces(name)
+    first, num_rows = next(pieces), int(ends[-1]) if "step" in axes else len(ends)
     array = group.create_array(
         name,
-        shape=values.shape,
-        chunks=(min(STATE_CHUNK_ROWS, len(values)), *values.shape[1:]),
-        dtype=values.dtype,
-        fill_value=-1 if values.dtype.kind == "i" else float("nan"),
+        shape=(num_rows, *first.shape[1:]),
+        chunks=(min(PIECE_ROWS, num_rows), *first.shape[1:]),
+        dtype=first.dtype,
+        fill_value=-1 if first.dtype.kind == "i" else float("nan"),
         compressors=[Crc32cCodec()],
         dimension_names=axes,
     )
-    array[:] = values
+    stop = 0
+    for piece in chain([first], pieces):
+        start, stop = stop, stop + len(piece)
+        array[start:stop] = piece
+    assert stop == num_rows, f"{name}: {stop} rows, want {num_rows}"
 
 
 def _create_probe(group: zarr.Group, probe: Probe) -> None:

@@ -29,14 +29,12 @@ import zarr
 from jaxtyping import Float16, Int64, UInt64
 
 from pipeline.errors import IncompleteStoreError, StoreError
-from pipeline.features.attributes import FORMAT, FORMAT_VERSION, StepArrays, StoreAttributes
+from pipeline.features.attributes import FORMAT, FORMAT_VERSION, StoreAttributes
 from pipeline.features.completion import Completion
 from pipeline.features.layout import (
     PROBE,
     ROOT,
     ROOTS,
-    STATE_CHUNK_ROWS,
-    STEP_ARRAYS,
     UNIT_ARRAYS,
     UNREADABLE,
     create_arrays,
@@ -61,6 +59,7 @@ from pipeline.features.records import (
     write_mark,
     write_unit_record,
 )
+from pipeline.features.steps import PIECE_ROWS, STEP_ARRAYS, StepArrays, Steps
 from pipeline.features.units import PASSING_ROWS, cut, num_units, unit_rows
 from pipeline.files import json_bytes
 from pipeline.folders import Folder, Location, open_folder
@@ -89,11 +88,12 @@ class FeatureStore:
 
     @classmethod
     def create(
-        cls, path: Location, attributes: StoreAttributes, steps: StepArrays, probe: Probe
+        cls, path: Location, attributes: StoreAttributes, steps: Steps, probe: Probe
     ) -> "FeatureStore":
         """Create a store with every array at full size and no features yet.
 
         Raises:
+            DatasetError: some of the steps' numbers cannot be used; there is no store at `path`.
             StoreError: there is something at `path` other than an empty folder.
             OSError: the disk is full or not writable; there is no store at `path`.
         """
@@ -106,7 +106,7 @@ class FeatureStore:
             num_slots=attributes.num_slots,
             rows_per_unit=attributes.rows_per_unit,
             codec=attributes.codec,
-            steps={name: getattr(steps, name) for name in STEP_ARRAYS},
+            steps=steps,
             probe=probe,
         )
         return cls.open(path, allow_incomplete=True, writable=True)
@@ -343,8 +343,8 @@ class FeatureStore:
             StoreError: the array is damaged.
         """
         self._completion.check_arrays(name)
-        for start in count(0, STATE_CHUNK_ROWS):
-            piece = self._read(name, slice(start, start + STATE_CHUNK_ROWS))
+        for start in count(0, PIECE_ROWS):
+            piece = self._read(name, slice(start, start + PIECE_ROWS))
             if not len(piece):
                 return
             yield piece

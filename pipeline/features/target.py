@@ -21,15 +21,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import EncoderMismatchError, StoreError
-from pipeline.features.attributes import StepArrays, StoreAttributes
+from pipeline.features.attributes import StoreAttributes
 from pipeline.features.known_frames import StoredUnits
 from pipeline.features.layout import ROOT
 from pipeline.features.probe import Probe, check_probe
+from pipeline.features.steps import STEP_ARRAYS, Steps
 from pipeline.features.store import FeatureStore
 from pipeline.files import sole_writer, sync_folder
 from pipeline.folders import Location, ObjectUrl, open_folder
@@ -114,7 +116,7 @@ def finish_growth(path: Path) -> None:
 def open_target(
     path: Location,
     attributes: StoreAttributes,
-    steps: StepArrays,
+    steps: Steps,
     backbone: FrozenSiglip2,
     made: Probe | None,
     *,
@@ -127,7 +129,8 @@ def open_target(
         attributes: what it must be.
         steps: of the dataset as it is now.
         backbone: the encoder that will fill it.
-        made: the probe that this encoder has made for it just now: it would pass.
+        made: the probe that this encoder has made for it just now, where this process has created
+            the store: it would pass, and the rows are the dataset's.
         may_grow: whether a store of other rows than the dataset's is grown, or refused.
 
     Raises:
@@ -139,18 +142,17 @@ def open_target(
     probe = held.read_probe()
     if made is None or probe.digest() != made.digest():
         check_probe(backbone, probe, where=str(path))
-    has_rows = _has_rows(held, steps)
+    has_rows = made is not None or _has_rows(held, steps)
+    differs = (
+        f"{path}: holds {held.num_rows} steps, the dataset has {steps.episode_ends[-1]}, or others "
+        f"of the same number"
+    )
     if not has_rows and isinstance(path, ObjectUrl):
         raise StoreError(
-            f"{path}: holds {held.num_rows} steps, the dataset has {len(steps.state)}, or others "
-            f"of the same number; a store in object storage cannot grow, so embed into another "
-            f"--store"
+            f"{differs}; a store in object storage cannot grow, so embed into another --store"
         )
     if not has_rows and not may_grow:
-        raise StoreError(
-            f"{path}: holds {held.num_rows} steps, the dataset has {len(steps.state)}, or others "
-            f"of the same number; one vla-embed without --units brings the store up to it"
-        )
+        raise StoreError(f"{differs}; one vla-embed without --units brings the store up to it")
     if has_rows:
         _follow_manifest(held, attributes)
         if isinstance(path, Path):
@@ -233,20 +235,13 @@ def _open_same_kind(path: Location, attributes: StoreAttributes) -> FeatureStore
     return store
 
 
-def _has_rows(store: FeatureStore, steps: StepArrays) -> bool:
+def _has_rows(store: FeatureStore, steps: Steps) -> bool:
+    # Episode ends first: they are short, and mostly tell.
     return all(
-        _are_equal(store.read_step_pieces(name), getattr(steps, name))
-        for name in ("episode_ends", "state", "action", "timestamp")
+        held is not None and ours is not None and np.array_equal(held, ours)
+        for name in sorted(STEP_ARRAYS, key="episode_ends".__ne__)
+        for held, ours in zip_longest(store.read_step_pieces(name), steps.pieces(name))
     )
-
-
-def _are_equal(pieces: Iterator[np.ndarray], values: np.ndarray) -> bool:
-    start = 0
-    for piece in pieces:
-        if not np.array_equal(piece, values[start : start + len(piece)]):
-            return False
-        start += len(piece)
-    return start == len(values)
 
 
 def _follow_manifest(store: FeatureStore, attributes: StoreAttributes) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.errors import RunError, StoreError
-from pipeline.features.attributes import StepArrays
+from pipeline.features.steps import StepArrays
 from pipeline.features.store import FeatureStore
 from pipeline.features.tolerance import EngineComparison, Variant
 from pipeline.features.verify import Distances

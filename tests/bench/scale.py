@@ -30,9 +30,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.features.attributes import StepArrays
 from pipeline.features.known_frames import FrameIndex, StoredUnits
-from pipeline.features.layout import STEP_ARRAYS, UNIT_ARRAYS
+from pipeline.features.layout import UNIT_ARRAYS
+from pipeline.features.steps import StepArrays
 from pipeline.features.store import FeatureStore
 from pipeline.features.units import SHARD_ROWS
 from tests.pipeline.tiny import VIEWS, create_store, tiny_engine, tiny_probe

@@ -21,9 +21,10 @@ import torch
 
 from pipeline.datasets.manifest import load_manifest
 from pipeline.datasets.manifest_reader import ManifestReader
-from pipeline.features.attributes import SourceShare, StepArrays, StoreAttributes
+from pipeline.features.attributes import SourceShare, StoreAttributes
 from pipeline.features.encode import hash_frames
 from pipeline.features.probe import make_probe
+from pipeline.features.steps import StepArrays
 from pipeline.features.store import FeatureStore
 from pipeline.training.config import TrainConfig, with_settings
 from pipeline.training.live import LiveWindowData

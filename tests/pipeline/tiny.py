@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.datasets.aloha_recording import RecordedEpisode, write_episode
-from pipeline.features.attributes import SourceShare, StepArrays, StoreAttributes
+from pipeline.features.attributes import SourceShare, StoreAttributes
 from pipeline.features.layout import Codec
 from pipeline.features.probe import Probe
+from pipeline.features.steps import StepArrays
 from pipeline.features.store import FeatureStore
 from pipeline.features.units import CHUNK_ROWS
 from policy.engine import EngineRecord

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError, RunError, StoreError
-from pipeline.features.attributes import SourceShare, StepArrays
+from pipeline.features.attributes import SourceShare
 from pipeline.features.probe import Probe
+from pipeline.features.steps import StepArrays
 from pipeline.features.store import FeatureStore
 from pipeline.training.describe import describe
 from pipeline.training.presets import debug
