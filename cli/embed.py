@@ -10,10 +10,10 @@ import typer
 from cli.exits import exit_on_vla_error
 from cli.options import LOCATION
 from pipeline.errors import FailedUnitsError
+from pipeline.features.attributes import Codec
 from pipeline.features.embed import EmbedConfig, embed_dataset
 from pipeline.features.executor_choice import ExecutorConfig
 from pipeline.features.executors import ExecutorName
-from pipeline.features.layout import Codec
 from pipeline.features.parts import Part
 from pipeline.features.units import SHARD_ABOVE
 from pipeline.folders import parse_location

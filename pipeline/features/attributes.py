@@ -3,14 +3,15 @@
 Knows fields; no files and no zarr.
 """
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.features.layout import Codec
 from pipeline.features.units import CHUNK_ROWS
 from policy.engine import EngineRecord
 from policy.spec import EncoderIdentity
+
+Codec = Literal["none", "blosc"]
 
 FORMAT: Final = "frozen-vla features"
 FORMAT_VERSION: Final = 4  # 3 did not say how many rows a unit has

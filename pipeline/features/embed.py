@@ -20,13 +20,13 @@ from pipeline.datasets.checksums import verify_checksums
 from pipeline.datasets.manifest import Manifest, load_manifest
 from pipeline.datasets.manifest_reader import ManifestReader
 from pipeline.errors import DatasetError, FrameReadError
-from pipeline.features.attributes import SourceShare, StoreAttributes
+from pipeline.features.attributes import Codec, SourceShare, StoreAttributes
 from pipeline.features.encode import EncodeCounts, FrameSource, UnitEncoder, read_slots
 from pipeline.features.executor_choice import ExecutorConfig
 from pipeline.features.executors import encode_here, encode_with_workers
 from pipeline.features.fill import Tally, units_to_encode
 from pipeline.features.known_frames import FrameIndex
-from pipeline.features.layout import Codec, is_vacant
+from pipeline.features.layout import is_vacant
 from pipeline.features.parts import (
     Part,
     finish_store,

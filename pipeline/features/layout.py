@@ -15,6 +15,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import BaseZarrError
 
 from pipeline.errors import StoreError
+from pipeline.features.attributes import Codec, StoreAttributes
 from pipeline.features.probe import Probe
 from pipeline.features.records import COMMITS
 from pipeline.features.steps import PIECE_ROWS, STEP_ARRAYS, Steps
@@ -23,7 +24,6 @@ from pipeline.folders import Folder, LocalFolder
 from policy.engine import EngineRecord
 from policy.spec import FEATURE_DIM
 
-Codec = Literal["none", "blosc"]
 Codecs = list[BloscCodec | Crc32cCodec]
 
 UNIT_ARRAYS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
@@ -54,24 +54,12 @@ def is_vacant(folder: Folder) -> bool:
     return folder.is_vacant(ROOTS[1:])
 
 
-def create_arrays(
-    folder: Folder,
-    attributes: dict[str, Any],
-    *,
-    num_slots: int,
-    rows_per_unit: int,
-    codec: Codec,
-    steps: Steps,
-    probe: Probe,
-) -> None:
+def create_arrays(folder: Folder, attributes: StoreAttributes, steps: Steps, probe: Probe) -> None:
     """Create a store with every array at full size, whole or not at all; no features yet.
 
     Args:
         folder: to create; it must be vacant.
-        attributes: plain JSON values.
-        num_slots: length of the view axis, variants included.
-        rows_per_unit: rows of a file of features; more than a chunk's makes it a shard.
-        codec: of the features.
+        attributes: what the store says of itself.
         steps: of the dataset.
         probe: of the encoder that will fill the store.
 
@@ -82,8 +70,9 @@ def create_arrays(
     """
     try:
         with folder.made(ROOT) as partial:
-            group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
-            _create_features(group, int(steps.episode_ends[-1]), num_slots, rows_per_unit, codec)
+            described = attributes.model_dump(mode="json")
+            group = zarr.create_group(partial, zarr_format=3, attributes=described)
+            _create_features(group, int(steps.episode_ends[-1]), attributes)
             for name in STEP_ARRAYS:
                 _create_filled(group, name, steps)
             _create_probe(group, probe)
@@ -155,12 +144,11 @@ def open_unit_array(
     return array.with_config({"write_empty_chunks": True})
 
 
-def _create_features(
-    group: zarr.Group, num_rows: int, num_slots: int, rows_per_unit: int, codec: Codec
-) -> None:
+def _create_features(group: zarr.Group, num_rows: int, attributes: StoreAttributes) -> None:
+    rows_per_unit = attributes.rows_per_unit
     for name, (dtype, axes) in UNIT_ARRAYS.items():
         is_features = name == "features"
-        row = (num_slots, *axes)
+        row = (attributes.num_slots, *axes)
         group.create_array(
             name,
             shape=(num_rows, *row),
@@ -168,7 +156,7 @@ def _create_features(
             shards=(rows_per_unit, *row) if rows_per_unit > CHUNK_ROWS else None,
             dtype=dtype,
             fill_value=float("nan") if is_features else 0,
-            compressors=feature_codecs(codec) if is_features else [Crc32cCodec()],
+            compressors=feature_codecs(attributes.codec) if is_features else [Crc32cCodec()],
             dimension_names=("step", "view", "feature")[: 1 + len(row)],
         )
 

@@ -19,6 +19,7 @@ has a list of files and a mark whose hashes fit.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from itertools import count
 from pathlib import Path
@@ -100,15 +101,7 @@ class FeatureStore:
         folder = open_folder(path)
         if not is_vacant(folder):
             raise StoreError(f"{path}: holds something already; choose another path")
-        create_arrays(
-            folder,
-            attributes.model_dump(mode="json"),
-            num_slots=attributes.num_slots,
-            rows_per_unit=attributes.rows_per_unit,
-            codec=attributes.codec,
-            steps=steps,
-            probe=probe,
-        )
+        create_arrays(folder, attributes, steps, probe)
         return cls.open(path, allow_incomplete=True, writable=True)
 
     @classmethod
@@ -256,13 +249,15 @@ class FeatureStore:
         if not all_finite(features):
             raise StoreError(f"{self.path}: rows {start}..{stop} hold features that are not finite")
         unmark(self.folder)  # a damaged unit is being replaced
-        for name, rows in (("features", features), ("frame_hash", frame_hash)):
-            self._open(name)[start:stop] = rows
-            self.folder.settle(f"{name}/c/{unit}")
+        with ThreadPoolExecutor(max_workers=1) as beside:  # neither holds Python's lock for long
+            digest = beside.submit(unit_hash, [features], frame_hash)
+            for name, rows in (("features", features), ("frame_hash", frame_hash)):
+                self._open(name)[start:stop] = rows
+                self.folder.settle(f"{name}/c/{unit}")
         record = UnitRecord(
             unit=unit,
             rows=(start, stop),
-            sha256=unit_hash([features], frame_hash),
+            sha256=digest.result(),
             fingerprint=self.attributes.encoder.fingerprint,
             engines=tuple(sorted(engines)),
         )

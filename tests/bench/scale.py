@@ -26,15 +26,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.features.known_frames import FrameIndex, StoredUnits
 from pipeline.features.layout import UNIT_ARRAYS
-from pipeline.features.steps import StepArrays
+from pipeline.features.steps import PIECE_ROWS, STEP_ARRAYS
 from pipeline.features.store import FeatureStore
-from pipeline.features.units import SHARD_ROWS
+from pipeline.features.units import SHARD_ROWS, cut
 from tests.pipeline.tiny import VIEWS, create_store, tiny_engine, tiny_probe
 
 IMAGES_PER_S = 6_000
@@ -43,20 +44,30 @@ EPISODE_STEPS = 250  # DROID: 18.9 million steps in 76 thousand episodes
 SIZES = (100_000, 1_000_000, 10_000_000)
 
 
+class RandomSteps:
+    """Numbers of DROID's shapes that pass by as a dataset's do."""
+
+    def __init__(self, num_steps: int):
+        ends = np.arange(EPISODE_STEPS, num_steps, EPISODE_STEPS, dtype=np.int64)
+        self.episode_ends = np.append(ends, num_steps)
+
+    def pieces(self, name: str) -> Iterator[np.ndarray]:
+        """Give an array of `Steps` in pieces."""
+        if name == "episode_ends":
+            yield self.episode_ends
+            return
+        numbers, width = np.random.default_rng(0), {"state": (STATE_DIM,), "action": (ACTION_DIM,)}
+        for rows in cut(0, int(self.episode_ends[-1]), PIECE_ROWS):
+            drawn = numbers.random((rows.stop - rows.start, *width.get(name, ())))
+            yield drawn if name == "timestamp" else drawn.astype(np.float32)
+
+
 def create(path: Path, num_steps: int) -> dict[str, float]:
     """Create a store of DROID's shapes."""
     imports = peak_mb()
     described = create_store(path.with_suffix(".one"), (1,), rows_per_unit=SHARD_ROWS).attributes
-    numbers = np.random.default_rng(0)
-    ends = np.arange(EPISODE_STEPS, num_steps, EPISODE_STEPS, dtype=np.int64)
-    steps = StepArrays(
-        state=numbers.random((num_steps, STATE_DIM), np.float32),
-        action=numbers.random((num_steps, ACTION_DIM), np.float32),
-        timestamp=numbers.random(num_steps),
-        episode_ends=np.append(ends, num_steps),
-    )
     started = time.perf_counter()
-    FeatureStore.create(path, described, steps, tiny_probe())
+    FeatureStore.create(path, described, RandomSteps(num_steps), tiny_probe())
     return {"create_s": time.perf_counter() - started, "imports_mb": imports}
 
 
@@ -69,9 +80,9 @@ def commit(path: Path) -> dict[str, float]:
     for unit in range(store.num_units):
         start, stop = store.unit_rows(unit)
         features = np.roll(drawn, unit, axis=0)[: stop - start]
-        hashes = np.arange(start * len(VIEWS), stop * len(VIEWS), dtype=np.uint64)
+        hashes = numbers.integers(2**64, size=(stop - start, len(VIEWS)), dtype=np.uint64)
         started = time.perf_counter()
-        store.write_unit(unit, features, hashes.reshape(-1, len(VIEWS)), engines)
+        store.write_unit(unit, features, hashes, engines)
         commit_s += time.perf_counter() - started
         started = time.perf_counter()
         with path.with_suffix(".raw").open("wb") as file:

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.datasets.aloha_recording import RecordedEpisode, write_episode
-from pipeline.features.attributes import SourceShare, StoreAttributes
-from pipeline.features.layout import Codec
+from pipeline.features.attributes import Codec, SourceShare, StoreAttributes
 from pipeline.features.probe import Probe
 from pipeline.features.steps import StepArrays
 from pipeline.features.store import FeatureStore
