@@ -145,15 +145,16 @@ def open_unit_array(
 
 
 def _create_features(group: zarr.Group, num_rows: int, attributes: StoreAttributes) -> None:
-    rows_per_unit = attributes.rows_per_unit
+    is_sharded = attributes.rows_per_unit > CHUNK_ROWS
     for name, (dtype, axes) in UNIT_ARRAYS.items():
         is_features = name == "features"
         row = (attributes.num_slots, *axes)
         group.create_array(
             name,
             shape=(num_rows, *row),
-            chunks=(CHUNK_ROWS, *row),
-            shards=(rows_per_unit, *row) if rows_per_unit > CHUNK_ROWS else None,
+            # A unit's hashes are read together, and few: they need no chunks of their own.
+            chunks=(CHUNK_ROWS if is_features else attributes.rows_per_unit, *row),
+            shards=(attributes.rows_per_unit, *row) if is_features and is_sharded else None,
             dtype=dtype,
             fill_value=float("nan") if is_features else 0,
             compressors=feature_codecs(attributes.codec) if is_features else [Crc32cCodec()],
