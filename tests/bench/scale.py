@@ -188,8 +188,8 @@ def main() -> None:
     spent = [measure(num_frames, asked.folder) for num_frames in asked.frames]
     encoder = 1e6 / IMAGES_PER_S
     print(
-        f"time per frame, largest over smallest size: of the store {spent[-1] / spent[0]:.3f}, with "
-        f"the encoder's {(encoder + spent[-1]) / (encoder + spent[0]):.3f}"
+        f"time per frame, largest size over smallest: store {spent[-1] / spent[0]:.3f}, with "
+        f"the encoder {(encoder + spent[-1]) / (encoder + spent[0]):.3f}"
     )
 
 
