@@ -210,12 +210,12 @@ def parse_location(text: str) -> Location:
             what it holds is not repeated, because it may be a secret.
     """
     scheme, separator, rest = text.partition("://")
-    if not separator:
+    if not separator and not text.startswith(tuple(f"{known}:" for known in OBJECT_SCHEMES)):
         return Path(text)
     if scheme == "file" and not urlsplit(text).netloc:
         return Path(unquote(rest))
     bucket, _, path = rest.rstrip("/").partition("/")
-    is_plain = _BUCKET.fullmatch(bucket) and _PATH.fullmatch(path)
+    is_plain = separator and _BUCKET.fullmatch(bucket) and _PATH.fullmatch(path)
     if scheme not in OBJECT_SCHEMES or not is_plain or {".", ".."} & set(path.split("/")):
         shown = f"{scheme}://" if scheme in (*OBJECT_SCHEMES, "file") else "address"
         raise ConfigError(

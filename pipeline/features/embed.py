@@ -99,10 +99,10 @@ class EmbedReport:
     """Time in each stage, of all workers; reading and writing run beside the encoder."""
     elapsed_s: float
     matmul_share: float | None
-    """The encoder's rate over the machine's own matrix-product rate; None after a short run, and
-    where workers encoded."""
+    """The encoder's rate over the machine's own matrix-product rate; None after a short run, where
+    workers encoded, and where others kept the machine too busy to measure it."""
     workers: int
-    """Who encoded: 1 in this process."""
+    """How many encoded: 1 in this process, 0 where nothing was missing."""
     remainder: str = ""
     """After a part that was not the last one: which units the store lacks still."""
 
@@ -211,7 +211,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         seconds=tally.seconds,
         elapsed_s=time.monotonic() - started,
         matmul_share=matmul_share,
-        workers=config.executor.workers,
+        workers=min(config.executor.workers, len(units)),
         remainder=remainder,
     )
 
@@ -258,7 +258,8 @@ def _matmul_share(tally: Tally, backbone: FrozenSiglip2) -> float | None:
         return None
     rate = tally.counts.encoded * backbone.flops_per_image / spent
     dtype = backbone.identity.compute_dtype
-    return rate / measured_matmul_rate(dtype, backbone.device)
+    share = rate / measured_matmul_rate(dtype, backbone.device)
+    return share if share <= 1 else None
 
 
 def _check_frame_sizes(path: Path, manifest: Manifest, reader: EpisodeReader) -> None:

@@ -129,6 +129,8 @@ def encode_with_workers(
             place, and nothing was encoded there between.
         VlaError, OSError: what a worker says that it cannot do.
     """
+    if not units:  # no worker need load an encoder
+        return
     waiting, unfinished = deque(units), set(units)
     lost_with: Counter[int] = Counter()
     places = [_Place() for _ in range(min(num_workers, len(units)))]

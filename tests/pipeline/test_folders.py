@@ -226,6 +226,8 @@ def test_a_path_or_an_address_leads_somewhere(text, location):
         "s3://bucket//SECRET",
         "s3://bucket/../SECRET",
         "s3:///SECRET",
+        "s3:/SECRET/x.zarr",
+        "gs:SECRET",
     ],
 )
 def test_any_other_address_is_refused_and_not_repeated(text):
