@@ -20,10 +20,10 @@ class Workers:
         self.in_hands: dict[int, int] = {}
         self.most_in_hands = 0
         self.started: list[int] = []
-        self.is_open = False
+        self.is_open = self.was_open = False
 
     def __enter__(self) -> object:
-        self.is_open = True
+        self.is_open = self.was_open = True
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -73,6 +73,12 @@ def test_every_unit_is_encoded_once_and_two_are_in_a_workers_hands():
     pool = Workers({})
     assert sorted(encode(pool, 3, 20)) == list(range(20))
     assert (pool.most_in_hands, sorted(pool.started)) == (2, [0, 1, 2])
+
+
+def test_without_units_no_pool_is_opened():
+    pool = Workers({})
+    assert encode(pool, 3, 0) == []
+    assert not pool.was_open
 
 
 def test_no_worker_is_started_without_a_unit():
