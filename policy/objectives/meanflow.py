@@ -28,7 +28,7 @@ class MeanFlowConfig(AverageVelocityConfig):
     flow_share: float = Field(default=0.75, ge=0, le=1)
     """Share of a batch trained at r = t, which is plain flow matching and costs no JVP."""
     anchored_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of a batch drawn at t = 1, r = 0, the query of a one-step policy; never r = t items."""
+    """Share of a batch drawn at r = 0, the end of a one-step policy; never r = t items."""
 
 
 class MeanFlow(AverageVelocityObjective):

@@ -4,9 +4,14 @@ Knows numbers between 0 and 1; nothing about actions.
 
 Source: MeanFlow, arXiv 2505.13447, and improved MeanFlow, arXiv 2512.02012
 (Lyy-iiis/imeanflow@a1cc3a9:imf.py).
-Differs from the source: a share of the items is drawn where a one-step policy asks (t = 1, r = 0),
-which the logit-normal sampler reaches about three times in ten thousand.
+Differs from the source: a share of the items ends at the data (r = 0), where the logit-normal
+sampler hardly goes: the query of a one-step policy (t = 1, r = 0) is reached about three times in
+ten thousand. The anchored items are drawn at that query alone, or at every t: the identity
+u = v - h du/dt then carries what is known at small t along r = 0 up to it, instead of leaving it to
+the network's extrapolation.
 """
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -26,7 +31,9 @@ class TimeSamplingConfig(BaseModel):
     flow_share: float = Field(default=0.5, ge=0, le=1)
     """Share of a batch trained at r = t, which is plain flow matching and costs no JVP."""
     anchored_share: float = Field(default=0.2, ge=0, le=1)
-    """Share of a batch drawn at t = 1, r = 0, the query of a one-step policy; never r = t items."""
+    """Share of a batch drawn at r = 0, the end of a one-step policy; never r = t items."""
+    anchored_time: Literal["noise", "uniform"] = "noise"
+    """t of those: 1, where a one-step policy asks, or uniform in [0, 1], all that it rests on."""
 
 
 def num_flow_items(config: TimeSamplingConfig, batch_size: int) -> int:
@@ -43,9 +50,9 @@ def sample_times(
     """Draw times t and spans h = t - r, each in [0, 1].
 
     Returns:
-        t and h; h is 0 for the first `flow_share` of the items, t = h = 1 for the last
-        `anchored_share`, and 0 < h <= t between them. The order carries no information about
-        the data, whose rows are shuffled.
+        t and h; h is 0 for the first `flow_share` of the items, h = t for the last
+        `anchored_share`, at `anchored_time`, and 0 < h <= t between them. The order carries no
+        information about the data, whose rows are shuffled.
     """
     logits = torch.randn(2, batch_size, generator=generator)
     times = torch.sigmoid(logits * config.time_logit_std + config.time_logit_mean)
@@ -53,6 +60,8 @@ def sample_times(
     num_flow = num_flow_items(config, batch_size)
     r[:num_flow] = t[:num_flow]
     num_anchored = min(round(config.anchored_share * batch_size), batch_size - num_flow)
-    t[batch_size - num_anchored :] = 1.0
-    r[batch_size - num_anchored :] = 0.0
+    is_uniform = config.anchored_time == "uniform"
+    anchored = slice(batch_size - num_anchored, None)
+    t[anchored] = torch.rand(num_anchored, generator=generator) if is_uniform else 1.0
+    r[anchored] = 0.0
     return t, t - r

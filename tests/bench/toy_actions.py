@@ -1,6 +1,7 @@
 """Can one step draw from a spread of actions? Energy distances on two toys, and a picture.
 
     python -m tests.bench.toy_actions --picture toy_actions.png
+    python -m tests.bench.toy_actions --steps 4000 --batch 256 --only "many modes" DDPM
 
 Data: actions in the plane, as two modes or as a ring. Every objective trains the same trunk from
 the same seed for the same number of steps on the same batches. Reported is the energy distance
@@ -15,6 +16,7 @@ import multiprocessing
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,10 +31,13 @@ from policy.objectives.registry import ObjectiveConfig, build_objective
 from policy.objectives.regression import RegressionConfig
 
 SEEDS = (0, 1, 2)
-STEPS, BATCH, WARMUP = 2_000, 64, 100
+WARMUP = 100
 LEARNING_RATE = 1e-3
 HEAD = HeadConfig(n_emb=64, n_layer=3, pred_horizon=1)
 NUM_DRAWN = 4_096
+
+
+Job = tuple[str, int, int]  # toy, number of the contestant, seed
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,13 @@ class Contestant:
     passes: tuple[int, ...]
 
 
+MANY_MODES = ImprovedMeanFlowConfig(
+    tangent="velocity_head", weight_power=0.0, anchored_share=0.5, anchored_time="uniform"
+)
 CONTESTANTS = (
     Contestant("improved MeanFlow", ImprovedMeanFlowConfig(), (1, 2, 4)),
     Contestant("... not anchored", ImprovedMeanFlowConfig(anchored_share=0.0), (1, 2, 4)),
+    Contestant("... for many modes", MANY_MODES, (1, 2, 4)),
     Contestant("flow matching", FlowMatchingConfig(), (1, 10)),
     Contestant("regression", RegressionConfig(), (1,)),
     Contestant("DDPM", DiffusionConfig(sampler="ddpm"), (100,)),
@@ -80,7 +89,7 @@ def energy_distance(first: Tensor, second: Tensor) -> float:
     return float(2 * torch.cdist(first, second).mean() - within(first) - within(second))
 
 
-def run(job: tuple[str, int, int]) -> tuple[tuple[str, int, int], dict[int, Tensor]]:
+def run(job: Job, steps: int, batch: int) -> tuple[Job, dict[int, Tensor]]:
     """Train one contestant on one toy with one seed; return what it draws, by passes."""
     toy, index, seed = job
     torch.set_num_threads(1)
@@ -92,13 +101,13 @@ def run(job: tuple[str, int, int]) -> tuple[tuple[str, int, int], dict[int, Tens
     optimizer = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: min(1, (step + 1) / WARMUP) * (1 + math.cos(math.pi * step / STEPS)) / 2,
+        lambda step: min(1, (step + 1) / WARMUP) * (1 + math.cos(math.pi * step / steps)) / 2,
     )
     data, noise = (torch.Generator().manual_seed(2 * seed + part) for part in (0, 1))
-    cond, valid = torch.zeros(BATCH, 1, 1), torch.ones(BATCH, 1, dtype=torch.bool)
+    cond, valid = torch.zeros(batch, 1, 1), torch.ones(batch, 1, dtype=torch.bool)
     average = WeightAverage(head)
-    for step in range(STEPS):
-        actions = TOYS[toy](BATCH, data)[:, None]
+    for step in range(steps):
+        actions = TOYS[toy](batch, data)[:, None]
         loss = objective.loss(head, actions, valid, head.encode_condition(cond), noise)
         optimizer.zero_grad(set_to_none=True)
         loss.value.backward()
@@ -117,7 +126,7 @@ def run(job: tuple[str, int, int]) -> tuple[tuple[str, int, int], dict[int, Tens
     return job, drawn
 
 
-def table(drawn: dict[tuple[str, int, int], dict[int, Tensor]]) -> None:
+def table(drawn: dict[Job, dict[int, Tensor]]) -> None:
     """Print the energy distances, in thousandths."""
     for toy, sample in TOYS.items():
         fresh = [sample(NUM_DRAWN, torch.Generator().manual_seed(100 + s)) for s in SEEDS]
@@ -125,7 +134,7 @@ def table(drawn: dict[tuple[str, int, int], dict[int, Tensor]]) -> None:
         floor = [energy_distance(x, y) for x, y in zip(fresh, other, strict=True)]
         print(f"{toy}: energy distance / 1000 (floor {1e3 * sum(map(abs, floor)) / 3:.2f})")
         for index, contestant in enumerate(CONTESTANTS):
-            for passes in contestant.passes:
+            for passes in contestant.passes if (toy, index, SEEDS[0]) in drawn else ():
                 distances = [
                     1e3 * energy_distance(drawn[toy, index, seed][passes], fresh[place])
                     for place, seed in enumerate(SEEDS)
@@ -136,13 +145,14 @@ def table(drawn: dict[tuple[str, int, int], dict[int, Tensor]]) -> None:
                 )
 
 
-def draw_picture(drawn: dict[tuple[str, int, int], dict[int, Tensor]], path: Path) -> None:
+def draw_picture(drawn: dict[Job, dict[int, Tensor]], path: Path) -> None:
     """Draw what the first seed's contestants drew, beside the data."""
     import matplotlib.pyplot as plt
 
     columns = [
         (contestant.name, index, contestant.passes[0])
         for index, contestant in enumerate(CONTESTANTS)
+        if any(job[1] == index for job in drawn)
     ]
     figure, axes = plt.subplots(
         len(TOYS), len(columns) + 1, figsize=(1.9 * (len(columns) + 1), 4.2), squeeze=False
@@ -164,19 +174,24 @@ def main() -> None:
     """Train everything, print the table, draw the picture."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--steps", type=int, default=2_000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--only", nargs="+", help="contestants, by a part of their names")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     arguments = parser.parse_args()
-    jobs = [
-        (toy, index, seed) for seed in SEEDS for toy in TOYS for index in range(len(CONTESTANTS))
-    ]
+    asked = arguments.only or [""]
+    indices = [i for i, held in enumerate(CONTESTANTS) if any(part in held.name for part in asked)]
+    jobs = [(toy, index, seed) for seed in SEEDS for toy in TOYS for index in indices]
+    train = partial(run, steps=arguments.steps, batch=arguments.batch)
     started = time.monotonic()
     drawn = {}
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
-        for job, samples in pool.imap_unordered(run, jobs):
+        for job, samples in pool.imap_unordered(train, jobs):
             drawn[job] = samples
             print(f"{len(drawn)} of {len(jobs)}", file=sys.stderr, flush=True)
     minutes = (time.monotonic() - started) / 60
-    print(f"{len(jobs)} trainings of {STEPS} steps in {minutes:.1f} min")
+    budget = f"{arguments.steps} steps of {arguments.batch} items"
+    print(f"{len(jobs)} trainings of {budget} in {minutes:.1f} min")
     table(drawn)
     if arguments.picture:
         draw_picture(drawn, arguments.picture)

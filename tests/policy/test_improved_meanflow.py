@@ -165,6 +165,17 @@ def test_times_are_shared_out_as_configured():
     assert float(logits.mean()) == pytest.approx(-0.4 + torch.pi**-0.5, abs=0.15)
 
 
+def test_anchored_times_cover_the_whole_way_to_the_data_where_asked():
+    config = TimeSamplingConfig(flow_share=0.5, anchored_share=0.25, anchored_time="uniform")
+    plain = sample_times(TimeSamplingConfig(flow_share=0.5, anchored_share=0.25), 8000, generator())
+    t, h = sample_times(config, 8000, generator())
+    assert torch.equal(h[6000:], t[6000:])
+    deciles = torch.arange(0.1, 1.0, 0.1)
+    torch.testing.assert_close(t[6000:].quantile(deciles), deciles, atol=0.04, rtol=0)
+    for ours, theirs in zip((t, h), plain, strict=True):  # the others are drawn as before
+        assert torch.equal(ours[:6000], theirs[:6000])
+
+
 class TwoOutputs(JvpNetwork):
     """The exact average velocity, spoilt at h = 0, beside an exact velocity, shifted on request."""
 
