@@ -4,15 +4,23 @@ Knows stores; nothing about windows or runs. Features of two stores may meet in 
 one encoder made both, from the same views, for a robot of the same widths and rate.
 """
 
+import hashlib
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 
 import numpy as np
+from jaxtyping import Bool
+from torch import Tensor
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.features.probe import SYNTHETIC, engine_differences, relative_l2
+from pipeline.features.steps import StepArrays
 from pipeline.features.store import FeatureStore
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -71,6 +79,37 @@ def check_agreement(stores: Sequence[FeatureStore]) -> None:
                 f"{store.path}: content is that of {twin.path}; to draw a store more often, name "
                 f"it once and raise its weight (--weights)"
             )
+
+
+def warn_of_leaks(
+    stores: Sequence[FeatureStore],
+    steps: Sequence[StepArrays],
+    is_heldout: Sequence[Bool[Tensor, " _"]],
+) -> None:
+    """Say if an episode that is held out is trained on too: by another store, or another number.
+
+    Two episodes count as one where their states and actions are equal, bit for bit.
+
+    Args:
+        stores: of the run.
+        steps: of each store.
+        is_heldout: which of its episodes are held out.
+    """
+    trained: dict[bytes, str] = {}
+    heldout: dict[bytes, str] = {}
+    for store, arrays, is_out in zip(stores, steps, is_heldout, strict=True):
+        for episode, (start, stop) in enumerate(pairwise([0, *arrays.episode_ends])):
+            digest = hashlib.sha256(arrays.state[start:stop].tobytes())
+            digest.update(arrays.action[start:stop].tobytes())
+            seen = heldout if is_out[episode] else trained
+            seen.setdefault(digest.digest(), f"episode {episode} of {store.path}")
+    leaks = [(place, trained[digest]) for digest, place in heldout.items() if digest in trained]
+    if leaks:
+        told = (
+            "%d held-out episodes are trained on too (%s is %s, by its states and actions), and "
+            "held-out errors flatter; leave one out, or name both under splits.heldout"
+        )
+        logger.warning(told, len(leaks), *leaks[0])
 
 
 def _deciding_fields(store: FeatureStore) -> list[tuple[str, object, str]]:

@@ -146,6 +146,22 @@ def test_one_store_gives_the_batches_it_always_gave(tmp_path):
         assert sampler.batch(10).tolist() == [21, 15, 18, 22, 15, 12, 19, 10]
 
 
+@pytest.mark.parametrize("num_actions_changed", [0, 1])
+def test_a_held_out_episode_that_another_store_trains_on_is_told(
+    tmp_path, caplog, num_actions_changed
+):
+    steps = tiny_steps(LENGTHS_A)
+    steps.action[: LENGTHS_A[0]][:num_actions_changed] += 1
+    stores = [
+        make_store(tmp_path / "a.zarr", LENGTHS_A, heldout=(0,)),
+        make_store(tmp_path / "b.zarr", LENGTHS_A, heldout=(2,), steps=steps),
+    ]
+    WindowData(*stores, heldout_share=0.5)
+    leak = f"(episode 0 of {tmp_path / 'a.zarr'} is episode 0 of {tmp_path / 'b.zarr'}, by its"
+    assert (leak in caplog.text) == (not num_actions_changed)
+    assert "2 held-out episodes" in caplog.text if leak in caplog.text else "1 held" in caplog.text
+
+
 def wider(lengths: tuple[int, ...], name: str) -> StepArrays:
     steps = tiny_steps(lengths)
     return dataclasses.replace(steps, **{name: np.repeat(getattr(steps, name), 2, axis=1)})
