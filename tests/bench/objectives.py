@@ -39,6 +39,16 @@ CONTESTANTS = (
     Contestant("improved MeanFlow", (), (1, 2, 4)),
     Contestant("... not anchored", ("agent.objective.anchored_share=0.0",), (1,)),
     Contestant("... with a velocity head", ('agent.objective.tangent="velocity_head"',), (1,)),
+    Contestant(
+        "... for many modes",
+        (
+            'agent.objective.tangent="velocity_head"',
+            'agent.objective.anchored_time="uniform"',
+            "agent.objective.anchored_share=0.5",
+            "agent.objective.weight_power=0.0",
+        ),
+        (1,),
+    ),
     Contestant("MeanFlow", ('agent.objective.kind="meanflow"',), (1,)),
     Contestant("flow matching", ('agent.objective.kind="flow_matching"',), (1, 10)),
     Contestant("diffusion, DDIM", ('agent.objective.kind="diffusion"',), (10,)),
