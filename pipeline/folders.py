@@ -209,13 +209,13 @@ def parse_location(text: str) -> Location:
         ConfigError: an address of another kind, or one with more in it than bucket and path;
             what it holds is not repeated, because it may be a secret.
     """
-    scheme, separator, rest = text.partition("://")
-    if not separator and not text.startswith(tuple(f"{known}:" for known in OBJECT_SCHEMES)):
+    if not is_address(text):
         return Path(text)
+    scheme, _, rest = text.partition("://")
     if scheme == "file" and not urlsplit(text).netloc:
         return Path(unquote(rest))
     bucket, _, path = rest.rstrip("/").partition("/")
-    is_plain = separator and _BUCKET.fullmatch(bucket) and _PATH.fullmatch(path)
+    is_plain = _BUCKET.fullmatch(bucket) and _PATH.fullmatch(path)
     if scheme not in OBJECT_SCHEMES or not is_plain or {".", ".."} & set(path.split("/")):
         shown = f"{scheme}://" if scheme in (*OBJECT_SCHEMES, "file") else "address"
         raise ConfigError(
@@ -224,6 +224,11 @@ def parse_location(text: str) -> Location:
             f"credentials come from the environment, as AWS_ACCESS_KEY_ID"
         )
     return ObjectUrl(scheme, bucket, path)
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is meant as an address and not as a path; also `s3:/x`, with a slash lost."""
+    return "://" in text or text.startswith(tuple(f"{scheme}:" for scheme in OBJECT_SCHEMES))
 
 
 def resolved(location: Location) -> Location:

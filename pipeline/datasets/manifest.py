@@ -38,7 +38,7 @@ from pipeline.datasets.manifest_parts import (
 from pipeline.datasets.manifest_toml import toml_text
 from pipeline.datasets.registry import FormatName
 from pipeline.errors import ConfigError, ManifestError
-from pipeline.folders import Location, parse_location
+from pipeline.folders import Location, is_address, parse_location
 
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _OF_ONE_SOURCE: Final = ("format", "episodes", "splits", "checksums", "allow_outside")
@@ -297,7 +297,7 @@ def _resolve(written: str, manifest_file: Path, key: str) -> Location:
         rest = value + rest
         if not Path(value).is_absolute():  # as in every other command of the shell that set it
             folder = Path.cwd()
-    if "://" in rest:
+    if is_address(rest):
         try:
             return parse_location(rest)
         except ConfigError as error:  # which repeats no secret

@@ -89,7 +89,7 @@ class CompleteMark(BaseModel):
 
 
 def all_finite(features: Float16[np.ndarray, "n s 768"]) -> bool:
-    """Whether a unit's features may be written: none is NaN or infinite."""
+    """Whether a unit's features, one or more, may be written: none is NaN or infinite."""
     # By their bits: as signed numbers infinity and NaN are above every positive value, as unsigned
     # ones those with a sign above every negative value. Numpy's isfinite takes ten times as long.
     positive, negative = features.view(np.int16), features.view(np.uint16)

@@ -82,12 +82,13 @@ class RecordedSteps:
 
 def _recut(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     held: list[np.ndarray] = []
+    num_held = 0
     for part in parts:
         held.append(part)
-        num_held = sum(map(len, held))
+        num_held += len(part)
         if num_held >= PIECE_ROWS:
             joined, whole = np.concatenate(held), num_held - num_held % PIECE_ROWS
             yield from (joined[rows] for rows in cut(0, whole, PIECE_ROWS))
-            held = [joined[whole:]]
-    if any(map(len, held)):
+            held, num_held = [joined[whole:]], num_held - whole
+    if num_held:
         yield np.concatenate(held)

@@ -18,6 +18,7 @@ bytes twice (see records.py). A crash on a disk may leave, beside `x.zarr`:
 
 import glob
 import shutil
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def open_target(
         steps: of the dataset as it is now.
         backbone: the encoder that will fill it.
         made: the probe that this encoder has made for it just now, where this process has created
-            the store: it would pass, and the rows are the dataset's.
+            the store: it would pass.
         may_grow: whether a store of other rows than the dataset's is grown, or refused.
 
     Raises:
@@ -142,7 +143,9 @@ def open_target(
     probe = held.read_probe()
     if made is None or probe.digest() != made.digest():
         check_probe(backbone, probe, where=str(path))
-    has_rows = made is not None or _has_rows(held, steps)
+    # In object storage somebody else may have put the same root meanwhile: it names no rows.
+    is_ours = made is not None and isinstance(path, Path)
+    has_rows = is_ours or _has_rows(held, steps)
     differs = (
         f"{path}: holds {held.num_rows} steps, the dataset has {steps.episode_ends[-1]}, or others "
         f"of the same number"
@@ -185,7 +188,8 @@ def _reopened(path: Path, attributes: StoreAttributes) -> FeatureStore | None:
     """Open a store that was being made, if it can be of use; None otherwise."""
     try:
         store = FeatureStore.open(path, allow_incomplete=True, writable=True)
-        store.read_steps()
+        for name in STEP_ARRAYS:
+            deque(store.read_step_pieces(name), maxlen=0)
     except StoreError:  # a crash left a part of it
         return None
     return store if _deciding(store.attributes) == _deciding(attributes) else None

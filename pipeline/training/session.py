@@ -28,7 +28,7 @@ from pipeline.training.run_folder import (
     write_run,
 )
 from pipeline.training.steps import StepData
-from pipeline.training.stores import check_weights, unreplaced
+from pipeline.training.stores import check_weights, unreplaced, warn_of_leaks
 from pipeline.training.streaming import StreamedWindowData
 from pipeline.training.tracking import (
     Tracker,
@@ -201,6 +201,8 @@ def _open_data(
                 held = WindowData(*stores, heldout_share=config.heldout_share, weights=weights)
                 held.move_to(device)
                 data = held
+        if ranks.is_primary:
+            warn_of_leaks(data.leaks)
         reference = take_reference(data)
         identity = DataIdentity(
             stores=_identify(stores, digests, weights),

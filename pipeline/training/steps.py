@@ -24,7 +24,7 @@ from pipeline.features.store import FeatureStore
 from pipeline.training.config import TrainConfig
 from pipeline.training.distributed import Ranks
 from pipeline.training.sampling import SourceDraws, source_draws
-from pipeline.training.stores import check_agreement, check_weights, warn_of_leaks
+from pipeline.training.stores import check_agreement, check_weights, find_leaks
 from policy.normalizer import DataStatistics
 from policy.spec import AgentSpec
 
@@ -108,7 +108,8 @@ class StepData(ABC):
             _is_heldout(count, heldout_share, store)
             for count, store in zip(counts, stores, strict=True)
         ]
-        warn_of_leaks(stores, steps, heldout)
+        self.leaks = find_leaks(stores, steps, heldout)
+        """Held-out episodes that are trained on too, and under which names."""
         self.is_heldout: Bool[Tensor, " e"] = torch.cat(heldout)
         """Which episodes are held out."""
         is_heldout = self.is_heldout[self.episode_of]

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 
 import numpy as np
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -81,12 +82,12 @@ def check_agreement(stores: Sequence[FeatureStore]) -> None:
             )
 
 
-def warn_of_leaks(
+def find_leaks(
     stores: Sequence[FeatureStore],
     steps: Sequence[StepArrays],
     is_heldout: Sequence[Bool[Tensor, " _"]],
-) -> None:
-    """Say if an episode that is held out is trained on too: by another store, or another number.
+) -> tuple[tuple[str, str], ...]:
+    """Find held-out episodes that are trained on too: by another store, or another number.
 
     Two episodes count as one where their states and actions are equal, bit for bit.
 
@@ -94,16 +95,28 @@ def warn_of_leaks(
         stores: of the run.
         steps: of each store.
         is_heldout: which of its episodes are held out.
+
+    Returns:
+        What names such an episode, and what names an equal one among the training's.
     """
+    if not any(map(torch.any, is_heldout)):
+        return ()
     trained: dict[bytes, str] = {}
-    heldout: dict[bytes, str] = {}
+    heldout: list[tuple[bytes, str]] = []
     for store, arrays, is_out in zip(stores, steps, is_heldout, strict=True):
         for episode, (start, stop) in enumerate(pairwise([0, *arrays.episode_ends])):
-            digest = hashlib.sha256(arrays.state[start:stop].tobytes())
-            digest.update(arrays.action[start:stop].tobytes())
-            seen = heldout if is_out[episode] else trained
-            seen.setdefault(digest.digest(), f"episode {episode} of {store.path}")
-    leaks = [(place, trained[digest]) for digest, place in heldout.items() if digest in trained]
+            hashed = hashlib.sha256(arrays.state[start:stop].tobytes())
+            hashed.update(arrays.action[start:stop].tobytes())
+            digest, place = hashed.digest(), f"episode {episode} of {store.path}"
+            if is_out[episode]:
+                heldout.append((digest, place))
+            else:
+                trained.setdefault(digest, place)
+    return tuple((place, trained[digest]) for digest, place in heldout if digest in trained)
+
+
+def warn_of_leaks(leaks: Sequence[tuple[str, str]]) -> None:
+    """Say if there are any of those that `find_leaks` finds."""
     if leaks:
         told = (
             "%d held-out episodes are trained on too (%s is %s, by its states and actions), and "

@@ -19,6 +19,7 @@ from pipeline.training.presets import debug
 from pipeline.training.run_folder import read_run
 from pipeline.training.sampling import BatchSampler
 from pipeline.training.session import train
+from pipeline.training.stores import warn_of_leaks
 from pipeline.training.windows import TRAINING_BYTES, WindowData
 from tests.pipeline.tiny import (
     complete_store,
@@ -147,7 +148,7 @@ def test_one_store_gives_the_batches_it_always_gave(tmp_path):
 
 
 @pytest.mark.parametrize("num_actions_changed", [0, 1])
-def test_a_held_out_episode_that_another_store_trains_on_is_told(
+def test_held_out_episodes_that_another_store_trains_on_are_found_and_told(
     tmp_path, caplog, num_actions_changed
 ):
     steps = tiny_steps(LENGTHS_A)
@@ -156,10 +157,15 @@ def test_a_held_out_episode_that_another_store_trains_on_is_told(
         make_store(tmp_path / "a.zarr", LENGTHS_A, heldout=(0,)),
         make_store(tmp_path / "b.zarr", LENGTHS_A, heldout=(2,), steps=steps),
     ]
-    WindowData(*stores, heldout_share=0.5)
-    leak = f"(episode 0 of {tmp_path / 'a.zarr'} is episode 0 of {tmp_path / 'b.zarr'}, by its"
-    assert (leak in caplog.text) == (not num_actions_changed)
-    assert "2 held-out episodes" in caplog.text if leak in caplog.text else "1 held" in caplog.text
+    leaks = WindowData(*stores, heldout_share=0.5).leaks
+    a, b = (store.path for store in stores)
+    expected = [(f"episode 2 of {b}", f"episode 2 of {a}")]
+    if not num_actions_changed:
+        expected.insert(0, (f"episode 0 of {a}", f"episode 0 of {b}"))
+    assert list(leaks) == expected
+    assert WindowData(*stores, heldout_share=0.0).leaks == ()
+    warn_of_leaks(leaks)
+    assert f"{len(leaks)} held-out episodes are trained on too ({leaks[0][0]} is" in caplog.text
 
 
 def wider(lengths: tuple[int, ...], name: str) -> StepArrays:
