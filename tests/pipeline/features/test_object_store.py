@@ -10,7 +10,9 @@ import pytest
 from pipeline.errors import IncompleteStoreError, ObjectStorageError, StoreError
 from pipeline.features.checksums import verify_checksums
 from pipeline.features.store import FeatureStore
+from pipeline.features.target import open_target
 from pipeline.folders import ObjectUrl, open_folder
+from policy.backbone import load_backbone
 from tests.object_server import BUCKET, ask, use_server
 from tests.pipeline.tiny import (
     complete_store,
@@ -18,7 +20,9 @@ from tests.pipeline.tiny import (
     fill_store,
     tiny_features,
     tiny_identity,
+    tiny_steps,
 )
+from tests.tower import tiny_tower
 
 LENGTHS = (256, 40, 10)  # two units, the second one short
 
@@ -164,6 +168,13 @@ def read_all(location: ObjectUrl) -> None:
     with store.unreplaced():
         store.read_steps()
         store.read_features()
+
+
+def test_who_believes_to_have_created_it_finds_that_another_has_with_other_rows(url):
+    """The roots of two datasets of one manifest are equal: they name no rows."""
+    held, ours = create_store(url, LENGTHS), tiny_steps((256, 40, 20))
+    with pytest.raises(StoreError, match=r"holds 306 steps, the dataset has 316, .* cannot grow"):
+        open_target(url, held.attributes, ours, load_backbone(tiny_tower()), held.read_probe())
 
 
 def test_a_store_that_is_written_while_it_is_read_is_noticed(url):
