@@ -144,12 +144,22 @@ class AverageVelocityObjective:
         derivative[spans] = head.derivative(*at, tangent)[..., : tangent.shape[-1]]
         correction = drawn.h[:, None, None] * derivative
         error = summed_error(average + correction, drawn.target, valid)
+        loss = self.weighted_loss(error, average, valid)
+        return Loss(loss.value, loss.figures | {"correction_rms": masked_rms(correction, valid)})
+
+    def weighted_loss(
+        self,
+        error: Float[Tensor, " b"],
+        average: Float[Tensor, "b horizon a"],
+        valid: Bool[Tensor, "b horizon"],
+    ) -> Loss:
+        """Return the loss of summed squared errors, and what is worth logging about u."""
+        values = average.detach().to(error)
         return Loss(
             value=self.weighted_mean(error),
             figures={
-                "raw_mse": error.detach().sum() / num_values(drawn.target, valid),
-                "correction_rms": masked_rms(correction, valid),
-                "average_velocity_rms": masked_rms(average.detach().to(drawn.z), valid),
+                "raw_mse": error.detach().sum() / num_values(values, valid),
+                "average_velocity_rms": masked_rms(values, valid),
             },
         )
 

@@ -6,12 +6,10 @@ Source: MeanFlow, arXiv 2505.13447, and improved MeanFlow, arXiv 2512.02012
 (Lyy-iiis/imeanflow@a1cc3a9:imf.py).
 Differs from the source: a share of the items ends at the data (r = 0), where the logit-normal
 sampler hardly goes: the query of a one-step policy (t = 1, r = 0) is reached about three times in
-ten thousand. The anchored items are drawn at that query alone, or at every t: the identity
-u = v - h du/dt then carries what is known at small t along r = 0 up to it, instead of leaving it to
-the network's extrapolation.
+ten thousand. The anchored items are drawn at that query, or in part at every t: the identity of an
+average velocity then carries what is known at small t along r = 0 up to it, instead of leaving it
+to the network's extrapolation.
 """
-
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -32,8 +30,9 @@ class TimeSamplingConfig(BaseModel):
     """Share of a batch trained at r = t, which is plain flow matching and costs no JVP."""
     anchored_share: float = Field(default=0.2, ge=0, le=1)
     """Share of a batch drawn at r = 0, the end of a one-step policy; never r = t items."""
-    anchored_time: Literal["noise", "uniform"] = "noise"
-    """t of those: 1, where a one-step policy asks, or uniform in [0, 1], all that it rests on."""
+    anchored_noise_share: float = Field(default=1.0, ge=0, le=1)
+    """Share of those at t = 1, where a one-step policy asks; the others are uniform in [0, 1], all
+    that its answer rests on."""
 
 
 def num_flow_items(config: TimeSamplingConfig, batch_size: int) -> int:
@@ -51,8 +50,8 @@ def sample_times(
 
     Returns:
         t and h; h is 0 for the first `flow_share` of the items, h = t for the last
-        `anchored_share`, at `anchored_time`, and 0 < h <= t between them. The order carries no
-        information about the data, whose rows are shuffled.
+        `anchored_share`, of which the last `anchored_noise_share` are at t = 1, and 0 < h <= t
+        between them. The order carries no information about the data, whose rows are shuffled.
     """
     logits = torch.randn(2, batch_size, generator=generator)
     times = torch.sigmoid(logits * config.time_logit_std + config.time_logit_mean)
@@ -60,8 +59,9 @@ def sample_times(
     num_flow = num_flow_items(config, batch_size)
     r[:num_flow] = t[:num_flow]
     num_anchored = min(round(config.anchored_share * batch_size), batch_size - num_flow)
-    is_uniform = config.anchored_time == "uniform"
+    num_uniform = num_anchored - round(config.anchored_noise_share * num_anchored)
     anchored = slice(batch_size - num_anchored, None)
-    t[anchored] = torch.rand(num_anchored, generator=generator) if is_uniform else 1.0
+    t[anchored] = 1.0
+    t[anchored][:num_uniform] = torch.rand(num_uniform, generator=generator)
     r[anchored] = 0.0
     return t, t - r

@@ -43,8 +43,10 @@ CONTESTANTS = (
         "... for many modes",
         (
             'agent.objective.tangent="velocity_head"',
-            'agent.objective.anchored_time="uniform"',
-            "agent.objective.anchored_share=0.5",
+            'agent.objective.identity="jump"',
+            "agent.objective.flow_share=0.0",
+            "agent.objective.anchored_share=1.0",
+            "agent.objective.anchored_noise_share=0.3",
             "agent.objective.weight_power=0.0",
         ),
         (1,),

@@ -11,11 +11,17 @@ from tests.policy.analytic import forward_mode_derivative
 ACTION_DIM, COND_DIM, NUM_COND, HORIZON = 3, 20, 2, 8
 
 
-def random_head(dtype: torch.dtype = torch.float32, **settings) -> ActionHead:
+def random_head(dtype: torch.dtype = torch.float32, num_outputs=1, **settings) -> ActionHead:
     """A small head whose output is not zero, as it would be at the start."""
     torch.manual_seed(0)
     config = HeadConfig(n_emb=64, n_layer=2, pred_horizon=HORIZON, **settings)
-    head = ActionHead(config, cond_dim=COND_DIM, num_cond_tokens=NUM_COND, action_dim=ACTION_DIM)
+    head = ActionHead(
+        config,
+        cond_dim=COND_DIM,
+        num_cond_tokens=NUM_COND,
+        action_dim=ACTION_DIM,
+        num_outputs=num_outputs,
+    )
     with torch.no_grad():
         head.predict.weight.normal_(std=64**-0.5)  # outputs of order 1, as normalised actions
         if isinstance(head.residuals, DepthMixer):

@@ -35,6 +35,14 @@ class TestVelocityHead(ObjectiveContract):
     config = ImprovedMeanFlowConfig(tangent="velocity_head")
 
 
+class TestJump(ObjectiveContract):
+    config = ImprovedMeanFlowConfig(identity="jump")
+
+
+class TestJumpAlongAVelocityHead(ObjectiveContract):
+    config = ImprovedMeanFlowConfig(identity="jump", tangent="velocity_head", flow_share=0.0)
+
+
 class TestMeanFlow(ObjectiveContract):
     config = MeanFlowConfig(anchored_share=0.1)  # the default never trains the one-step query
 

@@ -20,13 +20,14 @@ def store(tmp_path_factory):
     "settings",
     [
         ["kind=improved_meanflow", "tangent=velocity_head"],
+        ["kind=improved_meanflow", "tangent=velocity_head", "identity=jump", "flow_share=0"],
         ["kind=meanflow"],
         ["kind=flow_matching"],
         ["kind=diffusion", "sampler=ddpm"],
         ["kind=regression"],
         ["kind=mip"],
     ],
-    ids=lambda settings: settings[0],
+    ids=" ".join,
 )
 def test_every_objective_trains_and_measures_its_heldout_error(store, tmp_path, settings):
     config = with_settings(debug(), [f"agent.objective.{setting}" for setting in settings])

@@ -1,0 +1,132 @@
+"""The jump's target, against the closed form of Gaussian data."""
+
+import pytest
+import torch
+
+from policy.objectives import jump
+from policy.objectives.improved_meanflow import ImprovedMeanFlow, ImprovedMeanFlowConfig
+from policy.objectives.time_sampling import sample_times
+from tests.policy.analytic import NO_CONDITION, GaussianFlow
+from tests.policy.objective_contract import generator
+from tests.policy.test_head import ACTION_DIM, HORIZON, random_head, random_inputs
+from tests.policy.test_improved_meanflow import gradients
+
+MEAN, SPREAD = 0.7, 0.3
+FLOW = GaussianFlow(MEAN, SPREAD)
+
+
+def exact_velocity(z, t, h):
+    return FLOW.velocity(z, t[:, None, None])
+
+
+def exact_average(z, t, h):
+    return FLOW(z, t, h, NO_CONDITION)
+
+
+def points(count: int = 64):
+    stream = generator()
+    z = torch.randn(count, 4, 2, generator=stream).double()
+    t = 0.1 + 0.9 * torch.rand(count, generator=stream).double()
+    return z, t, t * torch.rand(count, generator=stream).double()
+
+
+def test_the_exact_flow_is_its_own_target():
+    """But for the midpoint rule: 0.005 where u itself reaches 3."""
+    target = jump.jump_target(exact_velocity, exact_average, points(), generator())
+    torch.testing.assert_close(target, exact_average(*points()), rtol=0, atol=0.006)
+
+
+def test_shorter_jumps_come_closer_by_the_order_of_the_rule():
+    """The midpoint rule is of second order: half the length, a quarter of the error at most."""
+    z, t, h = points()
+    errors = []
+    for part in (1.0, 0.5, 0.25):
+        at = z, t, part * h
+        target = jump.jump_target(exact_velocity, exact_average, at, generator())
+        errors.append(float((target - exact_average(*at)).abs().max()))
+    assert errors[0] > 4 * errors[1] > 16 * errors[2] > 0
+
+
+def test_the_target_tells_a_wrong_average_and_a_wrong_velocity():
+    """A wrong u counts by the share that is left to it, a wrong velocity by the other."""
+    exact = jump.jump_target(exact_velocity, exact_average, points(), generator())
+    low, high = jump.SHARE_LEFT
+    wrong_rest = jump.jump_target(
+        exact_velocity, lambda *at: exact_average(*at) + 1.0, points(), generator()
+    )
+    left = wrong_rest - exact
+    assert low <= float(left.min()) < float(left.max()) <= high
+    still = jump.jump_target(
+        lambda z, t, h: torch.zeros_like(z),
+        lambda z, t, h: torch.ones_like(z),
+        points(),
+        generator(),
+    )
+    torch.testing.assert_close(still, left)
+
+
+def test_an_item_without_a_span_has_the_velocity_as_its_target():
+    z, t, _ = points()
+    target = jump.jump_target(
+        exact_velocity, exact_average, (z, t, torch.zeros_like(t)), generator()
+    )
+    torch.testing.assert_close(target, exact_velocity(z, t, t))
+
+
+def test_the_average_is_asked_where_the_jump_ends():
+    """r stays: what is left, h' = s - r, and the times stay inside [r, t]."""
+    z, t, h = points()
+    asked = []
+
+    def remember(z, now, rest):
+        asked.append((now, rest))
+        return torch.zeros_like(z)
+
+    jump.jump_target(remember, remember, (z, t, h), generator())
+    assert len(asked) == 2 * jump.MIDPOINT_STEPS + 1
+    for now, rest in asked:
+        torch.testing.assert_close(now - rest, t - h)
+    left = asked[-1][1] / h
+    low, high = jump.SHARE_LEFT
+    assert low <= float(left.min()) < float(left.max()) <= high
+
+
+@pytest.mark.parametrize("tangent", ["boundary", "velocity_head"])
+def test_the_loss_is_the_squared_error_to_a_target_without_gradient(tangent):
+    """Written out for both tangents: where each asks for the velocity, and that only u learns."""
+    config = ImprovedMeanFlowConfig(
+        identity="jump", tangent=tangent, flow_share=0.25, weight_power=0.0, velocity_weight=0.0
+    )
+    objective = ImprovedMeanFlow(config)
+    head = random_head(torch.float64, num_outputs=objective.num_outputs)
+    _, _, _, cond = random_inputs(8, torch.float64)
+    actions = torch.randn(8, HORIZON, ACTION_DIM, generator=generator(3)).double()
+    valid = torch.ones(8, HORIZON, dtype=torch.bool)
+
+    loss = objective.loss(head, actions, valid, head.encode_condition(cond), generator())
+
+    stream = generator()
+    noise = torch.randn(actions.shape, generator=stream).double()
+    t, h = (times.double() for times in sample_times(config, 8, stream))
+    z = actions + t[:, None, None] * (noise - actions)
+    spans = slice(2, None)
+    with torch.no_grad():
+        rows = head.encode_condition(cond).select(spans)
+
+        def velocity(z, t, h):
+            if tangent == "boundary":
+                return head(z, t, 0 * h, rows)
+            return head(z, t, h, rows)[..., ACTION_DIM:]
+
+        target = noise - actions
+        target[spans] = jump.jump_target(
+            velocity,
+            lambda z, t, h: head(z, t, h, rows)[..., :ACTION_DIM],
+            (z[spans], t[spans], h[spans]),
+            stream,
+        )
+    average = head(z, t, h, head.encode_condition(cond))[..., :ACTION_DIM]
+    by_hand = (average - target).square().sum(dim=(1, 2)).mean()
+    torch.testing.assert_close(loss.value, by_hand)
+    torch.testing.assert_close(gradients(loss.value, head), gradients(by_hand, head))
+    assert (target - (noise - actions))[spans].abs().min() > 0
