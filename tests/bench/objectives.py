@@ -40,7 +40,7 @@ CONTESTANTS = (
     Contestant("... not anchored", ("agent.objective.anchored_share=0.0",), (1,)),
     Contestant("... with a velocity head", ('agent.objective.tangent="velocity_head"',), (1,)),
     Contestant(
-        "... for many modes",
+        "... by jumps",
         (
             'agent.objective.tangent="velocity_head"',
             'agent.objective.identity="jump"',
