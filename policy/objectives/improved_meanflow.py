@@ -42,8 +42,8 @@ class ImprovedMeanFlowConfig(AverageVelocityConfig):
     which doubles the last layer's width."""
     identity: Literal["derivative", "jump"] = "derivative"
     """How u is tied to that velocity: by du/dt, or by a jump along it: five passes without gradient
-    on the rows that are not `flow_share`, where a derivative costs about three; steadier. A
-    velocity head is then asked at the spans it is trained at, so that `flow_share` may be 0."""
+    on the rows that are not `flow_share`, where a derivative costs about three. A velocity head is
+    then asked at the spans it is trained at, so that `flow_share` may be 0."""
     velocity_weight: float = Field(default=1.0, ge=0)
     """Weight of the velocity head's own loss beside the main one; without that head unused."""
 
