@@ -150,9 +150,12 @@ def draw(objective: Objective, head: ActionHead, passes: tuple[int, ...]) -> Dra
         start = noise(objective.num_noise_draws(number))
         drawn[described(number)] = objective.sample(head, start, condition, number)[:, 0]
     if objective.num_outputs == 2:
-        ask = lambda z, t, h: head(z, t, t, condition)[..., 2:]  # noqa: E731
+
+        def velocity(z: Tensor, t: Tensor, h: Tensor) -> Tensor:
+            return head(z, t, t, condition)[..., 2:]  # at the spans of a one-step policy's items
+
         way = f"its velocity, {described(VELOCITY_PASSES)}"
-        drawn[way] = jump_to_data(ask, noise(1)[:, 0], VELOCITY_PASSES)[:, 0]
+        drawn[way] = jump_to_data(velocity, noise(1)[:, 0], VELOCITY_PASSES)[:, 0]
     return drawn
 
 
