@@ -17,7 +17,13 @@ from torch import Generator, Tensor, nn
 from policy.errors import AgentMismatchError
 from policy.head import ActionHead, Condition, HeadConfig
 from policy.normalizer import DataStatistics, MinMaxNormalizer
-from policy.objectives.base import ActionNetwork, AdditiveObjective, Loss
+from policy.objectives.base import (
+    ActionNetwork,
+    AdditiveObjective,
+    Loss,
+    TaughtObjective,
+    Teacher,
+)
 from policy.objectives.improved_meanflow import ImprovedMeanFlowConfig
 from policy.objectives.registry import ObjectiveConfig, build_objective
 from policy.projectors import ViewProjectors
@@ -104,6 +110,8 @@ class VLAAgent(nn.Module):
         actions: Float[Tensor, "b horizon a"],
         valid: Bool[Tensor, "b horizon"],
         generator: Generator,
+        *,
+        teacher: "VLAAgent | None" = None,
     ) -> Loss:
         """Compute the training loss of a batch of windows.
 
@@ -113,10 +121,22 @@ class VLAAgent(nn.Module):
             actions: from the current step on, in the manifest's units.
             valid: False where a chunk runs past its episode's end.
             generator: on the CPU; the only source of randomness.
+            teacher: the averaged weights, which an agent that `is_taught` learns from; without
+                one it teaches itself. Others ask nobody.
         """
-        condition = self.head.encode_condition(self._build_cond(features, state))
+        condition = self._encode_condition(features, state)
         normalised = self.action_normalizer.normalize(actions)
-        return self.objective.loss(self.head, normalised, valid, condition, generator)
+        given = self.head, normalised, valid, condition, generator
+        if teacher is None or not isinstance(self.objective, TaughtObjective):
+            return self.objective.loss(*given)
+        with torch.no_grad():
+            known = Teacher(teacher.head, teacher._encode_condition(features, state))
+        return self.objective.taught_loss(*given, teacher=known)
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether its loss asks a teacher; see `TaughtObjective`."""
+        return isinstance(self.objective, TaughtObjective) and self.objective.is_taught
 
     @torch.no_grad()
     def predict(
@@ -161,7 +181,7 @@ class VLAAgent(nn.Module):
         """
         if not isinstance(self.objective, AdditiveObjective):
             return None
-        condition = self.head.encode_condition(self._build_cond(features, state))
+        condition = self._encode_condition(features, state)
         return self.objective.additivity_residual(self.head, noise, condition)
 
     def noise(
@@ -189,6 +209,11 @@ class VLAAgent(nn.Module):
             return self.objective.default_evaluations
         self.objective.check_evaluations(asked)
         return asked
+
+    def _encode_condition(
+        self, features: Float[Tensor, "b t v 768"], state: Float[Tensor, "b t s"]
+    ) -> Condition:
+        return self.head.encode_condition(self._build_cond(features, state))
 
     def _build_cond(
         self, features: Float[Tensor, "b t v 768"], state: Float[Tensor, "b t s"]

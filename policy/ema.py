@@ -3,7 +3,8 @@
 Source: the warm-up schedule of real-stanford/diffusion_policy@5ba07ac, power 0.75.
 """
 
-from typing import Final
+from copy import deepcopy
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ WARMUP_POWER: Final = 0.75  # dimensionless; reaches 0.999 after 10 k steps, 0.9
 def ema_decay(step: int) -> float:
     """Return the decay after `step` optimiser steps: 0 at the start, rising to `MAX_DECAY`."""
     return float(min(MAX_DECAY, 1.0 - (1.0 + step) ** -WARMUP_POWER))
+
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class WeightAverage:
@@ -30,6 +34,15 @@ class WeightAverage:
         current = _tensors(module)
         targets = [current[name] for name in self.averaged]
         torch._foreach_lerp_(list(self.averaged.values()), targets, 1 - ema_decay(step))
+
+    def mirror(self, module: Module) -> Module:
+        """Return a copy of the averaged module, without gradient, that follows every `update`.
+
+        It holds the averaged tensors themselves; it is the average's until that is replaced.
+        """
+        copy = deepcopy(module).requires_grad_(False)
+        copy.load_state_dict(self.averaged, assign=True)
+        return copy
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -74,6 +74,7 @@ class Trainer:
         self.agent.fit_statistics(data.statistics())
         self.agent.to(device)
         self.average = WeightAverage(self.agent)
+        self.teacher = self._averaged_agent()
         self.optimizer = build_optimizer(self.agent, config.optimizer)
         self.heldout = HeldoutWindows(data, config.seed, device)
         self.validated: dict[str, float] = {}
@@ -97,9 +98,14 @@ class Trainer:
         self.average.averaged = {
             name: tensor.to(self.device) for name, tensor in checkpoint.average.items()
         }
+        self.teacher = self._averaged_agent()
         restore_optimizer(self.optimizer, self.agent, checkpoint.optimizer)
         self.step = checkpoint.step
         return self.step
+
+    def _averaged_agent(self) -> VLAAgent | None:
+        """Return the averaged weights as an agent, if the loss asks them."""
+        return self.average.mirror(self.agent) if self.agent.is_taught else None
 
     def fit(
         self, trackers: Sequence[Tracker] = (), watchers: Sequence[TrainingWatcher] = ()
@@ -218,6 +224,7 @@ class Trainer:
                 batch.actions,
                 batch.valid,
                 seeded_generator(config.seed, "loss", index),
+                teacher=self.teacher,
             )
         if not torch.isfinite(loss.value):
             raise self._diverged("loss", loss.value, windows.rows)

@@ -115,6 +115,37 @@ class Objective(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """Whom a loss asks for what it should be: a network, and the condition as that one reads it."""
+
+    head: ActionNetwork
+    """Asked without gradient; a moving average of the network to train, or that network itself."""
+    condition: Condition
+    """Of the batch rows of the loss."""
+
+
+@runtime_checkable
+class TaughtObjective(Protocol):
+    """An objective whose targets a network gives, so that a steadier network teaches better."""
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether its settings ask for a teacher at all."""
+
+    def taught_loss(
+        self,
+        head: DifferentiableNetwork,
+        actions: Float[Tensor, "b horizon a"],
+        valid: Bool[Tensor, "b horizon"],
+        condition: Condition,
+        generator: Generator,
+        *,
+        teacher: Teacher,
+    ) -> Loss:
+        """Compute the loss as `Objective.loss` does, where the network teaches itself."""
+
+
 @runtime_checkable
 class AdditiveObjective(Protocol):
     """An objective whose jumps must add up, which a policy can check on itself without labels."""

@@ -5,7 +5,9 @@ Knows actions and time; nothing about cameras, robots or datasets. The tangent v
     boundary        u(z, t, 0): no extra parameters
     velocity_head   a second output of the network at h = 0, trained on e - x beside the first
 
-u follows that velocity by its derivative du/dt, or by a jump of finite length; see `jump.py`.
+u follows that velocity by its derivative du/dt, or by a jump of finite length; see `jump.py`. A
+jump is the word of the averaged weights: between two modes the velocity in training moves where
+they part with every step, and a u that follows it draws actions there.
 
 Source: improved MeanFlow, arXiv 2512.02012; the velocity head as in Lyy-iiis/imeanflow@a1cc3a9:
 imf.py: its loss is taken where the gradient pass is, at the drawn h, under the same weight.
@@ -27,7 +29,7 @@ from policy.objectives.average_velocity import (
     NoisyActions,
     average_velocity,
 )
-from policy.objectives.base import ActionNetwork, DifferentiableNetwork, Loss
+from policy.objectives.base import DifferentiableNetwork, Loss, Teacher
 from policy.objectives.jump import jump_target
 from policy.objectives.masked_error import num_values, summed_error
 
@@ -42,8 +44,9 @@ class ImprovedMeanFlowConfig(AverageVelocityConfig):
     which doubles the last layer's width."""
     identity: Literal["derivative", "jump"] = "derivative"
     """How u is tied to that velocity: by du/dt, or by a jump along it: five passes without gradient
-    on the rows that are not `flow_share`, where a derivative costs about three. A velocity head is
-    then asked at the spans it is trained at, so that `flow_share` may be 0."""
+    of the averaged weights on the rows that are not `flow_share`, where a derivative costs about
+    three. A velocity head is then asked at the spans it is trained at, so that `flow_share` may be
+    0."""
     velocity_weight: float = Field(default=1.0, ge=0)
     """Weight of the velocity head's own loss beside the main one; without that head unused."""
 
@@ -56,6 +59,11 @@ class ImprovedMeanFlow(AverageVelocityObjective):
         self.config = config
         self.num_outputs = 2 if config.tangent == "velocity_head" else 1
 
+    @property
+    def is_taught(self) -> bool:
+        """Jumps are; see `TaughtObjective.is_taught`."""
+        return self.config.identity == "jump"
+
     def loss(
         self,
         head: DifferentiableNetwork,
@@ -64,13 +72,28 @@ class ImprovedMeanFlow(AverageVelocityObjective):
         condition: Condition,
         generator: Generator,
     ) -> Loss:
-        """Compute the loss; see `Objective.loss`."""
+        """Compute the loss of a network that teaches itself; see `Objective.loss`."""
+        return self.taught_loss(
+            head, actions, valid, condition, generator, teacher=Teacher(head, condition)
+        )
+
+    def taught_loss(
+        self,
+        head: DifferentiableNetwork,
+        actions: Float[Tensor, "b horizon a"],
+        valid: Bool[Tensor, "b horizon"],
+        condition: Condition,
+        generator: Generator,
+        *,
+        teacher: Teacher,
+    ) -> Loss:
+        """Compute the loss; see `TaughtObjective.taught_loss`. A derivative asks no teacher."""
         drawn = self.draw(actions, generator)
         width = actions.shape[-1]
         predicted = head(drawn.z, drawn.t, drawn.h, condition)
         if self.config.identity == "jump":
             average = predicted[..., :width]
-            target = self._jump_target(head, drawn, condition, generator)
+            target = self._jump_target(teacher, drawn, generator)
             loss = self.weighted_loss(summed_error(average, target, valid), average, valid)
         else:
             loss = self.compound_loss(
@@ -91,12 +114,10 @@ class ImprovedMeanFlow(AverageVelocityObjective):
         )
 
     @torch.no_grad()
-    def _jump_target(
-        self, head: ActionNetwork, drawn: NoisyActions, condition: Condition, generator: Generator
-    ) -> Tensor:
+    def _jump_target(self, teacher: Teacher, drawn: NoisyActions, generator: Generator) -> Tensor:
         """Return e - x where h = 0, and elsewhere what a jump says, in full precision."""
         width = drawn.z.shape[-1]
-        rows = condition.select(drawn.spans).detach()
+        head, rows = teacher.head, teacher.condition.select(drawn.spans).detach()
         at = drawn.z[drawn.spans], drawn.t[drawn.spans], drawn.h[drawn.spans]
         is_boundary = self.config.tangent == "boundary"
 
@@ -110,7 +131,7 @@ class ImprovedMeanFlow(AverageVelocityObjective):
 
 
 @torch.no_grad()
-def _velocity(head: ActionNetwork, drawn: NoisyActions, condition: Condition) -> Tensor:
+def _velocity(head: DifferentiableNetwork, drawn: NoisyActions, condition: Condition) -> Tensor:
     """Ask the network for the velocity at the rows that need du/dt, in full precision."""
     z, t = drawn.z[drawn.spans], drawn.t[drawn.spans]
     with torch.autocast(z.device.type, enabled=False):

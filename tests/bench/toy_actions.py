@@ -25,7 +25,7 @@ from torch import Tensor
 
 from policy.ema import WeightAverage
 from policy.head import ActionHead, HeadConfig
-from policy.objectives.base import Objective
+from policy.objectives.base import Objective, TaughtObjective, Teacher
 from policy.objectives.diffusion_config import DiffusionConfig
 from policy.objectives.flow_matching import FlowMatchingConfig
 from policy.objectives.flow_sampling import jump_to_data
@@ -124,9 +124,16 @@ def run(job: Job, steps: int, batch: int) -> tuple[Job, Drawn]:
     data, noise = (torch.Generator().manual_seed(2 * seed + part) for part in (0, 1))
     cond, valid = torch.zeros(batch, 1, 1), torch.ones(batch, 1, dtype=torch.bool)
     average = WeightAverage(head)
+    teacher = average.mirror(head)
     for step in range(steps):
         actions = TOYS[toy](batch, data)[:, None]
-        loss = objective.loss(head, actions, valid, head.encode_condition(cond), noise)
+        given = head, actions, valid, head.encode_condition(cond), noise
+        if isinstance(objective, TaughtObjective) and objective.is_taught:
+            with torch.no_grad():
+                known = Teacher(teacher, teacher.encode_condition(cond))
+            loss = objective.taught_loss(*given, teacher=known)
+        else:
+            loss = objective.loss(*given)
         optimizer.zero_grad(set_to_none=True)
         loss.value.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)

@@ -9,6 +9,8 @@ from policy.backbone import STAND_IN, load_backbone
 from policy.errors import AgentMismatchError
 from policy.head import HeadConfig
 from policy.normalizer import DataStatistics
+from policy.objectives.base import Teacher
+from policy.objectives.improved_meanflow import ImprovedMeanFlow, ImprovedMeanFlowConfig
 from policy.spec import AgentSpec
 
 STATE_DIM, ACTION_DIM = 5, 4
@@ -88,6 +90,32 @@ def test_gradients_reach_every_trainable_part_and_never_the_tower():
     tower = nn.Module.parameters(encoder._tower)
     assert all(parameter.grad is None for parameter in tower)
     assert not any("tower" in name or "backbone" in name for name in agent.state_dict())
+
+
+def test_a_teacher_reads_the_condition_by_its_own_weights():
+    objective = ImprovedMeanFlowConfig(identity="jump", flow_share=0.0)
+    agent, teacher = (tiny_agent(objective=objective) for _ in range(2))
+    with torch.no_grad():
+        for known in (agent, teacher):
+            known.head.predict.weight.normal_(generator=torch.Generator().manual_seed(3))
+        teacher.cond_projector.weight.mul_(-1.0)  # all that tells them apart
+    features, state, actions, valid = random_batch()
+
+    def loss(of: VLAAgent, teacher: VLAAgent | None) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return of.compute_loss(features, state, actions, valid, generator, teacher=teacher).value
+
+    cond = teacher._build_cond(features, state)
+    known = Teacher(teacher.head, teacher.head.encode_condition(cond))
+    condition = agent.head.encode_condition(agent._build_cond(features, state))
+    normalised = agent.action_normalizer.normalize(actions)
+    generator = torch.Generator().manual_seed(0)
+    expected = ImprovedMeanFlow(objective).taught_loss(
+        agent.head, normalised, valid, condition, generator, teacher=known
+    )
+    assert torch.equal(loss(agent, teacher), expected.value)
+    assert not torch.equal(loss(agent, teacher), loss(agent, None))
+    assert torch.equal(loss(agent, agent), loss(agent, None))
 
 
 def test_agent_without_encoder_takes_no_frames():

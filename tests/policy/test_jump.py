@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from policy.objectives import jump
+from policy.objectives.base import Teacher
 from policy.objectives.improved_meanflow import ImprovedMeanFlow, ImprovedMeanFlowConfig
 from policy.objectives.time_sampling import sample_times
 from tests.policy.analytic import NO_CONDITION, GaussianFlow
@@ -91,9 +92,10 @@ def test_the_average_is_asked_where_the_jump_ends():
     assert low <= float(left.min()) < float(left.max()) <= high
 
 
+@pytest.mark.parametrize("is_self_taught", [True, False], ids=["alone", "taught"])
 @pytest.mark.parametrize("tangent", ["boundary", "velocity_head"])
-def test_the_loss_is_the_squared_error_to_a_target_without_gradient(tangent):
-    """Written out for both tangents: where each asks for the velocity, and that only u learns."""
+def test_the_loss_is_the_squared_error_to_a_target_without_gradient(tangent, is_self_taught):
+    """Written out for both tangents: where each asks whom for the velocity; only u learns."""
     config = ImprovedMeanFlowConfig(
         identity="jump", tangent=tangent, flow_share=0.25, weight_power=0.0, velocity_weight=0.0
     )
@@ -103,7 +105,17 @@ def test_the_loss_is_the_squared_error_to_a_target_without_gradient(tangent):
     actions = torch.randn(8, HORIZON, ACTION_DIM, generator=generator(3)).double()
     valid = torch.ones(8, HORIZON, dtype=torch.bool)
 
-    loss = objective.loss(head, actions, valid, head.encode_condition(cond), generator())
+    given = head, actions, valid, head.encode_condition(cond), generator()
+    if is_self_taught:
+        known = head
+        loss = objective.loss(*given)
+    else:
+        known = random_head(torch.float64, num_outputs=objective.num_outputs)
+        with torch.no_grad():
+            for parameter in known.parameters():
+                parameter.mul_(0.9)
+        teacher = Teacher(known, known.encode_condition(cond))
+        loss = objective.taught_loss(*given, teacher=teacher)
 
     stream = generator()
     noise = torch.randn(actions.shape, generator=stream).double()
@@ -111,17 +123,17 @@ def test_the_loss_is_the_squared_error_to_a_target_without_gradient(tangent):
     z = actions + t[:, None, None] * (noise - actions)
     spans = slice(2, None)
     with torch.no_grad():
-        rows = head.encode_condition(cond).select(spans)
+        rows = known.encode_condition(cond).select(spans)
 
         def velocity(z, t, h):
             if tangent == "boundary":
-                return head(z, t, 0 * h, rows)
-            return head(z, t, h, rows)[..., ACTION_DIM:]
+                return known(z, t, 0 * h, rows)
+            return known(z, t, h, rows)[..., ACTION_DIM:]
 
         target = noise - actions
         target[spans] = jump.jump_target(
             velocity,
-            lambda z, t, h: head(z, t, h, rows)[..., :ACTION_DIM],
+            lambda z, t, h: known(z, t, h, rows)[..., :ACTION_DIM],
             (z[spans], t[spans], h[spans]),
             stream,
         )
@@ -129,4 +141,6 @@ def test_the_loss_is_the_squared_error_to_a_target_without_gradient(tangent):
     by_hand = (average - target).square().sum(dim=(1, 2)).mean()
     torch.testing.assert_close(loss.value, by_hand)
     torch.testing.assert_close(gradients(loss.value, head), gradients(by_hand, head))
+    if not is_self_taught:
+        assert not gradients(loss.value, known).numel()
     assert (target - (noise - actions))[spans].abs().min() > 0
