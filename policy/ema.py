@@ -3,6 +3,7 @@
 Source: the warm-up schedule of real-stanford/diffusion_policy@5ba07ac, power 0.75.
 """
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Final, TypeVar
 
@@ -35,10 +36,20 @@ class WeightAverage:
         targets = [current[name] for name in self.averaged]
         torch._foreach_lerp_(list(self.averaged.values()), targets, 1 - ema_decay(step))
 
+    def restore(self, averaged: Mapping[str, Tensor]) -> None:
+        """Go on from an average that was saved.
+
+        Raises:
+            KeyError: it lacks a tensor.
+            RuntimeError: one has another shape.
+        """
+        for name, tensor in self.averaged.items():
+            tensor.copy_(averaged[name])
+
     def mirror(self, module: Module) -> Module:
         """Return a copy of the averaged module, without gradient, that follows every `update`.
 
-        It holds the averaged tensors themselves; it is the average's until that is replaced.
+        It holds the averaged tensors themselves.
         """
         copy = deepcopy(module).requires_grad_(False)
         copy.load_state_dict(self.averaged, assign=True)

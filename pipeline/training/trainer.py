@@ -74,7 +74,8 @@ class Trainer:
         self.agent.fit_statistics(data.statistics())
         self.agent.to(device)
         self.average = WeightAverage(self.agent)
-        self.teacher = self._averaged_agent()
+        self.teacher = self.average.mirror(self.agent) if self.agent.is_taught else None
+        """The averaged weights as an agent, if the loss asks them."""
         self.optimizer = build_optimizer(self.agent, config.optimizer)
         self.heldout = HeldoutWindows(data, config.seed, device)
         self.validated: dict[str, float] = {}
@@ -93,19 +94,12 @@ class Trainer:
         checkpoint = read_checkpoint(self.run, steps[-1])
         try:
             self.agent.load_state_dict(checkpoint.agent, strict=True)
-        except RuntimeError as error:
+            self.average.restore(checkpoint.average)
+        except (RuntimeError, KeyError) as error:
             raise RunError(f"{self.run}: checkpoint of another agent ({error})") from error
-        self.average.averaged = {
-            name: tensor.to(self.device) for name, tensor in checkpoint.average.items()
-        }
-        self.teacher = self._averaged_agent()
         restore_optimizer(self.optimizer, self.agent, checkpoint.optimizer)
         self.step = checkpoint.step
         return self.step
-
-    def _averaged_agent(self) -> VLAAgent | None:
-        """Return the averaged weights as an agent, if the loss asks them."""
-        return self.average.mirror(self.agent) if self.agent.is_taught else None
 
     def fit(
         self, trackers: Sequence[Tracker] = (), watchers: Sequence[TrainingWatcher] = ()

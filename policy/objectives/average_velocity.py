@@ -1,4 +1,4 @@
-"""What MeanFlow and improved MeanFlow share: everything but the velocity they derive along.
+"""What MeanFlow and improved MeanFlow share: times, weight, sampling, and the loss by du/dt.
 
 Knows actions and time; nothing about cameras, robots or datasets. The network predicts the
 velocity averaged over [r, t], h = t - r:
@@ -52,7 +52,7 @@ class NoisyActions:
     target: Float[Tensor, "b horizon a"]
     """e - x, the velocity of this pair."""
     spans: slice
-    """The rows with h > 0, which need du/dt."""
+    """The rows with h > 0, which need du/dt or a jump."""
 
 
 class AverageVelocityObjective:

@@ -1,25 +1,28 @@
-"""Improved MeanFlow: an average velocity, derived along a velocity that the network predicts.
+"""Improved MeanFlow: an average velocity, tied to a velocity that the network predicts.
 
-Knows actions and time; nothing about cameras, robots or datasets. The tangent v of du/dt is
+Knows actions and time; nothing about cameras, robots or datasets. The velocity v is
 
     boundary        u(z, t, 0): no extra parameters
-    velocity_head   a second output of the network at h = 0, trained on e - x beside the first
+    velocity_head   a second output of the network, trained on e - x beside the first
 
-u follows that velocity by its derivative du/dt, or by a jump of finite length; see `jump.py`. A
-jump is the word of the averaged weights: between two modes the velocity in training moves where
-they part with every step, and a u that follows it draws actions there.
+and u is tied to it by the derivative du/dt along v at h = 0, or by a jump of finite length along v
+at the span that is left; see `jump.py`. Where a jump leads, the averaged weights say: the place
+where two modes part moves with every step of the velocity in training, and a u that learnt from
+that velocity would draw actions between the modes.
 
 Source: improved MeanFlow, arXiv 2512.02012; the velocity head as in Lyy-iiis/imeanflow@a1cc3a9:
-imf.py: its loss is taken where the gradient pass is, at the drawn h, under the same weight.
+imf.py: its loss is taken where the gradient pass is, at the drawn h, under the same weight;
+averaged weights as a teacher: Mean Teacher, arXiv 1703.01780.
 Differs from the source: its velocity head branches off before the last blocks, here both outputs
-read the same last layer; see `average_velocity.py` and `time_sampling.py` for the rest.
+read the same last layer; jumps and their teacher are not in it; see `average_velocity.py` and
+`time_sampling.py` for the rest.
 """
 
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
 from policy.head import Condition
@@ -29,7 +32,7 @@ from policy.objectives.average_velocity import (
     NoisyActions,
     average_velocity,
 )
-from policy.objectives.base import DifferentiableNetwork, Loss, Teacher
+from policy.objectives.base import ActionNetwork, DifferentiableNetwork, Loss, Teacher
 from policy.objectives.jump import jump_target
 from policy.objectives.masked_error import num_values, summed_error
 
@@ -40,15 +43,33 @@ class ImprovedMeanFlowConfig(AverageVelocityConfig):
     kind: Literal["improved_meanflow"] = "improved_meanflow"
     """Names the objective in a saved configuration."""
     tangent: Literal["boundary", "velocity_head"] = "boundary"
-    """Where the velocity along which to derive comes from: the network at h = 0, or its own head,
-    which doubles the last layer's width."""
+    """Where the velocity comes from: the network at h = 0, or its own head, which doubles the last
+    layer's width."""
     identity: Literal["derivative", "jump"] = "derivative"
     """How u is tied to that velocity: by du/dt, or by a jump along it: five passes without gradient
     of the averaged weights on the rows that are not `flow_share`, where a derivative costs about
-    three. A velocity head is then asked at the spans it is trained at, so that `flow_share` may be
-    0."""
+    three. A jump needs a velocity head, which is asked at the spans it is trained at, so that
+    `flow_share` may be 0; `raw_mse` is then mostly the distance from what the averaged weights say,
+    and `velocity_mse` the one from the data."""
     velocity_weight: float = Field(default=1.0, ge=0)
     """Weight of the velocity head's own loss beside the main one; without that head unused."""
+
+    @model_validator(mode="after")
+    def _a_jump_learns_from_data(self) -> "ImprovedMeanFlowConfig":
+        if self.identity == "derivative":
+            return self
+        if self.tangent != "velocity_head" or self.velocity_weight == 0:
+            raise ValueError(
+                f"identity=jump with tangent={self.tangent}, velocity_weight="
+                f"{self.velocity_weight:g}: a jump learns of the data through the velocity head "
+                f"alone; set tangent=velocity_head and a velocity_weight above 0"
+            )
+        if self.anchored_share == self.anchored_noise_share == 1:
+            raise ValueError(
+                "identity=jump with anchored_share=1, anchored_noise_share=1: jumps land at times "
+                "below 1, where nothing would be trained; lower one of them"
+            )
+        return self
 
 
 class ImprovedMeanFlow(AverageVelocityObjective):
@@ -115,23 +136,22 @@ class ImprovedMeanFlow(AverageVelocityObjective):
 
     @torch.no_grad()
     def _jump_target(self, teacher: Teacher, drawn: NoisyActions, generator: Generator) -> Tensor:
-        """Return e - x where h = 0, and elsewhere what a jump says, in full precision."""
+        """Return e - x where h = 0, and elsewhere what a jump says."""
         width = drawn.z.shape[-1]
-        head, rows = teacher.head, teacher.condition.select(drawn.spans).detach()
+        rows = teacher.condition.select(drawn.spans)
         at = drawn.z[drawn.spans], drawn.t[drawn.spans], drawn.h[drawn.spans]
-        is_boundary = self.config.tangent == "boundary"
 
         def velocity(z: Tensor, t: Tensor, h: Tensor) -> Tensor:
-            return head(z, t, torch.zeros_like(h) if is_boundary else h, rows)[..., -width:]
+            return teacher.head(z, t, h, rows)[..., width:]
 
+        average = average_velocity(teacher.head, rows)
         target = drawn.target.clone()
-        with torch.autocast(drawn.z.device.type, enabled=False):
-            target[drawn.spans] = jump_target(velocity, average_velocity(head, rows), at, generator)
+        target[drawn.spans] = jump_target(velocity, average, at, generator).to(target)
         return target
 
 
 @torch.no_grad()
-def _velocity(head: DifferentiableNetwork, drawn: NoisyActions, condition: Condition) -> Tensor:
+def _velocity(head: ActionNetwork, drawn: NoisyActions, condition: Condition) -> Tensor:
     """Ask the network for the velocity at the rows that need du/dt, in full precision."""
     z, t = drawn.z[drawn.spans], drawn.t[drawn.spans]
     with torch.autocast(z.device.type, enabled=False):

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from policy.head import ActionHead, HeadConfig
 from policy.objectives import jump
 from policy.objectives.base import Teacher
 from policy.objectives.improved_meanflow import ImprovedMeanFlow, ImprovedMeanFlowConfig
@@ -93,11 +95,14 @@ def test_the_average_is_asked_where_the_jump_ends():
 
 
 @pytest.mark.parametrize("is_self_taught", [True, False], ids=["alone", "taught"])
-@pytest.mark.parametrize("tangent", ["boundary", "velocity_head"])
-def test_the_loss_is_the_squared_error_to_a_target_without_gradient(tangent, is_self_taught):
-    """Written out for both tangents: where each asks whom for the velocity; only u learns."""
+def test_the_loss_is_the_squared_error_to_a_target_without_gradient(is_self_taught):
+    """Written out: who is asked, and where; u learns from that, the velocity from the data."""
     config = ImprovedMeanFlowConfig(
-        identity="jump", tangent=tangent, flow_share=0.25, weight_power=0.0, velocity_weight=0.0
+        identity="jump",
+        tangent="velocity_head",
+        flow_share=0.25,
+        weight_power=0.0,
+        velocity_weight=0.5,
     )
     objective = ImprovedMeanFlow(config)
     head = random_head(torch.float64, num_outputs=objective.num_outputs)
@@ -124,23 +129,63 @@ def test_the_loss_is_the_squared_error_to_a_target_without_gradient(tangent, is_
     spans = slice(2, None)
     with torch.no_grad():
         rows = known.encode_condition(cond).select(spans)
-
-        def velocity(z, t, h):
-            if tangent == "boundary":
-                return known(z, t, 0 * h, rows)
-            return known(z, t, h, rows)[..., ACTION_DIM:]
-
         target = noise - actions
         target[spans] = jump.jump_target(
-            velocity,
+            lambda z, t, h: known(z, t, h, rows)[..., ACTION_DIM:],
             lambda z, t, h: known(z, t, h, rows)[..., :ACTION_DIM],
             (z[spans], t[spans], h[spans]),
             stream,
         )
-    average = head(z, t, h, head.encode_condition(cond))[..., :ACTION_DIM]
-    by_hand = (average - target).square().sum(dim=(1, 2)).mean()
+    average, velocity = head(z, t, h, head.encode_condition(cond)).split(ACTION_DIM, dim=-1)
+    errors = (average - target, 0.5**0.5 * (velocity - (noise - actions)))
+    by_hand = sum(error.square().sum(dim=(1, 2)).mean() for error in errors)
     torch.testing.assert_close(loss.value, by_hand)
     torch.testing.assert_close(gradients(loss.value, head), gradients(by_hand, head))
     if not is_self_taught:
         assert not gradients(loss.value, known).numel()
     assert (target - (noise - actions))[spans].abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({}, "tangent=boundary"),
+        ({"tangent": "velocity_head", "velocity_weight": 0.0}, "velocity_weight=0:"),
+        ({"tangent": "velocity_head", "anchored_share": 1.0}, "anchored_noise_share=1"),
+    ],
+)
+def test_jumps_that_would_never_see_the_data_are_refused(settings, named):
+    """A u that only ever asks itself is content with saying nothing: its loss would be 0."""
+    with pytest.raises(ValidationError, match=named):
+        ImprovedMeanFlowConfig(identity="jump", **settings)
+
+
+def test_a_jump_learns_data_that_only_its_velocity_has_seen():
+    """No item has h = 0: from the zeros that a head starts with, to the data's mean and spread."""
+    torch.manual_seed(0)
+    objective = ImprovedMeanFlow(
+        ImprovedMeanFlowConfig(
+            identity="jump",
+            tangent="velocity_head",
+            weight_power=0.0,
+            flow_share=0.0,
+            anchored_share=1.0,
+            anchored_noise_share=0.3,
+        )
+    )
+    config = HeadConfig(n_emb=64, n_layer=1, pred_horizon=1)
+    head = ActionHead(config, cond_dim=1, num_cond_tokens=1, action_dim=1, num_outputs=2)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=4e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=300)
+    stream, cond, valid = generator(), torch.zeros(128, 1, 1), torch.ones(128, 1, dtype=torch.bool)
+    for _ in range(300):
+        actions = MEAN + SPREAD * torch.randn(128, 1, 1, generator=stream)
+        loss = objective.loss(head, actions, valid, head.encode_condition(cond), stream)
+        optimizer.zero_grad()
+        loss.value.backward()
+        optimizer.step()
+        schedule.step()
+    noise = torch.randn(512, 1, 1, 1, generator=stream)
+    drawn = objective.sample(head, noise, head.encode_condition(torch.zeros(512, 1, 1)), 1)
+    assert float(drawn.mean()) == pytest.approx(MEAN, abs=0.1)
+    assert float(drawn.std()) == pytest.approx(SPREAD, abs=0.1)

@@ -36,10 +36,6 @@ class TestVelocityHead(ObjectiveContract):
 
 
 class TestJump(ObjectiveContract):
-    config = ImprovedMeanFlowConfig(identity="jump")
-
-
-class TestJumpAlongAVelocityHead(ObjectiveContract):
     config = ImprovedMeanFlowConfig(identity="jump", tangent="velocity_head", flow_share=0.0)
 
 
