@@ -4,7 +4,8 @@
 
 At the design's sizes (n_emb 384, n_layer 12), two threads, float32: one-step sampling at batch 1
 against DDIM-10 and DDPM-100, which reuse the encoded condition too; a training step at batch 64
-against flow matching, by du/dt and by jumps; Attention Residuals against the ordinary residual stream in inference.
+against flow matching, by du/dt and by jumps; Attention Residuals against the ordinary residual
+stream in inference.
 """
 
 import statistics
