@@ -48,7 +48,8 @@ class HeldoutWindows:
         Returns:
             `heldout_error`, the root mean squared action error in normalised units (the action
             range is 2), with as many passes through the head as the objective takes by default,
-            and `heldout_loss`, the training's own loss; empty if no episode is held out.
+            and `heldout_loss`, the training's own loss, in which an agent that `is_taught` teaches
+            itself; empty if no episode is held out.
         """
         if not len(self):
             return {}

@@ -143,7 +143,7 @@ class TaughtObjective(Protocol):
         *,
         teacher: Teacher,
     ) -> Loss:
-        """Compute the loss as `Objective.loss` does, where the network teaches itself."""
+        """Compute the loss by a teacher; in `Objective.loss` the network teaches itself."""
 
 
 @runtime_checkable
