@@ -30,7 +30,6 @@ def embedded(recorded):
     command = [str(BIN / words[0]), *map(str, words[1:])]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     _wait_until((store / "commits").is_dir)
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
