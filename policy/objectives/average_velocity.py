@@ -13,7 +13,6 @@ arXiv 2512.02012.
 Differs from the source: no guidance; see `time_sampling.py` for the times.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,13 @@ from torch import Generator, Tensor
 
 from policy.head import Condition
 from policy.objectives.base import ActionNetwork, DifferentiableNetwork, Loss
-from policy.objectives.flow_sampling import Start, check_jumps, jump_to_data, starting_point
+from policy.objectives.flow_sampling import (
+    Start,
+    Velocity,
+    check_jumps,
+    jump_to_data,
+    starting_point,
+)
 from policy.objectives.masked_error import masked_rms, num_values, summed_error
 from policy.objectives.time_sampling import TimeSamplingConfig, num_flow_items, sample_times
 
@@ -169,9 +174,7 @@ class AverageVelocityObjective:
         return (weight * error).mean()
 
 
-def average_velocity(
-    head: ActionNetwork, condition: Condition
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def average_velocity(head: ActionNetwork, condition: Condition) -> Velocity:
     """Return u(z, t, h) of a network under a condition: its first, or only, output."""
     return lambda z, t, h: head(z, t, h, condition)[..., : z.shape[-1]]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from policy.errors import AgentMismatchError
 
 Start = Literal["gaussian", "zero"]
+Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]  # of (z, t, h)
 
 
 def starting_point(
@@ -26,7 +27,7 @@ def starting_point(
 
 
 def jump_to_data(
-    velocity: Callable[[Tensor, Tensor, Tensor], Tensor],
+    velocity: Velocity,
     start: Float[Tensor, "b horizon a"],
     num_evaluations: int,
 ) -> Float[Tensor, "b horizon a"]:

@@ -15,17 +15,16 @@ Source: the additivity of MeanFlow, arXiv 2505.13447, as a target like SplitMean
 is always left for u.
 """
 
-from collections.abc import Callable
 from typing import Final
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from policy.objectives.flow_sampling import Velocity
+
 MIDPOINT_STEPS: Final = 2  # of the velocity, from t to s; second order in their length
 SHARE_LEFT: Final = (0.3, 0.9)  # (s - r) / (t - r); 0 to 0.6 drew worse on two modes
-
-Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]  # of (z, t, h)
 
 
 def jump_target(
