@@ -149,29 +149,27 @@ class AverageVelocityObjective:
         derivative[spans] = head.derivative(*at, tangent)[..., : tangent.shape[-1]]
         correction = drawn.h[:, None, None] * derivative
         error = summed_error(average + correction, drawn.target, valid)
-        loss = self.weighted_loss(error, average, valid)
-        return Loss(loss.value, loss.figures | {"correction_rms": masked_rms(correction, valid)})
+        figures = figures_of(error, average, valid)
+        figures["correction_rms"] = masked_rms(correction, valid)
+        return Loss(self.weighted(error).mean(), figures)
 
-    def weighted_loss(
-        self,
-        error: Float[Tensor, " b"],
-        average: Float[Tensor, "b horizon a"],
-        valid: Bool[Tensor, "b horizon"],
-    ) -> Loss:
-        """Return the loss of summed squared errors, and what is worth logging about u."""
-        values = average.detach().to(error)
-        return Loss(
-            value=self.weighted_mean(error),
-            figures={
-                "raw_mse": error.detach().sum() / num_values(values, valid),
-                "average_velocity_rms": masked_rms(values, valid),
-            },
-        )
-
-    def weighted_mean(self, error: Float[Tensor, " b"]) -> Float[Tensor, ""]:
-        """Return the batch mean of summed squared errors under the adaptive weight."""
+    def weighted(self, error: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Put summed squared errors under the adaptive weight, which has no gradient."""
         weight = (error.detach() + self._settings.weight_constant) ** -self._settings.weight_power
-        return (weight * error).mean()
+        return weight * error
+
+
+def figures_of(
+    error: Float[Tensor, " b"],
+    average: Float[Tensor, "b horizon a"],
+    valid: Bool[Tensor, "b horizon"],
+) -> dict[str, Tensor]:
+    """Return what is worth logging about u and its summed squared errors."""
+    values = average.detach().to(error)
+    return {
+        "raw_mse": error.detach().sum() / num_values(values, valid),
+        "average_velocity_rms": masked_rms(values, valid),
+    }
 
 
 def average_velocity(head: ActionNetwork, condition: Condition) -> Velocity:

@@ -8,14 +8,18 @@ Knows actions and time; nothing about cameras, robots or datasets. The velocity 
 and u is tied to it by the derivative du/dt along v at h = 0, or by a jump of finite length along v
 at the span that is left; see `jump.py`. Where a jump leads, the averaged weights say: the place
 where two modes part moves with every step of the velocity in training, and a u that learnt from
-that velocity would draw actions between the modes.
+that velocity would draw actions between the modes. Even that of the averaged weights moves; with
+`weight_power` 0.5, which is the distance instead of its square, u takes the side it is told more
+often instead of the middle. Where the target is the noisy e - x itself, the error is squared
+whatever the power: only then is the mean learnt, which a velocity is.
 
 Source: improved MeanFlow, arXiv 2512.02012; the velocity head as in Lyy-iiis/imeanflow@a1cc3a9:
 imf.py: its loss is taken where the gradient pass is, at the drawn h, under the same weight;
-averaged weights as a teacher: Mean Teacher, arXiv 1703.01780.
+averaged weights as a teacher: Mean Teacher, arXiv 1703.01780; a distance for a target by a
+teacher: the pseudo-Huber loss of arXiv 2310.14189.
 Differs from the source: its velocity head branches off before the last blocks, here both outputs
-read the same last layer; jumps and their teacher are not in it; see `average_velocity.py` and
-`time_sampling.py` for the rest.
+read the same last layer; jumps, their teacher and their loss are not in it; see
+`average_velocity.py` and `time_sampling.py` for the rest.
 """
 
 from typing import Literal
@@ -31,6 +35,7 @@ from policy.objectives.average_velocity import (
     AverageVelocityObjective,
     NoisyActions,
     average_velocity,
+    figures_of,
 )
 from policy.objectives.base import ActionNetwork, DifferentiableNetwork, Loss, Teacher
 from policy.objectives.jump import jump_target
@@ -50,7 +55,8 @@ class ImprovedMeanFlowConfig(AverageVelocityConfig):
     of the averaged weights on the rows that are not `flow_share`, where a derivative costs about
     three. A jump needs a velocity head, which is asked at the spans it is trained at, so that
     `flow_share` may be 0; `raw_mse` is then mostly the distance from what the averaged weights say,
-    and `velocity_mse` the one from the data."""
+    and `velocity_mse` the one from the data. The adaptive weight is then on what a jump says
+    alone."""
     velocity_weight: float = Field(default=1.0, ge=0)
     """Weight of the velocity head's own loss beside the main one; without that head unused."""
 
@@ -112,25 +118,25 @@ class ImprovedMeanFlow(AverageVelocityObjective):
         drawn = self.draw(actions, generator)
         width = actions.shape[-1]
         predicted = head(drawn.z, drawn.t, drawn.h, condition)
-        if self.config.identity == "jump":
-            average = predicted[..., :width]
-            target = self._jump_target(teacher, drawn, generator)
-            loss = self.weighted_loss(summed_error(average, target, valid), average, valid)
+        average = predicted[..., :width]
+        is_jump = self.config.identity == "jump"
+        if is_jump:
+            error = summed_error(average, self._jump_target(teacher, drawn, generator), valid)
+            noisy, exact = error[: drawn.spans.start], error[drawn.spans]
+            value = torch.cat([noisy, self.weighted(exact)]).mean()
+            loss = Loss(value, figures_of(error, average, valid))
         else:
+            tangent = _velocity(head, drawn, condition)
             loss = self.compound_loss(
-                predicted[..., :width],
-                drawn,
-                valid,
-                head=head,
-                condition=condition,
-                tangent=_velocity(head, drawn, condition),
+                average, drawn, valid, head=head, condition=condition, tangent=tangent
             )
         if self.config.tangent == "boundary":
             return loss
         error = summed_error(predicted[..., width:], drawn.target, valid)
         velocity_mse = error.detach().sum() / num_values(drawn.target, valid)
+        velocity_loss = (error if is_jump else self.weighted(error)).mean()
         return Loss(
-            loss.value + self.config.velocity_weight * self.weighted_mean(error),
+            loss.value + self.config.velocity_weight * velocity_loss,
             loss.figures | {"velocity_mse": velocity_mse},
         )
 

@@ -16,6 +16,7 @@ import math
 import multiprocessing
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,8 +38,9 @@ SEEDS = (0, 1, 2)
 WARMUP = 100
 LEARNING_RATE = 1e-3
 HEAD = HeadConfig(n_emb=64, n_layer=3, pred_horizon=1)
-NUM_DRAWN = 16_384
-PIECE = 2_048  # rows of a distance matrix in memory at a time
+NUM_DRAWN = 65_536
+PIECE = 1_024  # drawn at a time, so that a pass stays in the processor's cache
+LINES = 64  # that the energy distance looks along
 VELOCITY_PASSES = 100
 
 
@@ -61,7 +63,8 @@ EVERY_TIME = ImprovedMeanFlowConfig(
 BY_JUMPS = ImprovedMeanFlowConfig(
     tangent="velocity_head",
     identity="jump",
-    weight_power=0.0,
+    weight_power=0.5,
+    weight_constant=0.001,
     flow_share=0.0,
     anchored_share=1.0,
     anchored_noise_share=0.3,
@@ -96,15 +99,27 @@ TOYS = {"two modes": two_modes, "ring": ring}
 
 
 def energy_distance(first: Tensor, second: Tensor) -> float:
-    """Return the unbiased estimate between two samples of one size, [n, 2] each."""
-    pairs = len(first) * (len(first) - 1)  # of two different points
-    between = 2 * total_distance(first, second) / len(first) ** 2
-    return between - (total_distance(first, first) + total_distance(second, second)) / pairs
+    """Return the unbiased estimate between two samples of points, [n, 2] and [m, 2].
+
+    A length in the plane is pi/2 times its mean shadow on a line (Huang and Huo, arXiv 1707.04602),
+    and on a line the distances of all pairs follow from the ranks: n log n instead of n squared.
+    With 64 lines it agrees with the sum over all pairs to four digits.
+    """
+    n, m = len(first), len(second)
+    angles = math.pi * torch.arange(LINES).double() / LINES
+    total = 0.0
+    for line in torch.stack([angles.cos(), angles.sin()], dim=1):
+        on_line = first.double() @ line, second.double() @ line
+        within = [float(total_distance(shadows)) for shadows in on_line]
+        between = (float(total_distance(torch.cat(on_line))) - sum(within)) / 2
+        total += 2 * between / (n * m) - within[0] / (n * (n - 1)) - within[1] / (m * (m - 1))
+    return math.pi / 2 * total / LINES
 
 
-def total_distance(first: Tensor, second: Tensor) -> float:
-    """Sum the distances of all pairs, [n, 2] and [m, 2]."""
-    return sum(float(torch.cdist(piece, second).double().sum()) for piece in first.split(PIECE))
+def total_distance(values: Tensor) -> Tensor:
+    """Sum the distances of all ordered pairs of numbers, [n]."""
+    ranks = torch.arange(len(values), dtype=values.dtype)
+    return 2 * (values.sort().values * (2 * ranks - len(values) + 1)).sum()
 
 
 def run(job: Job, steps: int, batch: int) -> tuple[Job, Drawn]:
@@ -147,22 +162,26 @@ def run(job: Job, steps: int, batch: int) -> tuple[Job, Drawn]:
 @torch.no_grad()
 def draw(objective: Objective, head: ActionHead, passes: tuple[int, ...]) -> Drawn:
     """Draw with each number of passes, and along the velocity head where there is one."""
-    condition = head.encode_condition(torch.zeros(NUM_DRAWN, 1, 1))
+    condition = head.encode_condition(torch.zeros(PIECE, 1, 1))
 
-    def noise(draws: int) -> Tensor:
-        return torch.randn(NUM_DRAWN, draws, 1, 2, generator=torch.Generator().manual_seed(9))
+    def pieces(draws: int) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(9)
+        for _ in range(NUM_DRAWN // PIECE):
+            yield torch.randn(PIECE, draws, 1, 2, generator=generator)
 
     drawn = {}
     for number in passes:
-        start = noise(objective.num_noise_draws(number))
-        drawn[described(number)] = objective.sample(head, start, condition, number)[:, 0]
+        noise = pieces(objective.num_noise_draws(number))
+        sampled = [objective.sample(head, piece, condition, number)[:, 0] for piece in noise]
+        drawn[described(number)] = torch.cat(sampled)
     if objective.num_outputs == 2:
 
         def velocity(z: Tensor, t: Tensor, h: Tensor) -> Tensor:
             return head(z, t, t, condition)[..., 2:]  # at the spans of a one-step policy's items
 
         way = f"its velocity, {described(VELOCITY_PASSES)}"
-        drawn[way] = jump_to_data(velocity, noise(1)[:, 0], VELOCITY_PASSES)[:, 0]
+        walked = [jump_to_data(velocity, piece[:, 0], VELOCITY_PASSES)[:, 0] for piece in pieces(1)]
+        drawn[way] = torch.cat(walked)
     return drawn
 
 
