@@ -136,7 +136,7 @@ class VLAAgent(nn.Module):
     @property
     def is_taught(self) -> bool:
         """Whether its loss asks a teacher; see `TaughtObjective`."""
-        return isinstance(self.objective, TaughtObjective) and self.objective.is_taught
+        return isinstance(self.objective, TaughtObjective)
 
     @torch.no_grad()
     def predict(

@@ -28,7 +28,7 @@ from pipeline.training.config import TrainConfig
 from policy.engine import EngineRecord
 from policy.spec import AgentSpec, EncoderIdentity
 
-FORMAT_VERSION: Final = 5
+FORMAT_VERSION: Final = 6
 """1 carried no probe, 2 named one store, 3 had no camera reference, 4 anchored times by name."""
 PROBE_FILE: Final = "probe.safetensors"
 REFERENCE_FILE: Final = "starts.safetensors"

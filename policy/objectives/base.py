@@ -129,10 +129,6 @@ class Teacher:
 class TaughtObjective(Protocol):
     """An objective whose targets a network gives, so that a steadier network teaches better."""
 
-    @property
-    def is_taught(self) -> bool:
-        """Whether its settings ask for a teacher at all."""
-
     def taught_loss(
         self,
         head: DifferentiableNetwork,

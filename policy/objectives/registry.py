@@ -9,12 +9,17 @@ from policy.objectives.base import Objective
 from policy.objectives.diffusion_config import DiffusionConfig
 from policy.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from policy.objectives.improved_meanflow import ImprovedMeanFlow, ImprovedMeanFlowConfig
+from policy.objectives.improved_meanflow_jump import (
+    ImprovedMeanFlowJump,
+    ImprovedMeanFlowJumpConfig,
+)
 from policy.objectives.meanflow import MeanFlow, MeanFlowConfig
 from policy.objectives.mip import Mip, MipConfig
 from policy.objectives.regression import Regression, RegressionConfig
 
 ObjectiveConfig = Annotated[
     ImprovedMeanFlowConfig
+    | ImprovedMeanFlowJumpConfig
     | MeanFlowConfig
     | FlowMatchingConfig
     | DiffusionConfig
@@ -30,17 +35,20 @@ def build_objective(config: ObjectiveConfig) -> Objective:
     Raises:
         MissingExtraError: diffusion is asked for and its library is not installed.
     """
+    objective: Objective
     match config:
         case ImprovedMeanFlowConfig():
-            return ImprovedMeanFlow(config)
+            objective = ImprovedMeanFlow(config)
+        case ImprovedMeanFlowJumpConfig():
+            objective = ImprovedMeanFlowJump(config)
         case MeanFlowConfig():
-            return MeanFlow(config)
+            objective = MeanFlow(config)
         case FlowMatchingConfig():
-            return FlowMatching(config)
+            objective = FlowMatching(config)
         case RegressionConfig():
-            return Regression(config)
+            objective = Regression(config)
         case MipConfig():
-            return Mip(config)
+            objective = Mip(config)
         case DiffusionConfig():
             try:
                 from policy.objectives.diffusion import Diffusion  # noqa: PLC0415 - optional
@@ -49,4 +57,5 @@ def build_objective(config: ObjectiveConfig) -> Objective:
                     f"objective diffusion needs the module {error.name}, which is not installed; "
                     f"run `pip install frozen-vla[baselines]`"
                 ) from error
-            return Diffusion(config)
+            objective = Diffusion(config)
+    return objective

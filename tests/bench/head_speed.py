@@ -20,8 +20,8 @@ from policy.head import HeadConfig
 from policy.objectives.diffusion_config import DiffusionConfig
 from policy.objectives.flow_matching import FlowMatchingConfig
 from policy.objectives.improved_meanflow import ImprovedMeanFlowConfig
+from policy.objectives.improved_meanflow_jump import ImprovedMeanFlowJumpConfig
 from policy.spec import AgentSpec
-from tests.bench.toy_actions import BY_JUMPS
 
 SPEC = AgentSpec(view_names=("front", "top", "r_vis"), state_dim=14, action_dim=14)
 TRAIN_BATCH = 64
@@ -84,7 +84,7 @@ def main() -> None:
         [decide(one_step, 1), decide(agent(ImprovedMeanFlowConfig(), residuals="prenorm"), 1)], 25
     )
     print(f"inference: Attention Residuals {full / prenorm:.2f} x ordinary residuals", flush=True)
-    trained = one_step, agent(BY_JUMPS), agent(FlowMatchingConfig())
+    trained = one_step, agent(ImprovedMeanFlowJumpConfig()), agent(FlowMatchingConfig())
     meanflow, jumps, flow = median_s([train(policy) for policy in trained], repeats=5)
     print(
         f"training step, batch {TRAIN_BATCH}: improved MeanFlow {1e3 * meanflow:.0f} ms, "

@@ -31,6 +31,7 @@ from policy.objectives.diffusion_config import DiffusionConfig
 from policy.objectives.flow_matching import FlowMatchingConfig
 from policy.objectives.flow_sampling import jump_to_data
 from policy.objectives.improved_meanflow import ImprovedMeanFlowConfig
+from policy.objectives.improved_meanflow_jump import ImprovedMeanFlowJumpConfig
 from policy.objectives.registry import ObjectiveConfig, build_objective
 from policy.objectives.regression import RegressionConfig
 
@@ -60,20 +61,11 @@ class Contestant:
 EVERY_TIME = ImprovedMeanFlowConfig(
     tangent="velocity_head", weight_power=0.0, anchored_share=0.5, anchored_noise_share=0.0
 )
-BY_JUMPS = ImprovedMeanFlowConfig(
-    tangent="velocity_head",
-    identity="jump",
-    weight_power=0.5,
-    weight_constant=0.001,
-    flow_share=0.0,
-    anchored_share=1.0,
-    anchored_noise_share=0.3,
-)
 CONTESTANTS = (
     Contestant("improved MeanFlow", ImprovedMeanFlowConfig(), (1, 2, 4)),
     Contestant("... not anchored", ImprovedMeanFlowConfig(anchored_share=0.0), (1, 2, 4)),
     Contestant("... at every t", EVERY_TIME, (1, 2, 4)),
-    Contestant("... by jumps", BY_JUMPS, (1, 2, 4)),
+    Contestant("... by jumps", ImprovedMeanFlowJumpConfig(), (1, 2, 4)),
     Contestant("flow matching", FlowMatchingConfig(), (1, 10)),
     Contestant("regression", RegressionConfig(), (1,)),
     Contestant("DDPM", DiffusionConfig(sampler="ddpm"), (100,)),
@@ -143,7 +135,7 @@ def run(job: Job, steps: int, batch: int) -> tuple[Job, Drawn]:
     for step in range(steps):
         actions = TOYS[toy](batch, data)[:, None]
         given = head, actions, valid, head.encode_condition(cond), noise
-        if isinstance(objective, TaughtObjective) and objective.is_taught:
+        if isinstance(objective, TaughtObjective):
             with torch.no_grad():
                 known = Teacher(teacher, teacher.encode_condition(cond))
             loss = objective.taught_loss(*given, teacher=known)

@@ -10,7 +10,10 @@ from policy.errors import AgentMismatchError
 from policy.head import HeadConfig
 from policy.normalizer import DataStatistics
 from policy.objectives.base import Teacher
-from policy.objectives.improved_meanflow import ImprovedMeanFlow, ImprovedMeanFlowConfig
+from policy.objectives.improved_meanflow_jump import (
+    ImprovedMeanFlowJump,
+    ImprovedMeanFlowJumpConfig,
+)
 from policy.spec import AgentSpec
 
 STATE_DIM, ACTION_DIM = 5, 4
@@ -93,7 +96,7 @@ def test_gradients_reach_every_trainable_part_and_never_the_tower():
 
 
 def test_a_teacher_reads_the_condition_by_its_own_weights():
-    objective = ImprovedMeanFlowConfig(identity="jump", tangent="velocity_head", weight_power=0.0)
+    objective = ImprovedMeanFlowJumpConfig()
     agent, teacher = (tiny_agent(objective=objective) for _ in range(2))
     with torch.no_grad():
         for known in (agent, teacher):
@@ -110,7 +113,7 @@ def test_a_teacher_reads_the_condition_by_its_own_weights():
     condition = agent.head.encode_condition(agent._build_cond(features, state))
     normalised = agent.action_normalizer.normalize(actions)
     generator = torch.Generator().manual_seed(0)
-    expected = ImprovedMeanFlow(objective).taught_loss(
+    expected = ImprovedMeanFlowJump(objective).taught_loss(
         agent.head, normalised, valid, condition, generator, teacher=known
     )
     assert torch.equal(loss(agent, teacher), expected.value)

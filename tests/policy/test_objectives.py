@@ -12,6 +12,7 @@ from policy.agent import AgentConfig
 from policy.objectives.diffusion_config import DiffusionConfig
 from policy.objectives.flow_matching import FlowMatchingConfig
 from policy.objectives.improved_meanflow import ImprovedMeanFlowConfig
+from policy.objectives.improved_meanflow_jump import ImprovedMeanFlowJumpConfig
 from policy.objectives.meanflow import MeanFlowConfig
 from policy.objectives.mip import MipConfig
 from policy.objectives.registry import ObjectiveConfig, build_objective
@@ -24,7 +25,15 @@ from tests.policy.objective_contract import (
 )
 from tests.policy.test_agent import random_batch, tiny_agent
 
-KINDS = ["improved_meanflow", "meanflow", "flow_matching", "diffusion", "regression", "mip"]
+KINDS = [
+    "improved_meanflow",
+    "improved_meanflow_jump",
+    "meanflow",
+    "flow_matching",
+    "diffusion",
+    "regression",
+    "mip",
+]
 
 
 class TestBoundaryTangent(ObjectiveContract):
@@ -36,7 +45,7 @@ class TestVelocityHead(ObjectiveContract):
 
 
 class TestJump(ObjectiveContract):
-    config = ImprovedMeanFlowConfig(identity="jump", tangent="velocity_head", flow_share=0.0)
+    config = ImprovedMeanFlowJumpConfig()
 
 
 class TestMeanFlow(ObjectiveContract):
@@ -99,6 +108,7 @@ def test_runs_from_before_there_was_a_choice_still_load():
     ("config", "evaluations"),
     [
         (ImprovedMeanFlowConfig(), 1),
+        (ImprovedMeanFlowJumpConfig(), 1),
         (MeanFlowConfig(), 1),
         (FlowMatchingConfig(), 10),
         (DiffusionConfig(sampler="ddim"), 10),

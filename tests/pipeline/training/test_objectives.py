@@ -20,7 +20,7 @@ def store(tmp_path_factory):
     "settings",
     [
         ["kind=improved_meanflow", "tangent=velocity_head"],
-        ["kind=improved_meanflow", "tangent=velocity_head", "identity=jump", "flow_share=0"],
+        ["kind=improved_meanflow_jump"],
         ["kind=meanflow"],
         ["kind=flow_matching"],
         ["kind=diffusion", "sampler=ddpm"],

@@ -16,9 +16,7 @@ from pipeline.training.windows import WindowData
 from policy.agent import VLAAgent
 from tests.pipeline.tiny import complete_store
 
-CONFIG = with_settings(
-    debug(), ["agent.objective.identity=jump", "agent.objective.tangent=velocity_head"]
-)
+CONFIG = with_settings(debug(), ["agent.objective.kind=improved_meanflow_jump"])
 
 
 @pytest.fixture(scope="module")
