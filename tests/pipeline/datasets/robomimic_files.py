@@ -3,10 +3,13 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
+from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.robomimic_hdf5 import RobomimicHdf5Reader
 from tests.pipeline.datasets.format_contract import (
     TINY_FPS,
     TINY_LENGTHS,
@@ -102,3 +105,16 @@ def write_libero(
         data.attrs["num_demos"] = len(episodes)
         data.attrs["total"] = sum(TINY_LENGTHS[episode] for episode in episodes)
     return path
+
+
+def open_tiny(root: Path, **place: Any) -> RobomimicHdf5Reader:
+    return RobomimicHdf5Reader(DatasetPlace(root, (FRONT, WRIST), (STATE, ACTION), **place))
+
+
+def edit(path: Path, key: str, value: object) -> None:
+    """Put other content in a place of the last demonstration; None removes it."""
+    with h5py.File(path, "r+") as file:
+        demo = file["data/demo_12"]
+        del demo[key]
+        if value is not None:
+            demo[key] = value
