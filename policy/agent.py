@@ -177,7 +177,7 @@ class VLAAgent(nn.Module):
         """Return how far one jump from noise to actions is from two, relative to their length.
 
         None where the objective does not learn jumps. Large where a one-step policy is unsure of
-        itself; three passes through the head. See `AdditiveObjective`.
+        itself; a few passes through the head. See `AdditiveObjective`.
         """
         if not isinstance(self.objective, AdditiveObjective):
             return None

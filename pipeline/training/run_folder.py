@@ -29,7 +29,8 @@ from policy.engine import EngineRecord
 from policy.spec import AgentSpec, EncoderIdentity
 
 FORMAT_VERSION: Final = 6
-"""1 carried no probe, 2 named one store, 3 had no camera reference, 4 anchored times by name."""
+"""1 carried no probe, 2 named one store, 3 had no camera reference, 4 anchored times by name,
+5 named the kind of improved MeanFlow by a setting."""
 PROBE_FILE: Final = "probe.safetensors"
 REFERENCE_FILE: Final = "starts.safetensors"
 

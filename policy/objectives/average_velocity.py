@@ -29,7 +29,12 @@ from policy.objectives.flow_sampling import (
     jump_to_data,
     starting_point,
 )
-from policy.objectives.masked_error import masked_rms, num_values, summed_error
+from policy.objectives.masked_error import (
+    adaptively_weighted,
+    masked_rms,
+    num_values,
+    summed_error,
+)
 from policy.objectives.time_sampling import TimeSamplingConfig, num_flow_items, sample_times
 
 
@@ -57,7 +62,7 @@ class NoisyActions:
     target: Float[Tensor, "b horizon a"]
     """e - x, the velocity of this pair."""
     spans: slice
-    """The rows with h > 0, which need du/dt or a jump."""
+    """The rows with h > 0, which need du/dt."""
 
 
 class AverageVelocityObjective:
@@ -105,8 +110,7 @@ class AverageVelocityObjective:
         start = starting_point(noise, self._settings.start)
         velocity = average_velocity(head, condition)
         one, two = (start - jump_to_data(velocity, start, jumps) for jumps in (1, 2))
-        length = torch.maximum(_chunk_rms(one), _chunk_rms(two))
-        return _chunk_rms(one - two) / length.clamp_min(torch.finfo(length.dtype).tiny)
+        return relative_difference(one, two)
 
     def draw(self, actions: Float[Tensor, "b horizon a"], generator: Generator) -> NoisyActions:
         """Mix actions with noise at random times."""
@@ -149,32 +153,33 @@ class AverageVelocityObjective:
         derivative[spans] = head.derivative(*at, tangent)[..., : tangent.shape[-1]]
         correction = drawn.h[:, None, None] * derivative
         error = summed_error(average + correction, drawn.target, valid)
-        figures = figures_of(error, average, valid)
-        figures["correction_rms"] = masked_rms(correction, valid)
-        return Loss(self.weighted(error).mean(), figures)
+        values = average.detach().to(error)
+        return Loss(
+            value=self.weighted(error).mean(),
+            figures={
+                "raw_mse": error.detach().sum() / num_values(values, valid),
+                "average_velocity_rms": masked_rms(values, valid),
+                "correction_rms": masked_rms(correction, valid),
+            },
+        )
 
     def weighted(self, error: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Put summed squared errors under the adaptive weight, which has no gradient."""
-        weight = (error.detach() + self._settings.weight_constant) ** -self._settings.weight_power
-        return weight * error
-
-
-def figures_of(
-    error: Float[Tensor, " b"],
-    average: Float[Tensor, "b horizon a"],
-    valid: Bool[Tensor, "b horizon"],
-) -> dict[str, Tensor]:
-    """Return what is worth logging about u and its summed squared errors."""
-    values = average.detach().to(error)
-    return {
-        "raw_mse": error.detach().sum() / num_values(values, valid),
-        "average_velocity_rms": masked_rms(values, valid),
-    }
+        """Put summed squared errors under the adaptive weight."""
+        settings = self._settings
+        return adaptively_weighted(error, settings.weight_power, settings.weight_constant)
 
 
 def average_velocity(head: ActionNetwork, condition: Condition) -> Velocity:
     """Return u(z, t, h) of a network under a condition: its first, or only, output."""
     return lambda z, t, h: head(z, t, h, condition)[..., : z.shape[-1]]
+
+
+def relative_difference(
+    first: Float[Tensor, "b horizon a"], second: Float[Tensor, "b horizon a"]
+) -> Float[Tensor, " b"]:
+    """Return the length of the difference over that of the longer one, in [0, 2]; 0 for zeros."""
+    length = torch.maximum(_chunk_rms(first), _chunk_rms(second))
+    return _chunk_rms(first - second) / length.clamp_min(torch.finfo(length.dtype).tiny)
 
 
 def _chunk_rms(chunks: Tensor) -> Tensor:

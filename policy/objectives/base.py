@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
+from policy.errors import AgentMismatchError
 from policy.head import Condition
 
 
@@ -154,10 +155,23 @@ class AdditiveObjective(Protocol):
     ) -> Float[Tensor, " b"]:
         """Return how far one jump from noise to data is from two, relative to their length.
 
-        Takes three passes through the network. 0 is perfect; at most 2.
+        Takes a few passes through the network. 0 is perfect; at most 2.
 
         Args:
             head: the trained network.
             noise: as for `Objective.sample` with one pass.
             condition: of the same batch rows.
         """
+
+
+def check_fixed_evaluations(kind: str, taken: int, asked: int) -> None:
+    """Refuse any number of passes but the one that a kind of objective takes.
+
+    Raises:
+        AgentMismatchError: another is asked for.
+    """
+    if asked != taken:
+        raise AgentMismatchError(
+            f"num_evaluations={asked}, but objective {kind} always takes {taken}; ask for {taken}, "
+            f"or for no number"
+        )

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from policy.errors import AgentMismatchError
 from policy.head import Condition
-from policy.objectives.base import ActionNetwork
+from policy.objectives.base import ActionNetwork, check_fixed_evaluations
 
 
 class Deterministic:
@@ -24,11 +23,7 @@ class Deterministic:
 
     def check_evaluations(self, num_evaluations: int) -> None:
         """Refuse any number of passes but the one; see `Objective.check_evaluations`."""
-        if num_evaluations != self.default_evaluations:
-            raise AgentMismatchError(
-                f"num_evaluations={num_evaluations}, but objective {self._kind} always takes "
-                f"{self.default_evaluations}; ask for {self.default_evaluations}, or for no number"
-            )
+        check_fixed_evaluations(self._kind, self.default_evaluations, num_evaluations)
 
     def num_noise_draws(self, num_evaluations: int) -> int:
         """Return 0; see `Objective.num_noise_draws`."""

@@ -36,7 +36,7 @@ class ImprovedMeanFlowConfig(AverageVelocityConfig):
     tangent: Literal["boundary", "velocity_head"] = "boundary"
     """Where the velocity along which to derive comes from: the network at h = 0, or its own head,
     which doubles the last layer's width."""
-    velocity_weight: float = Field(default=1.0, ge=0)
+    velocity_weight: float = Field(default=1.0, gt=0)
     """Weight of the velocity head's own loss beside the main one; without that head unused."""
 
 

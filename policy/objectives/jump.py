@@ -23,8 +23,14 @@ from torch import Generator, Tensor
 
 from policy.objectives.flow_sampling import Velocity
 
-MIDPOINT_STEPS: Final = 2  # of the velocity, from t to s; second order in their length
 SHARE_LEFT: Final = (0.1, 0.6)  # (s - r) / (t - r); 0.3 to 0.9 drew wider modes
+MIDPOINT_STEPS: Final = 2  # of the velocity, from t to s; second order in their length
+
+
+def draw_shares_left(count: int, generator: Generator) -> Float[Tensor, " n"]:
+    """Draw how much of its way each jump leaves, on the CPU."""
+    low, high = SHARE_LEFT
+    return low + (high - low) * torch.rand(count, generator=generator)
 
 
 def jump_target(
@@ -35,7 +41,7 @@ def jump_target(
         Float[Tensor, " n"],
         Float[Tensor, " n"],
     ],
-    generator: Generator,
+    left: Float[Tensor, " n"],
 ) -> Float[Tensor, "n horizon a"]:
     """Return what u should be at points (z, t, h), in the dtype of z.
 
@@ -43,11 +49,10 @@ def jump_target(
         velocity: the instantaneous velocity, asked at the h that is left on its way.
         average: u, asked for the rest of the way.
         at: the points.
-        generator: on the CPU; draws how far each jump goes.
+        left: the share of h that each jump leaves to u, in [0, 1].
     """
     z, now, rest = at
-    low, high = SHARE_LEFT
-    left = (low + (high - low) * torch.rand(len(z), generator=generator)).to(z)
+    left = left.to(z)
     step = (1 - left) * rest / MIDPOINT_STEPS
     passed = torch.zeros_like(z)  # summed velocities; a quotient by h would fail at h = 0
     for _ in range(MIDPOINT_STEPS):

@@ -17,6 +17,17 @@ def summed_error(
     return masked((predicted - target).square(), valid).sum(dim=(1, 2))
 
 
+def adaptively_weighted(
+    error: Float[Tensor, " b"], power: float, constant: float
+) -> Float[Tensor, " b"]:
+    """Divide squared errors by their own (error + constant)^power, which has no gradient.
+
+    Source: MeanFlow, arXiv 2505.13447. Power 0 leaves them; 0.5 makes them distances, for small
+    constants; 1 makes each count alike, whatever its size.
+    """
+    return error * (error.detach() + constant) ** -power
+
+
 def mean_error(
     predicted: Float[Tensor, "b horizon a"],
     target: Float[Tensor, "b horizon a"],

@@ -65,7 +65,7 @@ CONTESTANTS = (
     Contestant("improved MeanFlow", ImprovedMeanFlowConfig(), (1, 2, 4)),
     Contestant("... not anchored", ImprovedMeanFlowConfig(anchored_share=0.0), (1, 2, 4)),
     Contestant("... at every t", EVERY_TIME, (1, 2, 4)),
-    Contestant("... by jumps", ImprovedMeanFlowJumpConfig(), (1, 2, 4)),
+    Contestant("... by jumps", ImprovedMeanFlowJumpConfig(), (1,)),
     Contestant("flow matching", FlowMatchingConfig(), (1, 10)),
     Contestant("regression", RegressionConfig(), (1,)),
     Contestant("DDPM", DiffusionConfig(sampler="ddpm"), (100,)),
@@ -95,7 +95,7 @@ def energy_distance(first: Tensor, second: Tensor) -> float:
 
     A length in the plane is pi/2 times its mean shadow on a line (Huang and Huo, arXiv 1707.04602),
     and on a line the distances of all pairs follow from the ranks: n log n instead of n squared.
-    With 64 lines it agrees with the sum over all pairs to four digits.
+    With 64 lines it agrees with the sum over all pairs within 2e-4 of itself.
     """
     n, m = len(first), len(second)
     angles = math.pi * torch.arange(LINES).double() / LINES

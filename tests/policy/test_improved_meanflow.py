@@ -214,13 +214,13 @@ def test_the_velocity_head_is_the_tangent_and_pays_for_its_own_error():
 
 
 def test_the_velocity_loss_is_weighted_by_its_coefficient():
-    without, once, twice = (
-        velocity_head_loss(TwoOutputs(), velocity_weight=weight) for weight in (0.0, 1.0, 2.0)
+    half, once, twice = (
+        velocity_head_loss(TwoOutputs(), velocity_weight=weight) for weight in (0.5, 1.0, 2.0)
     )
     values_a_row = 4 * 2
     own = once.figures["velocity_mse"] * values_a_row
-    torch.testing.assert_close(once.value - without.value, own)
-    torch.testing.assert_close(twice.value - without.value, 2 * own)
+    torch.testing.assert_close(once.value - half.value, 0.5 * own)
+    torch.testing.assert_close(twice.value - once.value, own)
 
 
 def test_jumps_of_the_exact_flow_add_up():

@@ -12,7 +12,6 @@ from policy.objectives.improved_meanflow_jump import (
     ImprovedMeanFlowJump,
     ImprovedMeanFlowJumpConfig,
 )
-from policy.objectives.time_sampling import sample_times
 from tests.policy.analytic import NO_CONDITION, GaussianFlow
 from tests.policy.objective_contract import generator
 from tests.policy.test_head import ACTION_DIM, HORIZON, random_head, random_inputs
@@ -37,9 +36,13 @@ def points(count: int = 64):
     return z, t, t * torch.rand(count, generator=stream).double()
 
 
+def shares(count: int = 64):
+    return jump.draw_shares_left(count, generator())
+
+
 def test_the_exact_flow_is_its_own_target():
     """But for the midpoint rule: 0.013 where u itself reaches 3."""
-    target = jump.jump_target(exact_velocity, exact_average, points(), generator())
+    target = jump.jump_target(exact_velocity, exact_average, points(), shares())
     torch.testing.assert_close(target, exact_average(*points()), rtol=0, atol=0.015)
 
 
@@ -49,34 +52,31 @@ def test_shorter_jumps_come_closer_by_the_order_of_the_rule():
     errors = []
     for part in (1.0, 0.5, 0.25):
         at = z, t, part * h
-        target = jump.jump_target(exact_velocity, exact_average, at, generator())
+        target = jump.jump_target(exact_velocity, exact_average, at, shares())
         errors.append(float((target - exact_average(*at)).abs().max()))
     assert errors[0] > 4 * errors[1] > 16 * errors[2] > 0
 
 
 def test_the_target_tells_a_wrong_average_and_a_wrong_velocity():
     """A wrong u counts by the share that is left to it, a wrong velocity by the other."""
-    exact = jump.jump_target(exact_velocity, exact_average, points(), generator())
-    low, high = jump.SHARE_LEFT
+    exact = jump.jump_target(exact_velocity, exact_average, points(), shares())
     wrong_rest = jump.jump_target(
-        exact_velocity, lambda *at: exact_average(*at) + 1.0, points(), generator()
+        exact_velocity, lambda *at: exact_average(*at) + 1.0, points(), shares()
     )
     left = wrong_rest - exact
-    assert low <= float(left.min()) < float(left.max()) <= high
+    torch.testing.assert_close(left, shares().double()[:, None, None].expand_as(left))
     still = jump.jump_target(
         lambda z, t, h: torch.zeros_like(z),
         lambda z, t, h: torch.ones_like(z),
         points(),
-        generator(),
+        shares(),
     )
     torch.testing.assert_close(still, left)
 
 
 def test_an_item_without_a_span_has_the_velocity_as_its_target():
     z, t, _ = points()
-    target = jump.jump_target(
-        exact_velocity, exact_average, (z, t, torch.zeros_like(t)), generator()
-    )
+    target = jump.jump_target(exact_velocity, exact_average, (z, t, torch.zeros_like(t)), shares())
     torch.testing.assert_close(target, exact_velocity(z, t, t))
 
 
@@ -89,13 +89,17 @@ def test_the_average_is_asked_where_the_jump_ends():
         asked.append((now, rest))
         return torch.zeros_like(z)
 
-    jump.jump_target(remember, remember, (z, t, h), generator())
+    jump.jump_target(remember, remember, (z, t, h), shares())
     assert len(asked) == 2 * jump.MIDPOINT_STEPS + 1
     for now, rest in asked:
         torch.testing.assert_close(now - rest, t - h)
-    left = asked[-1][1] / h
+    torch.testing.assert_close(asked[-1][1] / h, shares().double())
+
+
+def test_the_shares_fill_their_range():
     low, high = jump.SHARE_LEFT
-    assert low <= float(left.min()) < float(left.max()) <= high
+    drawn = shares(1_000)
+    assert low <= float(drawn.min()) < low + 0.01 < high - 0.01 < float(drawn.max()) <= high
 
 
 @pytest.mark.parametrize("is_self_taught", [True, False], ids=["alone", "taught"])
@@ -104,9 +108,7 @@ def test_the_loss_is_the_error_to_a_target_without_gradient(is_self_taught):
 
     What a jump says is under the adaptive weight, and the noisy e - x is not.
     """
-    config = ImprovedMeanFlowJumpConfig(
-        flow_share=0.25, anchored_share=0.25, weight_constant=0.2, velocity_weight=0.5
-    )
+    config = ImprovedMeanFlowJumpConfig(weight_constant=0.2, velocity_weight=0.5)
     objective = ImprovedMeanFlowJump(config)
     head = random_head(torch.float64, num_outputs=objective.num_outputs)
     _, _, _, cond = random_inputs(8, torch.float64)
@@ -127,21 +129,24 @@ def test_the_loss_is_the_error_to_a_target_without_gradient(is_self_taught):
 
     stream = generator()
     noise = torch.randn(actions.shape, generator=stream).double()
-    t, h = (times.double() for times in sample_times(config, 8, stream))
+    t = torch.cat([torch.rand(6, generator=stream), torch.ones(2)]).double()
+    left = jump.draw_shares_left(8, stream)
     z = actions + t[:, None, None] * (noise - actions)
     with torch.no_grad():
         rows = known.encode_condition(cond)
         target = jump.jump_target(
             lambda z, t, h: known(z, t, h, rows)[..., ACTION_DIM:],
             lambda z, t, h: known(z, t, h, rows)[..., :ACTION_DIM],
-            (z, t, h),
-            stream,
+            (z, t, t),
+            left,
         )
-    average, velocity = head(z, t, h, head.encode_condition(cond)).split(ACTION_DIM, dim=-1)
-    error = (average - target).square().sum(dim=(1, 2))
+    average, velocity = head(z, t, t, head.encode_condition(cond)).split(ACTION_DIM, dim=-1)
+    error = (average - target).square().mean(dim=(1, 2))
     weight = (error.detach() + 0.2) ** -0.5
-    velocity_error = (velocity - (noise - actions)).square().sum(dim=(1, 2))
-    by_hand = (weight * error).mean() + 0.5 * velocity_error.mean()
+    velocity_error = (velocity - (noise - actions)).square().mean()
+    by_hand = (weight * error).mean() + 0.5 * velocity_error
+    assert float(loss.figures["raw_mse"]) == pytest.approx(velocity_error.item())
+    assert float(loss.figures["jump_mse"]) == pytest.approx(error.mean().item())
     torch.testing.assert_close(loss.value, by_hand)
     torch.testing.assert_close(gradients(loss.value, head), gradients(by_hand, head))
     if not is_self_taught:
@@ -149,11 +154,46 @@ def test_the_loss_is_the_error_to_a_target_without_gradient(is_self_taught):
     assert (target - (noise - actions)).abs().min() > 0
 
 
-@pytest.mark.parametrize("settings", [{"velocity_weight": 0.0}, {"anchored_noise_share": 1.0}])
-def test_jumps_that_would_never_see_the_data_are_refused(settings):
-    """A u that only ever asks itself is content with saying nothing: its loss would be 0."""
-    with pytest.raises(ValidationError, match=next(iter(settings))):
-        ImprovedMeanFlowJumpConfig(**settings)
+@pytest.mark.parametrize("setting", ["velocity_weight=0", "noise_share=1"])
+def test_jumps_that_would_learn_nothing_are_refused(setting):
+    """Without the velocity, u only ever asks itself; at t = 1 alone, it asks where it is not."""
+    name, value = setting.split("=")
+    with pytest.raises(ValidationError, match=name):
+        ImprovedMeanFlowJumpConfig(**{name: float(value)})
+
+
+@pytest.mark.parametrize("batch", [1, 2, 128])
+def test_some_item_is_always_where_jumps_land(batch):
+    """However the share rounds: the last items are at t = 1, and never all of them."""
+    times = []
+
+    def remember(z, t, h, condition):
+        times.append(t)
+        return torch.zeros(batch, 4, 4)
+
+    actions, valid = torch.zeros(batch, 4, 2), torch.ones(batch, 4, dtype=torch.bool)
+    objective = ImprovedMeanFlowJump(ImprovedMeanFlowJumpConfig(noise_share=0.999))
+    objective.loss(remember, actions, valid, NO_CONDITION, generator())
+    assert (times[0] == 1).sum() == batch - 1
+
+
+def test_the_residual_is_that_of_the_trained_way():
+    """Small for the exact flow, but for the midpoint rule; as large as what is wrong with u."""
+
+    def network(wrong):
+        def answer(z, t, h, condition):
+            average, velocity = exact_average(z, t, h), exact_velocity(z, t, h)
+            return torch.cat([(1 + wrong * (h == 1))[:, None, None] * average, velocity], dim=-1)
+
+        return answer
+
+    objective = ImprovedMeanFlowJump(ImprovedMeanFlowJumpConfig())
+    noise = torch.randn(16, 1, HORIZON, ACTION_DIM, generator=generator()).double()
+    exact, wrong = (
+        objective.additivity_residual(network(wrong), noise, NO_CONDITION) for wrong in (0.0, 0.25)
+    )
+    assert exact.max() < 0.01
+    torch.testing.assert_close(wrong, torch.full_like(wrong, 0.2), rtol=0, atol=0.01)
 
 
 def test_a_jump_learns_data_that_only_its_velocity_has_seen():

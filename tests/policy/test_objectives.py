@@ -46,6 +46,7 @@ class TestVelocityHead(ObjectiveContract):
 
 class TestJump(ObjectiveContract):
     config = ImprovedMeanFlowJumpConfig()
+    refused_evaluations = (0, -1, 2)
 
 
 class TestMeanFlow(ObjectiveContract):
@@ -137,7 +138,9 @@ def test_only_objectives_that_learn_jumps_measure_them(config):
     assert agent.additivity_residual(features, state, noise) is None
 
 
-@pytest.mark.parametrize("config", [ImprovedMeanFlowConfig(), MeanFlowConfig()])
+@pytest.mark.parametrize(
+    "config", [ImprovedMeanFlowConfig(), ImprovedMeanFlowJumpConfig(), MeanFlowConfig()]
+)
 def test_the_residual_of_an_agent_has_one_number_a_row(config):
     agent = tiny_agent(objective=config)
     with torch.no_grad():
@@ -151,16 +154,22 @@ def test_the_residual_of_an_agent_has_one_number_a_row(config):
 
 
 @pytest.mark.parametrize(
-    "config_type", [ImprovedMeanFlowConfig, MeanFlowConfig, FlowMatchingConfig]
+    ("config_type", "passes"),
+    [
+        (ImprovedMeanFlowConfig, 2),
+        (ImprovedMeanFlowJumpConfig, 1),
+        (MeanFlowConfig, 2),
+        (FlowMatchingConfig, 2),
+    ],
 )
-def test_sampling_from_zero_ignores_the_noise(config_type):
+def test_sampling_from_zero_ignores_the_noise(config_type, passes):
     gaussian = build_objective(config_type())
     zero = build_objective(config_type(start="zero"))
     head = small_head(gaussian, torch.float64)
     condition, noise = random_condition(head, 2), random_noise(gaussian, 2)
-    drawn = zero.sample(head, noise, condition, 2)
-    assert torch.equal(drawn, gaussian.sample(head, torch.zeros_like(noise), condition, 2))
-    assert not torch.allclose(drawn, gaussian.sample(head, noise, condition, 2))
+    drawn = zero.sample(head, noise, condition, passes)
+    assert torch.equal(drawn, gaussian.sample(head, torch.zeros_like(noise), condition, passes))
+    assert not torch.allclose(drawn, gaussian.sample(head, noise, condition, passes))
 
 
 def test_diffusion_without_its_library_says_what_to_install():
