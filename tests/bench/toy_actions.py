@@ -216,7 +216,7 @@ def draw_picture(drawn: dict[Job, Drawn], path: Path) -> None:
     for row, (toy, sample) in zip(axes, TOYS.items(), strict=True):
         shown = [("data", sample(NUM_DRAWN, torch.Generator().manual_seed(100)))]
         for name, index, passes in columns:
-            title = f"{name}, {passes}".replace("improved MeanFlow", "iMF")
+            title = f"{name}, {passes}".replace("improved MeanFlow", "iMF").replace("...", "iMF")
             shown.append((title, drawn[toy, index, SEEDS[0]][described(passes)]))
         for axis, (title, points) in zip(row, shown, strict=True):
             axis.scatter(*points[:1_500].T, s=1, alpha=0.4, linewidths=0)
