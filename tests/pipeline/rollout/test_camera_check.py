@@ -261,6 +261,6 @@ def test_a_run_from_before_the_camera_check_is_refused_in_one_line(run):
     content["format_version"] = 3
     del content["data"]["reference_digest"]
     path.write_text(json.dumps(content))
-    with pytest.raises(RunError, match="format version 3, this program reads 5") as caught:
+    with pytest.raises(RunError, match="format version 3, this program reads 6") as caught:
         read_run(run)
     assert "\n" not in str(caught.value)
