@@ -34,7 +34,7 @@ from policy.objectives.base import (
     Teacher,
     check_fixed_evaluations,
 )
-from policy.objectives.flow_sampling import Start, Velocity, jump_to_data, starting_point
+from policy.objectives.flow_sampling import Start, jump_to_data, starting_point
 from policy.objectives.jump import draw_shares_left, jump_target
 from policy.objectives.masked_error import (
     adaptively_weighted,
@@ -75,7 +75,7 @@ class ImprovedMeanFlowJump:
 
     def check_evaluations(self, num_evaluations: int) -> None:
         """Refuse any number but one: other spans are not trained."""
-        check_fixed_evaluations(self.config.kind, 1, num_evaluations)
+        check_fixed_evaluations(self.config.kind, self.default_evaluations, num_evaluations)
 
     def num_noise_draws(self, num_evaluations: int) -> int:
         """Return 1, the start; see `Objective.num_noise_draws`."""
@@ -143,7 +143,7 @@ class ImprovedMeanFlowJump:
         """Jump from noise to data at once; see `Objective.sample`."""
         self.check_evaluations(num_evaluations)
         start = starting_point(noise, self.config.start)
-        return jump_to_data(average_velocity(head, condition), start, 1)
+        return jump_to_data(average_velocity(head, condition), start, num_evaluations)
 
     @torch.no_grad()
     def additivity_residual(
@@ -178,5 +178,5 @@ def _said_by(
     def velocity(z: Tensor, t: Tensor, h: Tensor) -> Tensor:
         return teacher.head(z, t, h, teacher.condition)[..., z.shape[-1] :]
 
-    average: Velocity = average_velocity(teacher.head, teacher.condition)
+    average = average_velocity(teacher.head, teacher.condition)
     return jump_target(velocity, average, (z, t, t), left)
