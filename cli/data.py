@@ -8,16 +8,16 @@ import typer
 
 from cli.exits import exit_on_vla_error
 from cli.options import LOCATION
-from pipeline.datasets.check import CheckConfig, check_dataset
-from pipeline.datasets.draft import draft_manifest
+from pipeline.datasets.check.dataset import CheckConfig, check_dataset
+from pipeline.datasets.manifest.draft import draft_manifest
 from pipeline.errors import ConfigError
-from pipeline.features.checksums import verify_checksums
-from pipeline.features.verify import verify_store
-from pipeline.files import write_atomically
-from pipeline.folders import parse_location
+from pipeline.features.identity.verify import verify_store
+from pipeline.features.store.checksums import verify_checksums
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE
-from pipeline.rollout.record import Keep, RecordConfig, record_dataset
-from pipeline.training.describe import describe
+from pipeline.rollout.play.record import Keep, RecordConfig, record_dataset
+from pipeline.storage.folders import parse_location
+from pipeline.storage.local_files import write_atomically
+from pipeline.training.run.describe import describe
 from pipeline.training.tolerance import measure_tolerance
 
 FOUND_SOMETHING: Final = 1

@@ -10,14 +10,14 @@ import typer
 from cli.exits import exit_on_vla_error
 from cli.options import LOCATION
 from pipeline.errors import FailedUnitsError
-from pipeline.features.attributes import Codec
-from pipeline.features.embed import EmbedConfig, embed_dataset
-from pipeline.features.executor_choice import ExecutorConfig
-from pipeline.features.executors import ExecutorName
-from pipeline.features.parts import Part
-from pipeline.features.units import SHARD_ABOVE
-from pipeline.folders import parse_location
-from policy.backbone import DEFAULT_REPOSITORY, STAND_IN
+from pipeline.features.encode.embed import EmbedConfig, embed_dataset
+from pipeline.features.encode.executor_choice import ExecutorConfig
+from pipeline.features.encode.executors import ExecutorName
+from pipeline.features.encode.parts import Part
+from pipeline.features.store.attributes import Codec
+from pipeline.features.store.units import SHARD_ABOVE
+from pipeline.storage.folders import parse_location
+from policy.encoders.siglip2 import DEFAULT_REPOSITORY, STAND_IN
 from policy.spec import ComputeDtype
 
 main = typer.Typer(add_completion=False)

@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 import typer
 
-from pipeline.rollout.camera_verdict import CameraCheckMode
+from pipeline.rollout.gate.camera_verdict import CameraCheckMode
 
 LOCATION: Final = ": a folder, s3://bucket/path or gs://bucket/path."  # ends the help of a store
 

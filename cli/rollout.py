@@ -9,7 +9,7 @@ from cli.exits import exit_on_vla_error
 from cli.options import BackboneOption, CameraCheckOption, CheckpointOption, EvaluationsOption
 from pipeline.errors import ConfigError
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
-from pipeline.rollout.loop import RolloutConfig, roll_out
+from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.rollout.report.page import write_report
 
 main = typer.Typer(add_completion=False)

@@ -8,8 +8,8 @@ import typer
 from cli.exits import exit_on_vla_error
 from cli.options import BackboneOption, CameraCheckOption, CheckpointOption, EvaluationsOption
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
-from pipeline.rollout.serve import serve
-from pipeline.rollout.serve_config import TOKEN_VARIABLE, ServeConfig, read_token
+from pipeline.rollout.serve.config import TOKEN_VARIABLE, ServeConfig, read_token
+from pipeline.rollout.serve.server import serve
 
 main = typer.Typer(add_completion=False)
 

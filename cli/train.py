@@ -10,13 +10,13 @@ import typer
 from cli.exits import exit_on_vla_error
 from cli.options import LOCATION
 from pipeline.errors import ConfigError
-from pipeline.folders import parse_location
+from pipeline.rollout.play.validation import validate_by_rollouts
 from pipeline.rollout.report.page import write_report
-from pipeline.rollout.validation import validate_by_rollouts
+from pipeline.storage.folders import parse_location
 from pipeline.training.config import parse_memory, with_settings
 from pipeline.training.presets import PRESETS, preset_config
+from pipeline.training.run.tracking import TRACKERS
 from pipeline.training.session import train
-from pipeline.training.tracking import TRACKERS
 
 ROLL_OUT: Final = (sys.executable, "-c", "from cli.rollout import main; main()")
 

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Generator, Tensor, nn
 
 from policy.errors import AgentMismatchError
-from policy.head import ActionHead, Condition, HeadConfig
-from policy.normalizer import DataStatistics, MinMaxNormalizer
+from policy.network.head import ActionHead, Condition, HeadConfig
+from policy.network.normalizer import DataStatistics, MinMaxNormalizer
+from policy.network.projectors import ViewProjectors
 from policy.objectives.base import (
     ActionNetwork,
     AdditiveObjective,
@@ -26,7 +27,6 @@ from policy.objectives.base import (
 )
 from policy.objectives.improved_meanflow import ImprovedMeanFlowConfig
 from policy.objectives.registry import ObjectiveConfig, build_objective
-from policy.projectors import ViewProjectors
 from policy.spec import AgentSpec, VisionBackbone
 
 

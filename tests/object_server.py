@@ -14,8 +14,8 @@ from threading import Lock, Thread
 
 import pytest
 
-from pipeline.object_file import open_bucket
-from pipeline.object_folder import RETRY
+from pipeline.storage.object_file import open_bucket
+from pipeline.storage.object_folder import RETRY
 
 BUCKET = "bucket"
 KEY_ID, SECRET = "AKIANOTTOBESHOWN", "notToBeShownEither"

@@ -12,42 +12,48 @@ import policy
 ROOT = Path(__file__).parents[1]
 
 MAY_IMPORT = {"policy": set(), "pipeline": {"policy"}, "cli": {"pipeline", "policy"}}
-PIPELINE_ROOMS = ["datasets", "features", "training", "rollout"]  # each imports those to its left
+PIPELINE_ROOMS = [
+    "storage",
+    "datasets",
+    "features",
+    "training",
+    "rollout",
+]  # each imports those to its left
 OWNERS = {
-    "transformers": {"policy/backbone.py"},
-    "huggingface_hub": {"policy/backbone.py"},
+    "transformers": {"policy/encoders/siglip2.py"},
+    "huggingface_hub": {"policy/encoders/siglip2.py"},
     "PIL": {
-        "policy/preprocess.py",
+        "policy/images.py",
         "policy/augment.py",
         "pipeline/datasets/compressed.py",
-        "pipeline/datasets/contact_sheet.py",
-        "pipeline/rollout/path_image.py",
+        "pipeline/datasets/check/contact_sheet.py",
+        "pipeline/rollout/play/path_image.py",
     },
-    "pyarrow": {"pipeline/datasets/lerobot_table.py"},
+    "pyarrow": {"pipeline/datasets/lerobot/table.py"},
     "av": {
         "pipeline/datasets/video.py",
-        "pipeline/features/video_loss.py",
-        "pipeline/rollout/video.py",
+        "pipeline/features/identity/video_loss.py",
+        "pipeline/rollout/play/video.py",
     },
     "diffusers": {"policy/objectives/diffusion.py"},
     "zarr": {
-        "pipeline/features/layout.py",
-        "pipeline/features/object_arrays.py",
-        "pipeline/features/store.py",
-        "pipeline/datasets/zarr_arrays.py",
+        "pipeline/features/store/layout.py",
+        "pipeline/features/store/object_arrays.py",
+        "pipeline/features/store/feature_store.py",
+        "pipeline/datasets/replay_buffer/arrays.py",
     },
     "obstore": {
-        "pipeline/object_file.py",
-        "pipeline/object_folder.py",
-        "pipeline/features/object_arrays.py",
+        "pipeline/storage/object_file.py",
+        "pipeline/storage/object_folder.py",
+        "pipeline/features/store/object_arrays.py",
     },
     "h5py": {
-        "pipeline/datasets/aloha_hdf5.py",
-        "pipeline/datasets/aloha_recording.py",
-        "pipeline/datasets/hdf5_checks.py",
-        "pipeline/datasets/hdf5_episodes.py",
-        "pipeline/datasets/hdf5_reader.py",
-        "pipeline/datasets/robomimic_hdf5.py",
+        "pipeline/datasets/hdf5/aloha.py",
+        "pipeline/datasets/hdf5/recording.py",
+        "pipeline/datasets/hdf5/files.py",
+        "pipeline/datasets/hdf5/episodes.py",
+        "pipeline/datasets/hdf5/reader.py",
+        "pipeline/datasets/hdf5/robomimic.py",
     },
     "mujoco": {
         "pipeline/rollout/envs/rendering.py",
@@ -57,10 +63,10 @@ OWNERS = {
     "gym_aloha": {"pipeline/rollout/envs/aloha.py"},
     "gymnasium": {"pipeline/rollout/envs/gymnasium_env.py"},
     "metaworld": {"pipeline/rollout/envs/metaworld.py"},
-    "safetensors": {"pipeline/training/checkpoint.py", "pipeline/training/run_folder.py"},
-    "ray": {"pipeline/features/ray_pool.py"},
-    "msgpack": {"pipeline/rollout/serve_wire.py"},
-    "websockets": {"pipeline/rollout/serve_sockets.py"},
+    "safetensors": {"pipeline/training/run/checkpoint.py", "pipeline/training/run/folder.py"},
+    "ray": {"pipeline/features/encode/ray_pool.py"},
+    "msgpack": {"pipeline/rollout/serve/wire.py"},
+    "websockets": {"pipeline/rollout/serve/sockets.py"},
     "typer": {path.relative_to(ROOT).as_posix() for path in (ROOT / "cli").glob("*.py")},
 }
 FORBIDDEN = {"pickle", "dill", "cloudpickle", "joblib", "torchvision"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from policy.backbone import PREPROCESSING
+from policy.encoders.siglip2 import PREPROCESSING
 from policy.spec import FEATURE_DIM, FRAME_SIZE
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
 from pipeline.errors import DatasetError
-from pipeline.folders import Location
+from pipeline.storage.folders import Location
 
 FROM_OBJECTS: Final = ("aloha_hdf5", "robomimic_hdf5")
 """The layouts that are read from object storage."""

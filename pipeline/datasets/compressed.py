@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.datasets.selection import LEAVE_OUT
+from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.errors import FrameReadError
 
 MAX_PIXELS: Final = 64_000_000  # pixels of an image; twice those of an 8K camera, 192 MB as RGB

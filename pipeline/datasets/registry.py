@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Final, Literal, Protocol, cast, runtime_checkable
 
 from pipeline.datasets.base import FROM_OBJECTS, DatasetPlace, FormatReader, FormatSurvey
-from pipeline.datasets.paths import read_small_file
-from pipeline.datasets.places import is_there
+from pipeline.datasets.manifest.paths import read_small_file
+from pipeline.datasets.manifest.places import is_there
 from pipeline.errors import DatasetError
-from pipeline.folders import Location
+from pipeline.storage.folders import Location
 
 FormatName = Literal[
     "lerobot_v3", "lerobot_v2", "aloha_hdf5", "robomimic_hdf5", "diffusion_policy_zarr"
 ]
 FORMATS: Final[Mapping[FormatName, tuple[str, str]]] = {
-    "lerobot_v3": ("pipeline.datasets.lerobot_v3", "LeRobotV3Reader"),
-    "lerobot_v2": ("pipeline.datasets.lerobot_v2", "LeRobotV2Reader"),
-    "aloha_hdf5": ("pipeline.datasets.aloha_hdf5", "AlohaHdf5Reader"),
-    "robomimic_hdf5": ("pipeline.datasets.robomimic_hdf5", "RobomimicHdf5Reader"),
+    "lerobot_v3": ("pipeline.datasets.lerobot.v3", "LeRobotV3Reader"),
+    "lerobot_v2": ("pipeline.datasets.lerobot.v2", "LeRobotV2Reader"),
+    "aloha_hdf5": ("pipeline.datasets.hdf5.aloha", "AlohaHdf5Reader"),
+    "robomimic_hdf5": ("pipeline.datasets.hdf5.robomimic", "RobomimicHdf5Reader"),
     "diffusion_policy_zarr": (
-        "pipeline.datasets.diffusion_policy_zarr",
+        "pipeline.datasets.replay_buffer.reader",
         "DiffusionPolicyZarrReader",
     ),
 }

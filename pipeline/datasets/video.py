@@ -22,7 +22,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, Int64, UInt8
 
-from pipeline.datasets.selection import LEAVE_OUT
+from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.errors import DatasetError, FrameReadError
 
 MAX_PIXELS: Final = 64_000_000  # pixels of a frame, as of still images; a header is not trusted

@@ -9,7 +9,7 @@ from typing import Final
 from pipeline.errors import ConfigError
 from pipeline.training.config import OptimizerConfig, TrainConfig
 from policy.agent import AgentConfig
-from policy.head import HeadConfig
+from policy.network.head import HeadConfig
 
 
 def proj96() -> TrainConfig:

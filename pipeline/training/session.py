@@ -12,33 +12,33 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import ConfigError, RunError
-from pipeline.features.probe import Probe
-from pipeline.features.store import FeatureStore
-from pipeline.files import sole_writer
-from pipeline.folders import Location
-from pipeline.training.camera_reference import CameraReference, take_reference
+from pipeline.features.identity.probe import Probe
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.storage.folders import Location
+from pipeline.storage.local_files import sole_writer
 from pipeline.training.config import TrainConfig
+from pipeline.training.data.live import open_live_windows
+from pipeline.training.data.steps import StepData
+from pipeline.training.data.stores import check_weights, unreplaced, warn_of_leaks
+from pipeline.training.data.streaming import StreamedWindowData
+from pipeline.training.data.windows import WindowData
 from pipeline.training.distributed import Ranks, joined_ranks
-from pipeline.training.live import open_live_windows
-from pipeline.training.resume import is_new_run
-from pipeline.training.run_folder import (
+from pipeline.training.run.camera_reference import CameraReference, take_reference
+from pipeline.training.run.folder import (
     DataIdentity,
     RunDescription,
     StoreIdentity,
     write_run,
 )
-from pipeline.training.steps import StepData
-from pipeline.training.stores import check_weights, unreplaced, warn_of_leaks
-from pipeline.training.streaming import StreamedWindowData
-from pipeline.training.tracking import (
+from pipeline.training.run.resume import is_new_run
+from pipeline.training.run.tracking import (
     Tracker,
     check_trackers,
     flat_configuration,
     open_trackers,
 )
+from pipeline.training.run.watcher import TrainingWatcher
 from pipeline.training.trainer import Trainer
-from pipeline.training.watcher import TrainingWatcher
-from pipeline.training.windows import WindowData
 from policy.device import open_device
 
 

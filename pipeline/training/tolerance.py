@@ -13,14 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.errors import RunError, StoreError
-from pipeline.features.steps import StepArrays
-from pipeline.features.store import FeatureStore
-from pipeline.features.tolerance import EngineComparison, Variant
-from pipeline.features.verify import Distances
-from pipeline.folders import Location
-from pipeline.training.checkpoint import read_average
-from pipeline.training.run_folder import read_run
-from pipeline.training.sampling import seeded_generator
+from pipeline.features.identity.tolerance import EngineComparison, Variant
+from pipeline.features.identity.verify import Distances
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.steps import StepArrays
+from pipeline.storage.folders import Location
+from pipeline.training.data.sampling import seeded_generator
+from pipeline.training.run.checkpoint import read_average
+from pipeline.training.run.folder import read_run
 from policy.agent import VLAAgent
 
 NUM_STATES: Final = 16  # robot states that every frame is paired with, spread over the store

@@ -14,31 +14,31 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError, RunError
-from pipeline.training.checkpoint import (
-    Checkpoint,
-    checkpoint_steps,
-    read_checkpoint,
-    write_checkpoint,
-)
+from pipeline.training.data.sampling import seeded_generator
+from pipeline.training.data.steps import StepData, Windows
 from pipeline.training.distributed import Ranks
 from pipeline.training.interrupt import deferred_interrupt
-from pipeline.training.model_card import model_card
 from pipeline.training.optimization import (
     build_optimizer,
     learning_rate,
     optimizer_tensors,
     restore_optimizer,
 )
-from pipeline.training.run_folder import RunDescription
-from pipeline.training.run_log import RunLog
-from pipeline.training.sampling import seeded_generator
-from pipeline.training.steps import StepData, Windows
-from pipeline.training.tracking import Tracker
+from pipeline.training.run.checkpoint import (
+    Checkpoint,
+    checkpoint_steps,
+    read_checkpoint,
+    write_checkpoint,
+)
+from pipeline.training.run.folder import RunDescription
+from pipeline.training.run.log import RunLog
+from pipeline.training.run.model_card import model_card
+from pipeline.training.run.tracking import Tracker
+from pipeline.training.run.watcher import TrainingWatcher
 from pipeline.training.validation import HeldoutWindows
-from pipeline.training.watcher import TrainingWatcher
 from policy.agent import VLAAgent
-from policy.ema import WeightAverage
 from policy.errors import NonFiniteLossError
+from policy.network.ema import WeightAverage
 
 
 class Trainer:

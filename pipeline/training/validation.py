@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from pipeline.training.sampling import seeded_generator
-from pipeline.training.steps import StepData, Windows
+from pipeline.training.data.sampling import seeded_generator
+from pipeline.training.data.steps import StepData, Windows
 from policy.agent import VLAAgent
 
 HELDOUT_WINDOWS: Final = 512  # at most; enough for a mean error, a second of compute

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Generator, Tensor
 
-from policy.head import Condition
+from policy.network.head import Condition
 from policy.objectives.base import ActionNetwork, DifferentiableNetwork, Loss
 from policy.objectives.flow_sampling import (
     Start,

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from policy.errors import AgentMismatchError
-from policy.head import Condition
+from policy.network.head import Condition
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from policy.head import Condition
+from policy.network.head import Condition
 from policy.objectives.base import ActionNetwork, check_fixed_evaluations
 
 

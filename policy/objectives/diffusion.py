@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from policy.errors import AgentMismatchError
-from policy.head import Condition
+from policy.network.head import Condition
 from policy.objectives.base import ActionNetwork, Loss
 from policy.objectives.diffusion_config import DiffusionConfig
 from policy.objectives.masked_error import mean_error

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict
 from torch import Generator, Tensor
 
-from policy.head import Condition
+from policy.network.head import Condition
 from policy.objectives.base import ActionNetwork, Loss
 from policy.objectives.flow_sampling import Start, check_jumps, jump_to_data, starting_point
 from policy.objectives.masked_error import mean_error

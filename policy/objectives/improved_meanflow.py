@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Generator, Tensor
 
-from policy.head import Condition
+from policy.network.head import Condition
 from policy.objectives.average_velocity import (
     AverageVelocityConfig,
     AverageVelocityObjective,

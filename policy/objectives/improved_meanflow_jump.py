@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor
 
-from policy.head import Condition
+from policy.network.head import Condition
 from policy.objectives.average_velocity import average_velocity, relative_difference
 from policy.objectives.base import (
     ActionNetwork,

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor
 
-from policy.head import Condition
+from policy.network.head import Condition
 from policy.objectives.base import ActionNetwork, Loss
 from policy.objectives.deterministic import Deterministic, ask, no_actions
 from policy.objectives.masked_error import mean_error

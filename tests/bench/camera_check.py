@@ -18,17 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.features.embed import EmbedConfig, embed_dataset
-from pipeline.features.encode import hash_frames
-from pipeline.features.encoder import load_same_encoder
-from pipeline.features.store import FeatureStore
-from pipeline.rollout.camera_check import CameraCheck
+from pipeline.features.encode.embed import EmbedConfig, embed_dataset
+from pipeline.features.encode.unit_encoder import hash_frames
+from pipeline.features.identity.encoder import load_same_encoder
+from pipeline.features.store.feature_store import FeatureStore
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import ExpertEnv, make_expert_env
-from pipeline.rollout.record import RecordConfig, record_dataset
-from pipeline.training.camera_reference import take_reference
-from pipeline.training.windows import WindowData
-from policy.backbone import STAND_IN, FrozenSiglip2
+from pipeline.rollout.gate.camera_check import CameraCheck
+from pipeline.rollout.play.record import RecordConfig, record_dataset
+from pipeline.training.data.windows import WindowData
+from pipeline.training.run.camera_reference import take_reference
+from policy.encoders.siglip2 import STAND_IN, FrozenSiglip2
 
 VIEWS = ("corner", "topview", "gripperPOV")
 EPISODES, HELDOUT_SHARE = 40, 0.1

@@ -18,9 +18,9 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from pipeline.features.layout import feature_codecs
-from pipeline.features.store import FeatureStore
-from pipeline.features.units import CHUNK_ROWS
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.layout import feature_codecs
+from pipeline.features.store.units import CHUNK_ROWS
 
 REPEATS = 3
 CODECS: dict[str, list[Any]] = {

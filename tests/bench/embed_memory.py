@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets.aloha_recording import RecordedEpisode, write_episode
+from pipeline.datasets.hdf5.recording import RecordedEpisode, write_episode
 from tests.pipeline.tiny import FPS, MANIFEST, VIEWS
 
 SIZES = (2_000, 20_000)  # frames
@@ -47,8 +47,8 @@ def write_frames(folder: Path, num_steps: int) -> Path:
 
 def embed(manifest: Path, store: Path) -> None:
     """Embed in this process and print its peak in MB."""
-    from pipeline.features.embed import EmbedConfig, embed_dataset
-    from policy.backbone import STAND_IN
+    from pipeline.features.encode.embed import EmbedConfig, embed_dataset
+    from policy.encoders.siglip2 import STAND_IN
 
     embed_dataset(EmbedConfig(manifest=manifest, store=store, backbone=STAND_IN))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from transformers import SiglipImageProcessorPil, SiglipVisionModel
 
-from pipeline.datasets.manifest import load_manifest
-from pipeline.datasets.manifest_reader import ManifestReader
-from pipeline.features.embed import EmbedConfig, embed_dataset
-from policy.backbone import load_backbone
-from policy.engine import measured_matmul_rate
+from pipeline.datasets.manifest.model import load_manifest
+from pipeline.datasets.manifest.reader import ManifestReader
+from pipeline.features.encode.embed import EmbedConfig, embed_dataset
+from policy.encoders.environment import measured_matmul_rate
+from policy.encoders.siglip2 import load_backbone
 from tests.bench.embed_memory import write_frames
-from tests.policy.test_backbone import save_checkpoint
+from tests.policy.encoders.test_siglip2 import save_checkpoint
 
 RIVAL_BATCH: Final = 32
 RIVAL_STEPS: Final = 32  # three batches each time, before and after

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 
 from policy.agent import AgentConfig, VLAAgent
-from policy.ema import WeightAverage
-from policy.head import HeadConfig
+from policy.network.ema import WeightAverage
+from policy.network.head import HeadConfig
 from policy.objectives.diffusion_config import DiffusionConfig
 from policy.objectives.flow_matching import FlowMatchingConfig
 from policy.objectives.improved_meanflow import ImprovedMeanFlowConfig

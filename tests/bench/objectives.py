@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.features.store import FeatureStore
-from pipeline.rollout.loop import RolloutConfig, roll_out
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.training.config import TrainConfig, with_settings
 from pipeline.training.presets import preset_config
 from pipeline.training.session import train

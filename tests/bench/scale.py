@@ -32,11 +32,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.features.known_frames import FrameIndex, StoredUnits
-from pipeline.features.layout import UNIT_ARRAYS
-from pipeline.features.steps import PIECE_ROWS, STEP_ARRAYS
-from pipeline.features.store import FeatureStore
-from pipeline.features.units import SHARD_ROWS, cut
+from pipeline.features.encode.known_frames import FrameIndex, StoredUnits
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.layout import UNIT_ARRAYS
+from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS
+from pipeline.features.store.units import SHARD_ROWS, cut
 from tests.pipeline.tiny import VIEWS, create_store, tiny_engine, tiny_probe
 
 IMAGES_PER_S = 6_000

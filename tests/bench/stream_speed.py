@@ -27,12 +27,12 @@ from typing import Final
 import numpy as np
 import torch
 
-from pipeline.features.store import FeatureStore
-from pipeline.features.units import SHARD_ROWS
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.units import SHARD_ROWS
 from pipeline.training.config import parse_memory, with_settings
+from pipeline.training.data.streaming import StreamedWindowData
 from pipeline.training.distributed import Ranks
 from pipeline.training.presets import proj96
-from pipeline.training.streaming import StreamedWindowData
 from tests.bench.train_speed import seconds_a_step, trainer_of
 from tests.pipeline.tiny import create_store, tiny_engine
 

@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from policy.ema import WeightAverage
-from policy.head import ActionHead, HeadConfig
+from policy.network.ema import WeightAverage
+from policy.network.head import ActionHead, HeadConfig
 from policy.objectives.base import Objective, TaughtObjective, Teacher
 from policy.objectives.diffusion_config import DiffusionConfig
 from policy.objectives.flow_matching import FlowMatchingConfig

@@ -19,23 +19,23 @@ from typing import Final
 import numpy as np
 import torch
 
-from pipeline.datasets.manifest import load_manifest
-from pipeline.datasets.manifest_reader import ManifestReader
-from pipeline.features.attributes import SourceShare, StoreAttributes
-from pipeline.features.encode import hash_frames
-from pipeline.features.probe import make_probe
-from pipeline.features.steps import StepArrays
-from pipeline.features.store import FeatureStore
+from pipeline.datasets.manifest.model import load_manifest
+from pipeline.datasets.manifest.reader import ManifestReader
+from pipeline.features.encode.unit_encoder import hash_frames
+from pipeline.features.identity.probe import make_probe
+from pipeline.features.store.attributes import SourceShare, StoreAttributes
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.steps import StepArrays
 from pipeline.training.config import TrainConfig, with_settings
-from pipeline.training.live import LiveWindowData
+from pipeline.training.data.live import LiveWindowData
+from pipeline.training.data.steps import StepData
+from pipeline.training.data.windows import WindowData
 from pipeline.training.presets import demo, proj96
-from pipeline.training.run_folder import DataIdentity, RunDescription, StoreIdentity
-from pipeline.training.steps import StepData
+from pipeline.training.run.folder import DataIdentity, RunDescription, StoreIdentity
 from pipeline.training.trainer import Trainer
-from pipeline.training.windows import WindowData
-from policy.backbone import FrozenSiglip2, load_backbone
+from policy.encoders.siglip2 import FrozenSiglip2, load_backbone
 from tests.bench.embed_memory import write_frames
-from tests.policy.test_backbone import save_checkpoint
+from tests.policy.encoders.test_siglip2 import save_checkpoint
 
 NUM_STEPS: Final = 2_000  # control steps: two windows of a batch hardly ever share a frame
 BATCH: Final = 64

@@ -28,10 +28,15 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline.datasets.base import DatasetPlace
-from pipeline.datasets.lerobot_reader import DECODER_THREADS
-from pipeline.datasets.lerobot_v3 import LeRobotV3Reader
+from pipeline.datasets.lerobot.reader import DECODER_THREADS
+from pipeline.datasets.lerobot.v3 import LeRobotV3Reader
 from pipeline.datasets.video import VideoDecoder, read_header
-from tests.pipeline.datasets.lerobot_files import TinyEpisode, rows_table, write_json, write_parquet
+from tests.pipeline.datasets.lerobot.lerobot_files import (
+    TinyEpisode,
+    rows_table,
+    write_json,
+    write_parquet,
+)
 
 FPS = 30
 VIEWS = tuple(f"observation.images.{name}" for name in ("front", "left_wrist", "right_wrist"))

@@ -1,6 +1,6 @@
 """The launch guide and its scripts: they parse, name options that exist, and run on one machine.
 
-The script for Ray runs in tests/pipeline/features/test_ray.py, beside the cluster it needs.
+The script for Ray runs in tests/pipeline/features/encode/test_ray.py, beside the cluster it needs.
 """
 
 import os
@@ -17,8 +17,8 @@ import typer.main
 
 import cli.embed
 import cli.train
-from pipeline.features.store import FeatureStore
-from tests.pipeline.features.drivers import embed, store_bytes, write_one_view
+from pipeline.features.store.feature_store import FeatureStore
+from tests.pipeline.features.encode.drivers import embed, store_bytes, write_one_view
 from tests.tower import tiny_tower
 
 LAUNCH = Path(cli.embed.__file__).parent / "launch"

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import object_file
-from pipeline.datasets.aloha_hdf5 import AlohaHdf5Reader
 from pipeline.datasets.base import DatasetPlace
-from pipeline.datasets.robomimic_hdf5 import RobomimicHdf5Reader
+from pipeline.datasets.hdf5.aloha import AlohaHdf5Reader
+from pipeline.datasets.hdf5.robomimic import RobomimicHdf5Reader
 from pipeline.errors import ObjectStorageError
-from pipeline.features.store import FeatureStore
-from pipeline.folders import Location, ObjectUrl, open_folder
-from pipeline.object_folder import RETRY
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.storage import object_file
+from pipeline.storage.folders import Location, ObjectUrl, open_folder
+from pipeline.storage.object_folder import RETRY
 from tests.cli.test_commands import invoke
 from tests.cli.test_object_storage import refused
 from tests.object_server import BUCKET, KEY_ID, SECRET
-from tests.pipeline.datasets import aloha_files, robomimic_files
+from tests.pipeline.datasets.hdf5 import aloha_files, robomimic_files
 from tests.pipeline.features.still_life import break_frame, write_still_episode, write_still_life
 from tests.tower import tiny_tower
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.features.store import FeatureStore
-from pipeline.folders import open_folder, parse_location
-from pipeline.object_folder import RETRY
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.storage.folders import open_folder, parse_location
+from pipeline.storage.object_folder import RETRY
 from tests.cli.test_commands import invoke, refusal_line
 from tests.object_server import (
     BUCKET,

@@ -18,8 +18,8 @@ import cli.serve
 import cli.train
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import make_env
-from pipeline.rollout.loop import RolloutConfig, roll_out
-from tests.pipeline.rollout.meta_world_run import ACTION_DIM, TASK, VIEWS, write_noise
+from pipeline.rollout.play.loop import RolloutConfig, roll_out
+from tests.pipeline.rollout.envs.meta_world_run import ACTION_DIM, TASK, VIEWS, write_noise
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef"
@@ -155,7 +155,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(tmp_path):
 def test_without_its_extra_the_command_names_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "msgpack", None)  # as if it were not installed
     for part in ("sockets", "session", "request", "wire"):
-        monkeypatch.delitem(sys.modules, f"pipeline.rollout.serve_{part}", raising=False)
+        monkeypatch.delitem(sys.modules, f"pipeline.rollout.serve.{part}", raising=False)
     told = "found no module msgpack; run `pip install 'frozen-vla[serve]'`"
     assert told in refusal(tmp_path)
 

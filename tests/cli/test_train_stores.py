@@ -7,7 +7,7 @@ from typer.testing import CliRunner, Result
 
 import cli.data
 import cli.train
-from pipeline.features.store import FeatureStore
+from pipeline.features.store.feature_store import FeatureStore
 from tests.pipeline.tiny import complete_store
 
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.datasets.aloha_recording import RecordedEpisode, write_episode
-from pipeline.features.attributes import Codec, SourceShare, StoreAttributes
-from pipeline.features.probe import Probe
-from pipeline.features.steps import StepArrays
-from pipeline.features.store import FeatureStore
-from pipeline.features.units import CHUNK_ROWS
-from policy.engine import EngineRecord
+from pipeline.datasets.hdf5.recording import RecordedEpisode, write_episode
+from pipeline.features.identity.probe import Probe
+from pipeline.features.store.attributes import Codec, SourceShare, StoreAttributes
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.steps import StepArrays
+from pipeline.features.store.units import CHUNK_ROWS
+from policy.encoders.environment import EngineRecord
 from policy.spec import EncoderIdentity
 
 VIEWS = ("front", "top", "r_vis")

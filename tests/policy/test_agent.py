@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from policy.agent import AgentConfig, VLAAgent
-from policy.backbone import STAND_IN, load_backbone
+from policy.encoders.siglip2 import STAND_IN, load_backbone
 from policy.errors import AgentMismatchError
-from policy.head import HeadConfig
-from policy.normalizer import DataStatistics
+from policy.network.head import HeadConfig
+from policy.network.normalizer import DataStatistics
 from policy.objectives.base import Teacher
 from policy.objectives.improved_meanflow_jump import (
     ImprovedMeanFlowJump,

@@ -34,7 +34,7 @@ from pipeline.rollout.envs.gymnasium_config import (
     GymnasiumView,
     load_gymnasium_config,
 )
-from policy.preprocess import resize_frames
+from policy.images import resize_frames
 
 
 class GymnasiumEnv:

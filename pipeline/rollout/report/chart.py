@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
+from pipeline.rollout.play.result import wilson_interval
 from pipeline.rollout.report.markup import Markup, element
 from pipeline.rollout.report.scales import (
     Scale,
@@ -21,7 +22,6 @@ from pipeline.rollout.report.scales import (
 )
 from pipeline.rollout.report.tables import colour_class, swatch
 from pipeline.rollout.report.training_log import Point
-from pipeline.rollout.result import wilson_interval
 
 WIDTH: Final = 360.0  # of the picture, in its own units
 HEIGHT: Final = 190.0

@@ -19,10 +19,10 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.errors import RunError
+from pipeline.rollout.play.result import EpisodeResult, RolloutResult, wilson_interval
 from pipeline.rollout.report.training_log import TrainingLog, read_log
-from pipeline.rollout.result import EpisodeResult, RolloutResult, wilson_interval
-from pipeline.training.checkpoint import checkpoint_steps
-from pipeline.training.run_folder import RunDescription, read_run
+from pipeline.training.run.checkpoint import checkpoint_steps
+from pipeline.training.run.folder import RunDescription, read_run
 from policy.agent import VLAAgent
 
 VALIDATION_NAME: Final = re.compile(r"step_\d{8}")

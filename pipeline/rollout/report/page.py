@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.errors import ConfigError
-from pipeline.files import write_atomically
 from pipeline.rollout.report.comparison import comparison
 from pipeline.rollout.report.configuration import configuration
 from pipeline.rollout.report.contents import RunContents, read_contents
@@ -20,6 +19,7 @@ from pipeline.rollout.report.markup import Markup, element
 from pipeline.rollout.report.media import MediaBudget
 from pipeline.rollout.report.overview import facts, headline, notices, success_table
 from pipeline.rollout.report.rollouts import rollouts
+from pipeline.storage.local_files import write_atomically
 
 MEDIA_LIMIT: Final = 32_000_000  # bytes of pictures and films; still quick to open and to send
 STYLE: Final = Path(__file__).with_name("page.css")

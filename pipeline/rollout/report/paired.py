@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.rollout.result import wilson_interval
+from pipeline.rollout.play.result import wilson_interval
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ Knows rollouts as read and the page's room for media.
 from collections.abc import Sequence
 from typing import Final
 
+from pipeline.rollout.play.result import EpisodeResult, RolloutResult
 from pipeline.rollout.report.configuration import flatten
 from pipeline.rollout.report.contents import Rollout, RunContents
 from pipeline.rollout.report.markup import Markup, element
 from pipeline.rollout.report.media import MediaBudget
 from pipeline.rollout.report.tables import folded, percent, row, swatch, table
-from pipeline.rollout.result import EpisodeResult, RolloutResult
 
 OPEN_EPISODES: Final = 20  # more of them start folded
 COLUMN: Final = 10  # episodes under each other before the table goes on beside itself

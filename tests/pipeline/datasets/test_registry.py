@@ -21,7 +21,7 @@ from pipeline.datasets.registry import (
     open_format,
 )
 from pipeline.errors import DatasetError
-from tests.pipeline.datasets.aloha_files import ACTION, FRONT, STATE, write_raw
+from tests.pipeline.datasets.hdf5.aloha_files import ACTION, FRONT, STATE, write_raw
 
 
 def write_info(root: Path, **content: object) -> None:

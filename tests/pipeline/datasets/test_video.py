@@ -8,7 +8,12 @@ import pytest
 
 from pipeline.datasets.video import VideoDecoder, match_frames, read_header
 from pipeline.errors import DatasetError, FrameReadError
-from tests.pipeline.datasets.lerobot_files import CODECS, counter_frame, read_counters, write_video
+from tests.pipeline.datasets.lerobot.lerobot_files import (
+    CODECS,
+    counter_frame,
+    read_counters,
+    write_video,
+)
 
 SIZE = (64, 96)
 OPEN_GOP = {"g": "8", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-adapt=0"}

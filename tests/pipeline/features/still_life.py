@@ -5,7 +5,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.datasets.aloha_recording import RecordedEpisode, write_episode
+from pipeline.datasets.hdf5.recording import RecordedEpisode, write_episode
 from tests.pipeline.tiny import ACTION_DIM, FPS, MANIFEST, STATE_DIM, VIEWS
 
 NUM_PICTURES = 4

@@ -9,11 +9,11 @@ import time
 import pytest
 import torch
 
-from pipeline.features.store import FeatureStore
-from pipeline.training.checkpoint import checkpoint_steps, read_checkpoint
-from pipeline.training.run_folder import read_run
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.training.data.windows import WindowData
+from pipeline.training.run.checkpoint import checkpoint_steps, read_checkpoint
+from pipeline.training.run.folder import read_run
 from pipeline.training.trainer import Trainer
-from pipeline.training.windows import WindowData
 from tests.pipeline.tiny import complete_store
 
 TRAIN = "from cli.train import main; main()"

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.features.store import FeatureStore
-from pipeline.training.checkpoint import checkpoint_steps, read_checkpoint
+from pipeline.features.store.feature_store import FeatureStore
 from pipeline.training.config import with_settings
+from pipeline.training.data.sampling import seeded_generator
+from pipeline.training.data.windows import WindowData
 from pipeline.training.distributed import Ranks
 from pipeline.training.presets import debug
-from pipeline.training.run_folder import read_run
-from pipeline.training.sampling import seeded_generator
+from pipeline.training.run.checkpoint import checkpoint_steps, read_checkpoint
+from pipeline.training.run.folder import read_run
 from pipeline.training.session import train
 from pipeline.training.trainer import Trainer
-from pipeline.training.windows import WindowData
 from tests.pipeline.tiny import complete_store
 
 SETTINGS = ("micro_batches=2", "checkpoint_every=4", "optimizer.learning_rate=0.01")

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.training.config import with_settings
 from pipeline.training.presets import debug
-from pipeline.training.run_folder import read_run
+from pipeline.training.run.folder import read_run
 from pipeline.training.session import train
 from tests.pipeline.tiny import complete_store
 

@@ -5,14 +5,14 @@ import shutil
 import pytest
 import torch
 
-from pipeline.training.checkpoint import read_checkpoint
 from pipeline.training.config import with_settings
+from pipeline.training.data.sampling import seeded_generator
+from pipeline.training.data.windows import WindowData
 from pipeline.training.presets import debug
-from pipeline.training.run_folder import read_run
-from pipeline.training.sampling import seeded_generator
+from pipeline.training.run.checkpoint import read_checkpoint
+from pipeline.training.run.folder import read_run
 from pipeline.training.session import train
 from pipeline.training.trainer import Trainer
-from pipeline.training.windows import WindowData
 from policy.agent import VLAAgent
 from tests.pipeline.tiny import complete_store
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from pipeline.errors import RunError, StoreError
-from pipeline.features.probe import make_probe
+from pipeline.features.identity.probe import make_probe
 from pipeline.training.presets import debug
 from pipeline.training.session import train
 from pipeline.training.tolerance import ToleranceReport, measure_tolerance
-from policy.backbone import STAND_IN, load_backbone
+from policy.encoders.siglip2 import STAND_IN, load_backbone
 from tests.pipeline.tiny import VIEWS, complete_store
 
 

@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import IncompleteStoreError, RunError, StoreError
-from pipeline.files import sole_writer
+from pipeline.storage.local_files import sole_writer
 from pipeline.training import session as session_module
-from pipeline.training.checkpoint import checkpoint_steps, read_average, read_checkpoint
 from pipeline.training.config import OptimizerConfig, with_settings
+from pipeline.training.data.windows import WindowData
 from pipeline.training.optimization import learning_rate
 from pipeline.training.presets import debug
-from pipeline.training.run_folder import PROBE_FILE, REFERENCE_FILE, read_probe, read_run
+from pipeline.training.run.checkpoint import checkpoint_steps, read_average, read_checkpoint
+from pipeline.training.run.folder import PROBE_FILE, REFERENCE_FILE, read_probe, read_run
 from pipeline.training.session import train
 from pipeline.training.trainer import Trainer
-from pipeline.training.windows import WindowData
 from policy.errors import DeviceError, NonFiniteLossError
 from tests.pipeline.tiny import complete_store, create_store
 

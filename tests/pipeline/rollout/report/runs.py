@@ -9,10 +9,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from pipeline.files import write_json
-from pipeline.rollout.result import EpisodeResult, Latency, RolloutResult, wilson_interval
+from pipeline.rollout.play.result import EpisodeResult, Latency, RolloutResult, wilson_interval
+from pipeline.storage.local_files import write_json
 from pipeline.training.presets import debug
-from pipeline.training.run_folder import read_run
+from pipeline.training.run.folder import read_run
 from pipeline.training.session import train
 from tests.pipeline.tiny import complete_store
 

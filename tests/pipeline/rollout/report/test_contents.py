@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import RunError
 from pipeline.rollout.report.contents import distinct_labels, read_contents
-from pipeline.training.checkpoint import read_average
+from pipeline.training.run.checkpoint import read_average
 from tests.pipeline.rollout.report.runs import copy_run, make_result, write_rollout
 
 

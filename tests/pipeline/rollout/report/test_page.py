@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import pytest
 
 from pipeline.errors import ConfigError, RunError
-from pipeline.files import write_json
 from pipeline.rollout.report.page import write_report
-from pipeline.training.run_folder import read_run
+from pipeline.storage.local_files import write_json
+from pipeline.training.run.folder import read_run
 from tests.pipeline.rollout.report.runs import (
     copy_run,
     make_result,

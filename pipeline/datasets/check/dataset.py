@@ -1,0 +1,146 @@
+"""Looks a dataset over before hours of compute: does it open, and is it what it should be?
+
+Numbers are read of every episode; frames, which take long, of a few that are spread over the
+dataset, or of all. Everything odd becomes a finding; nothing is changed. Knows the reader's
+protocol and no file layout.
+"""
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from tqdm import tqdm
+
+from pipeline.datasets.base import EpisodeReader
+from pipeline.datasets.check.numbers import ColumnStatistics, check_clock, check_shift
+from pipeline.datasets.check.report import CheckReport, Findings
+from pipeline.datasets.check.scan import FrameScan
+from pipeline.datasets.manifest.checksums import wrong_checksums
+from pipeline.datasets.manifest.model import Manifest, load_manifest
+from pipeline.datasets.manifest.reader import ManifestReader
+from pipeline.errors import ConfigError, DatasetError
+from pipeline.storage.local_files import write_atomically
+
+_SHEET_EPISODES: Final = 4  # more would make a picture that nobody can look at
+
+
+class CheckConfig(BaseModel):
+    """What to look at."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    manifest: Path
+    """The manifest file."""
+    episodes: int | None = Field(default=5, ge=1)
+    """Episodes whose frames are read, spread evenly over the dataset; None reads all."""
+    sheet: Path | None = None
+    """A `.png` to draw first, middle and last frames on; None draws none."""
+
+
+def check_dataset(config: CheckConfig) -> CheckReport:
+    """Check a dataset and draw the contact sheet, if one is asked for and the dataset opens.
+
+    Raises:
+        ManifestError: the manifest itself is wrong.
+        ConfigError: the sheet has no place, or is no `.png`.
+        OSError: the sheet cannot be written.
+    """
+    _require_place(config.sheet)
+    manifest = load_manifest(config.manifest)
+    findings = Findings()
+    for wrong in wrong_checksums(manifest):
+        findings.add_error("checksum", str(config.manifest), wrong)
+    try:
+        reader = ManifestReader(manifest, complain=findings.add_error)
+    except (DatasetError, OSError) as error:
+        findings.add_error("unreadable", str(config.manifest), error)
+        return CheckReport(
+            manifest=str(config.manifest),
+            name=manifest.name,
+            num_episodes=0,
+            num_steps=0,
+            seconds=0.0,
+            frames_of=(),
+            views=(),
+            dims=(),
+            findings=findings.all(),
+            sheet=None,
+        )
+    try:
+        return _check_open(config, manifest, reader, findings)
+    finally:
+        reader.close()
+
+
+def _require_place(sheet: Path | None) -> None:
+    # Before the reading, which takes long. A mistyped name must not replace a manifest.
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise ConfigError(f"{sheet}: expected a name that ends in .png; correct --sheet")
+    if sheet is not None and not sheet.parent.is_dir():
+        raise ConfigError(f"{sheet}: expected a folder {sheet.parent}, found none; create it")
+
+
+def _check_open(
+    config: CheckConfig, manifest: Manifest, reader: EpisodeReader, findings: Findings
+) -> CheckReport:
+    state, action = _check_numbers(manifest, reader, findings)
+    num_wanted = reader.num_episodes if config.episodes is None else config.episodes
+    spread = np.linspace(0, reader.num_episodes - 1, min(num_wanted, reader.num_episodes))
+    chosen = [int(episode) for episode in spread.round()]
+    scan = FrameScan(reader, state.std, findings, chosen[:: -(-len(chosen) // _SHEET_EPISODES)])
+    for episode in tqdm(chosen, desc="frames", unit="episode", disable=None):
+        scan.read(episode)
+    views = scan.report(resized=manifest.resize is not None)
+    if config.sheet is not None:
+        write_atomically(config.sheet, scan.sheet())
+    num_steps = sum(map(reader.episode_length, range(reader.num_episodes)))
+    return CheckReport(
+        manifest=str(config.manifest),
+        name=manifest.name,
+        num_episodes=reader.num_episodes,
+        num_steps=num_steps,
+        seconds=num_steps / reader.fps,
+        frames_of=tuple(map(reader.episode_number, chosen)),
+        views=views,
+        dims=(*state.summaries(), *action.summaries()),
+        findings=findings.all(),
+        sheet=str(config.sheet) if config.sheet else None,
+    )
+
+
+def _check_numbers(
+    manifest: Manifest, reader: EpisodeReader, findings: Findings
+) -> tuple[ColumnStatistics, ColumnStatistics]:
+    """Read state, action and clock of every episode."""
+    state, action = ColumnStatistics("state"), ColumnStatistics("action")
+    seen: dict[tuple[bytes, bytes], str] = {}
+    for episode in tqdm(range(reader.num_episodes), desc="numbers", unit="episode", disable=None):
+        name = reader.episode_name(episode)
+        try:
+            check_clock(reader.timestamp(episode), reader.fps, name, findings)
+        except (DatasetError, OSError) as error:
+            findings.add_error("clock", name, error)
+        check_shift(manifest.action_shift, reader.episode_length(episode), name, findings)
+        try:
+            values = reader.state(episode), reader.action(episode)
+        except (DatasetError, OSError) as error:
+            findings.add_error("numbers", name, error)
+            continue
+        state.add(values[0])
+        action.add(values[1])
+        content = (values[0].tobytes(), values[1].tobytes())
+        key = (sha256(content[0]).digest(), sha256(content[1]).digest())
+        if key in seen:
+            findings.add(
+                "warning",
+                "duplicate",
+                name,
+                f"the same states and actions as {seen[key]}",
+                "leave one of them out with `episodes = {except = [...]}`",
+            )
+        seen.setdefault(key, name)
+    for statistics in (state, action):
+        statistics.report(findings)
+    return state, action

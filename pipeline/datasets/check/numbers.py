@@ -1,0 +1,154 @@
+"""Statistics of states, actions and clocks over a whole dataset, and what is odd about them.
+
+Knows arrays; keeps a few numbers a column however long the dataset is. Opens no dataset.
+"""
+
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from pipeline.datasets.check.report import DimSummary, Findings
+from policy.network.normalizer import CONSTANT_RANGE
+
+# In the units of the column. Training scales each column's range to [-1, 1]; of a range as small
+# as this, a tenth of a millimetre or of a milliradian of noise would become a tenth of full scale.
+TINY_RANGE: Final = 1e-3
+FPS_TOLERANCE: Final = 0.02  # of a control step; clocks of computers are a hundred times better
+_LONG_STEP: Final = 1.5  # control steps; more means that something was not recorded
+
+
+class ColumnStatistics:
+    """Minimum, maximum, mean and standard deviation of every column, episode after episode."""
+
+    def __init__(self, role: str) -> None:
+        """Begin with no episode; `role` is `state` or `action`."""
+        self.role = role
+        self._count = 0
+
+    def add(self, values: Float32[np.ndarray, "t d"]) -> None:
+        """Take in one episode.
+
+        Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing
+        sample variances, 1979, eq. 2.1.
+        """
+        wide = values.astype(np.float64)
+        count, mean = len(wide), wide.mean(axis=0)
+        squares = ((wide - mean) ** 2).sum(axis=0)
+        low, high = wide.min(axis=0), wide.max(axis=0)
+        if not self._count:
+            self._count, self._mean, self._squares = count, mean, squares
+            self._min, self._max = low, high
+            return
+        total = self._count + count
+        shift = mean - self._mean
+        self._squares += squares + shift**2 * (self._count * count / total)
+        self._mean += shift * (count / total)
+        self._count = total
+        self._min, self._max = np.minimum(self._min, low), np.maximum(self._max, high)
+
+    @property
+    def std(self) -> Float64[np.ndarray, " d"]:
+        """Standard deviation of every column; of width 0 before the first episode."""
+        if not self._count:
+            return np.zeros(0)
+        return np.asarray(np.sqrt(self._squares / self._count))
+
+    def summaries(self) -> list[DimSummary]:
+        """Describe every column; none before the first episode."""
+        if not self._count:
+            return []
+        columns = zip(self._min, self._max, self._mean, self.std, strict=True)
+        return [
+            DimSummary(f"{self.role}[{dim}]", *map(float, column))
+            for dim, column in enumerate(columns)
+        ]
+
+    def report(self, findings: Findings) -> None:
+        """Tell the columns that never change, or hardly."""
+        for dim in self.summaries():
+            spread = dim.maximum - dim.minimum
+            if spread <= CONSTANT_RANGE:
+                findings.add(
+                    "warning",
+                    "constant",
+                    dim.name,
+                    f"always {dim.mean:.6g}, to within {spread:.1g}",
+                    f"check the key and `{self.role}.columns`; leave the column out if the robot "
+                    "does not use it",
+                )
+            elif spread <= TINY_RANGE:
+                findings.add(
+                    "warning",
+                    "tiny_spread",
+                    dim.name,
+                    f"all values within {spread:.2g}, between {dim.minimum:.6g} and "
+                    f"{dim.maximum:.6g}; training scales this range, noise included, to [-1, 1]",
+                    f"check its unit, or leave the column out with `{self.role}.columns`",
+                )
+
+
+def check_clock(
+    seconds: Float64[np.ndarray, " t"], fps: float, place: str, findings: Findings
+) -> None:
+    """Compare an episode's clock with the manifest's rate.
+
+    Args:
+        seconds: since the episode's first step; finite.
+        fps: control steps a second.
+        place: the episode, for messages.
+        findings: what is odd is added here.
+    """
+    with np.errstate(over="ignore"):  # an overflow becomes infinite and is reported below
+        steps = np.diff(seconds) * fps  # in control steps
+    if not len(steps):
+        return
+    is_step = np.isfinite(steps) & (steps > 0)
+    if not is_step.all():
+        wrong = int(np.flatnonzero(~is_step)[0])
+        findings.add(
+            "error",
+            "clock",
+            place,
+            f"time goes from {seconds[wrong]:.6g} s to {seconds[wrong + 1]:.6g} s at step "
+            f"{wrong + 1}",
+            "record this episode again or leave it out",
+        )
+        return
+    median = float(np.median(steps))
+    if abs(median - 1) > FPS_TOLERANCE:
+        findings.add(
+            "error",
+            "fps",
+            place,
+            f"{fps / median:.4g} steps a second, the manifest says {fps:g}",
+            "correct `fps` in the manifest",
+        )
+    elif (steps > _LONG_STEP).any():
+        findings.add(
+            "warning",
+            "clock",
+            place,
+            f"{int((steps > _LONG_STEP).sum())} gaps of up to {steps.max() / fps:.3g} s, the first "
+            f"before step {int(np.argmax(steps > _LONG_STEP)) + 1}",
+            "look at what was not recorded there; leave the episode out if the robot moved",
+        )
+
+
+def check_shift(shift: int, num_steps: int, place: str, findings: Findings) -> None:
+    """Compare the manifest's shift of actions with an episode's length.
+
+    Args:
+        shift: `action_shift`, in control steps.
+        num_steps: of the episode.
+        place: the episode, for messages.
+        findings: a shift that leaves a single action is added here.
+    """
+    if shift and abs(shift) >= max(num_steps - 1, 1):
+        findings.add(
+            "error",
+            "shift",
+            place,
+            f"`action_shift` of {shift} gives all {num_steps} steps the same action",
+            "correct `action_shift` in the manifest, or leave the episode out",
+        )

@@ -1,0 +1,149 @@
+"""Episodes in the HDF5 layout of ACT and ALOHA, one file an episode.
+
+A folder of `episode_<i>.hdf5`. In a file, `/observations/images/<camera>` holds raw frames
+(t, h, w, 3) uint8, or JPEG files (t, bytes) uint8, padded with zeros to the longest; `qpos`,
+`qvel` and `effort` of `/observations`, `/action` and `/base_action` hold numbers (t, d). Numbers of
+files may have gaps; the attributes `sim`, `compress` and `compress_len` are not needed.
+Source: tonyzhaozh/act@42a5e2f, utils.py; MarkFzp/act-plus-plus@329a237, compress_data.py.
+Differs from the source: a file whose arrays differ in length is refused.
+"""
+
+import re
+from itertools import pairwise
+from typing import Final
+
+import h5py
+
+from pipeline.datasets.base import DatasetPlace, FormatSurvey
+from pipeline.datasets.hdf5.episodes import (
+    EpisodePlace,
+    Hdf5Layout,
+    agreed_fps,
+    describe_episode,
+    positive_number,
+    survey_episode,
+)
+from pipeline.datasets.hdf5.files import HDF5_ERRORS, find_object, open_hdf5
+from pipeline.datasets.hdf5.reader import Hdf5Reader
+from pipeline.datasets.manifest.places import file_in, files_in, is_there
+from pipeline.datasets.manifest.selection import wanted_numbers
+from pipeline.errors import DatasetError
+from pipeline.storage.folders import Location
+
+LAYOUT: Final = Hdf5Layout(
+    cameras="observations/images",
+    folders=("observations", ""),
+    jpeg=True,
+    without_cameras="correct `key` in the manifest, or remove the episode",
+)
+_EPISODE_NAME: Final = re.compile(r"episode_([0-9]{1,18})\.hdf5")  # 18 digits fit 64 bits
+_COMPANIONS: Final = ("features", "mirror")  # files that users of ACT leave beside the episodes
+
+
+class AlohaHdf5Reader(Hdf5Reader):
+    """A folder of `episode_<i>.hdf5`, sorted by number; implements `FormatReader`."""
+
+    def __init__(self, place: DatasetPlace) -> None:
+        """Open the folder and check every wanted file by its headers; no frame or number is read.
+
+        Raises:
+            DatasetError: the folder holds no episode, or a file is damaged, lacks a key, links to
+                another file, was cut off while recording, or does not agree with itself or the
+                others.
+        """
+        episodes, stated = [], []
+        for number, path in _episode_files(place):
+            with open_hdf5(path) as file:
+                where = EpisodePlace(path=path, group="", number=number)
+                episodes.append(describe_episode(file, where, place, LAYOUT))
+                stated.append((path, _fps(file)))
+        super().__init__(place, episodes, upside_down=frozenset())
+        self.fps = agreed_fps(stated)
+
+    def subset(self, name: str) -> tuple[int, ...]:
+        """Refuse: the layout has no place for subsets.
+
+        Raises:
+            DatasetError: always.
+        """
+        root = self._episodes[0].place.path.parent
+        raise DatasetError(
+            f"{root}: expected a subset {name!r}, found that ACT's layout names none; list the "
+            "numbers of the episodes in the manifest"
+        )
+
+    @staticmethod
+    def recognises(root: Location) -> bool:
+        """Whether there is a folder of `episode_<i>.hdf5`, the first of which has observations.
+
+        A first file that does not open, or is a link to outside and is not opened, counts, so that
+        opening the dataset names it.
+        """
+        try:
+            names = [path.name for path in files_in(root) or ()]
+        except OSError:
+            return False
+        matches = [match for name in names if (match := _EPISODE_NAME.fullmatch(name))]
+        if not matches:
+            return False
+        first = min(matches, key=lambda match: (int(match[1]), match[0]))
+        try:
+            with open_hdf5(file_in(root, first[0], allow_outside=False)) as file:
+                return isinstance(find_object(file, "observations"), h5py.Group)
+        except HDF5_ERRORS:  # our own errors are among them
+            return True
+
+    @staticmethod
+    def survey(root: Location) -> FormatSurvey:
+        """List what the first file holds; columns have no names in this layout.
+
+        Raises:
+            DatasetError: the folder holds no episode, or the first file is damaged or has no
+                camera.
+        """
+        number, path = _episode_files(DatasetPlace(root, (), ()))[0]
+        with open_hdf5(path) as file:
+            where = EpisodePlace(path=path, group="", number=number)
+            return survey_episode(file, where, LAYOUT, fps=_fps(file), notes={})
+
+
+def _fps(file: h5py.File) -> float | None:
+    """Return what our own recorder notes; ACT and ALOHA note no rate."""
+    return positive_number(file.attrs.get("fps"))
+
+
+def _episode_files(place: DatasetPlace) -> list[tuple[int, Location]]:
+    """Return the wanted episodes' numbers and files, by number."""
+    root = place.root
+    files = files_in(root)
+    if files is None:
+        raise DatasetError(
+            f"{root}: expected a folder of episode_<i>.hdf5, found "
+            f"{'a file' if is_there(root) else 'nothing'}; correct the path to it"
+        )
+    numbered = []
+    for path in files:
+        match = _EPISODE_NAME.fullmatch(path.name)
+        if match:
+            numbered.append((int(match[1]), path))
+        elif path.suffix == ".hdf5" and not any(word in path.name for word in _COMPANIONS):
+            raise DatasetError(
+                f"{path}: expected the name episode_<i>.hdf5, found another .hdf5 file; rename it "
+                "or move it out of the folder"
+            )
+    if not numbered:
+        raise DatasetError(
+            f"{root}: expected at least one episode_<i>.hdf5, found none; correct the path to "
+            "them, or record first"
+        )
+    wanted = wanted_numbers(place, (number for number, _ in numbered))
+    numbered = sorted(pair for pair in numbered if pair[0] in wanted)
+    for (number, path), (following, twin) in pairwise(numbered):
+        if number == following:
+            raise DatasetError(
+                f"{twin}: expected one file for episode {number}, found {path.name} too; remove or "
+                "rename one"
+            )
+    for _, path in numbered:
+        file_in(root, path.name, allow_outside=place.allow_outside)
+    return numbered

@@ -1,0 +1,77 @@
+"""Whether files are those that a manifest's checksums name.
+
+Knows files and sha256; opens no dataset.
+"""
+
+import hashlib
+import os
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.datasets.manifest.model import Manifest
+from pipeline.datasets.manifest.paths import resolve_inside
+from pipeline.datasets.manifest.places import files_in
+from pipeline.errors import DatasetError
+from pipeline.storage.folders import Location, ObjectUrl, open_object
+
+
+def verify_checksums(manifest: Manifest) -> None:
+    """Compare every file that the manifest gives a sha256 of with it, reading each file whole.
+
+    Raises:
+        DatasetError: a file is absent, unreadable, outside of the dataset, or another one.
+        ObjectStorageError: object storage refuses, or does not answer.
+    """
+    for error in wrong_checksums(manifest):
+        raise error
+
+
+def wrong_checksums(manifest: Manifest) -> Iterator[DatasetError]:
+    """Yield an error for every file that is absent, unreadable, outside, or another one."""
+    for place, root in zip(manifest.places, manifest.roots, strict=True):
+        for relative, expected in (place.checksums or {}).items():
+            try:
+                path = _path(root, relative, allow_outside=place.allow_outside)
+                found = _sha256(path, manifest.origin)
+            except DatasetError as error:
+                yield error
+                continue
+            if found != expected:
+                yield DatasetError(
+                    f"{path}: expected sha256 {expected} as in `checksums` of {manifest.origin}, "
+                    f"found {found}; download the file again, or correct the manifest"
+                )
+
+
+def _path(root: Location, relative: str, *, allow_outside: bool) -> Location:
+    if isinstance(root, ObjectUrl):
+        parts = posixpath.normpath(relative).split("/")
+        if parts[0] in ("", ".."):
+            raise DatasetError(
+                f"{root}: expected a name below this place, found {relative!r} in `checksums`; "
+                "correct it"
+            )
+        return (root.parent if files_in(root) is None else root) / "/".join(parts)
+    if not root.is_file():
+        return resolve_inside(root, relative, allow_outside=allow_outside)
+    if os.path.normpath(root.parent / relative) == str(root):
+        return root  # wherever it links to: `path` of the manifest names it
+    return resolve_inside(root.parent, relative, allow_outside=allow_outside)
+
+
+def _sha256(path: Location, origin: str) -> str:
+    try:
+        # A pipe would wait, a device never end.
+        if isinstance(path, Path) and path.exists() and not path.is_file():
+            raise DatasetError(
+                f"{path}: expected a file, because `checksums` of {origin} names it, found "
+                "something else; correct the name there"
+            )
+        with path.open("rb") if isinstance(path, Path) else open_object(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DatasetError(
+            f"{path}: expected a file, because `checksums` of {origin} names it, found "
+            f"{error.strerror or 'none'}; download it again, or remove it there"
+        ) from error

@@ -1,0 +1,306 @@
+"""What a dataset is: a small TOML file that names its files, its views and its units.
+
+Knows TOML and paths; opens no dataset. `data_manifests/README.md` explains every field in words.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from pipeline.datasets.manifest.errors import MANUAL, first_problem
+from pipeline.datasets.manifest.parts import (
+    ArraySource,
+    Checksums,
+    ColourOrder,
+    DataSource,
+    EpisodeFilter,
+    PathText,
+    Splits,
+    Text,
+    ViewSource,
+    key_path,
+)
+from pipeline.datasets.manifest.toml import toml_text
+from pipeline.datasets.registry import FormatName
+from pipeline.errors import ConfigError, ManifestError
+from pipeline.storage.folders import Location, is_address, parse_location
+
+_VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_OF_ONE_SOURCE: Final = ("format", "episodes", "splits", "checksums", "allow_outside")
+
+MAX_SHIFT: Final = 1000  # control steps; 20 s at 50 Hz, where real recordings are off by a few
+
+
+class Manifest(BaseModel):
+    """A dataset: where it comes from, where it lies, and what its arrays mean."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Text
+    """What reports call the dataset."""
+    source: Text
+    """Where the data comes from: an address, a paper, or how it was made."""
+    revision: Text
+    """Which state of that source: a commit, a date, the version of a simulator."""
+    licence: Text
+    """Under which terms the data may be used."""
+    format: FormatName | None = None
+    """How the files are laid out; None finds it out."""
+    path: PathText | None = None
+    """The data as written: absolute, relative to the manifest, or beginning with `${VARIABLE}`."""
+    sources: tuple[DataSource, ...] = ()
+    """Several datasets used together, instead of `path` and what else belongs to one of them."""
+    fps: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+    """Control steps a second."""
+    views: Annotated[tuple[ViewSource, ...], Field(min_length=1)]
+    """Cameras, in the order in which the policy sees them."""
+    state: ArraySource
+    """What the robot knows of itself at each step."""
+    action: ArraySource
+    """What the robot was told at each step."""
+    resize: tuple[Literal[256], Literal[256]] | None = None
+    """Opt-in for frames of another size: they are resized to 256x256 pixels; None refuses them."""
+    colour_order: ColourOrder = "rgb"
+    """Order in which the files hold the colours; `bgr` is turned into RGB while reading."""
+    action_shift: Annotated[int, Field(strict=True, ge=-MAX_SHIFT, le=MAX_SHIFT)] = 0
+    """Control steps by which the files hold an action too early (above 0) or too late for its
+    frame: step t gets the action of t - shift, the first or last one where there is none."""
+    episodes: EpisodeFilter | None = None
+    """Which episodes are used; None uses all."""
+    splits: Splits | None = None
+    """Which episodes are kept out of training; None leaves the choice to the trainer."""
+    checksums: Checksums | None = None
+    """sha256 of files, by their path below `path`; checked before frames are encoded."""
+    allow_outside: bool = False
+    """Whether links and paths of the dataset may lead outside `path`."""
+    _roots: tuple[Location, ...] = PrivateAttr(default=())
+    _origin: str = PrivateAttr(default="manifest")
+
+    @field_validator("views")
+    @classmethod
+    def _views_are_different_cameras(cls, views: tuple[ViewSource, ...]) -> tuple[ViewSource, ...]:
+        names = [view.name for view in views]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(
+                f"expected names that differ, found {', '.join(repeated)} more than once; "
+                "rename one of them"
+            )
+        keys = [key_path(view.key) for view in views]
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise ValueError(
+                f"expected keys that differ, found {', '.join(repeated)} more than once; "
+                "give each view its own camera"
+            )
+        return views
+
+    @model_validator(mode="after")
+    def _the_data_lies_in_one_place_or_in_sources(self) -> "Manifest":
+        if self.path is None and not self.sources:
+            raise ValueError(
+                f"path: expected this key, or [[sources]] blocks, found none; add it, {MANUAL}"
+            )
+        if self.path is not None and self.sources:
+            raise ValueError(
+                "path: expected either `path` or [[sources]] blocks, found both; move the path "
+                "into a block of its own"
+            )
+        for field in _OF_ONE_SOURCE:
+            if self.sources and field in self.model_fields_set:
+                raise ValueError(
+                    f"{field}: expected it inside each of the [[sources]] blocks, found it at the "
+                    "top; move it to the source that it belongs to"
+                )
+        return self
+
+    @property
+    def places(self) -> tuple[DataSource, ...]:
+        """The sources in order; the one that `path` makes, where the manifest has no others."""
+        if self.sources:
+            return self.sources
+        assert self.path is not None
+        return (
+            DataSource(
+                path=self.path,
+                format=self.format,
+                episodes=self.episodes,
+                splits=self.splits,
+                checksums=self.checksums,
+                allow_outside=self.allow_outside,
+            ),
+        )
+
+    @property
+    def roots(self) -> tuple[Location, ...]:
+        """Where each of `places` lies, a path or an address; its existence is the reader's affair.
+
+        Raises:
+            ManifestError: the manifest was rebuilt from a store, without the place of the data.
+        """
+        if not self._roots:
+            raise ManifestError(
+                f"manifest of {self.name}: expected a data folder, found none, because it was read "
+                "back from a store; load the manifest file to open the data"
+            )
+        return self._roots
+
+    @property
+    def origin(self) -> str:
+        """The file or store that the manifest was read from, for messages."""
+        return self._origin
+
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """Camera names, in order."""
+        return tuple(view.name for view in self.views)
+
+    def digest(self) -> str:
+        """Return the sha256 (64 hex digits) of the fields that decide a store's rows.
+
+        These are revision, fps, resize, colour order, action shift, the views in order, keys and
+        columns of state and action, and the episode filters of all sources in order. Path, format,
+        weights, splits, checksums, name, source, licence and units are left out: data may move and
+        words may be corrected without a new embedding.
+        """
+        filters = [place.episodes for place in self.places]
+        deciding = {
+            "revision": self.revision,
+            "fps": self.fps,
+            "resize": self.resize,
+            "colour_order": self.colour_order,
+            "action_shift": self.action_shift,
+            "views": [[view.name, key_path(view.key)] for view in self.views],
+            "state": [self.state.key_paths, self.state.columns],
+            "action": [self.action.key_paths, self.action.columns],
+            "episodes": [
+                kept and [sorted(kept.only or ()), sorted(kept.except_ or ())] for kept in filters
+            ],
+        }
+        canonical = json.dumps(deciding, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what differs from the defaults as plain JSON values, paths as written."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+    def to_toml(self) -> str:
+        """Return the text of a manifest file that `load_manifest` reads back as this manifest."""
+        return toml_text(self.to_dict())
+
+    @classmethod
+    def from_dict(
+        cls,
+        content: Mapping[str, Any],
+        *,
+        roots: tuple[Location, ...] = (),
+        origin: str = "manifest",
+    ) -> "Manifest":
+        """Build a manifest from plain values, such as `to_dict` returns.
+
+        Args:
+            content: the fields.
+            roots: where the data lies, one a source; none where only the description is
+                needed.
+            origin: the file or store that the values come from, for messages.
+
+        Raises:
+            ManifestError: a field is unknown, missing or impossible.
+        """
+        try:
+            manifest = cls.model_validate(dict(content))
+        except ValidationError as error:
+            raise ManifestError(f"{origin}: {first_problem(error, content, cls)}") from error
+        manifest._roots, manifest._origin = roots, origin
+        return manifest
+
+
+def load_manifest(path: Path | str) -> Manifest:
+    """Read and check a manifest file; the data itself is not touched.
+
+    Args:
+        path: a TOML file, such as those in `data_manifests/`.
+
+    Returns:
+        The manifest, with `roots` as absolute paths, in which links are kept, or addresses.
+
+    Raises:
+        ManifestError: the file is absent, is no TOML, or a field is unknown, missing or impossible.
+    """
+    if "\0" in str(path):
+        raise ManifestError(
+            f"{str(path)!r}: expected the path of a manifest file, found a NUL character in it; "
+            "correct it"
+        )
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        manifest = Manifest.from_dict(content, origin=str(path))
+    except ManifestError:  # which is a ValueError
+        raise
+    except RecursionError as error:
+        raise ManifestError(
+            f"{path}: expected a manifest, found lists or tables nested hundreds deep; remove them"
+        ) from error
+    except FileNotFoundError as error:
+        raise ManifestError(
+            f"{path}: expected a manifest file, found nothing; correct the path, or write one: "
+            f"{MANUAL}"
+        ) from error
+    except OSError as error:
+        raise ManifestError(
+            f"{path}: expected a readable manifest file, found {error.strerror}; give a TOML file"
+        ) from error
+    except ValueError as error:  # no TOML, no UTF-8, or an integer of thousands of digits
+        raise ManifestError(
+            f"{path}: expected TOML in UTF-8, found: {error}; correct that place"
+        ) from error
+    manifest._roots = tuple(
+        _resolve(place.path, path, f"sources[{index}].path" if manifest.sources else "path")
+        for index, place in enumerate(manifest.places)
+    )
+    return manifest
+
+
+def _resolve(written: str, manifest_file: Path, key: str) -> Location:
+    match = _VARIABLE.match(written)
+    rest = written[match.end() :] if match else written
+    if "://" not in rest and ("$" in rest or written.startswith("~")):
+        raise ManifestError(
+            f"{manifest_file}: {key}: expected an absolute path, one relative to this file, or one "
+            f'that begins with a variable as in "${{DATA_ROOT}}/x", found {written!r}; a home '
+            'folder is "${HOME}"'
+        )
+    folder = manifest_file.absolute().parent
+    if match:
+        value = os.environ.get(match[1], "")
+        if not value:
+            raise ManifestError(
+                f"{manifest_file}: {key}: expected the environment variable {match[1]} to be set, "
+                f"found it unset or empty; run `export {match[1]}=/folder/of/your/data` first"
+            )
+        rest = value + rest
+        if not Path(value).is_absolute():  # as in every other command of the shell that set it
+            folder = Path.cwd()
+    if is_address(rest):
+        try:
+            return parse_location(rest)
+        except ConfigError as error:  # which repeats no secret
+            raise ManifestError(f"{manifest_file}: {key}: {error}") from error
+    # Links stay: a file's name tells its layout, and a download cache links to nameless ones.
+    return Path(os.path.normpath(folder / rest))

@@ -1,0 +1,355 @@
+"""Episodes in the Zarr v2 replay buffer of Diffusion Policy, a folder or a `.zarr.zip`.
+
+`data/<key>` holds the control steps of all episodes one after another, `meta/episode_ends` the row
+after each episode's last. Keys are whole: `data/img`, `data/action`. The files keep no control
+frequency. Knows no manifest; real-robot recordings with their frames in `videos/` are not read.
+Source: real-stanford/diffusion_policy@5ba07ac6, diffusion_policy/common/replay_buffer.py.
+Differs from the source: a chunk that was never written is an error and not zeros.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64, UInt8
+
+from pipeline.datasets.base import DatasetPlace, FormatSurvey
+from pipeline.datasets.compressed import MAX_PIXELS
+from pipeline.datasets.limits import MAX_COLUMNS, MAX_NUMBERS
+from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
+from pipeline.datasets.replay_buffer.arrays import (
+    DAMAGE,
+    ENDS_KEY,
+    grid_of,
+    is_frames,
+    open_array,
+    open_group,
+)
+from pipeline.datasets.replay_buffer.chunks import (
+    StoredFiles,
+    absent_chunk,
+    array_keys,
+    require_chunks,
+    stored_files,
+    zip_members,
+)
+from pipeline.datasets.replay_buffer.codecs import (
+    COMPRESSORS,
+    HEADER_BYTES,
+    STREAMS,
+    require_fitting,
+)
+from pipeline.errors import DatasetError, FrameReadError
+
+CLOCK_KEY: Final = "data/timestamp"  # seconds; recordings of real robots have it
+
+
+class DiffusionPolicyZarrReader:
+    """A replay buffer; implements `FormatReader`. Episode numbers are positions."""
+
+    fps: float | None = None
+
+    def __init__(self, place: DatasetPlace) -> None:
+        """Open the arrays that the keys name and look for the chunks of them; decode only ends.
+
+        Raises:
+            DatasetError: no replay buffer, no episode that is wanted, or an array is absent, of
+                another shape, type or length, needs a codec that is not installed, lacks a chunk
+                of a wanted episode, or lies outside the root.
+        """
+        self._place = place
+        self._root = place.local_root
+        self._group: Any = None  # a zarr.Group
+        self._files: StoredFiles | None = None
+        self._arrays: dict[str, Any] = {}
+        self._clock = CLOCK_KEY if CLOCK_KEY in array_keys(place.local_root) else None
+        try:
+            self._ends = self._read_ends()
+            self._numbers = sorted(wanted_numbers(place, range(len(self._ends))))
+            self.num_episodes: int = len(self._numbers)
+            for key in place.view_keys:
+                _require_frames(f"{self._root}: {key}", self._whole_array(key))
+            for key in {*place.number_keys, *filter(None, [self._clock])}:
+                _require_numbers(f"{self._root}: {key}", self._whole_array(key))
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def recognises(root: Path) -> bool:
+        """Tell by names whether this is a replay buffer, readable or not."""
+        try:
+            if root.is_dir():
+                has_header = any((root / name).is_file() for name in (".zgroup", "zarr.json"))
+                return has_header and (root / ENDS_KEY).is_dir() and (root / "data").is_dir()
+            if not root.is_file() or root.suffix != ".zip":
+                return False
+            return root.name.endswith(".zarr.zip") or f"{ENDS_KEY}/.zarray" in zip_members(root)
+        except (OSError, DatasetError):
+            return False
+
+    @staticmethod
+    def survey(root: Path) -> FormatSurvey:
+        """List the arrays: those of three-channel pictures are views, the others numbers.
+
+        Raises:
+            DatasetError: no replay buffer, or an array's header does not read.
+        """
+        group = open_group(root, allow_outside=False)
+        try:
+            arrays = {
+                key: open_array(group, root, key, allow_outside=False) for key in array_keys(root)
+            }
+        finally:
+            group.store.close()
+        views = {key: array.shape[1:3] for key, array in arrays.items() if is_frames(array)}
+        numbers = {
+            key: tuple(map(str, range(array.shape[1] if array.ndim == 2 else 1)))
+            for key, array in arrays.items()
+            if array.ndim in (1, 2) and array.dtype.kind in "fiub"
+            if array.ndim == 1 or array.shape[1] <= MAX_COLUMNS
+        }
+        return FormatSurvey(fps=None, views=views, numbers=numbers)
+
+    def episode_number(self, episode: int) -> int:
+        """Return the position in the replay buffer: the format numbers no episodes."""
+        self._rows(episode)
+        return self._numbers[episode]
+
+    def episode_name(self, episode: int) -> str:
+        """Name an episode for messages: the replay buffer and the episode's position."""
+        return f"{self._root}: episode {self.episode_number(episode)}"
+
+    def episode_length(self, episode: int) -> int:
+        """Return the number of control steps of an episode, at least 1."""
+        start, stop = self._rows(episode)
+        return stop - start
+
+    def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
+        """Return (height, width) of a view's frames in pixels, from the header."""
+        self._rows(episode)
+        _, height, width, _ = self._array(view_key).shape
+        return height, width
+
+    def frames(
+        self, episode: int, start: int, stop: int
+    ) -> tuple[UInt8[np.ndarray, "t h w 3"], ...]:
+        """Read frames [start, stop) of one episode, one array a view key, RGB.
+
+        Floating-point frames, as in the public Push-T file, must be whole numbers in [0, 255].
+
+        Raises:
+            FrameReadError: a step is out of range, a chunk does not decode, or a floating-point
+                value is no 8-bit level.
+        """
+        first, last = self._rows(episode)
+        if not 0 <= start <= stop <= last - first:
+            raise FrameReadError(
+                f"{self.episode_name(episode)}: expected steps within 0..{last - first}, found "
+                f"[{start}, {stop}); ask for steps that are there"
+            )
+        views = []
+        for key in self._place.view_keys:
+            where = f"{self.episode_name(episode)}: {key}"
+            try:
+                frames = self._read(key, first + start, first + stop, where)
+            except DatasetError as error:
+                raise FrameReadError(str(error)) from error
+            views.append(_as_uint8(frames, where, start))
+        return tuple(views)
+
+    def numbers(self, episode: int, number_key: str) -> Float[np.ndarray, "t d"]:
+        """Read one array of every step; float32 stays so, and integers become float64.
+
+        Raises:
+            DatasetError: a chunk does not decode.
+        """
+        where = f"{self.episode_name(episode)}: {number_key}"
+        values = self._read(number_key, *self._rows(episode), where)
+        is_small = values.dtype.kind == "f" and values.dtype.itemsize <= 4
+        return values.astype(np.float32 if is_small else np.float64).reshape(len(values), -1)
+
+    def timestamp(self, episode: int) -> Float64[np.ndarray, " t"] | None:
+        """Return seconds since the episode's first step, where `data/timestamp` is there.
+
+        Raises:
+            DatasetError: a chunk does not decode.
+        """
+        if self._clock is None:
+            return None
+        seconds = np.asarray(self.numbers(episode, self._clock)[:, 0], np.float64)
+        return np.asarray(seconds - seconds[0])
+
+    def frame_drift(self, episode: int, view_key: str) -> float:
+        """Return 0: a frame has its step's row and no time of its own."""
+        self._rows(episode)
+        return 0.0
+
+    def subset(self, name: str) -> tuple[int, ...]:
+        """Refuse: the format names no subsets.
+
+        Raises:
+            DatasetError: always.
+        """
+        raise DatasetError(
+            f"{self._root}: expected a subset {name}, found a format that names none; list the "
+            "episodes by number"
+        )
+
+    def close(self) -> None:
+        """Close the zip; reading again opens it again."""
+        self._arrays.clear()
+        if self._files is not None:
+            self._files.close()
+            self._files = None
+        if self._group is not None:
+            self._group.store.close()
+            self._group = None
+
+    def _rows(self, episode: int) -> tuple[int, int]:
+        if not 0 <= episode < self.num_episodes:
+            raise IndexError(f"episode {episode}, want 0..{self.num_episodes - 1}")
+        number = self._numbers[episode]
+        return int(self._ends[number - 1]) if number else 0, int(self._ends[number])
+
+    def _array(self, key: str) -> Any:
+        allow_outside = self._place.allow_outside
+        if self._group is None:
+            self._group = open_group(self._root, allow_outside=allow_outside)
+            self._files = StoredFiles(self._root)
+        if key not in self._arrays:
+            array = open_array(self._group, self._root, key, allow_outside=allow_outside)
+            self._arrays[key] = array
+        return self._arrays[key]
+
+    def _whole_array(self, key: str) -> Any:
+        """Open an array, and refuse one that is not whole or not of the episodes' length."""
+        array = self._array(key)
+        place = f"{self._root}: {key}"
+        if not array.ndim or min(array.shape) < 1 or min(array.chunks) < 1:
+            raise DatasetError(
+                f"{place}: expected rows of at least one number, found shape {array.shape}; remove "
+                "this key or write its rows"
+            )
+        if key != ENDS_KEY and array.shape[0] != self._ends[-1]:
+            raise DatasetError(
+                f"{place}: expected {self._ends[-1]} rows as the last of {ENDS_KEY}, found "
+                f"{array.shape[0]}; the replay buffer was cut off or edited, write it again"
+            )
+        filters = array.metadata.filters or ()
+        if any(codec.codec_id in COMPRESSORS for codec in filters):
+            raise DatasetError(
+                f"{place}: expected filters that do not compress, found "
+                f"{', '.join(codec.codec_id for codec in filters)}; write the array again with it "
+                "as its compressor"
+            )
+        sizes = stored_files(self._root, key, allow_outside=self._place.allow_outside)
+        rows = [(0, array.shape[0])]
+        if key != ENDS_KEY:
+            rows = [self._rows(episode) for episode in range(self.num_episodes)]
+        require_chunks(
+            place,
+            grid_of(array),
+            sizes,
+            rows,
+            chunk_bytes=_chunk_bytes(array),
+            compressed=any((array.metadata.compressor, *filters)),
+            advice=_advice(key),
+        )
+        if array.ndim < 3:
+            most = max(stop - start for start, stop in rows) * (*array.shape, 1)[1]
+            if most > MAX_NUMBERS:
+                raise DatasetError(
+                    f"{place}: expected at most {MAX_NUMBERS} numbers an episode, found {most}; "
+                    f"split the episode{_advice(key)}"
+                )
+        return array
+
+    def _read_ends(self) -> Int64[np.ndarray, " e"]:
+        place = f"{self._root}: {ENDS_KEY}"
+        array = self._whole_array(ENDS_KEY)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise DatasetError(
+                f"{place}: expected whole numbers on one axis, found {array.dtype} {array.shape}; "
+                "write the row after each episode's last"
+            )
+        ends = self._read(ENDS_KEY, 0, array.shape[0], place).astype(np.int64)
+        wrong = np.flatnonzero(np.diff(ends, prepend=0) < 1)
+        if wrong.size:
+            raise DatasetError(
+                f"{place}: expected ends that rise, each episode with a step at least, found "
+                f"{ends[wrong[0]]} for episode {wrong[0]}; correct the ends"
+            )
+        return ends
+
+    def _read(self, key: str, start: int, stop: int, where: str) -> np.ndarray:
+        array = self._array(key)
+        codec = array.metadata.compressor
+        num_bytes = None if getattr(codec, "codec_id", None) in STREAMS else HEADER_BYTES
+        # Filters, which come after, may widen numbers that were stored narrower, or the reverse.
+        limit = _chunk_bytes(array) * (8 if array.metadata.filters else 1)
+        assert self._files is not None  # opened with the array
+        try:
+            for name in grid_of(array).names(start, stop) if stop > start else ():
+                # A chunk that vanished since the opening would read as zeros without a word.
+                content, size = self._files.begin(f"{key}/{name}", num_bytes)
+                require_fitting(codec, content, size, limit)
+            return np.asarray(array[start:stop])
+        except FileNotFoundError as error:
+            raise absent_chunk(
+                where, str(error), f"rows [{start}, {stop})", _advice(key)
+            ) from error
+        except DAMAGE as error:
+            raise DatasetError(
+                f"{where}: expected rows [{start}, {stop}) to decode, found damage "
+                f"({' '.join(str(error).split())[:200]}); copy or download the data again"
+                f"{_advice(key)}"
+            ) from error
+
+
+def _require_frames(place: str, array: Any) -> None:
+    if not is_frames(array):
+        raise DatasetError(
+            f"{place}: expected uint8 or floating-point frames (steps, height, width, 3), found "
+            f"{array.dtype} {array.shape}; name a key of RGB frames"
+        )
+    if array.shape[1] * array.shape[2] > MAX_PIXELS:
+        raise DatasetError(
+            f"{place}: expected frames of 1 to {MAX_PIXELS} pixels, found {array.shape[1]}x"
+            f"{array.shape[2]}; name another camera, or write smaller frames"
+        )
+
+
+def _require_numbers(place: str, array: Any) -> None:
+    if array.ndim > 2 or array.dtype.kind not in "fiub":
+        raise DatasetError(
+            f"{place}: expected one row of numbers a step, found {array.dtype} {array.shape}; name "
+            "another key"
+        )
+    if array.ndim == 2 and array.shape[1] > MAX_COLUMNS:
+        raise DatasetError(
+            f"{place}: expected at most {MAX_COLUMNS} numbers a step, found {array.shape}; name "
+            "another key"
+        )
+
+
+def _advice(key: str) -> str:
+    return "" if key == ENDS_KEY else f", or {LEAVE_OUT}"
+
+
+def _chunk_bytes(array: Any) -> int:
+    return int(math.prod(array.chunks) * array.dtype.itemsize)
+
+
+def _as_uint8(frames: np.ndarray, where: str, start: int) -> UInt8[np.ndarray, "t h w 3"]:
+    if frames.dtype == np.uint8:
+        return frames
+    is_level = (frames >= 0) & (frames <= 255) & (frames == np.floor(frames))
+    if not is_level.all():
+        row, y, x, channel = np.argwhere(~is_level)[0]
+        raise FrameReadError(
+            f"{where}: expected whole numbers 0 to 255 in frames, found "
+            f"{frames[row, y, x, channel]} at step {start + row}; store the frames as uint8"
+        )
+    return frames.astype(np.uint8)

@@ -1,0 +1,52 @@
+"""Zarr's arrays in object storage, with our words for what object storage answers.
+
+Knows zarr's store interface and object folders; nothing about which arrays there are. zarr lets
+obstore's errors through as they are, and they quote the signed request.
+"""
+
+from functools import partial
+
+import obstore.store
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import ObjectStore
+
+from pipeline.storage.folders import Folder
+from pipeline.storage.object_folder import ObjectFolder, until_whole_async
+
+
+class ObjectArrays(ObjectStore[obstore.store.ObjectStore]):
+    """zarr's own store over obstore; raises `ObjectStorageError` where a request fails."""
+
+    def __init__(self, folder: ObjectFolder, *, read_only: bool = False):
+        super().__init__(folder.objects, read_only=read_only)
+        self._folder = folder
+
+    def with_read_only(self, read_only: bool = False) -> "ObjectArrays":
+        """Return a store of the same objects that refuses to write, or one that does not."""
+        return ObjectArrays(self._folder, read_only=read_only)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return an object, or a part of it; None where there is none."""
+        get = partial(super().get, key, prototype, byte_range)
+        return await until_whole_async(f"{self._folder}/{key}", get)
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is an object of this name."""
+        return await until_whole_async(f"{self._folder}/{key}", partial(super().exists, key))
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Put an object."""
+        await until_whole_async(f"{self._folder}/{key}", partial(super().set, key, value))
+
+    async def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
+        await until_whole_async(f"{self._folder}/{key}", partial(super().delete, key))
+
+
+def object_arrays(folder: Folder) -> ObjectArrays:
+    """Return the arrays of a folder that is not local."""
+    assert isinstance(folder, ObjectFolder)
+    return ObjectArrays(folder)

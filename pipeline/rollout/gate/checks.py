@@ -1,0 +1,124 @@
+"""What must hold before a robot moves: the encoder, its features, the cameras and the widths.
+
+Knows runs, encoders and environments; steps none. Every refusal names what differs.
+"""
+
+import logging
+from pathlib import Path
+
+from pipeline.errors import EncoderMismatchError, EnvError, RunError
+from pipeline.features.identity.encoder import load_same_encoder, revision_to_load
+from pipeline.features.identity.probe import check_probe
+from pipeline.rollout.envs.base import RobotEnv
+from pipeline.training.run.checkpoint import read_average, resolve_step
+from pipeline.training.run.folder import RunDescription, read_probe, read_run
+from policy.agent import VLAAgent
+from policy.encoders.siglip2 import FrozenSiglip2, load_backbone
+from policy.errors import VlaError
+
+logger = logging.getLogger(__name__)
+
+
+class Gate:
+    """Refuses; or, overridden, lets pass what can run at all, and keeps the reasons."""
+
+    def __init__(self, *, is_overridden: bool = False):
+        self.is_overridden = is_overridden
+        self.overridden: list[str] = []
+        """What would have been refused."""
+
+    def refuse(self, error: VlaError) -> None:
+        """Raise `error`, or note it where the gate is overridden.
+
+        Raises:
+            VlaError: `error`.
+        """
+        if not self.is_overridden:
+            raise error
+        reason = " ".join(str(error).split())
+        self.overridden.append(reason)
+        logger.warning("GATE OVERRIDDEN: %s", reason)
+
+
+def load_policy(
+    run: Path, *, backbone: str | None, checkpoint: str = "latest", gate: Gate | None = None
+) -> tuple[RunDescription, VLAAgent, int]:
+    """Load a run's averaged weights behind the encoder that made its features.
+
+    Args:
+        run: folder of a training run.
+        backbone: where that encoder lies now; None takes the name the run was trained with.
+        checkpoint: `latest`, `best` or a step.
+        gate: decides about another encoder; None refuses it.
+
+    Returns:
+        The run's description, the agent with its encoder, ready to predict, and its step.
+
+    Raises:
+        RunError: `run` is not a run, or has no usable checkpoint.
+        EncoderLoadError: the encoder cannot be loaded.
+        EncoderMismatchError: it is not the one that made the features, or gives the run's probe
+            other features than it had.
+    """
+    gate = gate or Gate()
+    description = read_run(run)
+    probe = read_probe(run, description)
+    step, weights = read_average(run, resolve_step(run, checkpoint))
+    encoder = _load_encoder(description, run, backbone, gate)
+    try:
+        check_probe(encoder, probe, where=str(run))
+    except EncoderMismatchError as error:
+        gate.refuse(error)
+    agent = VLAAgent(description.config.agent, description.spec, encoder)
+    try:
+        agent.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise RunError(f"{run}: checkpoint of another agent ({error})") from error
+    return description, agent.eval(), step
+
+
+def check_env(description: RunDescription, env: RobotEnv, gate: Gate | None = None) -> None:
+    """Refuse an environment whose cameras, widths or control rate differ from the training's.
+
+    Args:
+        description: of the run.
+        env: not yet reset.
+        gate: decides about another control rate; None refuses it. Other views and widths are
+            always refused: nothing could run.
+
+    Raises:
+        EnvError: they differ; the message names the field and both values.
+    """
+    gate = gate or Gate()
+    spec = description.spec
+    for field, trained, found in (
+        ("views", spec.view_names, env.view_names),
+        ("state width", spec.state_dim, env.state_dim),
+        ("action width", spec.action_dim, env.action_dim),
+        ("control rate in Hz", description.data.fps, env.control_hz),
+    ):
+        if trained != found:
+            error = EnvError(
+                f"{env.name}: {field} is {found}, the policy was trained with {trained}; roll it "
+                f"out in the environment of its recordings"
+            )
+            if not field.startswith("control rate"):
+                raise error
+            gate.refuse(error)
+
+
+def _load_encoder(
+    description: RunDescription, run: Path, backbone: str | None, gate: Gate
+) -> FrozenSiglip2:
+    made_by = description.data.encoder
+    try:
+        return load_same_encoder(made_by, backbone, where=str(run))
+    except EncoderMismatchError as error:
+        if backbone is None and made_by.revision == "local":
+            raise  # nobody knows where it lies
+        gate.refuse(error)
+    return load_backbone(
+        backbone or made_by.name,
+        revision=revision_to_load(made_by, backbone),
+        compute_dtype=made_by.compute_dtype,
+    )

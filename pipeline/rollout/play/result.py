@@ -1,0 +1,158 @@
+"""What a rollout found: episodes, success with its interval, latency; and its file on the disk.
+
+Knows numbers; nothing about simulators or policies.
+"""
+
+import math
+from typing import Final
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.rollout.gate.camera_verdict import CameraCheckResult
+from policy.spec import EncoderIdentity
+
+NORMAL_QUANTILE: Final = 1.959964  # two-sided 95 % of a standard normal
+
+
+class EpisodeResult(BaseModel):
+    """One episode."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int
+    """Seed the environment was reset with."""
+    success: bool
+    """Solved, by the simulator's own measure."""
+    steps: int
+    """Control steps taken, the solving one included."""
+    reward: float
+    """Sum of the simulator's rewards."""
+    max_reward: float
+    """The largest of them."""
+    decisions: int
+    """How often the policy was asked."""
+
+
+class Latency(BaseModel):
+    """How long one decision took, in seconds, over all decisions of a rollout."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    p50: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> "Latency":
+        """Summarise measured durations, at least one."""
+        p50, p95, p99 = np.percentile(seconds, [50, 95, 99])
+        return cls(p50=float(p50), p95=float(p95), p99=float(p99))
+
+
+class Disagreement(BaseModel):
+    """How far one jump of the head is from two, relative to their length, over all decisions.
+
+    0 is perfect and 2 the worst. It needs no labels: a policy that jumps from noise to actions at
+    once is unsure of itself where it is large.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    median: float
+    p95: float
+
+    @classmethod
+    def of(cls, residuals: list[float]) -> "Disagreement | None":
+        """Summarise the residuals of all decisions; None where there are none."""
+        if not residuals:
+            return None
+        median, p95 = np.percentile(residuals, [50, 95])
+        return cls(median=float(median), p95=float(p95))
+
+
+class RolloutResult(BaseModel):
+    """A rollout as `result.json` keeps it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    env: str
+    """The environment's name."""
+    run: str
+    """Folder name of the training run."""
+    checkpoint_step: int
+    """Optimiser steps behind the averaged weights."""
+    num_evaluations: int
+    """Passes through the head a decision."""
+    max_steps: int
+    """Control steps after which an episode counts as failed."""
+    encoder: EncoderIdentity
+    """What encoded the views live."""
+    dataset: str
+    """Names of the datasets that the policy was trained on."""
+    store_digest: str
+    """Content of the stores that they are cached in."""
+    code_version: str
+    """Of this package."""
+    render_size: int
+    """Pixels a side of the pictures, before they were brought to the encoder's size."""
+    num_envs: int
+    """Environments that ran at once; changes no episode, only times."""
+    gate_overridden: tuple[str, ...]
+    """What the gate would have refused, where it was told to let everything pass."""
+    episodes: tuple[EpisodeResult, ...]
+    """In the order of their seeds."""
+    success_rate: float
+    """Share of solved episodes, in [0, 1]."""
+    success_interval: tuple[float, float]
+    """Wilson interval of the success rate at 95 %."""
+    render_s: Latency
+    """Rendering the observation steps of one decision."""
+    encode_s: Latency
+    """Encoding their views."""
+    head_s: Latency
+    """Condition and action head; without the passes that measure `disagreement`."""
+    disagreement: Disagreement | None = None
+    """Of the head with itself; None where the objective does not learn jumps."""
+
+    camera_check: CameraCheckResult
+    """Whether the cameras showed what they showed in training."""
+
+    def alarms(self) -> list[str]:
+        """Return what makes the figures doubtful, a sentence each; a report prints them in red."""
+        found = [f"the gate was overridden: {reason}" for reason in self.gate_overridden]
+        check = self.camera_check
+        if check.mode == "off":
+            found.append("the cameras were not compared with those of training")
+        for start in check.starts:
+            if not start.verdict.matches:
+                found.append(f"cameras at seed {start.seed}: {start.verdict.line()}")
+        return found
+
+    def summary(self) -> str:
+        """Say it in two lines; `alarms` say what makes it doubtful."""
+        solved = sum(episode.success for episode in self.episodes)
+        low, high = self.success_interval
+        parts = (("render", self.render_s), ("encode", self.encode_s), ("head", self.head_s))
+        times = ", ".join(f"{name} {1e3 * latency.p50:.0f} ms" for name, latency in parts)
+        seeds = f"{self.episodes[0].seed}..{self.episodes[-1].seed}"
+        return (
+            f"{self.env}: solved {solved} of {len(self.episodes)} unseen episodes "
+            f"({100 * self.success_rate:.0f} %, 95 % Wilson interval {100 * low:.0f} to "
+            f"{100 * high:.0f} %), "
+            f"seeds {seeds}, {self.num_evaluations} sampling step(s), encoder {self.encoder.name}\n"
+            f"one decision, median: {times}"
+        )
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a success rate.
+
+    Source: E. B. Wilson, Probable inference, JASA 22 (1927), 209-212.
+    """
+    z2 = NORMAL_QUANTILE**2
+    rate = successes / trials
+    center = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
+    spread = math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
+    half = NORMAL_QUANTILE * spread
+    return max(0.0, center - half), min(1.0, center + half)

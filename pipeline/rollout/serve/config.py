@@ -1,0 +1,106 @@
+"""What a policy server is told, and who may talk to it: this machine, or whoever holds the token.
+
+Knows addresses, headers and tokens; nothing about messages and policies. A token comes from a file
+or from the environment, never from the command line, which every user of a machine can read, and is
+not logged.
+"""
+
+import hmac
+import ipaddress
+import os
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from pipeline.errors import ConfigError
+from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
+from pipeline.rollout.gate.camera_verdict import CameraCheckMode
+
+TOKEN_VARIABLE: Final = "VLA_SERVE_TOKEN"  # noqa: S105 - the variable's name
+MIN_TOKEN_LENGTH: Final = 16  # characters; 64 bits if they are hexadecimal
+SCHEME: Final = "Api-Key"  # openpi-client 0.1.2, websocket_client_policy.py
+
+
+class ServeConfig(BaseModel):
+    """What to serve, where, and to whom."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: Path
+    """Folder of a training run."""
+    host: str = "127.0.0.1"
+    """Address to listen on; one that other machines reach needs a token."""
+    port: int = Field(default=8000, ge=0, le=65_535)
+    """TCP port; 0 takes a free one."""
+    token: SecretStr | None = None
+    """What clients must send as `Authorization: Api-Key TOKEN`; None asks for nothing."""
+    max_message_mib: int = Field(default=16, ge=1, le=1024)
+    """Largest message in MiB; three views of 640x480 at two observation steps take 6."""
+    checkpoint: str = "latest"
+    """`latest`, `best` or a step."""
+    num_evaluations: int | None = Field(default=None, ge=1)
+    """Passes through the head a decision; None is the objective's own number."""
+    first_seed: int = Field(default=FIRST_ROLLOUT_SEED, ge=0)
+    """Decides the noise of each connection's first episode; each further episode takes the next."""
+    backbone: str | None = None
+    """Where the encoder lies now; None takes the name the run was trained with."""
+    camera_check: CameraCheckMode = "refuse"
+    """What follows where an episode's first frames are not what training showed."""
+
+
+def read_token(path: Path | None) -> SecretStr | None:
+    """Read the token from a file, or else from the environment; None where there is none.
+
+    Raises:
+        ConfigError: it is too short or holds spaces or other than printable ASCII characters.
+        OSError: the file cannot be read.
+    """
+    content: bytes | None
+    if path is not None:
+        where, content = str(path), path.read_bytes()
+    else:
+        where, content = TOKEN_VARIABLE, os.environb.get(TOKEN_VARIABLE.encode())
+    if content is None:
+        return None
+    token = content.strip()
+    if len(token) < MIN_TOKEN_LENGTH or not all(33 <= letter <= 126 for letter in token):
+        raise ConfigError(
+            f"{where}: expected a token of {MIN_TOKEN_LENGTH} or more printable characters without "
+            "spaces, found another; make one with `openssl rand -hex 16`"
+        )
+    return SecretStr(token.decode("ascii"))
+
+
+def check_exposure(host: str, token: SecretStr | None) -> None:
+    """Refuse to listen beyond this machine without a token.
+
+    Raises:
+        ConfigError: `host` is not a loopback address and there is no token.
+    """
+    if token is None and not _is_loopback(host):
+        raise ConfigError(
+            f"--host {host}: expected a token for an address that other machines reach, found "
+            f"none; give --token-file or {TOKEN_VARIABLE}, or listen on 127.0.0.1"
+        )
+
+
+def is_authorized(headers: list[str], token: SecretStr | None) -> bool:
+    """Return whether a request may pass.
+
+    Args:
+        headers: every `Authorization` header of the request.
+        token: what it must carry; None lets everyone pass.
+    """
+    if token is None:
+        return True
+    expected = f"{SCHEME} {token.get_secret_value()}".encode()
+    sent = [header.encode(errors="surrogateescape") for header in headers]
+    return len(sent) == 1 and hmac.compare_digest(sent[0], expected)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,152 @@
+"""What a robot may send: one observation, or the latest few, checked before the policy sees it.
+
+Knows keys, shapes and units; nothing about bytes, sockets or histories. The keys are flat, as in
+openpi's examples: `observation/<view>` for each view of the training, and `observation/state`.
+
+Source: Physical-Intelligence/openpi@0e61745e, docs/remote_inference.md, for the form of the keys.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError, RequestError
+from pipeline.rollout.serve.wire import Value, clipped
+from policy.images import resize_frames
+from policy.spec import AgentSpec
+
+PREFIX: Final = "observation/"
+STATE: Final = f"{PREFIX}state"
+STEP: Final = "step"
+RESET: Final = "reset"
+PROMPT: Final = "prompt"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request: the observation steps it brings, oldest first, the current one last."""
+
+    frames: Tensor
+    """uint8 [t, v, 256, 256, 3]; t is 1 or `obs_horizon`."""
+    state: Tensor
+    """float32 [t, s], in the manifest's units."""
+    step: int | None
+    """Control steps since the episode's start, if the client counts them."""
+    starts_episode: bool
+    """The client asks for a new episode, of which this is the first observation."""
+
+
+class RequestReader:
+    """Turns decoded messages into requests that fit one policy."""
+
+    def __init__(self, spec: AgentSpec, obs_horizon: int):
+        """Know what the policy needs.
+
+        Raises:
+            ConfigError: a view is called `state`, so that two keys would be the same.
+        """
+        if "state" in spec.view_names:
+            raise ConfigError(
+                f"views {', '.join(spec.view_names)}: expected none called `state`, since "
+                f"{STATE} is the robot's state; rename the view in the manifest and train anew"
+            )
+        self._spec = spec
+        self._obs_horizon = obs_horizon
+        self._frame_keys = [f"{PREFIX}{view}" for view in spec.view_names]
+
+    def expected(self) -> dict[str, str]:
+        """Return each key with what it holds, for people."""
+        horizon, width = self._obs_horizon, self._spec.state_dim
+        frames = (
+            f"uint8 [height, width, 3], RGB in [0, 255], any size; or [{horizon}, height, width, 3]"
+        )
+        return {
+            **dict.fromkeys(self._frame_keys, frames),
+            STATE: f"numbers [{width}]; or [{horizon}, {width}]",
+            STEP: "optional integer: control steps since the episode's start, if every step is "
+            "sent alone",
+            RESET: "optional bool: true starts a new episode with this observation",
+            PROMPT: "optional; not used",
+        }
+
+    def read(self, fields: Mapping[str, Value]) -> Request:
+        """Check a decoded message and bring its frames to 256x256.
+
+        Raises:
+            RequestError: keys are missing or unknown, or a value has another type or shape.
+        """
+        self._check_keys(fields)
+        state = self._state(fields[STATE])
+        lead = state.shape[:-1]
+        views = [self._frames(key, fields[key], lead) for key in self._frame_keys]
+        step, reset = fields.get(STEP), fields.get(RESET, False)
+        if not isinstance(reset, bool):
+            raise RequestError(f"{RESET}: expected true or false, found {clipped(reset)}")
+        if step is not None and (type(step) is not int or step < 0):
+            raise RequestError(f"{STEP}: expected an integer of 0 or more, found {clipped(step)}")
+        if step is not None and lead:
+            raise RequestError(
+                f"{STEP}: expected with single observations only, found {self._obs_horizon} "
+                "observation steps; they bring their own history, leave the key out"
+            )
+        return Request(
+            frames=torch.stack(views, dim=1),
+            state=torch.from_numpy(state.reshape(-1, self._spec.state_dim)),
+            step=step,
+            starts_episode=reset,
+        )
+
+    def _check_keys(self, fields: Mapping[str, Value]) -> None:
+        needed = [*self._frame_keys, STATE]
+        missing = [key for key in needed if key not in fields]
+        unknown = [clipped(key) for key in fields if key not in {*needed, STEP, RESET, PROMPT}]
+        if missing or unknown:
+            raise RequestError(
+                f"observation: expected the keys {', '.join(needed)} and perhaps {STEP}, {RESET}, "
+                f"{PROMPT}; missing: {', '.join(missing) or 'none'}; unknown: "
+                f"{', '.join(unknown[:8]) or 'none'}"
+            )
+
+    def _state(self, content: Value) -> np.ndarray:
+        """Return float32 [s] or [obs_horizon, s]."""
+        horizon, width = self._obs_horizon, self._spec.state_dim
+        if (
+            not isinstance(content, np.ndarray)
+            or content.dtype.kind not in "fiu"
+            or content.shape not in {(width,), (horizon, width)}
+        ):
+            raise RequestError(
+                f"{STATE}: expected numbers of shape [{width}] or [{horizon}, {width}], found "
+                f"{_described(content)}"
+            )
+        with np.errstate(over="ignore"):
+            state = content.astype(np.float32)
+        if not np.isfinite(state).all():
+            raise RequestError(f"{STATE}: expected finite float32 numbers, found others")
+        return state
+
+    def _frames(self, key: str, content: Value, lead: tuple[int, ...]) -> Tensor:
+        """Return uint8 [t, 256, 256, 3]; `lead` is () or (obs_horizon,), as the state has it."""
+        if (
+            not isinstance(content, np.ndarray)
+            or content.dtype != np.uint8
+            or content.ndim != len(lead) + 3
+            or content.shape[: len(lead)] != lead
+            or content.shape[-1] != 3
+        ):
+            steps = "".join(f"{length}, " for length in lead)
+            raise RequestError(
+                f"{key}: expected uint8 [{steps}height, width, 3] beside a {STATE} of "
+                f"[{steps}{self._spec.state_dim}], found {_described(content)}"
+            )
+        return resize_frames(torch.from_numpy(content.reshape(-1, *content.shape[-3:]).copy()))
+
+
+def _described(content: Value) -> str:
+    if isinstance(content, np.ndarray):
+        return f"{content.dtype.name} {list(content.shape)}"
+    return f"{type(content).__name__} {clipped(content)}"

@@ -1,0 +1,277 @@
+"""A served policy, and the episode that one client plays with it.
+
+Knows a loaded policy and requests; nothing about sockets, and no robot. Not safe for threads: the
+server answers one request after another.
+
+**History.** A policy of `obs_horizon` 2 was trained on consecutive control steps, and most clients
+send one observation for a whole chunk of actions. So a request brings either all its observation
+steps, which is exact, or one. One is exact at the episode's start, where training repeats the first
+step too, and where the client counts its control steps in `step` and sends every one, so that this
+session has seen the steps before. Otherwise the oldest step at hand is repeated, and the reply says
+so: its `history` is `repeated` instead of `exact`.
+
+**Noise.** A connection's episode number e, from 0, draws the noise that `vla-rollout` draws for the
+seed `first_seed + e`: the same observations get the same actions, bit for bit.
+
+**Cameras.** The first observation of an episode is compared with the training's; one that does not
+match is refused before any action is given, or said in the log. A client that counts its steps and
+joins in the middle of an episode is not compared.
+"""
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from pipeline.errors import RequestError
+from pipeline.rollout.gate.camera_check import CameraCheck
+from pipeline.rollout.gate.camera_verdict import CameraCheckMode
+from pipeline.rollout.gate.checks import load_policy
+from pipeline.rollout.serve.request import Request, RequestReader
+from pipeline.rollout.serve.wire import decode_message
+from pipeline.training.data.sampling import seeded_generator
+from pipeline.training.run.folder import RunDescription
+from policy.agent import VLAAgent
+
+History = Literal["exact", "repeated"]
+
+_HISTORY: Final = (
+    "exact where a request brings obs_horizon steps, oldest first, where every control step is "
+    "sent alone with `step`, and at an episode's start; else steps that were not sent are replaced "
+    "by the oldest at hand, and the reply's `history` is `repeated`"
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServedPolicy:
+    """A loaded policy and how actions are drawn from it; shared by all sessions."""
+
+    description: RunDescription
+    """The run it comes from."""
+    agent: VLAAgent
+    """Holds its encoder, ready to predict."""
+    reader: RequestReader
+    """Checks requests for this policy."""
+    checkpoint_step: int
+    """Optimiser steps behind the averaged weights."""
+    num_evaluations: int
+    """Passes through the head a decision."""
+    first_seed: int
+    """Decides the noise of each connection's first episode."""
+    cameras: CameraCheck | None
+    """Compares an episode's first frames with the training's; None does not look."""
+    camera_check: CameraCheckMode
+    """What follows where they do not match."""
+
+    @classmethod
+    def load(
+        cls,
+        run: Path,
+        *,
+        backbone: str | None,
+        checkpoint: str,
+        num_evaluations: int | None,
+        first_seed: int,
+        camera_check: CameraCheckMode,
+    ) -> "ServedPolicy":
+        """Load a run through the gate; its encoder must be the one of its training.
+
+        Args:
+            run: folder of a training run.
+            backbone: where its encoder lies now; None takes the name the run was trained with.
+            checkpoint: `latest`, `best` or a step.
+            num_evaluations: passes through the head; None is the objective's own number.
+            first_seed: decides the noise of each connection's first episode.
+            camera_check: what follows where the cameras show something else than in training.
+
+        Raises:
+            RunError, EncoderLoadError, EncoderMismatchError: as in `load_policy`.
+            AgentMismatchError: the objective cannot take that many passes.
+            ConfigError: a view's name cannot be served.
+        """
+        description, agent, step = load_policy(run, backbone=backbone, checkpoint=checkpoint)
+        is_checked = camera_check != "off"
+        return cls(
+            description=description,
+            agent=agent,
+            reader=RequestReader(description.spec, agent.config.obs_horizon),
+            checkpoint_step=step,
+            num_evaluations=agent.evaluations(num_evaluations),
+            first_seed=first_seed,
+            cameras=CameraCheck.from_run(run, description) if is_checked else None,
+            camera_check=camera_check,
+        )
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what a client must know, as the server sends it before anything else."""
+        spec, data = self.description.spec, self.description.data
+        manifest = data.stores[0].manifest
+        return {
+            "policy": "frozen-vla",
+            "dataset": data.name,
+            "checkpoint_step": self.checkpoint_step,
+            "encoder": data.encoder.model_dump(mode="json"),
+            "views": list(spec.view_names),
+            "state_dim": spec.state_dim,
+            "state_units": manifest.get("state", {}).get("units", "unknown"),
+            "action_dim": spec.action_dim,
+            "action_units": manifest.get("action", {}).get("units", "unknown"),
+            "fps": data.fps,
+            "obs_horizon": self.agent.config.obs_horizon,
+            "num_action_steps": self.agent.config.num_action_steps,
+            "num_evaluations": self.num_evaluations,
+            "observation": self.reader.expected(),
+            "history": _HISTORY,
+        }
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One observation step, encoded once."""
+
+    features: Tensor
+    """float32 [v, 768]; of float16 values, as a store keeps them."""
+    state: Tensor
+    """float32 [s]."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The answer to one request."""
+
+    actions: Float32[np.ndarray, "n a"]
+    """`num_action_steps` actions in the manifest's units, the first for the observation's step."""
+    history: History
+    """Whether the policy saw the steps that training would have shown it."""
+    infer_s: float
+    """From the message's bytes to the actions."""
+    encode_s: float
+    """Encoding the views."""
+    head_s: float
+    """Condition and action head."""
+
+    def reply(self, timing: dict[str, float]) -> dict[str, object]:
+        """Return what the client gets; its only array is `actions`, since openpi's broker slices.
+
+        Args:
+            timing: what else belongs to `server_timing`, in milliseconds.
+        """
+        return {
+            "actions": self.actions,
+            "history": self.history,
+            "server_timing": {
+                "infer_ms": 1e3 * self.infer_s,
+                "encode_ms": 1e3 * self.encode_s,
+                "head_ms": 1e3 * self.head_s,
+                **timing,
+            },
+        }
+
+
+class Session:
+    """One connection: its episodes, its decisions and the steps it has seen."""
+
+    def __init__(self, policy: ServedPolicy):
+        """Begin the connection's first episode."""
+        self._policy = policy
+        self._episode = 0
+        self._has_warned = False
+        self._seen: deque[_Seen] = deque(maxlen=policy.agent.config.obs_horizon)
+        self._begin_episode()
+
+    def answer(self, message: bytes | str) -> Decision:
+        """Decide on one message.
+
+        Raises:
+            RequestError: the message is not an observation of this policy, or the policy's answer
+                is not finite, which no robot should be given.
+            CameraMismatchError: an episode's first frames are not what training showed.
+            FeatureRangeError: the encoder's features of these frames are not finite.
+        """
+        started = time.perf_counter()
+        if isinstance(message, str):
+            raise RequestError("message: expected bytes of msgpack, found text")
+        request = self._policy.reader.read(decode_message(message))
+        if request.starts_episode and self._decision > 0:
+            self._episode += 1
+            self._begin_episode()
+        if self._decision == 0 and not request.step:
+            self._check_cameras(request)
+        encoding = time.perf_counter()
+        current = self._encode(request)
+        encoded = time.perf_counter()
+        steps, history = self._with_history(current, request.step)
+        chunk = self._predict(steps)
+        ended = time.perf_counter()
+        if not np.isfinite(chunk).all():
+            raise RequestError(
+                "actions: expected finite numbers, found others; the policy is not fit for use"
+            )
+        self._decision += 1
+        if history == "repeated" and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "a client sends observations without the steps before them, which training "
+                "showed the policy; send %d steps, or every step with `step`",
+                self._policy.agent.config.obs_horizon,
+            )
+        return Decision(
+            actions=chunk,
+            history=history,
+            infer_s=ended - started,
+            encode_s=encoded - encoding,
+            head_s=ended - encoded,
+        )
+
+    def _begin_episode(self) -> None:
+        self._decision = 0
+        self._last_step: int | None = None
+        self._seen.clear()
+
+    def _check_cameras(self, request: Request) -> None:
+        policy = self._policy
+        if policy.cameras is not None:
+            policy.cameras.admit(request.frames[-1].numpy(), policy.agent, policy.camera_check)
+
+    def _encode(self, request: Request) -> list[_Seen]:
+        features = self._policy.agent.encode_views(request.frames).float()
+        return [_Seen(*step) for step in zip(features, request.state, strict=True)]
+
+    def _with_history(self, current: list[_Seen], step: int | None) -> tuple[list[_Seen], History]:
+        """Return `obs_horizon` steps that end with the current one, and where they come from."""
+        obs_horizon = self._policy.agent.config.obs_horizon
+        if step is None:
+            known, is_start = current, self._decision == 0
+            self._seen.clear()
+        else:
+            if self._last_step is not None and step <= self._last_step:
+                raise RequestError(
+                    f"step: expected more than {self._last_step}, found {step}; a new episode "
+                    "begins with `reset`: true"
+                )
+            if self._last_step != step - 1:
+                self._seen.clear()
+            self._seen.extend(current)
+            known, is_start = list(self._seen), step < len(self._seen)
+        self._last_step = step
+        missing = obs_horizon - len(known)
+        history: History = "exact" if missing == 0 or is_start else "repeated"
+        return [known[0]] * missing + known, history
+
+    def _predict(self, steps: list[_Seen]) -> Float32[np.ndarray, "n a"]:
+        agent, passes = self._policy.agent, self._policy.num_evaluations
+        seed = self._policy.first_seed + self._episode
+        noise = agent.noise(1, seeded_generator(seed, "decision", self._decision), passes)
+        features = torch.stack([seen.features for seen in steps])
+        state = torch.stack([seen.state for seen in steps])
+        chunk = agent.predict(features[None], state[None], noise, passes)[0]
+        return chunk[: agent.config.num_action_steps].numpy()

@@ -1,0 +1,177 @@
+"""The sockets of a policy server, and the one thread that its policy runs in.
+
+Knows connections; what a message means is the session's. The server sends its metadata first. Each
+binary message is then an observation and is answered by one with `actions` and `server_timing`; a
+message that cannot be answered gets one line of text, after which the connection closes. `/healthz`
+answers 200. A new connection begins a new episode; openpi-client's `reset` sends nothing.
+
+There is one policy and one thread that runs it: the requests of several clients are answered one
+after another, and the encoder computes where its probe was checked. Nothing that a client does ends
+the server: messages are bounded, each client may have one waiting, and web pages are turned away,
+since a browser lets any page talk to this machine's ports.
+
+Source: Physical-Intelligence/openpi, src/openpi/serving/websocket_policy_server.py, and
+openpi-client 0.1.2 on PyPI, websocket_client_policy.py, for the facts of the protocol.
+Differs from the source: messages are bounded, errors are one line without a traceback.
+"""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Final
+
+from websockets.asyncio.server import Server, ServerConnection
+from websockets.asyncio.server import serve as listen
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+from websockets.http11 import Request, Response
+
+from pipeline.errors import ConfigError
+from pipeline.rollout.serve.config import ServeConfig, is_authorized
+from pipeline.rollout.serve.session import Decision, ServedPolicy, Session
+from pipeline.rollout.serve.wire import encode_message
+from policy.errors import VlaError
+
+MIB: Final = 2**20  # bytes
+# openpi-client cannot close its connection: a script that builds one an episode keeps them all.
+# Each may have two messages in memory, one waiting and one being read.
+MAX_CLIENTS: Final = 128
+CLOSE_TIMEOUT_S: Final = 2.0  # seconds; how long a client that does not say goodbye is waited for
+
+logger = logging.getLogger(__name__)
+
+
+def serve_until_signal(config: ServeConfig, announce: Callable[[str], None]) -> None:
+    """Load a run and serve it until Ctrl-C or SIGTERM; arguments and errors as in `serve`."""
+    # Loaded in the thread that will run it: how torch splits its products is a thread's setting,
+    # and decides the bits that the probe was checked for.
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        policy = worker.submit(
+            ServedPolicy.load,
+            config.run,
+            backbone=config.backbone,
+            checkpoint=config.checkpoint,
+            num_evaluations=config.num_evaluations,
+            first_seed=config.first_seed,
+            camera_check=config.camera_check,
+        ).result()
+        asyncio.run(run_until_signal(PolicyServer(policy, config, worker), announce))
+
+
+async def run_until_signal(server: "PolicyServer", announce: Callable[[str], None]) -> None:
+    """Run a server in this process's main thread until Ctrl-C or SIGTERM; `announce` as above."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await server.run(stop, lambda url: announce(f"serving {server.summary} at {url}"))
+
+
+class PolicyServer:
+    """Answers websocket clients, one request after another."""
+
+    def __init__(self, policy: ServedPolicy, config: ServeConfig, worker: ThreadPoolExecutor):
+        """Serve a loaded policy; `worker`, of one thread, runs it."""
+        self._policy = policy
+        self._config = config
+        self._worker = worker
+        self._max_size = config.max_message_mib * MIB
+        self._metadata = encode_message(policy.metadata() | {"max_message_bytes": self._max_size})
+        self._server: Server | None = None
+
+    @property
+    def summary(self) -> str:
+        """Say what is served, in a few words."""
+        description = self._policy.description
+        encoder = description.data.encoder
+        warning = "" if encoder.pretrained else ", NOT pretrained"
+        return (
+            f"{self._config.run} (step {self._policy.checkpoint_step}; views "
+            f"{', '.join(description.spec.view_names)}; encoder {encoder.name}{warning})"
+        )
+
+    async def run(self, stop: asyncio.Event, listening: Callable[[str], None]) -> None:
+        """Listen until `stop` is set.
+
+        Args:
+            stop: ends the server; its clients are told that it goes away (1001).
+            listening: takes the server's address once clients can connect.
+
+        Raises:
+            ConfigError: the address cannot be listened on.
+        """
+        # Strangers' broken handshakes are no defects of ours: the library would log tracebacks.
+        silent = logging.getLogger(f"{__name__}.handshakes")
+        silent.setLevel(logging.CRITICAL)
+        host, port = self._config.host, self._config.port
+        try:
+            self._server = await listen(
+                self._converse,
+                host,
+                port,
+                process_request=self._admit,
+                origins=[None],  # programs send no Origin, browsers always do
+                compression=None,  # pictures gain nothing, and nothing can swell
+                max_size=self._max_size,
+                max_queue=1,
+                close_timeout=CLOSE_TIMEOUT_S,
+                logger=silent,
+            )
+        except OSError as error:
+            reason = str(error.strerror or error).rpartition(": ")[2]
+            raise ConfigError(
+                f"{host}:{port}: expected an address to listen on, found: {reason}; choose another "
+                "--host or --port"
+            ) from error
+        async with self._server:
+            name = f"[{host}]" if ":" in host else host
+            listening(f"ws://{name}:{self._server.sockets[0].getsockname()[1]}")
+            await stop.wait()
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answer what is not a websocket's beginning, or not allowed to be one."""
+        if request.path == "/healthz":
+            return connection.respond(HTTPStatus.OK, "OK\n")
+        if not is_authorized(request.headers.get_all("Authorization"), self._config.token):
+            return connection.respond(HTTPStatus.UNAUTHORIZED, "expected Authorization: Api-Key\n")
+        if self._server is not None and len(self._server.connections) >= MAX_CLIENTS:
+            return connection.respond(
+                HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_CLIENTS} clients are connected already\n"
+            )
+        return None
+
+    async def _converse(self, connection: ServerConnection) -> None:
+        session, previous_s = Session(self._policy), None
+        with suppress(ConnectionClosed):  # clients come and go, and some are killed
+            await connection.send(self._metadata)
+            async for message in connection:
+                received = time.perf_counter()
+                decision = await self._decide(connection, session, message)
+                if decision is None:
+                    return
+                timing = {"queue_ms": 1e3 * (time.perf_counter() - received - decision.infer_s)}
+                if previous_s is not None:
+                    timing["prev_total_ms"] = 1e3 * previous_s
+                await connection.send(encode_message(decision.reply(timing)))
+                previous_s = time.perf_counter() - received
+
+    async def _decide(
+        self, connection: ServerConnection, session: Session, message: bytes | str
+    ) -> Decision | None:
+        """Return the decision; without one, tell the client why and close the connection."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._worker, session.answer, message)
+        except VlaError as error:
+            line, code = " ".join(str(error).split()), CloseCode.UNSUPPORTED_DATA
+            logger.warning("%s: %s", connection.remote_address[0], line)
+        except Exception:  # a defect of ours must not end the others' connections
+            line, code = "the server failed on this message; see its log", CloseCode.INTERNAL_ERROR
+            logger.exception("%s: a message met a defect", connection.remote_address[0])
+        await connection.send(f"error: {line}")
+        await connection.close(code, "see the text before")
+        return None

@@ -1,0 +1,141 @@
+"""An object as a file that is read in ranges, through obstore.
+
+Knows bytes; nothing about what they mean. Small reads are served from a few blocks that are kept,
+since formats such as HDF5 read a few bytes here and a few there.
+"""
+
+import io
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Final
+
+import obstore
+from obstore.exceptions import PreconditionError
+from obstore.store import from_url
+
+from pipeline.errors import ObjectStorageError
+from pipeline.storage.folders import ObjectEntry, ObjectUrl
+from pipeline.storage.object_folder import RETRY, ObjectFolder, reaching, until_whole
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+    from obstore import GetOptions
+    from obstore.store import ObjectStore
+
+BLOCK_BYTES: Final = 2**20  # fetched for a smaller read; takes about as long as one byte would
+MAX_BLOCKS: Final = 16  # kept of a file
+
+
+class ObjectFile(io.RawIOBase):
+    """One object, read-only; all that is read comes from the bytes that it had when opened."""
+
+    def __init__(self, url: ObjectUrl):
+        """Ask for the object's size.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            ObjectStorageError: object storage refuses, or does not answer.
+        """
+        self._url = url
+        self._objects = open_bucket(url.scheme, url.bucket)
+        held = until_whole(str(url), partial(obstore.head, self._objects, url.path))
+        self._size, self._e_tag = held["size"], held["e_tag"]
+        self._position = 0
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()  # by position, last used last
+
+    def __repr__(self) -> str:
+        return str(self._url)  # what h5py takes for the file's name
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position of the next read, in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Set the position of the next read; see `io.RawIOBase.seek`."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        """Fill a buffer from the position; return how many of its bytes the object has.
+
+        The rest becomes zeros, as HDF5's own driver has it: h5py does not look at the number.
+
+        Raises:
+            FileNotFoundError: the object was removed.
+            ObjectStorageError: object storage refuses or does not answer, or the object was
+                replaced.
+        """
+        target = memoryview(buffer).cast("B")
+        start = self._position
+        stop = max(start, min(start + len(target), self._size))
+        if stop - start >= BLOCK_BYTES:
+            target[: stop - start] = self._get(start, stop)
+        else:
+            for first in range(start - start % BLOCK_BYTES, stop, BLOCK_BYTES):
+                low, high = max(start, first), min(stop, first + BLOCK_BYTES)
+                target[low - start : high - start] = self._block(first)[low - first : high - first]
+        target[stop - start :] = bytes(len(target) - (stop - start))
+        self._position = stop
+        return stop - start
+
+    def _block(self, first: int) -> bytes:
+        if first not in self._blocks:
+            self._blocks[first] = self._get(first, min(first + BLOCK_BYTES, self._size))
+            if len(self._blocks) > MAX_BLOCKS:
+                self._blocks.popitem(last=False)
+        self._blocks.move_to_end(first)
+        return self._blocks[first]
+
+    def _get(self, start: int, stop: int) -> bytes:
+        options: GetOptions = {"range": (start, stop)}
+        if self._e_tag is not None:
+            options["if_match"] = self._e_tag
+
+        def whole_range() -> bytes:
+            try:
+                return bytes(obstore.get(self._objects, self._url.path, options=options).bytes())
+            except PreconditionError:
+                raise ObjectStorageError(
+                    f"{self._url}: expected the object that was opened, found that it was replaced "
+                    f"while it was read; run the same command again"
+                ) from None
+
+        return until_whole(str(self._url), whole_range)
+
+
+@lru_cache(maxsize=8)
+def open_bucket(scheme: str, bucket: str) -> "ObjectStore":
+    """Return obstore's handle of a bucket; one for all files, which so share its connections.
+
+    Raises:
+        ObjectStorageError: the settings in the environment cannot be used.
+    """
+    url = f"{scheme}://{bucket}"
+    with reaching(url):
+        return from_url(url, retry_config=RETRY)
+
+
+def list_entries(url: ObjectUrl) -> Iterator[ObjectEntry]:
+    """List objects; see `pipeline.storage.folders.list_objects`."""
+    is_folder = False
+    for held in ObjectFolder(url).entries():
+        is_folder = True
+        yield ObjectEntry(held["path"], held["size"], held["e_tag"] or "")
+    if is_folder:
+        return
+    request = partial(obstore.head, open_bucket(url.scheme, url.bucket), url.path)
+    try:
+        held = until_whole(str(url), request)
+    except FileNotFoundError:
+        return
+    yield ObjectEntry("", held["size"], held["e_tag"] or "")

@@ -1,0 +1,172 @@
+"""Checkpoints of a run in safetensors and JSON. No pickle anywhere.
+
+Knows files and tensors; nothing about the training loop. Layout below the run's folder:
+
+    checkpoints/step_00000500/            whole or absent: written under another name, then renamed
+        agent.safetensors                 the weights being trained
+        average.safetensors               their moving average: the ones to roll out
+        optimizer.safetensors             AdamW's state
+        README.md                         the model card, for people
+        checkpoint.json                   step, error on held-out episodes, sha256 of each file
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pipeline.errors import RunError
+from pipeline.storage.local_files import sync_folder, write_atomically, write_json
+from pipeline.training.run.folder import run_hash
+
+TENSOR_FILES: Final = ("agent", "average", "optimizer")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training state after `step` optimiser steps."""
+
+    step: int
+    agent: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def write_checkpoint(
+    run: Path, checkpoint: Checkpoint, *, card: str, keep: int, heldout_error: float | None = None
+) -> None:
+    """Write a checkpoint whole, with its model card, then delete older ones.
+
+    Args:
+        run: folder of the run.
+        checkpoint: the state.
+        card: the model card, in Markdown.
+        keep: how many of the latest stay; the best one does too.
+        heldout_error: of the averaged weights; None where it was not measured at this step, which
+            then cannot be the best.
+
+    Raises:
+        OSError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    folder = _folder(run, checkpoint.step)
+    for cut_off in folder.parent.glob(".step_*.partial"):  # by a kill, of this step or another
+        shutil.rmtree(cut_off)
+    partial = folder.with_name(f".{folder.name}.partial")
+    partial.mkdir(parents=True)
+    try:
+        hashes = {}
+        for name in TENSOR_FILES:
+            tensors = {key: value.contiguous() for key, value in getattr(checkpoint, name).items()}
+            content = save(tensors)
+            write_atomically(partial / f"{name}.safetensors", content)
+            hashes[name] = hashlib.sha256(content).hexdigest()
+        write_atomically(partial / "README.md", card.encode())
+        hashes["run"] = run_hash(run)
+        mark = {"step": checkpoint.step, "heldout_error": heldout_error, "sha256": hashes}
+        write_json(partial / "checkpoint.json", mark)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    sync_folder(folder.parent)
+    best = _best_step(run)
+    for step in checkpoint_steps(run)[:-keep]:
+        if step != best:
+            shutil.rmtree(_folder(run, step))
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """Return the steps of the run's checkpoints, in order."""
+    marks = (run / "checkpoints").glob("step_*/checkpoint.json")
+    names = (mark.parent.name.removeprefix("step_") for mark in marks)
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def read_checkpoint(run: Path, step: int) -> Checkpoint:
+    """Read a checkpoint, each file checked against its hash.
+
+    Raises:
+        RunError: the checkpoint is absent or damaged; the message names the file.
+    """
+    agent, average, optimizer = (_read_tensors(run, step, name) for name in TENSOR_FILES)
+    return Checkpoint(step=step, agent=agent, average=average, optimizer=optimizer)
+
+
+def resolve_step(run: Path, which: str) -> int:
+    """Return the step of the checkpoint that is asked for.
+
+    Args:
+        run: folder of the run.
+        which: `latest`, `best` or a step.
+
+    Raises:
+        RunError: there is no such checkpoint; the message names those there are.
+    """
+    steps = checkpoint_steps(run)
+    if not steps:
+        raise RunError(f"{run}: no checkpoint yet; let vla-train reach its first one")
+    if which == "latest":
+        return steps[-1]
+    if which == "best":
+        best = _best_step(run)
+        if best is None:
+            raise RunError(
+                f"{run}: no checkpoint was measured on held-out episodes, so none is known to be "
+                f"the best; ask for `latest` or one of the steps {steps}"
+            )
+        return best
+    if not which.isdecimal() or int(which) not in steps:
+        raise RunError(f"{run}: checkpoint {which!r}, want latest, best or one of {steps}")
+    return int(which)
+
+
+def read_average(run: Path, step: int | None = None) -> tuple[int, dict[str, Tensor]]:
+    """Read the averaged weights of a checkpoint, by default the latest, and its step.
+
+    Raises:
+        RunError: the run has no checkpoint yet, or it is damaged.
+    """
+    found = resolve_step(run, "latest") if step is None else step
+    return found, _read_tensors(run, found, "average")
+
+
+def _best_step(run: Path) -> int | None:
+    """Return the step with the smallest error on held-out episodes; None if none was measured."""
+    errors = {}
+    for step in checkpoint_steps(run):
+        path = _folder(run, step) / "checkpoint.json"
+        try:
+            error = json.loads(path.read_text())["heldout_error"]
+            if error is not None:
+                errors[step] = float(error)
+        except (OSError, ValueError, KeyError, TypeError) as reason:
+            raise RunError(f"{path}: cannot be read ({reason}); delete {path.parent}") from reason
+    return min(errors, key=errors.__getitem__, default=None)
+
+
+def _folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def _read_tensors(run: Path, step: int, name: str) -> dict[str, Tensor]:
+    folder = _folder(run, step)
+    path = folder / f"{name}.safetensors"
+    try:
+        expected = json.loads((folder / "checkpoint.json").read_text())["sha256"]
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != expected[name]:
+            raise RunError(
+                f"{path}: damaged, its bytes do not hash to checkpoint.json; delete {folder}"
+            )
+        if expected["run"] != run_hash(run):
+            raise RunError(f"{folder}: belongs to another run than {run}/run.json; delete it")
+        return load(content)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); delete {folder}") from error

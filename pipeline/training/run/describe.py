@@ -1,0 +1,119 @@
+"""What a store or a run is, in a few fields, for `vla-data info`.
+
+Knows stores and runs by their own descriptions; reads no features but the probe's, no weights.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from pipeline.errors import RunError
+from pipeline.features.identity.probe import Probe
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.layout import ROOT
+from pipeline.storage.folders import Location, open_folder
+from pipeline.training.run.checkpoint import checkpoint_steps
+from pipeline.training.run.folder import read_probe, read_run
+from policy.spec import EncoderIdentity
+
+Fields = dict[str, str | int | float | bool]
+
+UNFINISHED: Final = "none until complete"
+
+
+def describe(path: Location) -> Fields:
+    """Describe the feature store or training run at `path`, one plain value a field.
+
+    Raises:
+        RunError: `path` is neither.
+        StoreError: it is a store that this program does not read.
+    """
+    if open_folder(path).exists(ROOT):
+        return _describe_store(path)
+    if isinstance(path, Path) and (path / "run.json").is_file():
+        return _describe_run(path)
+    raise RunError(
+        f"{path}: neither a feature store nor a training run; make one with vla-embed or vla-train"
+    )
+
+
+def _describe_store(path: Location) -> Fields:
+    store = FeatureStore.open(path, allow_incomplete=True)
+    attributes, steps = store.attributes, store.read_steps()
+    return {
+        "kind": "feature store",
+        "complete": store.is_complete,
+        "dataset": str(attributes.manifest.get("name", "not named")),
+        "episodes": len(steps.episode_ends),
+        "steps": store.num_rows,
+        "source_weights": ", ".join(f"{source.weight:g}" for source in attributes.sources),
+        "heldout_episodes": (
+            "the trainer's choice" if attributes.heldout is None else len(attributes.heldout)
+        ),
+        "views": ", ".join(attributes.view_names),
+        "state_dim": steps.state.shape[1],
+        "action_dim": steps.action.shape[1],
+        "fps": attributes.fps,
+        **_describe_encoder(attributes.encoder),
+        **_describe_probe(store.read_probe()),
+        "codec": attributes.codec,
+        "variants": attributes.num_variants,
+        "digest": store.digest() if store.is_complete else UNFINISHED,
+        "source_digest": store.source_digest() if store.is_complete else UNFINISHED,
+    }
+
+
+def _describe_run(path: Path) -> Fields:
+    run = read_run(path)
+    steps = checkpoint_steps(path)
+    latest = steps[-1] if steps else 0
+    head = run.config.agent.head
+    return {
+        "kind": "training run",
+        "complete": latest == run.config.steps,
+        "preset": run.config.preset,
+        "step": latest,
+        "steps": run.config.steps,
+        "dataset": run.data.name,
+        "stores": len(run.data.stores),
+        "store_weights": ", ".join(f"{store.weight:g}" for store in run.data.stores),
+        "live": run.live,
+        "views": ", ".join(run.spec.view_names),
+        "state_dim": run.spec.state_dim,
+        "action_dim": run.spec.action_dim,
+        "fps": run.data.fps,
+        "projection_dim": run.config.agent.projection_dim,
+        "head": f"{head.n_layer} layers of {head.n_emb}",
+        **_describe_encoder(run.data.encoder),
+        **_describe_probe(read_probe(path, run)),
+        "store_digests": ", ".join(store.digest for store in run.data.stores),
+    }
+
+
+def _describe_probe(probe: Probe) -> Fields:
+    """Describe the engine that the features come from, and what another one is allowed."""
+    engine = probe.engine
+    return {
+        "engine_device": engine.device,
+        "engine_hardware": ", ".join(engine.hardware),
+        "engine_torch": engine.torch_version,
+        "engine_transformers": engine.transformers_version,
+        "engine_attention": engine.attention,
+        "engine_tf32": engine.tf32,
+        "engine_compiled": engine.compiled,
+        "engine_threads": engine.threads,
+        "engine_steps_per_pass": engine.steps_per_pass,
+        "engine_digest": engine.digest(),
+        "probe": f"{len(probe.frames)} steps, {len(probe.real_frames)} of them real",
+        "probe_digest": probe.digest(),
+        "tolerance": probe.tolerance,
+    }
+
+
+def _describe_encoder(encoder: EncoderIdentity) -> Fields:
+    return {
+        "encoder": encoder.name,
+        "encoder_revision": encoder.revision,
+        "encoder_pretrained": encoder.pretrained,
+        "encoder_dtype": encoder.compute_dtype,
+        "encoder_fingerprint": encoder.fingerprint,
+    }

@@ -1,0 +1,221 @@
+"""A run's folder apart from its checkpoints: what it is, its encoder's probe, what cameras showed.
+
+Knows files and identities; nothing about the training loop. Below the folder:
+
+    run.json                              configuration, data and encoder; written when a run starts
+    probe.safetensors                     frames and their features, to know the encoder by
+    starts.safetensors                    features of the training, to know the cameras by
+    log.jsonl                             figures, one JSON object a line
+    checkpoints/                          see `checkpoint.py`
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from pipeline.errors import RunError
+from pipeline.features.identity.probe import Probe
+from pipeline.storage.local_files import write_atomically, write_json
+from pipeline.training.config import TrainConfig
+from pipeline.training.run.camera_reference import CameraReference
+from policy.encoders.environment import EngineRecord
+from policy.spec import AgentSpec, EncoderIdentity
+
+FORMAT_VERSION: Final = 6
+"""1 carried no probe, 2 named one store, 3 had no camera reference, 4 anchored times by name,
+5 named the kind of improved MeanFlow by a setting."""
+PROBE_FILE: Final = "probe.safetensors"
+REFERENCE_FILE: Final = "starts.safetensors"
+
+
+class StoreIdentity(BaseModel):
+    """One of the stores that a run was trained on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """The dataset's name."""
+    digest: str
+    """sha256 of the store's content."""
+    weight: float
+    """How often training draws one of its steps, against the other stores."""
+    manifest: dict[str, Any]
+    """The dataset's manifest."""
+
+
+class DataIdentity(BaseModel):
+    """Which data a run was trained on, and which encoder saw it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stores: tuple[StoreIdentity, ...] = Field(min_length=1)
+    """Where its windows come from, in the order of their rows."""
+    fps: float
+    """Control steps a second."""
+    encoder: EncoderIdentity
+    """Which encoder made the features."""
+    probe_digest: str
+    """`Probe.digest` of the first store's probe, which the run carries on."""
+    reference_digest: str
+    """`CameraReference.digest` of what the cameras showed, which the run carries too."""
+
+    @property
+    def name(self) -> str:
+        """The datasets' names."""
+        return " + ".join(store.name for store in self.stores)
+
+    @property
+    def store_digest(self) -> str:
+        """One digest of all the data: of the one store, or of the digests and weights of several.
+
+        Weights decide what a policy was trained on as much as rows do.
+        """
+        if len(self.stores) == 1:
+            return self.stores[0].digest
+        parts = [f"{store.digest} {store.weight!r}" for store in self.stores]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class RunDescription(BaseModel):
+    """What a run is: enough to continue it and to roll it out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    """Raised when older code could no longer read the run."""
+    config: TrainConfig
+    """Everything that decides the weights, given the data."""
+    spec: AgentSpec
+    """What the data decides about the agent."""
+    data: DataIdentity
+    """The data, and its encoder."""
+    live: bool = False
+    """Whether the encoder ran on the frames at every step, instead of the features in the stores.
+    On the engine of the stores the weights are the same bits; that is what such a run proves, so
+    it goes on live."""
+    num_streams: int | None = None
+    """How many processes read features while they train, each those of its own units; they decide
+    which windows meet in a batch. None: features lay in memory, and any number takes the same
+    steps."""
+
+
+def write_run(
+    run: Path, description: RunDescription, probe: Probe, reference: CameraReference
+) -> None:
+    """Write a new run's probe and camera reference, then its description.
+
+    Raises:
+        OSError: the folder is not writable.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    words = {"engine": probe.engine.model_dump_json(), "tolerance": repr(probe.tolerance)}
+    _write_arrays(
+        run / PROBE_FILE, {"frames": probe.frames, "features": probe.features}, words=words
+    )
+    arrays = {
+        "starts": reference.starts,
+        "rows": reference.rows,
+        "row_episodes": reference.row_episodes,
+    }
+    _write_arrays(run / REFERENCE_FILE, arrays, words={})
+    write_json(run / "run.json", description.model_dump(mode="json"))
+
+
+def read_probe(run: Path, description: RunDescription) -> Probe:
+    """Read the probe that a run carries.
+
+    Raises:
+        RunError: it is absent, damaged, or not the one that the run started with.
+    """
+    path = run / PROBE_FILE
+    arrays, words = _read_arrays(path, ("frames", "features"))
+    try:
+        probe = Probe(
+            **arrays,
+            engine=EngineRecord.model_validate_json(words["engine"]),
+            tolerance=float(words["tolerance"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
+    _check_digest(path, "probe", probe.digest(), description.data.probe_digest)
+    return probe
+
+
+def read_reference(run: Path, description: RunDescription) -> CameraReference:
+    """Read what the cameras showed in a run's training.
+
+    Raises:
+        RunError: it is absent, damaged, or not the one that the run started with.
+    """
+    path = run / REFERENCE_FILE
+    arrays, _ = _read_arrays(path, ("starts", "rows", "row_episodes"))
+    reference = CameraReference(**arrays)
+    expected = description.data.reference_digest
+    _check_digest(path, "camera reference", reference.digest(), expected)
+    return reference
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray], *, words: dict[str, str]) -> None:
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+    write_atomically(path, save(tensors, metadata=words))
+
+
+def _read_arrays(
+    path: Path, names: tuple[str, ...]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read arrays and words of a safetensors file, as `_write_arrays` wrote them."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path}: cannot be read ({error}); restore it from a copy, or train anew")
+
+
+def _check_digest(path: Path, what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise RunError(
+            f"{path}: is not the {what} that run.json names ({expected[:12]}); "
+            f"restore it from a copy, or train anew"
+        )
+
+
+def read_run(run: Path) -> RunDescription:
+    """Read a run's description.
+
+    Raises:
+        RunError: `run` holds none, or one that this program does not read.
+    """
+    path = run / "run.json"
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RunError(f"{run}: no training run here; make one with vla-train") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error})") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise RunError(
+            f"{path}: format version {version}, this program reads {FORMAT_VERSION}; use the "
+            f"program that trained it"
+        )
+    try:
+        return RunDescription.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RunError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def run_hash(run: Path) -> str:
+    """Return the sha256 of a run's description, which its checkpoints carry."""
+    return hashlib.sha256((run / "run.json").read_bytes()).hexdigest()

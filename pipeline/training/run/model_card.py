@@ -1,0 +1,65 @@
+"""The model card beside every checkpoint: what it is, in Markdown, for whoever finds the folder.
+
+Knows a run's description and figures; reads no files.
+"""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from pipeline.training.run.folder import RunDescription
+
+
+def model_card(
+    description: RunDescription, agent: nn.Module, step: int, figures: Mapping[str, float]
+) -> str:
+    """Return the card of a checkpoint.
+
+    Args:
+        description: the run.
+        agent: counted part by part.
+        step: optimiser steps behind the weights.
+        figures: the latest figures of the log, by name.
+    """
+    config, data, encoder = description.config, description.data, description.data.encoder
+    head = config.agent.head
+    pretrained = "pretrained" if encoder.pretrained else "**not pretrained**"
+    sizes = {part: _count(module) for part, module in agent.named_children() if _count(module)}
+    rows = [
+        *(
+            (
+                "task data",
+                f"{store.name}, {data.fps:g} steps/s, store {store.digest[:12]}, weight "
+                f"{store.weight:g}, licence {store.manifest.get('licence', 'not stated')}",
+            )
+            for store in data.stores
+        ),
+        ("encoder", f"{encoder.name} at {encoder.revision}, {encoder.compute_dtype}, {pretrained}"),
+        ("encoder fingerprint", encoder.fingerprint),
+        ("views", ", ".join(description.spec.view_names)),
+        ("state, action", f"{description.spec.state_dim}, {description.spec.action_dim} wide"),
+        ("view projection", f"768 to {config.agent.projection_dim}"),
+        ("head", f"{head.n_layer} layers of {head.n_emb}, {head.residuals} residuals"),
+        ("objective", config.agent.objective.kind),
+        (
+            "horizons",
+            f"sees {config.agent.obs_horizon} steps, predicts {head.pred_horizon}, executes "
+            f"{config.agent.num_action_steps}",
+        ),
+        ("preset", config.preset),
+        ("optimiser steps", f"{step} of {config.steps}, {config.batch_size} windows each"),
+        *((f"parameters: {part}", f"{size:,}") for part, size in sizes.items()),
+        ("parameters: all", f"{sum(sizes.values()):,}"),
+        *((name, f"{value:.5g}") for name, value in figures.items()),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return (
+        f"# {data.name}, {config.preset}, step {step}\n\n"
+        f"A visuomotor policy on frozen features. `average.safetensors` holds the weights to roll "
+        f"out; `agent.safetensors` and `optimizer.safetensors` are for resuming.\n\n"
+        f"| | |\n|---|---|\n{table}\n"
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,318 @@
+"""LeRobot v3.0: what is refused, with the file, the episode and what to do."""
+
+import json
+import os
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.lerobot.v3 import LeRobotV3Reader
+from pipeline.errors import DatasetError, FrameReadError
+from tests.pipeline.datasets.lerobot.lerobot_files import (
+    FRONT,
+    WRIST,
+    VideoPlan,
+    counted_episodes,
+    counter_frame,
+    counter_frames,
+    edit_json,
+    edit_parquet,
+    read_counters,
+    tiny_episodes,
+    write_json,
+    write_v3,
+    write_video,
+)
+
+VIEWS = (FRONT, WRIST)
+NUMBERS = ("observation.state", "action")
+INDEX = "meta/episodes/chunk-000/file-000.parquet"
+TABLE = "data/chunk-000/file-000.parquet"
+
+
+def open_v3(root, views=VIEWS, numbers=NUMBERS, **place):
+    return LeRobotV3Reader(DatasetPlace(root, views, numbers, **place))
+
+
+def refused(root, match, views=VIEWS, numbers=NUMBERS):
+    with pytest.raises(DatasetError, match=match) as caught:
+        open_v3(root, views, numbers)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"codebase_version": "v1.6"}, r"v3\.0, found v1\.6; convert"),
+        ({"codebase_version": "v2.1"}, r"found v2\.1; write format = \"lerobot_v2\""),
+        ({"codebase_version": None}, r"codebase_version: expected v3\.0, found None"),
+        ({"storage_format": "lance"}, "found lance, which is not read"),
+        ({"fps": 0}, r"info\.json: fps:"),
+        ({"fps": "fast"}, r"info\.json: fps:"),
+        ({"features": []}, r"info\.json: features:"),
+        ({"total_episodes": 3}, r"expected 3 episodes .* found 2"),
+        ({"data_path": "../{chunk_index}/{file_index}"}, "allow_outside"),
+        ({"video_path": "/etc/{video_key}"}, "allow_outside"),
+        ({"data_path": "{chunk_index.__class__}"}, "data_path: expected a path with places"),
+        ({"data_path": "{chunk_index:0999999999d}"}, "data_path: expected a path with places"),
+        ({"data_path": "data/{episode_index}"}, "data_path: expected a path with places"),
+    ],
+)
+def test_info_that_cannot_be_used_is_refused(tmp_path, changes, match):
+    write_v3(tmp_path / "set", tiny_episodes())
+    edit_json(tmp_path / "set/meta/info.json", **changes)
+    refused(tmp_path / "set", match)
+
+
+def test_templates_that_are_absent_are_the_published_ones(tmp_path):
+    write_v3(tmp_path, tiny_episodes())
+    edit_json(tmp_path / "meta/info.json", data_path=None, video_path=None)
+    assert open_v3(tmp_path).num_episodes == 2
+
+
+@pytest.mark.parametrize(
+    ("views", "numbers", "match"),
+    [
+        (("front",), NUMBERS, "at front, found no such key; name one of observation.images.front"),
+        (("action",), NUMBERS, "at action, found dtype float32"),
+        ((FRONT,), (FRONT,), "expected numbers at observation.images.front, found dtype video"),
+    ],
+)
+def test_keys_of_nothing_are_refused(tmp_path, views, numbers, match):
+    refused(write_v3(tmp_path, tiny_episodes()), match, views, numbers)
+
+
+def test_missing_files_of_all_kinds_are_named_with_their_episodes(tmp_path):
+    plans = {key: VideoPlan(((0,), (1,))) for key in VIEWS}
+    write_v3(tmp_path, tiny_episodes(), plans=plans, tables=((0,), (1,)))
+    (tmp_path / f"videos/{WRIST}/chunk-000/file-001.mp4").unlink()
+    (tmp_path / "data/chunk-000/file-001.parquet").unlink()
+    refused(
+        tmp_path,
+        r"expected 6 files for 2 episodes, found 2 of them missing: .*file-001\.parquet "
+        r"\(episode 1\), .*wrist.*file-001\.mp4 \(episode 1\);",
+    )
+
+
+def test_an_index_that_skips_or_repeats_is_refused(tmp_path):
+    write_v3(tmp_path, counted_episodes(2, 2, 2))
+    original = (tmp_path / INDEX).read_bytes()
+
+    edit_parquet(tmp_path / INDEX, lambda row: row if row["episode_index"] != 1 else None)
+    refused(tmp_path, "found episode_index 2 where 1 belongs")
+    (tmp_path / INDEX).write_bytes(original)
+    edit_parquet(tmp_path / INDEX, lambda row: row | {"episode_index": row["episode_index"] // 2})
+    refused(tmp_path, "found episode_index 0 where 1 belongs")
+    (tmp_path / INDEX).write_bytes(original)
+    edit_parquet(tmp_path / INDEX, lambda row: row if row["episode_index"] < 2 else None)
+    refused(tmp_path, "expected 3 episodes .* found 2")
+    (tmp_path / INDEX).unlink()
+    refused(tmp_path, "expected the index of the episodes")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"length": 4}, r"episode 1: expected dataset_to_index 3 \+ length 4, found 8"),
+        ({"length": None}, "length: expected a value in every row, found 1 empty"),
+        ({f"videos/{FRONT}/from_timestamp": float("nan")}, "from_timestamp: expected seconds"),
+        ({f"videos/{FRONT}/from_timestamp": 0.1}, "front: expected episode 1 to begin after"),
+        ({f"videos/{FRONT}/from_timestamp": 0.5}, r"until 1\.0000 s for episode 1, found .*0\.8"),
+        ({f"videos/{FRONT}/file_index": 7}, r"file-007\.mp4 \(episode 1\)"),
+    ],
+)
+def test_an_index_that_does_not_fit_the_files_is_refused(tmp_path, change, match):
+    write_v3(tmp_path, tiny_episodes())
+    edit_parquet(tmp_path / INDEX, lambda row: row | change if row["episode_index"] else row)
+    refused(tmp_path, match)
+
+
+def test_an_index_without_a_column_is_refused(tmp_path):
+    write_v3(tmp_path, tiny_episodes())
+    column = f"videos/{WRIST}/from_timestamp"
+    edit_parquet(tmp_path / INDEX, lambda row: {k: v for k, v in row.items() if k != column})
+    refused(tmp_path, "expected one column videos/observation.images.wrist/from_timestamp")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"episode_index": 0}, "episode 1: expected 5 rows with its number in episode_index"),
+        ({"index": 3}, "expected rows with index 3 to 7"),
+        ({"timestamp": float("nan")}, "timestamp: expected finite seconds, found nan"),
+    ],
+)
+def test_rows_that_are_not_the_episodes_are_refused_at_reading(tmp_path, change, match):
+    write_v3(tmp_path, tiny_episodes())
+    edit_parquet(tmp_path / TABLE, lambda row: row | change if row["episode_index"] else row)
+    reader = open_v3(tmp_path)
+    with pytest.raises(FrameReadError, match=match):
+        reader.frames(1, 0, 2)
+    with pytest.raises(DatasetError, match=match):
+        reader.timestamp(1)
+
+
+def test_tables_with_too_few_rows_or_columns_are_refused(tmp_path):
+    write_v3(tmp_path, tiny_episodes())
+    original = (tmp_path / TABLE).read_bytes()
+    edit_parquet(tmp_path / TABLE, lambda row: row if row["index"] < 7 else None)
+    refused(tmp_path, "expected 8 rows for episodes 0 to 1, found 7")
+    (tmp_path / TABLE).write_bytes(original)
+    edit_parquet(tmp_path / TABLE, lambda row: {k: v for k, v in row.items() if k != "action"})
+    refused(tmp_path, "expected columns action")
+    (tmp_path / TABLE).write_bytes(original[:-8])
+    refused(tmp_path, r"file-000\.parquet: expected a parquet file.*was not finished")
+
+
+def test_rows_of_another_width_are_refused(tmp_path):
+    episodes = tiny_episodes()
+    episodes[1].extra = {"action": [[1.0, 2.0]] * 5}
+    root = write_v3(tmp_path, episodes, tables=((0,), (1,)), lists="variable")
+    reader = open_v3(root)
+    with pytest.raises(DatasetError, match=r"episode 1: action: expected width 3 .* found 2"):
+        reader.numbers(1, "action")
+    episodes[1].extra = {"action": [[1.0, 2.0, 3.0]] * 4 + [[1.0]]}
+    reader = open_v3(write_v3(tmp_path, episodes, lists="variable"))
+    with pytest.raises(DatasetError, match="action: expected rows of one width, found lists of 1"):
+        reader.numbers(0, "action")
+    episodes[1].extra = {"action": [[1.0, 2.0, 3.0]] * 4 + [None]}
+    reader = open_v3(write_v3(tmp_path, episodes, lists="variable"))
+    with pytest.raises(DatasetError, match="action: expected a value in every row, found 1 empty"):
+        reader.numbers(0, "action")
+
+
+def test_a_camera_that_stops_early_is_refused_at_opening(tmp_path):
+    plans = {WRIST: VideoPlan(((0, 1),), missing=2)}
+    write_v3(tmp_path, tiny_episodes(), plans=plans)
+    refused(tmp_path, r"wrist.*: expected 8 frames for episodes 0 to 1, found 6; the camera")
+
+
+def test_a_hole_in_a_video_is_named_by_frame(tmp_path):
+    """As many frames as rows, but the camera paused: the header cannot tell."""
+    write_v3(tmp_path, tiny_episodes())
+    frames = [*counter_frames(0, FRONT), *counter_frames(1, FRONT)]
+    ticks = [1000 * step for step in (0, 1, 2, 3, 4, 5, 8, 9)]
+    write_video(tmp_path / f"videos/{FRONT}/chunk-000/file-000.mp4", frames, ticks=ticks)
+    reader = open_v3(tmp_path)
+    assert read_counters(reader.frames(0, 0, 3)[0]) == [0, 1, 2]
+    match = r"file-000\.mp4: episode 1: observation\.images\.front: frame 3: expected a frame"
+    with pytest.raises(FrameReadError, match=match):
+        reader.frames(1, 0, 2)
+    with pytest.raises(FrameReadError, match=match):
+        reader.frame_drift(1, FRONT)
+
+
+def test_the_size_of_frames_is_that_of_the_files_and_not_what_info_says(tmp_path):
+    write_v3(tmp_path, tiny_episodes())
+    frames = [counter_frame(step, (80, 96)) for step in range(8)]
+    write_video(tmp_path / f"videos/{FRONT}/chunk-000/file-000.mp4", frames)
+    reader = open_v3(tmp_path)
+    assert reader.frame_size(0, FRONT) == (80, 96)
+    assert read_counters(reader.frames(1, 0, 2)[0]) == [3, 4]
+    reader.close()
+
+
+def test_a_depth_camera_is_refused(tmp_path):
+    write_v3(tmp_path, tiny_episodes())
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    info["features"][WRIST]["info"] = {"video.is_depth_map": True}
+    write_json(tmp_path / "meta/info.json", info)
+    refused(tmp_path, "found a depth camera; name one of observation.images.front")
+
+
+def test_episodes_that_are_not_wanted_need_not_be_there(tmp_path):
+    plans = {FRONT: VideoPlan(((0,), (1,), (2,))), WRIST: VideoPlan(((0, 1, 2),))}
+    root = write_v3(tmp_path, counted_episodes(3, 4, 5), plans=plans, tables=((0, 1), (2,)))
+    for path in (*root.rglob("data/*/file-001.parquet"), *root.glob(f"videos/{FRONT}/*/*-000.*")):
+        path.unlink()
+    damage = {"length": -1, f"videos/{WRIST}/from_timestamp": float("nan")}
+    edit_parquet(root / INDEX, lambda row: row | damage if row["episode_index"] == 2 else row)
+    edit_json(root / "meta/info.json", splits={"late": "1:3"})
+    reader = open_v3(root, keeps=lambda number: number == 1)
+    assert (reader.num_episodes, reader.episode_number(0), reader.episode_length(0)) == (1, 1, 4)
+    front, wrist = reader.frames(0, 0, 4)
+    assert read_counters(front) == [100, 101, 102, 103]
+    assert read_counters(wrist) == [1100, 1101, 1102, 1103]
+    assert reader.numbers(0, "action").tolist() == np.arange(12.0).reshape(4, 3).tolist()
+    assert reader.subset("late") == (1, 2)
+    with pytest.raises(DatasetError, match=r"expected at least one episode .* none among 3"):
+        open_v3(root, keeps=lambda number: False)
+    reader.close()
+
+
+def test_the_notes_of_macos_beside_the_index_are_passed(tmp_path):
+    write_v3(tmp_path, tiny_episodes())
+    (tmp_path / "meta/episodes/chunk-000/._file-000.parquet").write_bytes(b"\0\5\x16\7")
+    assert open_v3(tmp_path).num_episodes == 2
+
+
+@pytest.mark.parametrize("odd", [{"dtype": "string", "shape": [0]}, {"shape": [1]}, None, "x"])
+def test_features_and_splits_that_nobody_asks_for_may_be_odd(tmp_path, odd):
+    write_v3(tmp_path, tiny_episodes())
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    write_json(
+        tmp_path / "meta/info.json",
+        info | {"features": info["features"] | {"language": odd}, "splits": None},
+    )
+    reader = open_v3(tmp_path)
+    assert "language" not in LeRobotV3Reader.survey(tmp_path).numbers
+    with pytest.raises(DatasetError, match="expected a split train, found none"):
+        reader.subset("train")
+    refused(tmp_path, r"info\.json: features\.language\.", VIEWS, ("language",))
+
+
+def test_widths_and_names_that_no_robot_has_are_left_out_and_refused(tmp_path):
+    write_v3(tmp_path, tiny_episodes())
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    info["features"]["action"]["shape"] = [10**12]
+    names: list[object] = ["x"]
+    for _ in range(400):
+        names = [names]
+    info["features"]["observation.state"]["names"] = names
+    write_json(tmp_path / "meta/info.json", info)
+    assert LeRobotV3Reader.survey(tmp_path).numbers == {"observation.state": ("0", "1")}
+    refused(tmp_path, "features.action.shape: expected at most 4096 numbers a step, found")
+
+
+def test_rows_of_nobody_are_not_read_without_end(tmp_path):
+    """Millions of rows take a few bytes in the file."""
+    write_v3(tmp_path, tiny_episodes())
+    table = pq.read_table(tmp_path / TABLE)
+    with pq.ParquetWriter(tmp_path / TABLE, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        row = table.slice(7, 1)
+        many = row.take(np.zeros(1_000_001, np.int64))
+        writer.write_table(many)
+    refused(tmp_path, r"expected the 8 rows that the index lists, found 1000009; write the file")
+
+
+def test_more_numbers_than_memory_holds_are_refused_by_the_footer(tmp_path, monkeypatch):
+    root = write_v3(tmp_path, tiny_episodes())
+    reader = open_v3(root)
+    monkeypatch.setattr("pipeline.datasets.lerobot.table.MAX_NUMBERS", 23)  # 8 rows of 3 are 24
+    assert reader.numbers(0, "observation.state").shape == (3, 2)
+    with pytest.raises(DatasetError, match=r"action: expected at most 23 numbers .* found 24"):
+        reader.numbers(0, "action")
+
+
+def test_headers_are_not_read_from_elsewhere(tmp_path):
+    root = write_v3(tmp_path / "set", tiny_episodes())
+    for name in ("meta/info.json", INDEX):
+        (root / name).rename(tmp_path / "outside")
+        (root / name).symlink_to(tmp_path / "outside")
+        refused(root, f"{name}' inside this place, .*allow_outside")
+        assert LeRobotV3Reader.recognises(root)  # so that opening names the link
+        assert open_v3(root, allow_outside=True).num_episodes == 2
+        if name == "meta/info.json":
+            with pytest.raises(DatasetError, match="copy the files in"):
+                LeRobotV3Reader.survey(root)
+        (root / name).unlink()
+        os.mkfifo(root / name)
+        refused(root, f"{name}: expected a file of at most")
+        (root / name).unlink()
+        (tmp_path / "outside").rename(root / name)
+    (tmp_path / "card").write_text("---\nlicense: secret\n---\n")
+    (root / "README.md").symlink_to(tmp_path / "card")
+    assert LeRobotV3Reader.survey(root).notes == {}

@@ -1,0 +1,308 @@
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+from numcodecs.abc import Codec
+
+from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.replay_buffer.reader import DiffusionPolicyZarrReader
+from pipeline.errors import DatasetError, FrameReadError
+from tests.pipeline.datasets.format_contract import FormatContract, tiny_frames, tiny_state
+from tests.pipeline.datasets.replay_buffer.zarr_files import (
+    FRONT,
+    WRIST,
+    tiny_arrays,
+    write_replay_buffer,
+    zip_folder,
+)
+
+NUMBERS = ("data/state", "data/action")
+
+
+def open_buffer(
+    root: Path, views: tuple[str, ...] = (FRONT, WRIST), **place: Any
+) -> DiffusionPolicyZarrReader:
+    return DiffusionPolicyZarrReader(DatasetPlace(root, views, NUMBERS, **place))
+
+
+def header(root: Path, key: str, **changes: object) -> None:
+    """Change fields of an array's header."""
+    path = root / key / ".zarray"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays())
+
+
+class ZarrContract(FormatContract):
+    view_keys = (FRONT, WRIST)
+    state_key, action_key = NUMBERS
+    fps = None
+
+
+class TestFolder(ZarrContract):
+    def make_reader(self, root):
+        return open_buffer(write_replay_buffer(root / "tiny.zarr", tiny_arrays()))
+
+
+class TestZip(ZarrContract):
+    def make_reader(self, root):
+        return open_buffer(zip_folder(write_replay_buffer(root / "tiny.zarr", tiny_arrays())))
+
+
+class TestFloatFramesInOneChunkEach(ZarrContract):
+    """As Push-T's public file, whose frames are float32."""
+
+    def make_reader(self, root):
+        arrays = tiny_arrays("f4")
+        codec = numcodecs.Blosc("lz4", 5, numcodecs.Blosc.NOSHUFFLE)
+        write_replay_buffer(root / "tiny.zarr", arrays, compressor=codec, rows_per_chunk=1)
+        return open_buffer(root / "tiny.zarr")
+
+
+class TestUncompressedWithNestedChunks(ZarrContract):
+    def make_reader(self, root):
+        write_replay_buffer(root / "tiny.zarr", tiny_arrays(), compressor=None, separator="/")
+        return open_buffer(root / "tiny.zarr")
+
+
+def test_it_is_recognised_by_its_names(root, tmp_path):
+    assert DiffusionPolicyZarrReader.recognises(root)
+    path = zip_folder(root)
+    assert DiffusionPolicyZarrReader.recognises(path)
+    renamed = path.rename(tmp_path / "other.zip")
+    assert DiffusionPolicyZarrReader.recognises(renamed)
+    foreign = tmp_path / "foreign.zip"
+    with zipfile.ZipFile(foreign, "w") as archive:
+        archive.writestr("a", "b")
+    (tmp_path / "text.zip").write_text("no zip")
+    zarr.open_group(tmp_path / "store.zarr", mode="w")  # such as our own feature stores
+    for other in (foreign, tmp_path, tmp_path / "text.zip", tmp_path / "store.zarr"):
+        assert not DiffusionPolicyZarrReader.recognises(other)
+    assert not DiffusionPolicyZarrReader.recognises(tmp_path / "absent")
+
+
+def test_the_survey_tells_pictures_from_numbers(tmp_path):
+    arrays = tiny_arrays("f4") | {
+        "keypoint": np.zeros((8, 9, 2), "f4"),
+        "n_contacts": np.zeros(8, "f4"),
+    }
+    write_replay_buffer(tmp_path / "tiny.zarr", arrays)
+    for root in (tmp_path / "tiny.zarr", zip_folder(tmp_path / "tiny.zarr")):
+        found = DiffusionPolicyZarrReader.survey(root)
+        assert found.fps is None
+        assert found.views == {FRONT: (6, 8), WRIST: (4, 5)}
+        assert found.numbers == {
+            "data/action": ("0", "1", "2"),
+            "data/n_contacts": ("0",),
+            "data/state": ("0", "1"),
+        }
+
+
+def test_a_clock_in_the_files_is_read(tmp_path):
+    seconds = np.array([5.0, 5.1, 5.2, 9.0, 9.1, 9.2, 9.3, 9.4])
+    write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays() | {"timestamp": seconds})
+    reader = open_buffer(tmp_path / "tiny.zarr")
+    np.testing.assert_array_equal(reader.timestamp(0), seconds[:3] - 5.0)
+    np.testing.assert_array_equal(reader.timestamp(1), seconds[3:] - 9.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"), [(0.5, "0.5"), (256, "256"), (-1, "-1"), (np.nan, "n")]
+)
+def test_a_frame_value_that_is_no_level_is_named_with_its_step(tmp_path, value, found):
+    arrays = tiny_arrays("f4")
+    arrays["img"][3 + 2, 1, 2, 0] = value
+    reader = open_buffer(write_replay_buffer(tmp_path / "tiny.zarr", arrays))
+    pattern = rf"episode 1: data/img: .*0 to 255 .*, found {found}.* at step 2; store"
+    with pytest.raises(FrameReadError, match=pattern):
+        reader.frames(1, 1, 5)
+    np.testing.assert_array_equal(reader.frames(1, 3, 5)[0], tiny_frames(1, "front")[3:5])
+
+
+@pytest.mark.parametrize("chunk", ["0.0.0.0", "1.0.0.0"])
+def test_a_chunk_that_was_never_written_is_refused_and_not_read_as_black(root, chunk):
+    (root / FRONT / chunk).unlink()
+    assert not zarr.open_group(root, mode="r")[FRONT][:3].all()  # what zarr says: nothing
+    with pytest.raises(DatasetError, match=rf"data/img: .* found no chunk {chunk}, .*zeros"):
+        open_buffer(root)
+
+
+def test_a_chunk_absent_in_a_zip_is_refused(root):
+    (root / "data/action/0.0").unlink()
+    with pytest.raises(DatasetError, match=r"tiny\.zarr\.zip: data/action: .*no chunk 0\.0"):
+        open_buffer(zip_folder(root))
+
+
+def test_a_chunk_that_vanishes_later_is_refused(root):
+    reader = open_buffer(root)
+    (root / FRONT / "1.0.0.0").unlink()
+    with pytest.raises(FrameReadError, match=r"episode 1: data/img: .*no chunk 1\.0\.0\.0"):
+        reader.frames(1, 0, 2)
+    reader.frames(0, 0, 3)
+
+
+@pytest.mark.parametrize("num_bytes", [20, 60])
+@pytest.mark.parametrize("is_zip", [False, True])
+def test_a_chunk_that_was_cut_off_is_an_error(tmp_path, num_bytes, is_zip):
+    """Also where it does not compress: there Blosc would read what lies behind it in memory."""
+    arrays = tiny_arrays()
+    arrays["img"] = np.random.default_rng(0).integers(0, 256, arrays["img"].shape, np.uint8)
+    root = write_replay_buffer(tmp_path / "tiny.zarr", arrays)
+    path = root / FRONT / "1.0.0.0"
+    path.write_bytes(path.read_bytes()[:-num_bytes])
+    reader = open_buffer(zip_folder(root) if is_zip else root)
+    with pytest.raises(FrameReadError, match=r"episode 1: data/img: .*rows \[3, 5\) to decode"):
+        reader.frames(1, 0, 2)
+    path.write_bytes(b"short")
+    reader = open_buffer(root)
+    with pytest.raises(FrameReadError, match="5 bytes of Blosc with no header"):
+        reader.frames(1, 0, 2)
+
+
+def test_a_raw_chunk_that_was_cut_off_is_found_when_opening(root):
+    path = root / "data/state/0.0"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(
+        DatasetError, match=r"data/state: expected 64 bytes in chunk 0\.0, found 60"
+    ):
+        open_buffer(root)
+
+
+@pytest.mark.parametrize(
+    ("ends", "pattern"),
+    [
+        ((3, 3, 8), r"ends that rise, .* found 3 for episode 1"),
+        ((0, 8), r"found 0 for episode 0"),
+        ((3, 7), r"data/img: expected 7 rows as the last of meta/episode_ends, found 8"),
+        ((3, 9), r"data/img: expected 9 rows"),
+        (np.zeros(0, "i8"), r"meta/episode_ends: expected rows"),
+        (np.array([3.0, 8.0]), r"whole numbers on one axis, found float64"),
+        (np.array([[3], [8]]), r"whole numbers on one axis, found int64 \(2, 1\)"),
+    ],
+)
+def test_ends_that_do_not_fit_are_refused(tmp_path, ends, pattern):
+    if len(ends) == 0:
+        write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays())
+        header(tmp_path / "tiny.zarr", "meta/episode_ends", shape=[0])
+    else:
+        write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays(), ends)
+    with pytest.raises(DatasetError, match=pattern):
+        open_buffer(tmp_path / "tiny.zarr")
+
+
+def test_keys_that_do_not_fit_are_refused(tmp_path):
+    arrays = tiny_arrays() | {
+        "channels_first": np.zeros((8, 3, 4, 5), "u1"),
+        "levels16": np.zeros((8, 4, 5, 3), "u2"),
+    }
+    root = write_replay_buffer(tmp_path / "tiny.zarr", arrays)
+    for key, pattern in {
+        "data/channels_first": r"\(steps, height, width, 3\), found uint8 \(8, 3, 4, 5\)",
+        "data/levels16": "found uint16",
+        "data/state": "expected uint8 or floating-point frames",
+        "data/none": r"expected an array data/none, found data/action, .*data/state",
+        "img": "expected an array img, found",
+        "data/../data/img": "expected an array",
+        "data": "expected an array data,",
+    }.items():
+        with pytest.raises(DatasetError, match=pattern):
+            open_buffer(root, (key,))
+    with pytest.raises(DatasetError, match="one row of numbers a step"):
+        DiffusionPolicyZarrReader(DatasetPlace(root, (), (FRONT,)))
+
+
+def test_a_codec_that_is_installed_decodes(tmp_path, monkeypatch):
+    class Inverted(Codec):
+        codec_id = "imagecodecs_tiny"
+
+        def encode(self, buf):
+            return (255 - np.asarray(buf).view("u1")).tobytes()
+
+        decode = encode
+
+    monkeypatch.setitem(numcodecs.registry.codec_registry, Inverted.codec_id, Inverted)
+    root = write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays(), compressor=Inverted())
+    np.testing.assert_array_equal(open_buffer(root).frames(0, 0, 3)[0], tiny_frames(0, "front"))
+
+
+def test_links_out_of_the_root_need_the_manifests_word(root, tmp_path):
+    outside = tmp_path / "outside"
+    shutil.move(root / FRONT, outside)
+    (root / FRONT).symlink_to(outside)
+    with pytest.raises(DatasetError, match="allow_outside"):
+        open_buffer(root)
+    np.testing.assert_array_equal(
+        open_buffer(root, allow_outside=True).frames(0, 0, 3)[0], tiny_frames(0, "front")
+    )
+    (root / FRONT).unlink()
+    shutil.copytree(outside, root / FRONT)
+    (root / FRONT / "1.0.0.0").unlink()
+    (root / FRONT / "1.0.0.0").symlink_to(outside / "1.0.0.0")
+    with pytest.raises(DatasetError, match="allow_outside"):
+        open_buffer(root)
+    open_buffer(root, allow_outside=True)
+
+
+def test_zips_that_do_not_open_or_hold_something_else_are_named(root, tmp_path):
+    path = zip_folder(root)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DatasetError, match=r"tiny\.zarr\.zip: expected a whole zip"):
+        open_buffer(path)
+    nested = tmp_path / "nested.zarr.zip"
+    with zipfile.ZipFile(nested, "w") as archive:
+        archive.write(root / ".zgroup", "tiny.zarr/.zgroup")
+    with pytest.raises(DatasetError, match=r"at the top of the zip, found tiny\.zarr; zip what"):
+        open_buffer(nested)
+
+
+def test_a_damaged_chunk_in_a_zip_is_an_error(root):
+    path = zip_folder(root)
+    chunk = (root / FRONT / "0.0.0.0").read_bytes()
+    content = bytearray(path.read_bytes())
+    content[content.index(chunk) + 40] ^= 255
+    path.write_bytes(content)
+    reader = open_buffer(path)
+    with pytest.raises(FrameReadError, match=r"episode 0: data/img: .*to decode, found damage"):
+        reader.frames(0, 0, 1)
+
+
+def test_other_folders_and_formats_are_named(root, tmp_path):
+    with pytest.raises(DatasetError, match="expected a Zarr v2 replay buffer"):
+        open_buffer(tmp_path)
+    shutil.rmtree(root / "meta")
+    with pytest.raises(DatasetError, match="expected an array meta/episode_ends"):
+        open_buffer(root)
+    zarr.open_group(tmp_path / "three.zarr", mode="w", zarr_format=3)
+    with pytest.raises(DatasetError, match=r"expected Zarr format 2, .*found format 3"):
+        open_buffer(tmp_path / "three.zarr")
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut off"])
+def test_chunks_of_episodes_that_are_not_wanted_need_not_be_there(tmp_path, damage):
+    """The first chunk of frames is that of episode 0 alone; the one of the numbers is of both."""
+    root = write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays(), compressor=None)
+    path = root / FRONT / "0.0.0.0"
+    if damage == "absent":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DatasetError, match=r"data/img: .*0\.0\.0\.0.*episodes = \{except = "):
+        open_buffer(root)
+    reader = open_buffer(root, keeps=lambda number: number == 1)
+    assert (reader.num_episodes, reader.episode_number(0), reader.episode_length(0)) == (1, 1, 5)
+    assert reader.episode_name(0) == f"{root}: episode 1"
+    np.testing.assert_array_equal(reader.frames(0, 0, 5)[0], tiny_frames(1, "front"))
+    np.testing.assert_array_equal(reader.numbers(0, "data/state"), tiny_state(1))
+    with pytest.raises(IndexError):
+        reader.episode_length(1)
+    with pytest.raises(DatasetError, match=r"expected at least one episode .* none among 2"):
+        open_buffer(root, keeps=lambda number: number > 1)

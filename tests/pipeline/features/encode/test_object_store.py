@@ -1,0 +1,225 @@
+"""A feature store on a real S3 server: the bytes of a local one, and damage is never an outage."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+
+from pipeline.errors import IncompleteStoreError, ObjectStorageError, StoreError
+from pipeline.features.encode.target import open_target
+from pipeline.features.store.checksums import verify_checksums
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.storage.folders import ObjectUrl, open_folder
+from policy.encoders.siglip2 import load_backbone
+from tests.object_server import BUCKET, ask, use_server
+from tests.pipeline.tiny import (
+    complete_store,
+    create_store,
+    fill_store,
+    tiny_features,
+    tiny_identity,
+    tiny_steps,
+)
+from tests.tower import tiny_tower
+
+LENGTHS = (256, 40, 10)  # two units, the second one short
+
+
+@pytest.fixture
+def url(request, proxy):
+    return ObjectUrl("s3", BUCKET, f"stores/{request.node.name}/x.zarr")
+
+
+@pytest.fixture
+def whole(server, monkeypatch):
+    """A complete store that tests damage and mend; the first one makes it."""
+    use_server(monkeypatch, f"http://127.0.0.1:{server}")
+    url = ObjectUrl("s3", BUCKET, "stores/whole.zarr")
+    is_made = open_folder(url).exists("COMPLETE.json")
+    return FeatureStore.open(url) if is_made else complete_store(url, LENGTHS)
+
+
+def content(location: Path | ObjectUrl) -> dict[str, bytes]:
+    folder = open_folder(location)
+    return {name: folder.read(name) for name in folder.names()}
+
+
+@pytest.mark.parametrize("rows_per_unit", [256, 512])
+def test_a_store_has_the_bytes_of_a_local_one(url, proxy, tmp_path, rows_per_unit):
+    """One request in seven fails, in every way, while it is made, written, marked and read."""
+    proxy.share = 1 / 7
+    complete_store(tmp_path / "x.zarr", LENGTHS, rows_per_unit=rows_per_unit)
+    complete_store(url, LENGTHS, rows_per_unit=rows_per_unit)
+    assert content(url) == content(tmp_path / "x.zarr")
+    store = FeatureStore.open(url)
+    with store.unreplaced():
+        store.check_digest()
+        np.testing.assert_array_equal(store.read_features(), tiny_features(sum(LENGTHS)))
+    assert not verify_checksums(url).damaged
+    assert len(proxy.failed) > 5
+
+
+def test_the_store_is_there_once_its_root_is_and_a_unit_once_its_record_is(url, proxy):
+    fill_store(create_store(url, LENGTHS))
+    put = [name.removeprefix(f"{url.path}/") for method, name in proxy.seen if method == "PUT"]
+    assert put.index("zarr.json") > max(put.index("state/zarr.json"), put.index("probe/zarr.json"))
+    for unit in range(2):
+        arrays = [f"features/c/{unit}/0/0", f"frame_hash/c/{unit}/0"]
+        assert put[-6 + 3 * unit :][:3] == [*arrays, f"commits/00000{unit}.json"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_a_creation_that_died_left_is_no_store_and_makes_room(url, proxy):
+    whole = ObjectUrl("s3", BUCKET, f"{url.path}.whole")
+    create_store(whole, LENGTHS)
+    proxy.dies_at = lambda method, path: method == "PUT" and path.endswith("x.zarr/zarr.json")
+    with pytest.raises(ObjectStorageError, match=r"x\.zarr/zarr\.json: object storage does not"):
+        create_store(url, (*LENGTHS, 9))
+    proxy.is_dead = False
+    proxy.dies_at = lambda _method, _path: False
+    assert "state/zarr.json" in set(open_folder(url).names())
+    with pytest.raises(StoreError, match="no feature store here"):
+        FeatureStore.open(url, allow_incomplete=True)
+    create_store(url, LENGTHS)
+    assert content(url) == content(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "committed"),
+    [
+        ("features/c/1/0/0", {0}),
+        ("commits/000001.json", {0}),
+        ("FILES.json", {0, 1}),
+        ("COMPLETE.json", {0, 1}),
+    ],
+)
+@pytest.mark.usefixtures("impatient")
+def test_a_death_at_any_put_leaves_what_was_committed_and_no_more(
+    whole, url, proxy, name, committed
+):
+    proxy.dies_at = lambda method, path: method == "PUT" and path.endswith(f"/x.zarr/{name}")
+    with pytest.raises(ObjectStorageError, match=f"{name}: object storage does not answer"):
+        complete_store(url, LENGTHS)
+    proxy.is_dead, proxy.dies_at = False, lambda _method, _path: False
+    with pytest.raises(IncompleteStoreError, match=f"after {len(committed)} of 2 units"):
+        FeatureStore.open(url)
+    store = FeatureStore.open(url, allow_incomplete=True, writable=True)
+    assert store.valid_units() == committed
+    fill_store(store, sorted({0, 1} - committed))
+    store.mark_complete()
+    assert content(url) == content(whole.path)
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_of_two_that_create_it_at_once_one_wins(url, proxy, server, is_same):
+    """The other one's root arrives just before ours: equal stores are one, others are refused."""
+    twin = ObjectUrl("s3", BUCKET, f"{url.path}.twin")
+    identity = None if is_same else tiny_identity("e" * 64)
+    root = create_store(twin, LENGTHS, identity=identity).folder.read("zarr.json")
+
+    def is_quicker(method: str, path: str) -> bool:
+        if method == "PUT" and path.endswith("x.zarr/zarr.json"):
+            ask(server, "PUT", f"/{BUCKET}/{url.path}/zarr.json", root)
+        return False
+
+    proxy.dies_at = is_quicker
+    if is_same:
+        assert create_store(url, LENGTHS).num_rows == sum(LENGTHS)
+    else:
+        with pytest.raises(StoreError, match="another process has created a store here meanwhile"):
+            create_store(url, LENGTHS)
+    assert open_folder(url).read("zarr.json") == root
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("features/c/1/0/0", lambda held: held[: len(held) // 2], r"features: cannot be read"),
+        ("features/c/1/0/0", lambda held: held[:9] + b"?" + held[10:], r"features: cannot be read"),
+        ("features/c/1/0/0", None, r"rows 256\.\.306 \(unit 1\) do not hash"),
+        ("frame_hash/c/1/0", None, r"rows 256\.\.306 \(unit 1\) do not hash"),
+        ("commits/000001.json", lambda held: held[:-9], "unit 1.* damaged commit record"),
+        ("commits/000001.json", None, r"unit 1\) have no commit record"),
+        ("state/c/0/0", None, "state/c/0/0: is missing"),
+        ("FILES.json", lambda held: held[:-9], "embedding stopped after 2 of 2 units"),
+        ("COMPLETE.json", None, "embedding stopped after 2 of 2 units"),
+    ],
+)
+def test_nothing_torn_is_read_as_whole(whole, name, damage, said):
+    """A cut, changed or absent object of a store that was complete."""
+    folder, held = whole.folder, whole.folder.read(name)
+    if damage is None:
+        folder.delete([name])
+    else:
+        folder.write(name, damage(held))
+    with pytest.raises(StoreError, match=said):
+        read_all(whole.path)
+    report = verify_checksums(whole.path)
+    assert [file.name for file in report.damaged] == [name]
+    assert f"{whole.path}/{name}: " in report.summary()
+    folder.write(name, held)
+    assert not verify_checksums(whole.path).damaged
+
+
+def read_all(location: ObjectUrl) -> None:
+    store = FeatureStore.open(location)
+    with store.unreplaced():
+        store.read_steps()
+        store.read_features()
+
+
+def test_who_believes_to_have_created_it_finds_that_another_has_with_other_rows(url):
+    """The roots of two datasets of one manifest are equal: they name no rows."""
+    held, ours = create_store(url, LENGTHS), tiny_steps((256, 40, 20))
+    with pytest.raises(StoreError, match=r"holds 306 steps, the dataset has 316, .* cannot grow"):
+        open_target(url, held.attributes, ours, load_backbone(tiny_tower()), held.read_probe())
+
+
+def test_a_store_that_is_written_while_it_is_read_is_noticed(url):
+    writer, reader = complete_store(url, LENGTHS), FeatureStore.open(url)
+    other = tiny_features(sum(LENGTHS))[:256] + np.float16(1)
+    with ExitStack() as reading:
+        reading.enter_context(reader.unreplaced())
+        writer.write_unit(0, other, np.zeros(other.shape[:2], np.uint64), {"engine"})
+        writer.mark_complete()
+        with pytest.raises(StoreError, match="it was changed, while it was read"):
+            reading.close()
+
+
+def test_two_writers_of_the_same_units_leave_whole_ones(url, tmp_path):
+    """Nothing locks them out: both put the same bytes, in whatever order."""
+    complete_store(tmp_path / "x.zarr", LENGTHS)
+    stores = [
+        create_store(url, LENGTHS),
+        FeatureStore.open(url, allow_incomplete=True, writable=True),
+    ]
+    writers = [Thread(target=fill_store, args=(store,)) for store in stores]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    stores[0].mark_complete()
+    assert content(url) == content(tmp_path / "x.zarr")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_outage_is_no_damage(url, proxy):
+    """What cannot be asked for must not count as absent: it would all be encoded again."""
+    store = complete_store(url, LENGTHS)
+    assert store.valid_units() == {0, 1}
+    proxy.is_dead = True
+    for ask_for in (
+        store.valid_units,
+        store.read_features,
+        store.read_probe,
+        lambda: store.is_complete,
+        lambda: verify_checksums(url),
+        lambda: FeatureStore.open(url),
+        lambda: fill_store(store),
+    ):
+        with pytest.raises(ObjectStorageError, match="does not answer after 1 retries"):
+            ask_for()
+    proxy.is_dead = False
+    read_all(url)

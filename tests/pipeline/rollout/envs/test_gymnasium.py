@@ -1,0 +1,341 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import ConfigError, EnvError
+from pipeline.rollout.envs.gymnasium_config import GymnasiumConfig
+from pipeline.rollout.envs.registry import make_env, make_expert_env
+from policy.images import resize_frames
+from tests.pipeline.rollout import toy_env
+from tests.pipeline.rollout.envs.env_contract import EnvContract
+
+ROOT = Path(__file__).parents[4]
+
+TOY = f"""
+id = "{toy_env.ID}"
+control_hz = 10.0
+max_steps = 50
+
+[[views]]
+name = "front"
+key = "pixels/front"
+
+[[views]]
+name = "top"
+key = "pixels/top"
+
+[[views]]
+name = "side"
+key = "render()"
+
+[state]
+key = ["agent_pos", "speed"]
+units = "x and y of the dot, half widths; its speed, half widths a step"
+
+[action]
+units = "speed along x and y, 1 = the largest"
+
+[success]
+info = "task/is_success"
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    (folder / "env.toml").write_text(text)
+    return f"gymnasium:{folder / 'env.toml'}"
+
+
+@pytest.fixture(scope="class")
+def toy_name(request, tmp_path_factory):
+    request.cls.name = write(tmp_path_factory.mktemp("toy"), TOY)
+
+
+@pytest.mark.usefixtures("toy_name")
+class TestToy(EnvContract):
+    VIEWS = ("front", "top", "side")
+
+    @classmethod
+    def build_with(cls, views):
+        return make_env(cls.name, views)
+
+    def test_it_says_what_it_is(self, env):
+        assert env.name == self.name
+        assert (env.state_dim, env.action_dim) == (3, 2)
+        assert (env.control_hz, env.max_steps) == (10.0, 50)
+
+    def test_its_numbers_and_pictures_are_the_environments_own(self, env):
+        """The oracle steps the same environment by Gymnasium alone."""
+        oracle = gymnasium.make(toy_env.ID, render_mode="rgb_array", disable_env_checker=True)
+        expected, _ = oracle.reset(seed=8)
+        env.reset(8)
+        for step in range(5):
+            pictures = [*expected["pixels"].values(), oracle.render()]
+            resized = [resize_frames(torch.from_numpy(p)[None])[0].numpy() for p in pictures]
+            np.testing.assert_array_equal(env.render(), resized)
+            numbers = [*expected["agent_pos"], 0.1]
+            np.testing.assert_array_equal(env.state(), np.float32(numbers))
+            action = self.next_action(env, step)
+            expected, reward, _, _, _ = oracle.step(action)
+            assert env.step(action).reward == reward
+        oracle.close()
+
+    def test_steering_to_the_target_is_success_as_its_info_says(self, env):
+        env.reset(0)
+        toy = env._env.unwrapped
+        outcomes = [env.step(np.float32((toy.target - toy.dot) / 0.1)) for _ in range(12)]
+        assert [outcome.success for outcome in outcomes[:1]] == [False]
+        assert outcomes[-1].success
+        assert not outcomes[-1].truncated
+
+    def test_nobody_knows_an_effector(self, env):
+        env.reset(0)
+        assert env.effector_pixels().shape == (3, 2)
+        assert np.isnan(env.effector_pixels()).all()
+
+    def test_closing_closes_the_environment(self):
+        env = self.build()
+        toy = env._env.unwrapped
+        env.close()
+        assert not toy.is_open
+
+    def test_another_size_is_refused_because_the_environment_decides_it(self):
+        with pytest.raises(EnvError, match=r"found 480; .*\[kwargs\]"):
+            make_env(self.name, self.VIEWS, 480)
+
+    def test_it_cannot_be_recorded(self):
+        with pytest.raises(EnvError, match="scripted expert, found none"):
+            make_expert_env(self.name, self.VIEWS)
+
+
+def test_an_episode_that_the_environment_ends_is_over(tmp_path):
+    """`terminated` without success is a failed episode, as a time limit is."""
+    env = make_env(write(tmp_path, TOY + "[kwargs]\nspeed = 2.0\n"), ("front",))
+    env.reset(0)
+    right = np.array([1, 0], np.float32)
+    assert [env.step(right).truncated for _ in range(2)] == [False, True]
+    with pytest.raises(EnvError, match="reset first"):
+        env.step(right)
+    env.close()
+
+
+def test_what_the_file_says_is_what_happens(tmp_path):
+    text = (
+        TOY.replace('key = "pixels/front"', 'key = "pixels/front"\nrotate_180 = true')
+        .replace('["agent_pos", "speed"]', '["agent_pos", "target"]\ncolumns = [3, 0]')
+        .replace("[action]", "[action]\nclip = false")
+        .replace('info = "task/is_success"', "reward_at_least = -0.5")
+    )
+    changed = make_env(write(tmp_path, text), ("front",))
+    plain = make_env(write(tmp_path, TOY), ("front",))
+    for env in (changed, plain):
+        env.reset(2)
+    np.testing.assert_array_equal(changed.render(), plain.render()[:, ::-1, ::-1])
+    toy = changed._env.unwrapped
+    np.testing.assert_array_equal(changed.state(), np.float32([toy.target[1], 0]))
+    far = np.array([3, -3], np.float32)
+    outcome = changed.step(far)
+    assert outcome.success == (outcome.reward >= -0.5)
+    plain.step(far)
+    np.testing.assert_array_equal(toy.received, [far])
+    np.testing.assert_array_equal(plain._env.unwrapped.received, [[1, -1]])
+    changed.close()
+    plain.close()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "pattern"),
+    [
+        ("max_steps", "max_step", r"env\.toml: max_steps?: "),
+        ("control_hz = 10.0", "control_hz = 0", "control_hz: .*greater than 0, found 0"),
+        ("control_hz = 10.0", "control_hz = 10.0\nspeed = 1", "speed: Extra inputs"),
+        ('key = "pixels/top"', 'key = "pixels/top"\nturned = true', r"views\.1\.turned: Extra"),
+        ('name = "top"', 'name = "front"', "different names, found front, front, side"),
+        ("[action]", "action", "expected TOML"),
+        ('info = "task/is_success"', "", "either info or reward_at_least"),
+        ("[action]", "[kwargs]\nmax_episode_steps = 3\n[action]", "max_episode_steps of gymn"),
+        (toy_env.ID, "os:system", "id: String should match"),
+        ("control_hz", 'module = "os; x"\ncontrol_hz', "module: String should match"),
+        # Beside the project, but not of a package that requires gymnasium:
+        ("control_hz", 'module = "tests.conftest"\ncontrol_hz', "installed package that requires"),
+        ("control_hz", 'module = "antigravity"\ncontrol_hz', "installed package that requires"),
+        ("control_hz", 'module = "gymnasium"\ncontrol_hz', "installed package that requires"),
+        ("control_hz", 'module = "__main__"\ncontrol_hz', "installed package that requires"),
+    ],
+)
+def test_a_wrong_file_is_answered_in_one_line(tmp_path, old, new, pattern):
+    assert old in TOY
+    with pytest.raises(ConfigError, match=pattern) as caught:
+        make_env(write(tmp_path, TOY.replace(old, new, 1)), ("front",))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "pattern"),
+    [
+        (toy_env.ID, "NoSuchEnv-v3", "gymnasium.make to build NoSuchEnv-v3, found NameNotFound"),
+        ("[action]", "[kwargs]\nspede = 1\n[action]", "found TypeError: .*spede"),
+        ("pixels/front", "pixels/frnt", "view front: expected pixels/frnt, found front, top"),
+        ("pixels/front", "agent_pos", r"view front: expected uint8 .* found float64 \(2,\)"),
+        ("agent_pos", "agent", "state: expected agent, found pixels, agent_pos"),
+        ('["agent_pos", "speed"]', '"."', "state: expected numbers at ., found object"),
+        ('"speed"]', '"speed"]\ncolumns = [3]', "columns below 3, found 3"),
+    ],
+)
+def test_what_the_environment_does_not_have_is_named_at_the_start(tmp_path, old, new, pattern):
+    with pytest.raises(EnvError, match=pattern) as caught:
+        make_env(write(tmp_path, TOY.replace(old, new, 1)), ("front",))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_measure_of_success_that_is_not_there_is_an_error(tmp_path):
+    env = make_env(write(tmp_path, TOY.replace("task/is_success", "solved")), ("front",))
+    env.reset(0)
+    with pytest.raises(EnvError, match=r"success\.info: expected solved, found task"):
+        env.step(np.zeros(2, np.float32))
+    env.close()
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.toml: expected a TOML file"):
+        make_env(f"gymnasium:{tmp_path}/absent.toml", ("front",))
+
+
+def install(folder: Path, name: str, *, requires: str) -> None:
+    """Lay a package out as pip does; importing it leaves a mark in `sys.modules`."""
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text("import tests.pipeline.rollout.toy_env\n")
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\nRequires-Dist: {requires}\n")
+    (info / "RECORD").write_text(f"{name}/__init__.py,,\n{name}-1.0.dist-info/METADATA,,\n")
+
+
+def test_only_an_installed_package_that_requires_gymnasium_is_imported(tmp_path, monkeypatch):
+    site, beside = tmp_path / "site", tmp_path / "beside"
+    site.mkdir()
+    beside.mkdir()
+    install(site, "honest_envs", requires="gymnasium>=1.0")
+    install(site, "something_else", requires="numpy")
+    monkeypatch.syspath_prepend(site)
+    text = TOY.replace("control_hz", 'module = "{}"\ncontrol_hz', 1)
+    with pytest.raises(ConfigError, match="found something_else"):
+        make_env(write(tmp_path, text.replace("{}", "something_else")), ("front",))
+    # A file of the same name, found first, is not the installed one.
+    (beside / "honest_envs.py").write_text("raise SystemExit('ran code that nobody installed')")
+    monkeypatch.syspath_prepend(beside)
+    with pytest.raises(ConfigError, match="found honest_envs"):
+        make_env(write(tmp_path, text.replace("{}", "honest_envs")), ("front",))
+    assert "something_else" not in sys.modules
+    (beside / "honest_envs.py").unlink()
+    make_env(write(tmp_path, text.replace("{}", "honest_envs")), ("front",)).close()
+    assert "honest_envs" in sys.modules
+    monkeypatch.delitem(sys.modules, "honest_envs")
+
+
+def test_a_package_that_was_installed_editable_is_imported_from_its_own_folder_only(
+    tmp_path, monkeypatch
+):
+    site, project = tmp_path / "site", tmp_path / "project"
+    site.mkdir()
+    project.mkdir()
+    install(project, "edited_envs", requires="gymnasium>=1.0")
+    (project / "edited_envs-1.0.dist-info").rename(site / "edited_envs-1.0.dist-info")
+    info = site / "edited_envs-1.0.dist-info"
+    (info / "RECORD").write_text("edited_envs-1.0.dist-info/METADATA,,\n")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.syspath_prepend(project)
+    name = write(tmp_path, TOY.replace("control_hz", 'module = "edited_envs"\ncontrol_hz', 1))
+    for folder in (tmp_path / "elsewhere", project):
+        link = {"url": folder.as_uri(), "dir_info": {"editable": True}}
+        (info / "direct_url.json").write_text(json.dumps(link))
+        if folder != project:
+            with pytest.raises(ConfigError, match="found edited_envs"):
+                make_env(name, ("front",))
+    make_env(name, ("front",)).close()
+    monkeypatch.delitem(sys.modules, "edited_envs")
+
+
+REACHER = """
+id = "Reacher-v5"
+control_hz = 50.0
+max_steps = 50
+kwargs = {width = 320, height = 240}
+
+[[views]]
+name = "camera"
+key = "render()"
+
+[state]
+key = "."
+columns = [0, 1, 2, 3, 6, 7]
+units = "cosine, then sine of both joints; their speed in radians a second"
+
+[action]
+units = "torque of both joints, 1 N m"
+
+[success]
+reward_at_least = -0.02
+"""
+REACH = """
+import numpy as np
+from pipeline.rollout.envs.gymnasium_config import GymnasiumConfig
+from pipeline.rollout.envs.registry import make_env
+env = make_env("gymnasium:{}", ("camera",))
+episodes = []
+for seed in (3, 4, 3):
+    env.reset(seed)
+    shots = [env.render(), env.state()]
+    for _ in range(10):
+        env.step(np.array([0.4, -0.2], np.float32))
+    episodes.append([*shots, env.render(), env.state()])
+one, other, again = episodes
+assert all((a == b).all() for a, b in zip(one, again))
+assert (one[0] != other[0]).any() and (one[0] != one[2]).any()
+print(one[0].shape, one[1].shape, one[0].std() > 20)
+"""
+
+
+@pytest.mark.sim
+def test_an_environment_of_gymnasium_itself_renders_repeats_and_leaves_quietly(tmp_path):
+    """Reacher on MuJoCo: 320x240 pictures by render(), a state without its target."""
+    (tmp_path / "reacher.toml").write_text(REACHER)
+    done = subprocess.run(
+        [sys.executable, "-c", REACH.replace("{}", str(tmp_path / "reacher.toml"))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("(1, 256, 256, 3) (6,) True\n", "")
+
+
+@pytest.mark.sim
+def test_the_example_of_the_manual_reaches_gym_aloha_itself(tmp_path):
+    """The way to 640x480 pictures as the public recordings have them."""
+    manual = (ROOT / "data_manifests" / "README.md").read_text()
+    (text,) = re.findall(r"```toml\n(id = .*?)```", manual, re.DOTALL)
+    ours = make_env("aloha/transfer-cube", ("top",))
+    env = make_env(write(tmp_path, text), ("top",))
+    for one in (ours, env):
+        one.reset(4)
+    np.testing.assert_array_equal(env.state(), ours.state())
+    assert env.render().shape == (1, 256, 256, 3)
+    assert not env.step(env.state()).success
+    env.close()
+    ours.close()
+
+
+def test_the_manual_explains_every_field():
+    manual = (ROOT / "data_manifests" / "README.md").read_text().partition("## Environments")[2]
+    for name, field in GymnasiumConfig.model_fields.items():
+        assert f"`{name}" in manual, field
+    for name in ("rotate_180", "columns", "clip", "info", "reward_at_least"):
+        assert f"{name}`" in manual

@@ -1,0 +1,170 @@
+"""The gate: every planted mismatch is refused before an environment is stepped."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pipeline.errors import EncoderMismatchError, EnvError, RunError
+from pipeline.features.identity.probe import Probe, make_probe
+from pipeline.rollout.envs.base import StepResult
+from pipeline.rollout.gate.checks import Gate, check_env, load_policy
+from pipeline.rollout.play.loop import RolloutConfig, roll_out
+from pipeline.training.presets import debug
+from pipeline.training.run.folder import (
+    PROBE_FILE,
+    DataIdentity,
+    RunDescription,
+    StoreIdentity,
+    read_probe,
+)
+from pipeline.training.session import train
+from policy.encoders.siglip2 import STAND_IN, load_backbone
+from policy.spec import AgentSpec
+from tests.pipeline.tiny import VIEWS, complete_store, tiny_identity
+
+
+class StillEnv:
+    """A robot that must not be moved."""
+
+    name = "still"
+    max_steps = 10
+
+    def __init__(self, view_names=("front", "top"), state_dim=5, action_dim=4, control_hz=50.0):
+        self.view_names = view_names
+        self.state_dim = state_dim
+        self.action_dim = action_dim
+        self.control_hz = control_hz
+
+    def reset(self, seed: int) -> None:
+        raise AssertionError("reset before the gate")
+
+    def render(self):
+        raise AssertionError("rendered before the gate")
+
+    def effector_pixels(self):
+        raise AssertionError("looked for before the gate")
+
+    def state(self):
+        raise AssertionError("read before the gate")
+
+    def step(self, action) -> StepResult:
+        raise AssertionError("moved before the gate")
+
+    def close(self) -> None:
+        pass
+
+
+def description() -> RunDescription:
+    return RunDescription(
+        config=debug(),
+        spec=AgentSpec(view_names=("front", "top"), state_dim=5, action_dim=4),
+        data=DataIdentity(
+            stores=(StoreIdentity(name="tiny", digest="0", weight=1.0, manifest={}),),
+            fps=50.0,
+            encoder=tiny_identity(),
+            probe_digest="0",
+            reference_digest="0",
+        ),
+    )
+
+
+def test_the_environment_of_the_recordings_passes():
+    check_env(description(), StillEnv())
+
+
+@pytest.mark.parametrize(
+    ("settings", "pattern"),
+    [
+        ({"view_names": ("top", "front")}, "views is"),
+        ({"view_names": ("front", "side")}, "views is"),
+        ({"state_dim": 6}, "state width is 6"),
+        ({"action_dim": 7}, "action width is 7"),
+        ({"control_hz": 20.0}, r"control rate in Hz is 20\.0, .* trained with 50\.0"),
+    ],
+)
+def test_another_environment_is_refused(settings, pattern):
+    with pytest.raises(EnvError, match=pattern):
+        check_env(description(), StillEnv(**settings))
+
+
+def test_an_overridden_gate_lets_pass_what_can_run(caplog):
+    gate = Gate(is_overridden=True)
+    check_env(description(), StillEnv(control_hz=20.0), gate)
+    assert ["control rate in Hz is 20.0" in reason for reason in gate.overridden] == [True]
+    assert "GATE OVERRIDDEN" in caplog.text
+    with pytest.raises(EnvError, match="state width is 6"):
+        check_env(description(), StillEnv(state_dim=6), gate)
+
+
+def test_a_run_trained_on_another_encoders_features_is_refused(tmp_path):
+    """The tiny store says that an encoder with another fingerprint made its features."""
+    store = complete_store(tmp_path / "s.zarr")
+    train([store.path], tmp_path / "run", debug(), resume=False)
+    with pytest.raises(EncoderMismatchError, match="stand-in is another encoder"):
+        load_policy(tmp_path / "run", backbone="stand-in")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match="no training run here"):
+        load_policy(tmp_path, backbone=None)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_backbone(STAND_IN, compute_dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def probe(encoder) -> Probe:
+    return make_probe(encoder, np.zeros((0, len(VIEWS), 256, 256, 3), np.uint8))
+
+
+def train_on(probe: Probe, encoder, folder):
+    """Train a policy for a few steps on a store that carries `probe`."""
+    store = complete_store(folder / "s.zarr", identity=encoder.identity, probe=probe)
+    train([store.path], folder / "run", debug().model_copy(update={"steps": 4}), resume=False)
+    return folder / "run"
+
+
+def test_the_encoder_that_gives_the_probe_its_features_passes(encoder, probe, tmp_path):
+    run = train_on(probe, encoder, tmp_path)
+    held, agent, step = load_policy(run, backbone=None)
+    assert step == 4
+    assert agent.backbone is not None
+    carried = read_probe(run, held)
+    np.testing.assert_array_equal(carried.frames, probe.frames)
+    np.testing.assert_array_equal(carried.features, probe.features)
+    assert (carried.engine, carried.tolerance) == (probe.engine, probe.tolerance)
+
+
+def test_no_environment_is_built_where_the_probe_has_other_features(encoder, probe, tmp_path):
+    """The fingerprint fits, the features do not: one bit is enough on the same engine."""
+    features = probe.features.copy()
+    features.view(np.uint16)[1, 1, 1] ^= 1
+    run = train_on(dataclasses.replace(probe, features=features), encoder, tmp_path)
+    # The environment does not even exist: the probe is checked before it is asked for.
+    config = RolloutConfig(run=run, env="nowhere/nothing", out=tmp_path / "out", episodes=1)
+    with pytest.raises(EncoderMismatchError, match=rf"{run}: .*`noise` of view 1.*every bit"):
+        roll_out(config)
+
+
+def test_a_probe_that_was_swapped_damaged_or_removed_is_refused(encoder, probe, tmp_path):
+    run = train_on(probe, encoder, tmp_path / "a")
+    other = dataclasses.replace(probe, tolerance=9.0)
+    content = (train_on(other, encoder, tmp_path / "b") / PROBE_FILE).read_bytes()
+    path = run / PROBE_FILE
+    ours = path.read_bytes()
+    flipped = bytearray(ours)
+    flipped[-1] ^= 1
+    for damage, pattern in (
+        (content, "not the probe that run.json names"),
+        (bytes(flipped), "not the probe that run.json names"),
+        (ours[: len(ours) // 2], "cannot be read"),
+    ):
+        path.write_bytes(damage)
+        with pytest.raises(RunError, match=rf"{path}: .*{pattern}"):
+            load_policy(run, backbone=None)
+    path.unlink()
+    with pytest.raises(RunError, match=str(path)):
+        load_policy(run, backbone=None)

@@ -1,0 +1,46 @@
+"""SIGKILL at random steps: the losses and every checkpoint are those of an uninterrupted run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.tiny import complete_store
+
+
+def checkpoints(run: Path) -> dict[str, bytes]:
+    """Weights, their average, optimiser state and mark (so the best one) of every checkpoint."""
+    return {
+        path.relative_to(run).as_posix(): path.read_bytes()
+        for path in sorted(run.glob("checkpoints/*/*"))
+        if path.name != "README.md"  # tells how long the training took
+    }
+
+
+def figures(run: Path) -> list[dict[str, float]]:
+    """Every line of the log, without what the clock says."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith("_per_s")} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("num_stores", "memory", "kills"), [(1, "none", 6), (2, "none", 6), (2, "30000000", 4)]
+)
+def test_kills_at_random_steps_change_no_bit(tmp_path, num_stores, memory, kills):
+    lengths = [(12, 9, 10), (7, 11, 8, 9)][:num_stores]
+    stores = [complete_store(tmp_path / f"{n}.zarr", held).path for n, held in enumerate(lengths)]
+    command = [sys.executable, "-m", "tests.pipeline.training.run.kill_training"]
+    words = [str(tmp_path), str(kills), "0", memory, *map(str, stores)]
+    done = subprocess.run([*command, *words], check=True, capture_output=True, text=True)
+    seen = json.loads(done.stdout)
+    assert seen["killed"] == kills
+    assert seen["resumed"] >= kills // 4  # else the kills came before any checkpoint
+    reference = tmp_path / "reference"
+    assert [line["step"] for line in figures(reference) if "loss" in line] == list(range(1, 41))
+    for number in range(seen["runs"]):
+        run = tmp_path / f"killed-{number}"
+        assert checkpoints(run) == checkpoints(reference)
+        assert figures(run) == figures(reference)
+        assert not list(run.glob("checkpoints/.*"))  # what a kill left was tidied up
