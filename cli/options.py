@@ -12,8 +12,11 @@ CheckpointOption = Annotated[str, typer.Option(help="latest, best or a step.")]
 EvaluationsOption = Annotated[
     int | None, typer.Option(min=1, help="Head passes a decision; default the objective's.")
 ]
-BackboneOption = Annotated[
-    str | None, typer.Option(help="Where the run's encoder lies now, if it moved.")
+EncoderOption = Annotated[
+    str | None, typer.Option(help="Path or name of the run's encoder, if it moved.")
+]
+DeviceOption = Annotated[
+    str, typer.Option(help="Where networks run: auto (a GPU if there is one), cpu, cuda, cuda:N.")
 ]
 CameraCheckOption = Annotated[
     CameraCheckMode,

@@ -6,7 +6,13 @@ from typing import Annotated, Literal, cast
 import typer
 
 from cli.exits import exit_on_vla_error
-from cli.options import BackboneOption, CameraCheckOption, CheckpointOption, EvaluationsOption
+from cli.options import (
+    CameraCheckOption,
+    CheckpointOption,
+    DeviceOption,
+    EncoderOption,
+    EvaluationsOption,
+)
 from pipeline.errors import ConfigError
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
@@ -39,7 +45,8 @@ def rollout(
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Control steps an episode; default the simulator's.")
     ] = None,
-    backbone: BackboneOption = None,
+    encoder: EncoderOption = None,
+    device: DeviceOption = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder for result.json; default RUN/rollouts/ENV.")
     ] = None,
@@ -62,7 +69,8 @@ def rollout(
                 override_gate=override_gate,
                 num_evaluations=evaluations,
                 max_steps=max_steps,
-                backbone=backbone,
+                encoder=encoder,
+                device=device,
             )
         )
         typer.echo(f"{result.summary()}\nwrote {folder / 'result.json'}")

@@ -6,7 +6,13 @@ from typing import Annotated
 import typer
 
 from cli.exits import exit_on_vla_error
-from cli.options import BackboneOption, CameraCheckOption, CheckpointOption, EvaluationsOption
+from cli.options import (
+    CameraCheckOption,
+    CheckpointOption,
+    DeviceOption,
+    EncoderOption,
+    EvaluationsOption,
+)
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.serve.config import TOKEN_VARIABLE, ServeConfig, read_token
 from pipeline.rollout.serve.server import serve
@@ -32,7 +38,8 @@ def serve_run(
     max_message_mib: Annotated[
         int, typer.Option(min=1, max=1024, help="Largest message of a client, in MiB.")
     ] = 16,
-    backbone: BackboneOption = None,
+    encoder: EncoderOption = None,
+    device: DeviceOption = "auto",
     camera_check: CameraCheckOption = "refuse",
 ) -> None:
     """Serve a trained policy to robots, through the encoder of its training, until Ctrl-C."""
@@ -46,7 +53,8 @@ def serve_run(
             checkpoint=checkpoint,
             num_evaluations=evaluations,
             first_seed=seed,
-            backbone=backbone,
+            encoder=encoder,
+            device=device,
             camera_check=camera_check,
         )
         serve(config, typer.echo)

@@ -50,7 +50,7 @@ def train_command(
         bool,
         typer.Option("--live", help="Run the encoder on the frames at every step: proves a store."),
     ] = False,
-    backbone: Annotated[
+    encoder: Annotated[
         str | None,
         typer.Option(help="Where the encoder of --live or --rollout-env lies, if it moved."),
     ] = None,
@@ -87,7 +87,7 @@ def train_command(
                             episodes=rollout_episodes,
                             store=locations[0],
                             config=config,
-                            backbone=backbone,
+                            encoder=encoder,
                         )
                     )
                 )
@@ -98,7 +98,7 @@ def train_command(
                 resume=resume,
                 weights=_parse_weights(weights),
                 live=live,
-                backbone=backbone if live or rollout_env is None else None,
+                encoder=encoder if live or rollout_env is None else None,
                 device=device,
                 track=track or (),
                 watchers=watchers,

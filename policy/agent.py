@@ -1,23 +1,24 @@
 """The agent: features and state in, action chunks out; the owner of the conditioning contract.
 
-Knows the encoder only as an injected `VisionBackbone`, which training never needs; knows nothing
-about stores, checkpoints or simulators.
-
-An action chunk starts at the last observation step: `chunk[0]` is the action to take now, and the
-rollout executes `chunk[0:num_action_steps]` before it asks again.
+The encoder is injected for live use alone; training never needs one. An action chunk starts at the
+last observation step: `chunk[0]` is the action to take now, and the rollout executes
+`chunk[0:num_action_steps]` before it plans again.
 """
 
+from collections.abc import Iterator, Mapping
 from functools import partial
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16, UInt8
+from jaxtyping import Bool, Float, UInt8
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Generator, Tensor, nn
 
+from policy.encoders.base import ImageEncoder
 from policy.errors import AgentMismatchError
 from policy.network.head import ActionHead, Condition, HeadConfig
 from policy.network.normalizer import DataStatistics, MinMaxNormalizer
-from policy.network.projectors import ViewProjectors
+from policy.network.readers import FeatureReader, LinearReaderConfig, ReaderConfig, build_reader
 from policy.objectives.base import (
     ActionNetwork,
     AdditiveObjective,
@@ -27,7 +28,10 @@ from policy.objectives.base import (
 )
 from policy.objectives.improved_meanflow import ImprovedMeanFlowConfig
 from policy.objectives.registry import ObjectiveConfig, build_objective
-from policy.spec import AgentSpec, VisionBackbone
+from policy.spec import AgentSpec
+
+Features = Mapping[str, Tensor]
+"""Named features of observation steps, each [b, t, v, *shape], as a store keeps them."""
 
 
 class AgentConfig(BaseModel):
@@ -35,8 +39,9 @@ class AgentConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    projection_dim: int = Field(default=96, ge=1, le=8_192)
-    """Width each view's 768 features are projected to; 96 and 192 are the named experiments."""
+    readers: dict[str, ReaderConfig] = Field(default={"pooled": LinearReaderConfig()}, min_length=1)
+    """Which cached features the policy sees, by name, and what reduces each to a vector per view.
+    """
     cond_dim: int = Field(default=384, ge=1, le=8_192)
     """Width of the condition token of one observation step."""
     obs_horizon: int = Field(default=2, ge=1, le=4_096)
@@ -59,22 +64,29 @@ class AgentConfig(BaseModel):
 
 
 class VLAAgent(nn.Module):
-    """Projects cached or live features, builds the condition and drives the action head."""
+    """Reads cached or live features, builds the condition and drives the action head."""
 
-    def __init__(
-        self, config: AgentConfig, spec: AgentSpec, backbone: VisionBackbone | None = None
-    ):
-        """Build an untrained agent; `backbone` is needed only to encode frames.
+    def __init__(self, config: AgentConfig, spec: AgentSpec, encoder: ImageEncoder | None = None):
+        """Build an untrained agent; `encoder` is needed only to encode images.
 
         Raises:
+            AgentMismatchError: the data lacks a feature, or a reader does not fit its shape.
             MissingExtraError: the objective needs a library that is not installed.
         """
         super().__init__()
         self.config = config
         self.spec = spec
-        self.backbone = backbone
-        self.raw_cond_dim = spec.num_views * config.projection_dim + spec.state_dim
-        self.view_projectors = ViewProjectors(spec.num_views, config.projection_dim)
+        self.encoder = encoder
+        widths = [reader.projection_dim for reader in config.readers.values()]
+        self.raw_cond_dim = spec.num_views * sum(widths) + spec.state_dim
+        self.readers = nn.ModuleDict(
+            {
+                name: build_reader(
+                    reader, name=name, num_views=spec.num_views, shape=_shape(spec, name)
+                )
+                for name, reader in config.readers.items()
+            }
+        )
         self.state_normalizer = MinMaxNormalizer(spec.state_dim)
         self.action_normalizer = MinMaxNormalizer(spec.action_dim)
         self.cond_projector = nn.Linear(self.raw_cond_dim, config.cond_dim)
@@ -89,23 +101,47 @@ class VLAAgent(nn.Module):
 
     def fit_statistics(self, statistics: DataStatistics) -> None:
         """Take the scales of features, state and action from the training split."""
-        self.view_projectors.standardizer.fit(statistics.feature_mean, statistics.feature_std)
+        for name, reader in self._readers():
+            reader.standardizer.fit(statistics.feature_mean[name], statistics.feature_std[name])
         self.state_normalizer.fit(statistics.state_min, statistics.state_max)
         self.action_normalizer.fit(statistics.action_min, statistics.action_max)
 
-    def encode_views(self, frames: UInt8[Tensor, "t v 256 256 3"]) -> Float16[Tensor, "t v 768"]:
-        """Encode live frames with the injected encoder; see `VisionBackbone.encode_views`.
+    def encode_views(
+        self, images: UInt8[np.ndarray, "t v 256 256 3"]
+    ) -> dict[str, Float[Tensor, "t v ..."]]:
+        """Encode every view of live steps with the injected encoder, as the cached ones were.
+
+        Args:
+            images: RGB, values in [0, 255].
+
+        Returns:
+            Every feature by name, float32 of float16 values, on the agent's device.
 
         Raises:
             AgentMismatchError: the agent was built without an encoder.
+            ImageFormatError, FeatureRangeError: see `ImageEncoder.encode`.
         """
-        if self.backbone is None:
-            raise AgentMismatchError("this agent holds no encoder: it takes features, not frames")
-        return self.backbone.encode_views(frames)
+        if self.encoder is None:
+            raise AgentMismatchError("this agent holds no encoder: it takes features, not images")
+        encoded = self.encoder.encode_views(images)
+        return {
+            name: torch.from_numpy(values).float().to(self.device)
+            for name, values in encoded.items()
+        }
+
+    def _readers(self) -> Iterator[tuple[str, FeatureReader]]:
+        for name, reader in self.readers.items():
+            assert isinstance(reader, FeatureReader)
+            yield name, reader
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.cond_projector.weight.device
 
     def compute_loss(
         self,
-        features: Float[Tensor, "b t v 768"],
+        features: Features,
         state: Float[Tensor, "b t s"],
         actions: Float[Tensor, "b horizon a"],
         valid: Bool[Tensor, "b horizon"],
@@ -141,7 +177,7 @@ class VLAAgent(nn.Module):
     @torch.no_grad()
     def predict(
         self,
-        features: Float[Tensor, "b t v 768"],
+        features: Features,
         state: Float[Tensor, "b t s"],
         noise: Float[Tensor, "b draws horizon a"],
         num_evaluations: int | None = None,
@@ -170,7 +206,7 @@ class VLAAgent(nn.Module):
     @torch.no_grad()
     def additivity_residual(
         self,
-        features: Float[Tensor, "b t v 768"],
+        features: Features,
         state: Float[Tensor, "b t s"],
         noise: Float[Tensor, "b draws horizon a"],
     ) -> Float[Tensor, " b"] | None:
@@ -210,19 +246,30 @@ class VLAAgent(nn.Module):
         self.objective.check_evaluations(asked)
         return asked
 
-    def _encode_condition(
-        self, features: Float[Tensor, "b t v 768"], state: Float[Tensor, "b t s"]
-    ) -> Condition:
+    def _encode_condition(self, features: Features, state: Float[Tensor, "b t s"]) -> Condition:
         return self.head.encode_condition(self._build_cond(features, state))
 
     def _build_cond(
-        self, features: Float[Tensor, "b t v 768"], state: Float[Tensor, "b t s"]
+        self, features: Features, state: Float[Tensor, "b t s"]
     ) -> Float[Tensor, "b t c"]:
-        """Build one condition token an observation step: views side by side, state, projection."""
-        views = self.view_projectors(features).flatten(start_dim=2)
-        raw = torch.cat([views, self.state_normalizer.normalize(state)], dim=-1)
+        """Build one condition token per observation step.
+
+        The readers' vectors of all views, feature by feature, then the state, are concatenated and
+        projected.
+        """
+        views = [reader(features[name]).flatten(start_dim=2) for name, reader in self._readers()]
+        raw = torch.cat([*views, self.state_normalizer.normalize(state)], dim=-1)
         cond: Tensor = self.cond_projector(raw)
         return cond
+
+
+def _shape(spec: AgentSpec, feature: str) -> tuple[int, ...]:
+    if feature not in spec.feature_shapes:
+        raise AgentMismatchError(
+            f"agent.readers: feature `{feature}` is not in the data, which has "
+            f"{', '.join(spec.feature_shapes)}; read one of these, or embed with --features"
+        )
+    return spec.feature_shapes[feature]
 
 
 def _forward_once(

@@ -10,12 +10,12 @@ class VlaError(Exception):
     """What the user gave or asked for cannot be used; the message says where and what to do."""
 
 
-class FrameFormatError(VlaError, ValueError):
-    """Frames are not what the encoder takes (data's fault): dtype, channel count or size."""
+class ImageFormatError(VlaError, ValueError):
+    """Images are not what the encoder takes (data's fault): dtype, channel count or size."""
 
 
 class EncoderLoadError(VlaError, RuntimeError):
-    """The vision tower cannot be loaded as asked (hub, folder, weights or preprocessing)."""
+    """An encoder cannot be loaded as asked (hub, folder, weights, preprocessing, feature)."""
 
 
 class FeatureRangeError(VlaError, ArithmeticError):

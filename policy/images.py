@@ -1,45 +1,104 @@
-"""The only resize of the project: camera frames of any size to the tower's 256x256.
+"""Camera images before the encoder, as numpy arrays: the one resize, and augmentation.
 
 SigLIP2's own preprocessing is a straight (not aspect-preserving) bilinear, antialiased resize.
 Pillow does exactly what transformers' image processor does where torchvision is absent; torch's
 uint8 resize differs from it by one level in half a percent of the pixels, and a resize without
-antialiasing by 34 levels.
+antialiasing by 34 levels. A frozen encoder sees a frame once, so that the random crops that
+visuomotor policies are trained with are drawn before it and cached as variants.
 
-Source: google/siglip2-base-patch16-256, preprocessor_config.json (`resample: 2`, size 256x256).
+Source: google/siglip2-base-patch16-256, preprocessor_config.json (`resample: 2`, size 256x256);
+real-stanford/diffusion_policy@5ba07ac crops 76 of 84 pixels, the smallest share here. Differs from
+the latter: the share is drawn too, and brightness, contrast and saturation change.
 """
 
-import numpy as np
-import torch
-from jaxtyping import UInt8
-from PIL import Image
-from torch import Tensor
+from dataclasses import dataclass
+from typing import Final
 
-from policy.errors import FrameFormatError
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageEnhance
+
+from policy.errors import ImageFormatError
 from policy.spec import FRAME_SHAPE, FRAME_SIZE
 
+SMALLEST_CROP: Final = 76 / 84  # share of a side that stays
+COLOR_CHANGE: Final = 0.2  # largest relative change of brightness, contrast and saturation
 
-def resize_frames(frames: UInt8[Tensor, "n h w 3"]) -> UInt8[Tensor, "n 256 256 3"]:
-    """Resize RGB frames to 256x256; frames that have that size already come back untouched.
+
+def resize_images(images: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n 256 256 3"]:
+    """Resize RGB images to 256x256; images of that size are returned untouched.
 
     Args:
-        frames: values in [0, 255], channels last, on the CPU.
+        images: values in [0, 255], channels last.
 
     Returns:
-        The resized frames; the very same tensor if it is 256x256 already.
+        The resized images; the very same array if it is 256x256 already.
 
     Raises:
-        FrameFormatError: `frames` is not uint8 [n, h, w, 3] with at least one pixel.
+        ImageFormatError: `images` is not uint8 [n, h, w, 3] with at least one pixel.
     """
-    is_frames = frames.dtype == torch.uint8 and frames.ndim == 4 and frames.shape[-1] == 3
-    if not is_frames or 0 in frames.shape[1:]:
-        raise FrameFormatError(
-            f"frames are {frames.dtype} {tuple(frames.shape)}, want uint8 [n, height, width, 3] RGB"
+    is_rgb = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
+    if not is_rgb or 0 in images.shape[1:]:
+        raise ImageFormatError(
+            f"images are {images.dtype} {images.shape}, want uint8 [n, height, width, 3] RGB"
         )
-    if tuple(frames.shape[1:]) == FRAME_SHAPE:
-        return frames
+    if images.shape[1:] == FRAME_SHAPE:
+        return images
     height, width = FRAME_SIZE
-    resized = np.empty((len(frames), *FRAME_SHAPE), np.uint8)
-    for row, frame in zip(resized, frames.numpy(), strict=True):
-        image = Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR)
-        row[:] = np.asarray(image)
-    return torch.from_numpy(resized)
+    resized = np.empty((len(images), *FRAME_SHAPE), np.uint8)
+    for row, image in zip(resized, images, strict=True):
+        smooth = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        row[:] = np.asarray(smooth)
+    return resized
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One crop and color change, the same for every image it is applied to."""
+
+    crop: tuple[float, float, float, float]
+    """Left, top, right and bottom in pixels of a 256x256 image."""
+    brightness: float
+    """Factor of every value; 1 leaves them as they are."""
+    contrast: float
+    """Factor of the distance from the image's mean gray."""
+    saturation: float
+    """Factor of the distance from each pixel's gray."""
+
+
+def draw_augmentation(*seed: int) -> Augmentation:
+    """Draw an augmentation that depends on the seed's numbers, all at least 0, and nothing else."""
+    numbers = np.random.default_rng(seed)
+    height, width = FRAME_SIZE
+    share = numbers.uniform(SMALLEST_CROP, 1.0)
+    left, top = numbers.uniform(0, 1 - share, 2)
+    factors = numbers.uniform(1 - COLOR_CHANGE, 1 + COLOR_CHANGE, 3)
+    crop = (
+        float(left * width),
+        float(top * height),
+        float((left + share) * width),
+        float((top + share) * height),
+    )
+    brightness, contrast, saturation = map(float, factors)
+    return Augmentation(crop, brightness, contrast, saturation)
+
+
+def augment_images(
+    images: UInt8[np.ndarray, "n 256 256 3"], augmentation: Augmentation
+) -> UInt8[np.ndarray, "n 256 256 3"]:
+    """Crop and resize back to 256x256, bilinear and antialiased, then change the colors.
+
+    Args:
+        images: RGB, values in [0, 255].
+        augmentation: the same for every image.
+    """
+    return np.stack([_augment(image, augmentation) for image in images])
+
+
+def _augment(pixels: np.ndarray, augmentation: Augmentation) -> np.ndarray:
+    size = (FRAME_SIZE[1], FRAME_SIZE[0])
+    bilinear = Image.Resampling.BILINEAR
+    image = Image.fromarray(pixels).resize(size, bilinear, box=augmentation.crop)
+    image = ImageEnhance.Brightness(image).enhance(augmentation.brightness)
+    image = ImageEnhance.Contrast(image).enhance(augmentation.contrast)
+    return np.asarray(ImageEnhance.Color(image).enhance(augmentation.saturation))

@@ -1,45 +1,93 @@
-"""The vocabulary that every room shares: feature width, frame size, agent and encoder.
+"""What rooms tell each other about features, encoders and agents; imports no torch.
 
-Knows no tensors of its own, no files and no simulator.
+A cached feature is a thing with a name, a shape, a dtype and an identity. Whatever needs one of
+these asks the `FeatureSpec`, so that another encoder, another layer or a grid of positions is data.
 """
 
-from typing import Final, Literal, Protocol, runtime_checkable
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from typing import Final, Literal
 
-from jaxtyping import Float16, UInt8
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
-FEATURE_DIM: Final = 768  # width of SigLIP2 base's `pooler_output`; its model card
-FRAME_SIZE: Final = (256, 256)  # height, width in pixels the tower takes; preprocessor_config.json
+FRAME_SIZE: Final = (256, 256)  # height, width in pixels that every encoder here takes
 FRAME_SHAPE: Final = (*FRAME_SIZE, 3)  # height, width, RGB
 
 
+class FeatureSpec(BaseModel):
+    """One named output of a frozen encoder, as it is cached."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_@]*$")
+    """As `pooled` or `grid`; also the name of its array in a store."""
+    shape: tuple[int, ...]
+    """Per image: `(768,)`, or `(8, 8, 112)` for rows, columns and channels of a grid."""
+    per: Literal["view"] = "view"
+    """What has one: every view of every control step."""
+    dtype: Literal["float16"] = "float16"
+    """As it is stored, and as a policy sees it live."""
+    fingerprint: str
+    """sha256 over how it is derived from the encoder's output: layer, pooling, basis."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes per image."""
+        return 2 * math.prod(self.shape)
+
+
 class EncoderIdentity(BaseModel):
-    """Which encoder made a feature. Features may meet only where `fingerprint` is equal."""
+    """Which encoder made some features. They may meet only where `fingerprint` is equal."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """The hub's repository id, a local folder's name, or `stand-in`; for people."""
+    """The hub's repository id, a local folder's name, or a registered encoder; for people."""
     revision: str
-    """The hub's 40-hex commit, or `local`; for people."""
+    """The hub's 40-hex commit, `local`, or the version of the package with the weights."""
     pretrained: bool
     """False for the stand-in, whose weights come from a seed."""
     compute_dtype: ComputeDtype
-    """The dtype of the tower's weights and products."""
-    fingerprint: str
-    """sha256 over weights, vision configuration, preprocessing, input contract and dtypes."""
+    """The dtype of the encoder's weights and products."""
+    weights: str
+    """sha256 over weights, architecture, preprocessing, input contract and compute dtype."""
+    features: tuple[FeatureSpec, ...] = Field(min_length=1)
+    """What it makes of an image, in the order in which it was asked for."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 over everything that decides the features' values."""
+        parts = [self.weights, *sorted(feature.model_dump_json() for feature in self.features)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the features, in their order."""
+        return tuple(feature.name for feature in self.features)
+
+    def only(self, names: Iterable[str]) -> "EncoderIdentity":
+        """Return the identity of the same encoder that makes just these of its features.
+
+        Raises:
+            KeyError: it makes no feature of one of the names.
+        """
+        held = {feature.name: feature for feature in self.features}
+        return self.model_copy(update={"features": tuple(held[name] for name in names)})
 
 
 class AgentSpec(BaseModel):
-    """What the data decides about an agent: its cameras and the widths of state and action."""
+    """What the data decides about an agent: cameras, features, widths of state and action."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     view_names: tuple[str, ...]
     """Camera names in the order of the features' view axis."""
+    feature_shapes: dict[str, tuple[int, ...]]
+    """Shape per image of each feature that the data has, by name."""
     state_dim: int = Field(ge=1)
     """Width of the robot state."""
     action_dim: int = Field(ge=1)
@@ -55,30 +103,3 @@ class AgentSpec(BaseModel):
     def num_views(self) -> int:
         """Number of cameras."""
         return len(self.view_names)
-
-
-@runtime_checkable
-class VisionBackbone(Protocol):
-    """A frozen encoder of camera frames. Embedding and rollout hold the same kind of object."""
-
-    identity: EncoderIdentity
-    """Which encoder this is; compared wherever features meet."""
-    dataset_image_resize_shape: None
-    """Dataset frames are natively 256x256 and are never resized on the way in."""
-    eval_image_resize_shape: tuple[int, int]
-    """(height, width) in pixels that simulator frames are resized to."""
-
-    def encode_views(self, frames: UInt8[Tensor, "t v 256 256 3"]) -> Float16[Tensor, "t v 768"]:
-        """Encode every view of every step independently.
-
-        Args:
-            frames: RGB, values in [0, 255], 256x256, any device.
-
-        Returns:
-            `pooler_output`, not L2-normalised, rounded to float16, on the CPU: exactly what a
-            feature store keeps, so that a policy sees live what it was trained on.
-
-        Raises:
-            FrameFormatError: the frames have another dtype or shape.
-            FeatureRangeError: a feature is not finite or does not fit float16.
-        """

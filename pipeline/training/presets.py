@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.training.config import OptimizerConfig, TrainConfig
 from policy.agent import AgentConfig
 from policy.network.head import HeadConfig
+from policy.network.readers import GridReaderConfig, LinearReaderConfig
 
 
 def proj96() -> TrainConfig:
@@ -19,14 +20,22 @@ def proj96() -> TrainConfig:
 
 def proj192() -> TrainConfig:
     """Return the original run with views projected to 192 features."""
-    return TrainConfig(preset="proj192", agent=AgentConfig(projection_dim=192))
+    readers = {"pooled": LinearReaderConfig(projection_dim=192)}
+    return TrainConfig(preset="proj192", agent=AgentConfig(readers=readers))
+
+
+def grid96() -> TrainConfig:
+    """Return the original sizes on a spatial grid instead of the pooled feature."""
+    return TrainConfig(preset="grid96", agent=AgentConfig(readers={"grid": GridReaderConfig()}))
 
 
 def demo() -> TrainConfig:
     """Return a run that two CPU cores finish in minutes on one scripted task."""
     return TrainConfig(
         preset="demo",
-        agent=AgentConfig(head=HeadConfig(n_emb=128, n_layer=4)),
+        agent=AgentConfig(
+            readers={"grid": GridReaderConfig()}, head=HeadConfig(n_emb=128, n_layer=4)
+        ),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
         steps=900,
         batch_size=32,
@@ -41,7 +50,9 @@ def debug() -> TrainConfig:
     return TrainConfig(
         preset="debug",
         agent=AgentConfig(
-            projection_dim=8, cond_dim=16, head=HeadConfig(n_emb=64, n_layer=2, pred_horizon=8)
+            readers={"pooled": LinearReaderConfig(projection_dim=8)},
+            cond_dim=16,
+            head=HeadConfig(n_emb=64, n_layer=2, pred_horizon=8),
         ),
         optimizer=OptimizerConfig(warmup_steps=2),
         steps=8,
@@ -53,7 +64,7 @@ def debug() -> TrainConfig:
 
 
 PRESETS: Final[dict[str, Callable[[], TrainConfig]]] = {
-    preset.__name__: preset for preset in (proj96, proj192, demo, debug)
+    preset.__name__: preset for preset in (proj96, proj192, grid96, demo, debug)
 }
 
 

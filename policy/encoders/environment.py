@@ -1,129 +1,101 @@
-"""How features are computed, as against by what: the record that two runs compare, and the speed.
+"""The compute environment of an encoder: how features are computed, as against by what.
 
-The same weights give the same bits only on the same engine; on another one they agree within a
-tolerance. Knows torch's view of the machine; nothing about towers, stores or files.
+The same weights give the same bits only in the same environment; in another one they agree within a
+tolerance.
 """
 
 import hashlib
 import os
-import time
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
-
-from policy.spec import FEATURE_DIM, ComputeDtype
 
 DeviceKind = Literal["cpu", "cuda", "mps"]
-AttentionKernel = Literal["sdpa", "eager"]
 
-MEASURED_S: Final = 0.3  # seconds of matrix products; dozens of them even on a slow core
-MEASURED_TOKENS: Final = 768  # rows of a product: one step of three views, 256 tokens each
 ISA_LIMITS: Final = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # how oneDNN is held back
-MLP_DIM: Final = 4 * FEATURE_DIM  # width of the tower's hidden layers
 
 
-class EngineRecord(BaseModel):
+class ComputeEnvironment(BaseModel):
     """How features were computed. Equal records promise equal bits; others, a tolerance."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: DeviceKind
-    """Kind of device the tower runs on."""
+    """Kind of device the encoder runs on."""
     hardware: tuple[str, ...]
     """A CPU's capabilities, cache sizes, and what limits the kernels, sorted; or the GPU's name."""
     torch_version: str
     """torch's version with its build."""
-    transformers_version: str
-    """Version of the library whose tower it is."""
-    attention: AttentionKernel
-    """Which implementation of attention."""
+    library: str
+    """The library whose network it is, its version, and its kernels where it has several."""
     tf32: bool
     """Whether float32 products may be rounded to a shorter mantissa."""
     compiled: bool
-    """Whether torch.compile fused the tower's operations."""
+    """Whether torch.compile fused the network."""
     threads: int = Field(ge=1)
     """Threads of a CPU's product; they may change how a sum is split."""
-    steps_per_pass: int = Field(ge=1)
-    """Control steps that share one pass through the tower."""
+    images_per_pass: int = Field(ge=1)
+    """Images that share one forward pass, fillers included: the same shapes run the same kernels.
+    """
+    place_matters: bool
+    """Whether a feature's last bits depend on its image's place in the pass, as measured here; then
+    view i of a step is always encoded at place i."""
 
     def digest(self) -> str:
-        """Return a sha256 that names this engine."""
+        """Return a sha256 that names this environment."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
+    def differences(self, other: "ComputeEnvironment") -> list[str]:
+        """Name every field in which `other` differs from this one, with both values."""
+        pairs = (
+            (name, getattr(self, name), getattr(other, name)) for name in type(self).model_fields
+        )
+        return [f"{name} was {before}, is {now}" for name, before, now in pairs if before != now]
 
-def describe_engine(
-    device: torch.device, *, attention: AttentionKernel, compiled: bool, steps_per_pass: int
-) -> EngineRecord:
-    """Describe this process's engine as it is set now.
+
+def describe_environment(
+    device: torch.device, *, library: str, compiled: bool, images_per_pass: int, place_matters: bool
+) -> ComputeEnvironment:
+    """Describe this process's environment as torch is set now.
 
     Args:
-        device: where the tower runs.
-        attention: which implementation of attention the tower holds.
-        compiled: whether torch.compile fused the tower.
-        steps_per_pass: control steps that share one pass.
+        device: where the encoder runs.
+        library: see `ComputeEnvironment.library`.
+        compiled: whether torch.compile fused the network.
+        images_per_pass: images that share one pass.
+        place_matters: see `ComputeEnvironment.place_matters`.
     """
-    return EngineRecord.model_validate(
+    return ComputeEnvironment.model_validate(
         {
             "device": device.type,
             "hardware": _hardware(device),
             "torch_version": str(torch.__version__),
-            "transformers_version": version("transformers"),
-            "attention": attention,
+            "library": library,
             "tf32": _rounds_float32(device),
             "compiled": compiled,
             "threads": torch.get_num_threads(),
-            "steps_per_pass": steps_per_pass,
+            "images_per_pass": images_per_pass,
+            "place_matters": place_matters,
         }
     )
 
 
-def multiply_float32_exactly(device: torch.device) -> None:
-    """Forbid shorter mantissas in float32 products: a GPU's convolutions have them by default."""
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-
-
-def measured_matmul_rate(compute_dtype: ComputeDtype, device: torch.device) -> float:
-    """Measure the machine's rate of matrix products in the tower's own sizes.
-
-    Multiplies for about 0.3 s with the threads that torch uses now, by a layer's six matrices.
-
-    Args:
-        compute_dtype: dtype of both factors.
-        device: where to multiply.
-
-    Returns:
-        Floating-point operations a second, two a multiply-add; the median over the rounds.
-    """
-    squares = [(FEATURE_DIM, FEATURE_DIM)] * 4  # query, key, value and output of attention
-    shapes = [*squares, (MLP_DIM, FEATURE_DIM), (FEATURE_DIM, MLP_DIM)]
-    dtype = getattr(torch, compute_dtype)
-    numbers = torch.Generator().manual_seed(0)
-
-    def draw(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=numbers).to(device, dtype)
-
-    pairs = [(draw(MEASURED_TOKENS, width), draw(rows, width)) for rows, width in shapes]
-    operations = 2 * MEASURED_TOKENS * sum(rows * width for rows, width in shapes)
-    spent: list[float] = []
-    with torch.inference_mode():
-        _multiply(pairs, device)  # the first round also picks kernels and wakes threads
-        while sum(spent) < MEASURED_S:
-            started = time.perf_counter()
-            _multiply(pairs, device)
-            spent.append(time.perf_counter() - started)
-    return operations / sorted(spent)[len(spent) // 2]
-
-
-def _multiply(pairs: list[tuple[Tensor, Tensor]], device: torch.device) -> None:
-    for rows, weights in pairs:
-        torch.nn.functional.linear(rows, weights)
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Forbid shorter mantissas in float32 products meanwhile: a GPU's convolutions have them."""
+    if device.type != "cuda":
+        yield
+        return
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    held = products.fp32_precision, convolutions.fp32_precision
+    products.fp32_precision = convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        products.fp32_precision, convolutions.fp32_precision = held
 
 
 def _hardware(device: torch.device) -> tuple[str, ...]:
@@ -143,11 +115,7 @@ def _hardware(device: torch.device) -> tuple[str, ...]:
 
 def _rounds_float32(device: torch.device) -> bool:
     if device.type == "cuda":
-        precisions = {
-            torch.backends.cuda.matmul.fp32_precision,
-            torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
-        }
-        return precisions != {"ieee"}
+        return False  # `exact_float32` holds during every pass
     return not {
         torch.backends.mkldnn.matmul.fp32_precision,  # type: ignore[attr-defined]
         torch.backends.mkldnn.conv.fp32_precision,  # type: ignore[attr-defined]

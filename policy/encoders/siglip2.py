@@ -1,52 +1,59 @@
-"""The frozen SigLIP2 vision tower: frames in, pooled features out, the same bits at both ends.
+"""The frozen SigLIP2 vision encoder, from the Hugging Face hub or a local checkpoint.
 
-Embedding and rollout both call `FrozenSiglip2.encode_views`; nothing else in the project touches
-the tower, and no other file imports transformers. On a CPU every forward pass holds the views of
-exactly one control step, at embedding as at rollout: the same shapes run the same kernels, so a
-cached feature and a live one are equal bit for bit. Larger passes are not sure to be: on a CPU with
-AMX some bfloat16 rows got other last bits in them, and they were hardly faster. On a GPU many steps
-share a pass, and the results agree within a tolerance instead (untested: this project's tests run
-on CPUs).
+Features:
 
-The normalisation is not folded into the patch convolution. That saves well below a hundredth of a
-pass, and in bfloat16 the folded features lie several times farther from float32: a patch's weights
-add up to a bias that is large beside the result, and its rounding stays in every token.
+* `pooled` [768], the original design's: `pooler_output` of the attention pooling head, not
+  L2-normalized.
+* `grid` [8, 8, 64]: the patch tokens after the final layer norm, averaged to 8x8 positions, their
+  channels reduced by a PCA basis that is fitted on the dataset. `grid@N` takes the hidden state
+  after layer N instead, before that norm.
+
+No other file but `stand_in.py` imports transformers. The normalization is not folded into the patch
+convolution. That saves well below a hundredth of a pass, and in bfloat16 the folded features are
+several times farther from float32: a patch's weights add up to a bias that is large next to the
+result, and its rounding stays in every token.
 
 Source: google/siglip2-base-patch16-256 (model card, config.json, preprocessor_config.json).
 A fixed-resolution SigLIP2 checkpoint is of the architecture `siglip`: `SiglipVisionModel`.
 """
 
-import hashlib
 import json
+import re
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Protocol, cast, get_args
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
-from jaxtyping import Float16, UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor import config as compiler
 from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import __version__ as transformers_version
 
-from policy.encoders.environment import (
-    AttentionKernel,
-    EngineRecord,
-    describe_engine,
-    multiply_float32_exactly,
+from policy.encoders.base import (
+    EncoderSettings,
+    ImageEncoder,
+    best_compute_dtype,
+    check_feature_names,
+    feature_spec,
+    hash_weights,
 )
-from policy.errors import EncoderLoadError, FeatureRangeError, FrameFormatError
-from policy.spec import FEATURE_DIM, FRAME_SHAPE, FRAME_SIZE, ComputeDtype, EncoderIdentity
+from policy.encoders.registry import DEFAULT_ENCODER, ENCODERS
+from policy.errors import EncoderLoadError
+from policy.spec import FRAME_SIZE, EncoderIdentity, FeatureSpec
 
-DEFAULT_REPOSITORY: Final = "google/siglip2-base-patch16-256"
+AttentionKernel = Literal["sdpa", "eager"]
+
 DEFAULT_REVISION: Final = "3f9f96cb90da5dbc758b01813f2f6f1aee24c1ab"  # the hub's main in 2025-2026
-STAND_IN: Final = "stand-in"
-STAND_IN_SEED: Final = 20_250_217  # any fixed number; the release day of SigLIP2
-STAND_IN_LAYERS: Final = 2
+DEFAULT_FEATURES: Final = ("pooled",)
+GRID_SIDE: Final = 8  # positions per side; a patch16-256 encoder's 16x16 are averaged 2x2
+GRID_CHANNELS: Final = 64  # components of the PCA; 8 kB per image in float16
 
-PREPROCESSING_VERSION: Final = 1  # raise it when `_normalise` or `resize_frames` changes a bit
+PREPROCESSING_VERSION: Final = 1  # raise it when `_normalize` or `resize_images` changes a bit
 PREPROCESSING: Final[dict[str, object]] = {  # preprocessor_config.json of the default checkpoint
     "do_resize": True,
     "size": {"height": FRAME_SIZE[0], "width": FRAME_SIZE[1]},
@@ -57,193 +64,214 @@ PREPROCESSING: Final[dict[str, object]] = {  # preprocessor_config.json of the d
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
 }
-OTHER_TOWER: Final = ("text_model.", "logit_scale", "logit_bias")  # of a two-tower checkpoint
-GPU_STEPS_PER_PASS: Final = 64  # control steps; fills a GPU, and bounds its memory
+TEXT_PART: Final = ("text_model.", "logit_scale", "logit_bias")  # of a full checkpoint
 
 
-class _Tower(Protocol):
-    """The one thing we ask of transformers' model."""
-
-    config: SiglipVisionConfig
-
-    def __call__(self, *, pixel_values: Tensor) -> Any: ...
-
-
-class FrozenSiglip2:
-    """SigLIP2's vision tower without gradients. Build it with `load_backbone`.
-
-    It is no `nn.Module`, so that an agent that holds one neither trains nor saves it.
-    """
-
-    dataset_image_resize_shape: None = None
-    eval_image_resize_shape: tuple[int, int] = FRAME_SIZE
+class Siglip2Encoder(ImageEncoder):
+    """SigLIP2's vision network without gradients."""
 
     def __init__(
         self,
-        tower: SiglipVisionModel,
-        identity: EncoderIdentity,
-        device: torch.device,
+        network: SiglipVisionModel,
+        settings: EncoderSettings,
         *,
-        attention: AttentionKernel,
-        compiled: bool,
+        name: str,
+        revision: str,
+        pretrained: bool,
+        attention: AttentionKernel = "sdpa",
     ):
-        """Freeze `tower`, whose weights are float32, and cast it to the compute dtype."""
-        self.identity = identity
-        self.device = device
-        self._attention = attention
-        self._compiled = compiled
-        self._steps_per_pass = 1 if device.type == "cpu" else GPU_STEPS_PER_PASS
-        self._compute_dtype = getattr(torch, identity.compute_dtype)
-        self._config = tower.config
-        multiply_float32_exactly(device)
-        tower.set_attn_implementation(attention)
+        """Freeze `network`, whose weights are float32, and cast it to the compute dtype.
+
+        Args:
+            network: of any size that `siglip` checkpoints have, for 256x256 images.
+            settings: how it computes.
+            name: for people; see `EncoderIdentity`.
+            revision: for people.
+            pretrained: whether its weights were trained.
+            attention: which implementation of attention; `eager` is slower, and for comparing.
+
+        Raises:
+            EncoderLoadError: it makes no such feature, or a basis is of other patches.
+        """
+        super().__init__(settings, library=f"transformers {transformers_version}, {attention}")
+        self._config = network.config
+        self._width: int = network.config.hidden_size
+        patches = FRAME_SIZE[0] // cast(int, network.config.patch_size)
+        self._side = GRID_SIDE if patches % GRID_SIDE == 0 else patches
+        layers = range(1, network.config.num_hidden_layers)
+        check_feature_names(settings, ("pooled", "grid", *(f"grid@{layer}" for layer in layers)))
+        for feature, basis in self.bases.items():
+            if basis.shape[0] != self._width + 1:
+                raise EncoderLoadError(
+                    f"{name}: the basis of feature `{feature}` is of patches with "
+                    f"{basis.shape[0] - 1} channels, this encoder's have {self._width}; name the "
+                    f"encoder that the store was made with"
+                )
+        compute_dtype = settings.compute_dtype or best_compute_dtype(settings.device)
+        weights = hash_weights(
+            dict(_module(network).named_parameters()), _contract(self._config, compute_dtype)
+        )
+        self._described = {
+            "name": name,
+            "revision": revision,
+            "pretrained": pretrained,
+            "compute_dtype": compute_dtype,
+            "weights": weights,
+        }
+        self._compute_dtype: torch.dtype = getattr(torch, compute_dtype)
+        network.set_attn_implementation(attention)
         # Inference mode keeps gradients away. `requires_grad` stays on: torch 2.13's matmul folds
         # the pooling head's transposed input into one product only then, else it copies the
-        # weights once a token (6 times slower for the whole stand-in).
-        module = cast(nn.Module, tower).to(device=device, dtype=self._compute_dtype)
+        # weights once per token (6 times slower for the whole stand-in).
+        module = _module(network).to(device=self.device, dtype=self._compute_dtype)
         module.eval()
-        # One graph a shape of pass: it must not depend on which shapes were encoded before.
-        fused = torch.compile(module, fullgraph=True, dynamic=False) if compiled else module
-        self._tower = cast(_Tower, fused)
-
-    @property
-    def engine(self) -> EngineRecord:
-        """How this process computes features, as torch is set now."""
-        return describe_engine(
-            self.device,
-            attention=self._attention,
-            compiled=self._compiled,
-            steps_per_pass=self._steps_per_pass,
+        # One graph per shape of pass: it must not depend on which shapes were encoded before.
+        self._network = (
+            torch.compile(module, fullgraph=True, dynamic=False) if self._compiled else module
         )
 
     @property
-    def flops_per_image(self) -> int:
-        """Floating-point operations of one image's matrix products, two a multiply-add."""
-        config = self._config
-        width, hidden = config.hidden_size, config.intermediate_size
-        patch = cast(int, config.patch_size)
-        tokens = FRAME_SIZE[0] * FRAME_SIZE[1] // patch**2
-        patches = tokens * width * config.num_channels * patch**2
-        mixing = 2 * tokens**2 * width  # scores, then the weighted sum
-        layer = tokens * (4 * width**2 + 2 * width * hidden) + mixing
-        # The pooling head asks with one token: keys and values of all, everything else of one.
-        head = 2 * tokens * width**2 + 2 * tokens * width + 2 * width**2 + 2 * width * hidden
-        return int(2 * (patches + config.num_hidden_layers * layer + head))
+    def identity(self) -> EncoderIdentity:
+        """Which encoder this is; a feature without its basis has a fingerprint of its own."""
+        return EncoderIdentity(
+            features=tuple(map(self._describe, self.feature_names)), **self._described
+        )
+
+    def _describe(self, feature: str) -> FeatureSpec:
+        if feature == "pooled":
+            return feature_spec(feature, (self._width,), source="pooler_output")
+        basis = self.bases.get(feature)
+        channels = GRID_CHANNELS if basis is None else basis.shape[1]
+        return feature_spec(
+            feature,
+            (self._side, self._side, channels),
+            source=f"patches of {_layer(feature) or 'the last layer'}, {self._side} per side, PCA",
+            basis=basis,
+        )
+
+    @property
+    def unfitted(self) -> tuple[str, ...]:
+        """The grids without a basis."""
+        return tuple(
+            name for name in self.feature_names if name != "pooled" and name not in self.bases
+        )
 
     @torch.inference_mode()
-    def encode_views(self, frames: UInt8[Tensor, "t v 256 256 3"]) -> Float16[Tensor, "t v 768"]:
-        """Encode every view of every step independently; see `VisionBackbone.encode_views`."""
-        if frames.dtype != torch.uint8 or tuple(frames.shape[2:]) != FRAME_SHAPE:
-            raise FrameFormatError(
-                f"frames are {frames.dtype} {tuple(frames.shape)}, want uint8 "
-                f"[steps, views, {', '.join(map(str, FRAME_SHAPE))}] RGB"
-            )
-        features = [self._encode(steps) for steps in torch.split(frames, self._steps_per_pass)]
-        return torch.cat(features)
+    def fit(self, images: UInt8[np.ndarray, "n 256 256 3"]) -> None:
+        """Fit the PCA of each grid without one; see `ImageEncoder.fit`.
 
-    def _encode(self, frames: Tensor) -> Tensor:
-        steps, views = frames.shape[:2]
-        pixels = _normalise(frames.flatten(0, 1).to(self.device)).to(self._compute_dtype)
-        pooled = self._pool(pixels)
-        rounded: Tensor = pooled.float().cpu().to(torch.float16)
-        if not rounded.isfinite().all():
-            raise FeatureRangeError(
-                f"{self.identity.name}: a feature is not finite or beyond float16's +-65504; the "
-                f"tower's weights are damaged or {self.identity.compute_dtype} overflows"
-            )
-        return rounded.reshape(steps, views, FEATURE_DIM)
+        A basis is float32 [width + 1, channels]: a column is a component with unit length, and the
+        last row what is added, so that the components of the sample's patches have zero mean.
+        """
+        names = self.unfitted
+        sums = {name: np.zeros(self._width) for name in names}
+        products = {name: np.zeros((self._width, self._width)) for name in names}
+        count = 0
+        for start in range(0, len(images), self.images_per_pass):
+            sample = torch.from_numpy(images[start : start + self.images_per_pass]).to(self.device)
+            outputs = self._outputs(sample)
+            for name in names:
+                patches = self._patches(name, outputs).flatten(0, 2).double().cpu().numpy()
+                sums[name] += patches.sum(axis=0)
+                products[name] += patches.T @ patches
+            count += len(sample) * self._side**2
+        for name in names:
+            self.bases[name] = _principal_components(sums[name], products[name], count)
 
-    def _pool(self, pixels: Tensor) -> Tensor:
+    def _forward(self, images: UInt8[Tensor, "n 256 256 3"]) -> dict[str, Tensor]:
+        outputs = self._outputs(images)
+        features = {}
+        for name in self.feature_names:
+            if name == "pooled":
+                features[name] = outputs.pooler_output
+                continue
+            basis = torch.from_numpy(self.bases[name]).to(self.device)
+            features[name] = self._patches(name, outputs) @ basis[:-1] + basis[-1]
+        return features
+
+    def _outputs(self, images: Tensor) -> Any:
+        pixels = _normalize(images).to(self._compute_dtype)
+        keeps_layers = any(map(_layer, self.feature_names))
         # Frozen weights are packed for their kernels once, and bias and activation are fused in.
         frozen = compiler.patch(freezing=True) if self._compiled else nullcontext()
         try:
             with frozen:
-                return cast(Tensor, self._tower(pixel_values=pixels).pooler_output)
+                return self._network(pixel_values=pixels, output_hidden_states=keeps_layers)
         except BackendCompilerFailed as error:
             reason = str(error.inner_exception).strip().splitlines() or [type(error).__name__]
             raise EncoderLoadError(
-                f"{self.identity.name}: the tower does not compile here ({reason[0]}); install a "
-                f"C++ compiler, or encode without compiling"
+                f"{self._described['name']}: the encoder does not compile here ({reason[0]}); "
+                f"install a C++ compiler, or encode without compiling"
             ) from error
 
+    def _patches(self, feature: str, outputs: Any) -> Float32[Tensor, "n side side width"]:
+        """Return patch tokens in rows and columns, averaged to the grid's positions."""
+        layer = _layer(feature)
+        tokens = outputs.hidden_states[layer] if layer else outputs.last_hidden_state
+        patches = round(tokens.shape[1] ** 0.5)
+        image = tokens.float().unflatten(1, (patches, patches)).permute(0, 3, 1, 2)
+        pooled = nn.functional.avg_pool2d(image, patches // self._side)
+        return pooled.permute(0, 2, 3, 1)
 
-def _normalise(frames: Tensor) -> Tensor:
+
+def _module(network: SiglipVisionModel) -> nn.Module:
+    return cast(nn.Module, network)
+
+
+def _layer(feature: str) -> int | None:
+    """Return the layer that a feature's name gives; None where it is the last one's output."""
+    match = re.fullmatch(r"grid@([0-9]+)", feature)
+    return int(match[1]) if match else None
+
+
+def _normalize(images: Tensor) -> Tensor:
     """Map uint8 [n, h, w, 3] in [0, 255] to float32 [n, 3, h, w] in [-1, 1]."""
-    return frames.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def best_compute_dtype(device: torch.device) -> ComputeDtype:
-    """Return bfloat16 where the hardware multiplies it natively, else float32."""
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    capabilities = torch.cpu.get_capabilities()
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return "bfloat16" if native else "float32"
+def _principal_components(
+    total: np.ndarray, products: np.ndarray, count: int
+) -> Float32[np.ndarray, "i o"]:
+    """Return the basis of `count` patches from their sum and sum of outer products, in float64."""
+    mean = total / count
+    _, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))
+    components = vectors[:, ::-1][:, :GRID_CHANNELS]
+    # An eigenvector has no sign of its own: its largest entry is made positive.
+    largest = np.abs(components).argmax(axis=0)
+    components = components * np.sign(components[largest, np.arange(components.shape[1])])
+    return np.vstack([components, -mean @ components]).astype(np.float32)
 
 
-def load_backbone(
-    name: str = DEFAULT_REPOSITORY,
-    *,
-    revision: str | None = None,
-    compute_dtype: ComputeDtype | None = None,
-    device: torch.device | None = None,
-    attention: AttentionKernel = "sdpa",
-    compiled: bool = False,
-) -> FrozenSiglip2:
-    """Load the encoder that `name` says; never another one instead.
+def load(settings: EncoderSettings) -> Siglip2Encoder:
+    """Load a checkpoint from the hub or from a folder; see `load_encoder`.
 
-    Args:
-        name: a repository id on the Hugging Face hub, a local folder with `config.json`,
-            `preprocessor_config.json` and safetensors, or `stand-in`.
-        revision: 40-hex commit on the hub; None is the pinned one of the default repository. Any
-            other repository must name its revision.
-        compute_dtype: dtype of weights and products; None picks `best_compute_dtype`.
-        device: where the tower runs; None is the CPU.
-        attention: which implementation of attention; `eager` is slower, and good for comparing.
-        compiled: fuse the tower with torch.compile when it first runs, which takes up to minutes
-            and needs a C++ compiler. Another engine: its features are equal within a tolerance.
-            On some CPUs the last bits then depend on a frame's place among the views of its pass.
-
-    Raises:
-        EncoderLoadError: the hub is unreachable, a file is missing, weights or preprocessing are
-            not SigLIP2's, or the revision is not a commit. `encode_views` raises it where a
-            compiled tower does not compile.
+    A folder has `config.json`, `preprocessor_config.json` and safetensors. Any repository but the
+    default one needs its revision named.
     """
-    device = device or torch.device("cpu")
-    compute_dtype = compute_dtype or best_compute_dtype(device)
-    if compute_dtype not in get_args(ComputeDtype):
-        raise EncoderLoadError(f"compute dtype {compute_dtype!r}, want float32 or bfloat16")
-    if revision is not None and (name == STAND_IN or Path(name).exists()):
+    name = settings.name
+    if not settings.features:
+        settings = replace(settings, features=DEFAULT_FEATURES)
+    if Path(name).exists() and settings.revision is not None:
         raise EncoderLoadError(
-            f"{name}: revision {revision!r} given, want none: it is no repository"
+            f"{name}: revision {settings.revision!r} given, want none: it is no repository"
         )
     if Path(name).is_file():
         raise EncoderLoadError(f"{name}: is a file, want the folder of a checkpoint")
-    if name == STAND_IN:
-        tower, label, commit = _build_stand_in(), STAND_IN, f"seed-{STAND_IN_SEED}"
-    elif Path(name).is_dir():
-        folder = Path(name)
-        tower, label, commit = _load_tower(folder), folder.resolve().name, "local"
+    if Path(name).is_dir():
+        network, label, revision = _load_network(Path(name)), Path(name).resolve().name, "local"
     else:
-        commit = _pinned_revision(name, revision)
-        tower, label = _load_tower(_fetch(name, commit)), name
-    identity = EncoderIdentity(
-        name=label,
-        revision=commit,
-        pretrained=name != STAND_IN,
-        compute_dtype=compute_dtype,
-        fingerprint=_fingerprint(tower, compute_dtype),
-    )
-    return FrozenSiglip2(tower, identity, device, attention=attention, compiled=compiled)
+        revision = _pinned_revision(name, settings.revision)
+        network, label = _load_network(_fetch(name, revision)), name
+    return Siglip2Encoder(network, settings, name=label, revision=revision, pretrained=True)
 
 
 def _pinned_revision(name: str, revision: str | None) -> str:
-    if revision is None and name == DEFAULT_REPOSITORY:
+    if revision is None and name == DEFAULT_ENCODER:
         return DEFAULT_REVISION
     if revision is None or len(revision) != 40 or set(revision) - set("0123456789abcdef"):
         raise EncoderLoadError(
-            f"{name}: revision {revision!r}, want a 40-hex commit of that repository (--revision), "
-            f"an existing local folder, or `{STAND_IN}`"
+            f"{name}: no encoder of that name (there are {', '.join(ENCODERS)}) and no folder; a "
+            f"repository of the hub needs --revision with a 40-hex commit, found {revision!r}"
         )
     return revision
 
@@ -257,11 +285,12 @@ def _fetch(name: str, revision: str) -> Path:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise EncoderLoadError(
             f"{name}@{revision[:8]}: cannot be fetched from the Hugging Face hub ({reason[0]}). "
-            f"Copy the repository to a folder and pass that, or pass `{STAND_IN}` (random weights)"
+            f"Copy the repository to a folder and pass that, or pass one that needs no hub: "
+            f"{', '.join(ENCODERS)}"
         ) from error
 
 
-def _load_tower(folder: Path) -> SiglipVisionModel:
+def _load_network(folder: Path) -> SiglipVisionModel:
     _check_preprocessing(folder / "preprocessor_config.json")
     try:
         loaded = SiglipVisionModel.from_pretrained(
@@ -273,28 +302,27 @@ def _load_tower(folder: Path) -> SiglipVisionModel:
         )
     # Damaged files raise whatever the layer that trips over them raises.
     except Exception as error:
-        raise EncoderLoadError(f"{folder}: no SigLIP2 vision tower loads ({error})") from error
-    tower, report = cast(tuple[SiglipVisionModel, dict[str, Any]], loaded)
+        raise EncoderLoadError(f"{folder}: no SigLIP2 vision network loads ({error})") from error
+    network, report = cast(tuple[SiglipVisionModel, dict[str, Any]], loaded)
     if report["missing_keys"] or report["mismatched_keys"]:
         wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise EncoderLoadError(
-            f"{folder}: {len(wrong)} tensors of the vision tower are missing or of another shape, "
-            f"the first is {wrong[0]}; want a complete `siglip` checkpoint"
+            f"{folder}: {len(wrong)} tensors of the vision network are missing or of another "
+            f"shape, the first is {wrong[0]}; want a complete `siglip` checkpoint"
         )
-    strange = sorted(str(k) for k in report["unexpected_keys"] if not k.startswith(OTHER_TOWER))
+    strange = sorted(str(k) for k in report["unexpected_keys"] if not k.startswith(TEXT_PART))
     if strange:
         raise EncoderLoadError(
-            f"{folder}: {len(strange)} tensors have no place in the vision tower of config.json, "
+            f"{folder}: {len(strange)} tensors have no place in the vision network of config.json, "
             f"the first is {strange[0]}; want the config.json that belongs to these weights"
         )
-    _check_architecture(folder, tower.config)
-    return tower
+    _check_architecture(folder, network.config)
+    return network
 
 
 def _check_architecture(folder: Path, config: SiglipVisionConfig) -> None:
-    fields = ("hidden_size", "image_size", "vision_use_head")
-    found = {field: getattr(config, field) for field in fields}
-    expected = dict(zip(fields, (FEATURE_DIM, FRAME_SIZE[0], True), strict=True))
+    expected = {"image_size": FRAME_SIZE[0], "vision_use_head": True}
+    found = {field: getattr(config, field) for field in expected}
     if found != expected:
         raise EncoderLoadError(f"{folder}/config.json: found {found}, want {expected}")
 
@@ -320,49 +348,9 @@ def _check_preprocessing(path: Path) -> None:
         )
 
 
-def _build_stand_in() -> SiglipVisionModel:
-    """Build a two-layer tower whose weights depend on the seed alone, not on library versions.
-
-    The scales follow transformers' own initialisation of `siglip` towers. numpy's RandomState is
-    frozen by NEP 19, so that every machine draws the same numbers.
-    """
-    height, width = FRAME_SIZE
-    assert height == width
-    config = SiglipVisionConfig(
-        hidden_size=FEATURE_DIM,
-        image_size=height,
-        patch_size=16,
-        num_hidden_layers=STAND_IN_LAYERS,
-    )
-    tower = SiglipVisionModel(config)
-    numbers = np.random.RandomState(STAND_IN_SEED)
-    with torch.no_grad():
-        for name, parameter in sorted(cast(nn.Module, tower).named_parameters()):
-            shape = tuple(parameter.shape)
-            if name.endswith("bias"):
-                values = np.zeros(shape)
-            elif parameter.ndim == 1:  # the gains of the layer norms
-                values = np.ones(shape)
-            elif "position_embedding" in name:
-                values = numbers.normal(0.0, FEATURE_DIM**-0.5, shape)
-            elif "patch_embedding" in name:
-                values = numbers.normal(0.0, np.prod(shape[1:]) ** -0.5, shape)
-            else:  # Xavier-uniform matrices and the pooling probe
-                bound = (6.0 / (shape[-1] + shape[-2])) ** 0.5
-                values = numbers.uniform(-bound, bound, shape)
-            parameter.copy_(torch.from_numpy(values.astype(np.float32)))
-    return tower
-
-
-def _fingerprint(tower: SiglipVisionModel, compute_dtype: str) -> str:
-    """Hash everything that decides a feature's bits, but for the engine that computes it."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(cast(nn.Module, tower).named_parameters()):
-        array = tensor.detach().float().contiguous().numpy()
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.data)
-    config = tower.config
-    contract = {
+def _contract(config: SiglipVisionConfig, compute_dtype: str) -> dict[str, object]:
+    """Return everything but the weights that decides the features' bits, but the environment."""
+    return {
         "vision_config": {
             "hidden_size": config.hidden_size,
             "intermediate_size": config.intermediate_size,
@@ -377,9 +365,6 @@ def _fingerprint(tower: SiglipVisionModel, compute_dtype: str) -> str:
         "preprocessing": PREPROCESSING,
         "preprocessing_version": PREPROCESSING_VERSION,
         "input": "uint8 HWC RGB",
-        "output": "pooler_output",
         "compute_dtype": compute_dtype,
         "store_dtype": "float16",
     }
-    digest.update(json.dumps(contract, sort_keys=True).encode())
-    return digest.hexdigest()

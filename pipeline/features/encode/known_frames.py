@@ -1,12 +1,12 @@
 """Frames whose features are known already: pixel-equal frames are never encoded twice.
 
-Knows hashes and features; nothing about decoding, encoders or commits. A feature is a function of
-its frame's pixels alone, so that a row may be copied wherever the same pixels come again: a camera
-that sees nothing move, an episode that another dataset holds too, a dataset that has grown.
+A feature is a function of its frame's pixels (and of the frame's place in a pass where an encoder's
+kernels make it so), so that a row may be copied wherever the same pixels come again: a camera that
+sees nothing move, an episode that another dataset has too, a dataset that has grown.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,9 +15,11 @@ from jaxtyping import Float16, Int8, Int64, UInt, UInt64
 
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.storage.folders import Location
-from policy.spec import FEATURE_DIM
+from policy.encoders.base import ImageEncoder
 
-RECENT_FRAMES: Final = 8_192  # different frames kept at hand; 12.6 MB of features
+RECENT_FRAMES: Final = 8_192  # different frames kept at hand at most; 12.6 MB of 768 features
+RECENT_BYTES: Final = 64 * 10**6  # fewer frames of larger features
+PLACE_FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads any number
 NEW, RECENT, STORED = range(3)  # where a frame's feature was found
 
 
@@ -32,27 +34,28 @@ class StoredUnits:
 
 @dataclass(frozen=True)
 class FrameIndex:
-    """Where the features of stored frames lie; 12 bytes a frame, picklable for other processes.
+    """Where the features of stored frames are; 12 bytes per frame, picklable for other processes.
 
-    The frames of all units are counted through, unit after unit; that number is a frame's place.
+    The frames of all units are numbered, unit after unit; that number is a frame's position.
     """
 
     stores: tuple[Location, ...]
     units: Int64[np.ndarray, "u 2"]
     """Which of `stores`, and the number of the unit in it."""
     ends: Int64[np.ndarray, " u"]
-    """Place after each unit's last."""
+    """Position after each unit's last."""
     hashes: UInt64[np.ndarray, " n"]
-    """Of every frame, sorted."""
+    """`frame_keys` of every frame, sorted."""
     places: UInt[np.ndarray, " n"]
     """Of the frames behind `hashes`; uint32 below 2^32 frames."""
 
     @classmethod
-    def of(cls, stored: Sequence[StoredUnits]) -> "FrameIndex":
+    def of(cls, stored: Sequence[StoredUnits], encoder: ImageEncoder) -> "FrameIndex":
         """Index the frames of stored units.
 
         Args:
             stored: made by the same encoder.
+            encoder: that will make further features.
 
         Raises:
             StoreError: a unit was damaged since it was found valid.
@@ -67,7 +70,10 @@ class FrameIndex:
         ends = np.cumsum([0, *sizes], dtype=np.int64)
         hashes = np.empty(ends[-1], np.uint64)
         for (number, unit), start, stop in zip(units, ends[:-1], ends[1:], strict=True):
-            hashes[start:stop] = stores[number].read_unit_hashes(unit).ravel()
+            held = stores[number]
+            num_views = len(held.attributes.view_names)
+            keys = frame_keys(held.read_unit_hashes(unit), num_views, encoder)
+            hashes[start:stop] = keys.ravel()
         places = _sorting(hashes)
         hashes.sort()
         return cls(
@@ -89,66 +95,102 @@ class FrameIndex:
 
 
 class KnownFrames:
-    """The features of the last different frames, and those that stores hold."""
+    """The features of the last different frames, and those that stores have."""
 
-    def __init__(self, engine: str, index: FrameIndex):
+    def __init__(self, encoder: ImageEncoder, index: FrameIndex):
         """Open the stores of an index.
 
         Args:
-            engine: `EngineRecord.digest` of who computes the features that will be added.
+            encoder: that makes the features which will be added.
             index: of units whose features may be copied.
 
         Raises:
             StoreError: a store cannot be opened.
         """
-        self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._engine = engine
+        self._specs = encoder.identity.features
+        size = sum(spec.num_bytes for spec in self._specs)
+        self._num_recent = min(RECENT_FRAMES, RECENT_BYTES // size)
+        self._recent: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
+        self._environment = encoder.environment.digest()
         self._index = index
         self._stores = [FeatureStore.open(path, allow_incomplete=True) for path in index.stores]
-        self._loaded: tuple[int, np.ndarray, frozenset[str]] | None = None
+        self._loaded: tuple[int, dict[str, np.ndarray], frozenset[str]] | None = None
 
     def look_up(
-        self, hashes: UInt64[np.ndarray, " n"]
-    ) -> tuple[Float16[np.ndarray, "n 768"], Int8[np.ndarray, " n"], set[str]]:
+        self, keys: UInt64[np.ndarray, " n"]
+    ) -> tuple[dict[str, Float16[np.ndarray, "n ..."]], Int8[np.ndarray, " n"], set[str]]:
         """Return the features of frames, and where each was found: STORED, RECENT or NEW.
 
+        Args:
+            keys: `frame_keys` of the frames.
+
         Returns:
-            The features, zeros for new frames; where each was found; and the digests of the
-            engines that computed those that were found.
+            The features by name, zeros for new frames; where each was found; and the digests of
+            the environments that computed those that were found.
         """
-        features = np.zeros((len(hashes), FEATURE_DIM), np.float16)
-        status = np.full(len(hashes), NEW, np.int8)
-        engines: set[str] = set()
-        for row, frame_hash in enumerate(hashes):
-            recent = self._recent.get(int(frame_hash))
+        features = {
+            spec.name: np.zeros((len(keys), *spec.shape), np.float16) for spec in self._specs
+        }
+        status = np.full(len(keys), NEW, np.int8)
+        environments: set[str] = set()
+
+        def put(row: int, found: Mapping[str, np.ndarray], where: int) -> None:
+            status[row] = where
+            for name, values in found.items():
+                features[name][row] = values
+
+        for row, key in enumerate(keys):
+            recent = self._recent.get(int(key))
             if recent is not None:
-                self._recent.move_to_end(int(frame_hash))
-                features[row], status[row] = recent, RECENT
-                engines.add(self._engine)
-        places = np.where(status == RECENT, -1, self._index.find(hashes))
+                self._recent.move_to_end(int(key))
+                put(row, recent, RECENT)
+                environments.add(self._environment)
+        places = np.where(status == RECENT, -1, self._index.find(keys))
         for row in np.argsort(places, kind="stable"):  # a unit's frames together: it is read once
             if places[row] >= 0:
-                features[row], computed_by = self._copy(int(places[row]))
-                status[row] = STORED
-                engines |= computed_by
-        return features, status, engines
+                found, computed_in = self._copy(int(places[row]))
+                put(row, found, STORED)
+                environments |= computed_in
+        return features, status, environments
 
-    def add(self, hashes: UInt64[np.ndarray, " n"], features: Float16[np.ndarray, "n 768"]) -> None:
-        """Remember features; forgets those that were not asked for the longest."""
-        for frame_hash, feature in zip(hashes, features, strict=True):
-            self._recent[int(frame_hash)] = feature.copy()
-        while len(self._recent) > RECENT_FRAMES:
+    def add(
+        self, keys: UInt64[np.ndarray, " n"], features: Mapping[str, Float16[np.ndarray, "n ..."]]
+    ) -> None:
+        """Remember features; forgets those that were not needed for the longest."""
+        for row, key in enumerate(keys):
+            self._recent[int(key)] = {name: rows[row].copy() for name, rows in features.items()}
+        while len(self._recent) > self._num_recent:
             self._recent.popitem(last=False)
 
-    def _copy(self, place: int) -> tuple[np.ndarray, frozenset[str]]:
+    def _copy(self, place: int) -> tuple[dict[str, np.ndarray], frozenset[str]]:
         which = int(np.searchsorted(self._index.ends, place, side="right"))
         if self._loaded is None or self._loaded[0] != which:
             number, unit = map(int, self._index.units[which])
             store = self._stores[number]
-            features = store.read_unit_features(unit).reshape(-1, FEATURE_DIM)
-            self._loaded = which, features, store.unit_engines(unit)
-        _, features, engines = self._loaded
-        return features[place - int(self._index.ends[which])], engines  # counted from the end
+            flat = {
+                name: rows.reshape(-1, *rows.shape[2:])
+                for name, rows in store.read_unit_features(unit).items()
+            }
+            self._loaded = which, flat, store.unit_environments(unit)
+        _, held, environments = self._loaded
+        row = place - int(self._index.ends[which])  # counted from the end
+        return {name: rows[row] for name, rows in held.items()}, environments
+
+
+def frame_keys(
+    frame_hash: UInt64[np.ndarray, "n s"], num_views: int, encoder: ImageEncoder
+) -> UInt64[np.ndarray, "n s"]:
+    """Return what decides the features of frames: their pixels and, if it matters, their view.
+
+    Args:
+        frame_hash: of the pixels of every slot of some steps.
+        num_views: cameras; slot s shows view s modulo this number.
+        encoder: which knows whether an image's place in a pass changes its features' last bits.
+    """
+    if not encoder.environment.place_matters:
+        return frame_hash
+    views = np.arange(frame_hash.shape[1], dtype=np.uint64) % np.uint64(num_views)
+    return frame_hash + views * PLACE_FACTOR  # modulo 2^64
 
 
 def _sorting(hashes: UInt64[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:

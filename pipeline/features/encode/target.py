@@ -60,7 +60,7 @@ class Target:
             StoreError: some unit has no valid record.
         """
         if not self.store.is_complete:
-            self.store.mark_complete()
+            self.mark_complete(store)
         if self.replaces is None:
             return self.store
         self.replaces.rename(_beside(self.replaces, "outgrown"))

@@ -1,49 +1,78 @@
-"""The encoder that made some features, loaded again, or nothing.
+"""The encoder that made some features, loaded again, or an error."""
 
-Knows encoders by their identity and probe; nothing about stores, runs or simulators.
-"""
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from pipeline.errors import EncoderMismatchError
-from policy.encoders.siglip2 import STAND_IN, FrozenSiglip2, load_backbone
+from policy.encoders.base import EncoderSettings, ImageEncoder
+from policy.encoders.environment import ComputeEnvironment
+from policy.encoders.registry import ENCODERS, load_encoder
 from policy.spec import EncoderIdentity
 
 
-def load_same_encoder(
-    made_by: EncoderIdentity, name: str | None, *, where: str, device: torch.device | None = None
-) -> FrozenSiglip2:
-    """Load an encoder and refuse it unless its fingerprint is `made_by`'s.
+def load_like(
+    made_by: EncoderIdentity,
+    environment: ComputeEnvironment,
+    bases: Mapping[str, np.ndarray],
+    *,
+    name: str | None,
+    where: str,
+    device: torch.device,
+) -> ImageEncoder:
+    """Load the encoder of that name, set up to make the features of `made_by`.
 
     Args:
         made_by: the encoder of the features.
-        name: hub repository, local folder or `stand-in`; None takes `made_by`'s own name.
+        environment: in which they were computed; passes keep its number of images.
+        bases: what the features were fitted to.
+        name: repository, local folder or registered encoder; None takes `made_by`'s own name.
         where: what holds the features, for the message.
-        device: where the tower runs; None is the CPU.
+        device: where it runs.
+
+    Returns:
+        An encoder that makes features of the same names; see `refuse_other_encoder`.
 
     Raises:
-        EncoderLoadError: the encoder cannot be loaded.
-        EncoderMismatchError: it is another encoder.
+        EncoderLoadError: it cannot be loaded, or makes no such features.
+        EncoderMismatchError: the features came from a local folder, and no name is given.
     """
     if name is None and made_by.revision == "local":
         raise EncoderMismatchError(
-            f"{where}: features come from the local folder {made_by.name}; name it with --backbone"
+            f"{where}: features come from the local folder {made_by.name}; name it with --encoder"
         )
-    encoder = load_backbone(
-        name or made_by.name,
-        revision=revision_to_load(made_by, name),
-        compute_dtype=made_by.compute_dtype,
-        device=device,
+    is_on_hub = name is None and made_by.name not in ENCODERS
+    return load_encoder(
+        EncoderSettings(
+            name=name or made_by.name,
+            images_per_pass=environment.images_per_pass,
+            features=made_by.feature_names,
+            revision=made_by.revision if is_on_hub else None,
+            compute_dtype=made_by.compute_dtype,
+            device=device,
+            bases=bases,
+        )
     )
-    if encoder.identity.fingerprint != made_by.fingerprint:
-        raise EncoderMismatchError(
-            f"{where}: features come from {made_by.name} (fingerprint {made_by.fingerprint[:12]}), "
-            f"{encoder.identity.name} is another encoder ({encoder.identity.fingerprint[:12]}); "
-            f"name the right one with --backbone"
-        )
-    return encoder
 
 
-def revision_to_load(made_by: EncoderIdentity, name: str | None) -> str | None:
-    """Return the commit to ask the hub for; None where it is not the hub that is asked."""
-    return made_by.revision if name is None and made_by.name != STAND_IN else None
+def refuse_other_encoder(encoder: ImageEncoder, made_by: EncoderIdentity, *, where: str) -> None:
+    """Refuse an encoder that does not make the features of `made_by`.
+
+    Raises:
+        EncoderMismatchError: it is another encoder, or derives a feature in another way.
+    """
+    found = encoder.identity
+    if found.fingerprint == made_by.fingerprint:
+        return
+    if found.weights != made_by.weights:
+        differs = "weights, preprocessing or dtype"
+    else:
+        held = set(found.features)
+        names = [f"`{feature.name}`" for feature in made_by.features if feature not in held]
+        differs = f"layer, pooling or basis of {' and '.join(names)}"
+    raise EncoderMismatchError(
+        f"{where}: features come from {made_by.name} ({made_by.compute_dtype}, fingerprint "
+        f"{made_by.fingerprint[:12]}), found {found.name} ({found.compute_dtype}, "
+        f"{found.fingerprint[:12]}) with other {differs}; name the right one with --encoder"
+    )

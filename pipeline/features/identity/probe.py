@@ -1,8 +1,8 @@
 """The probe: a few frames and the features they had, which tell encoders apart by what they do.
 
-A fingerprint says what an encoder is made of; the probe catches what a fingerprint cannot see:
-an engine that computes something else, frames that arrive flipped or in another colour order, a
-changed resize. Knows frames, features and engines; nothing about where they are kept.
+A fingerprint says what an encoder is made of; the probe catches what a fingerprint cannot see: a
+compute environment that gives other values, frames that arrive flipped or in another color order, a
+changed resize.
 
 The synthetic frames are drawn again at every check and the last of them is resized on the spot, so
 that the probe also passes through the project's one resize. They have no symmetry: a flip, another
@@ -10,20 +10,21 @@ order of channels or of views, or a blur changes each of them.
 """
 
 import hashlib
-from dataclasses import dataclass
-from typing import Final, Protocol
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float16, Float64, UInt8
 
 from pipeline.errors import EncoderMismatchError
-from policy.encoders.environment import EngineRecord
-from policy.images import resize_frames
-from policy.spec import FRAME_SHAPE, FRAME_SIZE, ComputeDtype, VisionBackbone
+from policy.encoders.base import ImageEncoder
+from policy.encoders.environment import ComputeEnvironment
+from policy.images import resize_images
+from policy.spec import FRAME_SHAPE, FRAME_SIZE, ComputeDtype
 
-# Relative L2 of a row between engines, each bound some way above what was seen and far below what
-# any mistake does. Seen on the stand-in and on a random 12-layer tower: 8e-5 in float32 (float16's
+# Relative L2 of a row between environments, each bound some way above what was seen and far below
+# what any mistake does. Seen on the stand-in and on a random 12-layer tower: 8e-5 in float32 (float16's
 # rounding, mostly) and 5e-3 in bfloat16, over thread counts, batch shapes, sdpa and eager attention
 # and instruction sets. Mistakes on the most sensitive frame: a flip 0.6 or more, BGR 1.3, a resize
 # by way of 240 pixels 0.3, a bicubic one 0.1.
@@ -33,114 +34,110 @@ NOISE_SEED: Final = 256  # any fixed number
 RENDERED_SIZE: Final = (480, 640)  # height, width in pixels; what most simulators and cameras give
 
 
-class ProbedEncoder(VisionBackbone, Protocol):
-    """An encoder that says how it computes."""
-
-    @property
-    def engine(self) -> EngineRecord:
-        """How its features are computed."""
-
-
 @dataclass(frozen=True)
 class Probe:
     """Frames, and the features that an encoder gave them."""
 
     frames: UInt8[np.ndarray, "p v 256 256 3"]
     """RGB in [0, 255]; the first `len(SYNTHETIC)` are drawn, the others are real."""
-    features: Float16[np.ndarray, "p v 768"]
-    """Their features, as a store keeps them."""
-    engine: EngineRecord
+    features: dict[str, Float16[np.ndarray, "p v ..."]]
+    """Their features by name, as a store keeps them."""
+    environment: ComputeEnvironment
     """How these features were computed."""
     tolerance: float
-    """How far another engine's feature may be: relative L2, row by row."""
+    """How far another environment's feature may be: relative L2, image by image."""
 
     @property
     def real_frames(self) -> UInt8[np.ndarray, "q v 256 256 3"]:
         """The frames that come from a dataset."""
         return self.frames[len(SYNTHETIC) :]
 
+    def only(self, names: Iterable[str]) -> "Probe":
+        """Return the probe with just some of its features."""
+        return replace(self, features={name: self.features[name] for name in names})
+
     def digest(self) -> str:
-        """Return the sha256 of everything the probe says."""
+        """Return the sha256 of everything in the probe."""
         digest = hashlib.sha256(f"{self.frames.shape} {self.tolerance!r}".encode())
-        digest.update(self.engine.digest().encode())
+        digest.update(self.environment.digest().encode())
         digest.update(np.ascontiguousarray(self.frames).tobytes())
-        digest.update(np.ascontiguousarray(self.features).tobytes())
+        for name, features in sorted(self.features.items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(features).tobytes())
         return digest.hexdigest()
 
 
-def make_probe(backbone: ProbedEncoder, real_frames: UInt8[np.ndarray, "q v 256 256 3"]) -> Probe:
+def make_probe(encoder: ImageEncoder, real_frames: UInt8[np.ndarray, "q v 256 256 3"]) -> Probe:
     """Encode the synthetic frames and some real ones.
 
     Args:
-        backbone: the encoder that is about to fill a store.
+        encoder: which is about to fill a store.
         real_frames: RGB in [0, 255], of the dataset; every view of each step.
     """
     frames = np.concatenate([synthetic_frames(real_frames.shape[1]), real_frames])
     return Probe(
         frames=frames,
-        features=backbone.encode_views(torch.from_numpy(frames)).numpy(),
-        engine=backbone.engine,
-        tolerance=TOLERANCE[backbone.identity.compute_dtype],
+        features=encoder.encode_views(frames),
+        environment=encoder.environment,
+        tolerance=TOLERANCE[encoder.identity.compute_dtype],
     )
 
 
-def check_probe(backbone: ProbedEncoder, probe: Probe, *, where: str) -> None:
+def check_probe(encoder: ImageEncoder, probe: Probe, *, where: str) -> None:
     """Refuse an encoder that gives the probe other features than it had.
 
-    On the engine of the probe every bit must be equal; on another one each row must lie within
-    the probe's tolerance.
+    In the environment of the probe every bit must be equal; in another one each feature must be
+    within the probe's tolerance.
 
     Args:
-        backbone: the encoder about to be used; its fingerprint was compared already.
-        probe: from the store or the run whose features it must continue.
+        encoder: about to be used; its fingerprint was compared already.
+        probe: of the store or the run whose features it must continue.
         where: what holds the probe, for the message.
 
     Raises:
-        EncoderMismatchError: they differ; the message names the frame, the distance and, where the
-            engine is another one, what differs in it.
+        EncoderMismatchError: they differ; the message names frame, feature and distance and, where
+            the environment is another one, what differs in it.
     """
     drawn = synthetic_frames(probe.frames.shape[1])
     frames = np.concatenate([drawn, probe.real_frames])
-    live = backbone.encode_views(torch.from_numpy(frames)).numpy()
-    differences = engine_differences(probe.engine, backbone.engine)
-    if np.array_equal(live, probe.features):
-        return
-    distance = relative_l2(live, probe.features)
-    worst = distance.max()
-    if differences and worst <= probe.tolerance:
-        return
-    row, view = np.unravel_index(int(distance.argmax()), distance.shape)
-    is_drawn_alike = np.array_equal(frames[row], probe.frames[row])
-    found = (
-        f"{where}: {backbone.identity.name} gives probe frame `{_frame_name(int(row))}` of view "
-        f"{view} another feature than was stored: relative L2 {worst:.2g}"
-        f"{'' if is_drawn_alike else ', its pixels are drawn or resized another way now'}"
-    )
-    if differences:
-        want = f"want at most {probe.tolerance:.2g} on another engine ({'; '.join(differences)})"
-    else:
-        share = np.mean(live == probe.features)
-        want = f"{share:.1%} of all values equal, want every bit on the same engine"
-    raise EncoderMismatchError(
-        f"{found}, {want}; the encoder, its input or its library is not that of the features: "
-        f"restore it, or embed and train anew"
-    )
+    live = encoder.encode_views(frames)
+    differences = probe.environment.differences(encoder.environment)
+    for name, expected in probe.features.items():
+        if np.array_equal(live[name], expected):
+            continue
+        distance = relative_l2(live[name], expected)
+        worst = distance.max()
+        if differences and worst <= probe.tolerance:
+            continue
+        row, view = np.unravel_index(int(distance.argmax()), distance.shape)
+        is_drawn_alike = np.array_equal(frames[row], probe.frames[row])
+        found = (
+            f"{where}: {encoder.identity.name} gives probe frame `{_frame_name(int(row))}` of view "
+            f"{view} another feature `{name}` than was stored: relative L2 {worst:.2g}"
+            f"{'' if is_drawn_alike else ', its pixels are drawn or resized another way now'}"
+        )
+        if differences:
+            want = (
+                f"want at most {probe.tolerance:.2g} in another compute environment "
+                f"({'; '.join(differences)})"
+            )
+        else:
+            share = np.mean(live[name] == expected)
+            want = f"{share:.1%} of all values equal, want every bit in the same environment"
+        raise EncoderMismatchError(
+            f"{found}, {want}; the encoder, its input or its library is not that of the features: "
+            f"restore it, or embed and train again"
+        )
 
 
 def relative_l2(
-    found: Float[np.ndarray, "p v 768"], expected: Float[np.ndarray, "p v 768"]
+    found: Float[np.ndarray, "p v ..."], expected: Float[np.ndarray, "p v ..."]
 ) -> Float64[np.ndarray, "p v"]:
     """Return the distance of every feature from the expected one, in lengths of the latter."""
-    wide = expected.astype(np.float64)
-    distance = np.linalg.norm(found.astype(np.float64) - wide, axis=-1)
+    flat = (*expected.shape[:2], -1)
+    wide = expected.astype(np.float64).reshape(flat)
+    distance = np.linalg.norm(found.astype(np.float64).reshape(flat) - wide, axis=-1)
     return np.asarray(distance / np.linalg.norm(wide, axis=-1))
-
-
-def engine_differences(held: EngineRecord, ours: EngineRecord) -> list[str]:
-    """Name every field in which two engines differ, with both values."""
-    names = type(held).model_fields
-    pairs = ((name, getattr(held, name), getattr(ours, name)) for name in names)
-    return [f"{name} was {before}, is {now}" for name, before, now in pairs if before != now]
 
 
 def synthetic_frames(num_views: int) -> UInt8[np.ndarray, "p v 256 256 3"]:
@@ -153,7 +150,7 @@ def _draw(view: int) -> tuple[np.ndarray, ...]:
     height, width = FRAME_SIZE
     y, x = np.mgrid[:height, :width]
     gradient = np.stack([x, y // 2, np.full_like(x, 40 * view % 256)], axis=-1).astype(np.uint8)
-    resized = resize_frames(torch.from_numpy(_noise((*RENDERED_SIZE, 3), view))[None])[0].numpy()
+    resized = resize_images(_noise((*RENDERED_SIZE, 3), view)[None])[0]
     return gradient, _noise(FRAME_SHAPE, view), _checkerboard(cell=11 + view), resized
 
 

@@ -1,20 +1,17 @@
-"""What a store says of itself.
-
-Knows fields; no files and no zarr.
-"""
+"""The attributes of a feature store: which encoder, views and dataset its arrays belong to."""
 
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.features.store.units import CHUNK_ROWS
-from policy.encoders.environment import EngineRecord
+from policy.encoders.environment import ComputeEnvironment
 from policy.spec import EncoderIdentity
 
 Codec = Literal["none", "blosc"]
 
 FORMAT: Final = "frozen-vla features"
-FORMAT_VERSION: Final = 4  # 3 did not say how many rows a unit has
+FORMAT_VERSION: Final = 5  # 4 held one unnamed feature
 
 
 class SourceShare(BaseModel):
@@ -29,7 +26,7 @@ class SourceShare(BaseModel):
 
 
 class StoreAttributes(BaseModel):
-    """What a store says of itself."""
+    """The attributes of a store's root."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,19 +35,19 @@ class StoreAttributes(BaseModel):
     format_version: int = FORMAT_VERSION
     """Raised when older code could no longer read the store."""
     encoder: EncoderIdentity
-    """Which encoder made every row."""
-    engine: EngineRecord
-    """How the probe was computed; commit records say who computed their unit."""
+    """Which encoder made every row, and the features that the store holds."""
+    environment: ComputeEnvironment
+    """How the probe was computed; a commit record names the environments of its unit."""
     codec: Codec = "none"
     """What compresses the features: nothing, or Blosc (zstd after a bit shuffle)."""
     num_variants: int = Field(default=0, ge=0)
-    """Augmented variants of every frame that lie beside it, for training."""
+    """Augmented variants of every frame that are stored next to it, for training."""
     rows_per_unit: int = Field(default=CHUNK_ROWS, ge=CHUNK_ROWS, multiple_of=CHUNK_ROWS)
-    """Control steps a unit; more than a chunk's 256 where a file is a shard of chunks."""
+    """Control steps per unit; more than a chunk's 256 where a file is a shard of chunks."""
     view_names: tuple[str, ...]
     """Camera names in the order of the view axis."""
     fps: float
-    """Control steps a second."""
+    """Control steps per second."""
     manifest: dict[str, Any]
     """The dataset's manifest, as it was written."""
     manifest_digest: str
@@ -60,7 +57,15 @@ class StoreAttributes(BaseModel):
     heldout: tuple[int, ...] | None
     """Episodes that the manifest keeps out of training; None leaves the choice to the trainer."""
 
+    fitted: tuple[str, ...] = ()
+    """Features that were fitted to the dataset, and have an array in `bases`."""
+
     @property
     def num_slots(self) -> int:
-        """Features a step: every view as recorded, then every view of variant 1, and so on."""
+        """Images per step: every view as recorded, then every view of variant 1, and so on."""
         return (1 + self.num_variants) * len(self.view_names)
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of all features of one control step."""
+        return self.num_slots * sum(feature.num_bytes for feature in self.encoder.features)

@@ -1,24 +1,20 @@
-"""Whether a store is complete, and that it stays the one it was while it is read.
+"""Whether a store is complete, and that it stays the one it was while it is read."""
 
-Knows a store's mark and its list of files; nothing about arrays or units.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.store.records import (
+    COMPLETE_MARK,
     CompleteMark,
-    FileList,
-    check_listed,
-    complete_stamp,
-    read_complete,
+    hash_files,
+    read_mark,
 )
 from pipeline.storage.folders import Folder
 
 
 class Completion:
-    """The mark and the list of files of a store, read anew whenever anyone has written them."""
+    """The complete mark of a store, read anew whenever it was written."""
 
     def __init__(self, folder: Folder):
         """Read nothing yet.
@@ -27,12 +23,20 @@ class Completion:
             folder: of the store.
         """
         self._folder = folder
-        self._read: tuple[object, tuple[CompleteMark, FileList] | None] | None = None
+        self._read: tuple[object, CompleteMark | None] | None = None
 
     def mark(self) -> CompleteMark | None:
         """Return the mark; None where it is absent or damaged: then it marks nothing."""
-        held = self._held()
-        return None if held is None else held[0]
+        try:
+            stamp = self._folder.stamp(COMPLETE_MARK)
+        except FileNotFoundError:
+            return None
+        if self._read is None or self._read[0] != stamp:
+            try:
+                self._read = stamp, read_mark(self._folder)
+            except (StoreError, FileNotFoundError):
+                self._read = stamp, None
+        return self._read[1]
 
     def require_mark(self) -> CompleteMark:
         """Return the mark.
@@ -45,23 +49,39 @@ class Completion:
             raise IncompleteStoreError(f"{self._folder}: not complete; run vla-embed again")
         return mark
 
-    def check_files(self, concerns: Callable[[str], bool]) -> None:
-        """Compare some files with the list, if the store is complete.
+    def damaged_metadata(self) -> list[str]:
+        """Return the names of a complete store's zarr.json files that were changed since."""
+        mark = self.mark()
+        if mark is None:
+            return []
+        found = hash_files(self._folder, mark.metadata)
+        return sorted(name for name in mark.metadata if found.get(name) != mark.metadata[name])
+
+    def check_metadata(self) -> None:
+        """Refuse a complete store whose zarr.json files are not those it was completed with.
 
         Raises:
             StoreError: one was changed since; the message names it.
         """
-        held = self._held()
-        if held is not None:
-            check_listed(self._folder, held[1], concerns)
+        damaged = self.damaged_metadata()
+        if damaged:
+            raise StoreError(
+                f"{self._folder}/{damaged[0]}: is missing or was changed since the store was "
+                f"completed; restore it from a copy, or embed into another --store"
+            )
 
-    def check_arrays(self, *names: str) -> None:
-        """Compare the files of some arrays with the list, if the store is complete.
+    def check_array(self, name: str, found: str) -> None:
+        """Compare the hash of an array with the mark, if the store is complete.
 
         Raises:
-            StoreError: one was changed since; the message names it.
+            StoreError: they differ.
         """
-        self.check_files(lambda name: name.split("/")[0] in names)
+        mark = self.mark()
+        if mark is not None and mark.arrays.get(name) != found:
+            raise StoreError(
+                f"{self._folder}/{name}: is not what was embedded (a chunk is missing or was "
+                f"changed); restore it from a copy, or embed into another --store"
+            )
 
     @contextmanager
     def unreplaced(self) -> Iterator[str]:
@@ -79,10 +99,3 @@ class Completion:
             ) from problem
         if problem is not None:
             raise problem
-
-    def _held(self) -> tuple[CompleteMark, FileList] | None:
-        # Parsed once, for the list has a line a file; the stamp tells when anyone wrote it anew.
-        stamp = complete_stamp(self._folder)
-        if self._read is None or self._read[0] != stamp:
-            self._read = stamp, read_complete(self._folder)
-        return self._read[1]

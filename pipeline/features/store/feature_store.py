@@ -1,28 +1,30 @@
 """The feature store: frozen features, state and action of every step, in Zarr format 3.
 
-Knows arrays, units and commits; nothing about how features are made. Layout below the store's
-folder:
+Layout below the store's folder, for N control steps of E episodes, V views in S slots (each view as
+recorded, then each view of every augmented variant), states of width D and actions of width A:
 
-    features [N, S, 768] float16     one file a unit (see units.py), uncompressed, crc32c; S slots
-                                     a step: its views, then those of each augmented variant
-    state [N, S] float32   action [N, A] float32   timestamp [N] float64   episode_ends [E] int64
-    frame_hash [N, S] uint64         hash of the decoded pixels of every frame
-    probe/                           frames and their features: see probe.py
-    commits/000000.json              one sealed record a unit: its rows and their sha256
-    FILES.json                       size and sha256 of every file, written when all is there
-    COMPLETE.json                    written last; readers refuse a store without it
+    features/<name> [N, S, ...] float16  an array per named feature, one file per unit (units.py),
+                                         uncompressed, crc32c
+    state [N, D] float32   action [N, A] float32   timestamp [N] float64   episode_ends [E] int64
+    frame_hash [N, S] uint64             hash of the decoded pixels of every frame
+    probe/                               frames and their features: see identity/probe.py
+    bases/<name> float32                 what a feature was fitted to, as a PCA basis
+    commits/000000.json                  one sealed record per unit: its rows and their sha256
+    COMPLETE.json                        written last; readers refuse a store without it
 
-What counts as written is what has a commit record whose hash fits; what counts as complete is what
-has a list of files and a mark whose hashes fit.
+A unit counts as written if it has a commit record whose hashes fit its rows in every array; a store
+counts as complete if it has a mark. One scheme covers each byte: a crc32c per chunk, the record's
+hashes per unit, and the mark's hashes of everything else.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,37 +36,36 @@ from pipeline.features.identity.probe import Probe
 from pipeline.features.store.attributes import FORMAT, FORMAT_VERSION, StoreAttributes
 from pipeline.features.store.completion import Completion
 from pipeline.features.store.layout import (
+    BASES,
+    FEATURES,
+    FRAME_HASH,
     PROBE,
     ROOT,
-    ROOTS,
-    UNIT_ARRAYS,
     UNREADABLE,
     create_arrays,
     is_vacant,
     open_array,
     open_group,
     open_unit_array,
+    read_bases,
     read_num_rows,
     read_probe,
+    unit_arrays,
 )
 from pipeline.features.store.records import (
     COMMITS,
-    CompleteMark,
     UnitRecord,
     all_finite,
+    hash_rows,
     read_unit_record,
-    source_digest,
-    unit_hash,
     unmark,
-    write_file_list,
-    write_mark,
     write_unit_record,
 )
 from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS, StepArrays, Steps
 from pipeline.features.store.units import PASSING_ROWS, cut, num_units, unit_rows
 from pipeline.storage.folders import Folder, Location, open_folder
 from pipeline.storage.local_files import json_bytes
-from policy.spec import FEATURE_DIM
+from policy.spec import EncoderIdentity
 
 
 class FeatureStore:
@@ -80,18 +81,31 @@ class FeatureStore:
         self.folder = folder
         self.path = folder.location
         self.attributes = attributes
+        self.completion = completion
+        """Its mark, and whether what was read is what it promises."""
         self._group = group
-        self._completion = completion
         self.num_rows = read_num_rows(group)
         self.num_units = num_units(self.num_rows, attributes.rows_per_unit)
-        for name in UNIT_ARRAYS:
+        for name in unit_arrays(attributes):
             self._open(name)
 
     @classmethod
     def create(
-        cls, path: Location, attributes: StoreAttributes, steps: Steps, probe: Probe
+        cls,
+        path: Location,
+        attributes: StoreAttributes,
+        steps: Steps,
+        probe: Probe,
+        bases: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> "FeatureStore":
         """Create a store with every array at full size and no features yet.
+
+        Args:
+            path: where nothing is yet.
+            attributes: of its root.
+            steps: of the dataset.
+            probe: of the encoder that will fill it.
+            bases: what its features were fitted to, one for each of `attributes.fitted`.
 
         Raises:
             DatasetError: some of the steps' numbers cannot be used; there is no store at `path`.
@@ -101,7 +115,7 @@ class FeatureStore:
         folder = open_folder(path)
         if not is_vacant(folder):
             raise StoreError(f"{path}: holds something already; choose another path")
-        create_arrays(folder, attributes, steps, probe)
+        create_arrays(folder, attributes, steps, probe, bases)
         return cls.open(path, allow_incomplete=True, writable=True)
 
     @classmethod
@@ -119,17 +133,16 @@ class FeatureStore:
         if not folder.exists(ROOT):
             raise StoreError(f"{path}: no feature store here; make one with vla-embed")
         completion = Completion(folder)
-        completion.check_files(
-            lambda name: name.endswith("zarr.json")
-        )  # before zarr believes what they say
+        completion.check_metadata()  # before zarr believes it
         try:
             group = open_group(folder, writable=writable)
             held = dict(group.attrs)
             version = held.get("format_version")
             if held.get("format") == FORMAT and version != FORMAT_VERSION:
                 raise StoreError(
-                    f"{path}: format version {version}, this program reads {FORMAT_VERSION}; use "
-                    f"the program that wrote it, or embed the dataset into another store"
+                    f"{path}: format version {version}, this program reads {FORMAT_VERSION}; read "
+                    f"it with the release of frozen-vla that wrote it, or embed the dataset into "
+                    f"another --store"
                 )
             store = cls(folder, group, StoreAttributes.model_validate(held), completion)
         except StoreError:
@@ -154,7 +167,7 @@ class FeatureStore:
     @property
     def is_complete(self) -> bool:
         """Whether every row of every view was written."""
-        return self._completion.mark() is not None
+        return self.completion.mark() is not None
 
     def digest(self) -> str:
         """Return the sha256 that names a complete store's content: features, steps, encoder.
@@ -162,7 +175,7 @@ class FeatureStore:
         Raises:
             IncompleteStoreError: the store is not complete.
         """
-        return self._completion.require_mark().digest
+        return self.completion.require_mark().digest
 
     def source_digest(self) -> str:
         """Return the sha256 over a complete store's views, episode ends and decoded frames.
@@ -172,19 +185,7 @@ class FeatureStore:
         Raises:
             IncompleteStoreError: the store is not complete.
         """
-        return self._completion.require_mark().source_digest
-
-    def check_digest(self) -> None:
-        """Compare what the complete mark promises with attributes, steps and commit records.
-
-        Features are checked against the commit records when they are read.
-
-        Raises:
-            StoreError: something was changed after the store was completed.
-        """
-        if self._content_digest() != self.digest():
-            what = "attributes or commit records are not those that were embedded"
-            raise StoreError(f"{self.path}: {what}; embed the dataset into another --store")
+        return self.completion.require_mark().source_digest
 
     def unreplaced(self) -> AbstractContextManager[str]:
         """Give the digest of what is read within; units of two stores never get mixed.
@@ -193,10 +194,10 @@ class FeatureStore:
             IncompleteStoreError: the store is not complete.
             StoreError: another store took its place meanwhile, or it was written.
         """
-        return self._completion.unreplaced()
+        return self.completion.unreplaced()
 
     def replace_attributes(self, attributes: StoreAttributes) -> None:
-        """Say something else of the same rows; a complete store is incomplete until marked again.
+        """Change what the root says of the same rows; a complete store is incomplete until marked again.
 
         Raises:
             OSError: the disk is full; the attributes are the old ones.
@@ -207,106 +208,133 @@ class FeatureStore:
         self.folder.write(ROOT, json_bytes(metadata))
         self.attributes = attributes
 
+    @property
+    def encoder(self) -> EncoderIdentity:
+        """Which encoder made the features, and which they are."""
+        return self.attributes.encoder
+
     def valid_units(self, among: Iterable[int] | None = None) -> set[int]:
         """Return the units, of all or of some, whose record fits encoder and bytes on the disk."""
         valid = set()
         for unit in range(self.num_units) if among is None else among:
             with suppress(StoreError):
-                self._unit_record(unit)  # first: without one there are no rows to read
-                self.read_unit_hashes(unit)
+                self.check_unit(unit)
                 valid.add(unit)
         return valid
 
-    def unit_engines(self, unit: int) -> frozenset[str]:
-        """Return the digests of the engines that computed a committed unit's features.
+    def check_unit(self, unit: int) -> None:
+        """Compare a unit's rows in every array with its record.
+
+        Raises:
+            StoreError: the unit was never committed, or is damaged; the message names the array.
+        """
+        for name in unit_arrays(self.attributes):
+            self.check_rows(unit, name)
+
+    def check_rows(self, unit: int, name: str) -> None:
+        """Compare a unit's rows in one array with its record, holding few at a time.
+
+        Raises:
+            StoreError: see `check_unit`.
+        """
+        expected = self.unit_record(unit)  # first: without one there are no rows to read
+        start, stop = self.unit_rows(unit)
+        # No caller keeps them: they pass by in slices, each of which is a request to a bucket.
+        size = PASSING_ROWS if isinstance(self.path, Path) else stop - start
+        found = hash_rows(self._read(name, rows) for rows in cut(start, stop, size))
+        self._check_hash(expected, name, found)
+
+    def unit_record(self, unit: int) -> UnitRecord:
+        """Read a unit's commit record.
+
+        Raises:
+            StoreError: it is missing, damaged, of other rows or another encoder.
+        """
+        made_by = self.encoder.fingerprint
+        return read_unit_record(self.folder, unit, self.unit_rows(unit), made_by)
+
+    def unit_environments(self, unit: int) -> frozenset[str]:
+        """Return the digests of the environments in which a unit's features were computed.
 
         Raises:
             StoreError: the unit has no valid record.
         """
-        return frozenset(self._unit_record(unit).engines)
+        return frozenset(self.unit_record(unit).environments)
 
     def write_unit(
         self,
         unit: int,
-        features: Float16[np.ndarray, "n s 768"],
+        features: Mapping[str, Float16[np.ndarray, "n s ..."]],
         frame_hash: UInt64[np.ndarray, "n s"],
-        engines: Set[str],
+        environments: Set[str],
     ) -> None:
         """Write a unit's rows to the disk, then its commit record.
 
         Args:
             unit: its number.
-            features: of every row of the unit.
+            features: every feature of every row of the unit, by name.
             frame_hash: of the pixels behind them.
-            engines: `EngineRecord.digest` of every engine that computed some of the features.
+            environments: `ComputeEnvironment.digest` of each in which some were computed.
 
         Raises:
             StoreError: a feature is not finite.
             OSError: the disk is full; the unit has no record and is encoded again next time.
         """
         start, stop = self.unit_rows(unit)
-        assert len(features) == len(frame_hash) == stop - start
-        if not all_finite(features):
-            raise StoreError(f"{self.path}: rows {start}..{stop} hold features that are not finite")
+        written = {f"{FEATURES}/{name}": rows for name, rows in features.items()}
+        written[FRAME_HASH] = frame_hash
+        assert written.keys() == unit_arrays(self.attributes).keys()
+        for name, values in features.items():
+            assert len(values) == len(frame_hash) == stop - start
+            if not all_finite(values):
+                raise StoreError(
+                    f"{self.path}: rows {start}..{stop} of feature `{name}` are not finite"
+                )
         unmark(self.folder)  # a damaged unit is being replaced
-        with ThreadPoolExecutor(max_workers=1) as beside:  # neither holds Python's lock for long
-            digest = beside.submit(unit_hash, [features], frame_hash)
-            for name, rows in (("features", features), ("frame_hash", frame_hash)):
+        hashes = {}
+        with ThreadPoolExecutor(max_workers=1) as hasher:  # neither holds Python's lock for long
+            for name, rows in written.items():
+                hashing = hasher.submit(hash_rows, [rows])
                 self._open(name)[start:stop] = rows
                 self.folder.settle(f"{name}/c/{unit}")
+                hashes[name] = hashing.result()
         record = UnitRecord(
             unit=unit,
             rows=(start, stop),
-            sha256=digest.result(),
-            fingerprint=self.attributes.encoder.fingerprint,
-            engines=tuple(sorted(engines)),
+            sha256=hashes,
+            fingerprint=self.encoder.fingerprint,
+            environments=tuple(sorted(environments)),
         )
         write_unit_record(self.folder, record)
 
-    def mark_complete(self) -> None:
-        """Write the list of files and the mark, after checking every unit against its record.
-
-        Raises:
-            StoreError: some unit has no valid record.
-            OSError: the disk is full; the store stays incomplete.
-        """
-        views, ends = self.attributes.view_names, self._read("episode_ends")
-        hashes = (self.read_unit_hashes(unit) for unit in range(self.num_units))
-        source = source_digest(views, ends, (of_unit[:, : len(views)] for of_unit in hashes))
-        mark = CompleteMark(
-            rows=self.num_rows,
-            units=self.num_units,
-            digest=self._content_digest(),
-            source_digest=source,
-            file_list=write_file_list(self.folder, (*ROOTS, COMMITS)),
-        )
-        write_mark(self.folder, mark)
-
     def read_features(
-        self, into: Float16[np.ndarray, "n s 768"] | None = None
-    ) -> Float16[np.ndarray, "n s 768"]:
-        """Read all features, into new memory unless told; each unit is checked by its record.
+        self, name: str, into: Float16[np.ndarray, "n s ..."] | None = None
+    ) -> Float16[np.ndarray, "n s ..."]:
+        """Read one feature of all rows, into new memory unless given; each unit is checked.
 
         Raises:
             StoreError: a unit is damaged; the message names it.
         """
-        shape = (self.num_rows, self.attributes.num_slots, FEATURE_DIM)
-        features = np.empty(shape, np.float16) if into is None else into
+        dtype, axes = unit_arrays(self.attributes)[f"{FEATURES}/{name}"]
+        shape = (self.num_rows, self.attributes.num_slots, *axes)
+        features = np.empty(shape, dtype) if into is None else into
         for unit in range(self.num_units):
             start, stop = self.unit_rows(unit)
-            features[start:stop] = self.read_unit_features(unit)
+            features[start:stop] = self.read_unit_feature(unit, name)
         return features
 
-    def read_unit_features(self, unit: int) -> Float16[np.ndarray, "n s 768"]:
-        """Read a unit's features, checked against its record.
+    def read_unit_features(self, unit: int) -> dict[str, Float16[np.ndarray, "n s ..."]]:
+        """Read all features of a unit by name, checked against its record.
 
         Raises:
             StoreError: the unit was never committed, or is damaged.
         """
-        rows = slice(*self.unit_rows(unit))
-        features, frame_hash = (self._read(name, rows) for name in UNIT_ARRAYS)
-        self._check_unit(unit, unit_hash([features], frame_hash))
-        return features
+        names = self.encoder.feature_names
+        return {name: self.read_unit_feature(unit, name) for name in names}
+
+    def read_unit_feature(self, unit: int, name: str) -> Float16[np.ndarray, "n s ..."]:
+        """Read one feature of a unit; see `read_unit_features`."""
+        return self._read_checked(unit, f"{FEATURES}/{name}")
 
     def read_unit_hashes(self, unit: int) -> UInt64[np.ndarray, "n s"]:
         """Read the hash of the pixels of every frame of a unit, checked against its record.
@@ -314,13 +342,7 @@ class FeatureStore:
         Raises:
             StoreError: the unit was never committed, or is damaged.
         """
-        rows = self.unit_rows(unit)
-        # Nobody keeps the features: they pass by in pieces, each of which is a request elsewhere.
-        pieces = cut(*rows, PASSING_ROWS) if isinstance(self.path, Path) else [slice(*rows)]
-        features = (self._read("features", piece) for piece in pieces)
-        frame_hash = self._read("frame_hash", slice(*rows))
-        self._check_unit(unit, unit_hash(features, frame_hash))
-        return frame_hash
+        return self._read_checked(unit, FRAME_HASH)
 
     def read_steps(self) -> StepArrays:
         """Read state, action, timestamps and episode ends into memory.
@@ -328,28 +350,31 @@ class FeatureStore:
         Raises:
             StoreError: an array is damaged; the message names it.
         """
-        self._completion.check_arrays(*STEP_ARRAYS)
-        return StepArrays(**{name: self._read(name) for name in STEP_ARRAYS})
+        return StepArrays(
+            **{name: np.concatenate([*self.read_step_pieces(name)]) for name in STEP_ARRAYS}
+        )
 
     def read_step_pieces(self, name: str) -> Iterator[np.ndarray]:
-        """Read an array of `StepArrays` in pieces of rows, where memory need not hold it whole.
+        """Read an array of `StepArrays` in slices of rows, where memory need not hold it whole.
 
         Raises:
-            StoreError: the array is damaged.
+            StoreError: the array is damaged; of a complete store at the latest after the last one.
         """
-        self._completion.check_arrays(name)
+        digest = hashlib.sha256()
         for start in count(0, PIECE_ROWS):
             piece = self._read(name, slice(start, start + PIECE_ROWS))
             if not len(piece):
-                return
+                break
+            digest.update(piece.tobytes())
             yield piece
+        self.completion.check_array(name, digest.hexdigest())
 
     def read_episode_ends(self) -> Int64[np.ndarray, " e"]:
         """Read the row after each episode's last; StoreError where the array is damaged."""
         return self._read("episode_ends")
 
     def read_probe(self) -> Probe:
-        """Read the frames, features and engine that an encoder is compared with.
+        """Read the frames, features and environment that an encoder is compared with.
 
         Raises:
             StoreError: the probe is damaged.
@@ -360,30 +385,38 @@ class FeatureStore:
             what = f"damaged ({error}); embed into another --store"
             raise StoreError(f"{self.path}/{PROBE}: {what}") from error
 
-    def _content_digest(self) -> str:
-        digest = hashlib.sha256(self.attributes.model_dump_json().encode())
-        for name in STEP_ARRAYS:
-            for piece in self.read_step_pieces(name):
-                digest.update(piece.tobytes())
-        digest.update(self.read_probe().digest().encode())
-        for unit in range(self.num_units):
-            digest.update(self._unit_record(unit).model_dump_json().encode())
-        return digest.hexdigest()
+    def read_bases(self) -> dict[str, np.ndarray]:
+        """Read what features were fitted to, by feature.
 
-    def _unit_record(self, unit: int) -> UnitRecord:
-        made_by = self.attributes.encoder.fingerprint
-        return read_unit_record(self.folder, unit, self.unit_rows(unit), made_by)
+        Raises:
+            StoreError: one is damaged.
+        """
+        try:
+            bases = read_bases(self._group)
+        except UNREADABLE as error:
+            what = f"damaged ({error}); embed into another --store"
+            raise StoreError(f"{self.path}/{BASES}: {what}") from error
+        for name, basis in bases.items():
+            self.completion.check_array(f"{BASES}/{name}", hash_rows([basis]))
+        return bases
 
-    def _check_unit(self, unit: int, found: str) -> None:
-        if found != self._unit_record(unit).sha256:
-            where = "{}: rows {}..{}".format(self.path, *self.unit_rows(unit))
-            raise StoreError(f"{where} (unit {unit}) do not hash to their commit record")
+    def _read_checked(self, unit: int, name: str) -> np.ndarray:
+        rows = self._read(name, slice(*self.unit_rows(unit)))
+        self._check_hash(self.unit_record(unit), name, hash_rows([rows]))
+        return rows
+
+    def _check_hash(self, record: UnitRecord, name: str, found: str) -> None:
+        if found != record.sha256.get(name):
+            start, stop = record.rows
+            raise StoreError(
+                f"{self.path}: rows {start}..{stop} (unit {record.unit}) of {name} do not hash to "
+                f"their commit record"
+            )
 
     def _open(self, name: str) -> zarr.Array[Any]:
-        if name not in UNIT_ARRAYS:
+        if name not in unit_arrays(self.attributes):
             return open_array(self._group, name)
-        held, num_rows = self.attributes, self.num_rows
-        return open_unit_array(self._group, name, (num_rows, held.num_slots), held.rows_per_unit)
+        return open_unit_array(self._group, name, self.attributes, self.num_rows)
 
     def _read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         try:

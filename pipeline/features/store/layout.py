@@ -1,10 +1,11 @@
 """The arrays of a feature store: their shapes, chunks and codecs, in Zarr format 3.
 
-Knows zarr; nothing about commits, encoders or what the numbers mean. Every array ends in a crc32c:
-raw and compressed chunks alike would otherwise read a flipped bit as data. An absent chunk reads
-as the fill value without a word, so that features and steps are filled with NaN or -1.
+Every array ends in a crc32c: raw and compressed chunks would otherwise read a flipped bit as data.
+An absent chunk reads as the fill value without an error, so that features and steps are filled with
+NaN or -1.
 """
 
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any, Final, Literal
 
@@ -21,21 +22,19 @@ from pipeline.features.store.records import COMMITS
 from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS, Steps
 from pipeline.features.store.units import CHUNK_ROWS
 from pipeline.storage.folders import Folder, LocalFolder
-from policy.encoders.environment import EngineRecord
-from policy.spec import FEATURE_DIM
+from policy.encoders.environment import ComputeEnvironment
 
 Codecs = list[BloscCodec | Crc32cCodec]
 
-UNIT_ARRAYS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
-    "features": ("float16", (FEATURE_DIM,)),  # dtype, and axes after rows and slots
-    "frame_hash": ("uint64", ()),
-}
+FEATURES: Final = "features"  # the group with an array per named feature
+FRAME_HASH: Final = "frame_hash"
 # What damage makes zarr and numcodecs raise: a wrong checksum is a ValueError, a chunk that does
 # not decompress a RuntimeError, a codec with an unknown field a TypeError.
 UNREADABLE: Final = (BaseZarrError, ValueError, RuntimeError, OSError, KeyError, TypeError)
 PROBE: Final = "probe"
 ROOT: Final = "zarr.json"  # the store exists once this file does
-ROOTS: Final = (ROOT, "features", "frame_hash", *STEP_ARRAYS, PROBE)
+BASES: Final = "bases"  # the group with the array that a feature was fitted to
+ROOTS: Final = (ROOT, FEATURES, FRAME_HASH, *STEP_ARRAYS, PROBE, BASES)
 
 
 def feature_codecs(codec: Codec) -> Codecs:
@@ -54,14 +53,21 @@ def is_vacant(folder: Folder) -> bool:
     return folder.is_vacant(ROOTS[1:])
 
 
-def create_arrays(folder: Folder, attributes: StoreAttributes, steps: Steps, probe: Probe) -> None:
+def create_arrays(
+    folder: Folder,
+    attributes: StoreAttributes,
+    steps: Steps,
+    probe: Probe,
+    bases: Mapping[str, np.ndarray],
+) -> None:
     """Create a store with every array at full size, whole or not at all; no features yet.
 
     Args:
         folder: to create; it must be vacant.
-        attributes: what the store says of itself.
+        attributes: of its root.
         steps: of the dataset.
         probe: of the encoder that will fill the store.
+        bases: what its features were fitted to.
 
     Raises:
         DatasetError: some numbers cannot be used as they are; there is no store.
@@ -72,10 +78,13 @@ def create_arrays(folder: Folder, attributes: StoreAttributes, steps: Steps, pro
         with folder.made(ROOT) as partial:
             described = attributes.model_dump(mode="json")
             group = zarr.create_group(partial, zarr_format=3, attributes=described)
-            _create_features(group, int(steps.episode_ends[-1]), attributes)
+            _create_unit_arrays(group, int(steps.episode_ends[-1]), attributes)
             for name in STEP_ARRAYS:
                 _create_filled(group, name, steps)
             _create_probe(group, probe)
+            fitted = group.create_group(BASES)
+            for name, basis in bases.items():
+                _create_whole(fitted, name, basis)
             (partial / COMMITS).mkdir()
     except FileExistsError as error:
         raise StoreError(
@@ -123,42 +132,67 @@ def read_num_rows(group: zarr.Group) -> int:
     return shape[0]
 
 
+def unit_arrays(attributes: StoreAttributes) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return dtype and axes, after rows and slots, of every array that units are written to."""
+    features = attributes.encoder.features
+    return {f"{FEATURES}/{spec.name}": (spec.dtype, spec.shape) for spec in features} | {
+        FRAME_HASH: ("uint64", ())
+    }
+
+
 def open_unit_array(
-    group: zarr.Group, name: str, rows_and_slots: tuple[int, int], rows_per_unit: int
+    group: zarr.Group, name: str, attributes: StoreAttributes, num_rows: int
 ) -> zarr.Array[Any]:
-    """Open `features` or `frame_hash`, of a store with so many rows and slots, and rows a file.
+    """Open one of `unit_arrays`, of a store with so many rows.
 
     Raises:
         Exception: one of `UNREADABLE`; it is absent, damaged, or of another shape, dtype or size.
     """
-    dtype, axes = UNIT_ARRAYS[name]
-    array, shape = open_array(group, name), (*rows_and_slots, *axes)
+    dtype, axes = unit_arrays(attributes)[name]
+    array, shape = open_array(group, name), (num_rows, attributes.num_slots, *axes)
     if (array.shape, str(array.dtype)) != (shape, dtype):
         raise ValueError(
             f"{name}: expected {dtype} {list(shape)}, found {array.dtype} {list(array.shape)}"
         )
     rows_per_file = (array.shards or array.chunks)[0]
-    if rows_per_file != rows_per_unit:
-        raise ValueError(f"{name}: expected {rows_per_unit} rows a file, found {rows_per_file}")
+    if rows_per_file != attributes.rows_per_unit:
+        raise ValueError(
+            f"{name}: expected {attributes.rows_per_unit} rows per file, found {rows_per_file}"
+        )
     # Without comparing every chunk with the fill value first, which is half the time of writing.
     return array.with_config({"write_empty_chunks": True})
 
 
-def _create_features(group: zarr.Group, num_rows: int, attributes: StoreAttributes) -> None:
+def metadata_names(attributes: StoreAttributes) -> list[str]:
+    """Return the name of every zarr.json of a store."""
+    features = attributes.encoder.feature_names
+    nodes = [
+        FEATURES,
+        *unit_arrays(attributes),
+        *STEP_ARRAYS,
+        *(f"{PROBE}{part}" for part in ("", "/frames", f"/{FEATURES}")),
+        *(f"{PROBE}/{FEATURES}/{name}" for name in features),
+        BASES,
+        *(f"{BASES}/{name}" for name in attributes.fitted),
+    ]
+    return [ROOT, *(f"{node}/{ROOT}" for node in nodes)]
+
+
+def _create_unit_arrays(group: zarr.Group, num_rows: int, attributes: StoreAttributes) -> None:
     is_sharded = attributes.rows_per_unit > CHUNK_ROWS
-    for name, (dtype, axes) in UNIT_ARRAYS.items():
-        is_features = name == "features"
+    for name, (dtype, axes) in unit_arrays(attributes).items():
+        is_feature = name != FRAME_HASH
         row = (attributes.num_slots, *axes)
         group.create_array(
             name,
             shape=(num_rows, *row),
             # A unit's hashes are read together, and few: they need no chunks of their own.
-            chunks=(CHUNK_ROWS if is_features else attributes.rows_per_unit, *row),
-            shards=(attributes.rows_per_unit, *row) if is_features and is_sharded else None,
+            chunks=(CHUNK_ROWS if is_feature else attributes.rows_per_unit, *row),
+            shards=(attributes.rows_per_unit, *row) if is_feature and is_sharded else None,
             dtype=dtype,
-            fill_value=float("nan") if is_features else 0,
-            compressors=feature_codecs(attributes.codec) if is_features else [Crc32cCodec()],
-            dimension_names=("step", "view", "feature")[: 1 + len(row)],
+            fill_value=float("nan") if is_feature else 0,
+            compressors=feature_codecs(attributes.codec) if is_feature else [Crc32cCodec()],
+            dimension_names=("step", "slot", *(f"feature_{axis}" for axis in range(len(axes)))),
         )
 
 
@@ -185,26 +219,27 @@ def _create_probe(group: zarr.Group, probe: Probe) -> None:
     held = group.create_group(
         PROBE,
         attributes={
-            "engine": probe.engine.model_dump(mode="json"),
+            "environment": probe.environment.model_dump(mode="json"),
             "tolerance": probe.tolerance,
             "digest": probe.digest(),
         },
     )
-    for name, axes in (
-        ("frames", ("frame", "view", "height", "width", "channel")),
-        ("features", ("frame", "view", "feature")),
-    ):
-        values = getattr(probe, name)
-        array = held.create_array(
-            name,
-            shape=values.shape,
-            chunks=values.shape,
-            dtype=values.dtype,
-            fill_value=0,
-            compressors=[_blosc(values.dtype), Crc32cCodec()],
-            dimension_names=axes,
-        )
-        array[:] = values
+    _create_whole(held, "frames", probe.frames)
+    features = held.create_group(FEATURES)
+    for name, values in probe.features.items():
+        _create_whole(features, name, values)
+
+
+def _create_whole(group: zarr.Group, name: str, values: np.ndarray) -> None:
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=values.shape,
+        dtype=values.dtype,
+        fill_value=0,
+        compressors=[_blosc(values.dtype), Crc32cCodec()],
+    )
+    array[:] = values
 
 
 def read_probe(group: zarr.Group) -> Probe:
@@ -213,18 +248,16 @@ def read_probe(group: zarr.Group) -> Probe:
     Raises:
         Exception: one of `UNREADABLE`; it is absent or damaged.
     """
-    held = group[PROBE]
-    if not isinstance(held, zarr.Group):
-        raise ValueError("is no group")
+    held = _open_group(group, PROBE)
     attributes = dict(held.attrs)
     try:
-        engine = EngineRecord.model_validate(attributes["engine"])
+        environment = ComputeEnvironment.model_validate(attributes["environment"])
     except ValidationError as error:
-        raise ValueError(f"no engine record ({error})") from error
+        raise ValueError(f"no compute environment ({error})") from error
     probe = Probe(
-        frames=_whole(held, "frames"),
-        features=_whole(held, "features"),
-        engine=engine,
+        frames=_read_whole(held, "frames"),
+        features=_read_all(_open_group(held, FEATURES)),
+        environment=environment,
         tolerance=float(str(attributes["tolerance"])),
     )
     if probe.digest() != attributes["digest"]:
@@ -232,7 +265,27 @@ def read_probe(group: zarr.Group) -> Probe:
     return probe
 
 
-def _whole(group: zarr.Group, name: str) -> np.ndarray:
+def read_bases(group: zarr.Group) -> dict[str, np.ndarray]:
+    """Read what a store's features were fitted to, by feature.
+
+    Raises:
+        Exception: one of `UNREADABLE`; an array is absent or damaged.
+    """
+    return _read_all(_open_group(group, BASES))
+
+
+def _open_group(group: zarr.Group, name: str) -> zarr.Group:
+    held = group[name]
+    if not isinstance(held, zarr.Group):
+        raise ValueError(f"{name} is no group")
+    return held
+
+
+def _read_all(group: zarr.Group) -> dict[str, np.ndarray]:
+    return {name: _read_whole(group, name) for name in sorted(group.array_keys())}
+
+
+def _read_whole(group: zarr.Group, name: str) -> np.ndarray:
     return np.asarray(open_array(group, name)[:])
 
 

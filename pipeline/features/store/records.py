@@ -1,24 +1,22 @@
-"""Sealed notes beside a store's arrays: what was written, and what every file must hash to.
+"""Sealed notes next to a store's arrays: what was written, and what it must hash to.
 
 A sealed file is JSON whose last field is a sha256 over the rest, and whose bytes are exactly those
-that `write_sealed` would write again: any single bit that flips in it is noticed. Knows files and
-hashes; nothing about arrays, encoders or zarr.
+that `write_sealed` would write again: any single bit that flips in it is noticed.
 
 The order is the rule, on a disk as in object storage: a unit's arrays, then its record; every
-record, then the list of files; the list, then the mark. Nothing depends on who wrote last: a record
-holds the hash of its rows and the mark that of the list, so that two writers of one dataset on one
-engine write the same bytes, and of two that differ a mixture is refused and encoded again.
+record, then the mark. Nothing depends on who wrote last: a record holds the hashes of its rows, so
+that two writers of one dataset in one environment write the same bytes, and of two that differ a
+mixture is refused and encoded again.
 
-    commits/000000.json   one a unit: its rows, the hash of their bytes, who computed them
-    FILES.json            size and sha256 of every file of a complete store
-    COMPLETE.json         written last: what the content, its source and FILES.json hash to
-    source.json           where the frames came from; see source.py
+    commits/000000.json   one per unit: its rows, the hashes of their bytes, who computed them
+    COMPLETE.json         written last: the hashes of all that is not in a unit
+    source.json           where the frames came from; see identity/source.py
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
-from itertools import chain
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -26,9 +24,8 @@ from jaxtyping import Float16, Int64, UInt64
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.storage.folders import Folder, Stamp
+from pipeline.storage.folders import Folder
 
-FILE_LIST: Final = "FILES.json"
 COMPLETE_MARK: Final = "COMPLETE.json"
 SOURCE_NOTE: Final = "source.json"
 COMMITS: Final = "commits"
@@ -45,32 +42,12 @@ class UnitRecord(BaseModel):
     unit: int
     rows: tuple[int, int]
     """Rows [start, stop) of the store."""
-    sha256: str
-    """Over the unit's features and frame hashes."""
+    sha256: dict[str, str]
+    """By array, over the unit's rows of it."""
     fingerprint: str
-    """The encoder's."""
-    engines: tuple[str, ...]
-    """`EngineRecord.digest` of every engine that computed some of its features, sorted."""
-
-
-class FileRecord(BaseModel):
-    """What a file must be."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bytes: int
-    sha256: str
-
-
-class FileList(BaseModel):
-    """Every file that makes up a complete store, but the list itself and the mark."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    files: dict[str, FileRecord]
-    """By path below the store's folder, with forward slashes."""
-    sealed: tuple[str, ...]
-    """Files that may be written anew later, and tell by their own seal whether they are whole."""
+    """`EncoderIdentity.fingerprint` of the encoder with its features."""
+    environments: tuple[str, ...]
+    """`ComputeEnvironment.digest` of each in which some of its features were computed, sorted."""
 
 
 class CompleteMark(BaseModel):
@@ -81,14 +58,16 @@ class CompleteMark(BaseModel):
     rows: int
     units: int
     digest: str
-    """sha256 that names the store's content: attributes, steps, probe, commit records."""
+    """sha256 that names the store's content: attributes, arrays, probe, commit records."""
     source_digest: str
     """sha256 over view order, episode ends and the hash of every decoded frame."""
-    file_list: str
-    """sha256 of FILES.json."""
+    arrays: dict[str, str]
+    """sha256 of every array that is written when the store is created, by its name."""
+    metadata: dict[str, str]
+    """sha256 of every zarr.json, by its name."""
 
 
-def all_finite(features: Float16[np.ndarray, "n s 768"]) -> bool:
+def all_finite(features: Float16[np.ndarray, "n s ..."]) -> bool:
     """Whether a unit's features, one or more, may be written: none is NaN or infinite."""
     # By their bits: as signed numbers infinity and NaN are above every positive value, as unsigned
     # ones those with a sign above every negative value. Numpy's isfinite takes ten times as long.
@@ -96,12 +75,10 @@ def all_finite(features: Float16[np.ndarray, "n s 768"]) -> bool:
     return int(positive.max()) < 0x7C00 and int(negative.max()) < 0xFC00
 
 
-def unit_hash(
-    features: Iterable[Float16[np.ndarray, "_ v 768"]], frame_hash: UInt64[np.ndarray, "n v"]
-) -> str:
-    """Return the sha256 of a unit's rows, whose features come in pieces of consecutive ones."""
+def hash_rows(rows: Iterable[np.ndarray]) -> str:
+    """Return the sha256 of consecutive rows of an array, which come in slices."""
     digest = hashlib.sha256()
-    for values in chain(features, [frame_hash]):
+    for values in rows:
         digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
 
@@ -216,114 +193,23 @@ def read_mark(store: Folder) -> CompleteMark:
     return _validated(CompleteMark, store, COMPLETE_MARK)
 
 
-def read_file_list(store: Folder) -> FileList:
-    """Read a store's list of files.
-
-    Raises:
-        FileNotFoundError: there is none.
-        StoreError: it is damaged.
-    """
-    return _validated(FileList, store, FILE_LIST)
-
-
-def write_file_list(store: Folder, roots: tuple[str, ...]) -> str:
-    """Hash every file below some files and folders of a store and list them; return its sha256.
-
-    Raises:
-        OSError: a file cannot be read or written.
-    """
-    files = list_files(store, roots)
-    write_sealed(store, FILE_LIST, files.model_dump(mode="json"))
-    return file_record(store, FILE_LIST).sha256
+def hash_files(store: Folder, names: Iterable[str]) -> dict[str, str]:
+    """Return the sha256 of some files of a store, by name; of none where one is missing."""
+    hashes = {}
+    for name in names:
+        with suppress(FileNotFoundError):
+            hashes[name] = hashlib.sha256(store.read(name)).hexdigest()
+    return hashes
 
 
 def write_mark(store: Folder, mark: CompleteMark) -> None:
-    """Write a store's complete mark, after its list of files."""
+    """Write a store's complete mark, after everything else."""
     write_sealed(store, COMPLETE_MARK, mark.model_dump(mode="json"))
-
-
-def complete_stamp(store: Folder) -> Stamp:
-    """Return what changes once another mark or list of files is written; () without them."""
-    try:
-        return store.stamp(COMPLETE_MARK) + store.stamp(FILE_LIST)
-    except OSError:
-        return ()
-
-
-def read_complete(store: Folder) -> tuple[CompleteMark, FileList] | None:
-    """Read a store's mark and list of files; None where they do not make it complete."""
-    try:
-        mark, files = read_mark(store), read_file_list(store)
-        listed = file_record(store, FILE_LIST).sha256
-    except (StoreError, OSError):
-        return None
-    return (mark, files) if listed == mark.file_list else None
 
 
 def unmark(store: Folder) -> None:
     """Make a store incomplete, before anything of it is replaced."""
-    store.delete((COMPLETE_MARK, FILE_LIST))
-
-
-def list_files(store: Folder, roots: tuple[str, ...]) -> FileList:
-    """Hash every file below some files and folders of a store.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    names = sorted(
-        name for name in store.names() if name.split("/")[0] in roots and not is_leftover(name)
-    )
-    return FileList(
-        files={name: file_record(store, name) for name in names},
-        sealed=(SOURCE_NOTE,) if store.exists(SOURCE_NOTE) else (),
-    )
-
-
-def file_record(store: Folder, name: str) -> FileRecord:
-    """Return what a file holds now.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest, size = hashlib.sha256(), 0
-    for piece in store.read_pieces(name):
-        digest.update(piece)
-        size += len(piece)
-    return FileRecord(bytes=size, sha256=digest.hexdigest())
-
-
-def file_problem(store: Folder, name: str, expected: FileRecord) -> str | None:
-    """Say what is wrong with a file; None where it holds what it must."""
-    try:
-        found = file_record(store, name)
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    if found.bytes != expected.bytes:
-        return f"has {found.bytes} bytes, want {expected.bytes}"
-    return None if found == expected else "holds other bytes than its sha256 was made of"
-
-
-def check_listed(store: Folder, files: FileList, concerns: Callable[[str], bool]) -> None:
-    """Compare some files of a complete store with the list of what they must be.
-
-    Raises:
-        StoreError: one was changed since; the message names it.
-    """
-    for name, expected in files.files.items():
-        problem = file_problem(store, name, expected) if concerns(name) else None
-        if problem is not None:
-            raise StoreError(
-                f"{store}/{name}: {problem}, so it is not what was embedded; restore it from a "
-                f"copy, or embed into another --store"
-            )
-
-
-def is_leftover(name: str) -> bool:
-    """Whether a write that was killed left this file; it is no part of a store."""
-    return name.endswith(".partial")
+    store.delete((COMPLETE_MARK,))
 
 
 def _validated(kind: type[Note], store: Folder, name: str) -> Note:

@@ -14,9 +14,10 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 
-CHUNK_ROWS: Final = 256  # control steps; a chunk of three views is 1.18 MB
-SHARD_ROWS: Final = 64 * CHUNK_ROWS  # control steps; a shard of three views is 75.5 MB
-PASSING_ROWS: Final = 8 * CHUNK_ROWS  # control steps of a shard held while it is only checked
+CHUNK_ROWS: Final = 256  # control steps; a chunk of three views' 768 features is 1.18 MB
+SHARD_ROWS: Final = 64 * CHUNK_ROWS  # control steps at most; 75.5 MB of three views' 768 features
+SHARD_BYTES: Final = 80 * 10**6  # a shard of larger features has fewer rows
+PASSING_ROWS: Final = CHUNK_ROWS  # control steps of a shard held while it is only checked
 SHARD_ABOVE: Final = 1_000_000  # control steps of a dataset; DROID has 18.9 million
 
 
@@ -31,9 +32,12 @@ class EpisodeSlice:
     """One past the last step."""
 
 
-def choose_rows_per_unit(num_rows: int, shard_above: int) -> int:
+def choose_rows_per_unit(num_rows: int, shard_above: int, bytes_per_row: int) -> int:
     """Return the size of a new store's units: a shard's above so many rows, else a chunk's."""
-    return SHARD_ROWS if num_rows > shard_above else CHUNK_ROWS
+    if num_rows <= shard_above:
+        return CHUNK_ROWS
+    rows = SHARD_BYTES // (CHUNK_ROWS * bytes_per_row) * CHUNK_ROWS
+    return min(max(rows, CHUNK_ROWS), SHARD_ROWS)
 
 
 def num_units(num_rows: int, rows_per_unit: int) -> int:

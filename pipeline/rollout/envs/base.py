@@ -9,13 +9,12 @@ from typing import Final, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from policy.spec import FRAME_SIZE
+
+DEFAULT_RENDER_SIZE: Final = FRAME_SIZE[0]
+"""Pixels, both sides, of rendered pictures: what the encoder takes, so nothing is resized."""
 FIRST_ROLLOUT_SEED: Final = 100_000
 """Recordings use seeds below this one, rollouts this one and up: none is seen in training."""
-
-
-DEFAULT_RENDER_SIZE: Final = 256
-"""Pixels, both sides, of rendered pictures: what the encoder takes, so nothing is resized. Told
-here again, because its owner, `policy.spec`, brings torch along, which no simulator needs."""
 
 
 @dataclass(frozen=True)

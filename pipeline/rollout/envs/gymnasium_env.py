@@ -16,7 +16,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from jaxtyping import Float32, Float64, UInt8
 
 from pipeline.errors import EnvError
@@ -34,7 +33,7 @@ from pipeline.rollout.envs.gymnasium_config import (
     GymnasiumView,
     load_gymnasium_config,
 )
-from policy.images import resize_frames
+from policy.images import resize_images
 
 
 class GymnasiumEnv:
@@ -196,7 +195,7 @@ class GymnasiumEnv:
                 f"{view.key}, found {picture.dtype} {picture.shape}; name a picture"
             )
         turned = picture[::-1, ::-1] if view.rotate_180 else picture
-        return resize_frames(torch.from_numpy(np.ascontiguousarray(turned))[None])[0].numpy()
+        return resize_images(np.ascontiguousarray(turned)[None])[0]
 
     def _is_solved(self, reward: float, info: Mapping[str, Any]) -> bool:
         success = self._config.success

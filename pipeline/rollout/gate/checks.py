@@ -7,13 +7,13 @@ import logging
 from pathlib import Path
 
 from pipeline.errors import EncoderMismatchError, EnvError, RunError
-from pipeline.features.identity.encoder import load_same_encoder, revision_to_load
+from pipeline.features.identity.encoder import load_like, refuse_other_encoder
 from pipeline.features.identity.probe import check_probe
 from pipeline.rollout.envs.base import RobotEnv
 from pipeline.training.run.checkpoint import read_average, resolve_step
-from pipeline.training.run.folder import RunDescription, read_probe, read_run
+from pipeline.training.run.folder import RunDescription, read_bases, read_probe, read_run
 from policy.agent import VLAAgent
-from policy.encoders.siglip2 import FrozenSiglip2, load_backbone
+from policy.device import open_device
 from policy.errors import VlaError
 
 logger = logging.getLogger(__name__)
@@ -41,13 +41,19 @@ class Gate:
 
 
 def load_policy(
-    run: Path, *, backbone: str | None, checkpoint: str = "latest", gate: Gate | None = None
+    run: Path,
+    *,
+    encoder: str | None = None,
+    device: str = "auto",
+    checkpoint: str = "latest",
+    gate: Gate | None = None,
 ) -> tuple[RunDescription, VLAAgent, int]:
     """Load a run's averaged weights behind the encoder that made its features.
 
     Args:
         run: folder of a training run.
-        backbone: where that encoder lies now; None takes the name the run was trained with.
+        encoder: where that encoder is now; None takes the name the run was trained with.
+        device: where encoder and head run.
         checkpoint: `latest`, `best` or a step.
         gate: decides about another encoder; None refuses it.
 
@@ -64,17 +70,22 @@ def load_policy(
     description = read_run(run)
     probe = read_probe(run, description)
     step, weights = read_average(run, resolve_step(run, checkpoint))
-    encoder = _load_encoder(description, run, backbone, gate)
+    opened = open_device(device)
+    made_by = description.data.encoder
+    loaded = load_like(
+        made_by, probe.environment, read_bases(run), name=encoder, where=str(run), device=opened
+    )
     try:
-        check_probe(encoder, probe, where=str(run))
+        refuse_other_encoder(loaded, made_by, where=str(run))
+        check_probe(loaded, probe, where=str(run))
     except EncoderMismatchError as error:
         gate.refuse(error)
-    agent = VLAAgent(description.config.agent, description.spec, encoder)
+    agent = VLAAgent(description.config.agent, description.spec, loaded)
     try:
         agent.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise RunError(f"{run}: checkpoint of another agent ({error})") from error
-    return description, agent.eval(), step
+    return description, agent.to(opened).eval(), step
 
 
 def check_env(description: RunDescription, env: RobotEnv, gate: Gate | None = None) -> None:
@@ -105,20 +116,3 @@ def check_env(description: RunDescription, env: RobotEnv, gate: Gate | None = No
             if not field.startswith("control rate"):
                 raise error
             gate.refuse(error)
-
-
-def _load_encoder(
-    description: RunDescription, run: Path, backbone: str | None, gate: Gate
-) -> FrozenSiglip2:
-    made_by = description.data.encoder
-    try:
-        return load_same_encoder(made_by, backbone, where=str(run))
-    except EncoderMismatchError as error:
-        if backbone is None and made_by.revision == "local":
-            raise  # nobody knows where it lies
-        gate.refuse(error)
-    return load_backbone(
-        backbone or made_by.name,
-        revision=revision_to_load(made_by, backbone),
-        compute_dtype=made_by.compute_dtype,
-    )

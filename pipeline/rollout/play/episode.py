@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float32, UInt8
 
 from pipeline.rollout.envs.base import RobotEnv
 from pipeline.rollout.play.path_image import write_path_image
 from pipeline.rollout.play.result import EpisodeResult
 from pipeline.rollout.play.video import VideoFile
-from policy.images import resize_frames
+from policy.images import resize_images
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class EpisodePlayer:
         started = time.perf_counter()
         pictures = self._env.render()
         if is_needed:
-            frames = resize_frames(torch.from_numpy(pictures)).numpy()
+            frames = resize_images(pictures)
             self._observations.append(Observation(frames, self._env.state()))
             self._render_s += time.perf_counter() - started
         if self._film is not None:

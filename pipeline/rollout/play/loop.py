@@ -72,8 +72,10 @@ class RolloutConfig(BaseModel):
     """What follows where the cameras do not show what training showed."""
     override_gate: bool = False
     """Go on with another encoder or control rate; the result says so."""
-    backbone: str | None = None
-    """Where the encoder lies now; None takes the name the run was trained with."""
+    encoder: str | None = None
+    """Where the encoder is now; None takes the name the run was trained with."""
+    device: str = "auto"
+    """Where encoder and head run: `auto`, or torch's name of a device."""
 
     def film(self, seed: int) -> str:
         """Return what `EpisodePlayer.begin` is told about an episode."""
@@ -123,10 +125,14 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
     config.out.mkdir(parents=True, exist_ok=True)  # before hours of episodes, not after
     gate = Gate(is_overridden=config.override_gate)
     description, agent, step = load_policy(
-        config.run, backbone=config.backbone, checkpoint=config.checkpoint, gate=gate
+        config.run,
+        encoder=config.encoder,
+        device=config.device,
+        checkpoint=config.checkpoint,
+        gate=gate,
     )
     num_evaluations = agent.evaluations(config.num_evaluations)
-    encoder = agent.backbone
+    encoder = agent.encoder
     assert encoder is not None
     check = None
     if config.camera_check != "off":
@@ -284,15 +290,17 @@ def decide(
         check: measures that distance.
     """
     observations = [observation for progress in seen for observation in progress.observations]
-    frames = torch.from_numpy(np.stack([observation.frames for observation in observations]))
+    frames = np.stack([observation.frames for observation in observations])
     started = time.perf_counter()
-    encoded = agent.encode_views(frames).float()
+    encoded = agent.encode_views(frames)
     encode_s = time.perf_counter() - started
     chunks = []
-    parts = torch.split(encoded, [len(progress.observations) for progress in seen])
-    for progress, episode, features in zip(seen, episodes, parts, strict=True):
+    first = 0
+    for progress, episode in zip(seen, episodes, strict=True):
+        steps = slice(first, first := first + len(progress.observations))
+        features = {name: rows[steps] for name, rows in encoded.items()}
         draw = seeded_generator(episode.seed, "decision", episode.decisions)
-        noise = agent.noise(1, draw, num_evaluations)
+        noise = agent.noise(1, draw, num_evaluations).to(agent.device)
         started = time.perf_counter()
         window = _window(agent, features, progress.observations)
         chunk = agent.predict(*window, noise, num_evaluations)[0]
@@ -304,7 +312,7 @@ def decide(
         residual = agent.additivity_residual(*window, noise)
         if residual is not None:
             log.disagreement.append(residual.item())
-        chunks.append(chunk[: agent.config.num_action_steps].numpy())
+        chunks.append(chunk[: agent.config.num_action_steps].cpu().numpy())
     return chunks
 
 
@@ -324,16 +332,17 @@ def _check_start(
 
 
 def _window(
-    agent: VLAAgent, features: Tensor, observations: tuple[Observation, ...]
-) -> tuple[Tensor, Tensor]:
+    agent: VLAAgent, features: dict[str, Tensor], observations: tuple[Observation, ...]
+) -> tuple[dict[str, Tensor], Tensor]:
     """Return features and state as a batch of one; a young episode's first step is repeated.
 
     As in the training windows.
     """
     missing = agent.config.obs_horizon - len(observations)
     state = torch.from_numpy(np.stack([observation.state for observation in observations]))
-    padded = [
-        torch.cat([steps[:1].expand(missing, *steps.shape[1:]), steps])[None]
-        for steps in (features, state)
-    ]
-    return padded[0], padded[1]
+
+    def padded(steps: Tensor) -> Tensor:
+        return torch.cat([steps[:1].expand(missing, *steps.shape[1:]), steps])[None]
+
+    window = {name: padded(steps) for name, steps in features.items()}
+    return window, padded(state.to(agent.device))

@@ -162,7 +162,7 @@ def validate_by_rollouts(
     episodes: int,
     store: Location,
     config: TrainConfig,
-    backbone: str | None = None,
+    encoder: str | None = None,
 ) -> RolloutValidation:
     """Check what a training would otherwise learn hours later, and prepare its rollouts.
 
@@ -173,7 +173,7 @@ def validate_by_rollouts(
         episodes: in each.
         store: what is trained on; its views are rendered.
         config: of the training.
-        backbone: where the encoder lies; None takes the name in the store.
+        encoder: where the encoder lies; None takes the name in the store.
 
     Raises:
         ConfigError: no checkpoint is written at these steps.
@@ -187,8 +187,8 @@ def validate_by_rollouts(
         )
     make_env(env, FeatureStore.open(store).attributes.view_names).close()
     words = ["--env", env, "--episodes", str(episodes), "--videos", "none"]
-    if backbone is not None:
-        words += ["--backbone", backbone]
+    if encoder is not None:
+        words += ["--encoder", encoder]
     return RolloutValidation([*command, *words], every=every)
 
 

@@ -13,14 +13,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 
 from pipeline.datasets.hdf5.recording import RecordedEpisode, write_episode
 from pipeline.errors import DatasetError, EnvError
-from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE
 from pipeline.rollout.envs.registry import ExpertEnv, make_expert_env
 from pipeline.rollout.play.processes import Spawned, spawned
 from policy.errors import VlaError
+from policy.images import resize_images
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _record_seed(env: ExpertEnv, seed: int, config: CrewConfig) -> Attempt:
     env.reset(seed)
     frames, states, actions, is_solved = [], [], [], False
     for _ in range(length):
-        frames.append(_as_a_rollout_sees(env.render()))
+        frames.append(resize_images(env.render()))
         states.append(env.state())
         actions.append(env.expert_action())
         is_solved = env.step(actions[-1]).success
@@ -150,20 +149,6 @@ def _record_seed(env: ExpertEnv, seed: int, config: CrewConfig) -> Attempt:
     )
     write_episode(config.out / f"episode_{seed}.hdf5", episode)
     return Attempt(solved=solved, steps=length)
-
-
-def _as_a_rollout_sees(
-    frames: UInt8[np.ndarray, "v h w 3"],
-) -> UInt8[np.ndarray, "v 256 256 3"]:
-    """Bring rendered frames to the encoder's size, as the live loop does."""
-    if frames.shape[1:3] == (DEFAULT_RENDER_SIZE, DEFAULT_RENDER_SIZE):
-        return frames
-    # Torch takes seconds to load, in every process; most recordings have nothing to resize.
-    import torch  # noqa: PLC0415
-
-    from policy.images import resize_frames  # noqa: PLC0415
-
-    return resize_frames(torch.from_numpy(frames)).numpy()
 
 
 def _try(env: ExpertEnv, seed: int) -> tuple[bool, int]:

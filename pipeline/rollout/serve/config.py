@@ -43,8 +43,10 @@ class ServeConfig(BaseModel):
     """Passes through the head a decision; None is the objective's own number."""
     first_seed: int = Field(default=FIRST_ROLLOUT_SEED, ge=0)
     """Decides the noise of each connection's first episode; each further episode takes the next."""
-    backbone: str | None = None
-    """Where the encoder lies now; None takes the name the run was trained with."""
+    encoder: str | None = None
+    """Where the encoder is now; None takes the name the run was trained with."""
+    device: str = "auto"
+    """Where encoder and head run: `auto`, or torch's name of a device."""
     camera_check: CameraCheckMode = "refuse"
     """What follows where an episode's first frames are not what training showed."""
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import torch
-from torch import Tensor
+from jaxtyping import Float32, UInt8
 
 from pipeline.errors import ConfigError, RequestError
 from pipeline.rollout.serve.wire import Value, clipped
-from policy.images import resize_frames
+from policy.images import resize_images
 from policy.spec import AgentSpec
 
 PREFIX: Final = "observation/"
@@ -30,10 +29,10 @@ PROMPT: Final = "prompt"
 class Request:
     """One request: the observation steps it brings, oldest first, the current one last."""
 
-    frames: Tensor
-    """uint8 [t, v, 256, 256, 3]; t is 1 or `obs_horizon`."""
-    state: Tensor
-    """float32 [t, s], in the manifest's units."""
+    frames: UInt8[np.ndarray, "t v 256 256 3"]
+    """RGB in [0, 255]; t is 1 or `obs_horizon`."""
+    state: Float32[np.ndarray, "t s"]
+    """In the units of the manifest."""
     step: int | None
     """Control steps since the episode's start, if the client counts them."""
     starts_episode: bool
@@ -94,8 +93,8 @@ class RequestReader:
                 "observation steps; they bring their own history, leave the key out"
             )
         return Request(
-            frames=torch.stack(views, dim=1),
-            state=torch.from_numpy(state.reshape(-1, self._spec.state_dim)),
+            frames=np.stack(views, axis=1),
+            state=state.reshape(-1, self._spec.state_dim),
             step=step,
             starts_episode=reset,
         )
@@ -129,7 +128,7 @@ class RequestReader:
             raise RequestError(f"{STATE}: expected finite float32 numbers, found others")
         return state
 
-    def _frames(self, key: str, content: Value, lead: tuple[int, ...]) -> Tensor:
+    def _frames(self, key: str, content: Value, lead: tuple[int, ...]) -> np.ndarray:
         """Return uint8 [t, 256, 256, 3]; `lead` is () or (obs_horizon,), as the state has it."""
         if (
             not isinstance(content, np.ndarray)
@@ -143,7 +142,7 @@ class RequestReader:
                 f"{key}: expected uint8 [{steps}height, width, 3] beside a {STATE} of "
                 f"[{steps}{self._spec.state_dim}], found {_described(content)}"
             )
-        return resize_frames(torch.from_numpy(content.reshape(-1, *content.shape[-3:]).copy()))
+        return resize_images(content.reshape(-1, *content.shape[-3:]))
 
 
 def _described(content: Value) -> str:

@@ -77,7 +77,8 @@ class ServedPolicy:
         cls,
         run: Path,
         *,
-        backbone: str | None,
+        encoder: str | None,
+        device: str,
         checkpoint: str,
         num_evaluations: int | None,
         first_seed: int,
@@ -87,7 +88,8 @@ class ServedPolicy:
 
         Args:
             run: folder of a training run.
-            backbone: where its encoder lies now; None takes the name the run was trained with.
+            encoder: where its encoder is now; None takes the name the run was trained with.
+            device: where encoder and head run.
             checkpoint: `latest`, `best` or a step.
             num_evaluations: passes through the head; None is the objective's own number.
             first_seed: decides the noise of each connection's first episode.
@@ -98,7 +100,9 @@ class ServedPolicy:
             AgentMismatchError: the objective cannot take that many passes.
             ConfigError: a view's name cannot be served.
         """
-        description, agent, step = load_policy(run, backbone=backbone, checkpoint=checkpoint)
+        description, agent, step = load_policy(
+            run, encoder=encoder, device=device, checkpoint=checkpoint
+        )
         is_checked = camera_check != "off"
         return cls(
             description=description,
@@ -138,8 +142,8 @@ class ServedPolicy:
 class _Seen:
     """One observation step, encoded once."""
 
-    features: Tensor
-    """float32 [v, 768]; of float16 values, as a store keeps them."""
+    features: dict[str, Tensor]
+    """float32 [v, ...] by name; of float16 values, as a store keeps them."""
     state: Tensor
     """float32 [s]."""
 
@@ -240,11 +244,16 @@ class Session:
     def _check_cameras(self, request: Request) -> None:
         policy = self._policy
         if policy.cameras is not None:
-            policy.cameras.admit(request.frames[-1].numpy(), policy.agent, policy.camera_check)
+            policy.cameras.admit(request.frames[-1], policy.agent, policy.camera_check)
 
     def _encode(self, request: Request) -> list[_Seen]:
-        features = self._policy.agent.encode_views(request.frames).float()
-        return [_Seen(*step) for step in zip(features, request.state, strict=True)]
+        agent = self._policy.agent
+        features = agent.encode_views(request.frames)
+        states = torch.from_numpy(request.state).to(agent.device)
+        return [
+            _Seen({name: rows[step] for name, rows in features.items()}, state)
+            for step, state in enumerate(states)
+        ]
 
     def _with_history(self, current: list[_Seen], step: int | None) -> tuple[list[_Seen], History]:
         """Return `obs_horizon` steps that end with the current one, and where they come from."""
@@ -271,7 +280,10 @@ class Session:
         agent, passes = self._policy.agent, self._policy.num_evaluations
         seed = self._policy.first_seed + self._episode
         noise = agent.noise(1, seeded_generator(seed, "decision", self._decision), passes)
-        features = torch.stack([seen.features for seen in steps])
-        state = torch.stack([seen.state for seen in steps])
-        chunk = agent.predict(features[None], state[None], noise, passes)[0]
-        return chunk[: agent.config.num_action_steps].numpy()
+        features = {
+            name: torch.stack([seen.features[name] for seen in steps])[None]
+            for name in steps[0].features
+        }
+        state = torch.stack([seen.state for seen in steps])[None]
+        chunk = agent.predict(features, state, noise.to(agent.device), passes)[0]
+        return chunk[: agent.config.num_action_steps].cpu().numpy()

@@ -54,7 +54,8 @@ def serve_until_signal(config: ServeConfig, announce: Callable[[str], None]) -> 
         policy = worker.submit(
             ServedPolicy.load,
             config.run,
-            backbone=config.backbone,
+            encoder=config.encoder,
+            device=config.device,
             checkpoint=config.checkpoint,
             num_evaluations=config.num_evaluations,
             first_seed=config.first_seed,

@@ -81,7 +81,10 @@ def _describe_run(path: Path) -> Fields:
         "state_dim": run.spec.state_dim,
         "action_dim": run.spec.action_dim,
         "fps": run.data.fps,
-        "projection_dim": run.config.agent.projection_dim,
+        "readers": ", ".join(
+            f"{name}: {reader.kind}, {reader.projection_dim} wide"
+            for name, reader in run.config.agent.readers.items()
+        ),
         "head": f"{head.n_layer} layers of {head.n_emb}",
         **_describe_encoder(run.data.encoder),
         **_describe_probe(read_probe(path, run)),
@@ -90,19 +93,19 @@ def _describe_run(path: Path) -> Fields:
 
 
 def _describe_probe(probe: Probe) -> Fields:
-    """Describe the engine that the features come from, and what another one is allowed."""
-    engine = probe.engine
+    """Describe the environment that the features come from, and what another one is allowed."""
+    environment = probe.environment
     return {
-        "engine_device": engine.device,
-        "engine_hardware": ", ".join(engine.hardware),
-        "engine_torch": engine.torch_version,
-        "engine_transformers": engine.transformers_version,
-        "engine_attention": engine.attention,
-        "engine_tf32": engine.tf32,
-        "engine_compiled": engine.compiled,
-        "engine_threads": engine.threads,
-        "engine_steps_per_pass": engine.steps_per_pass,
-        "engine_digest": engine.digest(),
+        "device": environment.device,
+        "hardware": ", ".join(environment.hardware),
+        "torch": environment.torch_version,
+        "library": environment.library,
+        "tf32": environment.tf32,
+        "compiled": environment.compiled,
+        "threads": environment.threads,
+        "images_per_pass": environment.images_per_pass,
+        "place_matters": environment.place_matters,
+        "environment_digest": environment.digest(),
         "probe": f"{len(probe.frames)} steps, {len(probe.real_frames)} of them real",
         "probe_digest": probe.digest(),
         "tolerance": probe.tolerance,
@@ -116,4 +119,7 @@ def _describe_encoder(encoder: EncoderIdentity) -> Fields:
         "encoder_pretrained": encoder.pretrained,
         "encoder_dtype": encoder.compute_dtype,
         "encoder_fingerprint": encoder.fingerprint,
+        "features": ", ".join(
+            f"{feature.name} {'x'.join(map(str, feature.shape))}" for feature in encoder.features
+        ),
     }

@@ -3,7 +3,8 @@
 Knows files and identities; nothing about the training loop. Below the folder:
 
     run.json                              configuration, data and encoder; written when a run starts
-    probe.safetensors                     frames and their features, to know the encoder by
+    probe.safetensors                     frames and their features, to know the encoder by, and
+                                          what these features were fitted to
     starts.safetensors                    features of the training, to know the cameras by
     log.jsonl                             figures, one JSON object a line
     checkpoints/                          see `checkpoint.py`
@@ -11,6 +12,7 @@ Knows files and identities; nothing about the training loop. Below the folder:
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,12 +27,12 @@ from pipeline.features.identity.probe import Probe
 from pipeline.storage.local_files import write_atomically, write_json
 from pipeline.training.config import TrainConfig
 from pipeline.training.run.camera_reference import CameraReference
-from policy.encoders.environment import EngineRecord
+from policy.encoders.environment import ComputeEnvironment
 from policy.spec import AgentSpec, EncoderIdentity
 
-FORMAT_VERSION: Final = 6
-"""1 carried no probe, 2 named one store, 3 had no camera reference, 4 anchored times by name,
-5 named the kind of improved MeanFlow by a setting."""
+FORMAT_VERSION: Final = 7  # 6 knew one unnamed feature
+FEATURES: Final = "features/"
+BASES: Final = "bases/"
 PROBE_FILE: Final = "probe.safetensors"
 REFERENCE_FILE: Final = "starts.safetensors"
 
@@ -60,7 +62,7 @@ class DataIdentity(BaseModel):
     fps: float
     """Control steps a second."""
     encoder: EncoderIdentity
-    """Which encoder made the features."""
+    """Which encoder made the features that the policy reads; only these are listed."""
     probe_digest: str
     """`Probe.digest` of the first store's probe, which the run carries on."""
     reference_digest: str
@@ -107,18 +109,29 @@ class RunDescription(BaseModel):
 
 
 def write_run(
-    run: Path, description: RunDescription, probe: Probe, reference: CameraReference
+    run: Path,
+    description: RunDescription,
+    probe: Probe,
+    bases: Mapping[str, np.ndarray],
+    reference: CameraReference,
 ) -> None:
     """Write a new run's probe and camera reference, then its description.
+
+    Args:
+        run: the folder.
+        description: of the run.
+        probe: of the features that its policy reads.
+        bases: what these were fitted to.
+        reference: what the cameras showed.
 
     Raises:
         OSError: the folder is not writable.
     """
     run.mkdir(parents=True, exist_ok=True)
-    words = {"engine": probe.engine.model_dump_json(), "tolerance": repr(probe.tolerance)}
-    _write_arrays(
-        run / PROBE_FILE, {"frames": probe.frames, "features": probe.features}, words=words
-    )
+    words = {"environment": probe.environment.model_dump_json(), "tolerance": repr(probe.tolerance)}
+    features = {f"{FEATURES}{name}": values for name, values in probe.features.items()}
+    fitted = {f"{BASES}{name}": values for name, values in bases.items()}
+    _write_arrays(run / PROBE_FILE, {"frames": probe.frames} | features | fitted, words=words)
     arrays = {
         "starts": reference.starts,
         "rows": reference.rows,
@@ -135,17 +148,36 @@ def read_probe(run: Path, description: RunDescription) -> Probe:
         RunError: it is absent, damaged, or not the one that the run started with.
     """
     path = run / PROBE_FILE
-    arrays, words = _read_arrays(path, ("frames", "features"))
+    arrays, words = _read_arrays(path)
     try:
         probe = Probe(
-            **arrays,
-            engine=EngineRecord.model_validate_json(words["engine"]),
+            frames=arrays["frames"],
+            features=_below(FEATURES, arrays),
+            environment=ComputeEnvironment.model_validate_json(words["environment"]),
             tolerance=float(words["tolerance"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise _unreadable(path, error) from error
     _check_digest(path, "probe", probe.digest(), description.data.probe_digest)
     return probe
+
+
+def read_bases(run: Path) -> dict[str, np.ndarray]:
+    """Read what the features of a run were fitted to, by feature; their fingerprints cover it.
+
+    Raises:
+        RunError: the probe's file is absent or damaged.
+    """
+    arrays, _ = _read_arrays(run / PROBE_FILE)
+    return _below(BASES, arrays)
+
+
+def _below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        name.removeprefix(prefix): values
+        for name, values in arrays.items()
+        if name.startswith(prefix)
+    }
 
 
 def read_reference(run: Path, description: RunDescription) -> CameraReference:
@@ -155,7 +187,7 @@ def read_reference(run: Path, description: RunDescription) -> CameraReference:
         RunError: it is absent, damaged, or not the one that the run started with.
     """
     path = run / REFERENCE_FILE
-    arrays, _ = _read_arrays(path, ("starts", "rows", "row_episodes"))
+    arrays, _ = _read_arrays(path)
     reference = CameraReference(**arrays)
     expected = description.data.reference_digest
     _check_digest(path, "camera reference", reference.digest(), expected)
@@ -167,26 +199,24 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray], *, words: dict[str,
     write_atomically(path, save(tensors, metadata=words))
 
 
-def _read_arrays(
-    path: Path, names: tuple[str, ...]
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read arrays and words of a safetensors file, as `_write_arrays` wrote them."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> RunError:
-    return RunError(f"{path}: cannot be read ({error}); restore it from a copy, or train anew")
+    return RunError(f"{path}: cannot be read ({error}); restore it from a copy, or train again")
 
 
 def _check_digest(path: Path, what: str, found: str, expected: str) -> None:
     if found != expected:
         raise RunError(
             f"{path}: is not the {what} that run.json names ({expected[:12]}); "
-            f"restore it from a copy, or train anew"
+            f"restore it from a copy, or train again"
         )
 
 
@@ -207,7 +237,7 @@ def read_run(run: Path) -> RunDescription:
     if version != FORMAT_VERSION:
         raise RunError(
             f"{path}: format version {version}, this program reads {FORMAT_VERSION}; use the "
-            f"program that trained it"
+            f"release of frozen-vla that trained it, or train again"
         )
     try:
         return RunDescription.model_validate(content)

@@ -1,7 +1,4 @@
-"""The model card beside every checkpoint: what it is, in Markdown, for whoever finds the folder.
-
-Knows a run's description and figures; reads no files.
-"""
+"""The model card next to every checkpoint, in Markdown."""
 
 from collections.abc import Mapping
 
@@ -38,7 +35,15 @@ def model_card(
         ("encoder fingerprint", encoder.fingerprint),
         ("views", ", ".join(description.spec.view_names)),
         ("state, action", f"{description.spec.state_dim}, {description.spec.action_dim} wide"),
-        ("view projection", f"768 to {config.agent.projection_dim}"),
+        *(
+            (
+                f"feature {feature.name}",
+                f"{'x'.join(map(str, feature.shape))} per view, read by "
+                f"{config.agent.readers[feature.name].kind} to "
+                f"{config.agent.readers[feature.name].projection_dim}",
+            )
+            for feature in encoder.features
+        ),
         ("head", f"{head.n_layer} layers of {head.n_emb}, {head.residuals} residuals"),
         ("objective", config.agent.objective.kind),
         (

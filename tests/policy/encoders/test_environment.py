@@ -1,21 +1,20 @@
-"""How features are computed: the record against torch's own settings, the speed against a clock."""
-
-import time
+"""How features are computed: the record against torch's own settings."""
 
 import pytest
 import torch
+import transformers
 from pydantic import ValidationError
-from torch.utils.flop_counter import FlopCounterMode
 
-from policy.encoders.environment import EngineRecord, describe_engine, measured_matmul_rate
-from policy.encoders.siglip2 import STAND_IN, load_backbone
+from policy.encoders.environment import ComputeEnvironment, describe_environment
+from policy.encoders.stand_in import NAME as STAND_IN
+from tests.tower import load
 
 CPU = torch.device("cpu")
 
 
-def describe(**changed) -> EngineRecord:
-    choice = {"attention": "sdpa", "compiled": False, "steps_per_pass": 1}
-    return describe_engine(CPU, **choice | changed)
+def describe(**changed) -> ComputeEnvironment:
+    choice = {"library": "sums 1", "compiled": False, "images_per_pass": 3, "place_matters": False}
+    return describe_environment(CPU, **choice | changed)
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def test_record_is_the_same_twice_and_survives_json():
     record = describe()
     assert record == describe()
     assert record.digest() == describe().digest()
-    assert EngineRecord.model_validate_json(record.model_dump_json()) == record
+    assert ComputeEnvironment.model_validate_json(record.model_dump_json()) == record
     assert record.torch_version == torch.__version__
     assert {name for name in record.hardware if "=" not in name} == {
         name for name, held in torch.cpu.get_capabilities().items() if held is True
@@ -44,20 +43,21 @@ def test_record_is_the_same_twice_and_survives_json():
 
 
 @pytest.mark.parametrize(
-    "changed", [{"attention": "eager"}, {"compiled": True}, {"steps_per_pass": 2}]
+    "changed",
+    [{"library": "sums 2"}, {"compiled": True}, {"images_per_pass": 2}, {"place_matters": True}],
 )
-def test_every_choice_makes_another_engine(changed):
+def test_every_choice_makes_another_environment(changed):
     assert describe(**changed).digest() != describe().digest()
 
 
-def test_another_number_of_threads_is_another_engine(restored_threads):
+def test_another_number_of_threads_is_another_environment(restored_threads):
     record = describe()
     torch.set_num_threads(torch.get_num_threads() + 1)
     assert describe().threads == record.threads + 1
     assert describe() != record
 
 
-def test_kernels_held_back_are_another_engine(monkeypatch):
+def test_kernels_held_back_are_another_environment(monkeypatch):
     record = describe()
     monkeypatch.setenv(
         "ONEDNN_MAX_CPU_ISA", "AVX2"
@@ -71,33 +71,14 @@ def test_shortened_float32_products_are_recorded(restored_precision):
 
 
 def test_unknown_fields_are_refused():
-    with pytest.raises(ValidationError, match="colour"):
-        EngineRecord.model_validate(describe().model_dump() | {"colour": "red"})
+    with pytest.raises(ValidationError, match="color"):
+        ComputeEnvironment.model_validate(describe().model_dump() | {"color": "red"})
 
 
-def test_encoder_says_how_it_computes():
-    record = load_backbone(STAND_IN, compute_dtype="float32", attention="eager").engine
-    assert record == describe(attention="eager")
+def test_an_encoder_describes_its_environment():
+    record = load(STAND_IN, compute_dtype="float32").environment
+    assert record == describe(library=f"transformers {transformers.__version__}, sdpa")
 
 
-def test_operations_of_an_image_are_those_that_torch_counts():
-    # Eager attention: every product is an operation of its own, which torch counts.
-    encoder = load_backbone(STAND_IN, compute_dtype="float32", attention="eager")
-    frames = torch.zeros(1, 1, 256, 256, 3, dtype=torch.uint8)
-    with FlopCounterMode(display=False) as counter:
-        encoder.encode_views(frames)
-    assert encoder.flops_per_image == counter.get_total_flops()
-
-
-def test_measured_rate_is_what_a_clock_says():
-    rate = measured_matmul_rate("float32", CPU)
-
-    left, right = torch.randn(768, 768), torch.randn(768, 3072)
-    spent = []
-    for _ in range(9):
-        started = time.perf_counter()
-        left @ right
-        spent.append(time.perf_counter() - started)
-    clocked = 2 * 768 * 768 * 3072 / sorted(spent)[4]
-    # Other programs may slow either one: this is to find a wrong count, not a slow minute.
-    assert clocked / 5 < rate < clocked * 5
+def test_differences_name_each_field_with_both_values():
+    assert describe(images_per_pass=8).differences(describe()) == ["images_per_pass was 8, is 3"]

@@ -1,0 +1,169 @@
+"""Whether every byte of a store is the one that was written: the mark, and what it promises.
+
+The mark of a complete store holds the hash of each zarr.json and of each array that belongs to no
+unit; a commit record holds the hashes of its unit. Neither needs an encoder or the dataset.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from pipeline.errors import IncompleteStoreError, StoreError
+from pipeline.features.store.completion import Completion
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.layout import (
+    BASES,
+    PROBE,
+    ROOT,
+    metadata_names,
+    unit_arrays,
+)
+from pipeline.features.store.records import (
+    COMPLETE_MARK,
+    SOURCE_NOTE,
+    CompleteMark,
+    hash_files,
+    hash_rows,
+    read_mark,
+    read_sealed,
+    source_digest,
+    write_mark,
+)
+from pipeline.features.store.steps import STEP_ARRAYS
+from pipeline.storage.folders import Folder, Location, open_folder
+
+
+@dataclass(frozen=True)
+class ChecksumReport:
+    """What reading every byte of a store showed."""
+
+    store: Location
+    num_units: int
+    damaged: tuple[str, ...]
+    """What is damaged, and how: an array with its unit, or a file."""
+
+    def summary(self) -> str:
+        """Say it in a line per damage, and one for the whole."""
+        lines = [f"{self.store}: {damage}" for damage in self.damaged]
+        verdict = f"{len(self.damaged)} DAMAGED" if self.damaged else "all whole"
+        return "\n".join([*lines, f"{self.store}: {self.num_units} units: {verdict}"])
+
+
+def mark_complete(store: FeatureStore) -> None:
+    """Write a store's complete mark, after checking every unit against its record.
+
+    Raises:
+        StoreError: some unit has no valid record.
+        OSError: the disk is full; the store stays incomplete.
+    """
+    for unit in range(store.num_units):
+        store.check_unit(unit)
+    views, ends = store.attributes.view_names, store.read_episode_ends()
+    hashes = (store.read_unit_hashes(unit)[:, : len(views)] for unit in range(store.num_units))
+    seen, arrays = source_digest(views, ends, hashes), _hash_arrays(store)
+    mark = CompleteMark(
+        rows=store.num_rows,
+        units=store.num_units,
+        digest=_content_digest(store, arrays),
+        source_digest=seen,
+        arrays=arrays,
+        metadata=hash_files(store.folder, metadata_names(store.attributes)),
+    )
+    write_mark(store.folder, mark)
+
+
+def check_digest(store: FeatureStore) -> None:
+    """Compare what a store's mark promises with attributes, arrays and commit records.
+
+    Features are compared with the commit records when they are read.
+
+    Raises:
+        StoreError: something was changed after the store was completed.
+    """
+    if _content_digest(store, _hash_arrays(store)) != store.digest():
+        what = "attributes or commit records are not those that were embedded"
+        raise StoreError(f"{store.path}: {what}; embed the dataset into another --store")
+
+
+def verify_checksums(location: Location) -> ChecksumReport:
+    """Read every byte of a complete store and compare it with what was written.
+
+    Args:
+        location: of the store.
+
+    Raises:
+        StoreError: there is no store.
+        IncompleteStoreError: its embedding has not finished, so that nothing is promised yet.
+    """
+    folder = open_folder(location)
+    if not any(map(folder.exists, (ROOT, COMPLETE_MARK))):
+        raise StoreError(f"{folder}: no feature store here; make one with vla-embed")
+    try:
+        mark = read_mark(folder)
+    except FileNotFoundError as error:
+        raise IncompleteStoreError(
+            f"{folder}: embedding has not finished; run the same vla-embed command again"
+        ) from error
+    except StoreError as error:
+        return ChecksumReport(location, 0, (f"{COMPLETE_MARK}: {error}",))
+    damaged = [
+        f"{name}: is missing or was changed" for name in Completion(folder).damaged_metadata()
+    ]
+    damaged += _note_damage(folder)
+    if not damaged:
+        damaged += _array_damage(FeatureStore.open(location))
+    return ChecksumReport(location, mark.units, tuple(damaged))
+
+
+def _note_damage(folder: Folder) -> list[str]:
+    try:
+        read_sealed(folder, SOURCE_NOTE)
+    except FileNotFoundError:
+        return []  # a store that was copied to be published may lack it
+    except StoreError as error:
+        return [str(error)]
+    return []
+
+
+def _array_damage(store: FeatureStore) -> list[str]:
+    damaged: list[str] = []
+
+    def check(what: str, read: Callable[[], object]) -> None:
+        try:
+            read()
+        except StoreError as error:
+            damaged.append(f"{what}: {error}")
+
+    for name in STEP_ARRAYS:
+        check(name, lambda name=name: hash_rows(store.read_step_pieces(name)))  # type: ignore[misc]
+    check(PROBE, store.read_probe)
+    check(BASES, store.read_bases)
+    for unit in tqdm(range(store.num_units), desc="verify", unit="unit", disable=None):
+        try:
+            store.unit_record(unit)
+        except StoreError as error:
+            damaged.append(f"commit record of unit {unit}: {error}")
+            continue
+        for name in unit_arrays(store.attributes):
+            check(f"{name}, unit {unit}", lambda u=unit, n=name: store.check_rows(u, n))  # type: ignore[misc]
+    if not damaged:
+        check("content", lambda: check_digest(store))
+    return damaged
+
+
+def _hash_arrays(store: FeatureStore) -> dict[str, str]:
+    """Return the sha256 of every array that belongs to no unit, by name."""
+    steps = {name: hash_rows(store.read_step_pieces(name)) for name in STEP_ARRAYS}
+    bases = {f"{BASES}/{name}": hash_rows([held]) for name, held in store.read_bases().items()}
+    return steps | bases | {PROBE: store.read_probe().digest()}
+
+
+def _content_digest(store: FeatureStore, arrays: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(store.attributes.model_dump_json().encode())
+    digest.update(json.dumps(arrays, sort_keys=True).encode())
+    for unit in range(store.num_units):
+        digest.update(store.unit_record(unit).model_dump_json().encode())
+    return digest.hexdigest()

@@ -1,0 +1,27 @@
+"""Which encoders there are: a name, and the module that loads it when it is asked for."""
+
+from importlib import import_module
+from typing import Final
+
+from policy.encoders.base import EncoderSettings, ImageEncoder
+
+DEFAULT_ENCODER: Final = "google/siglip2-base-patch16-256"
+CHECKPOINTS: Final = "policy.encoders.siglip2"  # loads what is not listed: repositories and folders
+ENCODERS: Final[dict[str, str]] = {
+    "efficientnet-lite0": "policy.encoders.efficientnet",
+    "stand-in": "policy.encoders.stand_in",
+}
+"""Each module has a function `load(settings: EncoderSettings) -> ImageEncoder`."""
+
+
+def load_encoder(settings: EncoderSettings) -> ImageEncoder:
+    """Load the encoder of that name; never another one instead.
+
+    Raises:
+        EncoderLoadError: there is no such encoder or no such feature of it, the hub is unreachable,
+            a file is missing, or weights or preprocessing are not what the encoder needs.
+        MissingExtraError: the encoder needs a package that is not installed.
+    """
+    module = import_module(ENCODERS.get(settings.name, CHECKPOINTS))
+    encoder: ImageEncoder = module.load(settings)
+    return encoder

@@ -1,0 +1,69 @@
+"""The stand-in: two layers of SigLIP2's architecture with random weights, for tests and trials.
+
+It needs no download, has the sizes and the features of the real encoder, and sees next to nothing.
+"""
+
+from dataclasses import replace
+from typing import Final, cast
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from policy.encoders.base import EncoderSettings
+from policy.encoders.siglip2 import DEFAULT_FEATURES, Siglip2Encoder
+from policy.errors import EncoderLoadError
+from policy.spec import FRAME_SIZE
+
+NAME: Final = "stand-in"
+SEED: Final = 20_250_217  # any fixed number; the release day of SigLIP2
+LAYERS: Final = 2
+WIDTH: Final = 768  # as SigLIP2 base
+
+
+def load(settings: EncoderSettings) -> Siglip2Encoder:
+    """Build the stand-in; see `load_encoder`."""
+    if settings.revision is not None:
+        raise EncoderLoadError(
+            f"{NAME}: revision {settings.revision!r} given, want none: it is no repository"
+        )
+    if not settings.features:
+        settings = replace(settings, features=DEFAULT_FEATURES)
+    return Siglip2Encoder(
+        build_stand_in(), settings, name=NAME, revision=f"seed-{SEED}", pretrained=False
+    )
+
+
+def build_stand_in() -> SiglipVisionModel:
+    """Build a two-layer network whose weights depend on the seed alone, not on library versions.
+
+    The scales follow transformers' own initialisation of `siglip` networks. numpy's RandomState is
+    frozen by NEP 19, so that every machine draws the same numbers.
+    """
+    height, width = FRAME_SIZE
+    assert height == width
+    config = SiglipVisionConfig(
+        hidden_size=WIDTH,
+        image_size=height,
+        patch_size=16,
+        num_hidden_layers=LAYERS,
+    )
+    network = SiglipVisionModel(config)
+    numbers = np.random.RandomState(SEED)
+    with torch.no_grad():
+        for name, parameter in sorted(cast(nn.Module, network).named_parameters()):
+            shape = tuple(parameter.shape)
+            if name.endswith("bias"):
+                values = np.zeros(shape)
+            elif parameter.ndim == 1:  # the gains of the layer norms
+                values = np.ones(shape)
+            elif "position_embedding" in name:
+                values = numbers.normal(0.0, WIDTH**-0.5, shape)
+            elif "patch_embedding" in name:
+                values = numbers.normal(0.0, np.prod(shape[1:]) ** -0.5, shape)
+            else:  # Xavier-uniform matrices and the pooling probe
+                bound = (6.0 / (shape[-1] + shape[-2])) ** 0.5
+                values = numbers.uniform(-bound, bound, shape)
+            parameter.copy_(torch.from_numpy(values.astype(np.float32)))
+    return network
