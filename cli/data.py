@@ -15,8 +15,8 @@ from pipeline.features.identity.verify import verify_store
 from pipeline.features.store.checksums import verify_checksums
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE
 from pipeline.rollout.play.record import Keep, RecordConfig, record_dataset
-from pipeline.storage.folders import parse_location
-from pipeline.storage.local_files import write_atomically
+from pipeline.storage.local import write_atomically
+from pipeline.storage.location import parse_location
 from pipeline.training.run.describe import describe
 from pipeline.training.tolerance import measure_tolerance
 

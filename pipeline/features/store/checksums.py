@@ -20,7 +20,9 @@ from pipeline.features.store.records import (
     read_mark,
     read_sealed,
 )
-from pipeline.storage.folders import Folder, Location, open_folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.location import Location
+from pipeline.storage.open import open_folder
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pipeline.features.store.records import (
     complete_stamp,
     read_complete,
 )
-from pipeline.storage.folders import Folder
+from pipeline.storage.folder import Folder
 
 
 class Completion:

@@ -22,7 +22,6 @@ from collections.abc import Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,8 +61,10 @@ from pipeline.features.store.records import (
 )
 from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS, StepArrays, Steps
 from pipeline.features.store.units import PASSING_ROWS, cut, num_units, unit_rows
-from pipeline.storage.folders import Folder, Location, open_folder
-from pipeline.storage.local_files import json_bytes
+from pipeline.storage.folder import Folder
+from pipeline.storage.local import json_bytes
+from pipeline.storage.location import Location, on_disk
+from pipeline.storage.open import open_folder
 from policy.spec import FEATURE_DIM
 
 
@@ -316,7 +317,7 @@ class FeatureStore:
         """
         rows = self.unit_rows(unit)
         # Nobody keeps the features: they pass by in pieces, each of which is a request elsewhere.
-        pieces = cut(*rows, PASSING_ROWS) if isinstance(self.path, Path) else [slice(*rows)]
+        pieces = cut(*rows, PASSING_ROWS) if on_disk(self.path) else [slice(*rows)]
         features = (self._read("features", piece) for piece in pieces)
         frame_hash = self._read("frame_hash", slice(*rows))
         self._check_unit(unit, unit_hash(features, frame_hash))

@@ -26,7 +26,7 @@ from jaxtyping import Float16, Int64, UInt64
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.storage.folders import Folder, Stamp
+from pipeline.storage.folder import Folder, Stamp
 
 FILE_LIST: Final = "FILES.json"
 COMPLETE_MARK: Final = "COMPLETE.json"
