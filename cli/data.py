@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+from pipeline.features.store.checksums import verify_checksums
 
 from cli.exits import exit_on_vla_error
 from cli.options import LOCATION
@@ -12,11 +13,10 @@ from pipeline.datasets.check.dataset import CheckConfig, check_dataset
 from pipeline.datasets.manifest.draft import draft_manifest
 from pipeline.errors import ConfigError
 from pipeline.features.identity.verify import verify_store
-from pipeline.features.store.checksums import verify_checksums
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE
 from pipeline.rollout.play.record import Keep, RecordConfig, record_dataset
-from pipeline.storage.folders import parse_location
-from pipeline.storage.local_files import write_atomically
+from pipeline.storage.local import write_atomically
+from pipeline.storage.location import parse_location
 from pipeline.training.run.describe import describe
 from pipeline.training.tolerance import measure_tolerance
 

@@ -16,7 +16,7 @@ from pipeline.features.encode.executors import ExecutorName
 from pipeline.features.encode.parts import Part
 from pipeline.features.store.attributes import Codec
 from pipeline.features.store.units import SHARD_ABOVE
-from pipeline.storage.folders import parse_location
+from pipeline.storage.location import parse_location
 from policy.encoders.siglip2 import DEFAULT_REPOSITORY, STAND_IN
 from policy.spec import ComputeDtype
 

@@ -12,7 +12,7 @@ from cli.options import LOCATION
 from pipeline.errors import ConfigError
 from pipeline.rollout.play.validation import validate_by_rollouts
 from pipeline.rollout.report.page import write_report
-from pipeline.storage.folders import parse_location
+from pipeline.storage.location import parse_location
 from pipeline.training.config import parse_memory, with_settings
 from pipeline.training.presets import PRESETS, preset_config
 from pipeline.training.run.tracking import TRACKERS

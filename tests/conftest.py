@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.storage.object_folder import RETRY
+from pipeline.storage.objects.requests import RETRY
 from tests.object_server import failing_proxy, s3_server, use_server
 
 

@@ -14,8 +14,7 @@ from threading import Lock, Thread
 
 import pytest
 
-from pipeline.storage.object_file import open_bucket
-from pipeline.storage.object_folder import RETRY
+from pipeline.storage.objects.requests import RETRY, open_bucket
 
 BUCKET = "bucket"
 KEY_ID, SECRET = "AKIANOTTOBESHOWN", "notToBeShownEither"

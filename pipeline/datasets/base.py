@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
 from pipeline.errors import DatasetError
-from pipeline.storage.folders import Location
+from pipeline.storage.location import Location, on_disk
 
 FROM_OBJECTS: Final = ("aloha_hdf5", "robomimic_hdf5")
 """The layouts that are read from object storage."""
@@ -47,13 +47,14 @@ class DatasetPlace:
         Raises:
             DatasetError: it is an address.
         """
-        if isinstance(self.root, Path):
-            return self.root
-        raise DatasetError(
-            f"{self.root}: expected one of the layouts that are read from object storage "
-            f"({', '.join(FROM_OBJECTS)}), found another; copy the dataset to a disk, or mount its "
-            f"bucket"
-        )
+        root = on_disk(self.root)
+        if root is None:
+            raise DatasetError(
+                f"{self.root}: expected one of the layouts that are read from object storage "
+                f"({', '.join(FROM_OBJECTS)}), found another; copy the dataset to a disk, or mount "
+                f"its bucket"
+            )
+        return root
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Final, Literal, Protocol, cast, runtime_checkable
 
 from pipeline.datasets.base import FROM_OBJECTS, DatasetPlace, FormatReader, FormatSurvey
 from pipeline.datasets.manifest.paths import read_small_file
-from pipeline.datasets.manifest.places import is_there
 from pipeline.errors import DatasetError
-from pipeline.storage.folders import Location
+from pipeline.storage.location import Location, on_disk
+from pipeline.storage.open import open_folder
 
 FormatName = Literal[
     "lerobot_v3", "lerobot_v2", "aloha_hdf5", "robomimic_hdf5", "diffusion_policy_zarr"
@@ -101,11 +101,11 @@ def detect_format(root: Location) -> FormatName:
         DatasetError: there is nothing, no layout that is read, or more than one of them.
         ObjectStorageError: object storage refuses, or does not answer.
     """
-    if not is_there(root):
+    if not open_folder(root).is_there():
         raise DatasetError(f"{root}: expected a dataset, found nothing; correct the path to it")
-    found, missing = [], None
+    found, missing, local_root = [], None, on_disk(root)
     for name in FORMATS:
-        if not isinstance(root, Path) and name not in FROM_OBJECTS:
+        if local_root is None and name not in FROM_OBJECTS:
             continue
         try:
             if format_class(name).recognises(root):
@@ -121,15 +121,15 @@ def detect_format(root: Location) -> FormatName:
         )
     if missing:  # it may be the layout that nobody could look for
         raise DatasetError(f"{root}: found no layout that is read without it: {missing}")
-    if not isinstance(root, Path):
+    if local_root is None:
         raise DatasetError(
             f"{root}: expected one of the layouts that are read from object storage "
             f"({', '.join(FROM_OBJECTS)}), found neither episode_<i>.hdf5 nor an HDF5 file of "
             f"data/demo_<i>; correct the address, or copy the dataset to a disk"
         )
     raise DatasetError(
-        f"{root}: expected one of the layouts {', '.join(FORMATS)}, found {_what_it_is(root)}; "
-        "correct the path to it, or convert the dataset"
+        f"{root}: expected one of the layouts {', '.join(FORMATS)}, found "
+        f"{_what_it_is(local_root)}; correct the path to it, or convert the dataset"
     )
 
 

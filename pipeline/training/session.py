@@ -14,8 +14,8 @@ import torch
 from pipeline.errors import ConfigError, RunError
 from pipeline.features.identity.probe import Probe
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.storage.folders import Location
-from pipeline.storage.local_files import sole_writer
+from pipeline.storage.location import Location
+from pipeline.storage.locks import sole_writer
 from pipeline.training.config import TrainConfig
 from pipeline.training.data.live import open_live_windows
 from pipeline.training.data.steps import StepData

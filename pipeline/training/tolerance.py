@@ -17,7 +17,7 @@ from pipeline.features.identity.tolerance import EngineComparison, Variant
 from pipeline.features.identity.verify import Distances
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.steps import StepArrays
-from pipeline.storage.folders import Location
+from pipeline.storage.location import Location
 from pipeline.training.data.sampling import seeded_generator
 from pipeline.training.run.checkpoint import read_average
 from pipeline.training.run.folder import read_run

@@ -12,9 +12,10 @@ from pipeline.datasets.hdf5.aloha import AlohaHdf5Reader
 from pipeline.datasets.hdf5.robomimic import RobomimicHdf5Reader
 from pipeline.errors import ObjectStorageError
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.storage import object_file
-from pipeline.storage.folders import Location, ObjectUrl, open_folder
-from pipeline.storage.object_folder import RETRY
+from pipeline.storage.location import Location, ObjectUrl
+from pipeline.storage.objects import file as object_file
+from pipeline.storage.objects.requests import RETRY
+from pipeline.storage.open import open_folder
 from tests.cli.test_commands import invoke
 from tests.cli.test_object_storage import refused
 from tests.object_server import BUCKET, KEY_ID, SECRET

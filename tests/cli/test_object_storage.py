@@ -3,8 +3,9 @@
 import pytest
 
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.storage.folders import open_folder, parse_location
-from pipeline.storage.object_folder import RETRY
+from pipeline.storage.location import parse_location
+from pipeline.storage.objects.requests import RETRY
+from pipeline.storage.open import open_folder
 from tests.cli.test_commands import invoke, refusal_line
 from tests.object_server import (
     BUCKET,

@@ -21,7 +21,7 @@ from pipeline.datasets.manifest.checksums import wrong_checksums
 from pipeline.datasets.manifest.model import Manifest, load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.storage.local_files import write_atomically
+from pipeline.storage.local import write_atomically
 
 _SHEET_EPISODES: Final = 4  # more would make a picture that nobody can look at
 

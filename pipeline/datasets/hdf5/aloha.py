@@ -25,10 +25,11 @@ from pipeline.datasets.hdf5.episodes import (
 )
 from pipeline.datasets.hdf5.files import HDF5_ERRORS, find_object, open_hdf5
 from pipeline.datasets.hdf5.reader import Hdf5Reader
-from pipeline.datasets.manifest.places import file_in, files_in, is_there
+from pipeline.datasets.manifest.paths import file_in
 from pipeline.datasets.manifest.selection import wanted_numbers
 from pipeline.errors import DatasetError
-from pipeline.storage.folders import Location
+from pipeline.storage.location import Location
+from pipeline.storage.open import open_folder
 
 LAYOUT: Final = Hdf5Layout(
     cameras="observations/images",
@@ -80,7 +81,7 @@ class AlohaHdf5Reader(Hdf5Reader):
         opening the dataset names it.
         """
         try:
-            names = [path.name for path in files_in(root) or ()]
+            names = open_folder(root).children() or ()
         except OSError:
             return False
         matches = [match for name in names if (match := _EPISODE_NAME.fullmatch(name))]
@@ -114,15 +115,15 @@ def _fps(file: h5py.File) -> float | None:
 
 def _episode_files(place: DatasetPlace) -> list[tuple[int, Location]]:
     """Return the wanted episodes' numbers and files, by number."""
-    root = place.root
-    files = files_in(root)
-    if files is None:
+    root, folder = place.root, open_folder(place.root)
+    names = folder.children()
+    if names is None:
         raise DatasetError(
             f"{root}: expected a folder of episode_<i>.hdf5, found "
-            f"{'a file' if is_there(root) else 'nothing'}; correct the path to it"
+            f"{'a file' if folder.is_there() else 'nothing'}; correct the path to it"
         )
     numbered = []
-    for path in files:
+    for path in (root / name for name in names):
         match = _EPISODE_NAME.fullmatch(path.name)
         if match:
             numbered.append((int(match[1]), path))

@@ -29,7 +29,7 @@ from pipeline.datasets.hdf5.files import (
 )
 from pipeline.datasets.limits import MAX_COLUMNS
 from pipeline.errors import DatasetError
-from pipeline.storage.folders import Location
+from pipeline.storage.location import Location
 
 
 @dataclass(frozen=True)

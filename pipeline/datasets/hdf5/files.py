@@ -7,7 +7,6 @@ Source: HDF5 file format specification 3.0 (kinds of links, filters of a dataset
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import h5py
@@ -18,7 +17,8 @@ from pipeline.datasets.compressed import MAX_PIXELS
 from pipeline.datasets.limits import MAX_CHUNK_BYTES, MAX_COLUMNS, MAX_NUMBERS
 from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.errors import DatasetError
-from pipeline.storage.folders import Location, open_object
+from pipeline.storage.location import Location, on_disk
+from pipeline.storage.open import open_folder
 
 MAX_LINKS: Final = 16  # links to links, before they are taken for a circle
 # What h5py raises for damaged files, by the place of the damage.
@@ -32,10 +32,16 @@ def hdf5_file(path: Location) -> h5py.File:
     an outage is never taken for a damaged file.
 
     Raises:
-        OSError: there is no file, or it is damaged or no HDF5.
+        FileNotFoundError: there is no file.
+        OSError: it is damaged or no HDF5.
         ObjectStorageError: object storage refuses, or does not answer; also while it is read.
     """
-    return h5py.File(path if isinstance(path, Path) else open_object(path), "r")
+    file = on_disk(path)
+    if file is None:
+        return h5py.File(open_folder(path.parent).open(path.name), "r")
+    if file.exists() and not file.is_file():  # a pipe would wait for its writer
+        raise FileNotFoundError(f"{path}: is no file")
+    return h5py.File(file, "r")
 
 
 @contextmanager
@@ -47,12 +53,14 @@ def open_hdf5(path: Location) -> Iterator[h5py.File]:
         ObjectStorageError: object storage refuses, or does not answer.
     """
     try:
-        if isinstance(path, Path) and not path.is_file():  # a pipe would wait for its writer
+        try:
+            opened = hdf5_file(path)
+        except FileNotFoundError as error:
             raise DatasetError(
                 f"{path}: expected an HDF5 file, found none; copy or record this episode again, "
                 "or remove the name"
-            )
-        with hdf5_file(path) as file:
+            ) from error
+        with opened as file:
             yield file
     except DatasetError:  # which is a ValueError
         raise

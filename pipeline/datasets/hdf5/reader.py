@@ -15,7 +15,7 @@ from pipeline.datasets.compressed import decode_image, image_size
 from pipeline.datasets.hdf5.episodes import EpisodeFacts, EpisodePlace
 from pipeline.datasets.hdf5.files import HDF5_ERRORS, as_floating, brief, find_dataset, hdf5_file
 from pipeline.errors import DatasetError, FrameReadError
-from pipeline.storage.folders import Location
+from pipeline.storage.location import Location
 
 
 class Hdf5Reader:

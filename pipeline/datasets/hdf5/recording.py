@@ -17,7 +17,7 @@ from jaxtyping import Float32, UInt8
 
 from pipeline.datasets.hdf5.files import open_hdf5
 from pipeline.errors import DatasetError
-from pipeline.storage.local_files import sync_file
+from pipeline.storage.local import sync_file
 
 IMAGES_GROUP: Final = "observations/images"
 STATE_KEY: Final = "observations/qpos"

@@ -15,7 +15,6 @@ scripts/dataset_states_to_obs.py; Lifelong-Robot-Learning/LIBERO@1952000, script
 import json
 import re
 from itertools import pairwise
-from operator import attrgetter
 from typing import Final
 
 import h5py
@@ -41,10 +40,11 @@ from pipeline.datasets.hdf5.files import (
     single_value,
 )
 from pipeline.datasets.hdf5.reader import Hdf5Reader
-from pipeline.datasets.manifest.places import file_in, files_in
+from pipeline.datasets.manifest.paths import file_in
 from pipeline.datasets.manifest.selection import wanted_numbers
 from pipeline.errors import DatasetError
-from pipeline.storage.folders import Location
+from pipeline.storage.location import Location
+from pipeline.storage.open import open_folder
 
 LAYOUT: Final = Hdf5Layout(
     cameras="obs",
@@ -160,13 +160,12 @@ def _files(root: Location, *, allow_outside: bool) -> list[Location]:
 
 def _hdf5_files_in(root: Location) -> list[Location] | None:
     """List the HDF5 files of a folder by name; None where there is no folder."""
-    files = files_in(root)
-    return None if files is None else sorted(filter(_is_hdf5, files), key=attrgetter("name"))
-
-
-def _is_hdf5(path: Location) -> bool:
+    names = open_folder(root).children()
+    if names is None:
+        return None
+    paths = [root / name for name in sorted(names)]
     # macOS leaves its notes beside files as `._image.hdf5`.
-    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+    return [path for path in paths if path.suffix.lower() in _SUFFIXES and path.name[:1] != "."]
 
 
 def _listed(paths: list[Location]) -> dict[Location, list[EpisodePlace]]:

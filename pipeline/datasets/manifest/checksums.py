@@ -1,19 +1,15 @@
-"""Whether files are those that a manifest's checksums name.
-
-Knows files and sha256; opens no dataset.
-"""
+"""Whether files are those that a manifest's checksums name."""
 
 import hashlib
 import os
 import posixpath
 from collections.abc import Iterator
-from pathlib import Path
 
 from pipeline.datasets.manifest.model import Manifest
 from pipeline.datasets.manifest.paths import resolve_inside
-from pipeline.datasets.manifest.places import files_in
 from pipeline.errors import DatasetError
-from pipeline.storage.folders import Location, ObjectUrl, open_object
+from pipeline.storage.location import Location, on_disk
+from pipeline.storage.open import open_folder
 
 
 def verify_checksums(manifest: Manifest) -> None:
@@ -45,33 +41,29 @@ def wrong_checksums(manifest: Manifest) -> Iterator[DatasetError]:
 
 
 def _path(root: Location, relative: str, *, allow_outside: bool) -> Location:
-    if isinstance(root, ObjectUrl):
+    place = on_disk(root)
+    if place is None:
         parts = posixpath.normpath(relative).split("/")
         if parts[0] in ("", ".."):
             raise DatasetError(
                 f"{root}: expected a name below this place, found {relative!r} in `checksums`; "
                 "correct it"
             )
-        return (root.parent if files_in(root) is None else root) / "/".join(parts)
-    if not root.is_file():
-        return resolve_inside(root, relative, allow_outside=allow_outside)
-    if os.path.normpath(root.parent / relative) == str(root):
-        return root  # wherever it links to: `path` of the manifest names it
-    return resolve_inside(root.parent, relative, allow_outside=allow_outside)
+        folder = root.parent if open_folder(root).children() is None else root
+        return folder / "/".join(parts)
+    if not place.is_file():
+        return resolve_inside(place, relative, allow_outside=allow_outside)
+    if os.path.normpath(place.parent / relative) == str(place):
+        return place  # wherever it links to: `path` of the manifest names it
+    return resolve_inside(place.parent, relative, allow_outside=allow_outside)
 
 
 def _sha256(path: Location, origin: str) -> str:
     try:
-        # A pipe would wait, a device never end.
-        if isinstance(path, Path) and path.exists() and not path.is_file():
-            raise DatasetError(
-                f"{path}: expected a file, because `checksums` of {origin} names it, found "
-                "something else; correct the name there"
-            )
-        with path.open("rb") if isinstance(path, Path) else open_object(path) as file:
+        with open_folder(path.parent).open(path.name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DatasetError(
             f"{path}: expected a file, because `checksums` of {origin} names it, found "
-            f"{error.strerror or 'none'}; download it again, or remove it there"
+            f"{error.strerror or 'none'}; download it again, or correct the name there"
         ) from error

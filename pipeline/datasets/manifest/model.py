@@ -38,7 +38,7 @@ from pipeline.datasets.manifest.parts import (
 from pipeline.datasets.manifest.toml import toml_text
 from pipeline.datasets.registry import FormatName
 from pipeline.errors import ConfigError, ManifestError
-from pipeline.storage.folders import Location, is_address, parse_location
+from pipeline.storage.location import Location, is_address, parse_location
 
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _OF_ONE_SOURCE: Final = ("format", "episodes", "splits", "checksums", "allow_outside")

@@ -1,13 +1,13 @@
 """Where a dataset's files may lie: below its root, wherever links and `..` would lead.
 
-Knows paths, and reads small files whole. Datasets are downloaded, and what they say of paths is not
-trusted.
+Datasets are downloaded, and what they say of paths is not trusted.
 """
 
 from pathlib import Path
 
 from pipeline.datasets.limits import MAX_METADATA_BYTES
 from pipeline.errors import DatasetError
+from pipeline.storage.location import Location, on_disk
 
 
 def resolve_inside(root: Path, relative: str, *, allow_outside: bool) -> Path:
@@ -34,6 +34,18 @@ def resolve_inside(root: Path, relative: str, *, allow_outside: bool) -> Path:
         f"{root}: expected {relative!r} inside this place, found that it leads to {path}; copy the "
         "files in, or write `allow_outside = true` into the manifest if you trust the dataset"
     )
+
+
+def file_in(root: Location, name: str, *, allow_outside: bool) -> Location:
+    """Return where a file of a folder lies; of this machine's, with its links resolved.
+
+    Raises:
+        DatasetError: it leads outside `root`, which is not allowed.
+    """
+    folder = on_disk(root)
+    if folder is None:
+        return root / name
+    return resolve_inside(folder, name, allow_outside=allow_outside)
 
 
 def require_small_file(root: Path, relative: str, *, allow_outside: bool) -> Path:

@@ -42,7 +42,8 @@ from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import is_vacant
 from pipeline.features.store.steps import RecordedSteps
 from pipeline.features.store.units import SHARD_ABOVE, EpisodeSlice, choose_rows_per_unit
-from pipeline.storage.folders import Location, open_folder, resolved
+from pipeline.storage.location import Location
+from pipeline.storage.open import open_folder
 from policy.device import open_device
 from policy.encoders.environment import measured_matmul_rate
 from policy.encoders.siglip2 import DEFAULT_REPOSITORY, FrozenSiglip2, load_backbone
@@ -150,7 +151,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
     part = config.part
     matmul_share: float | None = None
     device = open_device(config.device)
-    place = resolved(config.store)  # a store behind a link grows where it lies
+    place = config.store.resolve()  # a store behind a link grows where it lies
     manifest = load_manifest(config.manifest)
     verify_checksums(manifest)
     note = SourceNote(manifest=config.manifest.absolute(), stamp=files_stamp(manifest.roots))

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float16, Int8, Int64, UInt, UInt64
 
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.storage.folders import Location
+from pipeline.storage.location import Location
 from policy.encoders.base import ImageEncoder
 
 RECENT_FRAMES: Final = 8_192  # different frames kept at hand at most; 12.6 MB of 768 features

@@ -9,16 +9,16 @@ are none: let one part create the store before the others begin.
 
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.features.encode.target import Target, finish_growth, lock_of, sole_embedder, turn_of
+from pipeline.features.encode.target import Target, finish_growth
 from pipeline.features.identity.source import SourceNote, read_source, write_source
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.records import missing_units
-from pipeline.storage.folders import Location, ObjectUrl
-from pipeline.storage.local_files import shared_writer, sole_writer
+from pipeline.storage.location import Location
+from pipeline.storage.open import open_folder
 
 
 @dataclass(frozen=True)
@@ -61,26 +61,32 @@ class Part:
         return ", ".join(f"{count} of part {part}" for part, count in counts.items() if count)
 
 
-def hold_store(place: Location, part: Part | None) -> AbstractContextManager[None]:
+@contextmanager
+def hold_store(place: Location, part: Part | None) -> Iterator[None]:
     """Keep other commands out of a local store; a part lets other parts in.
+
+    Who holds it alone finishes what a crash has cut off; a part does so in its turn.
 
     Raises:
         StoreError: a command that does not go together with this one is writing there.
     """
-    if part is None:
-        return sole_embedder(place)
-    if isinstance(place, ObjectUrl):
-        return nullcontext()
-    return shared_writer(place, StoreError, lock=lock_of(place))
+    folder = open_folder(place)
+    if part is not None:
+        with folder.shared_lock(StoreError):
+            yield
+        return
+    with folder.lock(StoreError):
+        finish_growth(place)
+        yield
 
 
 @contextmanager
 def take_turn(place: Location, part: Part | None) -> Iterator[None]:
     """Wait until no other part opens or completes the store; who holds it alone need not wait."""
-    if part is None or isinstance(place, ObjectUrl):
+    if part is None:
         yield
         return
-    with sole_writer(place, StoreError, lock=turn_of(place), wait=True):
+    with open_folder(place).turn(StoreError):
         finish_growth(place)
         yield
 

@@ -19,8 +19,6 @@ bytes twice (see records.py). A crash on a disk may leave, beside `x.zarr`:
 import glob
 import shutil
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -34,8 +32,9 @@ from pipeline.features.store.attributes import StoreAttributes
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import ROOT
 from pipeline.features.store.steps import STEP_ARRAYS, Steps
-from pipeline.storage.folders import Location, ObjectUrl, open_folder
-from pipeline.storage.local_files import sole_writer, sync_folder
+from pipeline.storage.local import beside, sync_folder
+from pipeline.storage.location import Location, on_disk
+from pipeline.storage.open import open_folder
 from policy.encoders.siglip2 import FrozenSiglip2
 
 
@@ -63,51 +62,29 @@ class Target:
             self.mark_complete(store)
         if self.replaces is None:
             return self.store
-        self.replaces.rename(_beside(self.replaces, "outgrown"))
+        self.replaces.rename(beside(self.replaces, "outgrown"))
         finish_growth(self.replaces)
-        _discard(_beside(self.replaces, "outdated"))
+        _discard(beside(self.replaces, "outdated"))
         return FeatureStore.open(self.replaces)
 
 
-@contextmanager
-def sole_embedder(path: Location) -> Iterator[None]:
-    """Hold a local store against every other `vla-embed`, and finish what a crash has cut off.
-
-    Raises:
-        StoreError: another process holds it.
-    """
-    if isinstance(path, ObjectUrl):
-        yield
-        return
-    with sole_writer(path, StoreError, lock=lock_of(path)):
-        finish_growth(path)
-        yield
-
-
-def lock_of(path: Path) -> Path:
-    """Return the file that whoever writes the store at `path` holds, also while it is replaced."""
-    return _beside(path, "lock")
-
-
-def turn_of(path: Path) -> Path:
-    """Return the file that parts of a job hold, one at a time, to open or complete the store."""
-    return _beside(path, "turn")
-
-
-def finish_growth(path: Path) -> None:
+def finish_growth(location: Location) -> None:
     """Finish what a crash may have cut off between the renames of `Target.finish`.
 
     The caller holds the store's lock.
     """
-    shutil.rmtree(_beside(path, "discarded"), ignore_errors=True)
-    for created in (path, _beside(path, "growing")):
+    path = on_disk(location)
+    if path is None:  # where nothing grows
+        return
+    shutil.rmtree(beside(path, "discarded"), ignore_errors=True)
+    for created in (path, beside(path, "growing")):
         for partial in path.parent.glob(f".{glob.escape(created.name)}.*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
-    outgrown = _beside(path, "outgrown")
+    outgrown = beside(path, "outgrown")
     if not outgrown.exists():
         return
     if not path.exists():
-        grown = _beside(path, "growing")
+        grown = beside(path, "growing")
         (grown if grown.exists() else outgrown).rename(path)
         sync_folder(path.parent)
     if outgrown.exists():
@@ -144,38 +121,38 @@ def open_target(
     if made is None or probe.digest() != made.digest():
         check_probe(backbone, probe, where=str(path))
     # In object storage somebody else may have put the same root meanwhile: it names no rows.
-    is_ours = made is not None and isinstance(path, Path)
+    disk = on_disk(path)
+    is_ours = made is not None and disk is not None
     has_rows = is_ours or _has_rows(held, steps)
+    if has_rows:
+        _follow_manifest(held, attributes)
+        if disk is not None:
+            _discard(beside(disk, "growing"))
+            _discard(beside(disk, "outdated"))
+        return Target(held)
     differs = (
         f"{path}: holds {held.num_rows} steps, the dataset has {steps.episode_ends[-1]}, or others "
         f"of the same number"
     )
-    if not has_rows and isinstance(path, ObjectUrl):
+    if disk is None:
         raise StoreError(
             f"{differs}; a store in object storage cannot grow, so embed into another --store"
         )
-    if not has_rows and not may_grow:
+    if not may_grow:
         raise StoreError(f"{differs}; one vla-embed without --units brings the store up to it")
-    if has_rows:
-        _follow_manifest(held, attributes)
-        if isinstance(path, Path):
-            _discard(_beside(path, "growing"))
-            _discard(_beside(path, "outdated"))
-        return Target(held)
-    assert isinstance(path, Path)
-    growing, outdated = _beside(path, "growing"), _beside(path, "outdated")
+    growing, outdated = beside(disk, "growing"), beside(disk, "outdated")
     if growing.exists():
         store = _reopened(growing, attributes)
         if store is not None and _has_rows(store, steps):
             _follow_manifest(store, attributes)
             stored = _stored_units(held, _reopened(outdated, attributes))
-            return Target(store, stored, replaces=path)
+            return Target(store, stored, replaces=disk)
         _discard(outdated)
         growing.rename(outdated)
     described = attributes.model_copy(update={"engine": probe.engine})
     store = FeatureStore.create(growing, described, steps, probe)
     stored = _stored_units(held, _reopened(outdated, attributes))
-    return Target(store, stored, replaces=path)
+    return Target(store, stored, replaces=disk)
 
 
 def _stored_units(*stores: FeatureStore | None) -> tuple[StoredUnits, ...]:
@@ -264,7 +241,3 @@ def _discard(path: Path) -> None:
         shutil.rmtree(discarded, ignore_errors=True)
         path.rename(discarded)
         shutil.rmtree(discarded)
-
-
-def _beside(path: Path, what: str) -> Path:
-    return path.with_name(f".{path.name}.{what}")

@@ -20,7 +20,7 @@ from pipeline.features.encode.unit_encoder import FrameSource, UnitEncoder, Unit
 from pipeline.features.identity.dataset import open_source
 from pipeline.features.identity.probe import check_probe
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.storage.folders import Location
+from pipeline.storage.location import Location
 from policy.device import open_device
 from policy.encoders.siglip2 import FrozenSiglip2, load_backbone
 

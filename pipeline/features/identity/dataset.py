@@ -14,7 +14,7 @@ from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import StoreError
 from pipeline.features.identity.source import read_source
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.storage.folders import Folder
+from pipeline.storage.folder import Folder
 
 
 def open_source(store: FeatureStore, manifest: Path | None = None) -> ManifestReader:

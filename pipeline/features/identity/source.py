@@ -5,7 +5,6 @@ reading every frame again where no file was touched, and tells `vla-data verify`
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import StoreError
 from pipeline.features.store.records import SOURCE_NOTE, read_sealed, write_sealed
-from pipeline.storage.folders import Folder, Location, ObjectUrl, list_objects
+from pipeline.storage.folder import Folder
+from pipeline.storage.location import Location
+from pipeline.storage.open import open_folder
 
 DECODERS: Final = ("av", "h5py", "imagecodecs", "numcodecs", "pillow", "pyarrow", "zarr")
 
@@ -56,10 +57,9 @@ def write_source(store: Folder, note: SourceNote) -> None:
 def files_stamp(roots: Iterable[Location]) -> str:
     """Return a sha256 over name, size and time of change of every file below the roots.
 
-    Of objects over name, size and etag, which a listing tells.
-
-    Equal stamps mean that no file was written, added or removed, and that the same versions of the
-    libraries decode them; otherwise a dataset is compared frame by frame. Links are followed.
+    Of objects over name, size and etag. Links are followed. Equal stamps mean that no file was
+    written, added or removed, and that the same versions of the libraries decode them; otherwise a
+    dataset is compared frame by frame.
 
     Raises:
         ObjectStorageError: object storage refuses, or does not answer.
@@ -67,26 +67,10 @@ def files_stamp(roots: Iterable[Location]) -> str:
     digest = hashlib.sha256(" ".join(_decoders()).encode())
     for root in roots:
         digest.update(b"\0root")
-        if isinstance(root, ObjectUrl):
-            for entry in sorted(list_objects(root)):
-                digest.update(f"{entry.name}\0{entry.size}\0{entry.e_tag}\0".encode())
-            continue
-        for path in sorted([root] if root.is_file() else _files_below(root)):
-            status = path.stat()
-            name = os.fsencode(path.relative_to(root))
-            digest.update(b"%b\0%d\0%d\0" % (name, status.st_size, status.st_mtime_ns))
+        for file in open_folder(root).files():
+            said = f"{file.name}\0{file.size}\0{file.stamp}\0"
+            digest.update(said.encode(errors="surrogateescape"))  # names that are no UTF-8
     return digest.hexdigest()
-
-
-def _files_below(root: Path) -> Iterator[Path]:
-    seen = set()  # a link may lead back to a folder above it
-    for folder, folders, files in os.walk(root, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        yield from (path for name in files if (path := Path(folder, name)).is_file())
 
 
 def _decoders() -> Iterator[str]:

@@ -23,7 +23,7 @@ from pipeline.features.identity.probe import engine_differences, relative_l2
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.records import record_name
 from pipeline.features.store.units import EpisodeSlice, episode_slices
-from pipeline.storage.folders import Location
+from pipeline.storage.location import Location
 from policy.device import open_device
 from policy.encoders.environment import EngineRecord
 from policy.encoders.siglip2 import FrozenSiglip2

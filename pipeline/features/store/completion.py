@@ -10,7 +10,7 @@ from pipeline.features.store.records import (
     hash_files,
     read_mark,
 )
-from pipeline.storage.folders import Folder
+from pipeline.storage.folder import Folder
 
 
 class Completion:

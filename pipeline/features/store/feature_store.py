@@ -23,7 +23,6 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from itertools import count
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -63,8 +62,10 @@ from pipeline.features.store.records import (
 )
 from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS, StepArrays, Steps
 from pipeline.features.store.units import PASSING_ROWS, cut, num_units, unit_rows
-from pipeline.storage.folders import Folder, Location, open_folder
-from pipeline.storage.local_files import json_bytes
+from pipeline.storage.folder import Folder
+from pipeline.storage.local import json_bytes
+from pipeline.storage.location import Location, on_disk
+from pipeline.storage.open import open_folder
 from policy.spec import EncoderIdentity
 
 
@@ -240,7 +241,7 @@ class FeatureStore:
         expected = self.unit_record(unit)  # first: without one there are no rows to read
         start, stop = self.unit_rows(unit)
         # No caller keeps them: they pass by in slices, each of which is a request to a bucket.
-        size = PASSING_ROWS if isinstance(self.path, Path) else stop - start
+        size = PASSING_ROWS if on_disk(self.path) else stop - start
         found = hash_rows(self._read(name, rows) for rows in cut(start, stop, size))
         self._check_hash(expected, name, found)
 

@@ -33,7 +33,9 @@ from pipeline.features.store.records import (
     write_mark,
 )
 from pipeline.features.store.steps import STEP_ARRAYS
-from pipeline.storage.folders import Folder, Location, open_folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.location import Location
+from pipeline.storage.open import open_folder
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from pipeline.features.store.attributes import Codec, StoreAttributes
 from pipeline.features.store.records import COMMITS
 from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS, Steps
 from pipeline.features.store.units import CHUNK_ROWS
-from pipeline.storage.folders import Folder, LocalFolder
+from pipeline.storage.folder import Folder
+from pipeline.storage.location import on_disk
 from policy.encoders.environment import ComputeEnvironment
 
 Codecs = list[BloscCodec | Crc32cCodec]
@@ -100,8 +101,9 @@ def open_group(folder: Folder, *, writable: bool) -> zarr.Group:
         Exception: one of `UNREADABLE`; there are none, or they are damaged.
     """
     mode: Literal["r+", "r"] = "r+" if writable else "r"
-    if isinstance(folder, LocalFolder):
-        return zarr.open_group(folder.location, mode=mode, zarr_format=3)
+    path = on_disk(folder.location)
+    if path is not None:
+        return zarr.open_group(path, mode=mode, zarr_format=3)
     # obstore is an extra, and without it there is no other folder than a local one.
     from pipeline.features.store.object_arrays import object_arrays  # noqa: PLC0415 - optional
 

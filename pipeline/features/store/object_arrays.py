@@ -11,8 +11,9 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
-from pipeline.storage.folders import Folder
-from pipeline.storage.object_folder import ObjectFolder, until_whole_async
+from pipeline.storage.folder import Folder
+from pipeline.storage.objects.folder import ObjectFolder
+from pipeline.storage.objects.requests import until_whole_async
 
 
 class ObjectArrays(ObjectStore[obstore.store.ObjectStore]):

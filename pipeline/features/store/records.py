@@ -24,7 +24,7 @@ from jaxtyping import Float16, Int64, UInt64
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.storage.folders import Folder
+from pipeline.storage.folder import Folder
 
 COMPLETE_MARK: Final = "COMPLETE.json"
 SOURCE_NOTE: Final = "source.json"

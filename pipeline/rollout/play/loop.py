@@ -35,7 +35,7 @@ from pipeline.rollout.play.result import (
     wilson_interval,
 )
 from pipeline.rollout.play.video import require_encoder
-from pipeline.storage.local_files import write_json
+from pipeline.storage.local import write_json
 from pipeline.training.data.sampling import seeded_generator
 from policy.agent import VLAAgent
 from policy.spec import FRAME_SIZE

@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, DatasetError, EnvError
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import ExpertEnv, make_expert_env
 from pipeline.rollout.play.workers import CrewConfig, Worker, crew
-from pipeline.storage.local_files import write_atomically, write_json
+from pipeline.storage.local import write_atomically, write_json
 
 MANIFEST_NAME: Final = "manifest.toml"
 FAILURES_NAME: Final = "failed_seeds.json"

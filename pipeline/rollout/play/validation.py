@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.rollout.envs.registry import make_env
 from pipeline.rollout.play.result import RolloutResult
-from pipeline.storage.folders import Location
+from pipeline.storage.location import Location
 from pipeline.training.config import TrainConfig
 
 LOW_PRIORITY: Final = ("/usr/bin/env", "nice", "-n", "10")

@@ -19,7 +19,7 @@ from pipeline.rollout.report.markup import Markup, element
 from pipeline.rollout.report.media import MediaBudget
 from pipeline.rollout.report.overview import facts, headline, notices, success_table
 from pipeline.rollout.report.rollouts import rollouts
-from pipeline.storage.local_files import write_atomically
+from pipeline.storage.local import write_atomically
 
 MEDIA_LIMIT: Final = 32_000_000  # bytes of pictures and films; still quick to open and to send
 STYLE: Final = Path(__file__).with_name("page.css")

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.errors import RunError
-from pipeline.storage.local_files import sync_folder, write_atomically, write_json
+from pipeline.storage.local import sync_folder, write_atomically, write_json
 from pipeline.training.run.folder import run_hash
 
 TENSOR_FILES: Final = ("agent", "average", "optimizer")

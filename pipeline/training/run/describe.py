@@ -10,7 +10,8 @@ from pipeline.errors import RunError
 from pipeline.features.identity.probe import Probe
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import ROOT
-from pipeline.storage.folders import Location, open_folder
+from pipeline.storage.location import Location, on_disk
+from pipeline.storage.open import open_folder
 from pipeline.training.run.checkpoint import checkpoint_steps
 from pipeline.training.run.folder import read_probe, read_run
 from policy.spec import EncoderIdentity
@@ -29,8 +30,9 @@ def describe(path: Location) -> Fields:
     """
     if open_folder(path).exists(ROOT):
         return _describe_store(path)
-    if isinstance(path, Path) and (path / "run.json").is_file():
-        return _describe_run(path)
+    run = on_disk(path)
+    if run is not None and (run / "run.json").is_file():
+        return _describe_run(run)
     raise RunError(
         f"{path}: neither a feature store nor a training run; make one with vla-embed or vla-train"
     )

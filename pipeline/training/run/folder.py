@@ -24,7 +24,7 @@ from safetensors.torch import save
 
 from pipeline.errors import RunError
 from pipeline.features.identity.probe import Probe
-from pipeline.storage.local_files import write_atomically, write_json
+from pipeline.storage.local import write_atomically, write_json
 from pipeline.training.config import TrainConfig
 from pipeline.training.run.camera_reference import CameraReference
 from policy.encoders.environment import ComputeEnvironment

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from pipeline.storage.local_files import write_atomically
+from pipeline.storage.local import write_atomically
 from pipeline.training.run.tracking import Tracker
 
 LOG_FILE = "log.jsonl"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import RunError
-from pipeline.storage.local_files import is_vacant
+from pipeline.storage.local import is_vacant
 from pipeline.training.run.folder import (
     PROBE_FILE,
     REFERENCE_FILE,

@@ -1,14 +1,19 @@
 """Both kinds of folder keep the same promises; addresses with a secret in them are not repeated."""
 
+import io
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError, ObjectStorageError
-from pipeline.storage import object_folder
-from pipeline.storage.folders import Folder, LocalFolder, ObjectUrl, open_folder, parse_location
-from pipeline.storage.object_folder import RETRY
+from pipeline.errors import ConfigError, ObjectStorageError, StoreError
+from pipeline.storage.folder import Folder
+from pipeline.storage.local import LocalFolder
+from pipeline.storage.location import ObjectUrl, parse_location
+from pipeline.storage.objects import folder as object_folder
+from pipeline.storage.objects.requests import RETRY
+from pipeline.storage.open import open_folder
 from policy.errors import MissingExtraError
 from tests.object_server import (
     BUCKET,
@@ -67,6 +72,32 @@ class FolderContract:
         assert b"".join(folder.read_pieces("notes/a")) == b"two"
         folder.settle("notes")
 
+    def test_a_listing_says_what_is_there_and_whether_it_changed(self, folder):
+        assert (folder.is_there(), folder.children(), list(folder.files())) == (False, None, [])
+        self.make(folder, notes__b="one", notes__a="other")
+        assert folder.is_there()
+        assert set(folder.children()) - {"notes"} == {"last"}  # a bucket has no folders
+        before = {file.name: file for file in folder.files()}
+        assert list(before) == ["last", "notes/a", "notes/b"]
+        assert [file.size for file in before.values()] == [3, 5, 3]
+        folder.write("notes/b", b"two")
+        changed = {file.name for file in folder.files() if file != before[file.name]}
+        assert changed == {"notes/b"}
+
+    def test_a_file_at_the_very_place_is_one_file_and_no_folder(self, folder):
+        self.make(folder)
+        alone = open_folder(folder.location / "last")
+        assert (alone.is_there(), alone.children()) == (True, None)
+        assert [file.size for file in alone.files()] == [3]
+
+    def test_an_open_file_is_read_from_any_position(self, folder):
+        self.make(folder, last="0123456789")
+        with folder.open("last") as file:
+            file.seek(-4, io.SEEK_END)
+            assert (file.read(2), file.tell()) == (b"67", 8)
+        with pytest.raises(FileNotFoundError):
+            folder.open("notes/none")
+
     def test_deleting_passes_over_what_is_not_there(self, folder):
         self.make(folder, notes__a="one", notes__b="two")
         folder.delete(["notes/none", "notes/a"])
@@ -91,6 +122,25 @@ class TestLocalFolder(FolderContract):
     @pytest.fixture
     def folder(self, tmp_path):
         return LocalFolder(tmp_path / "folder")
+
+    def test_a_pipe_is_not_waited_for(self, folder):
+        self.make(folder)
+        os.mkfifo(folder.location / "pipe")
+        with pytest.raises(OSError, match="something else"):
+            folder.open("pipe")
+
+    def test_a_lock_keeps_others_out_and_shared_ones_go_together_in_turns(self, folder):
+        self.make(folder)
+        with folder.lock(StoreError), pytest.raises(StoreError, match="another process is writing"):
+            folder.shared_lock(StoreError).__enter__()
+        with folder.shared_lock(StoreError), folder.shared_lock(StoreError):
+            with pytest.raises(StoreError, match="another process is writing"):
+                folder.lock(StoreError).__enter__()
+            with folder.turn(StoreError):
+                pass
+        with folder.lock(StoreError):
+            pass
+        assert [path.name for path in folder.location.parent.iterdir()] == ["folder"]
 
 
 class TestObjectFolder(FolderContract):
@@ -193,7 +243,7 @@ def test_no_answer_no_bucket_and_no_credentials_are_one_line_each(server, monkey
 
 
 def test_without_obstore_a_line_says_what_to_install(monkeypatch):
-    monkeypatch.delitem(sys.modules, "pipeline.storage.object_folder")
+    monkeypatch.delitem(sys.modules, "pipeline.storage.objects.folder")
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(MissingExtraError, match=r"s3://bucket/x: .* `pip install frozen-vla\[obj"):
         open_folder(ObjectUrl("s3", BUCKET, "x"))

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import IncompleteStoreError, RunError, StoreError
-from pipeline.storage.local_files import sole_writer
+from pipeline.storage.locks import sole_writer
 from pipeline.training import session as session_module
 from pipeline.training.config import OptimizerConfig, with_settings
 from pipeline.training.data.windows import WindowData

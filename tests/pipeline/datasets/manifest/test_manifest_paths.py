@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.datasets.manifest.model import load_manifest
 from pipeline.errors import ManifestError
-from pipeline.storage.folders import ObjectUrl
+from pipeline.storage.location import ObjectUrl
 from tests.pipeline.datasets.manifest.test_model import TEXT, problem_of, write
 
 

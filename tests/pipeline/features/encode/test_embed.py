@@ -10,11 +10,9 @@ import torch
 
 from pipeline.errors import DatasetError, EncoderMismatchError, FailedUnitsError, StoreError
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
-from pipeline.features.encode.target import lock_of
 from pipeline.features.identity.source import SOURCE_NOTE, read_source
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.storage.folders import LocalFolder
-from pipeline.storage.local_files import sole_writer
+from pipeline.storage.local import LocalFolder
 from policy.encoders.siglip2 import load_backbone
 from policy.errors import DeviceError
 from policy.images import resize_frames
@@ -193,7 +191,7 @@ def test_files_that_are_not_those_of_the_checksums_are_refused_before_anything_i
 def test_two_processes_never_write_one_store(copied):
     manifest, store = copied
     (store / "commits/000000.json").unlink()
-    held = sole_writer(store, StoreError, lock=lock_of(store))
+    held = LocalFolder(store).lock(StoreError)
     with held, pytest.raises(StoreError, match=r"s\.zarr: another process"):
         embed(manifest, store)
     assert embed(manifest, store).counts.encoded == 24
@@ -206,7 +204,7 @@ def test_a_store_is_created_under_its_lock_and_a_killed_creation_leaves_nothing(
     other = tmp_path / ".other.zarr.4711.partial"
     left.mkdir()
     other.mkdir()
-    with sole_writer(store, StoreError, lock=lock_of(store)):
+    with LocalFolder(store).lock(StoreError):
         with pytest.raises(StoreError, match="another process"):
             embed(manifest, store)
         assert not store.exists()

@@ -6,12 +6,13 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from pipeline.features.store.checksums import verify_checksums
 
 from pipeline.errors import IncompleteStoreError, ObjectStorageError, StoreError
 from pipeline.features.encode.target import open_target
-from pipeline.features.store.checksums import verify_checksums
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.storage.folders import ObjectUrl, open_folder
+from pipeline.storage.location import ObjectUrl
+from pipeline.storage.open import open_folder
 from policy.encoders.siglip2 import load_backbone
 from tests.object_server import BUCKET, ask, use_server
 from tests.pipeline.tiny import (

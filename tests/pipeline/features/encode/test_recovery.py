@@ -11,7 +11,7 @@ from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.identity.source import files_stamp, read_source, write_source
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.units import CHUNK_ROWS
-from pipeline.storage.folders import LocalFolder
+from pipeline.storage.local import LocalFolder
 from tests.pipeline.features.encode.test_growth import assert_same_content, embed, records
 from tests.pipeline.features.still_life import (
     break_frame,

@@ -13,7 +13,7 @@ from pipeline.features.identity.source import (
     read_source,
     write_source,
 )
-from pipeline.storage.folders import LocalFolder
+from pipeline.storage.local import LocalFolder
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipeline.features.store.checksums import verify_checksums
 
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.identity.source import SourceNote, write_source
-from pipeline.features.store.checksums import verify_checksums
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.records import COMPLETE_MARK, FILE_LIST
-from pipeline.storage.folders import LocalFolder
+from pipeline.storage.local import LocalFolder
 from tests.pipeline.tiny import create_store, fill_store
 
 NUM_DAMAGES = 1_000

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.rollout.play.result import EpisodeResult, Latency, RolloutResult, wilson_interval
-from pipeline.storage.local_files import write_json
+from pipeline.storage.local import write_json
 from pipeline.training.presets import debug
 from pipeline.training.run.folder import read_run
 from pipeline.training.session import train

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import ConfigError, RunError
 from pipeline.rollout.report.page import write_report
-from pipeline.storage.local_files import write_json
+from pipeline.storage.local import write_json
 from pipeline.training.run.folder import read_run
 from tests.pipeline.rollout.report.runs import (
     copy_run,

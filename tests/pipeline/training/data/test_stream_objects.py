@@ -7,8 +7,8 @@ import torch
 
 from pipeline.errors import ObjectStorageError
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.storage.folders import ObjectUrl
-from pipeline.storage.object_folder import RETRY
+from pipeline.storage.location import ObjectUrl
+from pipeline.storage.objects.requests import RETRY
 from pipeline.training.config import with_settings
 from pipeline.training.distributed import Ranks
 from pipeline.training.presets import debug

@@ -1,27 +1,24 @@
 """An object as a file that is read in ranges, through obstore.
 
-Knows bytes; nothing about what they mean. Small reads are served from a few blocks that are kept,
-since formats such as HDF5 read a few bytes here and a few there.
+Small reads are served from a few blocks that are kept, since formats such as HDF5 read a few bytes
+here and a few there.
 """
 
 import io
 from collections import OrderedDict
-from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import obstore
 from obstore.exceptions import PreconditionError
-from obstore.store import from_url
 
 from pipeline.errors import ObjectStorageError
-from pipeline.storage.folders import ObjectEntry, ObjectUrl
-from pipeline.storage.object_folder import RETRY, ObjectFolder, reaching, until_whole
+from pipeline.storage.location import ObjectUrl
+from pipeline.storage.objects.requests import open_bucket, until_whole
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
     from obstore import GetOptions
-    from obstore.store import ObjectStore
 
 BLOCK_BYTES: Final = 2**20  # fetched for a smaller read; takes about as long as one byte would
 MAX_BLOCKS: Final = 16  # kept of a file
@@ -111,31 +108,3 @@ class ObjectFile(io.RawIOBase):
                 ) from None
 
         return until_whole(str(self._url), whole_range)
-
-
-@lru_cache(maxsize=8)
-def open_bucket(scheme: str, bucket: str) -> "ObjectStore":
-    """Return obstore's handle of a bucket; one for all files, which so share its connections.
-
-    Raises:
-        ObjectStorageError: the settings in the environment cannot be used.
-    """
-    url = f"{scheme}://{bucket}"
-    with reaching(url):
-        return from_url(url, retry_config=RETRY)
-
-
-def list_entries(url: ObjectUrl) -> Iterator[ObjectEntry]:
-    """List objects; see `pipeline.storage.folders.list_objects`."""
-    is_folder = False
-    for held in ObjectFolder(url).entries():
-        is_folder = True
-        yield ObjectEntry(held["path"], held["size"], held["e_tag"] or "")
-    if is_folder:
-        return
-    request = partial(obstore.head, open_bucket(url.scheme, url.bucket), url.path)
-    try:
-        held = until_whole(str(url), request)
-    except FileNotFoundError:
-        return
-    yield ObjectEntry("", held["size"], held["e_tag"] or "")

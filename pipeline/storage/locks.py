@@ -1,90 +1,15 @@
-"""Writing files whole or not at all: a temporary name, flushed to the disk, then renamed.
+"""Locks of folders on a disk, by the system's flock: it frees what a process held that has ended.
 
-Knows bytes and paths; nothing about what they mean.
+On several machines they need a file system that carries them (NFS and Lustre do, where mounted so).
 """
 
 import fcntl
-import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from policy.errors import VlaError
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part.
-
-    Raises:
-        OSError: the disk is full or not writable; `path` is untouched.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write `value` as readable JSON, atomically; NaN and infinity are refused."""
-    write_atomically(path, json_bytes(value))
-
-
-def json_bytes(value: object) -> bytes:
-    """Return `value` as readable JSON; NaN and infinity are refused."""
-    return f"{json.dumps(value, indent=2, allow_nan=False)}\n".encode()
-
-
-@contextmanager
-def made_whole(path: Path) -> Iterator[Path]:
-    """Give a folder to fill; it takes the name `path` when it is full and on the disk, not before.
-
-    Raises:
-        OSError: the disk is full or not writable; nothing is left at `path`.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        sync_tree(partial)
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync_folder(path.parent)
-
-
-def sync_file(path: Path) -> None:
-    """Force a file's content onto the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Force a folder's list of names onto the disk, so that a rename survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """Force a folder and everything below it onto the disk."""
-    for path in (folder, *folder.rglob("*")):
-        sync_folder(path) if path.is_dir() else sync_file(path)
-
-
-def is_vacant(path: Path) -> bool:
-    """Whether there is nothing at `path`, or an empty folder."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 @contextmanager

@@ -1,0 +1,95 @@
+"""Where something lies: a path of this machine, or an address in object storage.
+
+What a user writes is parsed here once, at the command line and in manifests. Reading and writing is
+the matter of a `Folder`, which `open.py` opens.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from pipeline.errors import ConfigError
+
+OBJECT_SCHEMES: Final = ("s3", "gs")
+
+# Nothing that could part credentials, a query or a fragment from an address.
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_PATH: Final = re.compile(r"[A-Za-z0-9._=+-]+(/[A-Za-z0-9._=+-]+)*")
+
+
+@dataclass(frozen=True)
+class ObjectUrl:
+    """A prefix of a bucket, as `s3://bucket/path`; never with credentials in it."""
+
+    scheme: str
+    """One of `OBJECT_SCHEMES`."""
+    bucket: str
+    path: str
+    """Below the bucket; neither begins nor ends with a slash."""
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.bucket}/{self.path}"
+
+    def __truediv__(self, name: str) -> "ObjectUrl":
+        return ObjectUrl(self.scheme, self.bucket, f"{self.path}/{name}".lstrip("/"))
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        """What the name ends with, from its last dot."""
+        return PurePosixPath(self.path).suffix
+
+    @property
+    def parent(self) -> "ObjectUrl":
+        """The address without its last part; the bucket's own has the path ``."""
+        return ObjectUrl(self.scheme, self.bucket, self.path.rpartition("/")[0])
+
+    def resolve(self) -> "ObjectUrl":
+        """Return the address itself, for there are no links in a bucket; see `Path.resolve`."""
+        return self
+
+
+Location = Path | ObjectUrl
+
+
+def parse_location(text: str) -> Location:
+    """Return where a path or an address leads: `s3://bucket/path`, `gs://...`, `file:///path`.
+
+    Raises:
+        ConfigError: an address of another kind, or one with more in it than bucket and path;
+            what it holds is not repeated, because it may be a secret.
+    """
+    if not is_address(text):
+        return Path(text)
+    scheme, _, rest = text.partition("://")
+    if scheme == "file" and not urlsplit(text).netloc:
+        return Path(unquote(rest))
+    bucket, _, path = rest.rstrip("/").partition("/")
+    is_plain = _BUCKET.fullmatch(bucket) and _PATH.fullmatch(path)
+    if scheme not in OBJECT_SCHEMES or not is_plain or {".", ".."} & set(path.split("/")):
+        shown = f"{scheme}://" if scheme in (*OBJECT_SCHEMES, "file") else "address"
+        raise ConfigError(
+            f"{shown}...: expected s3://bucket/path or gs://bucket/path of letters, digits and "
+            f"._=+-, or a local path, found something else (not repeated here, it may be secret); "
+            f"credentials come from the environment, as AWS_ACCESS_KEY_ID"
+        )
+    return ObjectUrl(scheme, bucket, path)
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is meant as an address and not as a path; also `s3:/x`, with a slash lost."""
+    return "://" in text or text.startswith(tuple(f"{scheme}:" for scheme in OBJECT_SCHEMES))
+
+
+def on_disk(location: Location) -> Path | None:
+    """Return the path of a place of this machine, for what disks alone can do; None of an address.
+
+    Links, renames, memory maps and libraries that open paths are such.
+    """
+    return location if isinstance(location, Path) else None

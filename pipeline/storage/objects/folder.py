@@ -1,0 +1,187 @@
+"""Objects below a prefix of a bucket, as a folder of files.
+
+Nothing can be renamed or locked here. An answered PUT is durable and whole, and the last of two
+writers wins; `made` writes its last file on the condition that nobody else has.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cached_property, partial
+from io import RawIOBase
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import obstore
+from obstore.store import from_url
+
+from pipeline.storage.folder import READ_BYTES, FileEntry, Stamp
+from pipeline.storage.local import LocalFolder
+from pipeline.storage.location import ObjectUrl
+from pipeline.storage.objects.file import ObjectFile
+from pipeline.storage.objects.requests import RETRY, open_bucket, reaching, until_whole
+from policy.errors import VlaError
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+    from obstore.store import ObjectStore
+
+NAMES_A_PAGE = 1_000  # what S3 lists in an answer
+
+
+class ObjectFolder:
+    """Objects below a prefix; `Folder` says what each method promises."""
+
+    def __init__(self, location: ObjectUrl):
+        """Prepare; nothing is asked of the object store yet."""
+        self.location = location
+
+    def __str__(self) -> str:
+        return str(self.location)
+
+    @cached_property  # takes about 0.1 s, and who opens files one by one never needs it
+    def objects(self) -> "ObjectStore":
+        """The handle that obstore has of it; paths are relative to the location.
+
+        Raises:
+            ObjectStorageError: the settings in the environment cannot be used.
+        """
+        with reaching(str(self)):
+            return from_url(str(self), retry_config=RETRY)
+
+    def is_there(self) -> bool:
+        """Whether there is any object below the address, or one at it."""
+        return any(self._listed())
+
+    def exists(self, name: str) -> bool:
+        """Whether there is an object of this name."""
+        try:
+            self.stamp(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def children(self) -> list[str] | None:
+        """Return the names of the objects directly here; None where none lies below."""
+        names = list(self.names())
+        return [name for name in names if "/" not in name] if any(names) else None
+
+    def files(self) -> Iterable[FileEntry]:
+        """Return name, size and etag of every object; see `Folder.files`."""
+        return sorted(self._listed())
+
+    def read(self, name: str) -> bytes:
+        """Return an object's content; see `Folder.read`."""
+        return b"".join(self.read_pieces(name))
+
+    def read_pieces(self, name: str) -> Iterator[bytes]:
+        """Return an object's content in pieces; see `Folder.read_pieces`."""
+        place = f"{self}/{name}"
+        answer = until_whole(place, partial(obstore.get, self.objects, name))
+        with reaching(place):
+            for piece in answer.stream(min_chunk_size=READ_BYTES):
+                yield bytes(piece)
+
+    def open(self, name: str) -> RawIOBase:
+        """Open an object; see `Folder.open`."""
+        return ObjectFile(self.location / name)
+
+    def stamp(self, name: str) -> Stamp:
+        """Return etag, version, size and time; an etag follows the content. See `Folder.stamp`."""
+        with reaching(f"{self}/{name}"):
+            held = obstore.head(self.objects, name)
+        return held["e_tag"], held["version"], held["size"], held["last_modified"]
+
+    def names(self, below: str = "") -> Iterator[str]:
+        """Return the names of all objects, or of those below a prefix."""
+        return (held["path"] for held in self._entries(below))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put an object; the last of several writers wins. See `Folder.write`."""
+        self._put(name, content)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove objects; those that are not there are passed over."""
+        for name in names:
+            with suppress(FileNotFoundError):
+                until_whole(f"{self}/{name}", partial(obstore.delete, self.objects, name))
+
+    def settle(self, name: str) -> None:
+        """Do nothing: an answered PUT is durable."""
+
+    def is_vacant(self, parts: Collection[str]) -> bool:
+        """Whether nothing is here, or what a crash in `made` left; see `Folder.is_vacant`."""
+        return all(name.split("/")[0] in parts for name in self.names())
+
+    @contextmanager
+    def made(self, last: str) -> Iterator[Path]:
+        """Fill a temporary folder and put its files, the last one if no other is there by then.
+
+        See `Folder.made`. Two processes that make the same folder put the same bytes, and both
+        succeed.
+        """
+        with TemporaryDirectory() as temporary:
+            yield Path(temporary)
+            filled = LocalFolder(Path(temporary))
+            names = set(filled.names()) - {last}
+            # Before the first PUT: what is added later may be another process's committed work.
+            leftovers = set(self.names()) - names
+            if last not in leftovers:
+                for name in sorted(names):
+                    self._put(name, Path(temporary, name))
+                self.delete(leftovers)
+            self._create(last, filled.read(last))
+
+    def lock(self, refusal: type[VlaError]) -> AbstractContextManager[None]:
+        """Do nothing: there are no locks, and two that write the same content do no harm."""
+        return nullcontext()
+
+    def shared_lock(self, refusal: type[VlaError]) -> AbstractContextManager[None]:
+        """Do nothing; see `lock`."""
+        return nullcontext()
+
+    def turn(self, refusal: type[VlaError]) -> AbstractContextManager[None]:
+        """Do nothing; see `lock`."""
+        return nullcontext()
+
+    def _entries(self, below: str = "") -> Iterator["ObjectMeta"]:
+        page = self._page(below, None)
+        while page:
+            yield from page
+            page = self._page(below, page[-1]["path"])
+
+    def _listed(self) -> Iterator[FileEntry]:
+        is_folder = False
+        for held in self._entries():
+            is_folder = True
+            yield FileEntry(held["path"], held["size"], held["e_tag"] or "")
+        if is_folder:
+            return
+        url = self.location
+        request = partial(obstore.head, open_bucket(url.scheme, url.bucket), url.path)
+        try:
+            held = until_whole(str(url), request)
+        except FileNotFoundError:
+            return
+        yield FileEntry("", held["size"], held["e_tag"] or "")
+
+    def _page(self, below: str, after: str | None) -> "Sequence[ObjectMeta]":
+        def first_page() -> "Sequence[ObjectMeta]":
+            prefix = below or None
+            pages = obstore.list(self.objects, prefix, offset=after, chunk_size=NAMES_A_PAGE)
+            return next(iter(pages), ())
+
+        return until_whole(f"{self}/{below}".rstrip("/"), first_page)
+
+    def _put(self, name: str, content: bytes | Path) -> None:
+        until_whole(f"{self}/{name}", partial(obstore.put, self.objects, name, content))
+
+    def _create(self, name: str, content: bytes) -> None:
+        # In one part: an upload in several cannot be conditional.
+        put = partial(obstore.put, self.objects, name, content, mode="create", use_multipart=False)
+        try:
+            until_whole(f"{self}/{name}", put)
+        except FileExistsError:
+            # A PUT whose answer got lost is sent again, and meets itself.
+            if self.read(name) != content:
+                raise

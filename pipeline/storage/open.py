@@ -1,0 +1,26 @@
+"""Opens the folder at a location, the one place that tells the two kinds apart."""
+
+from pathlib import Path
+
+from pipeline.storage.folder import Folder
+from pipeline.storage.local import LocalFolder
+from pipeline.storage.location import Location
+from policy.errors import MissingExtraError
+
+
+def open_folder(location: Location) -> Folder:
+    """Return the folder at a location, whether anything is there or not.
+
+    Raises:
+        MissingExtraError: it is in object storage, and obstore is not installed.
+    """
+    if isinstance(location, Path):
+        return LocalFolder(location)
+    try:
+        from pipeline.storage.objects.folder import ObjectFolder  # noqa: PLC0415 - optional
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{location}: object storage needs the module {error.name}, which is not installed; "
+            f"run `pip install frozen-vla[objects]`"
+        ) from error
+    return ObjectFolder(location)
