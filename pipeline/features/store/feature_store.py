@@ -198,7 +198,7 @@ class FeatureStore:
         return self.completion.unreplaced()
 
     def replace_attributes(self, attributes: StoreAttributes) -> None:
-        """Change what the root says of the same rows; a complete store is incomplete until marked again.
+        """Change the attributes of the same rows; the store is incomplete until marked again.
 
         Raises:
             OSError: the disk is full; the attributes are the old ones.
