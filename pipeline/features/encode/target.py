@@ -18,6 +18,7 @@ bytes twice (see records.py). A crash on a disk may leave, beside `x.zarr`:
 
 import glob
 import shutil
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,11 +29,14 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import EncoderMismatchError, StoreError
-from pipeline.features.encode.known_frames import StoredUnits
+from pipeline.features.encode.frames import FrameSource
+from pipeline.features.encode.known_frames import FrameIndex, StoredUnits
 from pipeline.features.identity.probe import Probe, check_probe
+from pipeline.features.identity.source import SourceNote, read_source, write_source
 from pipeline.features.store.attributes import StoreAttributes
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import ROOT
+from pipeline.features.store.records import discard_units
 from pipeline.features.store.steps import STEP_ARRAYS, Steps
 from pipeline.storage.folders import Location, ObjectUrl, open_folder
 from pipeline.storage.local_files import sole_writer, sync_folder
@@ -67,6 +71,48 @@ class Target:
         finish_growth(self.replaces)
         _discard(_beside(self.replaces, "outdated"))
         return FeatureStore.open(self.replaces)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What a store lacks."""
+
+    units: list[int]
+    """To encode, ascending."""
+    index: FrameIndex
+    """Frames that need no encoding."""
+    compare_s: float
+    """Time that comparing frames with the store's took."""
+
+
+def find_missing(target: Target, own: range, source: FrameSource, note: SourceNote) -> Missing:
+    """Find the units that hold no valid rows of these files, and discard their records.
+
+    Args:
+        target: open for writing.
+        own: the units that may be looked at and written.
+        source: of the dataset; its frames are compared with the store's where files were touched.
+        note: of the dataset as it is now; left next to the store.
+
+    Raises:
+        StoreError: a unit is damaged while it is read, or the store's note is.
+    """
+    store, compare_s = target.store, 0.0
+    valid, held = store.valid_units(own), read_source(store.folder)
+    # Files were touched: compare every frame.
+    if valid and (held is None or held.stamp != note.stamp):
+        started = time.perf_counter()
+        valid = valid - source.changed_units(store, sorted(valid))
+        compare_s = time.perf_counter() - started
+    # A damaged unit may come back from a backup: its record must not make it valid again.
+    invalid = set(own) - valid
+    if invalid:
+        discard_units(store.folder, invalid)
+    # Written before the first unit: from here on, what is committed comes from these files.
+    if held != note:
+        write_source(store.folder, note)
+    index = FrameIndex.of([StoredUnits(store, frozenset(valid)), *target.stored])
+    return Missing(sorted(invalid), index, compare_s)
 
 
 @contextmanager

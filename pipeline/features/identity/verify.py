@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from pipeline.datasets.base import EpisodeReader
 from pipeline.errors import StoreError
-from pipeline.features.encode.stages import StageClock
-from pipeline.features.encode.unit_encoder import hash_frames, read_slots
+from pipeline.features.encode.frames import hash_frames, read_slots
 from pipeline.features.identity.dataset import open_source
 from pipeline.features.identity.encoder import load_same_encoder
 from pipeline.features.identity.probe import engine_differences, relative_l2
@@ -257,11 +256,11 @@ def _encode(
 ) -> tuple[Float16[np.ndarray, "n s 768"], UInt64[np.ndarray, "n s"]]:
     """Encode steps, variants included; return features and the hashes of their frames."""
     per_pass = encoder.engine.steps_per_pass
-    clock, found, hashes = StageClock(), [], []
+    found, hashes = [], []
     with tqdm(total=len(places), desc="verify", unit="step", disable=None) as progress:
         for first in range(0, len(places), per_pass):
             parts = places[first : first + per_pass]
-            read = (read_slots(reader, p, num_variants=num_variants, clock=clock) for p in parts)
+            read = (read_slots(reader, p, num_variants=num_variants) for p in parts)
             frames: UInt8[np.ndarray, "n s 256 256 3"] = np.concatenate(list(read))
             hashes.append(hash_frames(frames))
             # As many frames a pass as there are views, whatever variants lie beside them.
