@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from pipeline.features.store.checksums import verify_checksums
 
 from cli.exits import exit_on_vla_error
 from cli.options import LOCATION
@@ -13,6 +12,7 @@ from pipeline.datasets.check.dataset import CheckConfig, check_dataset
 from pipeline.datasets.manifest.draft import draft_manifest
 from pipeline.errors import ConfigError
 from pipeline.features.identity.verify import verify_store
+from pipeline.features.store.integrity import verify_checksums
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE
 from pipeline.rollout.play.record import Keep, RecordConfig, record_dataset
 from pipeline.storage.local import write_atomically
@@ -123,7 +123,7 @@ def verify(
     checksums: Annotated[
         bool, typer.Option("--checksums", help="Read every byte instead; encodes nothing.")
     ] = False,
-    backbone: Annotated[
+    encoder: Annotated[
         str | None, typer.Option(help="Where the store's encoder lies now, if it moved.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where the tower runs, as torch names it.")] = "cpu",
@@ -140,7 +140,7 @@ def verify(
             is_good = not damage.damaged
         else:
             report = verify_store(
-                location, manifest, sample=sample, seed=seed, backbone=backbone, device=device
+                location, manifest, sample=sample, seed=seed, encoder=encoder, device=device
             )
             typer.echo(report.summary())
             is_good = report.is_within_tolerance
@@ -156,7 +156,7 @@ def tolerance(
     run: Annotated[
         Path | None, typer.Option(help="A policy trained on it, to measure actions too.")
     ] = None,
-    backbone: Annotated[
+    encoder: Annotated[
         str | None, typer.Option(help="Where the store's encoder lies now, if it moved.")
     ] = None,
     compiled: Annotated[
@@ -165,5 +165,5 @@ def tolerance(
 ) -> None:
     """Print how far engines differ, in features and in a policy's actions, as Markdown."""
     with exit_on_vla_error("nothing was changed"):
-        report = measure_tolerance(parse_location(store), run, backbone=backbone, compiled=compiled)
+        report = measure_tolerance(parse_location(store), run, encoder=encoder, compiled=compiled)
         typer.echo(report.table())

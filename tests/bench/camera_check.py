@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
-from pipeline.features.encode.unit_encoder import hash_frames
+from pipeline.features.encode.frames import hash_frames
 from pipeline.features.identity.encoder import load_same_encoder
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED

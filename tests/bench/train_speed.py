@@ -21,7 +21,7 @@ import torch
 
 from pipeline.datasets.manifest.model import load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
-from pipeline.features.encode.unit_encoder import hash_frames
+from pipeline.features.encode.frames import hash_frames
 from pipeline.features.identity.probe import make_probe
 from pipeline.features.store.attributes import SourceShare, StoreAttributes
 from pipeline.features.store.feature_store import FeatureStore

@@ -1,29 +1,28 @@
 """One pass over a dataset: every frame through the frozen encoder, once, into a feature store.
 
-Knows readers, the encoder and the store; nothing about training. A run that was stopped goes on at
-the first unit without a valid commit record; a dataset that changed has its new frames encoded and
-nothing else.
+A run that was stopped resumes at the first unit without a valid commit record; a dataset that
+changed has its new frames encoded and nothing else.
 """
 
+import importlib.util
 import time
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Generator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict, Field
+from tqdm import tqdm
 
 from pipeline.datasets.base import EpisodeReader
 from pipeline.datasets.manifest.checksums import verify_checksums
 from pipeline.datasets.manifest.model import Manifest, load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
-from pipeline.errors import DatasetError, FrameReadError
-from pipeline.features.encode.executor_choice import ExecutorConfig
-from pipeline.features.encode.executors import encode_here, encode_with_workers
-from pipeline.features.encode.fill import Tally, units_to_encode
-from pipeline.features.encode.known_frames import FrameIndex
+from pipeline.errors import ConfigError, DatasetError, FrameReadError, StoreError
+from pipeline.features.encode.frames import FrameSource, read_slots
 from pipeline.features.encode.parts import (
     Part,
     finish_store,
@@ -31,27 +30,32 @@ from pipeline.features.encode.parts import (
     require_same_files,
     take_turn,
 )
-from pipeline.features.encode.stages import Stage, StageClock
-from pipeline.features.encode.target import Target, open_target
-from pipeline.features.encode.unit_encoder import EncodeCounts, FrameSource, UnitEncoder, read_slots
-from pipeline.features.encode.worker import WorkerPlan
+from pipeline.features.encode.report import EmbedReport, Tally
+from pipeline.features.encode.target import Missing, Target, find_missing, open_target
+from pipeline.features.encode.unit_encoder import UnitEncoder, UnitOutcome
 from pipeline.features.identity.probe import make_probe
 from pipeline.features.identity.source import SourceNote, files_stamp
 from pipeline.features.store.attributes import Codec, SourceShare, StoreAttributes
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.features.store.layout import is_vacant
+from pipeline.features.store.layout import ROOT, is_vacant
 from pipeline.features.store.steps import RecordedSteps
-from pipeline.features.store.units import SHARD_ABOVE, EpisodeSlice, choose_rows_per_unit
+from pipeline.features.store.units import (
+    SHARD_ABOVE,
+    EpisodeSlice,
+    choose_rows_per_unit,
+    episode_slices,
+)
 from pipeline.storage.location import Location
 from pipeline.storage.open import open_folder
 from policy.device import open_device
-from policy.encoders.environment import measured_matmul_rate
-from policy.encoders.siglip2 import DEFAULT_REPOSITORY, FrozenSiglip2, load_backbone
+from policy.encoders.base import EncoderSettings, ImageEncoder, default_images_per_pass
+from policy.encoders.registry import DEFAULT_ENCODER, load_encoder
+from policy.errors import MissingExtraError
 from policy.spec import FRAME_SHAPE, FRAME_SIZE, ComputeDtype
 
 PROBE_EPISODES: Final = 3  # first, middle and last give the probe a real step each
+SAMPLED_STEPS: Final = 64  # control steps whose views a PCA basis is fitted to
 MOST_PROBED: Final = 20  # episodes tried where those do not read
-SHORTEST_RATED_S: Final = 5.0  # seconds of encoding below which its rate says little
 
 
 class EmbedConfig(BaseModel):
@@ -62,205 +66,185 @@ class EmbedConfig(BaseModel):
     manifest: Path
     """The dataset's manifest."""
     store: Location
-    """Where the feature store lies that is created or gone on with: a folder or an address."""
-    backbone: str = DEFAULT_REPOSITORY
-    """Hub repository, local folder, or `stand-in`."""
+    """Folder or address of the feature store that is created or resumed."""
+    encoder: str = DEFAULT_ENCODER
+    """A registered encoder, a repository on the Hugging Face hub, or a local folder."""
+    features: tuple[str, ...] = ()
+    """Names of the features to cache; empty: the store's, or the encoder's own default."""
     revision: str | None = None
     """40-hex commit of the hub repository; None is the default repository's pinned one."""
     compute_dtype: ComputeDtype | None = None
-    """The tower's dtype; None takes bfloat16 where the hardware has it."""
-    device: str = "cpu"
-    """torch's name of the device the tower runs on."""
+    """The encoder's dtype; None is its own choice, bfloat16 for SigLIP2 if the hardware has it."""
+    device: str = "auto"
+    """Where the encoder runs: `auto` (a GPU if there is one), or torch's name of a device."""
+    images_per_pass: int | None = Field(default=None, ge=1)
+    """Images per forward pass, at embedding and live; None: one step's views on a CPU, more on a
+    GPU. Belongs to the store."""
     compiled: bool = False
-    """Fuse the tower with torch.compile: another engine, minutes of compiling, a C++ compiler."""
+    """Fuse the encoder with torch.compile: another compute environment, minutes of compiling."""
     num_variants: int = Field(default=0, ge=0, le=64)
-    """Augmented variants of every frame to keep beside it; each costs as much as the frames."""
+    """Augmented variants of every frame to store next to it; each costs as much as the frames."""
     codec: Codec = "none"
     """Compression of the features: none, or Blosc (zstd after a bit shuffle)."""
     shard_above: int = Field(default=SHARD_ABOVE, ge=0)
-    """Control steps above which a new store has shards of 16,384 steps instead of 256 a file."""
-    executor: ExecutorConfig = ExecutorConfig()
-    """Who encodes."""
+    """Control steps above which a new store has shards of many chunks, not 256 steps per file."""
+    ray_workers: int | None = Field(default=None, ge=1)
+    """Encode with so many Ray actors, each with as many threads as torch has in this process, and
+    a GPU if `device` is one. RAY_ADDRESS names a cluster, else Ray is started on this machine.
+    None encodes in this process."""
     part: Part | None = None
     """The share of the units that is this command's own; None is all of them."""
-
-
-@dataclass(frozen=True)
-class EmbedReport:
-    """What a finished embedding did."""
-
-    store: Location
-    encoder: str
-    num_episodes: int
-    num_steps: int
-    num_views: int
-    counts: EncodeCounts
-    """What became of the frames that this run read."""
-    seconds: dict[Stage, float]
-    """Time in each stage, of all workers; reading and writing run beside the encoder."""
-    elapsed_s: float
-    matmul_share: float | None
-    """The encoder's rate over the machine's own matrix-product rate; None after a short run, where
-    workers encoded, and where others kept the machine too busy to measure it."""
-    workers: int
-    """How many encoded: 1 in this process, 0 where nothing was missing."""
-    remainder: str = ""
-    """After a part that was not the last one: which units the store lacks still."""
-
-    def summary(self) -> str:
-        """Say what was done, where the time went and, after a part, what is left; a line each."""
-        counts = self.counts
-        rate = counts.encoded / self.elapsed_s if self.elapsed_s else 0.0
-        reused = "".join(
-            f", {number} {what}"
-            for number, what in ((counts.copied, "kept"), (counts.repeated, "repeated"))
-            if number
-        )
-        total = sum(self.seconds.values())
-        shares = ", ".join(
-            f"{stage} {100 * spent / total:.0f} %" for stage, spent in self.seconds.items() if total
-        )
-        workers = f"time, {total:.0f} s of {self.workers} workers" if self.workers > 1 else "time"
-        matmul = (
-            ""
-            if self.matmul_share is None
-            else f"; the encoder ran at {100 * self.matmul_share:.0f} % of this machine's "
-            "matrix-product rate"
-        )
-        return (
-            f"{self.store}: {self.num_episodes} episodes, {self.num_steps} steps x "
-            f"{self.num_views} views by {self.encoder}; {counts.encoded} images encoded"
-            f"{reused}, {rate:.1f} images/s\n"
-            f"{workers}: {shares or 'none'}{matmul}{self.remainder and chr(10)}{self.remainder}"
-        )
 
 
 def embed_dataset(config: EmbedConfig) -> EmbedReport:
     """Encode every frame of a dataset that is not in the store yet, or one part of them.
 
     Raises:
-        ConfigError, MissingExtraError: the executor cannot be used as asked.
+        ConfigError, MissingExtraError: Ray cannot be used as asked.
         ManifestError, DatasetError, FrameReadError: the dataset cannot be used as described.
         FailedUnitsError: some frames do not read; everything else is committed.
         EncoderLoadError: the encoder cannot be loaded.
         EncoderMismatchError: the store was made by another encoder.
-        StoreError: the store was made from other data, is damaged, or someone else writes it.
+        StoreError: the store was made from other data, is damaged, or is being written.
         WorkerLostError: workers end again and again.
     """
-    config.executor.check()
+    if config.ray_workers is not None and importlib.util.find_spec("ray") is None:
+        raise MissingExtraError("Ray is not installed; run `pip install frozen-vla[ray]`")
     part = config.part
-    matmul_share: float | None = None
     device = open_device(config.device)
     place = config.store.resolve()  # a store behind a link grows where it lies
     manifest = load_manifest(config.manifest)
     verify_checksums(manifest)
     note = SourceNote(manifest=config.manifest.absolute(), stamp=files_stamp(manifest.roots))
-    reader = ManifestReader(manifest)
-    try:
+    with closing(ManifestReader(manifest)) as reader:
         _check_frame_sizes(config.manifest, manifest, reader)
         steps = RecordedSteps(reader)
-        backbone = load_backbone(
-            config.backbone,
-            revision=config.revision,
-            compute_dtype=config.compute_dtype,
-            device=device,
-            compiled=config.compiled,
-        )
+        encoder = _load_encoder(config, place, device, len(reader.view_names))
         started = time.monotonic()
-        attributes = _describe_store(
-            config, manifest, reader, backbone, num_rows=int(steps.episode_ends[-1])
-        )
         source = FrameSource(reader, steps.episode_ends, config.num_variants)
         with hold_store(place, part):
             target = _open_store(
                 config,
                 place,
-                attributes=attributes,
-                steps=steps,
+                manifest,
                 reader=reader,
-                backbone=backbone,
+                steps=steps,
+                encoder=encoder,
                 note=note,
             )
-            tally, num_units = Tally(target.store), target.store.num_units
+            num_units = target.store.num_units
             own = range(num_units) if part is None else part.units(num_units)
-            units, index = units_to_encode(target, own, source, note)
-            with tally.progress(units):
-                if config.executor.is_remote:
-                    plan = _plan_worker(config, target.store, index)
-                    del backbone, steps, index  # workers have their own; this process stays small
-                    pool = config.executor.open_pool(plan)
-                    encode_with_workers(
-                        pool, config.executor.workers, units, tally.add_whole, target.is_committed
-                    )
+            missing = find_missing(target, own, source, note, encoder)
+            tally = Tally(target.store)
+            tally.seconds["compare"] = missing.compare_s
+            with tally.progress(missing.units):
+                if config.ray_workers is None:
+                    units = UnitEncoder(target.store, source, encoder, missing.index)
+                    with closing(units.encode(missing.units, tally.advance)) as outcomes:
+                        for outcome in outcomes:
+                            tally.add(outcome)
                 else:
-                    with UnitEncoder(target.store, source, backbone, index) as encoder:
-                        encode_here(encoder, units, tally.add, tally.advance)
-                    matmul_share = _matmul_share(tally, backbone)
-            tally.add_seconds(source.clock.take())
+                    del encoder, steps  # each worker has its own
+                    with closing(_encode_with_ray(config, device, target, missing)) as outcomes:
+                        for outcome in outcomes:
+                            tally.add_whole(outcome)
             tally.refuse_failures()
             with take_turn(place, part):
                 store, remainder = finish_store(target, part)
-    finally:
-        reader.close()
     return EmbedReport(
         store=config.store,
-        encoder=attributes.encoder.name,
+        encoder=store.encoder.name,
         num_episodes=reader.num_episodes,
         num_steps=store.num_rows,
         num_views=len(reader.view_names),
         counts=tally.counts,
         seconds=tally.seconds,
         elapsed_s=time.monotonic() - started,
-        matmul_share=matmul_share,
-        workers=min(config.executor.workers, len(units)),
+        workers=min(config.ray_workers or 1, len(missing.units)),
         remainder=remainder,
+    )
+
+
+def _encode_with_ray(
+    config: EmbedConfig, device: torch.device, target: Target, missing: Missing
+) -> Generator[UnitOutcome]:
+    from pipeline.features.encode.ray_pool import WorkerPlan, encode_with_ray  # noqa: PLC0415  an extra
+
+    assert config.ray_workers is not None
+    is_folder = Path(config.encoder).is_dir()  # a worker may run in another working directory
+    plan = WorkerPlan(
+        manifest=config.manifest.absolute(),
+        store=target.store.path,
+        encoder=str(Path(config.encoder).absolute()) if is_folder else None,
+        device=str(device),
+        compiled=config.compiled,
+        threads=torch.get_num_threads(),
+        index=missing.index,
+    )
+    return encode_with_ray(plan, config.ray_workers, missing.units, target.is_committed)
+
+
+def _load_encoder(
+    config: EmbedConfig, place: Location, device: torch.device, num_views: int
+) -> ImageEncoder:
+    """Load the encoder as it was asked for, or else as the store that is there has it."""
+    features, bases = config.features, {}
+    images_per_pass = config.images_per_pass or default_images_per_pass(device, num_views)
+    if open_folder(place).exists(ROOT):
+        held = FeatureStore.open(place, allow_incomplete=True)
+        features = features or held.encoder.feature_names
+        bases = {name: basis for name, basis in held.read_bases().items() if name in features}
+        kept = held.attributes.environment.images_per_pass
+        if config.images_per_pass not in (None, kept):
+            raise StoreError(
+                f"{place}: was made with {kept} images per pass, this run asks for "
+                f"{config.images_per_pass}; ask for {kept}, or name another --store"
+            )
+        images_per_pass = kept
+    if images_per_pass < num_views:
+        raise ConfigError(
+            f"images_per_pass={images_per_pass}, want at least {num_views}, one step's views"
+        )
+    return load_encoder(
+        EncoderSettings(
+            name=config.encoder,
+            images_per_pass=images_per_pass,
+            features=features,
+            revision=config.revision,
+            compute_dtype=config.compute_dtype,
+            device=device,
+            compiled=config.compiled,
+            bases=bases,
+        )
     )
 
 
 def _open_store(
     config: EmbedConfig,
     place: Location,
+    manifest: Manifest,
     *,
-    attributes: StoreAttributes,
-    steps: RecordedSteps,
     reader: ManifestReader,
-    backbone: FrozenSiglip2,
+    steps: RecordedSteps,
+    encoder: ImageEncoder,
     note: SourceNote,
 ) -> Target:
     is_part = config.part is not None
     with take_turn(place, config.part):
         made = None
-        if is_vacant(open_folder(place)):
-            made = make_probe(backbone, _probe_frames(reader))
-            FeatureStore.create(place, attributes, steps, made)
-        target = open_target(place, attributes, steps, backbone, made, may_grow=not is_part)
+        is_new = is_vacant(open_folder(place))
+        if encoder.unfitted and not is_new:  # another part has made the store meanwhile
+            encoder.bases |= FeatureStore.open(place, allow_incomplete=True).read_bases()
+        elif encoder.unfitted:
+            encoder.fit(_sample_frames(reader, steps))
+        attributes = _describe_store(config, manifest, reader, encoder, steps)
+        if is_new:
+            made = make_probe(encoder, _probe_frames(reader))
+            FeatureStore.create(place, attributes, steps, made, encoder.bases)
+        target = open_target(place, attributes, steps, encoder, made, may_grow=not is_part)
         if is_part:
             require_same_files(target.store, note)
     return target
-
-
-def _plan_worker(config: EmbedConfig, store: FeatureStore, index: FrameIndex) -> WorkerPlan:
-    is_folder = Path(config.backbone).is_dir()  # a worker may run in another one
-    return WorkerPlan(
-        manifest=config.manifest.absolute(),
-        store=store.path,
-        backbone=str(Path(config.backbone).absolute()) if is_folder else config.backbone,
-        revision=config.revision,
-        device=config.device,
-        compiled=config.compiled,
-        threads=config.executor.threads(),
-        index=index,
-    )
-
-
-def _matmul_share(tally: Tally, backbone: FrozenSiglip2) -> float | None:
-    spent = tally.seconds["encode"]
-    if spent < SHORTEST_RATED_S:
-        return None
-    rate = tally.counts.encoded * backbone.flops_per_image / spent
-    dtype = backbone.identity.compute_dtype
-    share = rate / measured_matmul_rate(dtype, backbone.device)
-    return share if share <= 1 else None
 
 
 def _check_frame_sizes(path: Path, manifest: Manifest, reader: EpisodeReader) -> None:
@@ -288,25 +272,40 @@ def _probe_frames(reader: EpisodeReader) -> UInt8[np.ndarray, "q v 256 256 3"]:
         if len(found) < wanted:
             part = EpisodeSlice(episode, 0, 1)
             with suppress(FrameReadError):  # its unit will say so
-                found.append(read_slots(reader, part, num_variants=0, clock=StageClock()))
+                found.append(read_slots(reader, part, num_variants=0))
     nothing = np.zeros((0, len(reader.view_names), *FRAME_SHAPE), np.uint8)
     return np.concatenate([nothing, *found])
+
+
+def _sample_frames(reader: EpisodeReader, steps: RecordedSteps) -> UInt8[np.ndarray, "n 256 256 3"]:
+    """Read every view of steps that are spread over the dataset, without those that do not read."""
+    ends = steps.episode_ends
+    rows = np.unique(np.linspace(0, ends[-1] - 1, SAMPLED_STEPS).astype(np.int64))
+    found: list[np.ndarray] = []
+    for row in tqdm(rows.tolist(), desc="sample", unit="step", disable=None):
+        [part] = episode_slices(ends, row, row + 1)
+        with suppress(FrameReadError):  # its unit will say so
+            found.append(read_slots(reader, part, num_variants=0)[0])
+    if not found:
+        raise FrameReadError(
+            f"{reader.episode_name(0)} and others: none of {len(rows)} sampled steps reads; run "
+            f"`vla-data check` on the dataset"
+        )
+    return np.concatenate(found)
 
 
 def _describe_store(
     config: EmbedConfig,
     manifest: Manifest,
     reader: ManifestReader,
-    backbone: FrozenSiglip2,
-    *,
-    num_rows: int,
+    encoder: ImageEncoder,
+    steps: RecordedSteps,
 ) -> StoreAttributes:
-    return StoreAttributes(
-        encoder=backbone.identity,
-        engine=backbone.engine,
+    attributes = StoreAttributes(
+        encoder=encoder.identity,
+        environment=encoder.environment,
         codec=config.codec,
         num_variants=config.num_variants,
-        rows_per_unit=choose_rows_per_unit(num_rows, config.shard_above),
         view_names=manifest.view_names,
         fps=manifest.fps,
         manifest=manifest.to_dict(),
@@ -316,4 +315,9 @@ def _describe_store(
             for source, place in enumerate(manifest.places)
         ),
         heldout=reader.heldout,
+        fitted=tuple(sorted(encoder.bases)),
     )
+    rows_per_unit = choose_rows_per_unit(
+        int(steps.episode_ends[-1]), config.shard_above, attributes.bytes_per_row
+    )
+    return attributes.model_copy(update={"rows_per_unit": rows_per_unit})

@@ -190,7 +190,7 @@ def frame_keys(
     if not encoder.environment.place_matters:
         return frame_hash
     views = np.arange(frame_hash.shape[1], dtype=np.uint64) % np.uint64(num_views)
-    return frame_hash + views * PLACE_FACTOR  # modulo 2^64
+    return np.asarray(frame_hash + views * PLACE_FACTOR)  # modulo 2^64
 
 
 def _sorting(hashes: UInt64[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:

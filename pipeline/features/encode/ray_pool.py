@@ -1,119 +1,61 @@
-"""Workers as actors of a Ray cluster, or of a Ray that is started on this machine alone.
+"""Many encoders in a Ray cluster, or in a Ray that is started on this machine for one run.
 
-Knows Ray Core: one actor a worker, which loads the tower once; nothing is restarted or tried again
-behind our back. Actors end with the process that started them. Several machines are untested.
+Each worker is an actor that loads the encoder once and is passed a few units at a time. Units are
+idempotent and committed one by one, so that a lost actor costs only the units it had not committed:
+they go to another actor. Actors end with the process that started them. Tested on one machine.
 """
 
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import ray
-from ray._private.services import canonicalize_bootstrap_address
+import torch
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.errors import ConfigError
-from pipeline.features.encode.executors import Encoded, Lost, Ready
-from pipeline.features.encode.unit_encoder import UnitOutcome
-from pipeline.features.encode.worker import UNITS_IN_FLIGHT, UnitWorker, WorkerPlan
+from pipeline.errors import ConfigError, WorkerLostError
+from pipeline.features.encode.frames import FrameSource
+from pipeline.features.encode.known_frames import FrameIndex
+from pipeline.features.encode.unit_encoder import EncodeCounts, UnitEncoder, UnitOutcome
+from pipeline.features.identity.dataset import open_source
+from pipeline.features.identity.encoder import load_like, refuse_other_encoder
+from pipeline.features.identity.probe import check_probe
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.storage.location import Location
+from policy.device import open_device
 
+logger = logging.getLogger(__name__)
+
+ADDRESS: Final = "RAY_ADDRESS"  # Ray's own variable: host:port of the cluster's head
 ANSWER_WITHIN_S: Final = 10.0  # seconds for a connection to Ray's head
+UNITS_PER_CALL: Final = 8  # read ahead without a pause; fewer towards the end, for an even finish
+LOSSES_ALLOWED: Final = 3  # of actors at one unit, or while they open, without a unit between
 
 
-class RayPool:
-    """Actors and the calls that they work on; implements `WorkerPool`."""
+@dataclass(frozen=True)
+class WorkerPlan:
+    """What an actor must know."""
 
-    def __init__(self, plan: WorkerPlan, *, address: str | None, gpus_per_worker: float):
-        """Prepare; nothing is started yet.
-
-        Args:
-            plan: of every worker; each takes as many CPUs as it has threads.
-            address: `host:port` of a running cluster, or `auto`; None starts Ray here, for this
-                run alone.
-            gpus_per_worker: of each, or the share of one.
-        """
-        self._plan = plan
-        self._address = address
-        self._needs = {"CPU": float(plan.threads), "GPU": gpus_per_worker}
-        self._actors: dict[int, Any] = {}
-        self._calls: dict[Any, int] = {}  # which worker works on it
-
-    def __enter__(self) -> "RayPool":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody agreed to send anything
-        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if self._address is None:
-            options |= {"address": "local", "include_dashboard": False}
-        else:
-            options |= {"address": _require_answer(self._address)}
-        try:
-            ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-            if self._address is None:
-                raise
-            raise _no_ray(self._address, error) from error
-        try:
-            self._check_resources()
-        except ConfigError:
-            ray.shutdown()
-            raise
-        self._plan_held = ray.put(self._plan)  # its frames are kept once a machine, not an actor
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for actor in self._actors.values():
-            ray.kill(actor)
-        ray.shutdown()
-
-    def start(self, worker: int) -> None:
-        """Start a worker; see `WorkerPool.start`."""
-        actor = (
-            ray.remote(_Actor)
-            .options(
-                num_cpus=self._needs["CPU"],
-                num_gpus=self._needs["GPU"],
-                max_restarts=0,
-                max_task_retries=0,
-                max_concurrency=UNITS_IN_FLIGHT,
-            )
-            .remote(self._plan_held)
-        )
-        self._actors[worker] = actor
-        self._calls[actor.open.remote()] = worker
-
-    def send(self, worker: int, unit: int) -> None:
-        """Hand over a unit; see `WorkerPool.send`."""
-        self._calls[self._actors[worker].encode_unit.remote(unit)] = worker
-
-    def wait(self) -> Sequence[Ready | Encoded | Lost]:
-        """Wait until something happens; see `WorkerPool.wait`.
-
-        Raises:
-            VlaError, OSError: what a worker could not do.
-        """
-        [call], _ = ray.wait(list(self._calls), num_returns=1)
-        worker = self._calls.pop(call)
-        try:
-            outcome = ray.get(call)
-        except RayTaskError as error:
-            raise error.cause from None
-        except RayError as error:
-            self._calls = {call: held for call, held in self._calls.items() if held != worker}
-            ray.kill(self._actors.pop(worker))  # one that is only out of reach must not write on
-            return [Lost(worker, _first_line(error))]
-        return [Ready(worker) if outcome is None else Encoded(worker, outcome)]
-
-    def _check_resources(self) -> None:
-        held = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if any(all(node.get(kind, 0) >= n for kind, n in self._needs.items()) for node in held):
-            return
-        best = {kind: max((node.get(kind, 0) for node in held), default=0) for kind in self._needs}
-        raise ConfigError(
-            f"a worker needs {self._needs['CPU']:g} CPUs and {self._needs['GPU']:g} GPUs, no "
-            f"machine of this Ray has as many (the most: {best['CPU']:g} and {best['GPU']:g}); set "
-            f"--cpus-per-worker and --gpus-per-worker"
-        )
+    manifest: Path
+    """Of the dataset, whose files the actor reads itself."""
+    store: Location
+    """Created already, with a probe that the actor's encoder must pass."""
+    encoder: str | None
+    """A local folder with the store's encoder; None: it is known by its name."""
+    device: str
+    """torch's name."""
+    compiled: bool
+    """As `vla-embed` was passed it."""
+    threads: int
+    """torch's threads in each actor, which Ray reserves as CPUs."""
+    index: FrameIndex
+    """Frames whose features may be copied."""
 
 
 class _Actor:
@@ -121,32 +63,179 @@ class _Actor:
         self._plan = plan
 
     def open(self) -> None:
-        self._worker = UnitWorker(self._plan)
+        self._encoder = open_encoder(self._plan)
 
-    def encode_unit(self, unit: int) -> UnitOutcome:
-        return self._worker.encode_unit(unit)
+    def encode(self, units: list[int]) -> Iterator[UnitOutcome]:
+        torch.set_num_threads(self._plan.threads)  # OpenMP keeps the number by calling thread
+        yield from self._encoder.encode(units)
 
 
-def _require_answer(address: str) -> str:
-    """Find out in seconds whether a Ray listens there, and return where; Ray tries for minutes.
+def open_encoder(plan: WorkerPlan) -> UnitEncoder:
+    """Open encoder, store and dataset.
 
-    For `auto` too: Ray takes the last cluster of this machine, which may have ended since.
+    Raises:
+        VlaError: one of them cannot be opened here, they do not fit each other, or this machine
+            computes other features than the store's probe holds.
     """
+    torch.set_num_threads(plan.threads)
+    store = FeatureStore.open(plan.store, allow_incomplete=True, writable=True)
+    where = f"{store.path}, a worker"
+    encoder = load_like(
+        store.encoder,
+        store.attributes.environment,
+        store.read_bases(),
+        name=plan.encoder,
+        where=where,
+        device=open_device(plan.device),
+        compiled=plan.compiled,
+    )
+    refuse_other_encoder(encoder, store.encoder, where=where)
+    check_probe(encoder, store.read_probe(), where=where)
+    reader = open_source(store, plan.manifest)
+    source = FrameSource(reader, store.read_episode_ends(), store.attributes.num_variants)
+    return UnitEncoder(store, source, encoder, plan.index)
+
+
+def encode_with_ray(
+    plan: WorkerPlan,
+    num_workers: int,
+    units: Sequence[int],
+    is_committed: Callable[[int], bool],
+) -> Generator[UnitOutcome]:
+    """Encode units with actors: the next few go to the actor that is done first.
+
+    Args:
+        plan: of every actor.
+        num_workers: how many to start; no more than there are units.
+        units: in the order in which they are handed out.
+        is_committed: whether a unit that a lost actor held has valid rows nevertheless.
+
+    Yields:
+        The outcome of each unit, in any order.
+
+    Raises:
+        ConfigError: no Ray answers, or none of its machines is large enough.
+        WorkerLostError: three actors were lost at the same unit, or before they encoded anything.
+        VlaError, OSError: what an actor could not do, and no other could.
+    """
+    if not units:  # no actor need load an encoder
+        return
+    needs = {"CPU": float(plan.threads), "GPU": float(plan.device.startswith("cuda"))}
+    waiting, lost_at = deque(units), Counter[int | None]()
+    # What every actor works on: the units it was passed and has not done, none while it opens.
+    work: dict[Any, tuple[Any, list[int]]] = {}
+    with _connected(needs):
+        held = ray.put(plan)  # its index is kept once per machine, not per actor
+
+        def start() -> None:
+            actor_class = ray.remote(_Actor)
+            options = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "max_restarts": 0}
+            actor = actor_class.options(**options).remote(held)
+            work[actor.open.remote()] = actor, []
+
+        for _ in range(min(num_workers, len(units))):
+            start()
+        while work:
+            [call], _ = ray.wait(list(work), num_returns=1)
+            actor, left = work[call]
+            try:
+                outcome = _result(call)
+            except RayTaskError as error:
+                raise error.cause from None
+            except RayError as error:
+                del work[call]
+                ray.kill(actor)  # one that is only out of reach must not write on
+                # It may have committed a unit without having reported it.
+                for unit in filter(is_committed, left):
+                    yield UnitOutcome(unit, EncodeCounts(), {})
+                lost = [unit for unit in left if not is_committed(unit)]
+                waiting.extendleft(reversed(lost))
+                lost_at[lost[0] if lost else None] += 1  # the others were hardly begun
+                _refuse_more_losses(lost_at, _first_line(error))
+                logger.warning("a worker was lost (%s); another takes its place", error)
+                start()
+                continue
+            if outcome is not None:
+                left.remove(outcome.unit)
+                lost_at.pop(None, None)
+                yield outcome
+                continue
+            del work[call]
+            several = max(1, min(UNITS_PER_CALL, len(waiting) // (2 * num_workers)))
+            if taken := [waiting.popleft() for _ in range(min(several, len(waiting)))]:
+                work[actor.encode.remote(taken)] = actor, taken
+
+
+def _result(call: Any) -> UnitOutcome | None:
+    """Return the next outcome of an actor; None if it has opened, or done what it was passed."""
+    outcome: UnitOutcome | None = None
+    if isinstance(call, ray.ObjectRef):
+        ray.get(call)
+    else:
+        with suppress(StopIteration):
+            outcome = ray.get(next(call))
+    return outcome
+
+
+def _refuse_more_losses(lost_at: Counter[int | None], reason: str) -> None:
+    [(unit, losses)] = lost_at.most_common(1)
+    if losses >= LOSSES_ALLOWED:
+        where = "before they encoded anything" if unit is None else f"at unit {unit}"
+        raise WorkerLostError(
+            f"{losses} workers were lost {where}, the last one: {reason}; what is committed stays; "
+            f"check the memory and that unit's files, then run the same command again"
+        )
+
+
+@contextmanager
+def _connected(needs: dict[str, float]) -> Iterator[None]:
+    address = os.environ.get(ADDRESS)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no user agreed to send anything
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        options |= {"address": "local", "include_dashboard": False}
+    else:
+        _require_answer(address)
     try:
-        found = canonicalize_bootstrap_address(address) if address == "auto" else address
-        host, colon, port = str(found).rpartition(":")
-        if not colon or "/" in host or not port.isdecimal():
-            raise ConfigError(f"--address {found}: want host:port of Ray's head, or `auto`")
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        if address is None:
+            raise
+        raise _no_ray(address, error) from error
+    try:
+        _check_resources(needs)
+        yield
+    finally:
+        ray.shutdown()  # ends its actors
+
+
+def _check_resources(needs: dict[str, float]) -> None:
+    held = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(kind, 0) >= n for kind, n in needs.items()) for node in held):
+        return
+    best = {kind: max((node.get(kind, 0) for node in held), default=0) for kind in needs}
+    raise ConfigError(
+        f"a worker needs {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs, no machine of this Ray "
+        f"has as many (the most: {best['CPU']:g} and {best['GPU']:g}); set OMP_NUM_THREADS to the "
+        f"CPUs of a worker"
+    )
+
+
+def _require_answer(address: str) -> None:
+    """Find out in seconds whether a Ray listens at an address; Ray itself tries for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdecimal():
+        raise ConfigError(f"{ADDRESS}={address}: want host:port of Ray's head")
+    try:
         socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN_S).close()
     except (OSError, OverflowError) as error:
         raise _no_ray(address, error) from error
-    return str(found)
 
 
 def _no_ray(address: str, error: Exception) -> ConfigError:
     return ConfigError(
-        f"--address {address}: no Ray answers there ({_first_line(error)}); want host:port of a "
-        f"running head, or `auto` on one of its machines, and the same Ray and token here"
+        f"{ADDRESS}={address}: no Ray answers there ({_first_line(error)}); want host:port of a "
+        f"running head, and the same Ray and token here"
     )
 
 

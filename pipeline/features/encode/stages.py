@@ -1,53 +1,26 @@
-"""What an embedding spends its time on, and doing things ahead of the encoder.
+"""One stage of a pipeline in a thread of its own, ahead of the stage that takes its results."""
 
-Knows time and threads; nothing about frames or stores.
-"""
-
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Final, Literal, TypeVar
+from typing import TypeVar
 
-Stage = Literal["decode", "resize", "hash", "encode", "write"]
-STAGES: Final[tuple[Stage, ...]] = ("decode", "resize", "hash", "encode", "write")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-
-
-class StageClock:
-    """Seconds spent in each stage; several threads may add to it at the same time."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def measure(self, stage: Stage) -> Iterator[None]:
-        """Add the time of the block to a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.seconds[stage] += time.perf_counter() - started
-
-    def take(self) -> dict[Stage, float]:
-        """Return the seconds that were added since the last call."""
-        with self._lock:
-            taken, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
-        return taken
 
 
 def ahead(
     do: Callable[[Task], Result], tasks: Iterable[Task], depth: int
 ) -> Iterator[tuple[Task, Future[Result]]]:
-    """Run tasks one after the other in a thread, at most `depth` ahead of who takes the results.
+    """Run tasks one after the other in a thread, at most `depth` ahead of the caller.
+
+    Args:
+        do: what to do with a task, in the thread.
+        tasks: iterated in the caller's thread.
+        depth: how many tasks may be done, or in work, before their results are taken.
 
     Yields:
-        Every task in order, and what became of it; its error is raised by `result()`.
+        Every task in order, and its result; the task's error is raised by `result()`.
     """
     pool = ThreadPoolExecutor(max_workers=1)
     try:

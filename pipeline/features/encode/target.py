@@ -18,6 +18,7 @@ bytes twice (see records.py). A crash on a disk may leave, beside `x.zarr`:
 
 import glob
 import shutil
+import time
 from collections import deque
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -25,17 +26,22 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import EncoderMismatchError, StoreError
-from pipeline.features.encode.known_frames import StoredUnits
+from pipeline.errors import StoreError
+from pipeline.features.encode.frames import FrameSource
+from pipeline.features.encode.known_frames import FrameIndex, StoredUnits
+from pipeline.features.identity.encoder import refuse_other_encoder
 from pipeline.features.identity.probe import Probe, check_probe
+from pipeline.features.identity.source import SourceNote, read_source, write_source
 from pipeline.features.store.attributes import StoreAttributes
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.layout import ROOT
+from pipeline.features.store.records import discard_units
 from pipeline.features.store.steps import STEP_ARRAYS, Steps
 from pipeline.storage.local import beside, sync_folder
 from pipeline.storage.location import Location, on_disk
 from pipeline.storage.open import open_folder
-from policy.encoders.siglip2 import FrozenSiglip2
+from policy.encoders.base import ImageEncoder
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,58 @@ class Target:
             StoreError: some unit has no valid record.
         """
         if not self.store.is_complete:
-            self.mark_complete(store)
+            mark_complete(self.store)
         if self.replaces is None:
             return self.store
         self.replaces.rename(beside(self.replaces, "outgrown"))
         finish_growth(self.replaces)
         _discard(beside(self.replaces, "outdated"))
         return FeatureStore.open(self.replaces)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What a store lacks."""
+
+    units: list[int]
+    """To encode, ascending."""
+    index: FrameIndex
+    """Frames that need no encoding."""
+    compare_s: float
+    """Time that comparing frames with the store's took."""
+
+
+def find_missing(
+    target: Target, own: range, source: FrameSource, note: SourceNote, encoder: ImageEncoder
+) -> Missing:
+    """Find the units that hold no valid rows of these files, and discard their records.
+
+    Args:
+        target: open for writing.
+        own: the units that may be looked at and written.
+        source: of the dataset; its frames are compared with the store's where files were touched.
+        note: of the dataset as it is now; left next to the store.
+        encoder: of the store.
+
+    Raises:
+        StoreError: a unit is damaged while it is read, or the store's note is.
+    """
+    store, compare_s = target.store, 0.0
+    valid, held = store.valid_units(own), read_source(store.folder)
+    # Files were touched: compare every frame.
+    if valid and (held is None or held.stamp != note.stamp):
+        started = time.perf_counter()
+        valid = valid - source.changed_units(store, sorted(valid))
+        compare_s = time.perf_counter() - started
+    # A damaged unit may come back from a backup: its record must not make it valid again.
+    invalid = set(own) - valid
+    if invalid:
+        discard_units(store.folder, invalid)
+    # Written before the first unit: from here on, what is committed comes from these files.
+    if held != note:
+        write_source(store.folder, note)
+    index = FrameIndex.of([StoredUnits(store, frozenset(valid)), *target.stored], encoder)
+    return Missing(sorted(invalid), index, compare_s)
 
 
 def finish_growth(location: Location) -> None:
@@ -95,7 +146,7 @@ def open_target(
     path: Location,
     attributes: StoreAttributes,
     steps: Steps,
-    backbone: FrozenSiglip2,
+    encoder: ImageEncoder,
     made: Probe | None,
     *,
     may_grow: bool = True,
@@ -106,7 +157,7 @@ def open_target(
         path: an existing store.
         attributes: what it must be.
         steps: of the dataset as it is now.
-        backbone: the encoder that will fill it.
+        encoder: which will fill it.
         made: the probe that this encoder has made for it just now, where this process has created
             the store: it would pass.
         may_grow: whether a store of other rows than the dataset's is grown, or refused.
@@ -116,10 +167,10 @@ def open_target(
         StoreError: there is something else at `path`, a store of another manifest, or one that
             would have to grow and may not, or cannot in object storage.
     """
-    held = _open_same_kind(path, attributes)
+    held = _open_same_kind(path, attributes, encoder)
     probe = held.read_probe()
     if made is None or probe.digest() != made.digest():
-        check_probe(backbone, probe, where=str(path))
+        check_probe(encoder, probe, where=str(path))
     # In object storage somebody else may have put the same root meanwhile: it names no rows.
     disk = on_disk(path)
     is_ours = made is not None and disk is not None
@@ -149,8 +200,8 @@ def open_target(
             return Target(store, stored, replaces=disk)
         _discard(outdated)
         growing.rename(outdated)
-    described = attributes.model_copy(update={"engine": probe.engine})
-    store = FeatureStore.create(growing, described, steps, probe)
+    described = attributes.model_copy(update={"environment": probe.environment})
+    store = FeatureStore.create(growing, described, steps, probe, held.read_bases())
     stored = _stored_units(held, _reopened(outdated, attributes))
     return Target(store, stored, replaces=disk)
 
@@ -184,17 +235,19 @@ def _deciding(attributes: StoreAttributes) -> tuple[object, ...]:
     )
 
 
-def _open_same_kind(path: Location, attributes: StoreAttributes) -> FeatureStore:
+def _open_same_kind(
+    path: Location, attributes: StoreAttributes, encoder: ImageEncoder
+) -> FeatureStore:
     if not open_folder(path).exists(ROOT):
         raise StoreError(f"{path}: holds something that is no feature store; name another --store")
     store = FeatureStore.open(path, allow_incomplete=True, writable=True)
-    made_by, ours = store.attributes.encoder, attributes.encoder
-    if made_by.fingerprint != ours.fingerprint:
-        raise EncoderMismatchError(
-            f"{path}: features come from {made_by.name} ({made_by.compute_dtype}, fingerprint "
-            f"{made_by.fingerprint[:12]}), this run encodes with {ours.name} "
-            f"({ours.compute_dtype}, {ours.fingerprint[:12]}); name another --store or that encoder"
+    held, asked = store.encoder.feature_names, attributes.encoder.feature_names
+    if held != asked:
+        raise StoreError(
+            f"{path}: holds the features {', '.join(held)}, this run asks for {', '.join(asked)}; "
+            f"ask for the former, or name another --store"
         )
+    refuse_other_encoder(encoder, store.encoder, where=str(path))
     if store.attributes.manifest_digest != attributes.manifest_digest:
         raise StoreError(
             f"{path}: was made with another manifest than that of {attributes.manifest['name']} is "
@@ -228,7 +281,7 @@ def _has_rows(store: FeatureStore, steps: Steps) -> bool:
 def _follow_manifest(store: FeatureStore, attributes: StoreAttributes) -> None:
     """Take over splits and weights, which change no row; words alone leave the store as it is."""
     held = store.attributes
-    kept = {"engine": held.engine, "rows_per_unit": held.rows_per_unit}
+    kept = {"environment": held.environment, "rows_per_unit": held.rows_per_unit}
     ours = attributes.model_copy(update=kept)
     if (held.heldout, held.sources, held.encoder) != (ours.heldout, ours.sources, ours.encoder):
         store.replace_attributes(ours)

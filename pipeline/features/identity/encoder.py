@@ -20,6 +20,7 @@ def load_like(
     name: str | None,
     where: str,
     device: torch.device,
+    compiled: bool = False,
 ) -> ImageEncoder:
     """Load the encoder of that name, set up to make the features of `made_by`.
 
@@ -30,6 +31,7 @@ def load_like(
         name: repository, local folder or registered encoder; None takes `made_by`'s own name.
         where: what holds the features, for the message.
         device: where it runs.
+        compiled: see `EncoderSettings.compiled`.
 
     Returns:
         An encoder that makes features of the same names; see `refuse_other_encoder`.
@@ -51,6 +53,7 @@ def load_like(
             revision=made_by.revision if is_on_hub else None,
             compute_dtype=made_by.compute_dtype,
             device=device,
+            compiled=compiled,
             bases=bases,
         )
     )

@@ -24,10 +24,10 @@ from policy.images import resize_images
 from policy.spec import FRAME_SHAPE, FRAME_SIZE, ComputeDtype
 
 # Relative L2 of a feature between environments, each bound some way above what was seen and far
-# below what any mistake does. Seen on the stand-in and on a random 12-layer encoder: 8e-5 in float32
-# (float16's rounding, mostly) and 5e-3 in bfloat16, over thread counts, batch shapes, sdpa and eager
-# attention and instruction sets. Mistakes on the most sensitive frame: a flip 0.6 or more, BGR 1.3,
-# a resize by way of 240 pixels 0.3, a bicubic one 0.1.
+# below what any mistake does. Seen on the stand-in and on a random 12-layer encoder: 8e-5 in
+# float32 (float16's rounding, mostly) and 5e-3 in bfloat16, over thread counts, batch shapes, sdpa
+# and eager attention and instruction sets. Mistakes on the most sensitive frame: a flip 0.6 or
+# more, BGR 1.3, a resize by way of 240 pixels 0.3, a bicubic one 0.1.
 TOLERANCE: Final[dict[ComputeDtype, float]] = {"float32": 1e-3, "bfloat16": 2e-2}
 SYNTHETIC: Final = ("gradient", "noise", "checkerboard", "resized noise")
 NOISE_SEED: Final = 256  # any fixed number

@@ -1,33 +1,32 @@
 """Whether a store holds what its encoder makes of its dataset: random rows, encoded again.
 
-Knows stores, datasets and the encoder; the frames take the way that embedding and rollout give
-them. On the engine that computed a row every bit must come back; on another one each feature must
-lie within the tolerance of the store's probe.
+The frames go the way of embedding and rollout. In the environment that computed a row every bit
+must be equal; in another one each feature must be within the tolerance of the store's probe.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Float16, Int64, UInt8, UInt64
 from tqdm import tqdm
 
 from pipeline.datasets.base import EpisodeReader
 from pipeline.errors import StoreError
-from pipeline.features.encode.stages import StageClock
-from pipeline.features.encode.unit_encoder import hash_frames, read_slots
+from pipeline.features.encode.frames import hash_frames, read_slots
 from pipeline.features.identity.dataset import open_source
-from pipeline.features.identity.encoder import load_same_encoder
-from pipeline.features.identity.probe import engine_differences, relative_l2
+from pipeline.features.identity.encoder import load_like, refuse_other_encoder
+from pipeline.features.identity.probe import relative_l2
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.records import record_name
 from pipeline.features.store.units import EpisodeSlice, episode_slices
 from pipeline.storage.location import Location
 from policy.device import open_device
-from policy.encoders.environment import EngineRecord
-from policy.encoders.siglip2 import FrozenSiglip2
-from policy.spec import FRAME_SHAPE
+from policy.encoders.base import ImageEncoder
+from policy.encoders.environment import ComputeEnvironment
+
+STEPS_AT_ONCE: Final = 32  # control steps read and encoded together
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,12 @@ class Distances:
 
     @classmethod
     def between(
-        cls, found: Float[np.ndarray, "n v 768"], expected: Float[np.ndarray, "n v 768"]
+        cls, found: Float[np.ndarray, "n v ..."], expected: Float[np.ndarray, "n v ..."]
     ) -> "Distances":
-        """Compare features row by row; the arithmetic is in float64."""
-        ours, theirs = found.astype(np.float64), expected.astype(np.float64)
+        """Compare features image by image; the arithmetic is in float64."""
+        flat = (*expected.shape[:2], -1)
+        ours = found.astype(np.float64).reshape(flat)
+        theirs = expected.astype(np.float64).reshape(flat)
         lengths = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
         cosine = (ours * theirs).sum(axis=-1) / lengths
         relative = relative_l2(found, expected)
@@ -73,51 +74,50 @@ class VerifyReport:
     num_images: int
     num_committed_steps: int
     """The steps that were drawn from."""
-    distances: Distances | None
-    """None where no unit is valid, so that nothing could be compared."""
-    worst: str
-    """Names the farthest feature: episode, step and view; empty without any."""
+    distances: dict[str, Distances]
+    """By feature; empty where no unit is valid, so that nothing could be compared."""
+    worst: dict[str, str]
+    """By feature, episode, step and view of the farthest one."""
     tolerance: float
-    """Largest relative L2 allowed on another engine."""
+    """Largest relative L2 allowed in another environment."""
     num_exact_steps: int
-    """Steps that this very engine had computed, so that every bit must be equal."""
+    """Steps that were computed in this very environment, so that every bit must be equal."""
     num_broken_steps: int
     """Those of them that are not."""
-    other_engine: tuple[str, ...]
-    """In what this engine differs from the one of the store's probe."""
+    other_environment: tuple[str, ...]
+    """In what this environment differs from the one of the store's probe."""
     changed: tuple[str, ...]
     """Frames of the dataset whose pixels are not those that were embedded."""
 
     @property
     def is_within_tolerance(self) -> bool:
         """Whether the store holds what it should."""
-        if self.damaged_units or self.distances is None:
+        if self.damaged_units or not self.distances:
             return False
-        is_near = self.distances.relative_l2_worst <= self.tolerance
+        is_near = all(d.relative_l2_worst <= self.tolerance for d in self.distances.values())
         return is_near and not self.num_broken_steps and not self.changed
 
     def summary(self) -> str:
         """Say it in a line a figure, the verdict last."""
-        found = self.distances
         lines = [
             f"{self.num_images} images of {self.num_steps} random steps out of "
             f"{self.num_committed_steps}, encoded again"
         ]
-        if found is not None:
+        for name, found in self.distances.items():
             lines += [
-                f"max abs       {found.max_abs:.3g}",
-                f"relative L2   mean {found.relative_l2_mean:.3g}, worst "
-                f"{found.relative_l2_worst:.3g} ({self.worst})",
-                f"cosine        mean {found.cosine_mean:.9f}, worst {found.cosine_worst:.9f}",
-                f"equal float16 {found.equal_share:.4%}",
+                f"{name}: max abs {found.max_abs:.3g}, {found.equal_share:.4%} of the values equal",
+                f"  relative L2 mean {found.relative_l2_mean:.3g}, worst "
+                f"{found.relative_l2_worst:.3g} ({self.worst[name]})",
+                f"  cosine mean {found.cosine_mean:.9f}, worst {found.cosine_worst:.9f}",
             ]
         if self.damaged_units:
             lines.append(
                 f"{len(self.damaged_units)} units are damaged, want none; run vla-embed again to "
                 f"encode them anew: unit {', '.join(map(str, self.damaged_units))}"
             )
-        if self.other_engine:
-            lines.append(f"this engine is not the store's: {'; '.join(self.other_engine)}")
+        if self.other_environment:
+            differs = "; ".join(self.other_environment)
+            lines.append(f"this compute environment is not the store's: {differs}")
         if self.changed:
             lines.append(
                 f"{len(self.changed)} frames of the dataset are not those that were embedded, the "
@@ -125,13 +125,13 @@ class VerifyReport:
             )
         if self.num_broken_steps:
             lines.append(
-                f"{self.num_broken_steps} of {self.num_exact_steps} steps that this engine had "
-                f"computed differ, want every bit equal"
+                f"{self.num_broken_steps} of {self.num_exact_steps} steps that were computed in "
+                f"this environment differ, want every bit equal"
             )
         exact = f"{self.num_exact_steps} steps bit for bit, " if self.num_exact_steps else ""
         failed = "DAMAGED" if self.damaged_units else "OUT OF TOLERANCE"
         verdict = "as it should be" if self.is_within_tolerance else failed
-        allowed = f"{exact}relative L2 up to {self.tolerance:.2g} on other engines"
+        allowed = f"{exact}relative L2 up to {self.tolerance:.2g} in other environments"
         return "\n".join([*lines, f"{self.store}: {verdict} ({allowed})"])
 
 
@@ -141,8 +141,8 @@ def verify_store(
     *,
     sample: int,
     seed: int,
-    backbone: str | None = None,
-    device: str = "cpu",
+    encoder: str | None = None,
+    device: str = "auto",
 ) -> VerifyReport:
     """Encode random committed rows of a store again, from the dataset.
 
@@ -153,8 +153,8 @@ def verify_store(
         manifest: the dataset's; None takes the one that the store was made from.
         sample: steps to encode, every view and variant of each; all where fewer are committed.
         seed: decides which.
-        backbone: where the encoder lies now; None takes the name in the store.
-        device: torch's name of the device the tower runs on.
+        encoder: path or name of the encoder, if it moved; None takes the name in the store.
+        device: where it runs: `auto`, or torch's name of a device.
 
     Raises:
         StoreError: there is no store, no row of it is committed, it was made from other data, or
@@ -172,13 +172,19 @@ def verify_store(
         return _nothing_to_compare(store, damaged)
     reader = open_source(store, manifest)
     try:
-        encoder = load_same_encoder(
-            store.attributes.encoder, backbone, where=str(store_path), device=opened
+        loaded = load_like(
+            store.encoder,
+            store.attributes.environment,
+            store.read_bases(),
+            name=encoder,
+            where=str(store_path),
+            device=opened,
         )
+        refuse_other_encoder(loaded, store.encoder, where=str(store_path))
         committed = np.concatenate([np.arange(*store.unit_rows(unit)) for unit in sorted(valid)])
         rows = np.random.default_rng(seed).permutation(committed)[:sample]
         rows.sort()
-        return _compare(store, reader, encoder, rows, num_committed=len(committed), damaged=damaged)
+        return _compare(store, reader, loaded, rows, num_committed=len(committed), damaged=damaged)
     finally:
         reader.close()
 
@@ -199,12 +205,12 @@ def _nothing_to_compare(store: FeatureStore, damaged: tuple[int, ...]) -> Verify
         num_steps=0,
         num_images=0,
         num_committed_steps=0,
-        distances=None,
-        worst="",
+        distances={},
+        worst={},
         tolerance=store.read_probe().tolerance,
         num_exact_steps=0,
         num_broken_steps=0,
-        other_engine=(),
+        other_environment=(),
         changed=(),
     )
 
@@ -212,7 +218,7 @@ def _nothing_to_compare(store: FeatureStore, damaged: tuple[int, ...]) -> Verify
 def _compare(
     store: FeatureStore,
     reader: EpisodeReader,
-    encoder: FrozenSiglip2,
+    encoder: ImageEncoder,
     rows: Int64[np.ndarray, " n"],
     *,
     num_committed: int,
@@ -232,67 +238,80 @@ def _compare(
         [f"{reader.episode_name(p.episode)}, step {p.start}, {slot}" for slot in slots]
         for p in places
     ]
-    worst = np.unravel_index(int(relative_l2(ours, theirs).argmax()), ours.shape[:2])
+    worst = {}
+    is_equal = np.ones(len(rows), bool)
+    for name, expected in theirs.items():
+        distance = relative_l2(ours[name], expected)
+        step, slot = np.unravel_index(int(distance.argmax()), distance.shape)
+        worst[name] = names[step][slot]
+        is_equal &= (ours[name] == expected).reshape(len(rows), -1).all(axis=1)
     is_changed = hashes != held_hashes
-    is_exact = _computed_by(store, encoder.engine, rows)
-    is_equal = (ours == theirs).all(axis=(1, 2))
+    is_exact = _computed_here(store, encoder.environment, rows)
     return VerifyReport(
         store=store.path,
         damaged_units=damaged,
         num_steps=len(rows),
         num_images=is_changed.size,
         num_committed_steps=num_committed,
-        distances=Distances.between(ours, theirs),
-        worst=names[worst[0]][worst[1]],
+        distances={name: Distances.between(ours[name], theirs[name]) for name in theirs},
+        worst=worst,
         tolerance=probe.tolerance,
         num_exact_steps=int(is_exact.sum()),
         num_broken_steps=int((is_exact & ~is_equal).sum()),
-        other_engine=tuple(engine_differences(probe.engine, encoder.engine)),
+        other_environment=tuple(probe.environment.differences(encoder.environment)),
         changed=tuple(names[row][view] for row, view in np.argwhere(is_changed)),
     )
 
 
 def _encode(
-    reader: EpisodeReader, encoder: FrozenSiglip2, places: list[EpisodeSlice], num_variants: int
-) -> tuple[Float16[np.ndarray, "n s 768"], UInt64[np.ndarray, "n s"]]:
+    reader: EpisodeReader, encoder: ImageEncoder, places: list[EpisodeSlice], num_variants: int
+) -> tuple[dict[str, Float16[np.ndarray, "n s ..."]], UInt64[np.ndarray, "n s"]]:
     """Encode steps, variants included; return features and the hashes of their frames."""
-    per_pass = encoder.engine.steps_per_pass
-    clock, found, hashes = StageClock(), [], []
+    found, hashes = [], []
     with tqdm(total=len(places), desc="verify", unit="step", disable=None) as progress:
-        for first in range(0, len(places), per_pass):
-            parts = places[first : first + per_pass]
-            read = (read_slots(reader, p, num_variants=num_variants, clock=clock) for p in parts)
+        for first in range(0, len(places), STEPS_AT_ONCE):
+            parts = places[first : first + STEPS_AT_ONCE]
+            read = (read_slots(reader, p, num_variants=num_variants) for p in parts)
             frames: UInt8[np.ndarray, "n s 256 256 3"] = np.concatenate(list(read))
             hashes.append(hash_frames(frames))
-            # As many frames a pass as there are views, whatever variants lie beside them.
-            passes = frames.reshape(-1, len(reader.view_names), *FRAME_SHAPE)
-            features = encoder.encode_views(torch.from_numpy(passes)).numpy()
-            found.append(features.reshape(*frames.shape[:2], -1))
-            progress.update(len(parts))
-    return np.concatenate(found), np.concatenate(hashes)
+            num_steps, num_slots = frames.shape[:2]
+            views = np.tile(np.arange(num_slots) % len(reader.view_names), num_steps)
+            encoded = encoder.encode(frames.reshape(-1, *frames.shape[2:]), views)
+            found.append(
+                {
+                    name: rows.reshape(num_steps, num_slots, *rows.shape[1:])
+                    for name, rows in encoded.items()
+                }
+            )
+            progress.update(num_steps)
+    return _joined(found), np.concatenate(hashes)
 
 
 def _read_rows(
     store: FeatureStore, rows: Int64[np.ndarray, " n"]
-) -> tuple[Float16[np.ndarray, "n s 768"], UInt64[np.ndarray, "n s"]]:
+) -> tuple[dict[str, Float16[np.ndarray, "n s ..."]], UInt64[np.ndarray, "n s"]]:
     """Read features and frame hashes of some rows, variants included; `rows` ascend."""
     units, within = np.divmod(rows, store.attributes.rows_per_unit)
     places = [(int(unit), within[units == unit]) for unit in np.unique(units)]
-    features = [store.read_unit_features(unit)[within] for unit, within in places]
-    hashes = [store.read_unit_hashes(unit)[within] for unit, within in places]
-    return np.concatenate(features), np.concatenate(hashes)
+    features = [
+        {name: values[inside] for name, values in store.read_unit_features(unit).items()}
+        for unit, inside in places
+    ]
+    hashes = [store.read_unit_hashes(unit)[inside] for unit, inside in places]
+    return _joined(features), np.concatenate(hashes)
 
 
-def _computed_by(
-    store: FeatureStore, engine: EngineRecord, rows: Int64[np.ndarray, " n"]
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _computed_here(
+    store: FeatureStore, environment: ComputeEnvironment, rows: Int64[np.ndarray, " n"]
 ) -> Bool[np.ndarray, " n"]:
-    """Say which rows must come back bit for bit.
-
-    Where several steps share a pass the number of steps in it may pick other kernels, so that
-    equal records promise the same bits only where a pass holds one step.
-    """
+    """Say which rows must be equal bit for bit."""
     units = rows // store.attributes.rows_per_unit
     ours = {
-        int(unit): store.unit_engines(int(unit)) == {engine.digest()} for unit in np.unique(units)
+        int(unit): store.unit_environments(int(unit)) == {environment.digest()}
+        for unit in np.unique(units)
     }
-    return np.array([engine.steps_per_pass == 1 and ours[int(unit)] for unit in units])
+    return np.array([ours[int(unit)] for unit in units])

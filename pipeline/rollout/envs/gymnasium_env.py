@@ -195,7 +195,7 @@ class GymnasiumEnv:
                 f"{view.key}, found {picture.dtype} {picture.shape}; name a picture"
             )
         turned = picture[::-1, ::-1] if view.rotate_180 else picture
-        return resize_images(np.ascontiguousarray(turned)[None])[0]
+        return np.asarray(resize_images(np.ascontiguousarray(turned)[None])[0])
 
     def _is_solved(self, reward: float, info: Mapping[str, Any]) -> bool:
         success = self._config.success

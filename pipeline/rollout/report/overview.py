@@ -181,7 +181,7 @@ FACTS: Final[tuple[Fact, ...]] = (
     ),
     ("Preset", lambda run: run.description.config.preset),
     ("Objective", lambda run: run.description.config.agent.objective.kind.replace("_", " ")),
-    ("View projection", lambda run: f"768 to {run.description.config.agent.projection_dim}"),
+    ("Features", lambda run: ", ".join(run.description.config.agent.readers)),
     ("Head", _head),
     ("Parameters", lambda run: f"{run.num_parameters:,}"),
     (

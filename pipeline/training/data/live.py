@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pipeline.datasets.base import EpisodeReader
 from pipeline.errors import StoreError
-from pipeline.features.encode.stages import StageClock, ahead
-from pipeline.features.encode.unit_encoder import encode_frames, hash_frames, read_slots
+from pipeline.features.encode.frames import hash_frames, read_slots
+from pipeline.features.encode.stages import ahead
+from pipeline.features.encode.unit_encoder import encode_frames
 from pipeline.features.identity.dataset import open_source
 from pipeline.features.identity.encoder import load_same_encoder
 from pipeline.features.identity.probe import check_probe
@@ -111,7 +112,7 @@ class LiveWindowData(WindowData):
     ) -> UInt8[np.ndarray, "n s 256 256 3"]:
         reader, episode = self._locate(part.episode)
         place = EpisodeSlice(episode, part.start, part.stop)
-        return read_slots(reader, place, num_variants=num_variants, clock=StageClock())
+        return read_slots(reader, place, num_variants=num_variants)
 
     def _locate(self, episode: int) -> tuple[EpisodeReader, int]:
         """Return the reader of an episode, and the number that the episode has there."""

@@ -235,6 +235,6 @@ def warn_of_uneven_shares(num_windows: Sequence[int]) -> None:
         told = (
             "processes own %d to %d training windows and draw equally many, so that those of one "
             "come %.1f times as often as those of another; fewer processes, or a store of smaller "
-            "units (vla-embed --shard-above), come closer"
+            "units (vla-embed --set shard_above=0), come closer"
         )
         logger.warning(told, least, most, most / least)

@@ -1,22 +1,18 @@
 """Embeddings in processes of their own, to be killed, and what they leave in a store."""
 
-import multiprocessing
 import os
 import re
 import signal
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from pipeline.features.encode.embed import EmbedConfig, EmbedReport, embed_dataset
-from pipeline.features.encode.executor_choice import ExecutorConfig
 from pipeline.features.identity.source import SOURCE_NOTE
 from tests.pipeline.features.still_life import write_still_life
 from tests.tower import tiny_tower
 
 TIMEOUT_S = 120
-MARK = "VLA_TEST_DRIVER"
 
 
 def write_one_view(folder: Path, lengths: tuple[int, ...] = (500, 400, 300)) -> Path:
@@ -27,40 +23,12 @@ def write_one_view(folder: Path, lengths: tuple[int, ...] = (500, 400, 300)) -> 
     return manifest
 
 
-def configure(manifest: Path, store: Path, **executor: object) -> EmbedConfig:
-    part = executor.pop("part", None)
-    return EmbedConfig(
-        manifest=manifest,
-        store=store,
-        backbone=tiny_tower(),
-        executor=ExecutorConfig.model_validate(executor),
-        part=part,
-    )
+def configure(manifest: Path, store: Path, **settings: object) -> EmbedConfig:
+    return EmbedConfig(manifest=manifest, store=store, backbone=tiny_tower(), **settings)
 
 
-def embed(manifest: Path, store: Path, **executor: object) -> EmbedReport:
-    return embed_dataset(configure(manifest, store, **executor))
-
-
-def start_driver(config: EmbedConfig) -> BaseProcess:
-    """Embed in a process that shares nothing with this one, but has imported torch already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["pipeline.features.encode.process_pool", "pipeline.features.encode.embed"]
-    )
-    driver = context.Process(target=_embed_marked, args=(config,))
-    driver.start()
-    return driver
-
-
-def _embed_marked(config: EmbedConfig) -> None:
-    os.environ[MARK] = str(config.store)  # its workers inherit it
-    embed_dataset(config)
-
-
-def workers_of(store: Path) -> set[int]:
-    """Which processes encode for a driver that `start_driver` started."""
-    return processes_with(f"{MARK}={store}".encode(), in_their="environ")
+def embed(manifest: Path, store: Path, **settings: object) -> EmbedReport:
+    return embed_dataset(configure(manifest, store, **settings))
 
 
 def store_bytes(store: Path) -> dict[str, bytes]:

@@ -6,14 +6,20 @@ import socket
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 
 import cli.embed
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, EncoderMismatchError, WorkerLostError
+from pipeline.features.encode.known_frames import FrameIndex
+from pipeline.features.encode.ray_pool import ADDRESS, WorkerPlan, encode_with_ray
 from pipeline.features.identity.source import SOURCE_NOTE
+from pipeline.features.store.feature_store import FeatureStore
 from tests.pipeline.features.encode.drivers import (
     commits,
     embed,
@@ -27,7 +33,6 @@ from tests.tower import tiny_tower
 
 RAY = Path(sys.executable).with_name("ray")
 SCRIPT = Path(cli.embed.__file__).parent / "launch/ray_embed.sbatch"
-TWO = {"name": "ray", "workers": 2, "cpus_per_worker": torch.get_num_threads()}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def address():
         environment.setenv("RAY_AUTH_MODE", "token")
         environment.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        environment.delenv("RAY_ADDRESS", raising=False)
+        environment.delenv(ADDRESS, raising=False)
         # Stopped by its own process: `ray stop` would stop every Ray of this machine.
         ray = subprocess.Popen(
             [*command, *size, "--include-dashboard=false"],
@@ -52,6 +57,7 @@ def address():
         assert ray.stdout is not None
         said = iter(ray.stdout)
         assert any(b"Ray runtime started" in line for line in said)
+        environment.setenv(ADDRESS, f"127.0.0.1:{port}")
         yield f"127.0.0.1:{port}"
         ray.terminate()
         ray.communicate()
@@ -103,29 +109,68 @@ def test_actors_and_drivers_are_killed_and_no_byte_changes(tmp_path, address):
     assert 0 < len(kept) < 5
 
     script = start_script(shims, address, manifest, store, 2)
-    wait_until(lambda: actors(".encode_unit"))
+    wait_until(lambda: actors(".encode"))
     kill(min(actors()))
     said, complained = script.communicate()
     assert script.returncode == 0, complained
     assert "a worker was lost" in complained
-    assert "s of 2 workers: decode" in said
+    assert "s of 2 workers: read" in said
     assert kept.items() <= commits(store).items()
     assert store_bytes(store) == store_bytes(reference)
     assert (store / SOURCE_NOTE).read_bytes() == (reference / SOURCE_NOTE).read_bytes()
     wait_until(lambda: not actors())
 
 
-def test_what_no_machine_has_and_where_no_ray_answers_is_said_in_one_line(tmp_path, address):
-    manifest = write_one_view(tmp_path / "dataset", (20,))
-    many = TWO | {"cpus_per_worker": 4096, "address": address}
-    with pytest.raises(ConfigError, match=r"needs 4096 CPUs and 0 GPUs, no machine .* has as many"):
-        embed(manifest, tmp_path / "s.zarr", **many)
-    with pytest.raises(ConfigError, match=r"--address 127\.0\.0\.1:1: no Ray answers there"):
-        embed(manifest, tmp_path / "s.zarr", address="127.0.0.1:1", **TWO)
+def test_actors_that_are_lost_three_times_at_one_unit_end_the_job(tmp_path, address):
+    manifest, store = write_one_view(tmp_path / "dataset"), tmp_path / "s.zarr"
+    killed: list[int] = []
+
+    def kill_three() -> None:
+        while len(killed) < 3:
+            wait_until(lambda: actors(".encode") - set(killed))
+            killed.extend(actors(".encode") - set(killed))
+            kill(killed[-1])
+
+    killer = Thread(target=kill_three)
+    killer.start()
+    with pytest.raises(WorkerLostError, match=r"^3 workers were lost at unit 0, the last one: .*"):
+        embed(manifest, store, ray_workers=1, shard_above=0)  # one unit, which takes a second
+    killer.join()
+    assert not commits(store)
+    wait_until(lambda: not actors())
 
 
-def test_auto_does_not_wait_for_a_cluster_that_has_ended(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # before the one that Ray remembers
+def test_a_worker_that_computes_something_else_is_refused(tmp_path, address):
+    """As on a machine with other kernels: the encoder is the same, its features are not."""
     manifest = write_one_view(tmp_path / "dataset", (20,))
-    with pytest.raises(ConfigError, match="--address auto: no Ray answers there"):
-        embed(manifest, tmp_path / "s.zarr", address="auto", **TWO)
+    embed(manifest, tmp_path / "reference.zarr")
+    held = FeatureStore.open(tmp_path / "reference.zarr")
+    probe = held.read_probe()
+    other = replace(probe, features=probe.features + np.float16(1))
+    FeatureStore.create(tmp_path / "s.zarr", held.attributes, held.read_steps(), other)
+    plan = WorkerPlan(
+        manifest=manifest,
+        store=tmp_path / "s.zarr",
+        backbone=tiny_tower(),
+        revision=None,
+        device="cpu",
+        compiled=False,
+        threads=1,
+        index=FrameIndex.of([]),
+    )
+    with pytest.raises(EncoderMismatchError, match="gives probe frame"):
+        list(encode_with_ray(plan, 1, [0], bool))
+    assert not commits(tmp_path / "s.zarr")
+
+
+def test_what_no_machine_has_and_where_no_ray_answers_is_one_line(tmp_path, address, monkeypatch):
+    manifest = write_one_view(tmp_path / "dataset", (20,))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(512)
+    with pytest.raises(ConfigError, match=r"needs 512 CPUs and 0 GPUs, no machine .* has as many"):
+        embed(manifest, tmp_path / "s.zarr", ray_workers=2)
+    torch.set_num_threads(threads)
+    for nowhere, reason in (("127.0.0.1:1", "no Ray answers there"), ("auto", "want host:port")):
+        monkeypatch.setenv(ADDRESS, nowhere)
+        with pytest.raises(ConfigError, match=f"RAY_ADDRESS={nowhere}: {reason}"):
+            embed(manifest, tmp_path / "s.zarr", ray_workers=2)
