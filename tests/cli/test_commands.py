@@ -15,7 +15,13 @@ import cli.data
 import cli.embed
 import cli.rollout
 import cli.train
-from tests.pipeline.tiny import complete_store, create_store, tiny_engine, tiny_probe, write_dataset
+from tests.pipeline.tiny import (
+    complete_store,
+    create_store,
+    tiny_environment,
+    tiny_probe,
+    write_dataset,
+)
 
 BIN = Path(sys.executable).parent
 
@@ -74,7 +80,7 @@ def test_flags_are_what_users_know():
     assert flags(cli.embed.main) == {
         "manifest",
         "--store",
-        "--backbone",
+        "--encoder",
         "--revision",
         "--device",
         "--variants",
@@ -91,7 +97,7 @@ def test_flags_are_what_users_know():
         "--weights",
         "--live",
         "--memory",
-        "--backbone",
+        "--encoder",
         "--device",
         "--track",
         "--rollout-env",
@@ -105,7 +111,7 @@ def test_flags_are_what_users_know():
         "--seed",
         "--evaluations",
         "--max-steps",
-        "--backbone",
+        "--encoder",
         "--out",
         "--envs",
         "--checkpoint",
@@ -130,10 +136,10 @@ def test_flags_are_what_users_know():
         "--sample",
         "--seed",
         "--checksums",
-        "--backbone",
+        "--encoder",
         "--device",
     }
-    assert flags(cli.data.main, "tolerance") == {"store", "--run", "--backbone", "--compiled"}
+    assert flags(cli.data.main, "tolerance") == {"store", "--run", "--encoder", "--compiled"}
     assert flags(cli.data.main, "check") == {"manifest", "--json", "--sheet", "--episodes", "--all"}
     assert flags(cli.data.main, "init") == {"path", "--out"}
 
@@ -154,7 +160,7 @@ def test_wrong_manifests_and_data_leave_no_store(tmp_path):
 
     def refused(text: str) -> str:
         manifest.write_text(text)
-        message = refusal("vla-embed", manifest, "--store", store, "--backbone", "stand-in")
+        message = refusal("vla-embed", manifest, "--store", store, "--encoder", "stand-in")
         assert not store.exists()
         return message
 
@@ -215,7 +221,7 @@ def test_info_speaks_to_people_and_to_programs(tmp_path):
     assert fields["source_digest"] == store.source_digest()
     assert fields["engine_hardware"] == "abacus"
     assert fields["engine_threads"] == 1
-    assert fields["engine_digest"] == tiny_engine().digest()
+    assert fields["engine_digest"] == tiny_environment().digest()
     assert fields["probe_digest"] == tiny_probe().digest()
     assert fields["tolerance"] == tiny_probe().tolerance
     assert all(name in people.stdout for name in fields)
@@ -231,7 +237,7 @@ def test_info_of_an_unfinished_store_says_so(tmp_path):
 def test_verify_ends_with_1_where_something_is_wrong_and_2_where_it_cannot_tell(tmp_path):
     manifest = write_dataset(tmp_path, lengths=(2, 2))
     store = tmp_path / "s.zarr"
-    assert invoke("vla-embed", manifest, "--store", store, "--backbone", "stand-in").exit_code == 0
+    assert invoke("vla-embed", manifest, "--store", store, "--encoder", "stand-in").exit_code == 0
 
     good = invoke("vla-data", "verify", store, "--sample", 2)
     assert good.exit_code == 0, good.output

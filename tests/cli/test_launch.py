@@ -95,7 +95,7 @@ def finish(process: subprocess.Popen) -> str:
 def test_two_tasks_of_an_array_leave_the_store_of_one_command_and_a_run_trains_on_it(tmp_path):
     manifest, store = write_one_view(tmp_path / "dataset"), tmp_path / "s.zarr"
     embed(manifest, tmp_path / "reference.zarr")
-    words = (manifest, store, "--backbone", tiny_tower())
+    words = (manifest, store, "--encoder", tiny_tower())
     tasks = [
         run(tmp_path, "slurm_embed.sbatch", *words, SLURM_ARRAY_TASK_ID=i, SLURM_ARRAY_TASK_MAX=2)
         for i in (1, 2)

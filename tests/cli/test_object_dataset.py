@@ -46,7 +46,7 @@ def local(recorded):
 
 
 def embed(manifest, store, *words):
-    return invoke("vla-embed", manifest, "--store", store, "--backbone", tiny_tower(), *words)
+    return invoke("vla-embed", manifest, "--store", store, "--encoder", tiny_tower(), *words)
 
 
 def upload(root: Path, url: ObjectUrl) -> None:
@@ -87,7 +87,7 @@ def test_a_dataset_in_a_bucket_gives_the_bytes_of_a_local_one(
     assert result.exit_code == 0, result.stderr
     assert proxy.failed
     assert rows(store) == rows(local)
-    verified = invoke("vla-data", "verify", store, "--sample", 2, "--backbone", tiny_tower())
+    verified = invoke("vla-data", "verify", store, "--sample", 2, "--encoder", tiny_tower())
     assert verified.exit_code == 0, verified.output
 
     assert " 0 images encoded" in embed(manifest, store).stdout

@@ -25,7 +25,7 @@ def recorded(tmp_path_factory):
 
 
 def embed(manifest, store, *words):
-    return invoke("vla-embed", manifest, "--store", store, "--backbone", tiny_tower(), *words)
+    return invoke("vla-embed", manifest, "--store", store, "--encoder", tiny_tower(), *words)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_embed_verify_and_train_where_one_request_in_ten_fails(recorded, local, 
     checked = invoke("vla-data", "verify", store, "--checksums")
     assert checked.exit_code == 0, checked.output
     assert ": all whole" in checked.stdout
-    verified = invoke("vla-data", "verify", store, "--sample", 5, "--backbone", tiny_tower())
+    verified = invoke("vla-data", "verify", store, "--sample", 5, "--encoder", tiny_tower())
     assert verified.exit_code == 0, verified.output
     assert f"{store}: as it should be (5 steps bit for bit" in verified.stdout
     assert FeatureStore.open(local).digest() in invoke("vla-data", "info", store).stdout

@@ -43,7 +43,7 @@ def trained(tmp_path_factory) -> Path:
     """Train four steps on noise, in Meta-World's shapes, behind the stand-in encoder."""
     folder = tmp_path_factory.mktemp("serve")
     store, run = folder / "s.zarr", folder / "run"
-    invoke(cli.embed.main, write_noise(folder), "--store", store, "--backbone", "stand-in")
+    invoke(cli.embed.main, write_noise(folder), "--store", store, "--encoder", "stand-in")
     settings = (
         "steps=4",
         "checkpoint_every=2",
@@ -171,6 +171,6 @@ def test_flags_are_what_users_know():
         "--evaluations",
         "--seed",
         "--max-message-mib",
-        "--backbone",
+        "--encoder",
         "--camera-check",
     }

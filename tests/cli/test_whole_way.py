@@ -26,7 +26,7 @@ def recorded(tmp_path_factory):
 def embedded(recorded):
     """Embed, be interrupted by Ctrl-C, and go on with the same command."""
     store = recorded.parent / "features.zarr"
-    words = ["vla-embed", recorded / "manifest.toml", "--store", store, "--backbone", "stand-in"]
+    words = ["vla-embed", recorded / "manifest.toml", "--store", store, "--encoder", "stand-in"]
     command = [str(BIN / words[0]), *map(str, words[1:])]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     _wait_until((store / "commits").is_dir)

@@ -1,6 +1,8 @@
 """Small real datasets and stores for the tests of the rooms that read them."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,13 @@ from pipeline.datasets.hdf5.recording import RecordedEpisode, write_episode
 from pipeline.features.identity.probe import Probe
 from pipeline.features.store.attributes import Codec, SourceShare, StoreAttributes
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.steps import StepArrays
 from pipeline.features.store.units import CHUNK_ROWS
-from policy.encoders.environment import EngineRecord
-from policy.spec import EncoderIdentity
+from policy.encoders.environment import ComputeEnvironment
+from policy.spec import EncoderIdentity, FeatureSpec
 
+POOLED = {"pooled": (768,)}
 VIEWS = ("front", "top", "r_vis")
 STATE_DIM, ACTION_DIM = 5, 4
 FPS = 50.0
@@ -54,13 +58,19 @@ def write_dataset(
     return manifest
 
 
-def tiny_identity(fingerprint: str = "f" * 64) -> EncoderIdentity:
+def tiny_identity(
+    weights: str = "f" * 64, shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(POOLED)
+) -> EncoderIdentity:
     return EncoderIdentity(
         name="tiny",
         revision="none",
         pretrained=False,
         compute_dtype="float32",
-        fingerprint=fingerprint,
+        weights=weights,
+        features=tuple(
+            FeatureSpec(name=name, shape=shape, fingerprint=f"of {name}")
+            for name, shape in shapes.items()
+        ),
     )
 
 
@@ -79,33 +89,38 @@ def tiny_steps(lengths: tuple[int, ...]) -> StepArrays:
     )
 
 
-def tiny_features(num_rows: int) -> np.ndarray:
-    return np.random.default_rng(1).normal(size=(num_rows, 3, 768)).astype(np.float16)
+def tiny_features(num_rows: int, shape: tuple[int, ...] = (768,)) -> np.ndarray:
+    """Random features of three views."""
+    return np.random.default_rng(1).normal(size=(num_rows, 3, *shape)).astype(np.float16)
 
 
-def tiny_engine(**changes: object) -> EngineRecord:
-    """An engine that no machine has."""
+def tiny_environment(**changes: object) -> ComputeEnvironment:
+    """A compute environment that no machine has."""
     fields = {
         "device": "cpu",
         "hardware": ("abacus",),
         "torch_version": "0",
-        "transformers_version": "0",
-        "attention": "sdpa",
+        "library": "sums 0",
         "tf32": False,
         "compiled": False,
         "threads": 1,
-        "steps_per_pass": 1,
+        "images_per_pass": 3,
+        "place_matters": False,
     }
-    return EngineRecord.model_validate(fields | changes)
+    return ComputeEnvironment.model_validate(fields | changes)
 
 
-def tiny_probe() -> Probe:
+def tiny_probe(shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(POOLED)) -> Probe:
     """Random frames with random features: no encoder passes it."""
     numbers = np.random.default_rng(2)
+    frames = numbers.integers(0, 256, (1, len(VIEWS), 256, 256, 3), np.uint8)
     return Probe(
-        frames=numbers.integers(0, 256, (1, len(VIEWS), 256, 256, 3), np.uint8),
-        features=numbers.normal(size=(1, len(VIEWS), 768)).astype(np.float16),
-        engine=tiny_engine(),
+        frames=frames,
+        features={
+            name: numbers.normal(size=(1, len(VIEWS), *shape)).astype(np.float16)
+            for name, shape in shapes.items()
+        },
+        environment=tiny_environment(),
         tolerance=1e-3,
     )
 
@@ -122,10 +137,11 @@ def create_store(
     probe: Probe | None = None,
 ) -> FeatureStore:
     """Create a store of random steps without features; of one source, unless told."""
-    probe = probe or tiny_probe()
+    identity = identity or tiny_identity()
+    probe = probe or tiny_probe({spec.name: spec.shape for spec in identity.features})
     attributes = StoreAttributes(
-        encoder=identity or tiny_identity(),
-        engine=probe.engine,
+        encoder=identity,
+        environment=probe.environment,
         codec=codec,
         rows_per_unit=rows_per_unit,
         view_names=VIEWS,
@@ -140,11 +156,14 @@ def create_store(
 
 def fill_store(store: FeatureStore, units: list[int] | None = None) -> None:
     """Write the features of some units, all by default."""
-    features = tiny_features(store.num_rows)
+    features = {
+        spec.name: tiny_features(store.num_rows, spec.shape) for spec in store.encoder.features
+    }
     for unit in range(store.num_units) if units is None else units:
         start, stop = store.unit_rows(unit)
         hashes = np.arange(3 * (stop - start), dtype=np.uint64).reshape(-1, 3)
-        store.write_unit(unit, features[start:stop], hashes, {tiny_engine().digest()})
+        rows = {name: values[start:stop] for name, values in features.items()}
+        store.write_unit(unit, rows, hashes, {tiny_environment().digest()})
 
 
 def complete_store(
@@ -155,5 +174,5 @@ def complete_store(
     """Create a store that a trainer accepts; `settings` are those of `create_store`."""
     store = create_store(path, lengths, **settings)
     fill_store(store)
-    store.mark_complete()
+    mark_complete(store)
     return store

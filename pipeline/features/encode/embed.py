@@ -134,7 +134,9 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
             )
             num_units = target.store.num_units
             own = range(num_units) if part is None else part.units(num_units)
-            missing = find_missing(target, own, source, note, encoder)
+            missing = find_missing(
+                target, own, source, note, place_matters=encoder.environment.place_matters
+            )
             tally = Tally(target.store)
             tally.seconds["compare"] = missing.compare_s
             with tally.progress(missing.units):

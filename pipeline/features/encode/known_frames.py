@@ -15,7 +15,8 @@ from jaxtyping import Float16, Int8, Int64, UInt, UInt64
 
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.storage.location import Location
-from policy.encoders.base import ImageEncoder
+from policy.encoders.environment import ComputeEnvironment
+from policy.spec import FeatureSpec
 
 RECENT_FRAMES: Final = 8_192  # different frames kept at hand at most; 12.6 MB of 768 features
 RECENT_BYTES: Final = 64 * 10**6  # fewer frames of larger features
@@ -50,12 +51,12 @@ class FrameIndex:
     """Of the frames behind `hashes`; uint32 below 2^32 frames."""
 
     @classmethod
-    def of(cls, stored: Sequence[StoredUnits], encoder: ImageEncoder) -> "FrameIndex":
+    def of(cls, stored: Sequence[StoredUnits], *, place_matters: bool) -> "FrameIndex":
         """Index the frames of stored units.
 
         Args:
             stored: made by the same encoder.
-            encoder: that will make further features.
+            place_matters: see `ComputeEnvironment`, of the encoder that makes further features.
 
         Raises:
             StoreError: a unit was damaged since it was found valid.
@@ -72,7 +73,7 @@ class FrameIndex:
         for (number, unit), start, stop in zip(units, ends[:-1], ends[1:], strict=True):
             held = stores[number]
             num_views = len(held.attributes.view_names)
-            keys = frame_keys(held.read_unit_hashes(unit), num_views, encoder)
+            keys = frame_keys(held.read_unit_hashes(unit), num_views, place_matters)
             hashes[start:stop] = keys.ravel()
         places = _sorting(hashes)
         hashes.sort()
@@ -97,21 +98,27 @@ class FrameIndex:
 class KnownFrames:
     """The features of the last different frames, and those that stores have."""
 
-    def __init__(self, encoder: ImageEncoder, index: FrameIndex):
+    def __init__(
+        self,
+        features: Sequence[FeatureSpec],
+        environment: ComputeEnvironment,
+        index: FrameIndex,
+    ):
         """Open the stores of an index.
 
         Args:
-            encoder: that makes the features which will be added.
+            features: of every frame.
+            environment: in which those that will be added are computed.
             index: of units whose features may be copied.
 
         Raises:
             StoreError: a store cannot be opened.
         """
-        self._specs = encoder.identity.features
+        self._specs = features
         size = sum(spec.num_bytes for spec in self._specs)
         self._num_recent = min(RECENT_FRAMES, RECENT_BYTES // size)
         self._recent: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
-        self._environment = encoder.environment.digest()
+        self._environment = environment.digest()
         self._index = index
         self._stores = [FeatureStore.open(path, allow_incomplete=True) for path in index.stores]
         self._loaded: tuple[int, dict[str, np.ndarray], frozenset[str]] | None = None
@@ -178,16 +185,16 @@ class KnownFrames:
 
 
 def frame_keys(
-    frame_hash: UInt64[np.ndarray, "n s"], num_views: int, encoder: ImageEncoder
+    frame_hash: UInt64[np.ndarray, "n s"], num_views: int, place_matters: bool
 ) -> UInt64[np.ndarray, "n s"]:
     """Return what decides the features of frames: their pixels and, if it matters, their view.
 
     Args:
         frame_hash: of the pixels of every slot of some steps.
         num_views: cameras; slot s shows view s modulo this number.
-        encoder: which knows whether an image's place in a pass changes its features' last bits.
+        place_matters: whether an image's place in a pass changes its features' last bits.
     """
-    if not encoder.environment.place_matters:
+    if not place_matters:
         return frame_hash
     views = np.arange(frame_hash.shape[1], dtype=np.uint64) % np.uint64(num_views)
     return np.asarray(frame_hash + views * PLACE_FACTOR)  # modulo 2^64

@@ -87,7 +87,7 @@ class Missing:
 
 
 def find_missing(
-    target: Target, own: range, source: FrameSource, note: SourceNote, encoder: ImageEncoder
+    target: Target, own: range, source: FrameSource, note: SourceNote, *, place_matters: bool
 ) -> Missing:
     """Find the units that hold no valid rows of these files, and discard their records.
 
@@ -96,7 +96,7 @@ def find_missing(
         own: the units that may be looked at and written.
         source: of the dataset; its frames are compared with the store's where files were touched.
         note: of the dataset as it is now; left next to the store.
-        encoder: of the store.
+        place_matters: see `ComputeEnvironment`, of the encoder.
 
     Raises:
         StoreError: a unit is damaged while it is read, or the store's note is.
@@ -115,7 +115,9 @@ def find_missing(
     # Written before the first unit: from here on, what is committed comes from these files.
     if held != note:
         write_source(store.folder, note)
-    index = FrameIndex.of([StoredUnits(store, frozenset(valid)), *target.stored], encoder)
+    index = FrameIndex.of(
+        [StoredUnits(store, frozenset(valid)), *target.stored], place_matters=place_matters
+    )
     return Missing(sorted(invalid), index, compare_s)
 
 

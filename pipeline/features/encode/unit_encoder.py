@@ -107,7 +107,8 @@ class UnitEncoder:
         self._encoder = encoder
         self._num_views = len(store.attributes.view_names)
         self._environment = encoder.environment.digest()
-        self._known = KnownFrames(encoder, index)
+        self._place_matters = encoder.environment.place_matters
+        self._known = KnownFrames(encoder.identity.features, encoder.environment, index)
 
     def encode(
         self, units: Iterable[int], advance: Callable[[int], object] = lambda steps: None
@@ -159,7 +160,7 @@ class UnitEncoder:
     def _add(self, unit: EncodedUnit, read: PieceFrames) -> None:
         """Add a piece's rows to its unit's, encoding only what is seen for the first time."""
         started = time.perf_counter()
-        keys = frame_keys(read.hashes, self._num_views, self._encoder).ravel()
+        keys = frame_keys(read.hashes, self._num_views, self._place_matters).ravel()
         first = np.sort(np.unique(keys, return_index=True)[1])  # in the order of live views
         distinct = keys[first]
         features, status, environments = self._known.look_up(distinct)

@@ -8,14 +8,15 @@ from pipeline.features.identity.probe import make_probe
 from pipeline.training.presets import debug
 from pipeline.training.session import train
 from pipeline.training.tolerance import ToleranceReport, measure_tolerance
-from policy.encoders.siglip2 import STAND_IN, load_backbone
+from policy.encoders.stand_in import NAME as STAND_IN
 from tests.pipeline.tiny import VIEWS, complete_store
+from tests.tower import load
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tolerance")
-    encoder = load_backbone(STAND_IN, compute_dtype="bfloat16")
+    encoder = load(STAND_IN, compute_dtype="bfloat16")
     coarse = np.random.default_rng(0).integers(0, 256, (2, len(VIEWS), 8, 8, 3), np.uint8)
     probe = make_probe(encoder, coarse.repeat(32, axis=2).repeat(32, axis=3))
     store = complete_store(folder / "s.zarr", identity=encoder.identity, probe=probe)

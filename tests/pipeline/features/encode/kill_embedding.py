@@ -48,7 +48,7 @@ def embed_in_child(
     if child == 0:
         with Path(os.devnull).open("w") as silence:
             os.dup2(silence.fileno(), 2)
-        embed_dataset(EmbedConfig(manifest=manifest, store=store, backbone=tower))
+        embed_dataset(EmbedConfig(manifest=manifest, store=store, encoder=tower))
         os._exit(0)
     if kill_after_s is not None:
         if commit_within_s is not None:

@@ -12,18 +12,18 @@ from pipeline.errors import DatasetError, EncoderMismatchError, FailedUnitsError
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.identity.source import SOURCE_NOTE, read_source
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.integrity import check_digest
 from pipeline.storage.local import LocalFolder
-from policy.encoders.siglip2 import load_backbone
 from policy.errors import DeviceError
-from policy.images import resize_frames
+from policy.images import resize_images
 from tests.pipeline.features.still_life import break_frame
 from tests.pipeline.tiny import VIEWS, write_dataset
-from tests.tower import tiny_tower
+from tests.tower import load, tiny_tower
 
 
 def embed(manifest: Path, store: Path, **settings):
     return embed_dataset(
-        EmbedConfig(manifest=manifest, store=store, backbone=tiny_tower(), **settings)
+        EmbedConfig(manifest=manifest, store=store, encoder=tiny_tower(), **settings)
     )
 
 
@@ -58,11 +58,11 @@ def copied(embedded, tmp_path):
 def test_cached_features_equal_live_ones_bit_for_bit(embedded):
     """The heart of the project: live frames, alone and in any order, against the store."""
     manifest, store, report = embedded
-    cached = FeatureStore.open(store).read_features()
-    live_encoder = load_backbone(tiny_tower())
+    cached = FeatureStore.open(store).read_features("pooled")
+    live_encoder = load(tiny_tower())
     frames = np.concatenate([recorded_frames(manifest, episode) for episode in (0, 1)])
     for row in (7, 0, 3):
-        live = live_encoder.encode_views(resize_frames(torch.from_numpy(frames[row]))[None])
+        live = live_encoder.encode_views(resize_images(torch.from_numpy(frames[row]))[None])
         np.testing.assert_array_equal(live[0].numpy(), cached[row])
     assert (report.num_episodes, report.num_steps, report.counts.encoded) == (2, 8, 24)
 
@@ -113,8 +113,10 @@ def test_frames_that_changed_are_encoded_anew(copied):
     counts = embed(manifest, store).counts
     assert (counts.encoded, counts.repeated) == (22, 2)
     frames = torch.from_numpy(recorded_frames(manifest, 1))
-    live = load_backbone(tiny_tower()).encode_views(frames)
-    np.testing.assert_array_equal(FeatureStore.open(store).read_features()[5:], live.numpy())
+    live = load(tiny_tower()).encode_views(frames)
+    np.testing.assert_array_equal(
+        FeatureStore.open(store).read_features("pooled")[5:], live.numpy()
+    )
 
 
 def test_a_dataset_that_moved_is_not_read_again(copied):
@@ -131,7 +133,7 @@ SPLIT = "splits = {heldout = [1]}\n"
 def test_a_split_reaches_the_store_without_encoding_anew(copied):
     manifest, store = copied
     before = FeatureStore.open(store)
-    digest, features = before.digest(), before.read_features()
+    digest, features = before.digest(), before.read_features("pooled")
     assert before.attributes.heldout is None
     [source] = before.attributes.sources
     assert (source.num_episodes, source.weight) == (2, 1.0)
@@ -139,11 +141,11 @@ def test_a_split_reaches_the_store_without_encoding_anew(copied):
     manifest.write_text(SPLIT + manifest.read_text())
     assert embed(manifest, store).counts.encoded == 0
     after = FeatureStore.open(store)
-    after.check_digest()
+    check_digest(after)
     assert after.attributes.heldout == (1,)
     assert after.attributes.manifest["splits"] == {"heldout": [1]}
     assert after.digest() != digest  # a run on the other split does not resume
-    np.testing.assert_array_equal(after.read_features(), features)
+    np.testing.assert_array_equal(after.read_features("pooled"), features)
     content = store_bytes(store)
     assert embed(manifest, store).counts.encoded == 0
     assert store_bytes(store) == content
@@ -174,7 +176,7 @@ def test_sources_and_their_weights_are_kept_in_the_store(tmp_path):
     store = FeatureStore.open(tmp_path / "s.zarr")
     sources = store.attributes.sources
     assert [(source.num_episodes, source.weight) for source in sources] == [(1, 1.0), (2, 2.5)]
-    features, ends = store.read_features(), store.read_steps().episode_ends
+    features, ends = store.read_features("pooled"), store.read_steps().episode_ends
     assert ends.tolist() == [2, 5, 7]
     np.testing.assert_array_equal(features[0:2], features[5:7])
 
@@ -243,8 +245,8 @@ def test_frames_of_another_size_need_the_opt_in(tmp_path):
 
     store = FeatureStore.open(tmp_path / "s.zarr")
     frames = torch.from_numpy(recorded_frames(manifest, 0)[1])
-    live = load_backbone(tiny_tower()).encode_views(resize_frames(frames)[None])
-    np.testing.assert_array_equal(store.read_features()[1], live[0].numpy())
+    live = load(tiny_tower()).encode_views(resize_images(frames)[None])
+    np.testing.assert_array_equal(store.read_features("pooled")[1], live[0].numpy())
     assert store.attributes.manifest["resize"] == [256, 256]
 
 

@@ -12,8 +12,9 @@ from pipeline.datasets.manifest.model import Manifest, load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.store.feature_store import FeatureStore
-from policy.encoders.siglip2 import FrozenSiglip2, load_backbone
-from policy.images import resize_frames
+from pipeline.features.store.integrity import check_digest
+from policy.encoders.base import ImageEncoder
+from policy.images import resize_images
 from tests.pipeline.datasets.format_contract import (
     TINY_FPS,
     TINY_LENGTHS,
@@ -24,7 +25,7 @@ from tests.pipeline.datasets.format_contract import (
 from tests.pipeline.datasets.hdf5 import aloha_files, robomimic_files
 from tests.pipeline.datasets.lerobot import lerobot_files
 from tests.pipeline.datasets.replay_buffer import zarr_files
-from tests.tower import tiny_tower
+from tests.tower import load, tiny_tower
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ LAYOUTS = {
 
 
 @pytest.fixture(scope="module")
-def encoder() -> FrozenSiglip2:
-    return load_backbone(tiny_tower())
+def encoder() -> ImageEncoder:
+    return load(tiny_tower())
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -128,14 +129,14 @@ def test_a_layout_is_embedded_to_a_complete_store(name, tmp_path, encoder):
     )
     (tmp_path / "tiny.toml").write_text(manifest.to_toml())
     config = EmbedConfig(
-        manifest=tmp_path / "tiny.toml", store=tmp_path / "s.zarr", backbone=tiny_tower()
+        manifest=tmp_path / "tiny.toml", store=tmp_path / "s.zarr", encoder=tiny_tower()
     )
     assert embed_dataset(config).counts.encoded == 2 * sum(TINY_LENGTHS)
     assert embed_dataset(config).counts.encoded == 0
 
     store = FeatureStore.open(tmp_path / "s.zarr")
-    store.check_digest()
-    steps, features = store.read_steps(), store.read_features()
+    check_digest(store)
+    steps, features = store.read_steps(), store.read_features("pooled")
     np.testing.assert_array_equal(steps.state, np.concatenate([tiny_state(e) for e in range(2)]))
     np.testing.assert_array_equal(steps.action, np.concatenate([tiny_action(e) for e in range(2)]))
     np.testing.assert_array_equal(steps.episode_ends, np.cumsum(TINY_LENGTHS))
@@ -144,7 +145,7 @@ def test_a_layout_is_embedded_to_a_complete_store(name, tmp_path, encoder):
         views = [frames[0] for frames in reader.frames(episode, step, step + 1)]
         if layout.lossless:
             views = [tiny_frames(episode, view)[step] for view in ("front", "wrist")]
-        frames = torch.cat([resize_frames(torch.from_numpy(view)[None]) for view in views])
+        frames = torch.cat([resize_images(torch.from_numpy(view)[None]) for view in views])
         live = encoder.encode_views(frames[None])
         np.testing.assert_array_equal(features[row], live[0].numpy())
     reader.close()

@@ -11,7 +11,6 @@ from pipeline.errors import FailedUnitsError, StoreError
 from pipeline.features.encode.embed import EmbedConfig, EmbedReport, embed_dataset
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.units import CHUNK_ROWS
-from policy.encoders.siglip2 import load_backbone
 from tests.pipeline.features.still_life import (
     break_frame,
     picture,
@@ -19,19 +18,19 @@ from tests.pipeline.features.still_life import (
     write_still_life,
 )
 from tests.pipeline.tiny import VIEWS, write_dataset
-from tests.tower import tiny_tower
+from tests.tower import load, tiny_tower
 
 NUM_VIEWS = len(VIEWS)
 
 
 def embed(manifest: Path, store: Path) -> EmbedReport:
-    return embed_dataset(EmbedConfig(manifest=manifest, store=store, backbone=tiny_tower()))
+    return embed_dataset(EmbedConfig(manifest=manifest, store=store, encoder=tiny_tower()))
 
 
 def content(store: Path) -> tuple[np.ndarray, ...]:
     opened = FeatureStore.open(store)
     steps = opened.read_steps()
-    arrays = opened.read_features(), frame_hashes(opened)
+    arrays = opened.read_features("pooled"), frame_hashes(opened)
     return *arrays, steps.state, steps.action, steps.timestamp, steps.episode_ends
 
 
@@ -55,11 +54,11 @@ def records(store: Path) -> dict[str, tuple[int, bytes]]:
 def test_equal_frames_are_encoded_once_to_the_bits_of_a_live_pass(tmp_path):
     report = embed(write_still_life(tmp_path, (6, 5)), tmp_path / "s.zarr")
     assert (report.counts.encoded, report.counts.repeated, report.counts.copied) == (4, 29, 0)
-    features = FeatureStore.open(tmp_path / "s.zarr").read_features()
-    backbone = load_backbone(tiny_tower())
+    features = FeatureStore.open(tmp_path / "s.zarr").read_features("pooled")
+    encoder = load(tiny_tower())
     for row, (episode, step) in enumerate([(0, t) for t in range(6)] + [(1, t) for t in range(5)]):
         frames = np.stack([picture((episode + step + view) % 4) for view in range(NUM_VIEWS)])
-        live = backbone.encode_views(torch.from_numpy(frames)[None]).numpy()[0]
+        live = encoder.encode_views(torch.from_numpy(frames)[None]).numpy()[0]
         np.testing.assert_array_equal(features[row], live)
 
 

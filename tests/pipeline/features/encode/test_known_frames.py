@@ -27,7 +27,7 @@ def held_frames(stored) -> dict[int, np.ndarray]:
     for held in stored:
         for unit in sorted(held.units):
             hashes = held.store.read_unit_hashes(unit).ravel()
-            features = held.store.read_unit_features(unit).reshape(len(hashes), -1)
+            features = held.store.read_unit_feature(unit, "pooled").reshape(len(hashes), -1)
             for frame_hash, feature in zip(hashes, features, strict=True):
                 found.setdefault(int(frame_hash), feature)
     return found
@@ -43,7 +43,9 @@ def test_every_stored_frame_is_found_and_no_other(stored):
     for frame_hash, feature, found in zip(asked, features, status, strict=True):
         assert found == (STORED if int(frame_hash) in expected else NEW)
         np.testing.assert_array_equal(feature, expected.get(int(frame_hash), np.zeros(768)))
-    assert engines == {e for held in stored for u in held.units for e in held.store.unit_engines(u)}
+    assert engines == {
+        e for held in stored for u in held.units for e in held.store.unit_environments(u)
+    }
 
 
 def test_a_frame_that_was_just_encoded_needs_no_store(stored):

@@ -6,14 +6,13 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from pipeline.features.store.checksums import verify_checksums
 
 from pipeline.errors import IncompleteStoreError, ObjectStorageError, StoreError
 from pipeline.features.encode.target import open_target
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.integrity import check_digest, mark_complete, verify_checksums
 from pipeline.storage.location import ObjectUrl
 from pipeline.storage.open import open_folder
-from policy.encoders.siglip2 import load_backbone
 from tests.object_server import BUCKET, ask, use_server
 from tests.pipeline.tiny import (
     complete_store,
@@ -23,7 +22,7 @@ from tests.pipeline.tiny import (
     tiny_identity,
     tiny_steps,
 )
-from tests.tower import tiny_tower
+from tests.tower import load, tiny_tower
 
 LENGTHS = (256, 40, 10)  # two units, the second one short
 
@@ -56,8 +55,8 @@ def test_a_store_has_the_bytes_of_a_local_one(url, proxy, tmp_path, rows_per_uni
     assert content(url) == content(tmp_path / "x.zarr")
     store = FeatureStore.open(url)
     with store.unreplaced():
-        store.check_digest()
-        np.testing.assert_array_equal(store.read_features(), tiny_features(sum(LENGTHS)))
+        check_digest(store)
+        np.testing.assert_array_equal(store.read_features("pooled"), tiny_features(sum(LENGTHS)))
     assert not verify_checksums(url).damaged
     assert len(proxy.failed) > 5
 
@@ -109,7 +108,7 @@ def test_a_death_at_any_put_leaves_what_was_committed_and_no_more(
     store = FeatureStore.open(url, allow_incomplete=True, writable=True)
     assert store.valid_units() == committed
     fill_store(store, sorted({0, 1} - committed))
-    store.mark_complete()
+    mark_complete(store)
     assert content(url) == content(whole.path)
 
 
@@ -168,14 +167,14 @@ def read_all(location: ObjectUrl) -> None:
     store = FeatureStore.open(location)
     with store.unreplaced():
         store.read_steps()
-        store.read_features()
+        store.read_features("pooled")
 
 
 def test_who_believes_to_have_created_it_finds_that_another_has_with_other_rows(url):
     """The roots of two datasets of one manifest are equal: they name no rows."""
     held, ours = create_store(url, LENGTHS), tiny_steps((256, 40, 20))
     with pytest.raises(StoreError, match=r"holds 306 steps, the dataset has 316, .* cannot grow"):
-        open_target(url, held.attributes, ours, load_backbone(tiny_tower()), held.read_probe())
+        open_target(url, held.attributes, ours, load(tiny_tower()), held.read_probe())
 
 
 def test_a_store_that_is_written_while_it_is_read_is_noticed(url):
@@ -184,7 +183,7 @@ def test_a_store_that_is_written_while_it_is_read_is_noticed(url):
     with ExitStack() as reading:
         reading.enter_context(reader.unreplaced())
         writer.write_unit(0, other, np.zeros(other.shape[:2], np.uint64), {"engine"})
-        writer.mark_complete()
+        mark_complete(writer)
         with pytest.raises(StoreError, match="it was changed, while it was read"):
             reading.close()
 

@@ -84,7 +84,7 @@ def start_script(
     workers = {"WORKERS": str(num_workers), "SLURM_CPUS_PER_TASK": str(torch.get_num_threads())}
     path = {"PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
     return subprocess.Popen(
-        ["bash", SCRIPT, manifest, store, "--backbone", tiny_tower()],
+        ["bash", SCRIPT, manifest, store, "--encoder", tiny_tower()],
         env=os.environ | slurm | workers | path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -151,7 +151,7 @@ def test_a_worker_that_computes_something_else_is_refused(tmp_path, address):
     plan = WorkerPlan(
         manifest=manifest,
         store=tmp_path / "s.zarr",
-        backbone=tiny_tower(),
+        encoder=tiny_tower(),
         revision=None,
         device="cpu",
         compiled=False,

@@ -164,7 +164,7 @@ def test_a_frame_that_broke_later_does_not_hide_another_change(tmp_path):
 
 def test_variants_stay_where_episodes_before_them_go(tmp_path):
     manifest, store = write_dataset(tmp_path, (2, 3, 2)), tmp_path / "s.zarr"
-    config = EmbedConfig(manifest=manifest, store=store, backbone=tiny_tower(), num_variants=1)
+    config = EmbedConfig(manifest=manifest, store=store, encoder=tiny_tower(), num_variants=1)
     embed_dataset(config)
     (manifest.parent / "data" / "episode_0.hdf5").unlink()
     counts = embed_dataset(config).counts

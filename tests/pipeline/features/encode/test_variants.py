@@ -10,10 +10,9 @@ from pipeline.errors import StoreError
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.training.data.windows import WindowData
-from policy.augment import augment_frames, draw_augmentation
-from policy.encoders.siglip2 import load_backbone
+from policy.images import augment_images, draw_augmentation
 from tests.pipeline.tiny import write_dataset
-from tests.tower import tiny_tower
+from tests.tower import load, tiny_tower
 
 LENGTHS, VARIANTS, NUM_VIEWS = (3, 2), 2, 3
 
@@ -26,7 +25,7 @@ def stores(tmp_path_factory):
     for name, count in (("plain.zarr", 0), ("variants.zarr", VARIANTS)):
         embed_dataset(
             EmbedConfig(
-                manifest=manifest, store=folder / name, backbone=tiny_tower(), num_variants=count
+                manifest=manifest, store=folder / name, encoder=tiny_tower(), num_variants=count
             )
         )
     return folder
@@ -39,16 +38,18 @@ def open_store(folder, name: str) -> FeatureStore:
 def test_the_frames_as_recorded_have_the_features_of_a_store_without_variants(stores):
     plain = open_store(stores, "plain.zarr")
     both = open_store(stores, "variants.zarr")
-    assert both.read_features().shape == (5, (1 + VARIANTS) * NUM_VIEWS, 768)
-    np.testing.assert_array_equal(both.read_features()[:, :NUM_VIEWS], plain.read_features())
+    assert both.read_features("pooled").shape == (5, (1 + VARIANTS) * NUM_VIEWS, 768)
+    np.testing.assert_array_equal(
+        both.read_features("pooled")[:, :NUM_VIEWS], plain.read_features("pooled")
+    )
     assert both.source_digest() == plain.source_digest()
     assert both.digest() != plain.digest()
 
 
 def test_a_variant_is_the_feature_of_the_augmented_frame(stores):
     """Of one crop and colour change a view of an episode, in every step the same."""
-    features = open_store(stores, "variants.zarr").read_features()
-    backbone = load_backbone(tiny_tower())
+    features = open_store(stores, "variants.zarr").read_features("pooled")
+    encoder = load(tiny_tower())
     reader = ManifestReader(load_manifest(stores / "tiny.toml"))
     row = 0
     for episode, length in enumerate(LENGTHS):
@@ -56,12 +57,12 @@ def test_a_variant_is_the_feature_of_the_augmented_frame(stores):
         for variant in range(1, 1 + VARIANTS):
             augmented = np.stack(
                 [
-                    augment_frames(frames, draw_augmentation(0, episode, view, variant))
+                    augment_images(frames, draw_augmentation(0, episode, view, variant))
                     for view, frames in enumerate(views)
                 ],
                 axis=1,
             )
-            expected = backbone.encode_views(torch.from_numpy(augmented)).numpy()
+            expected = encoder.encode_views(torch.from_numpy(augmented)).numpy()
             slots = slice(variant * NUM_VIEWS, (variant + 1) * NUM_VIEWS)
             np.testing.assert_array_equal(features[row : row + length, slots], expected)
         row += length
@@ -73,7 +74,7 @@ def test_a_window_shows_the_asked_variant_in_every_observation_step(stores):
     rows = torch.tensor([1, 4])
     variants = torch.tensor([[0, 2, 1], [1, 0, 2]])
     windows = data.gather(rows, obs_horizon=2, pred_horizon=2, variants=variants)
-    stored = torch.from_numpy(open_store(stores, "variants.zarr").read_features())
+    stored = torch.from_numpy(open_store(stores, "variants.zarr").read_features("pooled"))
     for window, row in enumerate(rows.tolist()):
         for step in range(2):
             for view in range(NUM_VIEWS):
@@ -103,7 +104,7 @@ def test_another_number_of_variants_wants_another_store(stores, settings):
             EmbedConfig(
                 manifest=stores / "tiny.toml",
                 store=stores / "variants.zarr",
-                backbone=tiny_tower(),
+                encoder=tiny_tower(),
                 **settings,
             )
         )

@@ -19,9 +19,11 @@ from pipeline.features.identity.probe import (
     relative_l2,
     synthetic_frames,
 )
-from policy.encoders.environment import EngineRecord
-from policy.encoders.siglip2 import STAND_IN, FrozenSiglip2, load_backbone
-from tests.pipeline.tiny import tiny_engine
+from policy.encoders.base import ImageEncoder
+from policy.encoders.environment import ComputeEnvironment
+from policy.encoders.stand_in import NAME as STAND_IN
+from tests.pipeline.tiny import tiny_environment
+from tests.tower import load
 
 NUM_VIEWS = 2
 
@@ -34,12 +36,12 @@ class Pretender:
 
     def __init__(
         self,
-        encoder: FrozenSiglip2,
+        encoder: ImageEncoder,
         change: Callable[[torch.Tensor], torch.Tensor] = lambda frames: frames,
-        engine: EngineRecord | None = None,
+        engine: ComputeEnvironment | None = None,
     ):
         self.identity = encoder.identity
-        self.engine = engine or encoder.engine
+        self.engine = engine or encoder.environment
         self._encoder = encoder
         self._change = change
 
@@ -62,7 +64,7 @@ def by_way_of(size: int, resample: Image.Resampling) -> Callable[[torch.Tensor],
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def encoder(request):
-    return load_backbone(STAND_IN, compute_dtype=request.param)
+    return load(STAND_IN, compute_dtype=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def refusal(encoder: Pretender, probe: Probe) -> str:
 def test_the_encoder_itself_passes(encoder, probe):
     check_probe(encoder, probe, where="store")
     assert probe.frames.shape[:2] == (len(SYNTHETIC) + 1, NUM_VIEWS)
-    assert probe.engine == encoder.engine
+    assert probe.environment == encoder.environment
 
 
 @pytest.mark.parametrize(
@@ -97,20 +99,20 @@ def test_the_encoder_itself_passes(encoder, probe):
 def test_frames_that_arrive_changed_are_refused(encoder, probe, change):
     """On another engine, which is granted the tolerance; each mistake is far beyond ten of it."""
     generous = dataclasses.replace(probe, tolerance=10 * probe.tolerance)
-    message = refusal(Pretender(encoder, change, tiny_engine()), generous)
+    message = refusal(Pretender(encoder, change, tiny_environment()), generous)
     assert "relative L2" in message
     assert "on another engine" in message
 
 
 def test_other_weights_with_the_same_fingerprint_are_refused(encoder, probe):
-    other = load_backbone(STAND_IN, compute_dtype=encoder.identity.compute_dtype)
+    other = load(STAND_IN, compute_dtype=encoder.identity.compute_dtype)
     with torch.no_grad():
         for name, weights in other._tower.named_parameters():
             if name.endswith("fc2.weight"):
                 weights.mul_(1.1)
     assert other.identity == encoder.identity
     assert "want every bit on the same engine" in refusal(Pretender(other), probe)
-    refusal(Pretender(other, engine=tiny_engine()), probe)
+    refusal(Pretender(other, environment=tiny_environment()), probe)
 
 
 def test_one_changed_bit_is_refused_on_the_same_engine(encoder, probe):
@@ -129,12 +131,12 @@ def test_another_engine_passes_within_the_tolerance_and_names_its_fields_beyond(
         wide = probe.features.astype(np.float64) * (1 + share)
         return dataclasses.replace(probe, features=wide.astype(np.float16))
 
-    engine = probe.engine.model_copy(update={"threads": 99, "torch_version": "1.0"})
+    engine = probe.environment.model_copy(update={"threads": 99, "torch_version": "1.0"})
     near, far = shifted(0.8 * probe.tolerance), shifted(2 * probe.tolerance)
-    check_probe(Pretender(encoder, engine=engine), near, where="store")
-    message = refusal(Pretender(encoder, engine=engine), far)
-    assert f"torch_version was {probe.engine.torch_version}, is 1.0" in message
-    assert f"threads was {probe.engine.threads}, is 99" in message
+    check_probe(Pretender(encoder, environment=engine), near, where="store")
+    message = refusal(Pretender(encoder, environment=engine), far)
+    assert f"torch_version was {probe.environment.torch_version}, is 1.0" in message
+    assert f"threads was {probe.environment.threads}, is 99" in message
     assert f"want at most {probe.tolerance:.2g}" in message
     refusal(Pretender(encoder), near)  # the same engine has no tolerance
 
@@ -142,8 +144,8 @@ def test_another_engine_passes_within_the_tolerance_and_names_its_fields_beyond(
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 def test_real_engines_differ_by_less_than_the_tolerance_allows(compute_dtype):
     """Eager attention instead of sdpa is the farthest engine that one machine has."""
-    ours = load_backbone(STAND_IN, compute_dtype=compute_dtype)
-    other = load_backbone(STAND_IN, compute_dtype=compute_dtype, attention="eager")
+    ours = load(STAND_IN, compute_dtype=compute_dtype)
+    other = load(STAND_IN, compute_dtype=compute_dtype, attention="eager")
     probe = make_probe(ours, synthetic_frames(1)[:1])
     live = other.encode_views(torch.from_numpy(probe.frames)).numpy()
     assert 0 < relative_l2(live, probe.features).max() < TOLERANCE[compute_dtype] / 2
@@ -159,7 +161,7 @@ def test_a_store_of_another_resize_is_refused(encoder, probe):
         frames[3, view] = np.asarray(rendered.resize((256, 256), Image.Resampling.BICUBIC))
     features = encoder.encode_views(torch.from_numpy(frames)).numpy()
     theirs = dataclasses.replace(probe, frames=frames, features=features)
-    message = refusal(Pretender(encoder, engine=tiny_engine()), theirs)
+    message = refusal(Pretender(encoder, environment=tiny_environment()), theirs)
     assert "`resized noise`" in message
     assert "drawn or resized another way" in message
 
@@ -176,7 +178,7 @@ def test_synthetic_frames_are_the_same_everywhere_and_have_no_symmetry():
 def test_the_digest_covers_everything(probe):
     others = [
         dataclasses.replace(probe, tolerance=0.5),
-        dataclasses.replace(probe, engine=tiny_engine()),
+        dataclasses.replace(probe, environment=tiny_environment()),
         dataclasses.replace(probe, features=probe.features * np.float16(2)),
         dataclasses.replace(probe, frames=255 - probe.frames),
     ]

@@ -7,7 +7,8 @@ import torch
 from pipeline.features.identity.probe import TOLERANCE, make_probe, relative_l2
 from pipeline.features.identity.tolerance import STEPS_TOGETHER, EngineComparison, before_rounding
 from pipeline.features.identity.video_loss import through_video
-from policy.encoders.siglip2 import STAND_IN, load_backbone
+from policy.encoders.stand_in import NAME as STAND_IN
+from tests.tower import load
 
 NUM_VIEWS = 2
 
@@ -26,13 +27,13 @@ def smooth_frames(num_steps: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def encoder():
-    return load_backbone(STAND_IN, compute_dtype="float32")
+    return load(STAND_IN, compute_dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def variants(encoder):
     probe = make_probe(encoder, smooth_frames(2))
-    comparison = EngineComparison(encoder.identity, probe, backbone=None, where="store")
+    comparison = EngineComparison(encoder.identity, probe, encoder=None, where="store")
     live = encoder.encode_views(torch.from_numpy(smooth_frames(2))).numpy()
     np.testing.assert_array_equal(comparison.reference, live)
     return comparison.reference, {v.name: v for v in comparison.variants(compiled=False)}
@@ -54,7 +55,7 @@ def test_other_engines_differ_and_stay_within_the_tolerance(variants):
 
 
 def test_bfloat16_products_are_what_an_encoder_in_bfloat16_gives(variants):
-    other = load_backbone(STAND_IN, compute_dtype="bfloat16")
+    other = load(STAND_IN, compute_dtype="bfloat16")
     expected = other.encode_views(torch.from_numpy(smooth_frames(2))).numpy()
     np.testing.assert_array_equal(variants[1]["bfloat16 products"].features, expected)
     assert TOLERANCE["float32"] < farthest(variants, "bfloat16 products") < TOLERANCE["bfloat16"]

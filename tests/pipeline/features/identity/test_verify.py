@@ -13,9 +13,10 @@ from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.identity.source import SOURCE_NOTE
 from pipeline.features.identity.verify import Distances, VerifyReport, verify_store
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.records import COMPLETE_MARK, record_name
 from pipeline.features.store.units import CHUNK_ROWS
-from tests.pipeline.tiny import create_store, tiny_engine, write_dataset
+from tests.pipeline.tiny import create_store, tiny_environment, write_dataset
 
 NUM_STEPS = 8
 
@@ -25,7 +26,7 @@ def embedded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("embedded")
     manifest = write_dataset(folder)
     config = EmbedConfig(
-        manifest=manifest, store=folder / "s.zarr", backbone="stand-in", compute_dtype="float32"
+        manifest=manifest, store=folder / "s.zarr", encoder="stand-in", compute_dtype="float32"
     )
     embed_dataset(config)
     return folder
@@ -43,9 +44,9 @@ def verify(folder: Path, sample: int = NUM_STEPS, seed: int = 0) -> VerifyReport
 def rewrite(folder: Path, features: np.ndarray, engine: str | None = None) -> None:
     """Put other features under the very record of a store, as a faulty encoder would have."""
     store = FeatureStore.open(folder / "s.zarr", writable=True)
-    engines = store.unit_engines(0) if engine is None else {engine}
+    engines = store.unit_environments(0) if engine is None else {engine}
     store.write_unit(0, features, store.read_unit_hashes(0), engines)
-    store.mark_complete()
+    mark_complete(store)
 
 
 def test_the_store_of_this_engine_is_confirmed_bit_for_bit(folder):
@@ -64,7 +65,7 @@ def test_the_manifest_is_found_through_the_store(embedded):
 
 def test_a_sample_is_drawn_by_its_seed(folder):
     """A single wrong row among eight is met by some seeds and missed by others."""
-    features = FeatureStore.open(folder / "s.zarr").read_features()
+    features = FeatureStore.open(folder / "s.zarr").read_features("pooled")
     features[5, 1] = features[4, 1]
     rewrite(folder, features)
     verdicts = [verify(folder, sample=2, seed=seed).is_within_tolerance for seed in range(5)]
@@ -78,7 +79,7 @@ def test_a_sample_is_drawn_by_its_seed(folder):
 
 
 def test_one_bit_is_too_much_on_the_same_engine_and_allowed_on_another(folder):
-    features = FeatureStore.open(folder / "s.zarr").read_features()
+    features = FeatureStore.open(folder / "s.zarr").read_features("pooled")
     features.view(np.uint16)[2, 0, 7] ^= 1
     rewrite(folder, features)
     report = verify(folder)
@@ -87,16 +88,16 @@ def test_one_bit_is_too_much_on_the_same_engine_and_allowed_on_another(folder):
     assert report.distances.equal_share == 1 - 1 / features.size
     assert 0 < report.distances.relative_l2_worst < report.tolerance
 
-    rewrite(folder, features, engine=tiny_engine().digest())
+    rewrite(folder, features, environment=tiny_environment().digest())
     report = verify(folder)
     assert report.is_within_tolerance
     assert report.num_exact_steps == 0
 
 
 def test_another_engine_has_its_limit(folder):
-    features = FeatureStore.open(folder / "s.zarr").read_features()
+    features = FeatureStore.open(folder / "s.zarr").read_features("pooled")
     shift = np.float64(1 + 2 * verify(folder, 1).tolerance)
-    rewrite(folder, (features * shift).astype(np.float16), engine=tiny_engine().digest())
+    rewrite(folder, (features * shift).astype(np.float16), environment=tiny_environment().digest())
     report = verify(folder)
     assert not report.is_within_tolerance
     assert report.distances.cosine_worst > 0.999999  # the direction is right, the length is not
@@ -115,8 +116,8 @@ def test_frames_that_changed_since_are_told_from_a_wrong_encoder(folder):
 
 def test_one_level_of_one_pixel_is_another_frame(folder):
     """Too little to leave the tolerance of another engine: the hash of the pixels tells."""
-    features = FeatureStore.open(folder / "s.zarr").read_features()
-    rewrite(folder, features, engine=tiny_engine().digest())
+    features = FeatureStore.open(folder / "s.zarr").read_features("pooled")
+    rewrite(folder, features, environment=tiny_environment().digest())
     with h5py.File(folder / "data/episode_0.hdf5", "r+") as file:
         file["observations/images/front"][3, 100, 100, 1] ^= 1
     report = verify(folder)
@@ -136,7 +137,7 @@ def two_units_embedded(tmp_path_factory):
                 view[:] = np.full(view.shape, 7, np.uint8)
     embed_dataset(
         EmbedConfig(
-            manifest=manifest, store=folder / "s.zarr", backbone="stand-in", compute_dtype="float32"
+            manifest=manifest, store=folder / "s.zarr", encoder="stand-in", compute_dtype="float32"
         )
     )
     return folder
@@ -210,11 +211,11 @@ def test_another_manifest_of_the_same_files_is_refused(folder):
 
 def test_variants_are_verified_too(tmp_path):
     manifest, path = write_dataset(tmp_path, lengths=(2,)), tmp_path / "s.zarr"
-    embed_dataset(EmbedConfig(manifest=manifest, store=path, backbone="stand-in", num_variants=1))
+    embed_dataset(EmbedConfig(manifest=manifest, store=path, encoder="stand-in", num_variants=1))
     report = verify(tmp_path)
     assert report.is_within_tolerance
     assert report.num_images == 2 * 3 * 2
-    features = FeatureStore.open(path).read_features()
+    features = FeatureStore.open(path).read_features("pooled")
     features[1, 4] = features[1, 3]
     rewrite(tmp_path, features)
     report = verify(tmp_path)
@@ -245,7 +246,7 @@ def _store_of_another_encoder(folder: Path, tmp_path: Path) -> Path:
     store = FeatureStore.create(
         tmp_path / "other.zarr", attributes, held.read_steps(), held.read_probe()
     )
-    store.write_unit(0, held.read_features(), held.read_unit_hashes(0), {"0"})
+    store.write_unit(0, held.read_features("pooled"), held.read_unit_hashes(0), {"0"})
     return store.path
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipeline.features.store.checksums import verify_checksums
 
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.identity.source import SourceNote, write_source
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.integrity import mark_complete, verify_checksums
 from pipeline.features.store.records import COMPLETE_MARK, FILE_LIST
 from pipeline.storage.local import LocalFolder
 from tests.pipeline.tiny import create_store, fill_store
@@ -25,7 +25,7 @@ def whole_store(path: Path, **settings) -> FeatureStore:
     store = create_store(path, (3, 2), **settings)
     write_source(LocalFolder(path), SourceNote(manifest=Path("/data/tiny.toml"), stamp="0" * 64))
     fill_store(store)
-    store.mark_complete()
+    mark_complete(store)
     return store
 
 
@@ -57,7 +57,7 @@ def everything(store: FeatureStore) -> list[object]:
     """All that a reader can learn of a store."""
     probe, steps = store.read_probe(), store.read_steps()
     hashes = [store.read_unit_hashes(unit) for unit in range(store.num_units)]
-    arrays = [*vars(steps).values(), store.read_features(), *hashes]
+    arrays = [*vars(steps).values(), store.read_features("pooled"), *hashes]
     return [
         store.attributes,
         probe.digest(),
@@ -89,14 +89,14 @@ def test_every_damage_is_reported_with_its_file_and_none_is_read_as_data(tmp_pat
 def test_damage_in_an_unfinished_store_is_a_store_error_or_a_unit_to_encode_again(tmp_path):
     store = create_store(tmp_path / "s.zarr", (3, 2), codec="blosc")
     fill_store(store)
-    files, features = files_of(store.path), store.read_features().tobytes()
+    files, features = files_of(store.path), store.read_features("pooled").tobytes()
     for name, damaged in islice(random_damages(files), 300):
         path = store.path / name
         path.unlink() if damaged is None else path.write_bytes(damaged)
         with suppress(StoreError):
             held = FeatureStore.open(store.path, allow_incomplete=True)
             for unit in held.valid_units():
-                assert held.read_unit_features(unit).tobytes() == features, name
+                assert held.read_unit_feature(unit, "pooled").tobytes() == features, name
         path.write_bytes(files[name])
 
 
@@ -108,7 +108,7 @@ def test_a_whole_store_has_no_damage_and_both_codecs_keep_every_bit(tmp_path, co
     assert not report.extra
     assert "all whole" in report.summary()
     plain = whole_store(tmp_path / "plain.zarr")
-    np.testing.assert_array_equal(store.read_features(), plain.read_features())
+    np.testing.assert_array_equal(store.read_features("pooled"), plain.read_features("pooled"))
 
 
 def test_files_that_are_no_part_of_the_store_are_a_note(tmp_path):
@@ -125,7 +125,7 @@ def test_leftovers_of_a_killed_write_do_not_enter_the_list(tmp_path):
     store = create_store(tmp_path / "s.zarr", (3,))
     fill_store(store)
     (store.path / "features/c/0/0/0.abc.partial").write_text("")
-    store.mark_complete()
+    mark_complete(store)
     (store.path / "features/c/0/0/0.abc.partial").unlink()
     assert not verify_checksums(store.path).damaged
 
@@ -134,7 +134,7 @@ def test_a_list_of_another_time_is_reported(tmp_path):
     """Both files are whole by themselves, but they do not belong together."""
     store, other = whole_store(tmp_path / "a.zarr"), create_store(tmp_path / "b.zarr", (7,))
     fill_store(other)
-    other.mark_complete()
+    mark_complete(other)
     (store.path / FILE_LIST).write_bytes((other.path / FILE_LIST).read_bytes())
     damaged = verify_checksums(store.path).damaged
     assert (damaged[0].name, damaged[0].problem) == (

@@ -14,6 +14,7 @@ import zarr
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.store.attributes import FORMAT_VERSION
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.integrity import check_digest, mark_complete
 from pipeline.features.store.records import COMPLETE_MARK, read_sealed, write_sealed
 from pipeline.features.store.units import CHUNK_ROWS
 from tests.pipeline.tiny import (
@@ -35,7 +36,7 @@ def test_features_and_steps_come_back_bit_for_bit(tmp_path):
 
     store = FeatureStore.open(tmp_path / "s.zarr")
 
-    np.testing.assert_array_equal(store.read_features(), tiny_features(NUM_ROWS))
+    np.testing.assert_array_equal(store.read_features("pooled"), tiny_features(NUM_ROWS))
     steps, expected = store.read_steps(), tiny_steps(LENGTHS)
     for name in ("state", "action", "timestamp", "episode_ends"):
         np.testing.assert_array_equal(getattr(steps, name), getattr(expected, name))
@@ -75,7 +76,7 @@ def test_an_incomplete_store_is_refused_and_says_how_far_it_is(tmp_path):
     with pytest.raises(IncompleteStoreError, match="1 of 2 units; run the same vla-embed"):
         FeatureStore.open(tmp_path / "s.zarr")
     with pytest.raises(StoreError, match=r"unit 0\) have no commit record"):
-        store.mark_complete()
+        mark_complete(store)
     assert not (tmp_path / "s.zarr" / COMPLETE_MARK).exists()
 
 
@@ -101,7 +102,7 @@ def test_damage_is_never_read_as_data(tmp_path, name, damage):
         path.unlink()
 
     with pytest.raises(StoreError, match=r"rows 0\.\.256 \(unit 0\)|features|frame_hash"):
-        store.read_features()
+        store.read_features("pooled")
     assert store.valid_units() == {1}
 
 
@@ -138,7 +139,7 @@ def test_rewriting_a_unit_takes_the_complete_mark_away_first(tmp_path):
     digest = store.digest()
     fill_store(store, [0])
     assert not store.is_complete
-    store.mark_complete()
+    mark_complete(store)
     assert store.digest() == digest
 
 
@@ -170,7 +171,7 @@ def test_other_folders_and_newer_formats_are_refused(tmp_path):
     with pytest.raises(StoreError, match=f"version {newer}, this program reads {FORMAT_VERSION};"):
         FeatureStore.open(store.path, allow_incomplete=True)
     fill_store(store)
-    store.mark_complete()  # as the newer program would have done
+    mark_complete(store)  # as the newer program would have done
     with pytest.raises(StoreError, match=f"version {newer}, this program reads {FORMAT_VERSION};"):
         FeatureStore.open(store.path)
 
@@ -185,7 +186,7 @@ def replace_steps(store: FeatureStore, name: str, value: float) -> None:
 )
 def test_steps_changed_after_completion_are_noticed(tmp_path, name, value):
     store = complete_store(tmp_path / "s.zarr", (4, 4))
-    store.check_digest()
+    check_digest(store)
     replace_steps(store, name, value)
     with pytest.raises(StoreError, match=rf"s\.zarr/{name}/c/0.*not what was embedded"):
         FeatureStore.open(store.path).read_steps()
@@ -204,7 +205,7 @@ def test_a_missing_array_is_a_store_error(tmp_path, name):
     store = complete_store(tmp_path / "s.zarr", (4,))
     (store.path / name / "zarr.json").unlink()
     with pytest.raises(StoreError, match=r"s\.zarr"):
-        FeatureStore.open(store.path).check_digest()
+        check_digest(FeatureStore.open(store.path))
 
 
 def test_an_empty_folder_becomes_a_store(tmp_path):
@@ -228,8 +229,8 @@ def test_the_probe_comes_back_bit_for_bit(tmp_path):
     probe = held.read_probe()
     np.testing.assert_array_equal(probe.frames, expected.frames)
     np.testing.assert_array_equal(probe.features, expected.features)
-    assert (probe.engine, probe.tolerance) == (expected.engine, expected.tolerance)
-    assert held.attributes.engine == expected.engine
+    assert (probe.environment, probe.tolerance) == (expected.environment, expected.tolerance)
+    assert held.attributes.environment == expected.environment
 
 
 def test_a_probe_that_another_program_rewrote_is_refused(tmp_path):
@@ -244,9 +245,9 @@ def test_units_say_which_engines_computed_them(tmp_path):
     store = create_store(tmp_path / "s.zarr", LENGTHS)
     features = tiny_features(NUM_ROWS)[:CHUNK_ROWS]
     store.write_unit(0, features, np.ones((CHUNK_ROWS, 3), np.uint64), {"b", "a"})
-    assert store.unit_engines(0) == {"a", "b"}
+    assert store.unit_environments(0) == {"a", "b"}
     with pytest.raises(StoreError, match="no commit record"):
-        store.unit_engines(1)
+        store.unit_environments(1)
 
 
 def test_the_source_digest_names_what_was_seen_whoever_encoded_it(tmp_path):
@@ -262,8 +263,8 @@ def test_the_source_digest_names_what_was_seen_whoever_encoded_it(tmp_path):
         ours.source_digest()
     hashes = ours.read_unit_hashes(0)
     hashes[3, 1] += 1  # the pixels of one frame
-    ours.write_unit(0, ours.read_unit_features(0), hashes, {"0"})
-    ours.mark_complete()
+    ours.write_unit(0, ours.read_unit_feature(0, "pooled"), hashes, {"0"})
+    mark_complete(ours)
     assert ours.source_digest() != digest
 
 
@@ -276,7 +277,7 @@ def test_a_flipped_bit_is_no_data_in_either_codec(tmp_path, codec):
         content[place] ^= 8
         path.write_bytes(content)
         with pytest.raises(StoreError):
-            store.read_unit_features(0)
+            store.read_unit_feature(0, "pooled")
         content[place] ^= 8
     # For readers that know no commit records: the checksum that Zarr itself verifies.
     assert bytes(content[-4:]) == google_crc32c.value(bytes(content[:-4])).to_bytes(4, "little")
@@ -297,6 +298,7 @@ from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from tests.pipeline.tiny import create_store, fill_store
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.integrity import check_digest, mark_complete
 path, limit, step = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
@@ -304,7 +306,7 @@ try:
         create_store(path, (4,))
     else:
         store = FeatureStore.open(path, allow_incomplete=True, writable=True)
-        fill_store(store, [1]) if step == "unit" else store.mark_complete()
+        fill_store(store, [1]) if step == "unit" else mark_complete(store)
 except OSError as error:
     print("OSError", error.errno)
 """
@@ -330,9 +332,9 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path):
     fill_store(held, [1])
     run_on_a_full_disk(store.path, 1_000, "mark")
     assert not held.is_complete
-    held.mark_complete()
+    mark_complete(held)
     np.testing.assert_array_equal(
-        FeatureStore.open(store.path).read_features(), tiny_features(NUM_ROWS)
+        FeatureStore.open(store.path).read_features("pooled"), tiny_features(NUM_ROWS)
     )
 
 
@@ -343,8 +345,9 @@ from pathlib import Path
 import sys
 from tests.pipeline.tiny import create_store, fill_store
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.integrity import check_digest, mark_complete
 path = Path(sys.argv[1])
-print(len(FeatureStore.open(path).read_features()))
+print(len(FeatureStore.open(path).read_features("pooled")))
 store = FeatureStore.open(path, writable=True)
 for write in (lambda: fill_store(store, [0]), lambda: create_store(path.parent / "b.zarr", (4,))):
     try:

@@ -29,7 +29,7 @@ def test_a_shard_is_one_file_a_unit_and_every_row_comes_back(tmp_path, codec):
     assert [store.unit_rows(unit) for unit in range(store.num_units)] == [(0, 512), (512, 877)]
     for name in ("features", "frame_hash"):
         assert chunk_files(store.path, name) == ["0", "1"]
-    np.testing.assert_array_equal(store.read_features(), tiny_features(NUM_ROWS))
+    np.testing.assert_array_equal(store.read_features("pooled"), tiny_features(NUM_ROWS))
     group = zarr.open_group(store.path, mode="r")
     np.testing.assert_array_equal(group["features"][500:520], tiny_features(NUM_ROWS)[500:520])
     assert group["features"].chunks[0] == CHUNK_ROWS
@@ -39,7 +39,7 @@ def test_the_size_of_its_files_changes_no_number_of_a_store(tmp_path):
     sharded = complete_store(tmp_path / "a.zarr", LENGTHS, rows_per_unit=ROWS_PER_UNIT)
     plain = complete_store(tmp_path / "b.zarr", LENGTHS)
     assert sharded.num_units < plain.num_units
-    np.testing.assert_array_equal(sharded.read_features(), plain.read_features())
+    np.testing.assert_array_equal(sharded.read_features("pooled"), plain.read_features("pooled"))
     np.testing.assert_array_equal(sharded.read_steps().state, plain.read_steps().state)
 
 
@@ -58,7 +58,7 @@ def test_damage_to_a_shard_costs_its_own_unit_alone(tmp_path, name, damage):
         path.unlink()
     assert store.valid_units() == {0}
     with pytest.raises(StoreError):
-        store.read_unit_features(1)
+        store.read_unit_feature(1, "pooled")
 
 
 def test_a_store_whose_files_are_not_of_the_size_it_names_is_refused(tmp_path):
@@ -74,7 +74,7 @@ def test_the_size_of_a_dataset_chooses_and_a_store_keeps_its_choice(tmp_path):
     assert choose_rows_per_unit(1_000, 1_000) == CHUNK_ROWS
     assert choose_rows_per_unit(1_001, 1_000) == SHARD_ROWS
     manifest, store = write_still_life(tmp_path, (CHUNK_ROWS, 9)), tmp_path / "s.zarr"
-    settings = {"manifest": manifest, "store": store, "backbone": tiny_tower()}
+    settings = {"manifest": manifest, "store": store, "encoder": tiny_tower()}
     embed_dataset(EmbedConfig(**settings, shard_above=100))
     digest = FeatureStore.open(store).digest()
     assert FeatureStore.open(store).attributes.rows_per_unit == SHARD_ROWS

@@ -9,6 +9,7 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.features.store import completion
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.records import COMPLETE_MARK, discard_units
 from pipeline.features.store.units import CHUNK_ROWS
 from tests.pipeline.tiny import complete_store, create_store, fill_store
@@ -35,7 +36,7 @@ def test_a_store_that_was_replaced_since_it_was_opened_is_not_read(tmp_path, len
     store = FeatureStore.open(tmp_path / "s.zarr")
     put_in_place(store, complete_store(tmp_path / "other.zarr", lengths))
     with pytest.raises(StoreError, match=r"another store took its place run the same command"):
-        store.read_features()
+        store.read_features("pooled")
 
 
 @pytest.mark.parametrize("other", ["another store", "none", "incomplete"])
@@ -43,7 +44,7 @@ def test_what_was_read_while_a_store_was_replaced_is_refused(tmp_path, other):
     complete_store(tmp_path / "s.zarr", (4, 5))
     store = FeatureStore.open(tmp_path / "s.zarr")
     with store.unreplaced() as digest:
-        store.read_features()
+        store.read_features("pooled")
     assert digest == store.digest()
 
     def change() -> None:
@@ -53,7 +54,7 @@ def test_what_was_read_while_a_store_was_replaced_is_refused(tmp_path, other):
             shutil.rmtree(store.path)
         else:
             discard_units(store.folder, [])
-        store.read_features()
+        store.read_features("pooled")
 
     with pytest.raises(StoreError, match=r"s\.zarr: another store took its place"):
         with_unreplaced(store, change)
@@ -63,7 +64,7 @@ def test_damage_is_not_taken_for_a_replacement(tmp_path):
     store = complete_store(tmp_path / "s.zarr", (4, 5))
     (store.path / "commits/000000.json").unlink()
     with pytest.raises(StoreError, match="no commit record"), store.unreplaced():
-        store.read_features()
+        store.read_features("pooled")
 
 
 @pytest.mark.parametrize("is_complete", [True, False])
@@ -91,7 +92,7 @@ def test_arrays_of_another_shape_or_dtype_are_a_store_error(
     if changes.get("node_type") == "group":
         metadata = {"zarr_format": 3, "node_type": "group", "attributes": {}}
     if is_complete:
-        store.mark_complete()
+        mark_complete(store)
     path.write_text(json.dumps(metadata))
     with pytest.raises(StoreError, match=r"zarr\.json" if is_complete else found) as caught:
         FeatureStore.open(store.path, allow_incomplete=True)
@@ -119,5 +120,5 @@ def test_the_mark_is_parsed_once_and_again_after_every_change(tmp_path, monkeypa
     for change in changes:
         change()
         assert not store.is_complete
-        store.mark_complete()
+        mark_complete(store)
         assert store.is_complete

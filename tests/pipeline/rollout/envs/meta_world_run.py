@@ -18,7 +18,7 @@ STATE_DIM, ACTION_DIM, CONTROL_HZ = 4, 4, 80.0
 def write_run(folder: Path) -> Path:
     """Embed noise with the tiny tower, train on it, and return the run's folder."""
     store = folder / "features.zarr"
-    embed_dataset(EmbedConfig(manifest=write_noise(folder), store=store, backbone=tiny_tower()))
+    embed_dataset(EmbedConfig(manifest=write_noise(folder), store=store, encoder=tiny_tower()))
     train([store], folder / "run", debug(), resume=False)
     return folder / "run"
 

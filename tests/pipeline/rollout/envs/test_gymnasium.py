@@ -12,7 +12,7 @@ import torch
 from pipeline.errors import ConfigError, EnvError
 from pipeline.rollout.envs.gymnasium_config import GymnasiumConfig
 from pipeline.rollout.envs.registry import make_env, make_expert_env
-from policy.images import resize_frames
+from policy.images import resize_images
 from tests.pipeline.rollout import toy_env
 from tests.pipeline.rollout.envs.env_contract import EnvContract
 
@@ -77,7 +77,7 @@ class TestToy(EnvContract):
         env.reset(8)
         for step in range(5):
             pictures = [*expected["pixels"].values(), oracle.render()]
-            resized = [resize_frames(torch.from_numpy(p)[None])[0].numpy() for p in pictures]
+            resized = [resize_images(torch.from_numpy(p)[None])[0].numpy() for p in pictures]
             np.testing.assert_array_equal(env.render(), resized)
             numbers = [*expected["agent_pos"], 0.1]
             np.testing.assert_array_equal(env.state(), np.float32(numbers))

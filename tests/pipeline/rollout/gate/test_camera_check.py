@@ -14,7 +14,7 @@ from pipeline.training.presets import debug
 from pipeline.training.run.camera_reference import CameraReference
 from pipeline.training.run.folder import REFERENCE_FILE, read_reference, read_run
 from pipeline.training.session import train
-from policy.images import resize_frames
+from policy.images import resize_images
 from tests.pipeline.tiny import complete_store, tiny_features
 
 VIEWS = ("left", "top", "hand")
@@ -30,7 +30,7 @@ UNDO = {
 def scene(view: int, *, mirrored: bool = False) -> np.ndarray:
     """Soft random patches, of other colours and places in every view."""
     patches = np.random.default_rng(view).integers(0, 256, (1, 8, 8, 3), np.uint8)
-    picture = resize_frames(torch.from_numpy(patches))[0].numpy()
+    picture = resize_images(torch.from_numpy(patches))[0].numpy()
     return np.maximum(picture, picture[:, ::-1]) if mirrored else picture
 
 

@@ -19,9 +19,10 @@ from pipeline.training.run.folder import (
     read_probe,
 )
 from pipeline.training.session import train
-from policy.encoders.siglip2 import STAND_IN, load_backbone
+from policy.encoders.stand_in import NAME as STAND_IN
 from policy.spec import AgentSpec
 from tests.pipeline.tiny import VIEWS, complete_store, tiny_identity
+from tests.tower import load
 
 
 class StillEnv:
@@ -102,17 +103,17 @@ def test_a_run_trained_on_another_encoders_features_is_refused(tmp_path):
     store = complete_store(tmp_path / "s.zarr")
     train([store.path], tmp_path / "run", debug(), resume=False)
     with pytest.raises(EncoderMismatchError, match="stand-in is another encoder"):
-        load_policy(tmp_path / "run", backbone="stand-in")
+        load_policy(tmp_path / "run", encoder="stand-in")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="no training run here"):
-        load_policy(tmp_path, backbone=None)
+        load_policy(tmp_path, encoder=None)
 
 
 @pytest.fixture(scope="module")
 def encoder():
-    return load_backbone(STAND_IN, compute_dtype="float32")
+    return load(STAND_IN, compute_dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +130,13 @@ def train_on(probe: Probe, encoder, folder):
 
 def test_the_encoder_that_gives_the_probe_its_features_passes(encoder, probe, tmp_path):
     run = train_on(probe, encoder, tmp_path)
-    held, agent, step = load_policy(run, backbone=None)
+    held, agent, step = load_policy(run, encoder=None)
     assert step == 4
-    assert agent.backbone is not None
+    assert agent.encoder is not None
     carried = read_probe(run, held)
     np.testing.assert_array_equal(carried.frames, probe.frames)
     np.testing.assert_array_equal(carried.features, probe.features)
-    assert (carried.engine, carried.tolerance) == (probe.engine, probe.tolerance)
+    assert (carried.environment, carried.tolerance) == (probe.environment, probe.tolerance)
 
 
 def test_no_environment_is_built_where_the_probe_has_other_features(encoder, probe, tmp_path):
@@ -164,7 +165,7 @@ def test_a_probe_that_was_swapped_damaged_or_removed_is_refused(encoder, probe, 
     ):
         path.write_bytes(damage)
         with pytest.raises(RunError, match=rf"{path}: .*{pattern}"):
-            load_policy(run, backbone=None)
+            load_policy(run, encoder=None)
     path.unlink()
     with pytest.raises(RunError, match=str(path)):
-        load_policy(run, backbone=None)
+        load_policy(run, encoder=None)

@@ -33,7 +33,7 @@ def run(tmp_path_factory):
 
 
 def config(run, out, **settings):
-    asked = {"episodes": 3, "max_steps": 20, "backbone": tiny_tower(), "videos": "none"}
+    asked = {"episodes": 3, "max_steps": 20, "encoder": tiny_tower(), "videos": "none"}
     return RolloutConfig(run=run, env=TASK, out=out, **(asked | settings))
 
 
@@ -118,8 +118,8 @@ def test_a_simulator_that_dies_is_an_error_and_leaves_no_result(run, tmp_path, m
 
 def test_the_gate_can_be_overridden_and_the_result_says_so(run, tmp_path):
     with pytest.raises(EncoderMismatchError, match="stand-in is another encoder"):
-        roll_out(config(run, tmp_path / "no", backbone="stand-in"))
-    settings = {"backbone": "stand-in", "override_gate": True, "episodes": 1, "max_steps": 1}
+        roll_out(config(run, tmp_path / "no", encoder="stand-in"))
+    settings = {"encoder": "stand-in", "override_gate": True, "episodes": 1, "max_steps": 1}
     result = roll_out(config(run, tmp_path / "yes", **settings))
     assert len(result.gate_overridden) == 2
     assert "stand-in is another encoder" in result.gate_overridden[0]
@@ -134,7 +134,7 @@ def test_a_refusal_leaves_the_earlier_result(run, alone, tmp_path):
     with pytest.raises(RunError, match="want latest, best"):
         roll_out(config(run, tmp_path / "out", checkpoint="newest"))
     with pytest.raises(EncoderMismatchError):
-        roll_out(config(run, tmp_path / "out", backbone="stand-in"))
+        roll_out(config(run, tmp_path / "out", encoder="stand-in"))
     after = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert after == before
 

@@ -10,7 +10,7 @@ from openpi_client import msgpack_numpy
 from pipeline.errors import ConfigError, RequestError
 from pipeline.rollout.serve.request import RequestReader
 from pipeline.rollout.serve.session import Session
-from policy.images import resize_frames
+from policy.images import resize_images
 from policy.spec import AgentSpec
 from tests.pipeline.rollout.serve.served import (
     FIRST_SEED,
@@ -112,7 +112,7 @@ def test_a_reset_begins_an_episode_with_the_next_seed(session, policy):
 def test_frames_of_any_size_go_through_the_one_resize(policy):
     """The first pixel of the resized frame decides the feature; a camera's own would differ."""
     picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-    resized = resize_frames(torch.from_numpy(picture[None]))[0].numpy()
+    resized = resize_images(torch.from_numpy(picture[None]))[0].numpy()
     assert picture[0, 0, 0] != resized[0, 0, 0]
     answers = []
     for front in (picture, resized):

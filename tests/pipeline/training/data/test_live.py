@@ -37,12 +37,12 @@ CONFIG = with_settings(
 )
 
 
-def embed(folder: Path, lengths: tuple[int, ...], backbone: str) -> Path:
+def embed(folder: Path, lengths: tuple[int, ...], encoder: str) -> Path:
     """Embed a dataset of two views with one variant of each frame."""
     manifest = write_dataset(folder, lengths)
     manifest.write_text(manifest.read_text().replace(THIRD_VIEW, ""))
     store = folder / "s.zarr"
-    embed_dataset(EmbedConfig(manifest=manifest, store=store, backbone=backbone, num_variants=1))
+    embed_dataset(EmbedConfig(manifest=manifest, store=store, encoder=encoder, num_variants=1))
     return store
 
 
@@ -63,7 +63,7 @@ def stand_in_store(tmp_path_factory) -> Path:
 def live_windows(*paths: Path):
     """Live windows whose cache is poisoned."""
     stores = map(FeatureStore.open, paths)
-    with open_live_windows(*stores, heldout_share=0.0, backbone=tiny_tower()) as data:
+    with open_live_windows(*stores, heldout_share=0.0, encoder=tiny_tower()) as data:
         data.features.fill_(torch.nan)
         yield data
 
@@ -105,7 +105,7 @@ def test_a_live_run_has_the_losses_and_the_weights_of_a_cached_one(case, request
         paths = request.getfixturevalue("stores")
     cached = train(paths, tmp_path / "cached", config, resume=False, weights=weights)
     live = train(
-        paths, tmp_path / "live", config, resume=False, weights=weights, live=True, backbone=tower
+        paths, tmp_path / "live", config, resume=False, weights=weights, live=True, encoder=tower
     )
     assert live.features_from == "the encoder"
     logs = [
@@ -124,11 +124,11 @@ def test_a_live_run_has_the_losses_and_the_weights_of_a_cached_one(case, request
 
 def test_a_live_run_goes_on_live(stores, tmp_path):
     config, run, tower = with_settings(CONFIG, ["steps=3"]), tmp_path / "run", tiny_tower()
-    train(stores[:1], run, config, resume=False, live=True, backbone=tower)
+    train(stores[:1], run, config, resume=False, live=True, encoder=tower)
     assert read_run(run).live
     with pytest.raises(RunError, match="was started with live=True, now it is False"):
         train(stores[:1], run, config, resume=True)
-    report = train(stores[:1], run, config, resume=True, live=True, backbone=tower)
+    report = train(stores[:1], run, config, resume=True, live=True, encoder=tower)
     assert report.resumed_from == 3
 
 
@@ -145,10 +145,10 @@ def test_pixels_that_were_not_embedded_stop_a_live_run(tmp_path):
     shutil.rmtree(tmp_path / "data")
     (tmp_path / "tiny.toml").unlink()
     with pytest.raises(StoreError, match="does not say where its dataset lies"):
-        train([store], tmp_path / "run", CONFIG, resume=False, live=True, backbone=tiny_tower())
+        train([store], tmp_path / "run", CONFIG, resume=False, live=True, encoder=tiny_tower())
     assert not (tmp_path / "run").exists()
 
 
-def test_a_backbone_is_only_for_live_training(stores, tmp_path):
+def test_a_encoder_is_only_for_live_training(stores, tmp_path):
     with pytest.raises(ConfigError, match="add --live"):
-        train(stores[:1], tmp_path / "run", CONFIG, resume=False, backbone="stand-in")
+        train(stores[:1], tmp_path / "run", CONFIG, resume=False, encoder="stand-in")

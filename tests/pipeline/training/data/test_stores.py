@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError, RunError, StoreError
 from pipeline.features.identity.probe import Probe
 from pipeline.features.store.attributes import SourceShare
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.steps import StepArrays
 from pipeline.training.data.sampling import BatchSampler
 from pipeline.training.data.stores import warn_of_leaks
@@ -24,7 +25,7 @@ from pipeline.training.session import train
 from tests.pipeline.tiny import (
     complete_store,
     create_store,
-    tiny_engine,
+    tiny_environment,
     tiny_identity,
     tiny_probe,
     tiny_steps,
@@ -57,8 +58,8 @@ def make_store(
         shape = (stop - start, store.attributes.num_slots)
         features = numbers.normal(2, 3, (*shape, 768)).astype(np.float16)
         hashes = np.arange(1, 1 + np.prod(shape), dtype=np.uint64).reshape(shape)
-        store.write_unit(unit, features, hashes, {tiny_engine().digest()})
-    store.mark_complete()
+        store.write_unit(unit, features, hashes, {tiny_environment().digest()})
+    mark_complete(store)
     return store
 
 
@@ -84,7 +85,7 @@ def test_no_window_leaves_its_episode_or_its_store(first, second):
     data = WindowData(first, second, heldout_share=0.0)
     rows = torch.arange(ROWS_A + ROWS_B)
     windows = data.gather(rows, obs_horizon=OBS, pred_horizon=PRED)
-    features = [store.read_features().astype(np.float32) for store in (first, second)]
+    features = [store.read_features("pooled").astype(np.float32) for store in (first, second)]
     row = 0
     for store, lengths in enumerate((LENGTHS_A, LENGTHS_B)):
         stop = 0
@@ -109,7 +110,7 @@ def test_each_store_holds_out_its_own_episodes_and_the_rest_makes_the_statistics
     features, state, action = [], [], []
     for store, rows in zip((first, second), train_rows, strict=True):
         steps = store.read_steps()
-        features.append(store.read_features()[rows].astype(np.float64))
+        features.append(store.read_features("pooled")[rows].astype(np.float64))
         state.append(steps.state[rows])
         action.append(steps.action[rows])
     all_features = np.concatenate(features)
@@ -203,7 +204,7 @@ def test_one_bit_of_the_probe_tells_an_encoder_unless_the_engine_is_another(firs
     with pytest.raises(StoreError, match="want at most 0 on the same engine"):
         WindowData(first, other, heldout_share=0.0)
 
-    probe = dataclasses.replace(probe, engine=tiny_engine(threads=2))
+    probe = dataclasses.replace(probe, environment=tiny_environment(threads=2))
     WindowData(first, make_store(tmp_path / "other.zarr", probe=probe), heldout_share=0.0)
 
     probe = dataclasses.replace(probe, features=-features)

@@ -65,7 +65,7 @@ def test_every_window_comes_once_an_epoch_to_the_process_that_owns_its_unit(stor
     units = [set(rows // UNIT_ROWS) for rows in owned]
     assert not units[0] & units[1]
     assert abs(len(owned[0]) - len(owned[1])) < UNIT_ROWS
-    features = store.read_features()
+    features = store.read_features("pooled")
     for rank, own in zip(seen, owned, strict=True):
         for epoch in range(len(rank["current"]) // len(own)):
             rows = rank["current"][epoch * len(own) : (epoch + 1) * len(own)]

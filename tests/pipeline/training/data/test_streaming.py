@@ -80,7 +80,7 @@ def data(store):
 def test_statistics_are_those_of_numpy_over_the_training_rows(store, data):
     episode_of = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
     rows = ~np.isin(episode_of, HELDOUT)
-    features, steps = store.read_features()[rows].astype(np.float64), store.read_steps()
+    features, steps = store.read_features("pooled")[rows].astype(np.float64), store.read_steps()
     found = data.statistics()
     np.testing.assert_allclose(found.feature_mean, features.mean(0), rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(found.feature_std, features.std(0), rtol=1e-6)
@@ -133,7 +133,7 @@ def test_a_step_is_the_same_wherever_one_begins(data):
 
 def test_two_stores_and_their_variants_are_streamed_together(tmp_path):
     stores = [make_store(tmp_path / f"{n}.zarr", (300 + n, 60), num_variants=2) for n in range(2)]
-    cached = np.concatenate([store.read_features() for store in stores]).astype(np.float32)
+    cached = np.concatenate([store.read_features("pooled") for store in stores]).astype(np.float32)
     seen, shown = set(), np.zeros(3, int)
     with closing(streamed(*stores)) as data:
         for windows in drawn(data, range(len(data.train_rows) // 8 + 1)):

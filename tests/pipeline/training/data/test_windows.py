@@ -30,7 +30,7 @@ def data(store):
 
 def test_windows_equal_a_loop_over_steps(store, data):
     """Rows are numbered in the first column of state and action, so that padding can be read."""
-    steps, features = store.read_steps(), store.read_features()
+    steps, features = store.read_steps(), store.read_features("pooled")
     rows = torch.arange(sum(LENGTHS))
     windows = data.gather(rows, obs_horizon=OBS, pred_horizon=PRED)
     for row in range(sum(LENGTHS)):
@@ -61,7 +61,7 @@ def test_held_out_episodes_stay_out_of_training_and_its_statistics(store, data):
     assert heldout == {1}
     assert train == {0, 2}
 
-    steps, features = store.read_steps(), store.read_features().astype(np.float64)
+    steps, features = store.read_steps(), store.read_features("pooled").astype(np.float64)
     rows = data.train_rows.numpy()
     statistics = data.statistics()
     np.testing.assert_allclose(statistics.feature_mean, features[rows].mean(0), atol=1e-6)
