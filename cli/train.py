@@ -10,10 +10,11 @@ import typer
 from cli.exits import exit_on_vla_error
 from cli.options import LOCATION
 from pipeline.errors import ConfigError
+from pipeline.features.store.local_copy import FeatureCache, default_cache_dir, parse_bytes
 from pipeline.rollout.play.validation import validate_by_rollouts
 from pipeline.rollout.report.page import write_report
 from pipeline.storage.folders import parse_location
-from pipeline.training.config import parse_memory, with_settings
+from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
 from pipeline.training.run.tracking import TRACKERS
 from pipeline.training.session import train
@@ -40,12 +41,15 @@ def train_command(
     weights: Annotated[
         str, typer.Option(help="How often a step of each store is drawn, as in 2,1; all alike.")
     ] = "",
-    memory: Annotated[
-        str | None,
+    cache_dir: Annotated[
+        Path | None,
         typer.Option(
-            help="Bytes a process takes for the data, as in 8GB; read features again each epoch."
+            help="Local copies of stores in buckets and of compressed ones; by default in ~/.cache."
         ),
     ] = None,
+    cache_bytes: Annotated[
+        str, typer.Option(help="Room of all copies in --cache-dir, as in 500MB or 2TB.")
+    ] = "100GB",
     live: Annotated[
         bool,
         typer.Option("--live", help="Run the encoder on the frames at every step: proves a store."),
@@ -71,10 +75,8 @@ def train_command(
     """Train a policy on cached features."""
     with exit_on_vla_error("add --resume to go on from the last checkpoint"):
         locations = [parse_location(store) for store in stores]
-        settings = list(settings or ())
-        if memory is not None:
-            settings.append(f"memory={parse_memory(memory)}")
-        config = with_settings(preset_config(preset), settings)
+        cache = FeatureCache(cache_dir or default_cache_dir(), parse_bytes(cache_bytes))
+        config = with_settings(preset_config(preset), settings or ())
         with ExitStack() as watching:
             watchers = []
             if rollout_env is not None:
@@ -97,6 +99,7 @@ def train_command(
                 config,
                 resume=resume,
                 weights=_parse_weights(weights),
+                cache=cache,
                 live=live,
                 backbone=backbone if live or rollout_env is None else None,
                 device=device,

@@ -5,7 +5,7 @@ Knows stores, runs and the trainer; nothing about a step.
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,12 @@ import torch
 from pipeline.errors import ConfigError, RunError
 from pipeline.features.identity.probe import Probe
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.local_copy import FeatureCache
 from pipeline.storage.folders import Location
 from pipeline.storage.local_files import sole_writer
 from pipeline.training.config import TrainConfig
 from pipeline.training.data.live import open_live_windows
-from pipeline.training.data.steps import StepData
 from pipeline.training.data.stores import check_weights, unreplaced, warn_of_leaks
-from pipeline.training.data.streaming import StreamedWindowData
 from pipeline.training.data.windows import WindowData
 from pipeline.training.distributed import Ranks, joined_ranks
 from pipeline.training.run.camera_reference import CameraReference, take_reference
@@ -53,8 +52,6 @@ class TrainReport:
     heldout_error: float | None
     """Root mean squared action error on held-out episodes, normalised; None without."""
     elapsed_s: float
-    features_from: str
-    """Where each batch took its features from."""
     is_primary: bool
     """Whether this is the process that reports, out of those of the run."""
 
@@ -64,7 +61,7 @@ class TrainReport:
         error = "" if self.heldout_error is None else f", held-out error {self.heldout_error:.4f}"
         return (
             f"{self.run}: {self.steps} steps{start} in {self.elapsed_s:.0f} s, "
-            f"{self.num_parameters / 1e6:.1f} M parameters, features from {self.features_from}"
+            f"{self.num_parameters / 1e6:.1f} M parameters"
             f"{error}"
         )
 
@@ -76,6 +73,7 @@ def train(
     *,
     resume: bool,
     weights: Sequence[float] = (),
+    cache: FeatureCache | None = None,
     live: bool = False,
     backbone: str | None = None,
     device: str = "cpu",
@@ -90,6 +88,8 @@ def train(
         config: everything that decides the weights.
         resume: go on with the run in `run` if there is one; otherwise one there is an error.
         weights: how often a step of each store is drawn, against the others; empty: all alike.
+        cache: where a store in object storage or with compressed features is copied to; None
+            refuses one.
         live: run the encoder on the datasets' frames at every step instead of reading features.
         backbone: where the encoder of a live training lies now; None takes the name in the stores.
         device: torch's name of the device to train on.
@@ -101,8 +101,8 @@ def train(
         RankLostError: another process of the training has ended.
         MissingExtraError: the library of a tracker is not installed.
         StoreError, IncompleteStoreError: a store cannot be used, or differs from the first.
-        ConfigError: the weights do not fit the stores, or nothing needs a backbone; a memory was
-            set that is too small, or beside weights or `live`.
+        ConfigError: the weights do not fit the stores, nothing needs a backbone, or a store needs
+            a local copy for which there is no cache or no room.
         RunError: `run` holds another run, or holds one and `resume` is False.
         NonFiniteLossError: the loss is not finite; checkpoints before it stay valid.
         ManifestError, DatasetError, FrameReadError, EncoderLoadError, EncoderMismatchError: live,
@@ -111,17 +111,13 @@ def train(
     if backbone is not None and not live:
         raise ConfigError(f"backbone {backbone}: features are read from the stores; add --live")
     weights = check_weights(weights, len(stores))
-    if config.memory is not None and (live or len(set(weights)) > 1):
-        raise ConfigError(
-            f"--memory with {'--live' if live else '--weights'}: features are read from the stores "
-            f"in the order of their units, all alike; leave out one of the two"
-        )
     check_trackers(track)
     with joined_ranks(open_device(device)) as (ranks, opened):
         data_source = _open_data(
             stores,
             weights=weights,
             config=config,
+            cache=cache,
             live=live,
             backbone=backbone,
             device=opened,
@@ -133,7 +129,6 @@ def train(
                 spec=data.spec,
                 data=identity,
                 live=live,
-                num_streams=None if config.memory is None else ranks.size,
             )
             trainer = Trainer(run, description, data, opened, ranks)
             is_new = ranks.is_primary and is_new_run(run, description, resume=resume)
@@ -153,7 +148,6 @@ def train(
                 num_parameters=sum(part.numel() for part in trainer.agent.parameters()),
                 heldout_error=trainer.validated.get("heldout_error"),
                 elapsed_s=time.monotonic() - started,
-                features_from=data.features_from,
                 is_primary=ranks.is_primary,
             )
 
@@ -171,11 +165,12 @@ def _open_data(
     *,
     weights: Sequence[float],
     config: TrainConfig,
+    cache: FeatureCache | None,
     live: bool,
     backbone: str | None,
     device: torch.device,
     ranks: Ranks,
-) -> Iterator[tuple[StepData, DataIdentity, Probe, CameraReference]]:
+) -> Iterator[tuple[WindowData, DataIdentity, Probe, CameraReference]]:
     stores = [FeatureStore.open(path) for path in paths]
     with ExitStack() as opened:
         with unreplaced(stores) as digests:
@@ -183,7 +178,7 @@ def _open_data(
                 store.check_digest()
             probe = stores[0].read_probe()
             if live:
-                data: StepData = opened.enter_context(
+                data: WindowData = opened.enter_context(
                     open_live_windows(
                         *stores,
                         heldout_share=config.heldout_share,
@@ -192,15 +187,10 @@ def _open_data(
                         device=device,
                     )
                 )
-            elif config.memory is not None:
-                streamed = StreamedWindowData(
-                    *stores, config=config, memory=config.memory, ranks=ranks
-                )
-                data = opened.enter_context(closing(streamed))
             else:
-                held = WindowData(*stores, heldout_share=config.heldout_share, weights=weights)
-                held.move_to(device)
-                data = held
+                data = WindowData(
+                    *stores, heldout_share=config.heldout_share, weights=weights, cache=cache
+                )
         if ranks.is_primary:
             warn_of_leaks(data.leaks)
         reference = take_reference(data)

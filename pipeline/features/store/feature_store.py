@@ -64,7 +64,6 @@ from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS, StepArrays, S
 from pipeline.features.store.units import PASSING_ROWS, cut, num_units, unit_rows
 from pipeline.storage.folders import Folder, Location, open_folder
 from pipeline.storage.local_files import json_bytes
-from policy.spec import FEATURE_DIM
 
 
 class FeatureStore:
@@ -282,20 +281,14 @@ class FeatureStore:
         )
         write_mark(self.folder, mark)
 
-    def read_features(
-        self, into: Float16[np.ndarray, "n s 768"] | None = None
-    ) -> Float16[np.ndarray, "n s 768"]:
-        """Read all features, into new memory unless told; each unit is checked by its record.
+    def read_features(self) -> Float16[np.ndarray, "n s 768"]:
+        """Read all features into memory; each unit is checked by its record.
 
         Raises:
             StoreError: a unit is damaged; the message names it.
         """
-        shape = (self.num_rows, self.attributes.num_slots, FEATURE_DIM)
-        features = np.empty(shape, np.float16) if into is None else into
-        for unit in range(self.num_units):
-            start, stop = self.unit_rows(unit)
-            features[start:stop] = self.read_unit_features(unit)
-        return features
+        units = [self.read_unit_features(unit) for unit in range(self.num_units)]
+        return np.concatenate(units)
 
     def read_unit_features(self, unit: int) -> Float16[np.ndarray, "n s 768"]:
         """Read a unit's features, checked against its record.
@@ -303,10 +296,30 @@ class FeatureStore:
         Raises:
             StoreError: the unit was never committed, or is damaged.
         """
-        rows = slice(*self.unit_rows(unit))
-        features, frame_hash = (self._read(name, rows) for name in UNIT_ARRAYS)
-        self._check_unit(unit, unit_hash([features], frame_hash))
+        features = self._read("features", slice(*self.unit_rows(unit)))
+        self.check_unit(unit, [features])
         return features
+
+    def unit_pieces(self, unit: int) -> Iterator[Float16[np.ndarray, "n s 768"]]:
+        """Read a unit's features in pieces of rows for `check_unit`; StoreError if damaged."""
+        rows, is_local = self.unit_rows(unit), isinstance(self.path, Path)
+        pieces = cut(*rows, PASSING_ROWS) if is_local else [slice(*rows)]
+        return (self._read("features", piece) for piece in pieces)
+
+    def check_unit(
+        self, unit: int, features: Iterable[Float16[np.ndarray, "_ s 768"]]
+    ) -> UInt64[np.ndarray, "n s"]:
+        """Compare a unit's features, in pieces of rows, with its record; return its frame hashes.
+
+        Raises:
+            StoreError: the unit was never committed, or these are not its features.
+        """
+        frame_hash = self._read("frame_hash", slice(*self.unit_rows(unit)))
+        found = unit_hash(features, frame_hash)
+        if found != self._unit_record(unit).sha256:
+            where = "{}: rows {}..{}".format(self.path, *self.unit_rows(unit))
+            raise StoreError(f"{where} (unit {unit}) do not hash to their commit record")
+        return frame_hash
 
     def read_unit_hashes(self, unit: int) -> UInt64[np.ndarray, "n s"]:
         """Read the hash of the pixels of every frame of a unit, checked against its record.
@@ -314,13 +327,7 @@ class FeatureStore:
         Raises:
             StoreError: the unit was never committed, or is damaged.
         """
-        rows = self.unit_rows(unit)
-        # Nobody keeps the features: they pass by in pieces, each of which is a request elsewhere.
-        pieces = cut(*rows, PASSING_ROWS) if isinstance(self.path, Path) else [slice(*rows)]
-        features = (self._read("features", piece) for piece in pieces)
-        frame_hash = self._read("frame_hash", slice(*rows))
-        self._check_unit(unit, unit_hash(features, frame_hash))
-        return frame_hash
+        return self.check_unit(unit, self.unit_pieces(unit))
 
     def read_steps(self) -> StepArrays:
         """Read state, action, timestamps and episode ends into memory.
@@ -373,11 +380,6 @@ class FeatureStore:
     def _unit_record(self, unit: int) -> UnitRecord:
         made_by = self.attributes.encoder.fingerprint
         return read_unit_record(self.folder, unit, self.unit_rows(unit), made_by)
-
-    def _check_unit(self, unit: int, found: str) -> None:
-        if found != self._unit_record(unit).sha256:
-            where = "{}: rows {}..{}".format(self.path, *self.unit_rows(unit))
-            raise StoreError(f"{where} (unit {unit}) do not hash to their commit record")
 
     def _open(self, name: str) -> zarr.Array[Any]:
         if name not in UNIT_ARRAYS:

@@ -28,9 +28,9 @@ from pipeline.training.run.camera_reference import CameraReference
 from policy.encoders.environment import EngineRecord
 from policy.spec import AgentSpec, EncoderIdentity
 
-FORMAT_VERSION: Final = 6
+FORMAT_VERSION: Final = 7
 """1 carried no probe, 2 named one store, 3 had no camera reference, 4 anchored times by name,
-5 named the kind of improved MeanFlow by a setting."""
+5 named the kind of improved MeanFlow by a setting, 6 could read features in groups of units."""
 PROBE_FILE: Final = "probe.safetensors"
 REFERENCE_FILE: Final = "starts.safetensors"
 
@@ -100,10 +100,6 @@ class RunDescription(BaseModel):
     """Whether the encoder ran on the frames at every step, instead of the features in the stores.
     On the engine of the stores the weights are the same bits; that is what such a run proves, so
     it goes on live."""
-    num_streams: int | None = None
-    """How many processes read features while they train, each those of its own units; they decide
-    which windows meet in a batch. None: features lay in memory, and any number takes the same
-    steps."""
 
 
 def write_run(
