@@ -8,12 +8,13 @@ from typing import Annotated, Final
 import typer
 
 from cli.exits import exit_on_vla_error
-from cli.options import LOCATION
+from cli.options import LOCATION, DeviceOption
 from pipeline.errors import ConfigError
+from pipeline.features.store.local_copy import FeatureCache, default_cache_dir, parse_bytes
 from pipeline.rollout.play.validation import validate_by_rollouts
 from pipeline.rollout.report.page import write_report
 from pipeline.storage.location import parse_location
-from pipeline.training.config import parse_memory, with_settings
+from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
 from pipeline.training.run.tracking import TRACKERS
 from pipeline.training.session import train
@@ -40,21 +41,20 @@ def train_command(
     weights: Annotated[
         str, typer.Option(help="How often a step of each store is drawn, as in 2,1; all alike.")
     ] = "",
-    memory: Annotated[
-        str | None,
+    cache_dir: Annotated[
+        Path | None,
         typer.Option(
-            help="Bytes a process takes for the data, as in 8GB; read features again each epoch."
+            help="Local copies of stores in buckets and of compressed ones; by default in ~/.cache."
         ),
     ] = None,
-    live: Annotated[
-        bool,
-        typer.Option("--live", help="Run the encoder on the frames at every step: proves a store."),
-    ] = False,
+    cache_bytes: Annotated[
+        str, typer.Option(help="Room of all copies in --cache-dir, as in 500MB or 2TB.")
+    ] = "100GB",
     encoder: Annotated[
         str | None,
         typer.Option(help="Where the encoder of --live or --rollout-env lies, if it moved."),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to train, as torch names it.")] = "cpu",
+    device: DeviceOption = "auto",
     rollout_env: Annotated[
         str | None,
         typer.Option(help="Roll checkpoints out meanwhile, as in metaworld/drawer-open-v3."),
@@ -71,10 +71,8 @@ def train_command(
     """Train a policy on cached features."""
     with exit_on_vla_error("add --resume to go on from the last checkpoint"):
         locations = [parse_location(store) for store in stores]
-        settings = list(settings or ())
-        if memory is not None:
-            settings.append(f"memory={parse_memory(memory)}")
-        config = with_settings(preset_config(preset), settings)
+        cache = FeatureCache(cache_dir or default_cache_dir(), parse_bytes(cache_bytes))
+        config = with_settings(preset_config(preset), settings or ())
         with ExitStack() as watching:
             watchers = []
             if rollout_env is not None:
@@ -97,8 +95,7 @@ def train_command(
                 config,
                 resume=resume,
                 weights=_parse_weights(weights),
-                live=live,
-                encoder=encoder if live or rollout_env is None else None,
+                cache=cache,
                 device=device,
                 track=track or (),
                 watchers=watchers,

@@ -3,18 +3,15 @@
 Knows settings only. Presets are functions in `presets.py`.
 """
 
-import re
 import tomllib
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 from policy.agent import AgentConfig
 from policy.spec import ComputeDtype
-
-UNITS: Final = {"MB": 10**6, "GB": 10**9, "TB": 10**12}  # bytes
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -63,9 +60,6 @@ class TrainConfig(BaseModel):
     heldout_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the episodes kept out of training, to measure the error on; 0 keeps none. Where the
     manifest has a split, any other share means the episodes of that split."""
-    memory: int | None = Field(default=None, ge=1)
-    """Bytes that each process may take for the data of the stores, whose features are then read
-    again in every epoch; how much fits at once decides the order of windows. None holds all."""
     log_every: int = Field(default=50, ge=1)
     """Steps between two lines of log.jsonl."""
     validate_every: int = Field(default=1_000, ge=1)
@@ -119,19 +113,6 @@ def with_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
         else:
             target[field] = _parse_value(text.strip())
     return _validated(content, " ".join(settings))
-
-
-def parse_memory(text: str) -> int:
-    """Return the bytes of an amount as in 8GB, 1.5GB or 500MB; the units are powers of ten.
-
-    Raises:
-        ConfigError: it is written otherwise, or is less than a byte.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(MB|GB|TB)", text)
-    amount = round(float(match[1]) * UNITS[match[2]]) if match else 0
-    if not amount:
-        raise ConfigError(f"--memory {text}: want a number and its unit, as in 8GB or 500MB")
-    return amount
 
 
 def _defaults_of_kind(

@@ -55,19 +55,6 @@ class Ranks:
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def sum_on_host(self, tensor: Tensor) -> None:
-        """Replace a tensor in main memory by its sum over all processes.
-
-        Raises:
-            RankLostError: another process has ended.
-        """
-        if self.size == 1:
-            return
-        summed = tensor.to(_collective_device())
-        with _other_ranks_needed():
-            torch.distributed.all_reduce(summed)
-        tensor.copy_(summed)
-
     def any(self, flag: bool) -> bool:
         """Return whether any process says so; all must ask.
 

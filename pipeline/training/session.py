@@ -4,25 +4,24 @@ Knows stores, runs and the trainer; nothing about a step.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import RunError
 from pipeline.features.identity.probe import Probe
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.integrity import check_digest
+from pipeline.features.store.local_copy import FeatureCache
 from pipeline.storage.location import Location
 from pipeline.storage.locks import sole_writer
 from pipeline.training.config import TrainConfig
-from pipeline.training.data.live import open_live_windows
-from pipeline.training.data.steps import StepData
 from pipeline.training.data.stores import check_weights, unreplaced, warn_of_leaks
-from pipeline.training.data.streaming import StreamedWindowData
 from pipeline.training.data.windows import WindowData
-from pipeline.training.distributed import Ranks, joined_ranks
+from pipeline.training.distributed import joined_ranks
 from pipeline.training.run.camera_reference import CameraReference, take_reference
 from pipeline.training.run.folder import (
     DataIdentity,
@@ -53,8 +52,6 @@ class TrainReport:
     heldout_error: float | None
     """Root mean squared action error on held-out episodes, normalised; None without."""
     elapsed_s: float
-    features_from: str
-    """Where each batch took its features from."""
     is_primary: bool
     """Whether this is the process that reports, out of those of the run."""
 
@@ -64,9 +61,20 @@ class TrainReport:
         error = "" if self.heldout_error is None else f", held-out error {self.heldout_error:.4f}"
         return (
             f"{self.run}: {self.steps} steps{start} in {self.elapsed_s:.0f} s, "
-            f"{self.num_parameters / 1e6:.1f} M parameters, features from {self.features_from}"
+            f"{self.num_parameters / 1e6:.1f} M parameters"
             f"{error}"
         )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What training takes from its stores."""
+
+    data: WindowData
+    identity: DataIdentity
+    probe: Probe
+    bases: dict[str, np.ndarray]
+    reference: CameraReference
 
 
 def train(
@@ -76,9 +84,8 @@ def train(
     *,
     resume: bool,
     weights: Sequence[float] = (),
-    live: bool = False,
-    backbone: str | None = None,
-    device: str = "cpu",
+    cache: FeatureCache | None = None,
+    device: str = "auto",
     track: Sequence[str] = (),
     watchers: Sequence[TrainingWatcher] = (),
 ) -> TrainReport:
@@ -90,9 +97,9 @@ def train(
         config: everything that decides the weights.
         resume: go on with the run in `run` if there is one; otherwise one there is an error.
         weights: how often a step of each store is drawn, against the others; empty: all alike.
-        live: run the encoder on the datasets' frames at every step instead of reading features.
-        backbone: where the encoder of a live training lies now; None takes the name in the stores.
-        device: torch's name of the device to train on.
+        cache: where a store in object storage or with compressed features is copied to; None
+            refuses one.
+        device: where to train: `auto`, or torch's name of a device.
         track: names of trackers, out of `TRACKERS`, that are told every figure of the log.
         watchers: told of every checkpoint.
 
@@ -101,61 +108,38 @@ def train(
         RankLostError: another process of the training has ended.
         MissingExtraError: the library of a tracker is not installed.
         StoreError, IncompleteStoreError: a store cannot be used, or differs from the first.
-        ConfigError: the weights do not fit the stores, or nothing needs a backbone; a memory was
-            set that is too small, or beside weights or `live`.
+        ConfigError: the weights do not fit the stores, the stores lack a feature that the policy
+            reads, or a store needs a local copy for which there is no cache or no room.
         RunError: `run` holds another run, or holds one and `resume` is False.
         NonFiniteLossError: the loss is not finite; checkpoints before it stay valid.
-        ManifestError, DatasetError, FrameReadError, EncoderLoadError, EncoderMismatchError: live,
-            the frames or their encoder are not there, or are others.
     """
-    if backbone is not None and not live:
-        raise ConfigError(f"backbone {backbone}: features are read from the stores; add --live")
     weights = check_weights(weights, len(stores))
-    if config.memory is not None and (live or len(set(weights)) > 1):
-        raise ConfigError(
-            f"--memory with {'--live' if live else '--weights'}: features are read from the stores "
-            f"in the order of their units, all alike; leave out one of the two"
-        )
     check_trackers(track)
     with joined_ranks(open_device(device)) as (ranks, opened):
-        data_source = _open_data(
-            stores,
-            weights=weights,
-            config=config,
-            live=live,
-            backbone=backbone,
-            device=opened,
-            ranks=ranks,
+        held = _open_data(stores, weights=weights, config=config, cache=cache)
+        if ranks.is_primary:
+            warn_of_leaks(held.data.leaks)
+        description = RunDescription(config=config, spec=held.data.spec, data=held.identity)
+        trainer = Trainer(run, description, held.data, opened, ranks)
+        is_new = ranks.is_primary and is_new_run(run, description, resume=resume)
+        if is_new:
+            write_run(run, description, held.probe, held.bases, held.reference)
+        ranks.wait()
+        with sole_writer(run, RunError) if ranks.is_primary else nullcontext():
+            resumed_from = trainer.restore()
+            started = time.monotonic()
+            trainer.fit(_open_trackers(track, trainer), watchers)
+        if ranks.is_primary and not trainer.validated:  # the run was complete already
+            trainer.validate()
+        return TrainReport(
+            run=run,
+            steps=config.steps,
+            resumed_from=resumed_from,
+            num_parameters=sum(part.numel() for part in trainer.agent.parameters()),
+            heldout_error=trainer.validated.get("heldout_error"),
+            elapsed_s=time.monotonic() - started,
+            is_primary=ranks.is_primary,
         )
-        with data_source as (data, identity, probe, reference):
-            description = RunDescription(
-                config=config,
-                spec=data.spec,
-                data=identity,
-                live=live,
-                num_streams=None if config.memory is None else ranks.size,
-            )
-            trainer = Trainer(run, description, data, opened, ranks)
-            is_new = ranks.is_primary and is_new_run(run, description, resume=resume)
-            if is_new:
-                write_run(run, description, probe, reference)
-            ranks.wait()
-            with sole_writer(run, RunError) if ranks.is_primary else nullcontext():
-                resumed_from = trainer.restore()
-                started = time.monotonic()
-                trainer.fit(_open_trackers(track, trainer), watchers)
-            if ranks.is_primary and not trainer.validated:  # the run was complete already
-                trainer.validate()
-            return TrainReport(
-                run=run,
-                steps=config.steps,
-                resumed_from=resumed_from,
-                num_parameters=sum(part.numel() for part in trainer.agent.parameters()),
-                heldout_error=trainer.validated.get("heldout_error"),
-                elapsed_s=time.monotonic() - started,
-                features_from=data.features_from,
-                is_primary=ranks.is_primary,
-            )
 
 
 def _open_trackers(names: Sequence[str], trainer: Trainer) -> list[Tracker]:
@@ -165,53 +149,36 @@ def _open_trackers(names: Sequence[str], trainer: Trainer) -> list[Tracker]:
     return open_trackers(names, trainer.run, configuration, trainer.step)
 
 
-@contextmanager
 def _open_data(
     paths: Sequence[Location],
     *,
     weights: Sequence[float],
     config: TrainConfig,
-    live: bool,
-    backbone: str | None,
-    device: torch.device,
-    ranks: Ranks,
-) -> Iterator[tuple[StepData, DataIdentity, Probe, CameraReference]]:
+    cache: FeatureCache | None,
+) -> _Held:
     stores = [FeatureStore.open(path) for path in paths]
-    with ExitStack() as opened:
-        with unreplaced(stores) as digests:
-            for store in stores:
-                store.check_digest()
-            probe = stores[0].read_probe()
-            if live:
-                data: StepData = opened.enter_context(
-                    open_live_windows(
-                        *stores,
-                        heldout_share=config.heldout_share,
-                        weights=weights,
-                        backbone=backbone,
-                        device=device,
-                    )
-                )
-            elif config.memory is not None:
-                streamed = StreamedWindowData(
-                    *stores, config=config, memory=config.memory, ranks=ranks
-                )
-                data = opened.enter_context(closing(streamed))
-            else:
-                held = WindowData(*stores, heldout_share=config.heldout_share, weights=weights)
-                held.move_to(device)
-                data = held
-        if ranks.is_primary:
-            warn_of_leaks(data.leaks)
-        reference = take_reference(data)
-        identity = DataIdentity(
-            stores=_identify(stores, digests, weights),
-            fps=stores[0].attributes.fps,
-            encoder=stores[0].attributes.encoder,
-            probe_digest=probe.digest(),
-            reference_digest=reference.digest(),
+    features = tuple(config.agent.readers)
+    with unreplaced(stores) as digests:
+        for store in stores:
+            check_digest(store)
+        data = WindowData(
+            *stores,
+            features=features,
+            heldout_share=config.heldout_share,
+            weights=weights,
+            cache=cache,
         )
-        yield data, identity, probe, reference
+        probe = stores[0].read_probe().only(features)
+        bases = {name: held for name, held in stores[0].read_bases().items() if name in features}
+    reference = take_reference(data)
+    identity = DataIdentity(
+        stores=_identify(stores, digests, weights),
+        fps=stores[0].attributes.fps,
+        encoder=stores[0].encoder.only(features),
+        probe_digest=probe.digest(),
+        reference_digest=reference.digest(),
+    )
+    return _Held(data, identity, probe, bases, reference)
 
 
 def _identify(

@@ -1,4 +1,4 @@
-"""The training loop: batches from memory, AdamW, moving average, log, checkpoints, exact resume.
+"""The training loop: batches, AdamW, moving average, log, checkpoints, exact resume.
 
 Knows windows, the agent and checkpoints; never loads the encoder. Every random number is a
 function of seed and step, so that a run that was killed and resumed gives the same bits as one
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError, RunError
+from pipeline.training.data.batches import Batches
 from pipeline.training.data.sampling import seeded_generator
-from pipeline.training.data.steps import StepData, Windows
+from pipeline.training.data.windows import WindowData, Windows
 from pipeline.training.distributed import Ranks
 from pipeline.training.interrupt import deferred_interrupt
 from pipeline.training.optimization import (
@@ -48,7 +49,7 @@ class Trainer:
         self,
         run: Path,
         description: RunDescription,
-        data: StepData,
+        data: WindowData,
         device: torch.device,
         ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     ):
@@ -71,7 +72,7 @@ class Trainer:
         self.step = 0
         torch.manual_seed(config.seed)  # initial weights, the only use of the global stream
         self.agent = VLAAgent(config.agent, data.spec)
-        self.agent.fit_statistics(data.statistics())
+        self.agent.fit_statistics(data.statistics)
         self.agent.to(device)
         self.average = WeightAverage(self.agent)
         self.teacher = self.average.mirror(self.agent) if self.agent.is_taught else None
@@ -80,7 +81,7 @@ class Trainer:
         self.heldout = HeldoutWindows(data, config.seed, device)
         self.validated: dict[str, float] = {}
         """What `validate` last returned."""
-        self.batches = data.batches(config, ranks)
+        self.batches = Batches(data, config, ranks)
 
     def restore(self) -> int:
         """Go to the run's latest checkpoint, if there is one, and return its step.

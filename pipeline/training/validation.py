@@ -12,13 +12,13 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from pipeline.training.data.sampling import seeded_generator
-from pipeline.training.data.steps import StepData, Windows
+from pipeline.training.data.windows import WindowData, Windows
 from policy.agent import VLAAgent
 
 HELDOUT_WINDOWS: Final = 512  # at most; enough for a mean error, a second of compute
 
 
-def heldout_sample(data: StepData) -> Int64[Tensor, " n"]:
+def heldout_sample(data: WindowData) -> Int64[Tensor, " n"]:
     """Return the held-out rows whose windows are measured, spread evenly."""
     rows = data.heldout_rows
     return rows[:: max(1, math.ceil(len(rows) / HELDOUT_WINDOWS))]
@@ -27,7 +27,7 @@ def heldout_sample(data: StepData) -> Int64[Tensor, " n"]:
 class HeldoutWindows:
     """Windows of held-out episodes, spread evenly, and the same random numbers each time."""
 
-    def __init__(self, data: StepData, seed: int, device: torch.device):
+    def __init__(self, data: WindowData, seed: int, device: torch.device):
         """Choose the windows.
 
         Args:

@@ -3,7 +3,7 @@
     python -m tests.bench.train_speed [--threads 2] [--live-steps 1]
 
 Both train the same agent on the same windows of the same dataset, batch 64, with a full-size tower
-of random weights: once its features are read from memory (bars: 25 x with the design's head, 100 x
+of random weights: once its features are read from a store (bars: 25x with the design head, 100x
 with the head of `demo`), once it encodes every distinct frame of the batch, in bfloat16 where the
 machine has it, as `vla-embed` does. The store of this benchmark holds random numbers as features;
 live training reads none of them. And: which share of a cached step prepares its data (bar: 2 %).
@@ -28,7 +28,6 @@ from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.steps import StepArrays
 from pipeline.training.config import TrainConfig, with_settings
 from pipeline.training.data.live import LiveWindowData
-from pipeline.training.data.steps import StepData
 from pipeline.training.data.windows import WindowData
 from pipeline.training.presets import demo, proj96
 from pipeline.training.run.folder import DataIdentity, RunDescription, StoreIdentity
@@ -84,7 +83,7 @@ def write_store(path: Path, reader: ManifestReader, encoder: FrozenSiglip2) -> F
     return store
 
 
-def trainer_of(config: TrainConfig, store: FeatureStore, data: StepData, run: Path) -> Trainer:
+def trainer_of(config: TrainConfig, store: FeatureStore, data: WindowData, run: Path) -> Trainer:
     """Build a trainer that writes nothing."""
     held = store.attributes
     identity = DataIdentity(

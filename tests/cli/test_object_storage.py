@@ -70,9 +70,9 @@ def test_embed_verify_and_train_where_one_request_in_ten_fails(recorded, local, 
     assert f"{store}: as it should be (5 steps bit for bit" in verified.stdout
     assert FeatureStore.open(local).digest() in invoke("vla-data", "info", store).stdout
 
-    for way, words in (("resident", ()), ("streamed", ("--memory", "40MB"))):
-        here, there = tmp_path / f"{way}-here", tmp_path / f"{way}-there"
-        assert train(local, here, *words) == train(store, there, *words) != {}
+    cache = ("--cache-dir", tmp_path / "cache")
+    assert train(local, tmp_path / "here") == train(store, tmp_path / "there", *cache) != {}
+    assert len(list((tmp_path / "cache").rglob("00000?"))) == 2  # units
     assert len(set(proxy.failed)) > 3
 
 

@@ -232,18 +232,29 @@ class FeatureStore:
         for name in unit_arrays(self.attributes):
             self.check_rows(unit, name)
 
-    def check_rows(self, unit: int, name: str) -> None:
+    def check_rows(self, unit: int, name: str, rows: Iterable[np.ndarray] | None = None) -> None:
         """Compare a unit's rows in one array with its record, holding few at a time.
+
+        Args:
+            unit: its number.
+            name: of the array, as `unit_arrays` has it.
+            rows: the unit's rows in slices, as the caller has read them; None reads them here.
 
         Raises:
             StoreError: see `check_unit`.
         """
         expected = self.unit_record(unit)  # first: without one there are no rows to read
+        self._check_hash(expected, name, hash_rows(rows or self.read_slices(unit, name)))
+
+    def read_slices(self, unit: int, name: str) -> Iterator[np.ndarray]:
+        """Read a unit's rows of an array in slices, for callers that keep none of them.
+
+        Raises:
+            StoreError: the array cannot be read.
+        """
         start, stop = self.unit_rows(unit)
-        # No caller keeps them: they pass by in slices, each of which is a request to a bucket.
-        size = PASSING_ROWS if on_disk(self.path) else stop - start
-        found = hash_rows(self._read(name, rows) for rows in cut(start, stop, size))
-        self._check_hash(expected, name, found)
+        size = PASSING_ROWS if on_disk(self.path) else stop - start  # one request to a bucket
+        return (self._read(name, rows) for rows in cut(start, stop, size))
 
     def unit_record(self, unit: int) -> UnitRecord:
         """Read a unit's commit record.
@@ -308,21 +319,14 @@ class FeatureStore:
         )
         write_unit_record(self.folder, record)
 
-    def read_features(
-        self, name: str, into: Float16[np.ndarray, "n s ..."] | None = None
-    ) -> Float16[np.ndarray, "n s ..."]:
-        """Read one feature of all rows, into new memory unless given; each unit is checked.
+    def read_features(self, name: str) -> Float16[np.ndarray, "n s ..."]:
+        """Read one feature of all rows into memory; each unit is checked by its record.
 
         Raises:
             StoreError: a unit is damaged; the message names it.
         """
-        dtype, axes = unit_arrays(self.attributes)[f"{FEATURES}/{name}"]
-        shape = (self.num_rows, self.attributes.num_slots, *axes)
-        features = np.empty(shape, dtype) if into is None else into
-        for unit in range(self.num_units):
-            start, stop = self.unit_rows(unit)
-            features[start:stop] = self.read_unit_feature(unit, name)
-        return features
+        units = [self.read_unit_feature(unit, name) for unit in range(self.num_units)]
+        return np.concatenate(units)
 
     def read_unit_features(self, unit: int) -> dict[str, Float16[np.ndarray, "n s ..."]]:
         """Read all features of a unit by name, checked against its record.

@@ -62,11 +62,6 @@ class LiveWindowData(WindowData):
         hashes = [s.read_unit_hashes(unit) for s in stores for unit in range(s.num_units)]
         self._frame_hash = np.concatenate(hashes)
 
-    @property
-    def features_from(self) -> str:
-        """The tower makes them."""
-        return "the encoder"
-
     def observed_features(
         self, observed: Int64[Tensor, "b t"], variants: Int64[Tensor, "b v"] | None
     ) -> Float16[Tensor, "b t v 768"]:

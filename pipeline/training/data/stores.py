@@ -17,7 +17,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.features.identity.probe import SYNTHETIC, engine_differences, relative_l2
+from pipeline.features.identity.probe import SYNTHETIC, relative_l2
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.steps import StepArrays
 
@@ -51,28 +51,41 @@ def check_weights(weights: Sequence[float], num_stores: int) -> tuple[float, ...
     return tuple(map(float, weights))
 
 
-def check_agreement(stores: Sequence[FeatureStore]) -> None:
+def check_agreement(stores: Sequence[FeatureStore], features: Sequence[str]) -> None:
     """Refuse stores whose rows cannot be one run's data.
 
+    Args:
+        stores: of the run.
+        features: names of those that its policy reads.
+
     Raises:
+        ConfigError: a store lacks a feature; the message lists what it has.
         StoreError: a store differs from the first in a field that decides rows or features, or two
             hold the same content; the message names both and the field.
     """
+    for store in stores:
+        lacking = [name for name in features if name not in store.encoder.feature_names]
+        if lacking:
+            raise ConfigError(
+                f"{store.path}: has no feature `{lacking[0]}`, which agent.readers names; it has "
+                f"{', '.join(store.encoder.feature_names)}; choose a preset that reads these, or "
+                f"embed with --features"
+            )
     first, *others = stores
     if not others:
         return
-    expected = _deciding_fields(first)
+    expected = _deciding_fields(first, features)
     seen = {first.digest(): first}
     for store in others:
         for (field, ours, said), (_, theirs, asked) in zip(
-            _deciding_fields(store), expected, strict=True
+            _deciding_fields(store, features), expected, strict=True
         ):
             if ours != theirs:
                 raise StoreError(
                     f"{store.path}: {field} is {said}, in {first.path} it is {asked}; stores of "
                     f"one run must agree, so embed both alike, or train on one of them"
                 )
-        _check_probes(store, first)
+        _check_probes(store, first, features)
         # The same episode in training and held out would make the held-out error a lie.
         twin = seen.setdefault(store.digest(), store)
         if twin is not store:
@@ -125,10 +138,10 @@ def warn_of_leaks(leaks: Sequence[tuple[str, str]]) -> None:
         logger.warning(told, len(leaks), *leaks[0])
 
 
-def _deciding_fields(store: FeatureStore) -> list[tuple[str, object, str]]:
+def _deciding_fields(store: FeatureStore, features: Sequence[str]) -> list[tuple[str, object, str]]:
     """Return name, value and words of every field in which stores of a run must agree."""
     held, steps = store.attributes, store.read_steps()
-    encoder = held.encoder
+    encoder = held.encoder.only(features)
     made_by = f"{encoder.name}, {encoder.compute_dtype} ({encoder.fingerprint[:12]})"
     state_dim, action_dim = steps.state.shape[1], steps.action.shape[1]
     return [
@@ -141,8 +154,8 @@ def _deciding_fields(store: FeatureStore) -> list[tuple[str, object, str]]:
     ]
 
 
-def _check_probes(store: FeatureStore, first: FeatureStore) -> None:
-    """Compare the features of the frames that every probe draws: a fingerprint sees no engine."""
+def _check_probes(store: FeatureStore, first: FeatureStore, features: Sequence[str]) -> None:
+    """Compare the features of the frames that every probe draws, as fingerprints cannot."""
     ours, theirs = store.read_probe(), first.read_probe()
     drawn = slice(len(SYNTHETIC))
     if not np.array_equal(ours.frames[drawn], theirs.frames[drawn]):
@@ -150,12 +163,15 @@ def _check_probes(store: FeatureStore, first: FeatureStore) -> None:
             f"{store.path}: frames of the probe are drawn or resized another way than in "
             f"{first.path}; embed both with one version of this program"
         )
-    distance = relative_l2(ours.features[drawn], theirs.features[drawn]).max()
-    differences = engine_differences(theirs.engine, ours.engine)
+    differences = theirs.environment.differences(ours.environment)
     allowed = theirs.tolerance if differences else 0.0
-    if distance > allowed:
-        what = f"another engine ({'; '.join(differences)})" if differences else "the same engine"
-        raise StoreError(
-            f"{store.path}: features of the probe lie {distance:.2g} (relative L2) from those in "
-            f"{first.path}, want at most {allowed:.2g} on {what}; embed one of them again"
-        )
+    for name in features:
+        distance = relative_l2(ours.features[name][drawn], theirs.features[name][drawn]).max()
+        if distance > allowed:
+            other = f"another environment ({'; '.join(differences)})"
+            where = other if differences else "the same environment"
+            raise StoreError(
+                f"{store.path}: feature `{name}` of the probe is {distance:.2g} (relative L2) from "
+                f"that in {first.path}, want at most {allowed:.2g} in {where}; embed one of them "
+                f"again"
+            )

@@ -1,127 +1,287 @@
-"""Feature stores that lie in memory whole: a batch is an index gather, there is no data loader.
+"""Training windows: states, actions and episodes of stores in memory, features read when asked for.
 
-Knows the stores' features; nothing about the agent.
+The rows of several stores follow one another, and so do their episodes. A window is named by its
+current step: it holds the `obs_horizon` steps that end there and the `pred_horizon` actions that
+start there. Observations before an episode's first step repeat that step; actions after its last
+step repeat that one and are marked invalid, so that they do not count in the loss; so no window
+leaves its episode.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
-from typing import Final
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Int64
+from jaxtyping import Bool, Float, Float16, Int64
 from torch import Tensor
 
+from pipeline.errors import StoreError
+from pipeline.features.store.attributes import SourceShare
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.training.config import TrainConfig
-from pipeline.training.data.sampling import BatchSampler, seeded_generator
-from pipeline.training.data.steps import Batches, StepData, Windows, select_features
-from pipeline.training.distributed import Ranks
+from pipeline.features.store.layout import FEATURES
+from pipeline.features.store.local_copy import FeatureCache
+from pipeline.features.store.rows import StoredRows
+from pipeline.features.store.units import PASSING_ROWS, cut
+from pipeline.training.data.sampling import SourceDraws, source_draws
+from pipeline.training.data.split import heldout_episodes
+from pipeline.training.data.statistics import Moments, value_range
+from pipeline.training.data.stores import check_agreement, check_weights, find_leaks
 from policy.network.normalizer import DataStatistics
-from policy.spec import FEATURE_DIM
-
-logger = logging.getLogger(__name__)
-
-STATISTICS_ROWS: Final = 8_192  # rows of features summed at once in float64: 150 MB
-TRAINING_BYTES: Final = 4 * 2**30  # of a GPU, left to weights, optimiser and one step's activations
+from policy.spec import AgentSpec
 
 
-class WindowData(StepData):
-    """The arrays of stores in memory."""
+@dataclass(frozen=True)
+class Windows:
+    """A batch of training windows."""
 
-    def __init__(self, *stores: FeatureStore, heldout_share: float, weights: Sequence[float] = ()):
-        """Load complete stores, checking every unit against its commit record.
+    rows: Int64[Tensor, " b"]
+    """Their current steps."""
+    features: dict[str, Float[Tensor, "b t v ..."]]
+    """By name, of the observation steps, the last one current; float32."""
+    state: Float[Tensor, "b t s"]
+    """Of the same steps, in the manifest's units."""
+    actions: Float[Tensor, "b horizon a"]
+    """From the current step on, in the manifest's units."""
+    valid: Bool[Tensor, "b horizon"]
+    """False where the episode had ended."""
+
+    def to(self, device: torch.device) -> "Windows":
+        """Return the batch on another device; to a GPU it is copied while this thread continues."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+            return pinned.to(device, non_blocking=True)
+
+        return Windows(
+            rows=moved(self.rows),
+            features={name: moved(values) for name, values in self.features.items()},
+            state=moved(self.state),
+            actions=moved(self.actions),
+            valid=moved(self.valid),
+        )
+
+
+class WindowData:
+    """The steps of stores, split into training and held-out ones."""
+
+    def __init__(
+        self,
+        *stores: FeatureStore,
+        features: Sequence[str],
+        heldout_share: float,
+        weights: Sequence[float] = (),
+        cache: FeatureCache | None = None,
+    ):
+        """Load all of complete stores but their features, and read those through once.
+
+        Every unit is checked against its commit record, and the statistics of the features are
+        taken on the way; memory holds a piece of a unit at a time.
 
         Args:
-            stores: as `StepData` takes them.
-            heldout_share: as `StepData` takes it.
-            weights: as `StepData` takes them.
+            stores: one or more that agree.
+            features: names of those that the policy reads; no others are looked at.
+            heldout_share: share of each store's episodes kept out of training; see
+                `heldout_episodes`.
+            weights: how often a step of each store is drawn, against the others; a source inside
+                a store has its own weight times the store's. Empty: all equal.
+            cache: where a store in object storage or with compressed features is copied to.
 
         Raises:
-            StoreError, ConfigError: as `StepData` raises them.
+            StoreError: a store is damaged, disagrees with the first, or is too small to hold an
+                episode out and train on another.
+            ConfigError: the weights do not fit the stores, a store needs a copy for which there is
+                no cache or no room, or the stores lack a feature.
         """
-        super().__init__(stores, heldout_share=heldout_share, weights=weights)
-        self.features = _read_features(stores)
-
-    @property
-    def features_from(self) -> str:
-        """Which device's memory holds them."""
-        return f"{self.features.device.type} memory"
+        weights = check_weights(weights, len(stores))
+        check_agreement(stores, features)
+        self.num_variants = stores[0].attributes.num_variants
+        steps = [store.read_steps() for store in stores]
+        self.state = _joined([held.state for held in steps])
+        self.action = _joined([held.action for held in steps])
+        counts = [len(held.episode_ends) for held in steps]
+        lengths = _joined([np.diff(held.episode_ends, prepend=0) for held in steps])
+        self.episode_of: Int64[Tensor, " n"] = torch.repeat_interleave(
+            torch.arange(len(lengths)), lengths
+        )
+        ends = lengths.cumsum(0)
+        self.first_rows: Int64[Tensor, " e"] = ends - lengths
+        """First row of every episode."""
+        self._last_rows = ends - 1
+        self.spec = AgentSpec(
+            view_names=stores[0].attributes.view_names,
+            feature_shapes={
+                spec.name: spec.shape for spec in stores[0].encoder.only(features).features
+            },
+            state_dim=self.state.shape[1],
+            action_dim=self.action.shape[1],
+        )
+        heldout = [
+            heldout_episodes(count, heldout_share, store)
+            for count, store in zip(counts, stores, strict=True)
+        ]
+        self.leaks = find_leaks(stores, steps, heldout)
+        """Held-out episodes that are trained on too, and under which names."""
+        self.is_heldout: Bool[Tensor, " e"] = torch.cat(heldout)
+        """Which episodes are held out."""
+        is_heldout = self.is_heldout[self.episode_of]
+        self.train_rows: Int64[Tensor, " n"] = torch.nonzero(~is_heldout)[:, 0]
+        self.heldout_rows: Int64[Tensor, " n"] = torch.nonzero(is_heldout)[:, 0]
+        sources = _weighted_sources(stores, counts, weights)
+        self.draws: tuple[SourceDraws, ...] = self._draws(sources)
+        """How an epoch draws from each source; empty where all weights are equal."""
+        self._features = {
+            name: StoredRows(stores, f"{FEATURES}/{name}", cache) for name in features
+        }
+        self._num_slots = stores[0].attributes.num_slots
+        self.statistics = self._read_through(stores, ~is_heldout)
+        """Of the training episodes alone, of the frames as recorded."""
 
     def observed_features(
         self, observed: Int64[Tensor, "b t"], variants: Int64[Tensor, "b v"] | None
-    ) -> Float[Tensor, "b t v 768"]:
+    ) -> dict[str, Float16[Tensor, "b t v ..."]]:
         """Return the features of the rows `observed`, each view in its variant; see `gather`."""
-        return select_features(self.features, observed, variants, self.spec.num_views)
+        places = self._places(observed, variants)
+        return {name: stored.read(places) for name, stored in self._features.items()}
 
-    def cached_features(self, rows: Int64[Tensor, " n"]) -> Float16[np.ndarray, "n v 768"]:
-        """Return a copy of what the stores hold for some rows, of the frames as recorded."""
-        return np.ascontiguousarray(self.features[rows, : self.spec.num_views].cpu().numpy())
+    def announce(
+        self,
+        rows: Int64[Tensor, " b"],
+        variants: Int64[Tensor, "b v"] | None,
+        *,
+        obs_horizon: int,
+    ) -> None:
+        """Have the system begin to read what `gather` will need for these windows."""
+        places = self._places(self.observed_rows(rows, obs_horizon), variants)
+        for stored in self._features.values():
+            stored.announce(places)
 
-    def batches(self, config: TrainConfig, ranks: Ranks) -> "MemoryBatches":
-        """Return the batches of a run: as many processes as may be share the same ones."""
-        return MemoryBatches(self, config, ranks)
+    def gather(
+        self,
+        rows: Int64[Tensor, " b"],
+        *,
+        obs_horizon: int,
+        pred_horizon: int,
+        variants: Int64[Tensor, "b v"] | None = None,
+    ) -> Windows:
+        """Return the windows whose current steps are `rows`.
 
-    def move_to(self, device: torch.device) -> None:
-        """Move the arrays into a GPU's memory if they fit; batches are gathered where they lie."""
-        arrays = (self.features, self.state, self.action)
-        num_bytes = sum(array.nbytes for array in arrays)
-        if device.type != "cuda":
-            return
-        if num_bytes + TRAINING_BYTES > torch.cuda.mem_get_info(device)[0]:
-            told = "%.1f GB of windows do not fit on %s: batches are gathered in main memory"
-            logger.warning(told, num_bytes / 1e9, device)
-            return
-        self.features, self.state, self.action = (array.to(device) for array in arrays)
+        Args:
+            rows: current steps.
+            obs_horizon: observation steps, the last one current.
+            pred_horizon: actions.
+            variants: which variant of its frames each view shows, the same in all observation
+                steps; 0 and None are the frames as they were recorded.
 
-    def statistics(self) -> DataStatistics:
-        """Return the statistics of the training episodes alone, of the frames as recorded."""
-        plain = self.features[:, : self.spec.num_views]
-        return self.statistics_with(*_mean_and_std(plain, self.train_rows))
-
-
-class MemoryBatches(Batches):
-    """Every row once an epoch, or by weighted sources; see `BatchSampler`."""
-
-    def __init__(self, data: WindowData, config: TrainConfig, ranks: Ranks):
-        self._data, self._config, self._ranks = data, config, ranks
-        self._sampler = BatchSampler(
-            data.train_rows, config.batch_size, config.seed, draws=data.draws
+        Raises:
+            StoreError: a store was replaced or written since it was opened.
+        """
+        observed = self.observed_rows(rows, obs_horizon)
+        executed = rows[:, None] + torch.arange(pred_horizon)
+        last = self._last_rows[self.episode_of[rows]][:, None]
+        features = self.observed_features(observed, variants)
+        return Windows(
+            rows=rows,
+            features={name: values.float() for name, values in features.items()},
+            state=self.state[observed],
+            actions=self.action[torch.minimum(executed, last)],
+            valid=executed <= last,
         )
 
-    def parts(self, step: int) -> Iterator[Windows]:
-        """Give this process's parts of the batch of optimiser step `step`, counted from 0."""
-        config, agent = self._config, self._config.agent
-        rows = self._sampler.batch(step)
-        variants = self._data.draw_variants(
-            len(rows), seeded_generator(config.seed, "variants", step)
+    def observed_rows(self, rows: Int64[Tensor, " b"], obs_horizon: int) -> Int64[Tensor, "b t"]:
+        """Return the observation steps of the windows whose current steps are `rows`."""
+        past = torch.arange(1 - obs_horizon, 1)
+        return torch.maximum(rows[:, None] + past, self.first_rows[self.episode_of[rows]][:, None])
+
+    def draw_variants(
+        self, num_windows: int, generator: torch.Generator
+    ) -> Int64[Tensor, "b v"] | None:
+        """Draw a variant for every view of some windows; None where the store keeps none."""
+        if not self.num_variants:
+            return None
+        shape = (num_windows, self.spec.num_views)
+        return torch.randint(0, self.num_variants + 1, shape, generator=generator)
+
+    def _places(
+        self, observed: Int64[Tensor, "b t"], variants: Int64[Tensor, "b v"] | None
+    ) -> Int64[Tensor, "b t v"]:
+        """Return where a feature of each view is; see `StoredRows`."""
+        slots = torch.arange(self.spec.num_views)
+        if variants is not None:
+            slots = (variants * self.spec.num_views + slots)[:, None]
+        return observed[:, :, None] * self._num_slots + slots
+
+    def _read_through(
+        self, stores: Sequence[FeatureStore], is_trained: Bool[Tensor, " n"]
+    ) -> DataStatistics:
+        """Check every unit against its commit record; return what is known of all of them then."""
+        moments = {
+            name: self._read_feature(name, stores, is_trained.numpy()) for name in self._features
+        }
+        state_min, state_max = value_range(self.state, self.train_rows)
+        action_min, action_max = value_range(self.action, self.train_rows)
+        return DataStatistics(
+            feature_mean={name: found.mean() for name, found in moments.items()},
+            feature_std={name: found.std() for name, found in moments.items()},
+            state_min=state_min,
+            state_max=state_max,
+            action_min=action_min,
+            action_max=action_max,
         )
-        size = config.batch_size // config.micro_batches
-        for part in self._ranks.share(config.micro_batches):
-            own = slice(part * size, (part + 1) * size)
-            yield self._data.gather(
-                rows[own],
-                obs_horizon=agent.obs_horizon,
-                pred_horizon=agent.head.pred_horizon,
-                variants=None if variants is None else variants[own],
+
+    def _read_feature(
+        self, name: str, stores: Sequence[FeatureStore], is_trained: np.ndarray
+    ) -> Moments:
+        moments, stored, first_row = Moments(), self._features[name], 0
+
+        def slices(rows: Sequence[slice]) -> Iterator[np.ndarray]:
+            places = [
+                torch.arange(p.start * self._num_slots, p.stop * self._num_slots) for p in rows
+            ]
+            for number, piece in enumerate(rows):
+                for ahead in places[number + 1 : number + 2]:
+                    stored.announce(ahead)
+                features = stored.read(places[number]).numpy()
+                features = features.reshape(-1, self._num_slots, *features.shape[1:])
+                moments.add(features[is_trained[piece], : self.spec.num_views])
+                yield features
+
+        for store in stores:
+            for unit in range(store.num_units):
+                start, stop = store.unit_rows(unit)
+                rows = list(cut(first_row + start, first_row + stop, PASSING_ROWS))
+                store.check_rows(unit, f"{FEATURES}/{name}", slices(rows))
+            first_row += store.num_rows
+        return moments
+
+    def _draws(self, sources: Sequence[SourceShare]) -> tuple[SourceDraws, ...]:
+        weights = [source.weight for source in sources]
+        if len(set(weights)) == 1:
+            return ()
+        counts_of = torch.tensor([source.num_episodes for source in sources])
+        source_of = torch.repeat_interleave(torch.arange(len(sources)), counts_of)[self.episode_of]
+        rows = [self.train_rows[source_of[self.train_rows] == i] for i in range(len(sources))]
+        return source_draws(rows, weights)
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Join the stores' arrays; that of a single store is not copied."""
+    return torch.from_numpy(np.concatenate(arrays) if len(arrays) > 1 else arrays[0])
+
+
+def _weighted_sources(
+    stores: Sequence[FeatureStore], counts: Sequence[int], weights: Sequence[float]
+) -> list[SourceShare]:
+    """Return the sources of all stores in order, each with its weight times its store's."""
+    sources = []
+    for store, count, weight in zip(stores, counts, weights, strict=True):
+        held = store.attributes.sources
+        if sum(source.num_episodes for source in held) != count:
+            raise StoreError(
+                f"{store.path}: expected sources of {count} episodes in all, found {held}; "
+                "embed the dataset into another --store"
             )
-
-
-def _read_features(stores: Sequence[FeatureStore]) -> Float16[Tensor, "n s d"]:
-    """Read every store into its own stretch of one array: never is there a second copy."""
-    num_rows, num_slots = sum(store.num_rows for store in stores), stores[0].attributes.num_slots
-    features = np.empty((num_rows, num_slots, FEATURE_DIM), np.float16)
-    start = 0
-    for store in stores:
-        store.read_features(into=features[start : start + store.num_rows])
-        start += store.num_rows
-    return torch.from_numpy(features)
-
-
-def _mean_and_std(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Two passes in float64: one pass of squares would cancel where the mean is large."""
-    chunks = torch.split(rows, STATISTICS_ROWS)
-    mean = torch.stack([features[chunk].double().sum(dim=0) for chunk in chunks]).sum(0) / len(rows)
-    squares = [(features[chunk].double() - mean).square().sum(dim=0) for chunk in chunks]
-    std = (torch.stack(squares).sum(dim=0) / len(rows)).sqrt()
-    return mean, std
+        sources += [
+            SourceShare(num_episodes=source.num_episodes, weight=source.weight * weight)
+            for source in held
+        ]
+    return sources

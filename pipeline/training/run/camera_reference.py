@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float16, Int64
 from torch import Tensor
 
-from pipeline.training.data.steps import StepData
+from pipeline.training.data.windows import WindowData
 
 MAX_STARTS: Final = 200  # episodes; 0.9 MB of three views
 MAX_ROWS: Final = 2_000  # control steps; 9 MB of three views
@@ -39,7 +39,7 @@ class CameraReference:
         return digest.hexdigest()
 
 
-def take_reference(data: StepData) -> CameraReference:
+def take_reference(data: WindowData) -> CameraReference:
     """Copy the reference out of a training's data; held-out episodes give nothing."""
     starts, rows = reference_rows(data)
     return CameraReference(
@@ -49,7 +49,7 @@ def take_reference(data: StepData) -> CameraReference:
     )
 
 
-def reference_rows(data: StepData) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " m"]]:
+def reference_rows(data: WindowData) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " m"]]:
     """Return the rows that the reference is copied from: `starts` and `rows`."""
     episodes = data.episode_of[data.train_rows]
     is_first = torch.ones_like(episodes, dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,15 @@ def test_two_processes_take_the_steps_of_one(store, alone, tmp_path):
     assert [entry["step"] for entry in logs[0]] == [entry["step"] for entry in logs[1]]
     for ours_entry, entry in zip(*logs, strict=True):
         assert ours_entry["loss"] == pytest.approx(entry["loss"], rel=1e-4)
+    # Stopped at step 4 and resumed, two processes come to the same bits.
+    whole = read_checkpoint(tmp_path / "run", 8)
+    shutil.rmtree(tmp_path / "run/checkpoints/step_00000008")
+    process = torchrun(store, tmp_path / "run", "--resume")
+    said, warned = process.communicate(timeout=120)
+    assert process.returncode == 0, warned
+    assert "resumed at step 4" in said
+    for name, tensor in read_checkpoint(tmp_path / "run", 8).agent.items():
+        assert torch.equal(tensor, whole.agent[name]), name
 
 
 def test_a_process_that_dies_ends_the_others_and_leaves_the_last_checkpoint(store, tmp_path):

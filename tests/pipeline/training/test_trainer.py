@@ -111,7 +111,7 @@ def test_the_run_describes_itself(store, uninterrupted):
 
 def test_the_averaged_weights_carry_the_scales_of_the_data(store, uninterrupted):
     _, weights = read_average(uninterrupted)
-    statistics = WindowData(store, heldout_share=0.05).statistics()
+    statistics = WindowData(store, heldout_share=0.05).statistics
     mean = weights["view_projectors.standardizer.mean"]
     assert torch.equal(mean, statistics.feature_mean)
 

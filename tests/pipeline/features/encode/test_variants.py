@@ -89,7 +89,7 @@ def test_without_a_draw_windows_and_statistics_are_those_of_the_plain_store(stor
     rows = torch.arange(5)
     first, second = (data.gather(rows, obs_horizon=2, pred_horizon=2) for data in (plain, both))
     assert torch.equal(first.features, second.features)
-    assert torch.equal(plain.statistics().feature_std, both.statistics().feature_std)
+    assert torch.equal(plain.statistics.feature_std, both.statistics.feature_std)
     generator = torch.Generator()
     assert plain.draw_variants(5, generator) is None
     drawn = both.draw_variants(300, generator)

@@ -1,7 +1,6 @@
 """Several stores as one run's data: windows, weights, statistics, and what is refused."""
 
 import dataclasses
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.steps import StepArrays
 from pipeline.training.data.sampling import BatchSampler
 from pipeline.training.data.stores import warn_of_leaks
-from pipeline.training.data.windows import TRAINING_BYTES, WindowData
+from pipeline.training.data.windows import WindowData
 from pipeline.training.presets import debug
 from pipeline.training.run.describe import describe
 from pipeline.training.run.folder import read_run
@@ -114,7 +113,7 @@ def test_each_store_holds_out_its_own_episodes_and_the_rest_makes_the_statistics
         state.append(steps.state[rows])
         action.append(steps.action[rows])
     all_features = np.concatenate(features)
-    found = data.statistics()
+    found = data.statistics
     np.testing.assert_allclose(found.feature_mean, all_features.mean(0), atol=1e-6)
     np.testing.assert_allclose(found.feature_std, all_features.std(0), atol=1e-6)
     np.testing.assert_array_equal(found.state_max, np.concatenate(state).max(0))
@@ -240,24 +239,6 @@ def test_damage_in_the_second_store_is_found(first, tmp_path):
     path.write_bytes(content)
     with pytest.raises(StoreError, match=str(other.path)):
         train([first.path, other.path], tmp_path / "run", debug(), resume=False)
-
-
-def test_features_of_several_stores_are_held_once(tmp_path):
-    stores = [complete_store(tmp_path / f"{n}.zarr", (1500 + n, 500)) for n in range(2)]
-    tracemalloc.start()
-    data = WindowData(*stores, heldout_share=0.0)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 1.3 * data.features.nbytes
-
-
-def test_what_does_not_fit_a_gpu_stays_in_main_memory_and_says_so(first, monkeypatch, caplog):
-    """The GPU is asked for its free memory and is never touched, so none is needed here."""
-    data = WindowData(first, heldout_share=0.0)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (TRAINING_BYTES, 2**40))
-    data.move_to(torch.device("cuda"))
-    assert {data.features.device, data.state.device, data.action.device} == {torch.device("cpu")}
-    assert "0.0 GB of windows do not fit on cuda" in caplog.text
 
 
 def test_the_run_names_every_store_in_order(first, second, run):

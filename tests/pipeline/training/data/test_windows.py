@@ -63,7 +63,7 @@ def test_held_out_episodes_stay_out_of_training_and_its_statistics(store, data):
 
     steps, features = store.read_steps(), store.read_features("pooled").astype(np.float64)
     rows = data.train_rows.numpy()
-    statistics = data.statistics()
+    statistics = data.statistics
     np.testing.assert_allclose(statistics.feature_mean, features[rows].mean(0), atol=1e-6)
     np.testing.assert_allclose(statistics.feature_std, features[rows].std(0), atol=1e-6)
     np.testing.assert_array_equal(statistics.state_min, steps.state[rows].min(0))

@@ -9,6 +9,8 @@ import pytest
 
 from tests.pipeline.tiny import complete_store
 
+KILLS = 6
+
 
 def checkpoints(run: Path) -> dict[str, bytes]:
     """Weights, their average, optimiser state and mark (so the best one) of every checkpoint."""
@@ -25,18 +27,16 @@ def figures(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if not k.endswith("_per_s")} for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("num_stores", "memory", "kills"), [(1, "none", 6), (2, "none", 6), (2, "30000000", 4)]
-)
-def test_kills_at_random_steps_change_no_bit(tmp_path, num_stores, memory, kills):
+@pytest.mark.parametrize("num_stores", [1, 2])
+def test_kills_at_random_steps_change_no_bit(tmp_path, num_stores):
     lengths = [(12, 9, 10), (7, 11, 8, 9)][:num_stores]
     stores = [complete_store(tmp_path / f"{n}.zarr", held).path for n, held in enumerate(lengths)]
     command = [sys.executable, "-m", "tests.pipeline.training.run.kill_training"]
-    words = [str(tmp_path), str(kills), "0", memory, *map(str, stores)]
+    words = [str(tmp_path), str(KILLS), "0", *map(str, stores)]
     done = subprocess.run([*command, *words], check=True, capture_output=True, text=True)
     seen = json.loads(done.stdout)
-    assert seen["killed"] == kills
-    assert seen["resumed"] >= kills // 4  # else the kills came before any checkpoint
+    assert seen["killed"] == KILLS
+    assert seen["resumed"] >= KILLS // 4  # else the kills came before any checkpoint
     reference = tmp_path / "reference"
     assert [line["step"] for line in figures(reference) if "loss" in line] == list(range(1, 41))
     for number in range(seen["runs"]):

@@ -1,0 +1,104 @@
+"""Local copies of features that cannot be read in place: in object storage, or compressed.
+
+A unit's copy is the raw rows in one file, made from pieces that are checked against the unit's
+commit record; it takes its name when it is whole, so that a copy that was cut off is resumed. The
+folder is named by the digest of the store's content: another store never reads it, and it can be
+removed at any time that no training reads it.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.layout import unit_arrays
+from pipeline.storage.local import sync_folder
+from pipeline.storage.locks import sole_writer
+
+UNITS: Final = {"MB": 10**6, "GB": 10**9, "TB": 10**12}  # bytes
+NAME_DIGITS: Final = 32  # of a digest, in a folder's name
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """A folder of copies."""
+
+    folder: Path
+    max_bytes: int
+    """That all copies may take together."""
+
+    def copied(self, store: FeatureStore, name: str) -> list[Path]:
+        """Return one file of raw rows per unit, after copying those that are not there yet.
+
+        Processes that need the same copy wait for the one that makes it.
+
+        Raises:
+            StoreError: a unit is damaged.
+            ConfigError: the copies would take more than `max_bytes`; nothing was copied.
+            OSError: the disk is full or not writable.
+        """
+        folder = self.folder / store.digest()[:NAME_DIGITS] / name
+        paths = [folder / f"{unit:06d}" for unit in range(store.num_units)]
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_name(f"{folder.name}.lock")
+        with sole_writer(folder, StoreError, lock=lock, wait=True):
+            missing = [unit for unit, path in enumerate(paths) if not path.exists()]
+            self._require_room(store, name, missing)
+            for unit in tqdm(missing, desc="copy", unit="unit", disable=None if missing else True):
+                _copy_unit(store, name, unit, paths[unit])
+            sync_folder(folder)
+        return paths
+
+    def _require_room(self, store: FeatureStore, name: str, missing: list[int]) -> None:
+        dtype, axes = unit_arrays(store.attributes)[name]
+        row_bytes = store.attributes.num_slots * np.dtype((dtype, axes)).itemsize
+        rows = [store.unit_rows(unit) for unit in missing]
+        needed = sum(stop - start for start, stop in rows) * row_bytes
+        held = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        if needed and held + needed > self.max_bytes:
+            raise ConfigError(
+                f"{store.path}: a local copy of {name} takes {needed / 1e9:,.1f} GB more, "
+                f"{self.folder} holds {held / 1e9:,.1f} of {self.max_bytes / 1e9:,.1f} GB; raise "
+                f"--cache-bytes, name another --cache-dir, or remove copies from it"
+            )
+
+
+def _copy_unit(store: FeatureStore, name: str, unit: int, path: Path) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+
+        def written() -> Iterator[np.ndarray]:
+            for piece in store.read_slices(unit, name):
+                file.write(np.ascontiguousarray(piece).data)
+                yield piece
+
+        store.check_rows(unit, name, written())
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def default_cache_dir() -> Path:
+    """Return the folder of copies in the user's cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "frozen-vla/features"
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes of an amount as in 8GB, 1.5TB or 500MB; the units are powers of ten.
+
+    Raises:
+        ConfigError: it is written differently, or is less than a byte.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(MB|GB|TB)", text)
+    amount = round(float(match[1]) * UNITS[match[2]]) if match else 0
+    if not amount:
+        raise ConfigError(f"--cache-bytes {text}: want a number and its unit, as in 8GB or 500MB")
+    return amount

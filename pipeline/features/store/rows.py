@@ -1,0 +1,196 @@
+"""Rows of a store's arrays, read from its files by position: what training gathers batches from.
+
+An uncompressed array needs no decoding: a chunk is the raw rows and four bytes of checksum, and a
+shard is 64 such chunks with an index at its end. So a row of any step is one read at a known
+offset, and memory holds what was asked for and nothing else; what was read before comes from the
+system's page cache. `announce` starts reading without waiting, which keeps a disk busy with a whole
+batch at a time: random pairs of rows cost 10 microseconds of one core, whether the array fits the
+memory or not.
+
+Values are addressed by their place: `row * num_slots + slot`, so that one slot of a row can be read
+without the others. A file must stay the one that it was when it was opened.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float16, Int64
+from torch import Tensor
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.layout import unit_arrays
+from pipeline.features.store.local_copy import FeatureCache
+from pipeline.features.store.units import CHUNK_ROWS
+from pipeline.storage.location import on_disk
+
+INDEX_ENTRY: Final = 2  # uint64 of a chunk in a shard's index: offset and bytes
+CHECKSUM_BYTES: Final = 4  # a crc32c, after a chunk and after an index
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Neighboring values of one file."""
+
+    start: int
+    """Their first place in the result."""
+    stop: int
+    """One past their last place in the result."""
+    file: int
+    offset: int
+    """Of the first one, in bytes."""
+
+
+class StoredRows:
+    """One array of one or more stores, whose rows follow one another."""
+
+    def __init__(
+        self,
+        stores: Sequence[FeatureStore],
+        name: str,
+        cache: FeatureCache | None = None,
+    ):
+        """Open the files; the first use of a store that needs a local copy makes it.
+
+        Args:
+            stores: one or more complete ones, of the same slots and features.
+            name: of the array, as `unit_arrays` has it.
+            cache: where a store in object storage or with compressed features is copied to.
+
+        Raises:
+            StoreError: a file is absent or damaged.
+            ConfigError: a store needs a copy, and there is no cache or too little room in it.
+            OSError: the cache is full or not writable.
+        """
+        dtype, axes = unit_arrays(stores[0].attributes)[name]
+        self.num_slots = stores[0].attributes.num_slots
+        self._value = np.dtype((dtype, axes))
+        self._paths: list[Path] = []
+        starts, files, offsets, first_row = [], [], [], 0
+        for store in stores:
+            paths, rows, numbers, begins = _chunks(store, name, self._value.itemsize, cache)
+            starts.append((first_row + rows) * self.num_slots)
+            files.append(len(self._paths) + numbers)
+            offsets.append(begins)
+            self._paths += paths
+            first_row += store.num_rows
+        self._starts, self._files, self._offsets = map(np.concatenate, (starts, files, offsets))
+        """First place, file and offset of every chunk."""
+        self._stamps = [_stamp(path.stat()) for path in self._paths]
+
+    def announce(self, places: Int64[Tensor, "*b"]) -> None:
+        """Have the system read values into its page cache, and do not wait for it."""
+        if sys.platform != "linux":
+            return
+        for part in self._slices(places):
+            size = (part.stop - part.start) * self._value.itemsize
+            descriptor = os.open(self._paths[part.file], os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, part.offset, size, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
+
+    def read(self, places: Int64[Tensor, "*b"]) -> Float16[Tensor, "..."]:
+        """Read values into new memory; the axes of `places` come first, those of a value last.
+
+        Raises:
+            StoreError: a file cannot be read, or is not the one that was opened.
+        """
+        values = np.empty(places.numel(), self._value)
+        content = memoryview(values.reshape(-1).view(np.uint8).data)
+        for part in self._slices(places):
+            size = self._value.itemsize
+            self._read(part, content[part.start * size : part.stop * size])
+        return torch.from_numpy(values).view(*places.shape, *values.shape[1:])
+
+    def _read(self, part: _Slice, into: memoryview) -> None:
+        path = self._paths[part.file]
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                is_same = _stamp(os.fstat(descriptor)) == self._stamps[part.file]
+                size = os.preadv(descriptor, [into], part.offset)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise StoreError(
+                f"{path}: cannot be read ({error.strerror}); look at the disk, then run the same "
+                f"command again"
+            ) from error
+        if not is_same or size != len(into):
+            raise StoreError(
+                f"{path}: is not the file that was opened, another store took its place or it was "
+                f"written; run the same command again"
+            )
+
+    def _slices(self, places: Int64[Tensor, "*b"]) -> Iterator[_Slice]:
+        """Cut places into neighbors that one chunk holds one after the other."""
+        flat = places.reshape(-1).numpy()
+        chunks = np.searchsorted(self._starts, flat, side="right") - 1
+        is_cut = (np.diff(flat) != 1) | (np.diff(chunks) != 0)
+        first = np.concatenate([[0], np.flatnonzero(is_cut) + 1])
+        stops = np.append(first[1:], len(flat))
+        chunks = chunks[first]
+        within = (flat[first] - self._starts[chunks]) * self._value.itemsize
+        columns = (first, stops, self._files[chunks], self._offsets[chunks] + within)
+        return map(_Slice, *(column.tolist() for column in columns))
+
+
+Chunks = tuple[
+    list[Path], Int64[np.ndarray, " c"], Int64[np.ndarray, " c"], Int64[np.ndarray, " c"]
+]
+
+
+def _chunks(store: FeatureStore, name: str, value_bytes: int, cache: FeatureCache | None) -> Chunks:
+    """Return a store's files, and of every chunk in them the first row, the file and the offset."""
+    unit_starts = np.arange(store.num_units) * store.attributes.rows_per_unit
+    whole_files = unit_starts, np.arange(store.num_units), np.zeros(store.num_units, np.int64)
+    folder = on_disk(store.path)
+    if folder is None or store.attributes.codec != "none":
+        if cache is None:
+            raise ConfigError(
+                f"{store.path}: features in object storage, or compressed, are read from a local "
+                f"copy; name a folder for it"
+            )
+        return cache.copied(store, name), *whole_files
+    trailing = "/0" * (1 + len(unit_arrays(store.attributes)[name][1]))
+    paths = [folder / f"{name}/c/{unit}{trailing}" for unit in range(store.num_units)]
+    if store.attributes.rows_per_unit == CHUNK_ROWS:
+        return paths, *whole_files
+    chunk_bytes = CHUNK_ROWS * store.attributes.num_slots * value_bytes + CHECKSUM_BYTES
+    offsets = [_shard_offsets(store, unit, path, chunk_bytes) for unit, path in enumerate(paths)]
+    starts = np.arange(-(-store.num_rows // CHUNK_ROWS)) * CHUNK_ROWS
+    return paths, starts, starts // store.attributes.rows_per_unit, np.concatenate(offsets)
+
+
+def _shard_offsets(
+    store: FeatureStore, unit: int, path: Path, chunk_bytes: int
+) -> Int64[np.ndarray, " c"]:
+    """Read where the chunks of a shard begin, those that hold rows of the store."""
+    start, stop = store.unit_rows(unit)
+    num_chunks = store.attributes.rows_per_unit // CHUNK_ROWS
+    index_bytes = num_chunks * INDEX_ENTRY * 8
+    try:
+        with path.open("rb") as file:
+            file.seek(-index_bytes - CHECKSUM_BYTES, os.SEEK_END)
+            held = file.read(index_bytes)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be read ({error.strerror}); run vla-embed again"
+        ) from error
+    index = np.frombuffer(held, "<u8").reshape(num_chunks, INDEX_ENTRY)
+    index = index[: -(-(stop - start) // CHUNK_ROWS)]
+    if (index[:, 1] != chunk_bytes).any():
+        raise StoreError(f"{path}: its index names no chunks of {chunk_bytes} bytes; embed again")
+    return index[:, 0].astype(np.int64)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
+    """Return what differs once another file has the name, or the file was written."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,103 @@
+"""Local copies of features: checked, resumed, bounded; from a real S3 server through failures."""
+
+import numpy as np
+import pytest
+import torch
+from pipeline.storage.folders import ObjectUrl
+from pipeline.storage.object_folder import RETRY
+
+from pipeline.errors import ConfigError, ObjectStorageError, StoreError
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.local_copy import FeatureCache, default_cache_dir, parse_bytes
+from pipeline.features.store.rows import StoredRows
+from pipeline.training.data.windows import WindowData
+from tests.object_server import BUCKET, failing_proxy, s3_server, use_server
+from tests.pipeline.tiny import complete_store, tiny_features
+
+LENGTHS = (300, 200, 400, 250)  # five units
+ROW_BYTES = 3 * 768 * 2
+
+
+@pytest.fixture
+def cache(tmp_path) -> FeatureCache:
+    return FeatureCache(tmp_path / "cache", 1_200 * ROW_BYTES)
+
+
+def everything(store: FeatureStore, cache: FeatureCache) -> np.ndarray:
+    rows = StoredRows([store], cache=cache)
+    return rows.read(torch.arange(3 * store.num_rows)).view(-1, 3, 768).numpy()
+
+
+def copies(cache: FeatureCache) -> list[str]:
+    return sorted(path.name for path in cache.folder.rglob("*") if path.is_file())
+
+
+def test_a_bucket_is_copied_where_requests_fail_and_resumed_after_an_outage(cache, monkeypatch):
+    monkeypatch.setitem(RETRY, "max_retries", 1)
+    with s3_server() as port, failing_proxy(port) as proxy:
+        use_server(monkeypatch, proxy.url)
+        store = complete_store(ObjectUrl("s3", BUCKET, "s.zarr"), LENGTHS)
+        proxy.dies_at = lambda method, path: method == "GET" and "/features/c/3/" in path
+        with pytest.raises(ObjectStorageError, match="object storage does not answer after"):
+            everything(FeatureStore.open(store.path), cache)
+        assert copies(cache) == ["000000", "000001", "000002", "000003.partial"]
+        proxy.is_dead, proxy.dies_at = False, lambda _method, _path: False
+        monkeypatch.setitem(RETRY, "max_retries", 5)
+        proxy.share, before = 0.1, len(proxy.seen)
+        found = everything(FeatureStore.open(store.path), cache)
+        np.testing.assert_array_equal(found, tiny_features(sum(LENGTHS)))
+        fetched = {
+            path.split("/features/c/")[-1][0] for _, path in proxy.seen[before:] if "/c/" in path
+        }
+        assert not {"0", "1", "2"} & {unit for unit in fetched if unit.isdigit()} - {"3", "4"}
+    assert copies(cache) == [f"{unit:06d}" for unit in range(5)]
+
+
+def test_a_damaged_unit_is_not_copied(cache, tmp_path):
+    store = complete_store(tmp_path / "s.zarr", LENGTHS, codec="blosc")
+    hashes = store.path / "frame_hash/c/1/0"
+    hashes.write_bytes((store.path / "frame_hash/c/2/0").read_bytes()[::-1])
+    with pytest.raises(StoreError, match=r"frame_hash.*checksum|unit 1"):
+        everything(store, cache)
+    assert copies(cache)[0] == "000000"
+    assert "000001" not in copies(cache)
+
+
+def test_a_copy_that_was_damaged_is_found_before_training(cache, tmp_path):
+    store = complete_store(tmp_path / "s.zarr", LENGTHS, codec="blosc")
+    everything(store, cache)
+    (path,) = cache.folder.rglob("000002")
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"unit 2.*do not hash to their commit record"):
+        WindowData(store, heldout_share=0.0, cache=cache)
+
+
+def test_copies_stay_within_their_room_and_what_is_needed_is_told(cache, tmp_path):
+    store = complete_store(tmp_path / "s.zarr", LENGTHS, codec="blosc")
+    everything(store, cache)
+    other = complete_store(tmp_path / "b.zarr", (9, 8), codec="blosc", heldout=(1,))
+    np.testing.assert_array_equal(everything(other, cache), tiny_features(17))
+    third = complete_store(tmp_path / "c.zarr", (40,), codec="blosc")
+    before = copies(cache)
+    with pytest.raises(ConfigError, match=r"takes 0.0 GB more, .* raise --cache-bytes"):
+        everything(third, cache)
+    assert copies(cache) == before
+    np.testing.assert_array_equal(everything(store, cache), tiny_features(sum(LENGTHS)))
+
+
+def test_copies_are_kept_where_the_user_keeps_caches(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / "frozen-vla/features"
+
+
+@pytest.mark.parametrize(("text", "amount"), [("500MB", 5 * 10**8), ("1.5 TB", 15 * 10**11)])
+def test_an_amount_of_bytes_names_its_unit(text, amount):
+    assert parse_bytes(text) == amount
+
+
+@pytest.mark.parametrize("text", ["8", "8gb", "8GiB", "-8GB", "0GB", ""])
+def test_an_amount_without_its_unit_is_refused(text):
+    with pytest.raises(ConfigError, match=r"want a number and its unit, as in 8GB or 500MB"):
+        parse_bytes(text)

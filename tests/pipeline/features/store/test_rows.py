@@ -1,0 +1,76 @@
+"""Values read from a store's files by position, against zarr."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.local_copy import FeatureCache
+from pipeline.features.store.rows import StoredRows
+from tests.pipeline.tiny import complete_store
+from tests.pipeline.training.data.test_stores import make_store
+
+LENGTHS = (700, 1, 420)  # 1,121 rows: the last unit and the last chunk are short
+SLOTS = 9  # three views, as recorded and in two variants
+
+
+def store_of(folder, name, **attributes) -> FeatureStore:
+    return make_store(folder / f"{name}.zarr", LENGTHS, num_variants=2, **attributes)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{}, {"rows_per_unit": 512}, {"codec": "blosc"}, {"codec": "blosc", "rows_per_unit": 512}],
+    ids=str,
+)
+def test_values_of_any_places_are_those_of_zarr(tmp_path, attributes):
+    """Single slots and neighbors across chunks, units, shards and stores; some more than once."""
+    stores = [
+        store_of(tmp_path, "a", **attributes),
+        make_store(tmp_path / "b.zarr", num_variants=2),
+    ]
+    expected = np.concatenate([store.read_features() for store in stores]).reshape(-1, 768)
+    rows = StoredRows(stores, cache=FeatureCache(tmp_path / "cache", 10**9))
+    numbers = np.random.default_rng(0)
+    runs = [np.arange(row * SLOTS - 5, row * SLOTS + 7) for row in (256, 512, 768, sum(LENGTHS))]
+    places = np.concatenate([numbers.integers(0, len(expected), 300), *runs, [0, 0]])
+    places = torch.from_numpy(places).view(-1, 5)
+    rows.announce(places)
+    found = rows.read(places)
+    assert found.shape == (*places.shape, 768)
+    np.testing.assert_array_equal(found.numpy(), expected[places.numpy()])
+    whole = rows.read(torch.arange(len(expected)))
+    np.testing.assert_array_equal(whole.numpy(), expected)
+
+
+@pytest.mark.parametrize("change", ["replaced", "written", "removed"])
+def test_a_file_that_is_no_longer_the_one_that_was_opened_is_refused(tmp_path, change):
+    store = complete_store(tmp_path / "s.zarr", (300,))
+    rows = StoredRows([store])
+    path = store.path / "features/c/1/0/0"
+    if change == "replaced":
+        copy = path.with_name("copy")
+        copy.write_bytes(path.read_bytes())
+        copy.replace(path)
+    elif change == "written":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    assert rows.read(torch.tensor([0])).shape == (1, 768)
+    with pytest.raises(StoreError, match="features/c/1/0/0"):
+        rows.read(torch.tensor([256 * 3]))
+
+
+def test_a_shard_whose_index_names_other_chunks_is_refused(tmp_path):
+    store = store_of(tmp_path, "s", rows_per_unit=512)
+    path = store.path / "features/c/1/0/0"
+    content = path.read_bytes()
+    path.write_bytes(content[:-30] + b"\xff" * 26 + content[-4:])
+    with pytest.raises(StoreError, match="names no chunks"):
+        StoredRows([store])
+
+
+def test_compressed_features_need_a_place_for_their_copy(tmp_path):
+    with pytest.raises(ConfigError, match="are read from a local copy"):
+        StoredRows([store_of(tmp_path, "s", codec="blosc")])
