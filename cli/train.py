@@ -51,8 +51,7 @@ def train_command(
         str, typer.Option(help="Room of all copies in --cache-dir, as in 500MB or 2TB.")
     ] = "100GB",
     encoder: Annotated[
-        str | None,
-        typer.Option(help="Where the encoder of --live or --rollout-env lies, if it moved."),
+        str | None, typer.Option(help="Path or name of the encoder for --rollout-env, if it moved.")
     ] = None,
     device: DeviceOption = "auto",
     rollout_env: Annotated[

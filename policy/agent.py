@@ -19,14 +19,8 @@ from policy.errors import AgentMismatchError
 from policy.network.head import ActionHead, Condition, HeadConfig
 from policy.network.normalizer import DataStatistics, MinMaxNormalizer
 from policy.network.readers import FeatureReader, LinearReaderConfig, ReaderConfig, build_reader
-from policy.objectives.base import (
-    ActionNetwork,
-    AdditiveObjective,
-    Loss,
-    TaughtObjective,
-    Teacher,
-)
-from policy.objectives.improved_meanflow import ImprovedMeanFlowConfig
+from policy.objectives.base import Batch, Loss
+from policy.objectives.meanflow import ImprovedMeanFlowConfig
 from policy.objectives.registry import ObjectiveConfig, build_objective
 from policy.spec import AgentSpec
 
@@ -157,22 +151,21 @@ class VLAAgent(nn.Module):
             actions: from the current step on, in the manifest's units.
             valid: False where a chunk runs past its episode's end.
             generator: on the CPU; the only source of randomness.
-            teacher: the averaged weights, which an agent that `is_taught` learns from; without
-                one it teaches itself. Others ask nobody.
+            teacher: the averaged weights, the target network of an agent that `is_taught`; without
+                one the agent is its own. Other agents ignore it.
         """
         condition = self._encode_condition(features, state)
-        normalised = self.action_normalizer.normalize(actions)
-        given = self.head, normalised, valid, condition, generator
-        if teacher is None or not isinstance(self.objective, TaughtObjective):
-            return self.objective.loss(*given)
+        batch = Batch(self.action_normalizer.normalize(actions), valid, condition, generator)
+        if teacher is None or not self.is_taught:
+            return self.objective.loss(self.head, batch)
         with torch.no_grad():
-            known = Teacher(teacher.head, teacher._encode_condition(features, state))
-        return self.objective.taught_loss(*given, teacher=known)
+            known = teacher._encode_condition(features, state)
+        return self.objective.loss(self.head, batch, teacher=partial(teacher.head, condition=known))
 
     @property
     def is_taught(self) -> bool:
-        """Whether its loss asks a teacher; see `TaughtObjective`."""
-        return isinstance(self.objective, TaughtObjective)
+        """Whether its loss uses a target network."""
+        return self.objective.is_taught
 
     @torch.no_grad()
     def predict(
@@ -187,21 +180,19 @@ class VLAAgent(nn.Module):
         Args:
             features: of `obs_horizon` steps, the last one current.
             state: of the same steps, in the manifest's units.
-            noise: from `noise`, for as many passes; decides which of the likely chunks is drawn.
-            num_evaluations: passes through the head; None is the objective's own number.
+            noise: from `noise`, at the same NFE; decides which of the likely chunks is drawn.
+            num_evaluations: NFE, how often the head is evaluated; None is the objective's default.
 
         Raises:
-            AgentMismatchError: the objective cannot take that many passes.
+            AgentMismatchError: the objective's sampler cannot take that NFE.
         """
-        passes = self.evaluations(num_evaluations)
+        nfe = self.evaluations(num_evaluations)
         cond = self._build_cond(features, state)
-        head: ActionNetwork
-        if passes == 1:  # a condition that is read once need not be kept
-            head, condition = partial(_forward_once, self.head, cond), Condition(())
-        else:
-            head, condition = self.head, self.head.encode_condition(cond)
-        normalised = self.objective.sample(head, noise, condition, passes)
-        return self.action_normalizer.unnormalize(normalised)
+        # A single evaluation encodes the condition itself, which saves a pass over the weights.
+        condition = cond if nfe == 1 else self.head.encode_condition(cond)
+        network = partial(self.head, condition=condition)
+        normalized = self.objective.sample(network, noise, nfe)
+        return self.action_normalizer.unnormalize(normalized)
 
     @torch.no_grad()
     def additivity_residual(
@@ -213,12 +204,12 @@ class VLAAgent(nn.Module):
         """Return how far one jump from noise to actions is from two, relative to their length.
 
         None where the objective does not learn jumps. Large where a one-step policy is unsure of
-        itself; a few passes through the head. See `AdditiveObjective`.
+        itself; a few evaluations of the head. See `Objective.additivity_residual`.
         """
-        if not isinstance(self.objective, AdditiveObjective):
+        if not self.objective.learns_jumps:
             return None
-        condition = self._encode_condition(features, state)
-        return self.objective.additivity_residual(self.head, noise, condition)
+        network = partial(self.head, condition=self._encode_condition(features, state))
+        return self.objective.additivity_residual(network, noise)
 
     def noise(
         self, batch_size: int, generator: Generator, num_evaluations: int | None = None
@@ -262,6 +253,16 @@ class VLAAgent(nn.Module):
         cond: Tensor = self.cond_projector(raw)
         return cond
 
+    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Split the parameters into matrices, which weight decay is for, and the others."""
+        undecayed = {id(parameter) for parameter in self.head.undecayed_matrices()}
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for parameter in self.parameters():
+            is_decayed = parameter.ndim >= 2 and id(parameter) not in undecayed
+            (decayed if is_decayed else others).append(parameter)
+        return decayed, others
+
 
 def _shape(spec: AgentSpec, feature: str) -> tuple[int, ...]:
     if feature not in spec.feature_shapes:
@@ -270,9 +271,3 @@ def _shape(spec: AgentSpec, feature: str) -> tuple[int, ...]:
             f"{', '.join(spec.feature_shapes)}; read one of these, or embed with --features"
         )
     return spec.feature_shapes[feature]
-
-
-def _forward_once(
-    head: ActionHead, cond: Tensor, z: Tensor, t: Tensor, h: Tensor, _: Condition
-) -> Tensor:
-    return head.forward_once(z, t, h, cond)

@@ -1,33 +1,26 @@
-"""AdamW for an agent: its parameter groups, its schedule, and its state as named tensors.
-
-Knows parameters and settings; no data and no files.
-"""
+"""AdamW for an agent: its parameter groups, its schedule, and its state as named tensors."""
 
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.training.config import OptimizerConfig
 from policy.agent import VLAAgent
 
 
 def build_optimizer(agent: VLAAgent, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Build AdamW with weight decay on matrices only; the depth mixer's queries keep none."""
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in agent.named_parameters():
-        is_matrix = parameter.ndim >= 2 and name.split(".")[1] not in ("residuals", "positions")
-        (matrices if is_matrix else others).append(parameter)
+    """Build AdamW with weight decay on the matrices that `VLAAgent.decay_groups` names."""
+    decayed, others = agent.decay_groups()
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Return the step size of optimiser step `step`, counted from 0, of `steps`."""
+    """Return the learning rate of optimizer step `step`, counted from 0, of `steps`."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":

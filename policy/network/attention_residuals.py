@@ -1,7 +1,7 @@
 """Attention Residuals: every sublayer reads a learned mixture of all earlier outputs.
 
-Knows tokens and depth; nothing about attention between tokens, actions or time. An ordinary
-residual stream adds every sublayer's output to one running sum. Here the input of sublayer l is
+An ordinary residual stream adds every sublayer's output to one running sum. Here the input of
+sublayer l is
 
     h_l = sum_{i <= l} alpha_{i->l} v_i,    alpha_{i->l} = softmax_i( w_l . RMSNorm_l(v_i) )
 
@@ -13,8 +13,8 @@ the running sum of the present block; with S = 1 that is the Full variant.
 The gain g_l of RMSNorm_l folds into the query exactly, w . (g * v/rms(v)) = ((w * g) . v) / rms(v),
 so all later readers' logits for a source are one product, taken once when the source appears.
 
-With gradient the sources stay where the sublayers put them (`DepthStream`); without, they lie in
-one tensor (`DepthBuffer`), which a read of a small batch crosses in one matrix product.
+With gradient each source is a tensor of its own (`DepthStream`); without, all are in one tensor
+(`DepthBuffer`), which a small batch mixes in one matrix product.
 
 Source: Attention Residuals, arXiv 2603.15031 (queries start at zero).
 """
@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 RMS_EPS: Final = 1e-5  # dimensionless; keeps the slope of 1/rms bounded for a zero source
-# Values of one source. Below, a matrix product a token mixes in 6 us what one `addcmul_` a source
-# mixes in 57 us (13 sources, batch 1 at width 384); at batch 64 it takes 4 times as long as those.
+# Values of one source. Below, a matrix product per token mixes in 6 us what one `addcmul_` per
+# source mixes in 57 us (13 sources, batch 1 at width 384); at batch 64 it takes 4 times as long.
 _SMALL_SOURCE: Final = 32_768
 
 
@@ -183,34 +183,31 @@ class DepthStream:
         sources = self._finished + self._open
         logits = [source.logits[..., self._reader - source.first_reader] for source in sources]
         weights = torch.stack(logits).softmax(dim=0)[..., None]
-        tensors = [source.tensor for source in sources]
-        gradients = [source.gradient for source in sources]
-        mixed: Tensor = _Mix.apply(weights, gradients, *tensors)  # type: ignore[no-untyped-call]
-        return mixed
+        # Under autocast, a source may have a lower precision than the mixture and its gradients;
+        # these add up in the mixture's.
+        dtype = torch.promote_types(weights.dtype, sources[0].tensor.dtype)
+        tensors = [source.tensor.to(dtype) for source in sources]
+        mixture: Tensor
+        mixture, *tensors = _Mix.apply(weights, *tensors)  # type: ignore[no-untyped-call]
+        for source, tensor in zip(sources, tensors, strict=True):
+            source.tensor = tensor
+        return mixture
 
     def _source(self, tensor: Tensor, last_reader: int) -> "_Source":
         queries = self._folded_query[self._reader : last_reader]
         logits = (tensor @ queries.T) * inverse_root_mean_square(tensor)
-        gradient = _GradientSum()
-        kept: Tensor = _Append.apply(tensor, gradient)  # type: ignore[no-untyped-call]
-        return _Source(kept, logits, self._reader, gradient)
+        return _Source(tensor, logits, self._reader)
 
 
-class _GradientSum:
-    """What the readers of one source have sent back so far."""
-
-    value: Tensor | None = None
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Source:
     """A tensor that later readers mix."""
 
     tensor: Tensor
+    """As the latest reader passed it on; see `_Mix`."""
     logits: Tensor
     """[b, t, readers], of the readers from `first_reader` on."""
     first_reader: int
-    gradient: _GradientSum
 
 
 def inverse_root_mean_square(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b 1"]:
@@ -226,42 +223,33 @@ def mix(weights: Float[Tensor, "s *b 1"], sources: Sequence[Tensor] | Tensor) ->
     return mixture
 
 
-# Every reader sends a gradient to every earlier source. Autograd would make a tensor of each and
-# then add them up; these two functions add in place instead: `_Mix` into the source's sum, which
-# `_Append` hands on once all of the source's readers have run backward.
-
-
-class _Append(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, gradient: _GradientSum) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.gradient = gradient
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, None]:
-        total, ctx.gradient.value = ctx.gradient.value, None
-        return total, None
-
-
 class _Mix(torch.autograd.Function):
+    """`mix`, which also passes every source on to the next reader.
+
+    Every reader sends a gradient to every earlier source. If all read the same tensor, autograd
+    makes a tensor of each of these gradients and then adds them up. Here each reader reads what the
+    reader before it passed on, so that in the backward pass the gradient of all later readers
+    arrives as one tensor, to which this reader adds its own in place. Nothing else may use what is
+    passed on: that makes the tensor that arrives ours to change.
+    """
+
     @staticmethod
-    def forward(
-        ctx: Any, weights: Tensor, gradients: list[_GradientSum], *tensors: Tensor
-    ) -> Tensor:
-        ctx.gradients = gradients
-        ctx.save_for_backward(weights, *tensors)
-        return mix(weights, tensors)
+    def forward(ctx: Any, weights: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(weights, *sources)
+        return mix(weights, sources), *(source.view_as(source) for source in sources)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weights, *tensors = ctx.saved_tensors
-        weight_gradients = [(gradient * tensor).sum(dim=-1, keepdim=True) for tensor in tensors]
-        for weight, total in zip(weights, ctx.gradients, strict=True):
-            if total.value is None:
-                total.value = weight * gradient
-            else:
-                total.value.addcmul_(weight, gradient)
-        return torch.stack(weight_gradients), None, *(None for _ in tensors)
+    def backward(
+        ctx: Any, gradient: Tensor | None, *later: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if gradient is None:  # of a mixture that did not reach the loss
+            return None, *later
+        weights, *sources = ctx.saved_tensors
+        weight_gradients = [(gradient * source).sum(dim=-1, keepdim=True) for source in sources]
+        source_gradients = [
+            weight * gradient if total is None else total.addcmul_(weight, gradient)
+            for weight, total in zip(weights, later, strict=True)
+        ]
+        return torch.stack(weight_gradients), *source_gradients

@@ -1,9 +1,9 @@
 """The action head: a transformer over [t, h, noisy actions] that reads observation tokens.
 
-Knows condition vectors, actions and time; nothing about cameras, robots, datasets or the objective
-that trains it. The network predicts an average velocity u(z, t, h) of actions, with data at time 0
-and noise at time 1. Observation tokens attend to each other only, so that their keys and values are
-computed once and reused by every pass over the actions.
+The network predicts an average velocity u(z, t, h) of actions, with data at time 0 and noise at
+time 1; other objectives train it on something else at h = 0. Observation tokens attend to each
+other only, so that their keys and values are computed once and reused by every pass over the
+actions.
 
 Source: the original design's head (RMSNorm, rotary positions, SwiGLU, query-key norm) on the trunk
 of arXiv 2603.15031; time embedding as in arXiv 2512.02012, on raw times in [0, 1].
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from policy.network import forward_mode
-from policy.network.attention_residuals import DepthMixer, ResidualStream, ResidualSum
+from policy.network.attention_residuals import DepthMixer, ResidualSum
 from policy.network.layers import HEAD_WIDTH, Block, TimeEmbedding, rms_normalize, rotary_table
 
 NUM_TIME_TOKENS: Final = 2  # one for t and one for h
@@ -49,11 +49,14 @@ class HeadConfig(BaseModel):
         return self
 
 
+KeysValues = tuple[Tensor, Tensor]  # each [b, heads, t, 64], of tokens in one block
+
+
 @dataclass(frozen=True)
 class Condition:
-    """Keys and values of the observation tokens, a pair a block, each [b, heads, t, 64]."""
+    """Keys and values of the observation tokens, one pair per block."""
 
-    keys_values: tuple[tuple[Tensor, Tensor], ...]
+    keys_values: tuple[KeysValues, ...]
 
     def detach(self) -> "Condition":
         """Return the same condition outside the gradient graph."""
@@ -107,63 +110,35 @@ class ActionHead(nn.Module):
     def encode_condition(self, cond: Float[Tensor, "b t c"]) -> Condition:
         """Turn observation tokens into the keys and values that every later pass reads."""
         place = slice(0, self.num_cond_tokens)
-        stream = self._open(self.embed_cond(cond), place)
-        keys_values = []
-        for depth, block in enumerate(self._blocks()):
-            query, key, value = block.attention.project(stream.read(), self._rotations(place))
-            keys_values.append((key, value))
-            if depth + 1 < len(self.blocks):  # nobody reads the last block's output
-                stream.append(block.attention.attend(query, key, value))
-                stream.append(block.mlp(stream.read()))
-        return Condition(tuple(keys_values))
+        _, keys_values = self._run_blocks(self.embed_cond(cond), place)
+        return Condition(keys_values)
 
     def forward(
         self,
         z: Float[Tensor, "b horizon a"],
         t: Float[Tensor, " b"],
         h: Float[Tensor, " b"],
-        condition: Condition,
+        condition: Condition | Float[Tensor, "b t c"],
     ) -> Float[Tensor, "b horizon outputs"]:
         """Predict u(z, t, h), the velocity averaged over times [t - h, t].
 
         Args:
-            z: noisy actions at time t, normalised.
+            z: noisy actions at time t, normalized.
             t: times in [0, 1]; 0 is data and 1 is noise.
-            h: spans in [0, t]; 0 asks for the instantaneous velocity.
-            condition: from `encode_condition`, same batch size.
+            h: spans in [0, t]; 0 is the instantaneous velocity.
+            condition: from `encode_condition`, same batch size; or what that takes, to encode it in
+                this pass. A condition that is used once is better encoded so: it reads every weight
+                once instead of twice, which on a CPU is most of a small batch's time.
         """
-        place = slice(self.num_cond_tokens, None)
-        stream = self._open(self._embed_actions(z, t, h), place)
-        for block, (cond_key, cond_value) in zip(
-            self._blocks(), condition.keys_values, strict=True
-        ):
-            query, key, value = block.attention.project(stream.read(), self._rotations(place))
-            key = torch.cat([cond_key, key], dim=2)
-            value = torch.cat([cond_value, value], dim=2)
-            stream.append(block.attention.attend(query, key, value))
-            stream.append(block.mlp(stream.read()))
-        return self._predict(stream)
-
-    def forward_once(
-        self,
-        z: Float[Tensor, "b horizon a"],
-        t: Float[Tensor, " b"],
-        h: Float[Tensor, " b"],
-        cond: Float[Tensor, "b t c"],
-    ) -> Float[Tensor, "b horizon outputs"]:
-        """Predict what `forward` predicts, observation tokens and actions in the same pass.
-
-        Where a condition is used once, this reads every weight once instead of twice; on a CPU the
-        weights' memory traffic is most of a small batch's time.
-        """
-        place = slice(0, None)
-        tokens = torch.cat([self.embed_cond(cond), self._embed_actions(z, t, h)], dim=1)
-        stream = self._open(tokens, place)
-        for block in self._blocks():
-            query, key, value = block.attention.project(stream.read(), self._rotations(place))
-            stream.append(block.attention.attend(query, key, value, self.may_see))
-            stream.append(block.mlp(stream.read()))
-        return self._predict(stream)
+        actions = torch.cat([self.embed_t(t), self.embed_h(h), self.embed_action(z)], dim=1)
+        if isinstance(condition, Condition):
+            place = slice(self.num_cond_tokens, None)
+            output, _ = self._run_blocks(actions, place, context=condition.keys_values)
+        else:
+            tokens = torch.cat([self.embed_cond(condition), actions], dim=1)
+            output, _ = self._run_blocks(tokens, slice(0, None), may_see=self.may_see)
+        predicted: Tensor = self.predict(rms_normalize(output[:, -self.pred_horizon :]))
+        return predicted
 
     @torch.no_grad()
     def derivative(
@@ -197,26 +172,57 @@ class ActionHead(nn.Module):
             tokens = torch.cat([*times, actions], dim=2)
             if self.positions is not None:
                 tokens[0] += self.positions[place]
+            rotations = self._rotations(place)
             stream = forward_mode.open_stream(self.residuals, tokens)
-            for block, keys_values in zip(self._blocks(), condition.keys_values, strict=True):
-                rotations = self._rotations(place)
-                stream.append(
-                    forward_mode.attend(block.attention, stream.read(), rotations, keys_values)
-                )
+            for block, context in zip(self._blocks(), condition.keys_values, strict=True):
+                attended = forward_mode.attend(block.attention, stream.read(), rotations, context)
+                stream.append(attended)
                 stream.append(forward_mode.transform(block.mlp, stream.read()))
             last = forward_mode.normalize(stream.read()[:, :, -self.pred_horizon :])
             return forward_mode.linear(self.predict, last)[1]
 
-    def _embed_actions(self, z: Tensor, t: Tensor, h: Tensor) -> Tensor:
-        return torch.cat([self.embed_t(t), self.embed_h(h), self.embed_action(z)], dim=1)
+    def _run_blocks(
+        self,
+        tokens: Float[Tensor, "b t d"],
+        place: slice,
+        *,
+        context: tuple[KeysValues, ...] | None = None,
+        may_see: Bool[Tensor, "t t"] | None = None,
+    ) -> tuple[Float[Tensor, "b t d"], tuple[KeysValues, ...]]:
+        """Pass tokens through every block.
 
-    def _open(self, tokens: Tensor, place: slice) -> ResidualStream:
-        placed = tokens if self.positions is None else tokens + self.positions[place]
-        return self.residuals.open(placed)
+        Args:
+            tokens: embedded.
+            place: their positions in the sequence of observation, time and action tokens.
+            context: keys and values of each block that the tokens attend to, before their own.
+            may_see: which tokens attend to which; None is all to all.
 
-    def _predict(self, stream: ResidualStream) -> Tensor:
-        predicted: Tensor = self.predict(rms_normalize(stream.read()[:, -self.pred_horizon :]))
-        return predicted
+        Returns:
+            The last mixture of the residual stream, and each block's keys and values of the tokens.
+        """
+        rotations = self._rotations(place)
+        stream = self.residuals.open(
+            tokens if self.positions is None else tokens + self.positions[place]
+        )
+        own: list[KeysValues] = []
+        for depth, block in enumerate(self._blocks()):
+            query, key, value = block.attention.project(stream.read(), rotations)
+            own.append((key, value))
+            if context is not None:
+                key = torch.cat([context[depth][0], key], dim=2)
+                value = torch.cat([context[depth][1], value], dim=2)
+            stream.append(block.attention.attend(query, key, value, may_see))
+            stream.append(block.mlp(stream.read()))
+        return stream.read(), tuple(own)
+
+    def undecayed_matrices(self) -> list[nn.Parameter]:
+        """Return the parameters of two axes that are no matrices, and must not decay.
+
+        They are lists of vectors: positions, and the queries and gains of the depth mixer, whose
+        decay would pull every mixture towards the plain mean.
+        """
+        positions = [] if self.positions is None else [self.positions]
+        return [*self.residuals.parameters(), *positions]
 
     def _rotations(self, place: slice) -> Tensor | None:
         return None if self.rotations is None else self.rotations[:, place]

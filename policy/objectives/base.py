@@ -1,32 +1,63 @@
-"""The seam between the head and what trains it: a loss and a sampler on the same network.
+"""The interface of an objective: a loss that trains the head, and a sampler that draws from it.
 
-Knows networks, actions and time; nothing about cameras, robots or the trunk. Data is at time 0 and
-noise at time 1, z_t = (1-t) x + t e, in every objective that draws a line between them.
+Data is at time 0 and noise at time 1, z_t = (1-t) x + t e, in every objective that interpolates
+between them.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict
 from torch import Generator, Tensor
 
 from policy.errors import AgentMismatchError
 from policy.network.head import Condition
 
+Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A network with its condition bound: (z, t, h) -> `num_outputs` chunks side by side."""
+
+
+class ObjectiveSettings(BaseModel):
+    """What the settings of every objective have in common; each adds a `kind` of its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss is computed from."""
+
+    actions: Float[Tensor, "b horizon a"]
+    """Data, normalized to [-1, 1]."""
+    valid: Bool[Tensor, "b horizon"]
+    """False where a chunk runs past the end of its episode; such steps do not count."""
+    condition: Condition
+    """Of the same rows."""
+    generator: Generator
+    """On the CPU; the only source of randomness."""
+
+    def draw_noise(self) -> Float[Tensor, "b horizon a"]:
+        """Draw standard normal noise of the shape of the actions."""
+        return torch.randn(self.actions.shape, generator=self.generator).to(self.actions)
+
 
 @dataclass(frozen=True)
 class Loss:
-    """A training loss and the figures worth logging beside it."""
+    """A training loss and the figures to log with it."""
 
     value: Float[Tensor, ""]
-    """What the optimiser descends."""
+    """What the optimizer minimizes."""
     figures: dict[str, Tensor] = field(default_factory=dict)
     """Scalars without gradient, by name; `raw_mse`, the plain squared error, is always there."""
 
 
-@runtime_checkable
+@runtime_checkable  # the test run checks argument types
 class ActionNetwork(Protocol):
-    """What an objective trains, such as `ActionHead`; the objective says what it predicts."""
+    """The network that an objective trains: `ActionHead`, or a closed form in the tests."""
 
     def __call__(
         self,
@@ -36,12 +67,7 @@ class ActionNetwork(Protocol):
         condition: Condition,
         /,
     ) -> Float[Tensor, "b horizon outputs"]:
-        """Predict `num_outputs` chunks of actions, side by side; see `ActionHead.forward`."""
-
-
-@runtime_checkable
-class DifferentiableNetwork(ActionNetwork, Protocol):
-    """What average velocities are trained in: a network that knows its derivative, `ActionHead`."""
+        """Predict `num_outputs` chunks of actions side by side; see `ActionHead.forward`."""
 
     def derivative(
         self,
@@ -55,123 +81,89 @@ class DifferentiableNetwork(ActionNetwork, Protocol):
         """Differentiate along (direction, 1, 1) in (z, t, h); see `ActionHead.derivative`."""
 
 
-@runtime_checkable
-class Objective(Protocol):
+def bind(head: ActionNetwork, condition: Condition) -> Predictor:
+    """Return the network as a function of (z, t, h) alone."""
+    return lambda z, t, h: head(z, t, h, condition)
+
+
+class Objective(ABC):
     """Trains a head on action chunks and draws action chunks from it."""
 
-    @property
-    def num_outputs(self) -> int:
-        """Chunks that the network predicts side by side; its output is that many actions wide."""
-
-    @property
-    def default_evaluations(self) -> int:
-        """Passes through the network a decision takes unless another number is asked for."""
+    num_outputs: int = 1
+    """Chunks that the network predicts side by side; its output is that many actions wide."""
+    default_evaluations: int = 1
+    """NFE, the number of function evaluations (passes through the network) of one decision."""
+    is_taught: bool = False
+    """Whether `loss` uses a target network."""
+    learns_jumps: bool = False
+    """Whether there is an `additivity_residual`."""
 
     def check_evaluations(self, num_evaluations: int) -> None:
-        """Refuse a number of passes that the sampler cannot take.
+        """Refuse an NFE that the sampler cannot take; by default any from 1 is accepted.
 
         Raises:
-            AgentMismatchError: it cannot; the message says which numbers it can.
+            AgentMismatchError: it cannot; the message says which numbers it can take.
         """
+        if num_evaluations < 1:
+            raise AgentMismatchError(f"num_evaluations={num_evaluations}, want 1 or more")
 
     def num_noise_draws(self, num_evaluations: int) -> int:
-        """Return how many chunks of noise a row needs for that many passes; 0 if deterministic."""
+        """Return how many chunks of noise a row needs at that NFE: by default 1, the start."""
+        return 1
 
-    def loss(
-        self,
-        head: DifferentiableNetwork,
-        actions: Float[Tensor, "b horizon a"],
-        valid: Bool[Tensor, "b horizon"],
-        condition: Condition,
-        generator: Generator,
-    ) -> Loss:
-        """Compute the loss of normalised actions.
+    @abstractmethod
+    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
+        """Compute the loss.
 
         Args:
             head: the network to train.
-            actions: data in [-1, 1].
-            valid: False where a chunk runs past its episode's end; such steps do not count.
-            condition: of the same batch rows.
-            generator: on the CPU; the only source of randomness.
+            batch: what to train it on.
+            teacher: the target network of an objective that `is_taught`, under the condition of
+                the same rows; evaluated without gradient. None is the network itself.
         """
 
+    @abstractmethod
     def sample(
         self,
-        head: ActionNetwork,
+        network: Predictor,
         noise: Float[Tensor, "b draws horizon a"],
-        condition: Condition,
         num_evaluations: int,
     ) -> Float[Tensor, "b horizon a"]:
-        """Draw normalised actions with `num_evaluations` passes through the network.
+        """Draw normalized actions, without gradient.
 
         Args:
-            head: the trained network.
-            noise: standard normal, `num_noise_draws` chunks a row; the only source of randomness,
-                so that a row's answer does not depend on the rows beside it.
-            condition: of the same batch rows.
-            num_evaluations: one that `check_evaluations` accepts.
+            network: the trained network under the condition of the rows of `noise`.
+            noise: standard normal, `num_noise_draws` chunks per row; the only source of
+                randomness, so that a row's actions do not depend on the other rows.
+            num_evaluations: how often the network is evaluated.
 
         Raises:
-            AgentMismatchError: the sampler cannot take that many passes.
+            AgentMismatchError: see `check_evaluations`.
         """
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """Whom a loss asks for what it should be: a network, and the condition as that one reads it."""
-
-    head: ActionNetwork
-    """Asked without gradient; a moving average of the network to train, or that network itself."""
-    condition: Condition
-    """Of the batch rows of the loss."""
-
-
-@runtime_checkable
-class TaughtObjective(Protocol):
-    """An objective whose targets a network gives, so that a steadier network teaches better."""
-
-    def taught_loss(
-        self,
-        head: DifferentiableNetwork,
-        actions: Float[Tensor, "b horizon a"],
-        valid: Bool[Tensor, "b horizon"],
-        condition: Condition,
-        generator: Generator,
-        *,
-        teacher: Teacher,
-    ) -> Loss:
-        """Compute the loss by a teacher; in `Objective.loss` the network teaches itself."""
-
-
-@runtime_checkable
-class AdditiveObjective(Protocol):
-    """An objective whose jumps must add up, which a policy can check on itself without labels."""
 
     def additivity_residual(
-        self,
-        head: ActionNetwork,
-        noise: Float[Tensor, "b draws horizon a"],
-        condition: Condition,
-    ) -> Float[Tensor, " b"]:
+        self, network: Predictor, noise: Float[Tensor, "b draws horizon a"]
+    ) -> Float[Tensor, " b"] | None:
         """Return how far one jump from noise to data is from two, relative to their length.
 
-        Takes a few passes through the network. 0 is perfect; at most 2.
+        Objectives that learn jumps must learn jumps that add up, so a policy can check itself
+        without labels, in a few evaluations. 0 is perfect; at most 2. None without `learns_jumps`.
 
         Args:
-            head: the trained network.
-            noise: as for `Objective.sample` with one pass.
-            condition: of the same batch rows.
+            network: the trained network under the condition of the rows of `noise`.
+            noise: as for `sample` with one evaluation.
         """
+        return None
 
 
-def check_fixed_evaluations(kind: str, taken: int, asked: int) -> None:
-    """Refuse any number of passes but the one that a kind of objective takes.
+def check_fixed_evaluations(kind: str, accepted: int, num_evaluations: int) -> None:
+    """Refuse every NFE but the one that a kind of objective takes.
 
     Raises:
-        AgentMismatchError: another is asked for.
+        AgentMismatchError: another was requested.
     """
-    if asked != taken:
+    if num_evaluations != accepted:
         raise AgentMismatchError(
-            f"num_evaluations={asked}, but objective {kind} always takes {taken}; ask for {taken}, "
-            f"or for no number"
+            f"num_evaluations={num_evaluations}, but objective {kind} always takes {accepted}; "
+            f"set {accepted}, or leave the number out"
         )

@@ -1,43 +1,137 @@
-"""What policies without noise share: a fixed number of passes, and none to draw.
+"""Policies without noise: regression, and the minimal iterative policy (MIP).
 
-Knows the seam of an objective; nothing about losses. The network is asked at h = 0, and its time
-says which pass it is: 0 knows nothing yet. Elsewhere in this project 0 is data and 1 is noise.
+With n(z, t) the network at h = 0, whose time says which evaluation it is (0 knows nothing yet;
+elsewhere in this project 0 is data and 1 is noise):
+
+    regression   a = n(0, 0),                    loss = |n(0, 0) - x|^2
+    MIP          a0 = n(0, 0),  a = n(a0, s),    s = 0.9
+                 loss = |n(0, 0) - x|^2 / s^2 + |n(x + (1-s) e, s) - x|^2 / (1-s)^2,  e ~ N(0, I)
+
+Source: arXiv 2512.01809, in its authors' code, simchowitzlabpublic/much-ado-about-noising@0862af9:
+mip/losses.py (`regression_loss`, `mip_loss`) and @08ccfdf:mip/samplers.py (`regression_sampler`,
+`mip_sampler`). By a note there, the paper scales the input of MIP's second evaluation by s; the
+code, followed here, does not.
+Differs from the source: the error is a mean over action values, without the factor of 100.
 """
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
-from policy.network.head import Condition
-from policy.objectives.base import ActionNetwork, check_fixed_evaluations
+from policy.objectives.base import (
+    ActionNetwork,
+    Batch,
+    Loss,
+    Objective,
+    ObjectiveSettings,
+    Predictor,
+    bind,
+    check_fixed_evaluations,
+)
+from policy.objectives.masked_error import mean_error
 
 
-class Deterministic:
-    """An objective whose sampler always takes the same passes."""
+class RegressionConfig(ObjectiveSettings):
+    """Settings of regression, which has none."""
 
-    num_outputs = 1
+    kind: Literal["regression"] = "regression"
+    """Names the objective in a saved configuration."""
 
-    def __init__(self, kind: str, *, num_passes: int):
-        self._kind = kind
-        self.default_evaluations = num_passes
+
+class MipConfig(ObjectiveSettings):
+    """Settings of the minimal iterative policy."""
+
+    kind: Literal["mip"] = "mip"
+    """Names the objective in a saved configuration."""
+    second_time: float = Field(default=0.9, gt=0, lt=1)
+    """s, the time of the second evaluation, which is trained to remove noise of spread 1 - s from
+    normalized actions; nearer to 1 it corrects less, and its errors weigh more."""
+
+
+class Deterministic(Objective):
+    """An objective without noise, whose sampler takes one fixed NFE."""
+
+    config: RegressionConfig | MipConfig
 
     def check_evaluations(self, num_evaluations: int) -> None:
-        """Refuse any number of passes but the one; see `Objective.check_evaluations`."""
-        check_fixed_evaluations(self._kind, self.default_evaluations, num_evaluations)
+        """Refuse every NFE but the one; see `Objective.check_evaluations`."""
+        check_fixed_evaluations(self.config.kind, self.default_evaluations, num_evaluations)
 
     def num_noise_draws(self, num_evaluations: int) -> int:
         """Return 0; see `Objective.num_noise_draws`."""
         return 0
 
 
-def ask(
-    head: ActionNetwork, actions: Float[Tensor, "b horizon a"], time: float, condition: Condition
+class Regression(Deterministic):
+    """The mean action, in one evaluation."""
+
+    def __init__(self, config: RegressionConfig):
+        self.config = config
+
+    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
+        """Compute the loss, which takes no random number; see `Objective.loss`."""
+        zeros = torch.zeros_like(batch.actions)
+        predicted = _predict(bind(head, batch.condition), zeros, 0.0)
+        error = mean_error(predicted, batch.actions, batch.valid)
+        return Loss(error, {"raw_mse": error.detach()})
+
+    @torch.no_grad()
+    def sample(
+        self,
+        network: Predictor,
+        noise: Float[Tensor, "b draws horizon a"],
+        num_evaluations: int,
+    ) -> Float[Tensor, "b horizon a"]:
+        """Predict once; see `Objective.sample`."""
+        self.check_evaluations(num_evaluations)
+        return _predict(network, _zero_actions(noise), 0.0)
+
+
+class Mip(Deterministic):
+    """Actions in two evaluations, of which the second corrects the first."""
+
+    default_evaluations = 2
+
+    def __init__(self, config: MipConfig):
+        self.config: MipConfig = config
+
+    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
+        """Compute the loss; see `Objective.loss`."""
+        second_time = self.config.second_time
+        spread = 1 - second_time
+        network, zeros = bind(head, batch.condition), torch.zeros_like(batch.actions)
+        noisy = batch.actions + spread * batch.draw_noise()
+        first = mean_error(_predict(network, zeros, 0.0), batch.actions, batch.valid)
+        second = mean_error(_predict(network, noisy, second_time), batch.actions, batch.valid)
+        return Loss(
+            first / second_time**2 + second / spread**2,
+            {"raw_mse": first.detach(), "second_mse": second.detach()},
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        network: Predictor,
+        noise: Float[Tensor, "b draws horizon a"],
+        num_evaluations: int,
+    ) -> Float[Tensor, "b horizon a"]:
+        """Predict twice; see `Objective.sample`."""
+        self.check_evaluations(num_evaluations)
+        first = _predict(network, _zero_actions(noise), 0.0)
+        return _predict(network, first, self.config.second_time)
+
+
+def _predict(
+    network: Predictor, actions: Float[Tensor, "b horizon a"], time: float
 ) -> Float[Tensor, "b horizon a"]:
-    """Return the network's answer to actions, at the same time in every row and at h = 0."""
+    """Evaluate the network at the same time in every row and at h = 0."""
     t = actions.new_full((len(actions),), time)
-    return head(actions, t, torch.zeros_like(t), condition)
+    return network(actions, t, torch.zeros_like(t))
 
 
-def no_actions(noise: Float[Tensor, "b draws horizon a"]) -> Float[Tensor, "b horizon a"]:
-    """Return a chunk of zeros a row; the noise, even of 0 draws, says of which shape."""
+def _zero_actions(noise: Float[Tensor, "b draws horizon a"]) -> Float[Tensor, "b horizon a"]:
+    """Return one chunk of zeros per row, in the shape that the noise, even of 0 draws, has."""
     return noise.new_zeros((noise.shape[0], *noise.shape[2:]))

@@ -1,35 +1,62 @@
 """Denoising diffusion: the network predicts the noise in an action chunk, a scheduler removes it.
 
-Knows actions and steps; nothing about cameras, robots or datasets. The only file that imports
-diffusers. Step k of K reaches the network as time k / K, at h = 0; 0 is nearest to the data.
+The one module that imports diffusers, an optional library, and only to build a `Diffusion`. Step k
+of K reaches the network as time k / K, at h = 0; 0 is nearest to the data.
 
 Ancestral sampling (`ddpm`) is DDIM with eta = 1 and the noise that was predicted derived again from
 the clipped prediction: the posterior of DDPM, written differently (arXiv 2010.02502, section 4.1).
-That way the noise of every step can be handed in, and a row's answer depends on that row alone.
+That way the noise of every step is an argument, and a row's actions depend on that row alone.
 
 Source: DDPM, arXiv 2006.11239; DDIM, arXiv 2010.02502; settings (squared cosine schedule, clipped
 samples, noise prediction) of Diffusion Policy, arXiv 2303.04137; loss as in
 real-stanford/diffusion_policy@4bf419a:diffusion_policy/policy/diffusion_transformer_lowdim_policy.py.
 """
 
-import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from jaxtyping import Bool, Float
-from torch import Generator, Tensor
+from typing import Literal
 
-from policy.errors import AgentMismatchError
-from policy.network.head import Condition
-from policy.objectives.base import ActionNetwork, Loss
-from policy.objectives.diffusion_config import DiffusionConfig
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from policy.errors import AgentMismatchError, MissingExtraError
+from policy.objectives.base import (
+    ActionNetwork,
+    Batch,
+    Loss,
+    Objective,
+    ObjectiveSettings,
+    Predictor,
+)
 from policy.objectives.masked_error import mean_error
 
 
-class Diffusion:
+class DiffusionConfig(ObjectiveSettings):
+    """Settings of diffusion; the defaults are Diffusion Policy's."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    """Names the objective in a saved configuration."""
+    num_train_timesteps: int = Field(default=100, ge=10, multiple_of=10)
+    """Steps between data and noise in training; `ddpm` takes them all by default."""
+    sampler: Literal["ddpm", "ddim"] = "ddim"
+    """`ddpm` draws new noise at every step, `ddim` only at the start and needs fewer steps."""
+    timestep_spacing: Literal["leading", "trailing"] = "leading"
+    """Which steps a sampler with fewer than `num_train_timesteps` takes: those that end at the
+    first step, or those that start at the last, which 1 to 4 evaluations need to see pure noise
+    (arXiv 2305.08891)."""
+
+
+class Diffusion(Objective):
     """The objective; see the module docstring."""
 
-    num_outputs = 1
-
     def __init__(self, config: DiffusionConfig):
+        try:
+            from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: PLC0415 - optional
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"objective diffusion needs the module {error.name}, which is not installed; "
+                f"run `pip install frozen-vla[baselines]`"
+            ) from error
         self.config = config
         self._is_ancestral = config.sampler == "ddpm"
         # 10 DDIM steps are Diffusion Policy's on a robot, and what its successors compare with.
@@ -64,29 +91,22 @@ class Diffusion:
         """Return 1 for the start, and with `ddpm` 1 more for every step but the last."""
         return num_evaluations if self._is_ancestral else 1
 
-    def loss(
-        self,
-        head: ActionNetwork,
-        actions: Float[Tensor, "b horizon a"],
-        valid: Bool[Tensor, "b horizon"],
-        condition: Condition,
-        generator: Generator,
-    ) -> Loss:
+    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
         """Compute the loss; see `Objective.loss`."""
         num_steps = self.config.num_train_timesteps
-        noise = torch.randn(actions.shape, generator=generator).to(actions)
-        steps = torch.randint(num_steps, (len(actions),), generator=generator)
-        z = self._scheduler.add_noise(actions, noise, steps)
-        t = steps.to(actions) / num_steps
-        error = mean_error(head(z, t, torch.zeros_like(t), condition), noise, valid)
+        noise = batch.draw_noise()
+        steps = torch.randint(num_steps, (len(noise),), generator=batch.generator)
+        z = self._scheduler.add_noise(batch.actions, noise, steps)
+        t = steps.to(noise) / num_steps
+        predicted = head(z, t, torch.zeros_like(t), batch.condition)
+        error = mean_error(predicted, noise, batch.valid)
         return Loss(error, {"raw_mse": error.detach()})
 
     @torch.no_grad()
     def sample(
         self,
-        head: ActionNetwork,
+        network: Predictor,
         noise: Float[Tensor, "b draws horizon a"],
-        condition: Condition,
         num_evaluations: int,
     ) -> Float[Tensor, "b horizon a"]:
         """Remove noise step by step; see `Objective.sample`."""
@@ -96,7 +116,7 @@ class Diffusion:
         later_noise = [*noise[:, 1:].unbind(dim=1), torch.zeros_like(z)]  # none at the last step
         for index, step in enumerate(self._scheduler.timesteps.tolist()):
             t = z.new_full((len(z),), step / self.config.num_train_timesteps)
-            predicted = head(z, t, torch.zeros_like(t), condition)
+            predicted = network(z, t, torch.zeros_like(t))
             z = self._scheduler.step(
                 predicted,
                 step,

@@ -1,30 +1,35 @@
 """Flow matching: the velocity from noise to data, integrated with Euler steps.
 
-Knows actions and time; nothing about cameras, robots or datasets:
+    loss = |v(z, t) - (e - x)|^2,   t uniform in [0, 1];   the network is evaluated at h = 0
 
-    loss = |v(z, t) - (e - x)|^2,   t uniform in [0, 1];   the network is asked at h = 0
+Its sampler, `jump_to_data`, is also that of the objectives that learn average velocities.
 
 Source: rectified flow, arXiv 2209.03003, and flow matching, arXiv 2210.02747; uniform times as in
 simchowitzlabpublic/much-ado-about-noising@0862af9:mip/losses.py, whose time runs the other way.
 """
 
+import itertools
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict
-from torch import Generator, Tensor
+from jaxtyping import Float
+from torch import Tensor
 
-from policy.network.head import Condition
-from policy.objectives.base import ActionNetwork, Loss
-from policy.objectives.flow_sampling import Start, check_jumps, jump_to_data, starting_point
+from policy.objectives.base import (
+    ActionNetwork,
+    Batch,
+    Loss,
+    Objective,
+    ObjectiveSettings,
+    Predictor,
+)
 from policy.objectives.masked_error import mean_error
 
+Start = Literal["gaussian", "zero"]
 
-class FlowMatchingConfig(BaseModel):
+
+class FlowMatchingConfig(ObjectiveSettings):
     """Settings of flow matching."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["flow_matching"] = "flow_matching"
     """Names the objective in a saved configuration."""
@@ -32,51 +37,61 @@ class FlowMatchingConfig(BaseModel):
     """Where sampling starts; `zero` always gives the same, most central actions."""
 
 
-class FlowMatching:
+class FlowMatching(Objective):
     """The objective; see the module docstring for its equation."""
 
-    num_outputs = 1
     default_evaluations = 10  # Euler steps; pi0, arXiv 2410.24164, and as many as DDIM here
 
     def __init__(self, config: FlowMatchingConfig):
         self.config = config
 
-    def check_evaluations(self, num_evaluations: int) -> None:
-        """Refuse less than one pass; see `Objective.check_evaluations`."""
-        check_jumps(num_evaluations)
-
-    def num_noise_draws(self, num_evaluations: int) -> int:
-        """Return 1, the start; see `Objective.num_noise_draws`."""
-        return 1
-
-    def loss(
-        self,
-        head: ActionNetwork,
-        actions: Float[Tensor, "b horizon a"],
-        valid: Bool[Tensor, "b horizon"],
-        condition: Condition,
-        generator: Generator,
-    ) -> Loss:
+    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
         """Compute the loss; see `Objective.loss`."""
-        noise = torch.randn(actions.shape, generator=generator).to(actions)
-        t = torch.rand(len(actions), generator=generator).to(actions)
-        target = noise - actions
-        z = actions + t[:, None, None] * target
-        error = mean_error(head(z, t, torch.zeros_like(t), condition), target, valid)
+        noise = batch.draw_noise()
+        t = torch.rand(len(noise), generator=batch.generator).to(noise)
+        target = noise - batch.actions
+        z = batch.actions + t[:, None, None] * target
+        velocity = head(z, t, torch.zeros_like(t), batch.condition)
+        error = mean_error(velocity, target, batch.valid)
         return Loss(error, {"raw_mse": error.detach()})
 
     @torch.no_grad()
     def sample(
         self,
-        head: ActionNetwork,
+        network: Predictor,
         noise: Float[Tensor, "b draws horizon a"],
-        condition: Condition,
         num_evaluations: int,
     ) -> Float[Tensor, "b horizon a"]:
         """Integrate from noise to data; see `Objective.sample`."""
         self.check_evaluations(num_evaluations)
         return jump_to_data(
-            lambda z, t, h: head(z, t, torch.zeros_like(h), condition),
+            lambda z, t, h: network(z, t, torch.zeros_like(h)),
             starting_point(noise, self.config.start),
             num_evaluations,
         )
+
+
+def starting_point(
+    noise: Float[Tensor, "b 1 horizon a"], start: Start
+) -> Float[Tensor, "b horizon a"]:
+    """Return where sampling starts: the noise itself, or zeros, which make it deterministic."""
+    drawn = noise.squeeze(1)
+    return torch.zeros_like(drawn) if start == "zero" else drawn
+
+
+def jump_to_data(
+    velocity: Predictor, start: Float[Tensor, "b horizon a"], num_evaluations: int
+) -> Float[Tensor, "b horizon a"]:
+    """Go from time 1 to time 0 in equal jumps z <- z - h velocity(z, t, h), without new noise.
+
+    Args:
+        velocity: of (z, t, h); for an instantaneous velocity, one that ignores h, this is Euler.
+        start: at time 1.
+        num_evaluations: the number of jumps, at least 1.
+    """
+    times = torch.linspace(1.0, 0.0, num_evaluations + 1).to(start)
+    z = start
+    for now, after in itertools.pairwise(times):
+        t, h = now.expand(len(z)), (now - after).expand(len(z))
+        z = z - h[:, None, None] * velocity(z, t, h)
+    return z

@@ -1,182 +1,220 @@
-"""Improved MeanFlow by jumps: an average velocity that adds up, instead of one that is derived.
+"""Improved MeanFlow by jumps: an average velocity trained to add up, without a derivative.
 
-Knows actions and time; nothing about cameras, robots or datasets. Every item ends at the data,
-r = 0, as a decision of one pass does. The velocity is a second output of the network, trained on
-e - x; u, the first, is told by `jump_target` what follows from it:
+The network has two outputs: the velocity v, trained on e - x, and the average velocity u. An
+average velocity adds up:
+
+    (t - r) u(z_t, r, t) = (z_t - z_s) + (s - r) u(z_s, r, s),    r < s < t
+
+where z_s is on the trajectory of the velocity through z_t. The right side, by the target network,
+is `jump_target`, which u is trained on:
 
     loss = d(u - jump) + velocity_weight * |v - (e - x)|^2,    d the adaptively weighted error
 
-Whom the jump asks are the averaged weights: the place where two modes part moves with every step
-of the velocity in training, and a u that learnt from that velocity would draw actions between the
-modes. Even the place of the averaged weights moves. Weighted with the power 0.5, which is the
-distance instead of its square, u takes the side it is told more often instead of the middle. The
-velocity's own target is noisy, so that only a squared error makes it the mean that a velocity is.
+Every item ends at the data, r = 0, as a decision of one evaluation does. The MeanFlow identity is
+the same in the limit s -> t. Its du/dt amplifies every wiggle of the network in t, and carries what
+is known near the data to the noise through infinitely many points; a jump of finite length does
+neither, and its target is free of the noise of the pair (e, x). It costs evaluations of the target
+network, without gradient: two per midpoint step and one for the rest of the way.
 
-Source: the velocity head of improved MeanFlow, arXiv 2512.02012; averaged weights as a teacher:
-Mean Teacher, arXiv 1703.01780; a distance to what a teacher says: the pseudo-Huber loss of
-arXiv 2310.14189.
-Differs from the source: no du/dt, and no span that a decision of one pass does not need; errors
-are means over a chunk, so that the two weigh alike in chunks of any size. See `jump.py`.
+The target network has the averaged weights: the point where two modes part moves with every step of
+the velocity in training, and a u trained by that velocity would draw actions between the modes.
+Even the point of the averaged weights moves. Weighted with the power 0.5, which is the distance
+instead of its square, u takes the side of the more frequent target instead of the middle. The
+velocity's own target is noisy, and only a squared error makes its optimum the mean that a velocity
+is.
+
+Source: the velocity head of improved MeanFlow, arXiv 2512.02012; the additivity of MeanFlow, arXiv
+2505.13447, as a target like SplitMeanFlow's, arXiv 2507.16884; averaged weights as the target
+network: Mean Teacher, arXiv 1703.01780; a distance to a target network's output: the pseudo-Huber
+loss of arXiv 2310.14189.
+Differs from the source: no du/dt, and no span that a decision of one evaluation does not need; z_s
+comes from the velocity, not from u over [s, t], and r < s is always left for u; errors are means
+over a chunk, so that the balance of the two does not depend on the chunk's size.
 """
 
-from typing import Literal
+from typing import Final, Literal
 
 import torch
-from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field
+from jaxtyping import Float
+from pydantic import Field
 from torch import Generator, Tensor
 
-from policy.network.head import Condition
-from policy.objectives.average_velocity import average_velocity, relative_difference
 from policy.objectives.base import (
     ActionNetwork,
+    Batch,
     Loss,
-    Teacher,
+    Objective,
+    ObjectiveSettings,
+    Predictor,
+    bind,
     check_fixed_evaluations,
 )
-from policy.objectives.flow_sampling import Start, jump_to_data, starting_point
-from policy.objectives.jump import draw_shares_left, jump_target
+from policy.objectives.flow_matching import Start, jump_to_data, starting_point
 from policy.objectives.masked_error import (
     adaptively_weighted,
     masked_rms,
     num_values,
     summed_error,
 )
+from policy.objectives.meanflow import average_velocity, relative_difference
+
+SHARE_LEFT: Final = (0.1, 0.6)  # (s - r) / (t - r); 0.3 to 0.9 drew wider modes
+MIDPOINT_STEPS: Final = 2  # of the velocity, from t to s; second order in their length
 
 
-class ImprovedMeanFlowJumpConfig(BaseModel):
+class ImprovedMeanFlowJumpConfig(ObjectiveSettings):
     """Settings of improved MeanFlow by jumps."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["improved_meanflow_jump"] = "improved_meanflow_jump"
     """Names the objective in a saved configuration."""
     noise_share: float = Field(default=0.3, ge=0, lt=1)
-    """Share of a batch at t = 1, where a decision asks; the others, at least one, are uniform in
-    [0, 1], where jumps land."""
+    """Share of a batch at t = 1, where a decision evaluates u; the others, at least one, are
+    uniform in [0, 1], where jumps land."""
     weight_power: float = Field(default=0.5, ge=0, le=2)
     """p of the adaptive weight of u's error; 0 is the squared error, 0.5 the distance."""
     weight_constant: float = Field(default=0.0005, gt=0)
-    """c of that weight, in mean squared normalised actions."""
+    """c of that weight, in mean squared normalized actions."""
     velocity_weight: float = Field(default=1.4, gt=0)
-    """Weight of the velocity's loss beside u's; through it alone the data is learnt."""
+    """Weight of the velocity's loss, relative to u's; only the velocity sees the data."""
     start: Start = "gaussian"
     """Where sampling starts; `zero` always gives the same, most central actions."""
 
 
-class ImprovedMeanFlowJump:
+class ImprovedMeanFlowJump(Objective):
     """The objective; see the module docstring for its equation."""
 
     num_outputs = 2
-    default_evaluations = 1
+    is_taught = True
+    learns_jumps = True
 
     def __init__(self, config: ImprovedMeanFlowJumpConfig):
         self.config = config
 
     def check_evaluations(self, num_evaluations: int) -> None:
-        """Refuse any number but one: other spans are not trained."""
+        """Refuse every NFE but one: other spans are not trained."""
         check_fixed_evaluations(self.config.kind, self.default_evaluations, num_evaluations)
 
-    def num_noise_draws(self, num_evaluations: int) -> int:
-        """Return 1, the start; see `Objective.num_noise_draws`."""
-        return 1
-
-    def loss(
-        self,
-        head: ActionNetwork,
-        actions: Float[Tensor, "b horizon a"],
-        valid: Bool[Tensor, "b horizon"],
-        condition: Condition,
-        generator: Generator,
-    ) -> Loss:
-        """Compute the loss of a network that teaches itself; see `Objective.loss`."""
-        itself = Teacher(head, condition)
-        return self.taught_loss(head, actions, valid, condition, generator, teacher=itself)
-
-    def taught_loss(
-        self,
-        head: ActionNetwork,
-        actions: Float[Tensor, "b horizon a"],
-        valid: Bool[Tensor, "b horizon"],
-        condition: Condition,
-        generator: Generator,
-        *,
-        teacher: Teacher,
-    ) -> Loss:
-        """Compute the loss; see `TaughtObjective.taught_loss`.
+    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
+        """Compute the loss; see `Objective.loss`.
 
         `raw_mse` is the velocity's distance from the data, as in flow matching, and `jump_mse` that
-        of u from what the teacher says, which is 0 at the start of a training.
+        of u from its target, which is 0 at the start of a training.
         """
-        noise = torch.randn(actions.shape, generator=generator).to(actions)
-        t = self._draw_times(len(actions), generator).to(actions)
-        left = draw_shares_left(len(actions), generator)
-        target = noise - actions
-        z = actions + t[:, None, None] * target
-        predicted = head(z, t, t, condition)
-        width = actions.shape[-1]
+        noise = batch.draw_noise()
+        t = self._draw_times(len(noise), batch.generator).to(noise)
+        left = draw_shares_left(len(noise), batch.generator)
+        target = noise - batch.actions
+        z = batch.actions + t[:, None, None] * target
+        predicted = head(z, t, t, batch.condition)
+        width = batch.actions.shape[-1]
         average, velocity = predicted[..., :width], predicted[..., width:]
-        jump_error = summed_error(average, _said_by(teacher, z, t, left), valid)
-        velocity_error = summed_error(velocity, target, valid)
-        size = actions[0].numel()
-        told = adaptively_weighted(
+        jump = teacher_target(teacher or bind(head, batch.condition), z, t, left)
+        jump_error = summed_error(average, jump, batch.valid)
+        velocity_error = summed_error(velocity, target, batch.valid)
+        size = batch.actions[0].numel()
+        jump_loss = adaptively_weighted(
             jump_error / size, self.config.weight_power, self.config.weight_constant
         )
-        count = num_values(target, valid)
+        count = num_values(target, batch.valid)
         return Loss(
-            value=told.mean() + self.config.velocity_weight * (velocity_error / size).mean(),
+            value=jump_loss.mean() + self.config.velocity_weight * (velocity_error / size).mean(),
             figures={
                 "raw_mse": velocity_error.detach().sum() / count,
                 "jump_mse": jump_error.detach().sum() / count,
-                "average_velocity_rms": masked_rms(average.detach().to(jump_error), valid),
+                "average_velocity_rms": masked_rms(average.detach().to(jump_error), batch.valid),
             },
         )
 
     @torch.no_grad()
     def sample(
         self,
-        head: ActionNetwork,
+        network: Predictor,
         noise: Float[Tensor, "b draws horizon a"],
-        condition: Condition,
         num_evaluations: int,
     ) -> Float[Tensor, "b horizon a"]:
         """Jump from noise to data at once; see `Objective.sample`."""
         self.check_evaluations(num_evaluations)
         start = starting_point(noise, self.config.start)
-        return jump_to_data(average_velocity(head, condition), start, num_evaluations)
+        return jump_to_data(average_velocity(network), start, num_evaluations)
 
-    @torch.no_grad()
     def additivity_residual(
-        self,
-        head: ActionNetwork,
-        noise: Float[Tensor, "b draws horizon a"],
-        condition: Condition,
+        self, network: Predictor, noise: Float[Tensor, "b draws horizon a"]
     ) -> Float[Tensor, " b"]:
-        """Compare the one jump with one that its velocity leads half of the way.
+        """Compare the one jump with one whose first half follows the velocity.
 
-        See `AdditiveObjective`; six passes.
+        See `Objective.additivity_residual`; six evaluations.
         """
         start = starting_point(noise, self.config.start)
         t = start.new_ones(len(start))
-        one = average_velocity(head, condition)(start, t, t)
-        return relative_difference(one, _said_by(Teacher(head, condition), start, t, t / 2))
+        with torch.no_grad():
+            one = average_velocity(network)(start, t, t)
+        return relative_difference(one, teacher_target(network, start, t, t / 2))
 
-    def _draw_times(self, batch: int, generator: Generator) -> Float[Tensor, " b"]:
+    def _draw_times(self, batch_size: int, generator: Generator) -> Float[Tensor, " b"]:
         """Draw times of which the last are 1; the rows of a batch are shuffled."""
-        num_uniform = batch - min(round(self.config.noise_share * batch), batch - 1)
-        t = torch.ones(batch)
+        num_uniform = batch_size - min(round(self.config.noise_share * batch_size), batch_size - 1)
+        t = torch.ones(batch_size)
         t[:num_uniform] = torch.rand(num_uniform, generator=generator)
         return t
 
 
+def draw_shares_left(count: int, generator: Generator) -> Float[Tensor, " n"]:
+    """Draw the share of its way that each jump leaves to u, on the CPU."""
+    low, high = SHARE_LEFT
+    return low + (high - low) * torch.rand(count, generator=generator)
+
+
 @torch.no_grad()
-def _said_by(
-    teacher: Teacher, z: Tensor, t: Float[Tensor, " b"], left: Float[Tensor, " b"]
-) -> Float[Tensor, "b horizon a"]:
-    """Return what u should be from (z, t) to the data, of a jump that leaves a share of the way."""
+def teacher_target(
+    teacher: Predictor,
+    z: Float[Tensor, "n horizon a"],
+    t: Float[Tensor, " n"],
+    left: Float[Tensor, " n"],
+) -> Float[Tensor, "n horizon a"]:
+    """Return the target network's `jump_target` from (z, t) to the data.
+
+    Args:
+        teacher: predicts u and v side by side.
+        z: noisy actions at time t.
+        t: times in [0, 1].
+        left: the share of the way that is left to u, in [0, 1].
+    """
 
     def velocity(z: Tensor, t: Tensor, h: Tensor) -> Tensor:
-        return teacher.head(z, t, h, teacher.condition)[..., z.shape[-1] :]
+        return teacher(z, t, h)[..., z.shape[-1] :]
 
-    average = average_velocity(teacher.head, teacher.condition)
-    return jump_target(velocity, average, (z, t, t), left)
+    return jump_target(velocity, average_velocity(teacher), (z, t, t), left)
+
+
+def jump_target(
+    velocity: Predictor,
+    average: Predictor,
+    at: tuple[
+        Float[Tensor, "n horizon a"],
+        Float[Tensor, " n"],
+        Float[Tensor, " n"],
+    ],
+    left: Float[Tensor, " n"],
+) -> Float[Tensor, "n horizon a"]:
+    """Return the right side of the additivity, divided by t - r, at points (z, t, h).
+
+    Args:
+        velocity: the instantaneous velocity, evaluated at the h that is left on its way.
+        average: u, evaluated for the rest of the way.
+        at: the points; the target has the dtype of z.
+        left: the share of h that each jump leaves to u, in [0, 1].
+    """
+    z, now, rest = at
+    left = left.to(z)
+    step = (1 - left) * rest / MIDPOINT_STEPS
+    passed = torch.zeros_like(z)  # summed velocities; a quotient by h would fail at h = 0
+    for _ in range(MIDPOINT_STEPS):
+        middle = z - _times(step / 2, velocity(z, now, rest))
+        found = velocity(middle, now - step / 2, rest - step / 2)
+        z, now, rest = z - _times(step, found), now - step, rest - step
+        passed += found
+    return _times((1 - left) / MIDPOINT_STEPS, passed) + _times(left, average(z, now, rest))
+
+
+def _times(factor: Float[Tensor, " n"], chunks: Tensor) -> Tensor:
+    return factor[:, None, None] * chunks

@@ -1,7 +1,4 @@
-"""Squared errors over the valid part of action chunks.
-
-Knows chunks and masks; nothing about what was predicted.
-"""
+"""Squared errors over the valid steps of action chunks, and their adaptive weight."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,7 +20,7 @@ def adaptively_weighted(
     """Divide squared errors by their own (error + constant)^power, which has no gradient.
 
     Source: MeanFlow, arXiv 2505.13447. Power 0 leaves them; 0.5 makes them distances, for small
-    constants; 1 makes each count alike, whatever its size.
+    constants; 1 gives each the same weight, whatever its size.
     """
     return error * (error.detach() + constant) ** -power
 
@@ -33,7 +30,7 @@ def mean_error(
     target: Float[Tensor, "b horizon a"],
     valid: Bool[Tensor, "b horizon"],
 ) -> Float[Tensor, ""]:
-    """Return the squared error a valid action value, over the whole batch."""
+    """Return the squared error per valid action value, over the whole batch."""
     return summed_error(predicted, target, valid).sum() / num_values(target, valid)
 
 
@@ -54,5 +51,5 @@ def num_values(
 def masked(
     chunks: Float[Tensor, "b horizon a"], valid: Bool[Tensor, "b horizon"]
 ) -> Float[Tensor, "b horizon a"]:
-    """Return the chunks with zeros at the steps that do not count, whatever they held."""
+    """Return the chunks with zeros at the steps that do not count, whatever their values."""
     return torch.where(valid[..., None], chunks, 0.0)

@@ -4,18 +4,20 @@ from typing import Annotated
 
 from pydantic import Field
 
-from policy.errors import MissingExtraError
 from policy.objectives.base import Objective
-from policy.objectives.diffusion_config import DiffusionConfig
+from policy.objectives.deterministic import Mip, MipConfig, Regression, RegressionConfig
+from policy.objectives.diffusion import Diffusion, DiffusionConfig
 from policy.objectives.flow_matching import FlowMatching, FlowMatchingConfig
-from policy.objectives.improved_meanflow import ImprovedMeanFlow, ImprovedMeanFlowConfig
 from policy.objectives.improved_meanflow_jump import (
     ImprovedMeanFlowJump,
     ImprovedMeanFlowJumpConfig,
 )
-from policy.objectives.meanflow import MeanFlow, MeanFlowConfig
-from policy.objectives.mip import Mip, MipConfig
-from policy.objectives.regression import Regression, RegressionConfig
+from policy.objectives.meanflow import (
+    ImprovedMeanFlow,
+    ImprovedMeanFlowConfig,
+    MeanFlow,
+    MeanFlowConfig,
+)
 
 ObjectiveConfig = Annotated[
     ImprovedMeanFlowConfig
@@ -29,33 +31,24 @@ ObjectiveConfig = Annotated[
 ]
 
 
-def build_objective(config: ObjectiveConfig) -> Objective:
+def build_objective(config: ObjectiveConfig) -> Objective:  # noqa: PLR0911 - one per objective
     """Build the objective that a configuration describes.
 
     Raises:
-        MissingExtraError: diffusion is asked for and its library is not installed.
+        MissingExtraError: the objective needs a library that is not installed.
     """
-    objective: Objective
     match config:
         case ImprovedMeanFlowConfig():
-            objective = ImprovedMeanFlow(config)
+            return ImprovedMeanFlow(config)
         case ImprovedMeanFlowJumpConfig():
-            objective = ImprovedMeanFlowJump(config)
+            return ImprovedMeanFlowJump(config)
         case MeanFlowConfig():
-            objective = MeanFlow(config)
+            return MeanFlow(config)
         case FlowMatchingConfig():
-            objective = FlowMatching(config)
-        case RegressionConfig():
-            objective = Regression(config)
-        case MipConfig():
-            objective = Mip(config)
+            return FlowMatching(config)
         case DiffusionConfig():
-            try:
-                from policy.objectives.diffusion import Diffusion  # noqa: PLC0415 - optional
-            except ModuleNotFoundError as error:
-                raise MissingExtraError(
-                    f"objective diffusion needs the module {error.name}, which is not installed; "
-                    f"run `pip install frozen-vla[baselines]`"
-                ) from error
-            objective = Diffusion(config)
-    return objective
+            return Diffusion(config)
+        case RegressionConfig():
+            return Regression(config)
+        case MipConfig():
+            return Mip(config)

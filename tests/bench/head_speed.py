@@ -17,10 +17,10 @@ import torch
 from policy.agent import AgentConfig, VLAAgent
 from policy.network.ema import WeightAverage
 from policy.network.head import HeadConfig
-from policy.objectives.diffusion_config import DiffusionConfig
+from policy.objectives.diffusion import DiffusionConfig
 from policy.objectives.flow_matching import FlowMatchingConfig
-from policy.objectives.improved_meanflow import ImprovedMeanFlowConfig
 from policy.objectives.improved_meanflow_jump import ImprovedMeanFlowJumpConfig
+from policy.objectives.meanflow import ImprovedMeanFlowConfig
 from policy.spec import AgentSpec
 
 SPEC = AgentSpec(view_names=("front", "top", "r_vis"), state_dim=14, action_dim=14)

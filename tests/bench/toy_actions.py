@@ -26,14 +26,13 @@ from torch import Tensor
 
 from policy.network.ema import WeightAverage
 from policy.network.head import ActionHead, HeadConfig
-from policy.objectives.base import Objective, TaughtObjective, Teacher
-from policy.objectives.diffusion_config import DiffusionConfig
-from policy.objectives.flow_matching import FlowMatchingConfig
-from policy.objectives.flow_sampling import jump_to_data
-from policy.objectives.improved_meanflow import ImprovedMeanFlowConfig
+from policy.objectives.base import Batch, Objective, bind
+from policy.objectives.deterministic import RegressionConfig
+from policy.objectives.diffusion import DiffusionConfig
+from policy.objectives.flow_matching import FlowMatchingConfig, jump_to_data
 from policy.objectives.improved_meanflow_jump import ImprovedMeanFlowJumpConfig
+from policy.objectives.meanflow import ImprovedMeanFlowConfig
 from policy.objectives.registry import ObjectiveConfig, build_objective
-from policy.objectives.regression import RegressionConfig
 
 SEEDS = (0, 1, 2)
 WARMUP = 100
@@ -134,13 +133,12 @@ def run(job: Job, steps: int, batch: int) -> tuple[Job, Drawn]:
     teacher = average.mirror(head)
     for step in range(steps):
         actions = TOYS[toy](batch, data)[:, None]
-        given = head, actions, valid, head.encode_condition(cond), noise
-        if isinstance(objective, TaughtObjective):
+        target_network = None
+        if objective.is_taught:
             with torch.no_grad():
-                known = Teacher(teacher, teacher.encode_condition(cond))
-            loss = objective.taught_loss(*given, teacher=known)
-        else:
-            loss = objective.loss(*given)
+                target_network = bind(teacher, teacher.encode_condition(cond))
+        given = Batch(actions, valid, head.encode_condition(cond), noise)
+        loss = objective.loss(head, given, teacher=target_network)
         optimizer.zero_grad(set_to_none=True)
         loss.value.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -154,7 +152,7 @@ def run(job: Job, steps: int, batch: int) -> tuple[Job, Drawn]:
 @torch.no_grad()
 def draw(objective: Objective, head: ActionHead, passes: tuple[int, ...]) -> Drawn:
     """Draw with each number of passes, and along the velocity head where there is one."""
-    condition = head.encode_condition(torch.zeros(PIECE, 1, 1))
+    network = bind(head, head.encode_condition(torch.zeros(PIECE, 1, 1)))
 
     def pieces(draws: int) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(9)
@@ -164,12 +162,12 @@ def draw(objective: Objective, head: ActionHead, passes: tuple[int, ...]) -> Dra
     drawn = {}
     for number in passes:
         noise = pieces(objective.num_noise_draws(number))
-        sampled = [objective.sample(head, piece, condition, number)[:, 0] for piece in noise]
+        sampled = [objective.sample(network, piece, number)[:, 0] for piece in noise]
         drawn[described(number)] = torch.cat(sampled)
     if objective.num_outputs == 2:
 
         def velocity(z: Tensor, t: Tensor, h: Tensor) -> Tensor:
-            return head(z, t, t, condition)[..., 2:]  # at the spans of a one-step policy's items
+            return network(z, t, t)[..., 2:]  # at the spans of a one-step policy's items
 
         way = f"its velocity, {described(VELOCITY_PASSES)}"
         walked = [jump_to_data(velocity, piece[:, 0], VELOCITY_PASSES)[:, 0] for piece in pieces(1)]

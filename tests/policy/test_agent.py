@@ -9,7 +9,7 @@ from policy.encoders.siglip2 import STAND_IN, load_backbone
 from policy.errors import AgentMismatchError
 from policy.network.head import HeadConfig
 from policy.network.normalizer import DataStatistics
-from policy.objectives.base import Teacher
+from policy.objectives.base import Batch, bind
 from policy.objectives.improved_meanflow_jump import (
     ImprovedMeanFlowJump,
     ImprovedMeanFlowJumpConfig,
@@ -109,13 +109,12 @@ def test_a_teacher_reads_the_condition_by_its_own_weights():
         return of.compute_loss(features, state, actions, valid, generator, teacher=teacher).value
 
     cond = teacher._build_cond(features, state)
-    known = Teacher(teacher.head, teacher.head.encode_condition(cond))
+    known = bind(teacher.head, teacher.head.encode_condition(cond))
     condition = agent.head.encode_condition(agent._build_cond(features, state))
-    normalised = agent.action_normalizer.normalize(actions)
+    normalized = agent.action_normalizer.normalize(actions)
     generator = torch.Generator().manual_seed(0)
-    expected = ImprovedMeanFlowJump(objective).taught_loss(
-        agent.head, normalised, valid, condition, generator, teacher=known
-    )
+    batch = Batch(normalized, valid, condition, generator)
+    expected = ImprovedMeanFlowJump(objective).loss(agent.head, batch, teacher=known)
     assert torch.equal(loss(agent, teacher), expected.value)
     assert not torch.equal(loss(agent, teacher), loss(agent, None))
     assert torch.equal(loss(agent, agent), loss(agent, None))
@@ -176,5 +175,17 @@ def test_one_pass_decides_what_the_cached_condition_decides():
     features, state, _, _ = random_batch()
     noise = agent.noise(4, torch.Generator().manual_seed(0))
     condition = agent.head.encode_condition(agent._build_cond(features, state))
-    expected = agent.objective.sample(agent.head, noise, condition, 1)
+    expected = agent.objective.sample(bind(agent.head, condition), noise, 1)
     torch.testing.assert_close(agent.predict(features, state, noise), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", [{"positions": "learned"}, {"residuals": "prenorm"}, {}])
+def test_weight_decay_is_for_matrices_only(head):
+    """Vectors, queries, gains and positions stay; every weight of a linear layer decays."""
+    config = HeadConfig(n_emb=64, n_layer=1, pred_horizon=8, **head)
+    agent = VLAAgent(AgentConfig(projection_dim=8, head=config), SPEC)
+    linear = [module for module in agent.modules() if isinstance(module, nn.Linear)]
+    decayed, others = agent.decay_groups()
+    assert {id(p) for p in decayed} == {id(layer.weight) for layer in linear}
+    assert {id(p) for p in [*decayed, *others]} == {id(p) for p in agent.parameters()}
+    assert len(decayed) + len(others) == len(list(agent.parameters()))

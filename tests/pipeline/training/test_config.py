@@ -5,8 +5,8 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
-from policy.objectives.diffusion_config import DiffusionConfig
-from policy.objectives.mip import MipConfig
+from policy.objectives.deterministic import MipConfig
+from policy.objectives.diffusion import DiffusionConfig
 
 
 @pytest.mark.parametrize(("name", "width"), [("proj96", 96), ("proj192", 192)])

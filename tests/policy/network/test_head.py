@@ -87,7 +87,7 @@ def test_one_pass_equals_the_cached_condition(settings):
     z, t, h, cond = random_inputs(3)
     two_passes = head(z, t, h, head.encode_condition(cond))
     with torch.no_grad():
-        one_pass = head.forward_once(z, t, h, cond)
+        one_pass = head(z, t, h, cond)
     torch.testing.assert_close(one_pass, two_passes, rtol=1e-5, atol=1e-5)
 
 

@@ -13,13 +13,16 @@ NO_CONDITION = Condition(())
 
 
 class JvpNetwork:
-    """A closed form as a network, with its derivative by torch's own forward mode."""
+    """A closed form of (z, t, h) as a network, with its derivative by torch's own forward mode.
+
+    No condition enters, so the same object is an `ActionNetwork` and a `Predictor`.
+    """
 
     def __init__(self, function=None):
         self.function = function
 
-    def __call__(self, z: Tensor, t: Tensor, h: Tensor, condition: Condition) -> Tensor:
-        return self.function(z, t, h, condition)
+    def __call__(self, z: Tensor, t: Tensor, h: Tensor, condition=NO_CONDITION) -> Tensor:
+        return self.function(z, t, h)
 
     def derivative(self, z, t, h, condition: Condition, direction: Tensor) -> Tensor:
         return forward_mode_derivative(self, (z, t, h), condition, direction)
@@ -50,7 +53,7 @@ class GaussianFlow(JvpNetwork):
         slope = (t - (1 - t) * self.spread**2) / self.sigma(t) ** 2
         return -self.mean + slope * (z - (1 - t) * self.mean)
 
-    def __call__(self, z: Tensor, t: Tensor, h: Tensor, condition: Condition) -> Tensor:
+    def __call__(self, z: Tensor, t: Tensor, h: Tensor, condition=NO_CONDITION) -> Tensor:
         t, h = t[:, None, None], h[:, None, None]
         r = t - h
         target = (1 - r) * self.mean + self.sigma(r) / self.sigma(t) * (z - (1 - t) * self.mean)

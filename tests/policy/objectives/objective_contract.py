@@ -8,7 +8,7 @@ from torch import Tensor
 
 from policy.errors import AgentMismatchError
 from policy.network.head import ActionHead, Condition, HeadConfig
-from policy.objectives.base import Objective
+from policy.objectives.base import Batch, Objective, bind
 from policy.objectives.registry import ObjectiveConfig, build_objective
 from tests.policy.objectives.analytic import NO_CONDITION, JvpNetwork
 
@@ -63,13 +63,11 @@ class ObjectiveContract:
     def objective(self) -> Objective:
         return build_objective(self.config)
 
-    def test_it_keeps_the_protocol(self, objective):
-        assert isinstance(objective, Objective)
-
     def test_gradients_reach_every_parameter(self, objective):
         head = small_head(objective)
         actions, valid = random_actions(16)
-        loss = objective.loss(head, actions, valid, random_condition(head, 16), generator())
+        batch = Batch(actions, valid, random_condition(head, 16), generator())
+        loss = objective.loss(head, batch)
         loss.value.backward()
         unreached = {name for name, p in head.named_parameters() if not p.grad.any()}
         assert torch.isfinite(loss.value)
@@ -82,7 +80,8 @@ class ObjectiveContract:
         actions, valid = random_actions(16)
         condition = random_condition(head, 16)
         first, second = (
-            objective.loss(head, actions, valid, condition, generator(7)).value for _ in range(2)
+            objective.loss(head, Batch(actions, valid, condition, generator(7))).value
+            for _ in range(2)
         )
         assert torch.equal(first, second)
 
@@ -93,28 +92,27 @@ class ObjectiveContract:
         changed[:, 5:] = 100.0
 
         @JvpNetwork
-        def every_step_alone(z, t, h, condition):
+        def every_step_alone(z, t, h):
             # Without attention, only the mask can keep padding out of the loss.
             answer = z * t[:, None, None] + h[:, None, None]
             return torch.cat([answer] * objective.num_outputs, dim=-1)
 
         kept, other = (
-            objective.loss(every_step_alone, chunk, valid, NO_CONDITION, generator())
+            objective.loss(every_step_alone, Batch(chunk, valid, NO_CONDITION, generator()))
             for chunk in (actions, changed)
         )
         assert torch.equal(kept.value, other.value)
         assert kept.figures.keys() == other.figures.keys()
         assert all(torch.equal(kept.figures[name], other.figures[name]) for name in kept.figures)
 
-    def test_a_row_is_sampled_alike_alone_and_among_others(self, objective):
+    def test_a_row_is_sampled_equally_alone_and_among_others(self, objective):
         """Float64: a batch of another size may round its matrix products differently."""
         head = small_head(objective, torch.float64)
         condition, noise = random_condition(head, 4), random_noise(objective, 4)
 
         def sample(rows: slice) -> Tensor:
-            return objective.sample(
-                head, noise[rows], condition.select(rows), objective.default_evaluations
-            )
+            network = bind(head, condition.select(rows))
+            return objective.sample(network, noise[rows], objective.default_evaluations)
 
         together = sample(slice(None))
         alone = torch.cat([sample(slice(row, row + 1)) for row in range(4)])
@@ -122,7 +120,7 @@ class ObjectiveContract:
         assert not together.requires_grad
         torch.testing.assert_close(alone, together, rtol=0, atol=1e-10)
 
-    def test_other_numbers_of_passes_are_refused(self, objective):
+    def test_other_numbers_of_evaluations_are_refused(self, objective):
         head = small_head(objective, torch.float64)
         condition, noise = random_condition(head, 1), random_noise(objective, 1)
         objective.check_evaluations(objective.default_evaluations)
@@ -130,16 +128,16 @@ class ObjectiveContract:
             with pytest.raises(AgentMismatchError, match=f"num_evaluations={number}"):
                 objective.check_evaluations(number)
             with pytest.raises(AgentMismatchError, match=f"num_evaluations={number}"):
-                objective.sample(head, noise, condition, number)
+                objective.sample(bind(head, condition), noise, number)
 
-    def test_the_head_is_asked_as_often_as_announced(self, objective):
+    def test_the_head_is_evaluated_as_often_as_announced(self, objective):
         head = small_head(objective, torch.float64)
-        passes = []
+        network = bind(head, random_condition(head, 2))
+        evaluations = []
 
         def counting(*inputs):
-            passes.append(inputs)
-            return head(*inputs)
+            evaluations.append(inputs)
+            return network(*inputs)
 
-        condition, noise = random_condition(head, 2), random_noise(objective, 2)
-        objective.sample(counting, noise, condition, objective.default_evaluations)
-        assert len(passes) == objective.default_evaluations
+        objective.sample(counting, random_noise(objective, 2), objective.default_evaluations)
+        assert len(evaluations) == objective.default_evaluations

@@ -4,18 +4,19 @@ import pytest
 import torch
 
 from policy.errors import AgentMismatchError
-from policy.objectives.mip import Mip, MipConfig
-from policy.objectives.regression import Regression, RegressionConfig
-from tests.policy.objectives.analytic import NO_CONDITION
+from policy.objectives.base import Batch
+from policy.objectives.deterministic import Mip, MipConfig, Regression, RegressionConfig
+from tests.policy.objectives.analytic import NO_CONDITION, JvpNetwork
 from tests.policy.objectives.objective_contract import generator, random_actions
 
 NO_NOISE = torch.zeros(2, 0, 8, 3)
 
 
 def recorded(calls: list):
-    """A network that adds 0.25 and remembers what it was asked."""
+    """A network that adds 0.25 and remembers its inputs."""
 
-    def network(z, t, h, condition):
+    @JvpNetwork
+    def network(z, t, h):
         calls.append((z, t, h))
         return z + 0.25
 
@@ -25,9 +26,10 @@ def recorded(calls: list):
 def test_regression_sees_zeros_only():
     calls = []
     objective = Regression(RegressionConfig())
-    drawn = objective.sample(recorded(calls), NO_NOISE, NO_CONDITION, 1)
+    drawn = objective.sample(recorded(calls), NO_NOISE, 1)
     actions, valid = random_actions(2)
-    loss = objective.loss(recorded(calls), actions, valid, NO_CONDITION, generator())
+    batch = Batch(actions, valid, NO_CONDITION, generator())
+    loss = objective.loss(recorded(calls), batch)
     assert torch.equal(drawn, torch.full((2, 8, 3), 0.25))
     assert len(calls) == 2
     assert not any(tensor.any() for call in calls for tensor in call)
@@ -36,7 +38,7 @@ def test_regression_sees_zeros_only():
 
 def test_mip_corrects_its_own_first_answer():
     calls = []
-    drawn = Mip(MipConfig(second_time=0.8)).sample(recorded(calls), NO_NOISE, NO_CONDITION, 2)
+    drawn = Mip(MipConfig(second_time=0.8)).sample(recorded(calls), NO_NOISE, 2)
     (first_z, first_t, first_h), (second_z, second_t, second_h) = calls
     assert torch.equal(first_z, torch.zeros(2, 8, 3))
     assert torch.equal(second_z, torch.full((2, 8, 3), 0.25))
@@ -51,7 +53,8 @@ def test_mip_loss_equals_its_formula():
     """For n(z, t) = z the first error is x, and the second the noise that was added."""
     actions, valid = random_actions(16)
     objective = Mip(MipConfig(second_time=0.8))
-    loss = objective.loss(lambda z, t, h, c: z, actions, valid, NO_CONDITION, generator())
+    batch = Batch(actions, valid, NO_CONDITION, generator())
+    loss = objective.loss(JvpNetwork(lambda z, t, h: z), batch)
     noise = torch.randn(actions.shape, generator=generator())
     expected = (actions**2).mean() / 0.8**2 + ((0.2 * noise) ** 2).mean() / 0.2**2
     torch.testing.assert_close(loss.value, expected)

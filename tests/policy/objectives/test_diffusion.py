@@ -7,9 +7,9 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from policy.objectives.diffusion import Diffusion
-from policy.objectives.diffusion_config import DiffusionConfig
-from tests.policy.objectives.analytic import NO_CONDITION
+from policy.objectives.base import Batch, bind
+from policy.objectives.diffusion import Diffusion, DiffusionConfig
+from tests.policy.objectives.analytic import NO_CONDITION, JvpNetwork
 from tests.policy.objectives.objective_contract import (
     ACTION_DIM,
     HORIZON,
@@ -51,7 +51,7 @@ def test_ancestral_steps_equal_diffusers_ddpm(spacing, evaluations):
     condition = random_condition(head, 3)
     noise = sequential_noise(3, objective.num_noise_draws(evaluations))
 
-    drawn = objective.sample(head, noise, condition, evaluations)
+    drawn = objective.sample(bind(head, condition), noise, evaluations)
 
     scheduler = DDPMScheduler(
         num_train_timesteps=STEPS,
@@ -78,7 +78,7 @@ def test_ddim_equals_its_formula():
     condition = random_condition(head, 3)
     noise = sequential_noise(3, 1)
 
-    drawn = objective.sample(head, noise, condition, 10)
+    drawn = objective.sample(bind(head, condition), noise, 10)
 
     kept = squared_cosine()
     z = noise[:, 0]
@@ -95,12 +95,12 @@ def test_ddim_equals_its_formula():
 def test_trailing_steps_start_at_pure_noise():
     seen = []
 
-    def network(z, t, h, condition):
+    def network(z, t, h):
         seen.append(float(t[0]))
         return torch.zeros_like(z)
 
     objective = Diffusion(DiffusionConfig(timestep_spacing="trailing"))
-    objective.sample(network, torch.zeros(1, 1, HORIZON, ACTION_DIM), NO_CONDITION, 4)
+    objective.sample(network, torch.zeros(1, 1, HORIZON, ACTION_DIM), 4)
     assert seen == pytest.approx([0.99, 0.74, 0.49, 0.24])
 
 
@@ -108,11 +108,13 @@ def test_training_mixes_as_the_schedule_says():
     actions, valid = random_actions(64)
     seen = {}
 
-    def network(z, t, h, condition):
+    @JvpNetwork
+    def network(z, t, h):
         seen.update(z=z, t=t, h=h)
         return torch.zeros_like(z)
 
-    loss = Diffusion(DiffusionConfig()).loss(network, actions, valid, NO_CONDITION, generator())
+    batch = Batch(actions, valid, NO_CONDITION, generator())
+    loss = Diffusion(DiffusionConfig()).loss(network, batch)
 
     noise = torch.randn(actions.shape, generator=generator())
     kept = squared_cosine()[(seen["t"] * STEPS).round().long()].float()[:, None, None]
@@ -131,7 +133,7 @@ def test_the_exact_noise_prediction_samples_the_gaussian(sampler):
     mean, spread, num = 0.3, 0.15, 20_000
     kept = squared_cosine()
 
-    def network(z, t, h, condition):
+    def network(z, t, h):
         now = kept[(t * STEPS).round().long()][:, None, None]
         variance = now * spread**2 + 1 - now
         return (1 - now).sqrt() * (z - now.sqrt() * mean) / variance
@@ -140,7 +142,7 @@ def test_the_exact_noise_prediction_samples_the_gaussian(sampler):
     noise = torch.randn(
         num, objective.num_noise_draws(STEPS), 1, 1, generator=generator(), dtype=torch.float64
     )
-    drawn = objective.sample(network, noise, NO_CONDITION, STEPS)
+    drawn = objective.sample(network, noise, STEPS)
     # 20,000 draws leave 0.15 / sqrt(20,000) = 0.001; 100 steps leave about 0.01.
     assert float(drawn.mean()) == pytest.approx(mean, abs=0.02)
     assert float(drawn.std()) == pytest.approx(spread, abs=0.02)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from policy.objectives.improved_meanflow import ImprovedMeanFlow, ImprovedMeanFlowConfig
-from policy.objectives.time_sampling import TimeSamplingConfig, sample_times
+from policy.objectives.base import Batch
+from policy.objectives.meanflow import ImprovedMeanFlow, ImprovedMeanFlowConfig
+from policy.objectives.times import TimeSamplingConfig, sample_times
 from tests.policy.network.test_head import ACTION_DIM, HORIZON, random_head, random_inputs
 from tests.policy.objectives.analytic import (
     NO_CONDITION,
@@ -52,7 +53,7 @@ def test_the_wrong_tangent_order_breaks_the_identity(tangent):
     h = h.clamp_min(0.05).minimum(t)
     velocity = flow.velocity(z, t[:, None, None])
     _, derivative = torch.func.jvp(
-        lambda z, t, h: flow(z, t, h, NO_CONDITION),
+        flow,
         (z, t, h),
         (velocity, torch.full_like(t, tangent[0]), torch.full_like(h, tangent[1])),
     )
@@ -64,7 +65,7 @@ def test_the_wrong_tangent_order_breaks_the_identity(tangent):
 def test_any_number_of_steps_samples_the_gaussian_exactly(num_evaluations):
     noise = torch.randn(64, 1, HORIZON, ACTION_DIM, generator=generator()).double()
     flow = GaussianFlow(MEAN, SPREAD)
-    drawn = objective().sample(flow, noise, NO_CONDITION, num_evaluations)
+    drawn = objective().sample(flow, noise, num_evaluations)
     torch.testing.assert_close(drawn, MEAN + SPREAD * noise[:, 0], rtol=0, atol=1e-9)
 
 
@@ -75,9 +76,8 @@ def test_loss_is_smallest_at_the_true_flow():
     valid = torch.ones(4096, 1, dtype=torch.bool)
 
     def raw_mse(flow) -> float:
-        return float(
-            objective().loss(flow, actions, valid, NO_CONDITION, generator()).figures["raw_mse"]
-        )
+        batch = Batch(actions, valid, NO_CONDITION, generator())
+        return float(objective().loss(flow, batch).figures["raw_mse"])
 
     best = raw_mse(GaussianFlow(MEAN, SPREAD))
     for mean, spread in ((MEAN + 0.1, SPREAD), (MEAN - 0.1, SPREAD), (MEAN, 0.5), (MEAN, 0.15)):
@@ -96,7 +96,8 @@ def test_without_spans_the_loss_is_flow_matching():
     valid = torch.ones(8, HORIZON, dtype=torch.bool)
     flow_only = objective(flow_share=1.0, anchored_share=0.0, weight_power=0.0)
 
-    loss = flow_only.loss(head, actions, valid, head.encode_condition(cond), generator())
+    batch = Batch(actions, valid, head.encode_condition(cond), generator())
+    loss = flow_only.loss(head, batch)
 
     stream = generator()
     noise = torch.randn(actions.shape, generator=stream).double()
@@ -117,7 +118,8 @@ def test_no_gradient_flows_through_the_derivative():
     valid = torch.ones(8, HORIZON, dtype=torch.bool)
     spans_only = objective(flow_share=0.0, anchored_share=0.0, weight_power=0.0)
 
-    loss = spans_only.loss(head, actions, valid, head.encode_condition(cond), generator())
+    batch = Batch(actions, valid, head.encode_condition(cond), generator())
+    loss = spans_only.loss(head, batch)
 
     stream = generator()
     noise = torch.randn(actions.shape, generator=stream).double()
@@ -144,9 +146,8 @@ def test_the_weight_is_the_inverse_of_the_summed_error():
 
     def value(power: float) -> torch.Tensor:
         weighted = objective(weight_power=power, weight_constant=constant, flow_share=1.0)
-        return weighted.loss(
-            head, actions[:1], valid[:1], condition.select(slice(0, 1)), generator()
-        ).value
+        first = Batch(actions[:1], valid[:1], condition.select(slice(0, 1)), generator())
+        return weighted.loss(head, first).value
 
     squared_error = value(0.0)
     torch.testing.assert_close(value(1.0), squared_error / (squared_error + constant))
@@ -181,24 +182,24 @@ def test_anchored_times_cover_the_whole_way_to_the_data_where_asked():
 
 
 class TwoOutputs(JvpNetwork):
-    """The exact average velocity, spoilt at h = 0, beside an exact velocity, shifted on request."""
+    """The exact average velocity, spoilt at h = 0, and an exact velocity, shifted on request."""
 
     def __init__(self, shift: float = 0.0):
         self.flow = GaussianFlow(MEAN, SPREAD)
         self.shift = shift
 
-    def __call__(self, z, t, h, condition):
-        average = self.flow(z, t, h, condition) + 5.0 * (h == 0)[:, None, None]
-        velocity = self.flow(z, t, torch.zeros_like(h), condition) + self.shift
+    def __call__(self, z, t, h, condition=NO_CONDITION):
+        average = self.flow(z, t, h) + 5.0 * (h == 0)[:, None, None]
+        velocity = self.flow(z, t, torch.zeros_like(h)) + self.shift
         return torch.cat([average, velocity], dim=-1)
 
 
 def velocity_head_loss(head, **settings):
     actions = MEAN + SPREAD * torch.randn(256, 4, 2, generator=generator(1)).double()
     settings = {"flow_share": 0.0, "anchored_share": 0.0, "weight_power": 0.0} | settings
-    return objective(tangent="velocity_head", **settings).loss(
-        head, actions, torch.ones(256, 4, dtype=torch.bool), NO_CONDITION, generator()
-    )
+    valid = torch.ones(256, 4, dtype=torch.bool)
+    batch = Batch(actions, valid, NO_CONDITION, generator())
+    return objective(tangent="velocity_head", **settings).loss(head, batch)
 
 
 def test_at_the_optimum_the_compound_velocity_is_the_velocity_heads():
@@ -225,7 +226,7 @@ def test_the_velocity_loss_is_weighted_by_its_coefficient():
 
 def test_jumps_of_the_exact_flow_add_up():
     noise = torch.randn(16, 1, HORIZON, ACTION_DIM, generator=generator()).double()
-    residual = objective().additivity_residual(GaussianFlow(MEAN, SPREAD), noise, NO_CONDITION)
+    residual = objective().additivity_residual(GaussianFlow(MEAN, SPREAD), noise)
     assert residual.shape == (16,)
     assert residual.max() < 1e-12
 
@@ -233,15 +234,11 @@ def test_jumps_of_the_exact_flow_add_up():
 def test_jumps_that_do_not_add_up_are_measured_against_the_longer():
     """For u = h one jump is 1 long and two are 2 * 0.5 * 0.5 = 0.5."""
     noise = torch.randn(3, 1, HORIZON, ACTION_DIM, generator=generator())
-    residual = objective().additivity_residual(
-        lambda z, t, h, condition: h[:, None, None].expand_as(z), noise, NO_CONDITION
-    )
+    residual = objective().additivity_residual(lambda z, t, h: h[:, None, None].expand_as(z), noise)
     torch.testing.assert_close(residual, torch.full((3,), 0.5))
 
 
 def test_a_head_that_does_not_move_agrees_with_itself():
     noise = torch.randn(3, 1, HORIZON, ACTION_DIM, generator=generator())
-    residual = objective().additivity_residual(
-        lambda z, t, h, condition: torch.zeros_like(z), noise, NO_CONDITION
-    )
+    residual = objective().additivity_residual(lambda z, t, h: torch.zeros_like(z), noise)
     assert torch.equal(residual, torch.zeros(3))

@@ -6,14 +6,14 @@ from pydantic import ValidationError
 
 from policy.network.ema import WeightAverage
 from policy.network.head import ActionHead, HeadConfig
-from policy.objectives import jump
-from policy.objectives.base import Teacher
+from policy.objectives import improved_meanflow_jump as jump
+from policy.objectives.base import Batch, bind
 from policy.objectives.improved_meanflow_jump import (
     ImprovedMeanFlowJump,
     ImprovedMeanFlowJumpConfig,
 )
 from tests.policy.network.test_head import ACTION_DIM, HORIZON, random_head, random_inputs
-from tests.policy.objectives.analytic import NO_CONDITION, GaussianFlow
+from tests.policy.objectives.analytic import NO_CONDITION, GaussianFlow, JvpNetwork
 from tests.policy.objectives.objective_contract import generator
 from tests.policy.objectives.test_improved_meanflow import gradients
 
@@ -80,20 +80,20 @@ def test_an_item_without_a_span_has_the_velocity_as_its_target():
     torch.testing.assert_close(target, exact_velocity(z, t, t))
 
 
-def test_the_average_is_asked_where_the_jump_ends():
+def test_the_average_is_evaluated_where_the_jump_ends():
     """r stays: what is left, h' = s - r, and the times stay inside [r, t]."""
     z, t, h = points()
-    asked = []
+    evaluated = []
 
     def remember(z, now, rest):
-        asked.append((now, rest))
+        evaluated.append((now, rest))
         return torch.zeros_like(z)
 
     jump.jump_target(remember, remember, (z, t, h), shares())
-    assert len(asked) == 2 * jump.MIDPOINT_STEPS + 1
-    for now, rest in asked:
+    assert len(evaluated) == 2 * jump.MIDPOINT_STEPS + 1
+    for now, rest in evaluated:
         torch.testing.assert_close(now - rest, t - h)
-    torch.testing.assert_close(asked[-1][1] / h, shares().double())
+    torch.testing.assert_close(evaluated[-1][1] / h, shares().double())
 
 
 def test_the_shares_fill_their_range():
@@ -104,9 +104,9 @@ def test_the_shares_fill_their_range():
 
 @pytest.mark.parametrize("is_self_taught", [True, False], ids=["alone", "taught"])
 def test_the_loss_is_the_error_to_a_target_without_gradient(is_self_taught):
-    """Written out: who is asked, and where; u learns from that, the velocity from the data.
+    """Written out: u learns from the target network's jump, the velocity from the data.
 
-    What a jump says is under the adaptive weight, and the noisy e - x is not.
+    The error to the jump is under the adaptive weight, and that to the noisy e - x is not.
     """
     config = ImprovedMeanFlowJumpConfig(weight_constant=0.2, velocity_weight=0.5)
     objective = ImprovedMeanFlowJump(config)
@@ -115,17 +115,17 @@ def test_the_loss_is_the_error_to_a_target_without_gradient(is_self_taught):
     actions = torch.randn(8, HORIZON, ACTION_DIM, generator=generator(3)).double()
     valid = torch.ones(8, HORIZON, dtype=torch.bool)
 
-    given = head, actions, valid, head.encode_condition(cond), generator()
+    batch = Batch(actions, valid, head.encode_condition(cond), generator())
     if is_self_taught:
         known = head
-        loss = objective.loss(*given)
+        loss = objective.loss(head, batch)
     else:
         known = random_head(torch.float64, num_outputs=objective.num_outputs)
         with torch.no_grad():
             for parameter in known.parameters():
                 parameter.mul_(0.9)
-        teacher = Teacher(known, known.encode_condition(cond))
-        loss = objective.taught_loss(*given, teacher=teacher)
+        teacher = bind(known, known.encode_condition(cond))
+        loss = objective.loss(head, batch, teacher=teacher)
 
     stream = generator()
     noise = torch.randn(actions.shape, generator=stream).double()
@@ -156,7 +156,7 @@ def test_the_loss_is_the_error_to_a_target_without_gradient(is_self_taught):
 
 @pytest.mark.parametrize("setting", ["velocity_weight=0", "noise_share=1"])
 def test_jumps_that_would_learn_nothing_are_refused(setting):
-    """Without the velocity, u only ever asks itself; at t = 1 alone, it asks where it is not."""
+    """Without the velocity, nothing sees the data; at t = 1 alone, jumps land at untrained t."""
     name, value = setting.split("=")
     with pytest.raises(ValidationError, match=name):
         ImprovedMeanFlowJumpConfig(**{name: float(value)})
@@ -167,13 +167,14 @@ def test_some_item_is_always_where_jumps_land(batch):
     """However the share rounds: the last items are at t = 1, and never all of them."""
     times = []
 
-    def remember(z, t, h, condition):
+    @JvpNetwork
+    def remember(z, t, h):
         times.append(t)
         return torch.zeros(batch, 4, 4)
 
     actions, valid = torch.zeros(batch, 4, 2), torch.ones(batch, 4, dtype=torch.bool)
     objective = ImprovedMeanFlowJump(ImprovedMeanFlowJumpConfig(noise_share=0.999))
-    objective.loss(remember, actions, valid, NO_CONDITION, generator())
+    objective.loss(remember, Batch(actions, valid, NO_CONDITION, generator()))
     assert (times[0] == 1).sum() == batch - 1
 
 
@@ -181,17 +182,15 @@ def test_the_residual_is_that_of_the_trained_way():
     """Small for the exact flow, but for the midpoint rule; as large as what is wrong with u."""
 
     def network(wrong):
-        def answer(z, t, h, condition):
+        def predict(z, t, h):
             average, velocity = exact_average(z, t, h), exact_velocity(z, t, h)
             return torch.cat([(1 + wrong * (h == 1))[:, None, None] * average, velocity], dim=-1)
 
-        return answer
+        return predict
 
     objective = ImprovedMeanFlowJump(ImprovedMeanFlowJumpConfig())
     noise = torch.randn(16, 1, HORIZON, ACTION_DIM, generator=generator()).double()
-    exact, wrong = (
-        objective.additivity_residual(network(wrong), noise, NO_CONDITION) for wrong in (0.0, 0.25)
-    )
+    exact, wrong = (objective.additivity_residual(network(wrong), noise) for wrong in (0.0, 0.25))
     assert exact.max() < 0.01
     torch.testing.assert_close(wrong, torch.full_like(wrong, 0.2), rtol=0, atol=0.01)
 
@@ -209,9 +208,9 @@ def test_a_jump_learns_data_that_only_its_velocity_has_seen():
     stream, cond, valid = generator(), torch.zeros(128, 1, 1), torch.ones(128, 1, dtype=torch.bool)
     for step in range(300):
         actions = MEAN + SPREAD * torch.randn(128, 1, 1, generator=stream)
-        given = head, actions, valid, head.encode_condition(cond), stream
-        known = Teacher(teacher, teacher.encode_condition(cond))
-        loss = objective.taught_loss(*given, teacher=known)
+        batch = Batch(actions, valid, head.encode_condition(cond), stream)
+        target = bind(teacher, teacher.encode_condition(cond))
+        loss = objective.loss(head, batch, teacher=target)
         optimizer.zero_grad()
         loss.value.backward()
         optimizer.step()
@@ -219,6 +218,6 @@ def test_a_jump_learns_data_that_only_its_velocity_has_seen():
         average.update(head, step)
     head.load_state_dict(average.averaged)
     noise = torch.randn(512, 1, 1, 1, generator=stream)
-    drawn = objective.sample(head, noise, head.encode_condition(torch.zeros(512, 1, 1)), 1)
+    drawn = objective.sample(bind(head, head.encode_condition(torch.zeros(512, 1, 1))), noise, 1)
     assert float(drawn.mean()) == pytest.approx(MEAN, abs=0.1)
     assert float(drawn.std()) == pytest.approx(SPREAD, abs=0.1)

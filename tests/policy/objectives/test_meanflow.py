@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from policy.objectives.base import Batch
 from policy.objectives.meanflow import MeanFlow, MeanFlowConfig
-from policy.objectives.time_sampling import sample_times
+from policy.objectives.times import sample_times
 from tests.policy.network.test_head import ACTION_DIM, HORIZON, random_head, random_inputs
 from tests.policy.objectives.analytic import NO_CONDITION, GaussianFlow, JvpNetwork
 from tests.policy.objectives.objective_contract import generator
@@ -31,7 +32,8 @@ def test_value_and_gradient_are_those_of_the_paper(power):
     valid = torch.ones(8, HORIZON, dtype=torch.bool)
     objective = MeanFlow(MeanFlowConfig(flow_share=0.25, anchored_share=0.25, weight_power=power))
 
-    loss = objective.loss(head, actions, valid, head.encode_condition(cond), generator())
+    batch = Batch(actions, valid, head.encode_condition(cond), generator())
+    loss = objective.loss(head, batch)
 
     stream = generator()
     noise = torch.randn(actions.shape, generator=stream).double()
@@ -77,11 +79,8 @@ def test_the_exact_average_velocity_is_stationary():
     flow = GaussianFlow(MEAN, SPREAD)
 
     loss = objective.loss(
-        JvpNetwork(lambda z, t, h, condition: flow(z, t, h, condition) + shift),
-        actions,
-        valid,
-        NO_CONDITION,
-        generator(),
+        JvpNetwork(lambda z, t, h: flow(z, t, h) + shift),
+        Batch(actions, valid, NO_CONDITION, generator()),
     )
     loss.value.backward()
 

@@ -9,14 +9,13 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from policy.agent import AgentConfig
-from policy.objectives.diffusion_config import DiffusionConfig
+from policy.objectives.base import bind
+from policy.objectives.deterministic import MipConfig, RegressionConfig
+from policy.objectives.diffusion import DiffusionConfig
 from policy.objectives.flow_matching import FlowMatchingConfig
-from policy.objectives.improved_meanflow import ImprovedMeanFlowConfig
 from policy.objectives.improved_meanflow_jump import ImprovedMeanFlowJumpConfig
-from policy.objectives.meanflow import MeanFlowConfig
-from policy.objectives.mip import MipConfig
+from policy.objectives.meanflow import ImprovedMeanFlowConfig, MeanFlowConfig
 from policy.objectives.registry import ObjectiveConfig, build_objective
-from policy.objectives.regression import RegressionConfig
 from tests.policy.objectives.objective_contract import (
     ObjectiveContract,
     random_condition,
@@ -119,7 +118,7 @@ def test_runs_from_before_there_was_a_choice_still_load():
     ],
     ids=lambda value: getattr(value, "kind", value),
 )
-def test_an_agent_predicts_with_its_objectives_own_number_of_passes(config, evaluations):
+def test_an_agent_predicts_at_the_default_nfe_of_its_objective(config, evaluations):
     agent = tiny_agent(objective=config).eval()
     features, state, _, _ = random_batch()
     noise = agent.noise(4, torch.Generator().manual_seed(0))
@@ -154,7 +153,7 @@ def test_the_residual_of_an_agent_has_one_number_a_row(config):
 
 
 @pytest.mark.parametrize(
-    ("config_type", "passes"),
+    ("config_type", "evaluations"),
     [
         (ImprovedMeanFlowConfig, 2),
         (ImprovedMeanFlowJumpConfig, 1),
@@ -162,14 +161,14 @@ def test_the_residual_of_an_agent_has_one_number_a_row(config):
         (FlowMatchingConfig, 2),
     ],
 )
-def test_sampling_from_zero_ignores_the_noise(config_type, passes):
+def test_sampling_from_zero_ignores_the_noise(config_type, evaluations):
     gaussian = build_objective(config_type())
     zero = build_objective(config_type(start="zero"))
     head = small_head(gaussian, torch.float64)
-    condition, noise = random_condition(head, 2), random_noise(gaussian, 2)
-    drawn = zero.sample(head, noise, condition, passes)
-    assert torch.equal(drawn, gaussian.sample(head, torch.zeros_like(noise), condition, passes))
-    assert not torch.allclose(drawn, gaussian.sample(head, noise, condition, passes))
+    network, noise = bind(head, random_condition(head, 2)), random_noise(gaussian, 2)
+    drawn = zero.sample(network, noise, evaluations)
+    assert torch.equal(drawn, gaussian.sample(network, torch.zeros_like(noise), evaluations))
+    assert not torch.allclose(drawn, gaussian.sample(network, noise, evaluations))
 
 
 def test_diffusion_without_its_library_says_what_to_install():
@@ -178,7 +177,7 @@ def test_diffusion_without_its_library_says_what_to_install():
         "import sys; import policy.agent; assert 'diffusers' not in sys.modules\n"
         "sys.modules['diffusers'] = None\n"
         "from policy.errors import VlaError\n"
-        "from policy.objectives.diffusion_config import DiffusionConfig\n"
+        "from policy.objectives.diffusion import DiffusionConfig\n"
         "from policy.objectives.registry import build_objective\n"
         "try: build_objective(DiffusionConfig())\n"
         "except VlaError as error: print(error)\n"

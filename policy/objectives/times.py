@@ -1,11 +1,9 @@
 """Times and spans at which an average velocity is trained.
 
-Knows numbers between 0 and 1; nothing about actions.
-
 Source: MeanFlow, arXiv 2505.13447, and improved MeanFlow, arXiv 2512.02012
 (Lyy-iiis/imeanflow@a1cc3a9:imf.py).
 Differs from the source: a share of the items ends at the data (r = 0), where the logit-normal
-sampler hardly goes: the query of a one-step policy (t = 1, r = 0) is reached about three times in
+sampler hardly goes: it reaches the query of a one-step policy (t = 1, r = 0) about three times in
 ten thousand. The anchored items are drawn at that query, or in part at every t: the identity of an
 average velocity then carries what is known at small t along r = 0 up to it, instead of leaving it
 to the network's extrapolation.
@@ -13,14 +11,14 @@ to the network's extrapolation.
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Generator, Tensor
 
+from policy.objectives.base import ObjectiveSettings
 
-class TimeSamplingConfig(BaseModel):
+
+class TimeSamplingConfig(ObjectiveSettings):
     """Where between data and noise an average velocity is trained, and over which spans."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     time_logit_mean: float = -0.4
     """Mean of the logit of a time; lower samples nearer to the data."""
@@ -31,14 +29,14 @@ class TimeSamplingConfig(BaseModel):
     anchored_share: float = Field(default=0.2, ge=0, le=1)
     """Share of a batch drawn at r = 0, the end of a one-step policy; never r = t items."""
     anchored_noise_share: float = Field(default=1.0, ge=0, le=1)
-    """Share of those at t = 1, where a one-step policy asks; the others are uniform in [0, 1], all
-    that its answer rests on."""
+    """Share of those at t = 1, where a one-step policy is evaluated; the others are uniform in
+    [0, 1], which its output builds on."""
 
 
 def num_flow_items(config: TimeSamplingConfig, batch_size: int) -> int:
     """Return how many items, the first of a batch, are trained at r = t.
 
-    By position instead of by coin, as in the source, so that every step has the same shapes.
+    By position instead of at random, as in the source, so that every step has the same shapes.
     """
     return round(config.flow_share * batch_size)
 
