@@ -1,34 +1,27 @@
-"""One line chart as inline SVG: several runs, one figure, with values under the pointer.
+"""One line chart of several runs: where its points, axes and labels are.
 
-Knows points, scales and elements; nothing about what a figure means. Colours come from the page's
-style sheet by class, `s0`, `s1` ...; the page's script reads the values from `data-series`.
+`templates/chart.html` draws it as inline SVG. Its colors come from the page's style sheet by class;
+the page's script reads the values under the pointer from
+`Curve.series`.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
 from pipeline.rollout.play.result import wilson_interval
-from pipeline.rollout.report.markup import Markup, element
 from pipeline.rollout.report.scales import (
     Scale,
     fitting_scale,
     linear_scale,
     number_text,
+    percent,
     step_scale,
     tick_texts,
 )
-from pipeline.rollout.report.tables import colour_class, swatch
 from pipeline.rollout.report.training_log import Point
 
-WIDTH: Final = 360.0  # of the picture, in its own units
-HEIGHT: Final = 190.0
-LEFT: Final = 50.0  # room for the numbers beside the vertical axis
-RIGHT: Final = WIDTH - 14
-TOP: Final = 10.0
-BOTTOM: Final = HEIGHT - 24
 DIGIT_WIDTH: Final = 6.4  # of the axes' numbers
 MAX_POINTS: Final = 240  # a line of more points is drawn as spans
 NUM_SPANS: Final = 120
@@ -40,7 +33,8 @@ class Line:
     """One run's figure."""
 
     label: str
-    colour: int
+    color: str
+    """Class of its color in the style sheet."""
     points: Sequence[Point]
 
 
@@ -58,7 +52,7 @@ class ChartStyle:
 
 @dataclass(frozen=True)
 class Span:
-    """Neighbouring points as one: their middle step, and the lowest, median and highest value."""
+    """Neighboring points as one: their middle step, and the lowest, median and highest value."""
 
     step: float
     low: float
@@ -66,49 +60,104 @@ class Span:
     high: float
 
 
-def chart(lines: Sequence[Line], style: ChartStyle, last_step: int) -> Markup:
-    """Draw one figure of one or several runs.
+@dataclass(frozen=True)
+class Frame:
+    """Size of the picture and edges of its axes, in SVG units; y points downwards."""
+
+    width: int = 360
+    height: int = 190
+    left: int = 50
+    right: int = 346
+    top: int = 10
+    bottom: int = 166
+
+    def x(self, across: Scale, step: int | float) -> float:
+        """Return where an optimizer step is."""
+        return round(self.left + across.place(step) * (self.right - self.left), 1)
+
+    def y(self, upward: Scale, value: float) -> float:
+        """Return where a value is."""
+        return round(self.bottom - upward.place(value) * (self.bottom - self.top), 1)
+
+
+FRAME: Final = Frame()
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A number on an axis."""
+
+    at: float
+    """Its x or y in SVG units."""
+    text: str
+    overhangs: bool = False
+    """Whether its text, centered there, would leave the picture on the right."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's line, in SVG units."""
+
+    label: str
+    color: str
+    course: str
+    """Corners of the line, as `x,y x,y`."""
+    band: str
+    """Corners of the area between lowest and highest values; empty where each point is drawn."""
+    whiskers: list[str]
+    """Paths of the points' Wilson intervals."""
+    dots: list[tuple[float, float]]
+    series: dict[str, list[int] | list[str]]
+    """`steps` that the pointer can select, and the values there as `texts`."""
+    last_step: int
+    last_text: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure, ready to be drawn."""
+
+    title: str
+    note: str
+    across: list[Tick]
+    upward: list[Tick]
+    curves: list[Curve]
+    last_step: float
+    """Where the horizontal axis ends."""
+    frame: Frame = FRAME
+
+
+def chart(lines: Sequence[Line], style: ChartStyle, last_step: int) -> Chart:
+    """Lay out one figure of one or several runs.
 
     Args:
-        lines: at least one, each with a point at least.
-        style: how.
-        last_step: where the horizontal axis ends.
+        lines: one or more, each with one point or more.
+        style: how it is drawn.
+        last_step: where the horizontal axis ends, in optimizer steps.
     """
     across = step_scale(last_step)
     values = [point.value for line in lines for point in line.points]
     if style.is_share:
         upward = linear_scale(0.0, 1.0)
+        texts = [percent(tick) for tick in upward.ticks]
     else:
         upward = fitting_scale(values, may_be_log=style.may_be_log)
-    drawn = [_line(line, across, upward, style) for line in lines]
-    notes = [style.note, "logarithmic axis" if upward.is_log else ""]
-    picture = element(
-        "svg",
-        element("title", f"{style.title} over optimiser steps"),
-        _axes(across, upward, is_share=style.is_share),
-        drawn,
-        element("line", class_="cursor", x1=LEFT, x2=LEFT, y1=TOP, y2=BOTTOM, visibility="hidden"),
-        viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}",
-        role="img",
-        tabindex=0,
-    )
-    return element(
-        "figure",
-        element(
-            "figcaption",
-            element("b", style.title),
-            element("span", "; ".join(note for note in notes if note), class_="note"),
-        ),
-        picture,
-        _legend(lines, is_share=style.is_share),
-        class_="chart",
-        data_series=json.dumps([_series(line, is_share=style.is_share) for line in lines]),
-        data_frame=json.dumps([LEFT, RIGHT, across.high]),
+        texts = tick_texts(upward)
+    return Chart(
+        title=style.title,
+        note="; ".join(filter(None, [style.note, "logarithmic axis" if upward.is_log else ""])),
+        across=[_step_tick(FRAME.x(across, tick), f"{tick:,.0f}") for tick in across.ticks],
+        upward=[
+            Tick(FRAME.y(upward, tick), text)
+            for tick, text in zip(upward.ticks, texts, strict=True)
+        ],
+        curves=[_curve(line, across, upward, is_share=style.is_share) for line in lines],
+        last_step=across.high,
     )
 
 
 def spans(points: Sequence[Point], count: int = NUM_SPANS) -> list[Span]:
-    """Group points of rising steps into at most `count` spans of equally many neighbours."""
+    """Group points of rising steps into at most `count` spans of equally many neighbors."""
     size = -(-len(points) // count)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     found = []
@@ -119,92 +168,50 @@ def spans(points: Sequence[Point], count: int = NUM_SPANS) -> list[Span]:
     return found
 
 
-def _line(line: Line, across: Scale, upward: Scale, style: ChartStyle) -> Markup:
-    def place(step: int | float, value: float) -> str:
-        return f"{_x(across, step):.1f},{_y(upward, value):.1f}"
+def _curve(line: Line, across: Scale, upward: Scale, *, is_share: bool) -> Curve:
+    def corners(places: Sequence[tuple[int | float, float]]) -> str:
+        return " ".join(f"{FRAME.x(across, x)},{FRAME.y(upward, y)}" for x, y in places)
 
-    parts: list[Markup] = []
-    if len(line.points) > MAX_POINTS:
-        grouped = spans(line.points)
-        edge = [place(span.step, span.high) for span in grouped]
-        edge += [place(span.step, span.low) for span in reversed(grouped)]
-        parts.append(element("polygon", class_="band", points=" ".join(edge)))
-        course = [place(span.step, span.middle) for span in grouped]
+    points, band = line.points, ""
+    if len(points) > MAX_POINTS:
+        grouped = spans(points)
+        edge = [(span.step, span.high) for span in grouped]
+        edge += [(span.step, span.low) for span in reversed(grouped)]
+        band = corners(edge)
+        course = [(span.step, span.middle) for span in grouped]
+        points = [Point(round(span.step), span.middle) for span in grouped]
     else:
-        course = [place(point.step, point.value) for point in line.points]
-    if style.is_share:
-        parts += [_whisker(point, across, upward) for point in line.points if point.trials]
-    parts.append(element("polyline", class_="course", points=" ".join(course)))
-    if len(line.points) <= MAX_MARKED:
-        for point in line.points:
-            x, y = _x(across, point.step), _y(upward, point.value)
-            parts.append(element("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=2.4))
-    return element("g", parts, class_=colour_class(line.colour))
+        course = [(point.step, point.value) for point in points]
+    is_marked = len(line.points) <= MAX_MARKED
+    return Curve(
+        label=line.label,
+        color=line.color,
+        course=corners(course),
+        band=band,
+        whiskers=[
+            _whisker(point, across, upward) for point in line.points if is_share and point.trials
+        ],
+        dots=[(FRAME.x(across, x), FRAME.y(upward, y)) for x, y in course] if is_marked else [],
+        series={
+            "steps": [point.step for point in points],
+            "texts": [_value_text(point, is_share=is_share) for point in points],
+        },
+        last_step=line.points[-1].step,
+        last_text=_value_text(line.points[-1], is_share=is_share),
+    )
 
 
-def _whisker(point: Point, across: Scale, upward: Scale) -> Markup:
+def _whisker(point: Point, across: Scale, upward: Scale) -> str:
     trials = point.trials or 1
     low, high = wilson_interval(round(point.value * trials), trials)
-    x, top, bottom = _x(across, point.step), _y(upward, high), _y(upward, low)
-    path = f"M{x:.1f} {bottom:.1f}V{top:.1f}"
-    return element("path", class_="whisker", d=path)
+    return f"M{FRAME.x(across, point.step)} {FRAME.y(upward, low)}V{FRAME.y(upward, high)}"
 
 
-def _axes(across: Scale, upward: Scale, *, is_share: bool) -> list[Markup]:
-    parts = []
-    percents = [f"{100 * tick:.0f} %" for tick in upward.ticks]
-    for tick, text in zip(upward.ticks, percents if is_share else tick_texts(upward), strict=True):
-        y = f"{_y(upward, tick):.1f}"
-        parts.append(element("line", class_="grid", x1=LEFT, x2=RIGHT, y1=y, y2=y))
-        parts.append(element("text", text, class_="up", x=LEFT - 7, y=y, dy="0.32em"))
-    for tick in across.ticks:
-        x, text = f"{_x(across, tick):.1f}", f"{tick:,.0f}"
-        overhangs = _x(across, tick) + len(text) * DIGIT_WIDTH / 2 > WIDTH
-        side = "along end" if overhangs else "along"
-        parts.append(element("line", class_="tick", x1=x, x2=x, y1=BOTTOM, y2=BOTTOM + 4))
-        parts.append(element("text", text, class_=side, x=x, y=BOTTOM + 17))
-    parts.append(element("line", class_="base", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=BOTTOM))
-    return parts
+def _step_tick(x: float, text: str) -> Tick:
+    return Tick(x, text, overhangs=x + len(text) * DIGIT_WIDTH / 2 > FRAME.width)
 
 
-def _legend(lines: Sequence[Line], *, is_share: bool) -> Markup:
-    """Name the lines with their last values; the script puts those under the pointer there."""
-    items = [
-        element(
-            "li",
-            swatch(line.colour),
-            element("span", line.label, class_="label"),
-            element("output", value_text(line.points[-1], is_share=is_share)),
-            element("small", f"step {line.points[-1].step:,}"),
-            class_=colour_class(line.colour),
-        )
-        for line in lines
-    ]
-    return element("ul", items, class_="legend")
-
-
-def _series(line: Line, *, is_share: bool) -> dict[str, list[int] | list[str]]:
-    """Return what the script shows of a line: steps, heights and texts, thinned like the line."""
-    points = line.points
-    if len(points) > MAX_POINTS:
-        points = [Point(round(span.step), span.middle) for span in spans(points)]
-    return {
-        "steps": [point.step for point in points],
-        "texts": [value_text(point, is_share=is_share) for point in points],
-    }
-
-
-def value_text(point: Point, *, is_share: bool) -> str:
-    """Return a point's value to read."""
+def _value_text(point: Point, *, is_share: bool) -> str:
     if not is_share:
         return number_text(point.value)
-    of = f" of {point.trials}" if point.trials else ""
-    return f"{100 * point.value:.0f} %{of}"
-
-
-def _x(scale: Scale, value: int | float) -> float:
-    return LEFT + scale.place(value) * (RIGHT - LEFT)
-
-
-def _y(scale: Scale, value: float) -> float:
-    return BOTTOM - scale.place(value) * (BOTTOM - TOP)
+    return percent(point.value) + (f" of {point.trials}" if point.trials else "")

@@ -1,7 +1,4 @@
-"""The figures of `log.jsonl`, by name, whatever state a crash or a live run left the file in.
-
-Knows lines and numbers; nothing about what the figures mean.
-"""
+"""The figures of `log.jsonl`, by name, even if a crash or a live run left the file damaged."""
 
 import json
 import math
@@ -9,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-STEP: Final = "step"  # optimiser steps behind a row; every row has it
+STEP: Final = "step"  # optimizer steps behind a row; every row has it
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def read_log(path: Path) -> TrainingLog:
         )
     if unread:
         some = ", ".join(map(str, unread[:5])) + (", ..." if len(unread) > 5 else "")
-        log.remarks.append(f"{path.name}: left out what does not read, line {some}")
+        log.remarks.append(f"{path.name}: skipped unreadable lines: {some}")
     if not_finite:
         log.remarks.append(f"{path.name}: {not_finite} values are NaN or infinite and not drawn")
     return log

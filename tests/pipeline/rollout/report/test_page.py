@@ -77,7 +77,7 @@ def test_one_run_says_what_it_is(trained, tmp_path):
         "Parameters 152,700",
         "18 of 20 90 % 70 to 97 %",
         "seeds 100000 to 100019",
-        "Held-out action error",
+        "Validation error",
         "encode 184.1 221.3 310.0",
         "100019 failed 500 88.1",
         "config.optimizer.learning_rate 0.0001",
@@ -115,7 +115,7 @@ def test_other_seeds_are_left_out_of_the_comparison_and_said(two_runs, tmp_path)
     write_rollout(second, "drawer", make_result(second, [False] * 30))
     write_report([first, second], tmp_path / "page.html")
     words, _ = read(tmp_path / "page.html")
-    assert "first solved 18 of the 20 seeds that both met on metaworld/drawer-open-v3" in words
+    assert "first solved 18 of the 20 seeds that both ran on metaworld/drawer-open-v3" in words
 
 
 def test_three_pairs_have_adjusted_p_values(two_runs, trained, tmp_path):
@@ -124,7 +124,7 @@ def test_three_pairs_have_adjusted_p_values(two_runs, trained, tmp_path):
     write_report([*two_runs, third], tmp_path / "page.html")
     words, _ = read(tmp_path / "page.html")
     assert "first is better (adjusted p = 0.010)." in words  # 3 * 28 / 8192
-    assert "They agree on every seed." in words
+    assert "Both have the same outcome on every seed." in words
 
 
 def test_runs_that_share_nothing_are_not_compared(two_runs, trained, tmp_path):
@@ -150,8 +150,8 @@ def test_a_run_that_has_only_begun_gives_a_page(trained, tmp_path):
     write_report([run], tmp_path / "page.html")
     words, _ = read(tmp_path / "page.html")
     assert "Nothing logged yet." in words
-    assert "No rollout yet; make one with vla-rollout." in words
-    assert "run: not finished, 8 of 100 steps in checkpoints." in words
+    assert "No rollout yet; run vla-rollout." in words
+    assert "run: not finished, the last checkpoint is of step 8 of 100." in words
 
 
 def test_names_from_files_are_text(trained, tmp_path):
@@ -191,8 +191,8 @@ def test_an_encoder_that_was_not_the_trainings_is_an_alarm(trained, tmp_path):
     write_report([run], tmp_path / "page.html")
     alarms = re.findall(r'<p class="alarm"[^>]*>([^<]*)', (tmp_path / "page.html").read_text())
     assert alarms == [
-        "run, rollout drawer: another encoder than in training (tiny)",
-        "run, rollout drawer: its policy was trained on other data than this run",
+        "run, rollout drawer: the encoder is not that of training (tiny)",
+        "run, rollout drawer: the policy was trained on other data than this run",
     ]
 
 
@@ -200,7 +200,6 @@ def test_the_policy_names_exactly_the_pages_own_style_and_script(two_runs, tmp_p
     write_report(two_runs, tmp_path / "page.html")
     content = (tmp_path / "page.html").read_text()
     (rules,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)"', content)
-    rules = rules.replace("&#x27;", "'")
     assert rules.startswith("default-src 'none'; ")
     assert "unsafe" not in rules
     for tag in ("style", "script"):
@@ -218,15 +217,15 @@ def test_the_same_files_give_the_same_page(two_runs, tmp_path):
 def test_media_beyond_the_limit_are_named_and_failures_enter_first(trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     result = make_result(run, [True, True, False])
-    folder = write_rollout(run, "drawer", result, pictures=3)
+    folder = write_rollout(run, "drawer", result, images=3)
     failed = folder / "paths" / "seed_100002.png"
     left_out = write_report([run], tmp_path / "page.html", media_limit=failed.stat().st_size + 10)
     assert [path.name for path in left_out] == ["seed_100000.png", "seed_100001.png"]
     words, parsed = read(tmp_path / "page.html")
     assert "2 files (0.0 MB) are not in this page" in words
-    assert f"they lie in {folder / 'paths'}" in words
-    pictures = [address for address in parsed.addresses if address.startswith("data:image")]
-    assert [base64.b64decode(p.partition(",")[2]) for p in pictures] == [failed.read_bytes()]
+    assert f"they are in {folder / 'paths'}" in words
+    images = [address for address in parsed.addresses if address.startswith("data:image")]
+    assert [base64.b64decode(p.partition(",")[2]) for p in images] == [failed.read_bytes()]
 
 
 def test_validations_are_folded_away_from_what_was_asked_for(trained, tmp_path):
