@@ -9,7 +9,6 @@ from pipeline.rollout.report.contents import Rollout, RunContents
 from pipeline.rollout.report.paired import PairedOutcome, exact_mcnemar, holm, newcombe_interval
 
 SIGNIFICANT: Final = 0.05  # probability of calling equal policies different
-MIN_SEEDS: Final = 40  # fewer leave their row empty, for marks of the same size
 MAX_SEEDS: Final = 50  # marks in one row of the picture
 
 
@@ -54,15 +53,6 @@ class SeedRow:
     """Whether each seed that the run ran was solved."""
 
 
-@dataclass(frozen=True)
-class SeedPicture:
-    """The outcomes of all runs on an environment, the same seeds below each other."""
-
-    env: str
-    num_columns: int
-    rows: list[SeedRow]
-
-
 def comparison(runs: Sequence[RunContents]) -> dict[str, object] | None:
     """Compare each pair of runs on each environment that both ran; None for a single run."""
     if len(runs) == 1:
@@ -73,9 +63,7 @@ def comparison(runs: Sequence[RunContents]) -> dict[str, object] | None:
         "pairs": list(zip(pairs, adjusted, strict=True)),
         "apart": apart,
         "significant": SIGNIFICANT,
-        "seed_pictures": [
-            _seed_picture(env, runs) for env in dict.fromkeys(pair.env for pair in pairs)
-        ],
+        "seed_rows": {pair.env: _seed_rows(pair.env, runs) for pair in pairs},
     }
 
 
@@ -108,17 +96,17 @@ def find_pairs(
     return pairs, apart
 
 
-def _seed_picture(env: str, runs: Sequence[RunContents]) -> SeedPicture:
+def _seed_rows(env: str, runs: Sequence[RunContents]) -> list[SeedRow]:
+    """Return the outcomes of all runs on an environment, the same seeds below each other."""
     found = [(run, chosen(run, env)) for run in runs]
     outcomes = [(run, rollout.successes) for run, rollout in found if rollout]
     seeds = sorted({seed for _, successes in outcomes for seed in successes})
-    rows = [
+    return [
         SeedRow(run, some, successes)
         for some in (seeds[i : i + MAX_SEEDS] for i in range(0, len(seeds), MAX_SEEDS))
         for run, successes in outcomes
         if successes.keys() & set(some)
     ]
-    return SeedPicture(env, max(MIN_SEEDS, min(MAX_SEEDS, len(seeds))), rows)
 
 
 def points_text(share: float) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from pipeline.rollout.play.result import wilson_interval
+
 STEP: Final = "step"  # optimizer steps behind a row; every row has it
 
 
@@ -17,6 +19,13 @@ class Point:
     value: float
     trials: int | None = None
     """Episodes behind a success rate; None for every other figure."""
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % Wilson interval of a success rate; None for every other figure."""
+        return (
+            wilson_interval(round(self.value * self.trials), self.trials) if self.trials else None
+        )
 
 
 @dataclass

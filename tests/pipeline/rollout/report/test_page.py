@@ -7,9 +7,10 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from jinja2 import UndefinedError
 
 from pipeline.errors import ConfigError, RunError
-from pipeline.rollout.report.page import write_report
+from pipeline.rollout.report.page import environment, write_report
 from pipeline.storage.local_files import write_json
 from pipeline.training.run.folder import read_run
 from tests.pipeline.rollout.report.runs import (
@@ -95,6 +96,9 @@ def test_a_pretrained_encoder_is_not_called_a_stand_in(trained, tmp_path):
     write_json(run / "run.json", content)
     write_report([run], tmp_path / "page.html")
     assert "not pretrained" not in read(tmp_path / "page.html")[0]
+    write_report([run, trained], tmp_path / "page.html")
+    other = f"{trained.parent.name}/run"
+    assert f"The encoder is not pretrained ({other})." in read(tmp_path / "page.html")[0]
 
 
 def test_two_runs_are_compared_on_their_common_seeds(two_runs, tmp_path):
@@ -170,6 +174,26 @@ def test_names_from_files_are_text(trained, tmp_path):
     assert f"{HOSTILE}: solved 1 of 1" in words
     assert words.count(HOSTILE) >= 8
     assert parsed.scripts == 1
+
+
+def test_a_name_that_is_no_unicode_becomes_a_question_mark(trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run\udcff")
+    write_report([run], tmp_path / "page.html")
+    assert "<h1>run?</h1>" in (tmp_path / "page.html").read_bytes().decode()
+
+
+def test_a_template_without_one_of_its_values_is_an_error():
+    with pytest.raises(UndefinedError, match="charts"):
+        environment().get_template("training.html").render()
+
+
+def test_only_our_own_files_and_finished_sections_are_not_escaped():
+    templates = environment()
+    sources = [
+        templates.loader.get_source(templates, name)[0] for name in templates.list_templates()
+    ]
+    unescaped = re.findall(r"(\w+) *\| *safe", "".join(sources))
+    assert unescaped == ["style", "content", "script"]
 
 
 def test_an_overridden_gate_is_an_alarm(trained, tmp_path):
