@@ -38,6 +38,6 @@ def _cautions(run: RunContents) -> list[str]:
     steps = run.description.config.steps
     if run.step < steps:
         found.append(
-            f"{run.label}: not finished, the last checkpoint is of step {run.step:,} of {steps:,}."
+            f"{run.label}: not finished, the last checkpoint is at step {run.step:,} of {steps:,}."
         )
     return found

@@ -7,6 +7,7 @@ The page does not hold the time of its making: the same files give the same byte
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -76,6 +77,7 @@ def render_page(runs: Sequence[RunContents], media: MediaBudget) -> str:
     )
 
 
+@cache  # compiling the templates takes longer than filling them in
 def environment() -> Environment:
     """Return the templates: what they show is escaped, and a name they do not know is an error."""
     made = Environment(

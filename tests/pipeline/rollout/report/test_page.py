@@ -114,6 +114,16 @@ def test_two_runs_are_compared_on_their_common_seeds(two_runs, tmp_path):
     )
 
 
+def test_a_difference_that_luck_explains_is_not_called_better(two_runs, tmp_path):
+    first, second = two_runs
+    write_rollout(first, "drawer", make_result(first, [True, True, True, False]))
+    write_rollout(second, "drawer", make_result(second, [True, False, False, False]))
+    write_report([first, second], tmp_path / "page.html")
+    words, _ = read(tmp_path / "page.html")
+    assert "only second solved. The difference is not significant (p = 0.500)." in words  # 2 / 2**2
+    assert "is better" not in words
+
+
 def test_other_seeds_are_left_out_of_the_comparison_and_said(two_runs, tmp_path):
     first, second = two_runs
     write_rollout(second, "drawer", make_result(second, [False] * 30))
@@ -155,7 +165,7 @@ def test_a_run_that_has_only_begun_gives_a_page(trained, tmp_path):
     words, _ = read(tmp_path / "page.html")
     assert "Nothing logged yet." in words
     assert "No rollout yet; run vla-rollout." in words
-    assert "run: not finished, the last checkpoint is of step 8 of 100." in words
+    assert "run: not finished, the last checkpoint is at step 8 of 100." in words
 
 
 def test_names_from_files_are_text(trained, tmp_path):
