@@ -21,12 +21,12 @@ def report(
         typer.Option(help="The page; default RUN/report.html, report.html for several runs."),
     ] = None,
     media_mb: Annotated[
-        int, typer.Option(min=0, help="Megabytes of films and pictures the page may hold.")
+        int, typer.Option(min=0, help="Megabytes of images and videos that the page may hold.")
     ] = MEDIA_LIMIT // BYTES_PER_MB,
 ) -> None:
     """Write one HTML page about runs, side by side: no network, no other file."""
     with exit_on_vla_error("no page was written"):
         page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
         left_out = write_report(runs, page, media_limit=media_mb * BYTES_PER_MB)
-        said = f", {len(left_out)} films and pictures left out" if left_out else ""
-        typer.echo(f"wrote {page} ({page.stat().st_size / BYTES_PER_MB:.1f} MB{said})")
+        omitted = f", {len(left_out)} images and videos left out" if left_out else ""
+        typer.echo(f"wrote {page} ({page.stat().st_size / BYTES_PER_MB:.1f} MB{omitted})")

@@ -66,6 +66,7 @@ OWNERS = {
     "gymnasium": {"pipeline/rollout/envs/gymnasium_env.py"},
     "metaworld": {"pipeline/rollout/envs/metaworld.py"},
     "safetensors": {"pipeline/training/run/checkpoint.py", "pipeline/training/run/folder.py"},
+    "jinja2": {"pipeline/rollout/report/page.py"},
     "ray": {"pipeline/features/encode/ray_pool.py"},
     "msgpack": {"pipeline/rollout/serve/wire.py"},
     "websockets": {"pipeline/rollout/serve/sockets.py"},

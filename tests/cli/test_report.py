@@ -12,7 +12,7 @@ def invoke(*words):
 
 
 def refusal(*words):
-    """Run what must fail as a user's error, and return the one line it says."""
+    """Run what must fail as a user's error, and return its one line of error."""
     result = invoke(*words)
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
@@ -25,16 +25,16 @@ def test_flags_are_what_users_know():
     assert flags == {"runs", "--out", "--media-mb", "--help"} - {"--help"}
 
 
-def test_a_run_gets_its_page_and_mistakes_one_line(tmp_path, monkeypatch):
+def test_a_run_gets_its_page_and_mistakes_one_line(tmp_path):
     run = trained_run(tmp_path)
-    write_rollout(run, "drawer", make_result(run, [True, False]), pictures=2)
-    told = invoke(run)
-    assert told.exit_code == 0, told.output
-    assert told.stdout.startswith(f"wrote {run / 'report.html'} (0.0 MB)")
+    write_rollout(run, "drawer", make_result(run, [True, False]), images=2)
+    result = invoke(run)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"wrote {run / 'report.html'} (0.0 MB)")
     assert "solved 1 of 2 episodes" in (run / "report.html").read_text()
 
-    told = invoke(run, "--media-mb", 0, "--out", tmp_path / "small.html")
-    assert "2 films and pictures left out" in told.stdout
+    result = invoke(run, "--media-mb", 0, "--out", tmp_path / "small.html")
+    assert "2 images and videos left out" in result.stdout
 
     assert "no training run here" in refusal(tmp_path / "absent")
     assert "named twice" in refusal(run, run)

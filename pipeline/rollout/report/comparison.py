@@ -1,7 +1,4 @@
-"""Runs against each other, where they met the same environment and seeds.
-
-Knows rollouts as read and the tests in `paired.py`.
-"""
+"""Runs against each other on common seeds; `templates/comparison.html`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,68 +6,72 @@ from itertools import combinations
 from typing import Final
 
 from pipeline.rollout.report.contents import Rollout, RunContents
-from pipeline.rollout.report.markup import Child, Markup, element
 from pipeline.rollout.report.paired import PairedOutcome, exact_mcnemar, holm, newcombe_interval
-from pipeline.rollout.report.tables import colour_class, row, swatch, table
 
 SIGNIFICANT: Final = 0.05  # probability of calling equal policies different
-CELL: Final = 14.0  # width of a seed's mark, in the picture's own units
-MIN_SEEDS: Final = 40  # fewer leave their row empty, for marks of the same size
 MAX_SEEDS: Final = 50  # marks in one row of the picture
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs on the same environment, with what they share."""
+    """Two runs on the same environment."""
 
     env: str
     first: RunContents
     second: RunContents
     outcome: PairedOutcome
+    """On the seeds that both ran."""
     is_partial: bool
-    """One of them also met seeds that the other did not."""
-    conditions: str
-    """What differs between their rollouts beside the policy; empty normally."""
+    """One of them also ran seeds that the other did not."""
+    max_steps: tuple[int, int]
+    """Control steps after which an episode of the first and of the second counts as failed."""
+
+    @property
+    def better(self) -> str:
+        """Label of the run with more successes on the common seeds."""
+        is_first = self.outcome.first_only > self.outcome.second_only
+        return (self.first if is_first else self.second).label
 
     @property
     def p_value(self) -> float:
-        """Of equal success rates, by itself."""
+        """P-value of equal success rates, of this pair by itself."""
         return exact_mcnemar(self.outcome)
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the difference of the success rates."""
+        return newcombe_interval(self.outcome)
 
-def comparison(runs: Sequence[RunContents]) -> Markup | None:
-    """Compare each pair of runs on each environment that both met; None for a single run."""
+
+@dataclass(frozen=True)
+class SeedRow:
+    """A run's outcomes on some of an environment's seeds."""
+
+    run: RunContents
+    seeds: Sequence[int]
+    successes: dict[int, bool]
+    """Whether each seed that the run ran was solved."""
+
+
+def comparison(runs: Sequence[RunContents]) -> dict[str, object] | None:
+    """Compare each pair of runs on each environment that both ran; None for a single run."""
     if len(runs) == 1:
         return None
     pairs, apart = find_pairs(runs)
-    said = [
-        f"{first.label} and {second.label} share no seed on {env}: nothing to compare pair by pair."
-        for env, first, second in apart
-    ]
-    if not pairs:
-        said = said or ["No two of these runs were rolled out on the same environment."]
-        return element("div", [element("p", line, class_="empty") for line in said])
     adjusted = holm([pair.p_value for pair in pairs])
-    verdicts = [
-        element("li", _sentence(pair, p, len(pairs)))
-        for pair, p in zip(pairs, adjusted, strict=True)
-    ]
-    envs = dict.fromkeys(pair.env for pair in pairs)
-    return element(
-        "div",
-        element("ul", verdicts, class_="verdicts"),
-        _table(pairs, adjusted),
-        [_seed_picture(env, runs) for env in envs],
-        [element("p", line, class_="empty") for line in said],
-        element("p", _method(len(pairs)), class_="method"),
-    )
+    return {
+        "pairs": list(zip(pairs, adjusted, strict=True)),
+        "apart": apart,
+        "significant": SIGNIFICANT,
+        "seed_rows": {pair.env: _seed_rows(pair.env, runs) for pair in pairs},
+    }
 
 
 def chosen(run: RunContents, env: str) -> Rollout | None:
-    """Return the rollout that stands for a run: the one of most episodes, then the latest step."""
-    there = [rollout for rollout in run.final_rollouts if rollout.result.env == env]
+    """Return the rollout that represents a run: the one of most episodes, then the latest step."""
+    found = [rollout for rollout in run.final_rollouts if rollout.result.env == env]
     return max(
-        there, key=lambda r: (len(r.result.episodes), r.result.checkpoint_step), default=None
+        found, key=lambda r: (len(r.result.episodes), r.result.checkpoint_step), default=None
     )
 
 
@@ -90,125 +91,30 @@ def find_pairs(
                 apart.append((env, first, second))
                 continue
             is_partial = ours.successes.keys() != theirs.successes.keys()
-            pairs.append(Pair(env, first, second, outcome, is_partial, _conditions(ours, theirs)))
+            max_steps = (ours.result.max_steps, theirs.result.max_steps)
+            pairs.append(Pair(env, first, second, outcome, is_partial, max_steps))
     return pairs, apart
 
 
-def _conditions(ours: Rollout, theirs: Rollout) -> str:
-    if ours.result.max_steps == theirs.result.max_steps:
-        return ""
-    return (
-        f" Their time limits differ ({ours.result.max_steps} and {theirs.result.max_steps} steps)."
-    )
+def _seed_rows(env: str, runs: Sequence[RunContents]) -> list[SeedRow]:
+    """Return the outcomes of all runs on an environment, the same seeds below each other."""
+    found = [(run, chosen(run, env)) for run in runs]
+    outcomes = [(run, rollout.successes) for run, rollout in found if rollout]
+    seeds = sorted({seed for _, successes in outcomes for seed in successes})
+    return [
+        SeedRow(run, some, successes)
+        for some in (seeds[i : i + MAX_SEEDS] for i in range(0, len(seeds), MAX_SEEDS))
+        for run, successes in outcomes
+        if successes.keys() & set(some)
+    ]
 
 
-def _sentence(pair: Pair, adjusted: float, num_pairs: int) -> list[str | Markup]:
-    outcome = pair.outcome
-    a, b = pair.first.label, pair.second.label
-    seeds = f"{'the ' if pair.is_partial else ''}{outcome.trials} seeds"
-    seeds += " that both met" if pair.is_partial else ""
-    found = f"{a} solved {outcome.both + outcome.first_only} of {seeds} on {pair.env}, {b} solved "
-    found += f"{outcome.both + outcome.second_only}. "
-    discordant = outcome.first_only + outcome.second_only
-    if discordant == 0:
-        return [found, element("b", "They agree on every seed."), pair.conditions]
-    found += f"They differ on {discordant}: {outcome.first_only} that only {a} solved, "
-    found += f"{outcome.second_only} that only {b} solved. "
-    name = "p" if num_pairs == 1 else "adjusted p"
-    p = f"{name} {_probability(adjusted)}"
-    if adjusted >= SIGNIFICANT:
-        verdict = f"These episodes do not tell the two apart ({p})."
-    else:
-        better = a if outcome.first_only > outcome.second_only else b
-        verdict = f"{better} is better ({p})."
-    return [found, element("b", verdict), pair.conditions]
-
-
-def _table(pairs: Sequence[Pair], adjusted: Sequence[float]) -> Markup:
-    names = ["Pair", "Seeds", "Both", "First only", "Second only", "Neither", "Difference", "p"]
-    names += ["p, adjusted"] if len(pairs) > 1 else []
-    rows = []
-    for pair, p in zip(pairs, adjusted, strict=True):
-        outcome = pair.outcome
-        low, high = newcombe_interval(outcome)
-        interval = f"{_points(low)} to {_points(high)}"
-        cells: list[Child] = [
-            outcome.trials,
-            outcome.both,
-            outcome.first_only,
-            outcome.second_only,
-            outcome.neither,
-            [_points(outcome.difference), element("small", interval)],
-            _probability(pair.p_value).removeprefix("= "),
-        ]
-        if len(pairs) > 1:
-            cells.append(_probability(p).removeprefix("= "))
-        name = [pair.first.label, " \N{EN DASH} ", pair.second.label, element("small", pair.env)]
-        rows.append(row(name, cells))
-    return table(names, rows, "pairs")
-
-
-def _seed_picture(env: str, runs: Sequence[RunContents]) -> Markup:
-    """Draw a mark for every seed of every run, the same seeds under each other."""
-    rollouts = [(i, run, chosen(run, env)) for i, run in enumerate(runs)]
-    seeds = sorted({seed for _, _, rollout in rollouts if rollout for seed in rollout.successes})
-    width = CELL * max(MIN_SEEDS, min(MAX_SEEDS, len(seeds)))
-    rows = []
-    for start in range(0, len(seeds), MAX_SEEDS):
-        part = seeds[start : start + MAX_SEEDS]
-        for colour, run, rollout in rollouts:
-            if rollout is not None and rollout.successes.keys() & set(part):
-                rows.append(_seed_row(part, rollout, colour, run.label, width))
-    caption = element(
-        "figcaption",
-        element("b", f"Seed by seed on {env}"),
-        element("span", "filled: solved; hollow: failed; none: not met", class_="note"),
-    )
-    return element("figure", caption, rows, class_="seeds")
-
-
-def _seed_row(
-    seeds: Sequence[int], rollout: Rollout, colour: int, label: str, width: float
-) -> Markup:
-    marks = []
-    for index, seed in enumerate(seeds):
-        if seed not in rollout.successes:
-            continue
-        solved = rollout.successes[seed]
-        title = element("title", f"seed {seed}: {'solved' if solved else 'failed'}")
-        kind = "mark" if solved else "mark hollow"
-        x = index * CELL + 2
-        marks.append(
-            element("rect", title, class_=kind, x=x, y=2, width=CELL - 4, height=CELL - 4, rx=1.5)
-        )
-    picture = element(
-        "svg",
-        marks,
-        viewBox=f"0 0 {width:g} {CELL:g}",
-        preserveAspectRatio="xMinYMid",
-        class_=colour_class(colour),
-        role="img",
-        aria_label=f"{label}, seeds {seeds[0]} to {seeds[-1]}",
-    )
-    return element("p", swatch(colour), element("span", label, class_="label"), picture)
-
-
-def _method(num_pairs: int) -> str:
-    said = (
-        "p: exact McNemar test, two-sided, on the seeds on which two runs differ. Difference of "
-        "success rates, first minus second, in percentage points, with Newcombe's 95 % interval "
-        "for paired rates (Statistics in Medicine 17, 1998, method 10). A run is represented by "
-        "its rollout of the most episodes."
-    )
-    if num_pairs == 1:
-        return said
-    return f"{said} As {num_pairs} pairs are compared, p is adjusted by Holm's method."
-
-
-def _points(share: float) -> str:
+def points_text(share: float) -> str:
+    """Return a difference of shares in percentage points, with its sign."""
     points = round(100 * share)
     return f"{points:+d}".replace("-", "\N{MINUS SIGN}") if points else "0"
 
 
-def _probability(p: float) -> str:
+def probability_text(p: float) -> str:
+    """Return a p-value with its relation, as `= 0.031` or `< 0.001`."""
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -1,27 +1,19 @@
-"""The whole configuration of the runs as one table, with what differs marked.
-
-Knows nested settings; nothing about what they mean.
-"""
+"""The whole configuration of the runs, field by field; `templates/configuration.html`."""
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from pipeline.rollout.report.contents import RunContents
-from pipeline.rollout.report.markup import Markup, element
-from pipeline.rollout.report.tables import row, run_headings, table
 
-ABSENT = "\N{EN DASH}"  # shown where another kind of setting does not have that field
+ABSENT: Final = "\N{EN DASH}"  # where a run has no such field
 
 
-def configuration(runs: Sequence[RunContents]) -> Markup:
-    """Return every field of every run's `run.json`, a column a run."""
+def configuration(runs: Sequence[RunContents]) -> dict[str, object]:
+    """Return every field of every run's `run.json`, with one value per run."""
     flat = [flatten(run.description.model_dump(mode="json")) for run in runs]
-    names = list(dict.fromkeys(name for fields in flat for name in fields))
-    rows = [_row(name, [fields.get(name, ABSENT) for fields in flat]) for name in names]
-    headings = ["Field", *run_headings([run.label for run in runs])]
-    return element(
-        "div", _filter(len(runs)), table(headings, rows, "config"), class_="configuration"
-    )
+    names = dict.fromkeys(name for fields in flat for name in fields)
+    return {"fields": {name: [fields.get(name, ABSENT) for fields in flat] for name in names}}
 
 
 def flatten(content: Mapping[str, object], prefix: str = "") -> dict[str, str]:
@@ -36,14 +28,3 @@ def flatten(content: Mapping[str, object], prefix: str = "") -> dict[str, str]:
         else:
             fields[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
     return fields
-
-
-def _row(name: str, values: Sequence[str]) -> Markup:
-    return row(name, values, "same" if len(set(values)) == 1 else "differs")
-
-
-def _filter(num_runs: int) -> Markup | None:
-    if num_runs == 1:
-        return None
-    box = element("input", type="checkbox", class_="only-differing")
-    return element("label", box, " Only fields that differ")

@@ -1,11 +1,11 @@
 """What a report is made of: runs with their logs and rollouts, read and checked.
 
-Knows the folder of a run:
+The folder of a run:
 
     run.json, log.jsonl, checkpoints/     see pipeline/training
     rollouts/NAME/result.json             a rollout; NAME is `step_00001000` where the trainer
                                           validated itself
-    rollouts/NAME/videos/seed_SEED.mp4    an episode's film, H.264
+    rollouts/NAME/videos/seed_SEED.mp4    an episode's video, H.264
     rollouts/NAME/paths/seed_SEED.png     its first frame with the end-effector's path
 """
 
@@ -20,12 +20,14 @@ from pydantic import ValidationError
 
 from pipeline.errors import RunError
 from pipeline.rollout.play.result import EpisodeResult, RolloutResult, wilson_interval
-from pipeline.rollout.report.training_log import TrainingLog, read_log
+from pipeline.rollout.report.training_log import Point, TrainingLog, read_log
 from pipeline.training.run.checkpoint import checkpoint_steps
 from pipeline.training.run.folder import RunDescription, read_run
 from policy.agent import VLAAgent
 
 VALIDATION_NAME: Final = re.compile(r"step_\d{8}")
+VALIDATION_ERROR: Final = "heldout_error"  # its name in log.jsonl
+NUM_COLORS: Final = 8  # of the style sheet
 RATE_ROUNDING: Final = 1e-6  # of a rate or interval that was written as decimal digits
 
 
@@ -43,7 +45,7 @@ class Rollout:
 
     @property
     def is_validation(self) -> bool:
-        """Whether the trainer made it on its way."""
+        """Whether it is a validation rollout, made during training."""
         return VALIDATION_NAME.fullmatch(self.name) is not None
 
     @property
@@ -57,35 +59,43 @@ class Rollout:
         return {episode.seed: episode.success for episode in self.result.episodes}
 
     def video(self, episode: EpisodeResult) -> Path:
-        """Return where an episode's film lies, if there is one."""
+        """Return the path of an episode's video, which may not exist."""
         return self.folder / "videos" / f"seed_{episode.seed}.mp4"
 
     def path_image(self, episode: EpisodeResult) -> Path:
-        """Return where the picture of an episode's path lies, if there is one."""
+        """Return the path of an episode's path image, which may not exist."""
         return self.folder / "paths" / f"seed_{episode.seed}.png"
 
 
 @dataclass(frozen=True)
 class RunContents:
-    """One run, as far as it has come."""
+    """One run, finished or not."""
 
     folder: Path
     label: str
     """Its name on the page: the shortest end of its path that no other run shares."""
+    color: str
+    """Class of its color in the style sheet."""
     description: RunDescription
     num_parameters: int
     """Trainable numbers of the agent."""
     step: int
-    """Optimiser steps behind the latest checkpoint; 0 without one."""
+    """Optimizer steps behind the latest checkpoint; 0 without one."""
     log: TrainingLog
     rollouts: tuple[Rollout, ...]
     """By name; the trainer's own validations last, the latest of them first."""
 
     @property
     def final_rollouts(self) -> tuple[Rollout, ...]:
-        """The rollouts that somebody asked for; the latest validation where there is none."""
+        """The rollouts by vla-rollout; the latest validation where there is none."""
         asked = tuple(rollout for rollout in self.rollouts if not rollout.is_validation)
         return asked or self.rollouts[:1]
+
+    @property
+    def validation_error(self) -> tuple[Point, Point] | None:
+        """The last and the smallest validation error; None where none was measured."""
+        points = self.log.figures.get(VALIDATION_ERROR)
+        return (points[-1], min(points, key=lambda point: point.value)) if points else None
 
 
 def read_contents(folders: Sequence[Path]) -> list[RunContents]:
@@ -99,7 +109,10 @@ def read_contents(folders: Sequence[Path]) -> list[RunContents]:
     if twice:
         raise RunError(f"{', '.join(sorted(twice))}: named twice; name every run once")
     labels = distinct_labels(resolved)
-    return [_read_one(folder, label) for folder, label in zip(folders, labels, strict=True)]
+    return [
+        _read_one(folder, label, color_class(index))
+        for index, (folder, label) in enumerate(zip(folders, labels, strict=True))
+    ]
 
 
 def distinct_labels(folders: Sequence[Path]) -> list[str]:
@@ -112,7 +125,13 @@ def distinct_labels(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _read_one(folder: Path, label: str) -> RunContents:
+def color_class(index: int) -> str:
+    """Return the class of the color of run `index`; lines of colors used twice are dashed."""
+    dashed = " dashed" if index >= NUM_COLORS else ""
+    return f"s{index % NUM_COLORS}{dashed}"
+
+
+def _read_one(folder: Path, label: str, color: str) -> RunContents:
     description = read_run(folder)
     with torch.device("meta"):  # shapes without numbers
         agent = VLAAgent(description.config.agent, description.spec)
@@ -121,6 +140,7 @@ def _read_one(folder: Path, label: str) -> RunContents:
     return RunContents(
         folder=folder,
         label=label,
+        color=color,
         description=description,
         num_parameters=sum(parameter.numel() for parameter in agent.parameters()),
         step=max(checkpoint_steps(folder), default=0),

@@ -1,6 +1,6 @@
-"""Pictures and films inside the page, as `data:` addresses, up to a total size.
+"""Images and videos inside the page, as `data:` URLs, up to a total size.
 
-Knows files and bytes; nothing about episodes. What does not fit is named, not dropped in silence.
+What does not fit is named on the page.
 """
 
 import base64
@@ -14,7 +14,7 @@ MP4_MARK: Final = b"ftyp"  # bytes 4 to 8 of an MP4 file; ISO/IEC 14496-12, sect
 
 @dataclass
 class MediaBudget:
-    """How many bytes of files the page may still take up, and what it could not."""
+    """The files inlined into a page so far, and those that were left out."""
 
     limit: int
     """In bytes of files; inside the page they take a third more."""
@@ -22,14 +22,19 @@ class MediaBudget:
     left_out: list[Path] = field(default_factory=list)
     """Files for which there was no room."""
     unusable: list[Path] = field(default_factory=list)
-    """Files that are not what their name says."""
+    """Files that are not of the type in their name."""
+
+    @property
+    def left_out_bytes(self) -> int:
+        """Total size of the files for which there was no room."""
+        return sum(path.stat().st_size for path in self.left_out)
 
     def image(self, path: Path) -> str | None:
-        """Return a PNG file as an address; None where it is absent or left out."""
+        """Return a PNG file as a URL; None where it is absent or left out."""
         return self._inline(path, "image/png", PNG_MARK, 0)
 
     def video(self, path: Path) -> str | None:
-        """Return an MP4 file as an address; None where it is absent or left out."""
+        """Return an MP4 file as a URL; None where it is absent or left out."""
         return self._inline(path, "video/mp4", MP4_MARK, 4)
 
     def _inline(self, path: Path, kind: str, mark: bytes, offset: int) -> str | None:

@@ -62,14 +62,14 @@ for (const box of document.querySelectorAll(".only-differing")) {
   filter(); // a reload keeps the box as it was
 }
 
-// Controls hide a small film's first picture: they come with the pointer or the keyboard.
-for (const film of document.querySelectorAll("video")) {
-  film.controls = false;
-  film.tabIndex = 0;
+// Controls hide a small video's first picture: they come with the pointer or the keyboard.
+for (const video of document.querySelectorAll("video")) {
+  video.controls = false;
+  video.tabIndex = 0;
   for (const event of ["pointerenter", "focus", "play"]) {
-    film.addEventListener(event, () => { film.controls = true; });
+    video.addEventListener(event, () => { video.controls = true; });
   }
-  film.addEventListener("pointerleave", () => { film.controls = !film.paused; });
+  video.addEventListener("pointerleave", () => { video.controls = !video.paused; });
 }
 
 // Paper has nothing to unfold.

@@ -1,29 +1,31 @@
-"""The whole page: sections, style sheet, script, and the rule that nothing is ever loaded.
+"""The whole page: its sections, style sheet and script, in one file that loads nothing.
 
-Knows the sections; writes one file. The page holds no time of its making: the same files give the
-same bytes.
+A section is a function that computes its values, and a template in `templates/` that shows them.
+The page does not hold the time of its making: the same files give the same bytes.
 """
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from pipeline.errors import ConfigError
-from pipeline.rollout.report.comparison import comparison
+from pipeline.rollout.report.comparison import comparison, points_text, probability_text
 from pipeline.rollout.report.configuration import configuration
 from pipeline.rollout.report.contents import RunContents, read_contents
 from pipeline.rollout.report.curves import curves
-from pipeline.rollout.report.markup import Markup, element
 from pipeline.rollout.report.media import MediaBudget
-from pipeline.rollout.report.overview import facts, headline, notices, success_table
+from pipeline.rollout.report.overview import overview, success
 from pipeline.rollout.report.rollouts import rollouts
+from pipeline.rollout.report.scales import number_text, percent
 from pipeline.storage.local import write_atomically
 
-MEDIA_LIMIT: Final = 32_000_000  # bytes of pictures and films; still quick to open and to send
-STYLE: Final = Path(__file__).with_name("page.css")
-SCRIPT: Final = Path(__file__).with_name("page.js")
+MEDIA_LIMIT: Final = 32_000_000  # bytes of images and videos; still quick to open and to send
+HERE: Final = Path(__file__).parent
 
 
 def write_report(
@@ -33,11 +35,11 @@ def write_report(
 
     Args:
         folders: of the runs.
-        out: the HTML file; replaced whole if it is there.
-        media_limit: bytes of pictures and films that may go into the page.
+        out: the HTML file; replaced whole if it exists.
+        media_limit: bytes of images and videos that may go into the page.
 
     Returns:
-        The pictures and films for which there was no room.
+        The images and videos for which there was no room.
 
     Raises:
         RunError: a folder holds no run, or a file in it is damaged.
@@ -46,59 +48,56 @@ def write_report(
     """
     if out.is_dir():
         raise ConfigError(f"{out}: is a folder; name a file, as {out / 'report.html'}")
-    budget = MediaBudget(media_limit)
-    content = render_page(read_contents(folders), budget)
-    write_atomically(out, content.encode())
-    return budget.left_out
+    media = MediaBudget(media_limit)
+    content = render_page(read_contents(folders), media)
+    write_atomically(out, content.encode(errors="replace"))  # a file's name may be no Unicode
+    return media.left_out
 
 
-def render_page(runs: Sequence[RunContents], budget: MediaBudget) -> str:
+def render_page(runs: Sequence[RunContents], media: MediaBudget) -> str:
     """Return the page's HTML."""
-    style, script = Markup(STYLE.read_text("utf-8")), Markup(SCRIPT.read_text("utf-8"))
-    rules = (
-        "default-src 'none'; img-src data:; media-src data:; "
-        f"style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=rules),
-        element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name_="color-scheme", content="light dark"),
-        element("title", f"{headline(runs)} \N{EN DASH} vla-report"),
-        element("link", rel="icon", href="data:,"),
-        element("style", style),
-    )
-    sections = [
-        ("Success", success_table(runs)),
-        ("Comparison", comparison(runs)),
-        ("Training", curves(runs)),
-        ("Rollouts", rollouts(runs, budget)),
-        ("Configuration", configuration(runs)),
+    sections: list[tuple[str, str, Mapping[str, object] | None]] = [
+        ("Success", "success.html", success(runs)),
+        ("Comparison", "comparison.html", comparison(runs)),  # None, left out, for a single run
+        ("Training", "training.html", curves(runs)),
+        ("Rollouts", "rollouts.html", rollouts(runs, media)),
+        ("Configuration", "configuration.html", configuration(runs)),
     ]
-    body = element(
-        "body",
-        element(
-            "header",
-            element("p", "vla-report", class_="kind"),
-            element("h1", headline(runs)),
-            notices(runs),
-            facts(runs),
-        ),
-        element(
-            "main",
-            [
-                element("section", element("h2", name), content)
-                for name, content in sections
-                if content is not None
-            ],
-        ),
-        element("script", script),
+    templates = environment()
+    return templates.get_template("page.html").render(
+        runs=runs,
+        sections=[
+            (title, templates.get_template(name).render(runs=runs, **values))
+            for title, name, values in sections
+            if values is not None
+        ],
+        style=(HERE / "page.css").read_text("utf-8"),
+        script=(HERE / "page.js").read_text("utf-8"),
+        **overview(runs),
     )
-    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
 
 
-def _hash(text: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return f"'sha256-{digest}'"
+@cache  # compiling the templates takes longer than filling them in
+def environment() -> Environment:
+    """Return the templates: what they show is escaped, and a name they do not know is an error."""
+    made = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "number": number_text,
+        "percent": percent,
+        "points": points_text,
+        "probability": probability_text,
+        "sha256": _sha256,
+        "thousands": lambda count: f"{count:,}",
+    }
+    return made
+
+
+def _sha256(text: str) -> str:
+    """Return the hash by which a content security policy allows an inline style or script."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,8 +1,7 @@
-"""Whether two policies differ, where both met the same seeds.
+"""Whether two policies differ, where both ran the same seeds.
 
-Knows successes and failures; nothing about files. Two policies on the same seeds share the luck of
-the start: only the seeds on which they differ say which is better, and far fewer episodes are
-needed than for two separate rates.
+Two policies on the same seeds have the same initial states: only the seeds on which they differ
+show which is better, and far fewer episodes are needed than for two separate rates.
 """
 
 import math
@@ -34,8 +33,13 @@ class PairedOutcome:
 
     @property
     def trials(self) -> int:
-        """Seeds that both met."""
-        return self.both + self.first_only + self.second_only + self.neither
+        """Number of seeds that both ran."""
+        return self.both + self.discordant + self.neither
+
+    @property
+    def discordant(self) -> int:
+        """Number of seeds on which the two differ."""
+        return self.first_only + self.second_only
 
     @property
     def difference(self) -> float:
@@ -52,17 +56,16 @@ def exact_mcnemar(outcome: PairedOutcome) -> float:
     Source: Q. McNemar, Psychometrika 12 (1947), 153-157; the exact binomial form, as in
     A. Agresti, Categorical Data Analysis (3rd ed.), section 11.1.
     """
-    discordant = outcome.first_only + outcome.second_only
     fewer = min(outcome.first_only, outcome.second_only)
-    tail = sum(math.comb(discordant, count) for count in range(fewer + 1))
-    return min(1.0, 2 * tail / (1 << discordant))
+    tail = sum(math.comb(outcome.discordant, count) for count in range(fewer + 1))
+    return min(1.0, 2 * tail / (1 << outcome.discordant))
 
 
 def newcombe_interval(outcome: PairedOutcome) -> tuple[float, float]:
     """Return the 95 % interval of the difference of two paired success rates.
 
-    The Wilson intervals of both rates are combined, with what the pairs say about their
-    correlation.
+    The Wilson intervals of both rates are combined, with the
+    correlation of the pairs.
 
     Source: R. G. Newcombe, Statistics in Medicine 17 (1998), 2635-2650, method 10.
     """

@@ -1,7 +1,4 @@
-"""Axes of a chart: which scale fits the values, where its ticks lie, how a number reads.
-
-Knows numbers; nothing about figures or SVG.
-"""
+"""Axes of a chart: which scale fits the values, where its ticks are, how a number reads."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +8,7 @@ from typing import Final
 LOG_SPAN: Final = 20.0  # largest over smallest value from which a logarithmic axis reads better
 MAX_LOG_TICKS: Final = 7  # before only powers of ten are marked
 PLAIN_SIZES: Final = range(-4, 5)  # powers of ten that read better written out
-SLACK: Final = 0.7  # share of the wanted distance of ticks that a rounder one may have
+SLACK: Final = 0.7  # share of the desired distance between ticks that a rounder one may have
 ROUNDING: Final = 1e-9  # share of a tick's distance that floating point may miss it by
 
 
@@ -25,7 +22,7 @@ class Scale:
     ticks: tuple[float, ...]
 
     def place(self, value: int | float) -> float:
-        """Return where a value lies: 0 at `low`, 1 at `high`, held in between."""
+        """Return where a value is: 0 at `low`, 1 at `high`, held in between."""
         if self.is_log:
             share = math.log(value / self.low) / math.log(self.high / self.low)
         else:
@@ -63,7 +60,7 @@ def step_scale(last: int) -> Scale:
 
 
 def tick_texts(scale: Scale) -> list[str]:
-    """Return the numbers beside an axis, with as many digits as tell its ticks apart."""
+    """Return the numbers next to an axis, with as many digits as tell its ticks apart."""
     if scale.is_log:
         return [number_text(tick) for tick in scale.ticks]
     distance = math.floor(math.log10(scale.ticks[1] - scale.ticks[0]) + ROUNDING)
@@ -87,6 +84,11 @@ def number_text(value: float) -> str:
     mantissa, power = f"{value:.2e}".split("e")
     mantissa = mantissa.rstrip("0").rstrip(".")
     return _signed(f"{mantissa}e{int(power)}")
+
+
+def percent(share: float) -> str:
+    """Return a share in [0, 1] to read."""
+    return f"{100 * share:.0f} %"
 
 
 def _signed(text: str) -> str:

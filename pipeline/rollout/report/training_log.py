@@ -1,7 +1,4 @@
-"""The figures of `log.jsonl`, by name, whatever state a crash or a live run left the file in.
-
-Knows lines and numbers; nothing about what the figures mean.
-"""
+"""The figures of `log.jsonl`, by name, even if a crash or a live run left the file damaged."""
 
 import json
 import math
@@ -9,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-STEP: Final = "step"  # optimiser steps behind a row; every row has it
+from pipeline.rollout.play.result import wilson_interval
+
+STEP: Final = "step"  # optimizer steps behind a row; every row has it
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,13 @@ class Point:
     value: float
     trials: int | None = None
     """Episodes behind a success rate; None for every other figure."""
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % Wilson interval of a success rate; None for every other figure."""
+        return (
+            wilson_interval(round(self.value * self.trials), self.trials) if self.trials else None
+        )
 
 
 @dataclass
@@ -61,7 +67,7 @@ def read_log(path: Path) -> TrainingLog:
         )
     if unread:
         some = ", ".join(map(str, unread[:5])) + (", ..." if len(unread) > 5 else "")
-        log.remarks.append(f"{path.name}: left out what does not read, line {some}")
+        log.remarks.append(f"{path.name}: skipped unreadable lines: {some}")
     if not_finite:
         log.remarks.append(f"{path.name}: {not_finite} values are NaN or infinite and not drawn")
     return log

@@ -1,4 +1,4 @@
-"""Real runs with rollouts for the tests of the report: trained, filmed and pictured in seconds."""
+"""Real runs for the tests of the report: trained in seconds, with videos and path images."""
 
 import json
 import math
@@ -76,17 +76,17 @@ def make_result(run: Path, successes: list[bool], /, **changes: object) -> Rollo
 
 
 def write_rollout(
-    run: Path, name: str, result: RolloutResult, *, films: int = 0, pictures: int = 0
+    run: Path, name: str, result: RolloutResult, *, videos: int = 0, images: int = 0
 ) -> Path:
-    """Write a result as a rollout does, with films and pictures of its first episodes."""
+    """Write a result as a rollout does, with videos and images of its first episodes."""
     folder = run / "rollouts" / name
     for part in ("videos", "paths"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for index, episode in enumerate(result.episodes):
         frames = moving_square(16, phase=index)
-        if index < films:
-            write_film(folder / "videos" / f"seed_{episode.seed}.mp4", frames)
-        if index < pictures:
+        if index < videos:
+            write_video(folder / "videos" / f"seed_{episode.seed}.mp4", frames)
+        if index < images:
             Image.fromarray(frames[0]).save(folder / "paths" / f"seed_{episode.seed}.png")
     write_json(folder / "result.json", result.model_dump(mode="json"))
     return folder
@@ -102,7 +102,7 @@ def moving_square(num_frames: int, phase: int = 0) -> np.ndarray:
     return frames
 
 
-def write_film(path: Path, frames: np.ndarray, fps: int = 20) -> None:
+def write_video(path: Path, frames: np.ndarray, fps: int = 20) -> None:
     """Write uint8 [t, h, w, 3] as H.264 in MP4."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "28"})

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RunError
-from pipeline.rollout.report.contents import distinct_labels, read_contents
+from pipeline.rollout.report.contents import color_class, distinct_labels, read_contents
 from pipeline.training.run.checkpoint import read_average
 from tests.pipeline.rollout.report.runs import copy_run, make_result, write_rollout
 
@@ -69,6 +69,12 @@ def test_a_result_that_is_no_json_is_refused(trained, tmp_path):
 def test_the_same_run_twice_is_refused(trained):
     with pytest.raises(RunError, match="named twice"):
         read_contents([trained, trained / ".." / trained.name])
+
+
+def test_runs_beyond_the_colors_are_dashed():
+    classes = [color_class(index) for index in range(17)]
+    assert classes[:2] == ["s0", "s1"]
+    assert classes[7:10] == ["s7", "s0 dashed", "s1 dashed"]
 
 
 def test_labels_are_as_short_as_they_can_be():

@@ -8,7 +8,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(92)
 MP4 = b"\0\0\0\x20ftypisom" + bytes(88)
 
 
-def test_bytes_come_back_from_the_address(tmp_path):
+def test_bytes_come_back_from_the_url(tmp_path):
     (tmp_path / "a.png").write_bytes(PNG)
     (tmp_path / "a.mp4").write_bytes(MP4)
     budget = MediaBudget(1000)

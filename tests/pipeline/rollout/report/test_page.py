@@ -7,9 +7,10 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from jinja2 import UndefinedError
 
 from pipeline.errors import ConfigError, RunError
-from pipeline.rollout.report.page import write_report
+from pipeline.rollout.report.page import environment, write_report
 from pipeline.storage.local import write_json
 from pipeline.training.run.folder import read_run
 from tests.pipeline.rollout.report.runs import (
@@ -77,7 +78,7 @@ def test_one_run_says_what_it_is(trained, tmp_path):
         "Parameters 152,700",
         "18 of 20 90 % 70 to 97 %",
         "seeds 100000 to 100019",
-        "Held-out action error",
+        "Validation error",
         "encode 184.1 221.3 310.0",
         "100019 failed 500 88.1",
         "config.optimizer.learning_rate 0.0001",
@@ -95,6 +96,9 @@ def test_a_pretrained_encoder_is_not_called_a_stand_in(trained, tmp_path):
     write_json(run / "run.json", content)
     write_report([run], tmp_path / "page.html")
     assert "not pretrained" not in read(tmp_path / "page.html")[0]
+    write_report([run, trained], tmp_path / "page.html")
+    other = f"{trained.parent.name}/run"
+    assert f"The encoder is not pretrained ({other})." in read(tmp_path / "page.html")[0]
 
 
 def test_two_runs_are_compared_on_their_common_seeds(two_runs, tmp_path):
@@ -110,12 +114,22 @@ def test_two_runs_are_compared_on_their_common_seeds(two_runs, tmp_path):
     )
 
 
+def test_a_difference_that_luck_explains_is_not_called_better(two_runs, tmp_path):
+    first, second = two_runs
+    write_rollout(first, "drawer", make_result(first, [True, True, True, False]))
+    write_rollout(second, "drawer", make_result(second, [True, False, False, False]))
+    write_report([first, second], tmp_path / "page.html")
+    words, _ = read(tmp_path / "page.html")
+    assert "only second solved. The difference is not significant (p = 0.500)." in words  # 2 / 2**2
+    assert "is better" not in words
+
+
 def test_other_seeds_are_left_out_of_the_comparison_and_said(two_runs, tmp_path):
     first, second = two_runs
     write_rollout(second, "drawer", make_result(second, [False] * 30))
     write_report([first, second], tmp_path / "page.html")
     words, _ = read(tmp_path / "page.html")
-    assert "first solved 18 of the 20 seeds that both met on metaworld/drawer-open-v3" in words
+    assert "first solved 18 of the 20 seeds that both ran on metaworld/drawer-open-v3" in words
 
 
 def test_three_pairs_have_adjusted_p_values(two_runs, trained, tmp_path):
@@ -124,7 +138,7 @@ def test_three_pairs_have_adjusted_p_values(two_runs, trained, tmp_path):
     write_report([*two_runs, third], tmp_path / "page.html")
     words, _ = read(tmp_path / "page.html")
     assert "first is better (adjusted p = 0.010)." in words  # 3 * 28 / 8192
-    assert "They agree on every seed." in words
+    assert "Both have the same outcome on every seed." in words
 
 
 def test_runs_that_share_nothing_are_not_compared(two_runs, trained, tmp_path):
@@ -150,8 +164,8 @@ def test_a_run_that_has_only_begun_gives_a_page(trained, tmp_path):
     write_report([run], tmp_path / "page.html")
     words, _ = read(tmp_path / "page.html")
     assert "Nothing logged yet." in words
-    assert "No rollout yet; make one with vla-rollout." in words
-    assert "run: not finished, 8 of 100 steps in checkpoints." in words
+    assert "No rollout yet; run vla-rollout." in words
+    assert "run: not finished, the last checkpoint is at step 8 of 100." in words
 
 
 def test_names_from_files_are_text(trained, tmp_path):
@@ -170,6 +184,26 @@ def test_names_from_files_are_text(trained, tmp_path):
     assert f"{HOSTILE}: solved 1 of 1" in words
     assert words.count(HOSTILE) >= 8
     assert parsed.scripts == 1
+
+
+def test_a_name_that_is_no_unicode_becomes_a_question_mark(trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run\udcff")
+    write_report([run], tmp_path / "page.html")
+    assert "<h1>run?</h1>" in (tmp_path / "page.html").read_bytes().decode()
+
+
+def test_a_template_without_one_of_its_values_is_an_error():
+    with pytest.raises(UndefinedError, match="charts"):
+        environment().get_template("training.html").render()
+
+
+def test_only_our_own_files_and_finished_sections_are_not_escaped():
+    templates = environment()
+    sources = [
+        templates.loader.get_source(templates, name)[0] for name in templates.list_templates()
+    ]
+    unescaped = re.findall(r"(\w+) *\| *safe", "".join(sources))
+    assert unescaped == ["style", "content", "script"]
 
 
 def test_an_overridden_gate_is_an_alarm(trained, tmp_path):
@@ -191,8 +225,8 @@ def test_an_encoder_that_was_not_the_trainings_is_an_alarm(trained, tmp_path):
     write_report([run], tmp_path / "page.html")
     alarms = re.findall(r'<p class="alarm"[^>]*>([^<]*)', (tmp_path / "page.html").read_text())
     assert alarms == [
-        "run, rollout drawer: another encoder than in training (tiny)",
-        "run, rollout drawer: its policy was trained on other data than this run",
+        "run, rollout drawer: the encoder is not that of training (tiny)",
+        "run, rollout drawer: the policy was trained on other data than this run",
     ]
 
 
@@ -200,7 +234,6 @@ def test_the_policy_names_exactly_the_pages_own_style_and_script(two_runs, tmp_p
     write_report(two_runs, tmp_path / "page.html")
     content = (tmp_path / "page.html").read_text()
     (rules,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)"', content)
-    rules = rules.replace("&#x27;", "'")
     assert rules.startswith("default-src 'none'; ")
     assert "unsafe" not in rules
     for tag in ("style", "script"):
@@ -218,15 +251,15 @@ def test_the_same_files_give_the_same_page(two_runs, tmp_path):
 def test_media_beyond_the_limit_are_named_and_failures_enter_first(trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     result = make_result(run, [True, True, False])
-    folder = write_rollout(run, "drawer", result, pictures=3)
+    folder = write_rollout(run, "drawer", result, images=3)
     failed = folder / "paths" / "seed_100002.png"
     left_out = write_report([run], tmp_path / "page.html", media_limit=failed.stat().st_size + 10)
     assert [path.name for path in left_out] == ["seed_100000.png", "seed_100001.png"]
     words, parsed = read(tmp_path / "page.html")
     assert "2 files (0.0 MB) are not in this page" in words
-    assert f"they lie in {folder / 'paths'}" in words
-    pictures = [address for address in parsed.addresses if address.startswith("data:image")]
-    assert [base64.b64decode(p.partition(",")[2]) for p in pictures] == [failed.read_bytes()]
+    assert f"they are in {folder / 'paths'}" in words
+    images = [address for address in parsed.addresses if address.startswith("data:image")]
+    assert [base64.b64decode(p.partition(",")[2]) for p in images] == [failed.read_bytes()]
 
 
 def test_validations_are_folded_away_from_what_was_asked_for(trained, tmp_path):

@@ -18,7 +18,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(trained, tmp_path_factory):
-    """The address of a page of three runs: films, many points, long names, failures."""
+    """The address of a page of three runs: videos, many points, long names, failures."""
     folder = tmp_path_factory.mktemp("page")
     first = copy_run(trained, folder / "first")
     second = copy_run(trained, folder / LONG_NAME, seed=7)
@@ -27,9 +27,9 @@ def page(trained, tmp_path_factory):
     write_log(second, 50_000, 50, rate=0.5)
     (third / "log.jsonl").unlink()
     solved = make_result(first, [True] * 18 + [False] * 2)
-    write_rollout(first, "drawer", solved, films=2, pictures=3)
-    write_rollout(second, "drawer", make_result(second, [False] * 60), films=1)
-    write_rollout(second, "step_00000008", make_result(second, [False] * 5), pictures=1)
+    write_rollout(first, "drawer", solved, videos=2, images=3)
+    write_rollout(second, "drawer", make_result(second, [False] * 60), videos=1)
+    write_rollout(second, "step_00000008", make_result(second, [False] * 5), images=1)
     write_report([first, second, third], folder / "page.html")
     return (folder / "page.html").as_uri()
 
@@ -54,15 +54,15 @@ def test_the_policy_forbids_loading_and_foreign_scripts(browser, page):
     assert all("Content Security Policy" in text for text in browser.complaints[:2])
 
 
-def test_films_play(browser, page):
+def test_videos_play(browser, page):
     browser.open(page)
-    films = "document.querySelectorAll('video')"
-    assert browser.evaluate(f"{films}.length") == 3
+    videos = "document.querySelectorAll('video')"
+    assert browser.evaluate(f"{videos}.length") == 3
     for index in range(3):
-        browser.evaluate(f"{films}[{index}].play()")
-        browser.wait_for(f"{films}[{index}].currentTime > 0.1")
-        assert browser.evaluate(f"{films}[{index}].videoWidth") == 256
-        browser.evaluate(f"{films}[{index}].pause()")
+        browser.evaluate(f"{videos}[{index}].play()")
+        browser.wait_for(f"{videos}[{index}].currentTime > 0.1")
+        assert browser.evaluate(f"{videos}[{index}].videoWidth") == 256
+        browser.evaluate(f"{videos}[{index}].pause()")
 
 
 def test_curves_are_drawn_inside_their_pictures(browser, page):
@@ -70,7 +70,7 @@ def test_curves_are_drawn_inside_their_pictures(browser, page):
     titles = browser.evaluate("[...document.querySelectorAll('.chart b')].map((b) => b.innerText)")
     assert titles == [
         "Success in validation rollouts",
-        "Held-out action error",
+        "Validation error",
         "Training loss",
         "Raw error",
         "Gradient norm",

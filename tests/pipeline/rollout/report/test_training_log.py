@@ -43,7 +43,7 @@ def test_damage_in_the_middle_is_counted_by_line(tmp_path):
     )
     log = read_log(path)
     assert [point.step for point in log.figures["loss"]] == [1, 2]
-    assert log.remarks == ["log.jsonl: left out what does not read, line 2, 3, 4, 5"]
+    assert log.remarks == ["log.jsonl: skipped unreadable lines: 2, 3, 4, 5"]
 
 
 def test_values_that_are_not_finite_are_not_drawn_and_said(tmp_path):
