@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from pipeline.storage.folders import ObjectUrl
-from pipeline.storage.object_folder import RETRY
+from pipeline.storage.location import ObjectUrl
+from pipeline.storage.objects.requests import RETRY
 
 from pipeline.errors import ConfigError, ObjectStorageError, StoreError
 from pipeline.features.store.feature_store import FeatureStore
