@@ -46,13 +46,9 @@ def train_command(
             help="Bytes a process takes for the data, as in 8GB; read features again each epoch."
         ),
     ] = None,
-    live: Annotated[
-        bool,
-        typer.Option("--live", help="Run the encoder on the frames at every step: proves a store."),
-    ] = False,
     backbone: Annotated[
         str | None,
-        typer.Option(help="Where the encoder of --live or --rollout-env lies, if it moved."),
+        typer.Option(help="Path of the encoder for --rollout-env, if it moved."),
     ] = None,
     device: Annotated[str, typer.Option(help="Where to train, as torch names it.")] = "cpu",
     rollout_env: Annotated[
@@ -70,6 +66,8 @@ def train_command(
 ) -> None:
     """Train a policy on cached features."""
     with exit_on_vla_error("add --resume to go on from the last checkpoint"):
+        if backbone is not None and rollout_env is None:
+            raise ConfigError("--backbone needs --rollout-env: training reads cached features")
         locations = [parse_location(store) for store in stores]
         settings = list(settings or ())
         if memory is not None:
@@ -97,8 +95,6 @@ def train_command(
                 config,
                 resume=resume,
                 weights=_parse_weights(weights),
-                live=live,
-                backbone=backbone if live or rollout_env is None else None,
                 device=device,
                 track=track or (),
                 watchers=watchers,

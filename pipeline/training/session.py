@@ -17,7 +17,6 @@ from pipeline.features.store.feature_store import FeatureStore
 from pipeline.storage.folders import Location
 from pipeline.storage.local_files import sole_writer
 from pipeline.training.config import TrainConfig
-from pipeline.training.data.live import open_live_windows
 from pipeline.training.data.steps import StepData
 from pipeline.training.data.stores import check_weights, unreplaced, warn_of_leaks
 from pipeline.training.data.streaming import StreamedWindowData
@@ -76,8 +75,6 @@ def train(
     *,
     resume: bool,
     weights: Sequence[float] = (),
-    live: bool = False,
-    backbone: str | None = None,
     device: str = "cpu",
     track: Sequence[str] = (),
     watchers: Sequence[TrainingWatcher] = (),
@@ -90,8 +87,6 @@ def train(
         config: everything that decides the weights.
         resume: go on with the run in `run` if there is one; otherwise one there is an error.
         weights: how often a step of each store is drawn, against the others; empty: all alike.
-        live: run the encoder on the datasets' frames at every step instead of reading features.
-        backbone: where the encoder of a live training lies now; None takes the name in the stores.
         device: torch's name of the device to train on.
         track: names of trackers, out of `TRACKERS`, that are told every figure of the log.
         watchers: told of every checkpoint.
@@ -101,20 +96,16 @@ def train(
         RankLostError: another process of the training has ended.
         MissingExtraError: the library of a tracker is not installed.
         StoreError, IncompleteStoreError: a store cannot be used, or differs from the first.
-        ConfigError: the weights do not fit the stores, or nothing needs a backbone; a memory was
-            set that is too small, or beside weights or `live`.
+        ConfigError: the weights do not fit the stores; a memory was set that is too small, or
+            together with weights.
         RunError: `run` holds another run, or holds one and `resume` is False.
         NonFiniteLossError: the loss is not finite; checkpoints before it stay valid.
-        ManifestError, DatasetError, FrameReadError, EncoderLoadError, EncoderMismatchError: live,
-            the frames or their encoder are not there, or are others.
     """
-    if backbone is not None and not live:
-        raise ConfigError(f"backbone {backbone}: features are read from the stores; add --live")
     weights = check_weights(weights, len(stores))
-    if config.memory is not None and (live or len(set(weights)) > 1):
+    if config.memory is not None and len(set(weights)) > 1:
         raise ConfigError(
-            f"--memory with {'--live' if live else '--weights'}: features are read from the stores "
-            f"in the order of their units, all alike; leave out one of the two"
+            "--memory with --weights: features are read from the stores in the order of their "
+            "units, all alike; leave out one of the two"
         )
     check_trackers(track)
     with joined_ranks(open_device(device)) as (ranks, opened):
@@ -122,8 +113,6 @@ def train(
             stores,
             weights=weights,
             config=config,
-            live=live,
-            backbone=backbone,
             device=opened,
             ranks=ranks,
         )
@@ -132,7 +121,6 @@ def train(
                 config=config,
                 spec=data.spec,
                 data=identity,
-                live=live,
                 num_streams=None if config.memory is None else ranks.size,
             )
             trainer = Trainer(run, description, data, opened, ranks)
@@ -171,8 +159,6 @@ def _open_data(
     *,
     weights: Sequence[float],
     config: TrainConfig,
-    live: bool,
-    backbone: str | None,
     device: torch.device,
     ranks: Ranks,
 ) -> Iterator[tuple[StepData, DataIdentity, Probe, CameraReference]]:
@@ -182,21 +168,11 @@ def _open_data(
             for store in stores:
                 store.check_digest()
             probe = stores[0].read_probe()
-            if live:
-                data: StepData = opened.enter_context(
-                    open_live_windows(
-                        *stores,
-                        heldout_share=config.heldout_share,
-                        weights=weights,
-                        backbone=backbone,
-                        device=device,
-                    )
-                )
-            elif config.memory is not None:
+            if config.memory is not None:
                 streamed = StreamedWindowData(
                     *stores, config=config, memory=config.memory, ranks=ranks
                 )
-                data = opened.enter_context(closing(streamed))
+                data: StepData = opened.enter_context(closing(streamed))
             else:
                 held = WindowData(*stores, heldout_share=config.heldout_share, weights=weights)
                 held.move_to(device)

@@ -1,4 +1,4 @@
-"""How features are computed, as against by what: the record that two runs compare, and the speed.
+"""How features are computed, as against by what: the record that two runs compare.
 
 The same weights give the same bits only on the same engine; on another one they agree within a
 tolerance. Knows torch's view of the machine; nothing about towers, stores or files.
@@ -6,23 +6,16 @@ tolerance. Knows torch's view of the machine; nothing about towers, stores or fi
 
 import hashlib
 import os
-import time
 from importlib.metadata import version
 from typing import Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
-
-from policy.spec import FEATURE_DIM, ComputeDtype
 
 DeviceKind = Literal["cpu", "cuda", "mps"]
 AttentionKernel = Literal["sdpa", "eager"]
 
-MEASURED_S: Final = 0.3  # seconds of matrix products; dozens of them even on a slow core
-MEASURED_TOKENS: Final = 768  # rows of a product: one step of three views, 256 tokens each
 ISA_LIMITS: Final = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # how oneDNN is held back
-MLP_DIM: Final = 4 * FEATURE_DIM  # width of the tower's hidden layers
 
 
 class EngineRecord(BaseModel):
@@ -85,45 +78,6 @@ def multiply_float32_exactly(device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cuda.matmul.fp32_precision = "ieee"
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-
-
-def measured_matmul_rate(compute_dtype: ComputeDtype, device: torch.device) -> float:
-    """Measure the machine's rate of matrix products in the tower's own sizes.
-
-    Multiplies for about 0.3 s with the threads that torch uses now, by a layer's six matrices.
-
-    Args:
-        compute_dtype: dtype of both factors.
-        device: where to multiply.
-
-    Returns:
-        Floating-point operations a second, two a multiply-add; the median over the rounds.
-    """
-    squares = [(FEATURE_DIM, FEATURE_DIM)] * 4  # query, key, value and output of attention
-    shapes = [*squares, (MLP_DIM, FEATURE_DIM), (FEATURE_DIM, MLP_DIM)]
-    dtype = getattr(torch, compute_dtype)
-    numbers = torch.Generator().manual_seed(0)
-
-    def draw(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=numbers).to(device, dtype)
-
-    pairs = [(draw(MEASURED_TOKENS, width), draw(rows, width)) for rows, width in shapes]
-    operations = 2 * MEASURED_TOKENS * sum(rows * width for rows, width in shapes)
-    spent: list[float] = []
-    with torch.inference_mode():
-        _multiply(pairs, device)  # the first round also picks kernels and wakes threads
-        while sum(spent) < MEASURED_S:
-            started = time.perf_counter()
-            _multiply(pairs, device)
-            spent.append(time.perf_counter() - started)
-    return operations / sorted(spent)[len(spent) // 2]
-
-
-def _multiply(pairs: list[tuple[Tensor, Tensor]], device: torch.device) -> None:
-    for rows, weights in pairs:
-        torch.nn.functional.linear(rows, weights)
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def _hardware(device: torch.device) -> tuple[str, ...]:

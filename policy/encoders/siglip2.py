@@ -116,20 +116,6 @@ class FrozenSiglip2:
             steps_per_pass=self._steps_per_pass,
         )
 
-    @property
-    def flops_per_image(self) -> int:
-        """Floating-point operations of one image's matrix products, two a multiply-add."""
-        config = self._config
-        width, hidden = config.hidden_size, config.intermediate_size
-        patch = cast(int, config.patch_size)
-        tokens = FRAME_SIZE[0] * FRAME_SIZE[1] // patch**2
-        patches = tokens * width * config.num_channels * patch**2
-        mixing = 2 * tokens**2 * width  # scores, then the weighted sum
-        layer = tokens * (4 * width**2 + 2 * width * hidden) + mixing
-        # The pooling head asks with one token: keys and values of all, everything else of one.
-        head = 2 * tokens * width**2 + 2 * tokens * width + 2 * width**2 + 2 * width * hidden
-        return int(2 * (patches + config.num_hidden_layers * layer + head))
-
     @torch.inference_mode()
     def encode_views(self, frames: UInt8[Tensor, "t v 256 256 3"]) -> Float16[Tensor, "t v 768"]:
         """Encode every view of every step independently; see `VisionBackbone.encode_views`."""

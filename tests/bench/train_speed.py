@@ -27,7 +27,6 @@ from pipeline.features.store.attributes import SourceShare, StoreAttributes
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.steps import StepArrays
 from pipeline.training.config import TrainConfig, with_settings
-from pipeline.training.data.live import LiveWindowData
 from pipeline.training.data.steps import StepData
 from pipeline.training.data.windows import WindowData
 from pipeline.training.presets import demo, proj96
@@ -35,6 +34,7 @@ from pipeline.training.run.folder import DataIdentity, RunDescription, StoreIden
 from pipeline.training.trainer import Trainer
 from policy.encoders.siglip2 import FrozenSiglip2, load_backbone
 from tests.bench.embed_memory import write_frames
+from tests.bench.live_training import LiveWindowData
 from tests.policy.encoders.test_siglip2 import save_checkpoint
 
 NUM_STEPS: Final = 2_000  # control steps: two windows of a batch hardly ever share a frame

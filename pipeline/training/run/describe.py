@@ -76,7 +76,6 @@ def _describe_run(path: Path) -> Fields:
         "dataset": run.data.name,
         "stores": len(run.data.stores),
         "store_weights": ", ".join(f"{store.weight:g}" for store in run.data.stores),
-        "live": run.live,
         "views": ", ".join(run.spec.view_names),
         "state_dim": run.spec.state_dim,
         "action_dim": run.spec.action_dim,

@@ -96,10 +96,6 @@ class RunDescription(BaseModel):
     """What the data decides about the agent."""
     data: DataIdentity
     """The data, and its encoder."""
-    live: bool = False
-    """Whether the encoder ran on the frames at every step, instead of the features in the stores.
-    On the engine of the stores the weights are the same bits; that is what such a run proves, so
-    it goes on live."""
     num_streams: int | None = None
     """How many processes read features while they train, each those of its own units; they decide
     which windows meet in a batch. None: features lay in memory, and any number takes the same
@@ -209,6 +205,7 @@ def read_run(run: Path) -> RunDescription:
             f"{path}: format version {version}, this program reads {FORMAT_VERSION}; use the "
             f"program that trained it"
         )
+    content.pop("live", None)  # in runs of older versions; decides no weight
     try:
         return RunDescription.model_validate(content)
     except ValidationError as error:

@@ -27,7 +27,6 @@ from tests.tower import tiny_tower
 # sha256 of the stand-in in float32: whatever library version draws or holds the weights.
 STAND_IN_FLOAT32 = "111caa093384af0e89797c2f9ecd19332379fbdb3668e53af2da5a8c1c96d309"
 NUM_FULL_LAYERS = 12
-NUM_FULL_GFLOP = 46.8  # a model card's figure for this tower at 256x256
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 
@@ -114,7 +113,6 @@ def test_full_size_checkpoint_loads_and_encodes(tmp_path):
     torch.testing.assert_close(
         encoder.encode_views(frames).float(), expected, rtol=2**-11, atol=1e-4
     )
-    assert encoder.flops_per_image / 1e9 == pytest.approx(NUM_FULL_GFLOP, abs=0.05)
 
 
 def test_encoder_keeps_the_contract_of_the_design(stand_in):

@@ -213,8 +213,6 @@ def test_what_cannot_be_streamed_is_refused(store, tmp_path):
     other = make_store(tmp_path / "b.zarr")
     with pytest.raises(ConfigError, match="--memory with --weights"):
         train([store.path, other.path], out, config, resume=False, weights=(1.0, 2.0))
-    with pytest.raises(ConfigError, match="--memory with --live"):
-        train([store.path], out, config, resume=False, live=True)
     sources = (SourceShare(num_episodes=1, weight=1.0), SourceShare(num_episodes=1, weight=3.0))
     mixed = make_store(tmp_path / "c.zarr", sources=sources)
     with pytest.raises(ConfigError, match="sources of unequal weight"):
