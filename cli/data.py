@@ -18,7 +18,6 @@ from pipeline.rollout.play.record import Keep, RecordConfig, record_dataset
 from pipeline.storage.local import write_atomically
 from pipeline.storage.location import parse_location
 from pipeline.training.run.describe import describe
-from pipeline.training.tolerance import measure_tolerance
 
 FOUND_SOMETHING: Final = 1
 
@@ -146,24 +145,3 @@ def verify(
             is_good = report.is_within_tolerance
     if not is_good:
         raise typer.Exit(FOUND_SOMETHING)
-
-
-@main.command()
-def tolerance(
-    store: Annotated[
-        str, typer.Argument(help=f"A feature store, for the frames of its probe{LOCATION}")
-    ],
-    run: Annotated[
-        Path | None, typer.Option(help="A policy trained on it, to measure actions too.")
-    ] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="Where the store's encoder lies now, if it moved.")
-    ] = None,
-    compiled: Annotated[
-        bool, typer.Option("--compiled", help="Measure torch.compile too; takes minutes.")
-    ] = False,
-) -> None:
-    """Print how far engines differ, in features and in a policy's actions, as Markdown."""
-    with exit_on_vla_error("nothing was changed"):
-        report = measure_tolerance(parse_location(store), run, encoder=encoder, compiled=compiled)
-        typer.echo(report.table())

@@ -69,6 +69,8 @@ def train_command(
 ) -> None:
     """Train a policy on cached features."""
     with exit_on_vla_error("add --resume to go on from the last checkpoint"):
+        if encoder is not None and rollout_env is None:
+            raise ConfigError("--encoder needs --rollout-env: training reads cached features")
         locations = [parse_location(store) for store in stores]
         cache = FeatureCache(cache_dir or default_cache_dir(), parse_bytes(cache_bytes))
         config = with_settings(preset_config(preset), settings or ())

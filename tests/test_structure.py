@@ -33,7 +33,6 @@ OWNERS = {
     "pyarrow": {"pipeline/datasets/lerobot/table.py"},
     "av": {
         "pipeline/datasets/video.py",
-        "pipeline/features/identity/video_loss.py",
         "pipeline/rollout/play/video.py",
     },
     "diffusers": {"policy/objectives/diffusion.py"},

@@ -3,7 +3,7 @@
     python -m tests.bench.train_speed [--threads 2] [--live-steps 1]
 
 Both train the same agent on the same windows of the same dataset, batch 64, with a full-size tower
-of random weights: once its features are read from a store (bars: 25x with the design head, 100x
+of random weights: once its features are read from memory (bars: 25 x with the design's head, 100 x
 with the head of `demo`), once it encodes every distinct frame of the batch, in bfloat16 where the
 machine has it, as `vla-embed` does. The store of this benchmark holds random numbers as features;
 live training reads none of them. And: which share of a cached step prepares its data (bar: 2 %).
@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from pipeline.training.data.steps import StepData
 
 from pipeline.datasets.manifest.model import load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
@@ -27,13 +28,13 @@ from pipeline.features.store.attributes import SourceShare, StoreAttributes
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.steps import StepArrays
 from pipeline.training.config import TrainConfig, with_settings
-from pipeline.training.data.live import LiveWindowData
 from pipeline.training.data.windows import WindowData
 from pipeline.training.presets import demo, proj96
 from pipeline.training.run.folder import DataIdentity, RunDescription, StoreIdentity
 from pipeline.training.trainer import Trainer
 from policy.encoders.siglip2 import FrozenSiglip2, load_backbone
 from tests.bench.embed_memory import write_frames
+from tests.bench.live_training import LiveWindowData
 from tests.policy.encoders.test_siglip2 import save_checkpoint
 
 NUM_STEPS: Final = 2_000  # control steps: two windows of a batch hardly ever share a frame
@@ -83,7 +84,7 @@ def write_store(path: Path, reader: ManifestReader, encoder: FrozenSiglip2) -> F
     return store
 
 
-def trainer_of(config: TrainConfig, store: FeatureStore, data: WindowData, run: Path) -> Trainer:
+def trainer_of(config: TrainConfig, store: FeatureStore, data: StepData, run: Path) -> Trainer:
     """Build a trainer that writes nothing."""
     held = store.attributes
     identity = DataIdentity(

@@ -15,6 +15,8 @@ import cli.data
 import cli.embed
 import cli.rollout
 import cli.train
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.units import SHARD_ROWS
 from tests.pipeline.tiny import (
     complete_store,
     create_store,
@@ -22,6 +24,7 @@ from tests.pipeline.tiny import (
     tiny_probe,
     write_dataset,
 )
+from tests.tower import tiny_tower
 
 BIN = Path(sys.executable).parent
 
@@ -95,7 +98,6 @@ def test_flags_are_what_users_know():
         "--set",
         "--resume",
         "--weights",
-        "--live",
         "--cache-dir",
         "--cache-bytes",
         "--encoder",
@@ -140,9 +142,21 @@ def test_flags_are_what_users_know():
         "--encoder",
         "--device",
     }
-    assert flags(cli.data.main, "tolerance") == {"store", "--run", "--encoder", "--compiled"}
     assert flags(cli.data.main, "check") == {"manifest", "--json", "--sheet", "--episodes", "--all"}
     assert flags(cli.data.main, "init") == {"path", "--out"}
+
+
+def test_a_setting_of_an_embedding_reaches_the_store_and_a_wrong_one_is_one_line(tmp_path):
+    manifest, store = write_dataset(tmp_path, lengths=(2,)), tmp_path / "s.zarr"
+    words = ("vla-embed", manifest, "--store", store, "--backbone", tiny_tower())
+    for wrong, message in (("codec=zip", "codec=zip: Input should be"), ("x=1", "known: comp")):
+        assert f"--set {wrong}" in (said := refusal(*words, "--set", wrong))
+        assert message in said
+    chosen = ("--set", "codec=blosc", "--set", "shard_above=1", "--set", "compute_dtype=float32")
+    assert invoke(*words, *chosen).exit_code == 0
+    held = FeatureStore.open(store).attributes
+    assert (held.codec, held.encoder.compute_dtype) == ("blosc", "float32")
+    assert held.rows_per_unit == SHARD_ROWS
 
 
 def test_hub_that_cannot_be_reached_names_the_ways_out(tmp_path):
@@ -261,7 +275,6 @@ def test_verify_ends_with_1_where_something_is_wrong_and_2_where_it_cannot_tell(
 
     assert "no feature store" in refusal("vla-data", "verify", tmp_path, "--checksums")
     assert "no feature store" in refusal("vla-data", "verify", tmp_path)
-    assert "no feature store" in refusal("vla-data", "tolerance", tmp_path)
     assert "--manifest" in refusal(
         "vla-data", "verify", complete_store(tmp_path / "tiny.zarr").path
     )

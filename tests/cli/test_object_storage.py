@@ -133,7 +133,6 @@ def refused(result) -> str:
         ("vla-train", "--out", "run"),
         ("vla-data", "info"),
         ("vla-data", "verify"),
-        ("vla-data", "tolerance"),
     ],
 )
 def test_an_address_with_credentials_is_refused_by_every_command(words):

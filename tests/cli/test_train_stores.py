@@ -1,4 +1,4 @@
-"""`vla-train` with several stores or live: a line for every wrong input, a run for a right one."""
+"""`vla-train` with several stores: a line for every wrong input, a run for a right one."""
 
 from pathlib import Path
 
@@ -30,8 +30,7 @@ def train(stores: list[FeatureStore], out: Path, *words: str) -> Result:
         (("--weights", "2,-1"), "weights 2, -1: want 2"),
         (("--weights", "2,inf"), "weights 2, inf: want 2"),
         (("--weights", "2,one"), "--weights 2,one: want a number a store, as in 2,1"),
-        (("--encoder", "stand-in"), "encoder stand-in: features are read from the stores"),
-        (("--live", "--encoder", "stand-in"), "stand-in is another encoder"),
+        (("--encoder", "stand-in"), "--encoder needs --rollout-env"),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_no_run(stores, tmp_path, words, said):

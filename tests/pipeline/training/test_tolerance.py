@@ -1,22 +1,20 @@
-"""The table of engines, in features and in the actions of a policy trained here."""
+"""The benchmark of engines: its table, in features and in the actions of a policy trained here."""
 
 import numpy as np
 import pytest
 
-from pipeline.errors import RunError, StoreError
 from pipeline.features.identity.probe import make_probe
 from pipeline.training.presets import debug
 from pipeline.training.session import train
-from pipeline.training.tolerance import ToleranceReport, measure_tolerance
-from policy.encoders.stand_in import NAME as STAND_IN
+from policy.encoders.siglip2 import STAND_IN, load_backbone
+from tests.bench.tolerance import ToleranceReport, measure_tolerance
 from tests.pipeline.tiny import VIEWS, complete_store
-from tests.tower import load
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tolerance")
-    encoder = load(STAND_IN, compute_dtype="bfloat16")
+    encoder = load_backbone(STAND_IN, compute_dtype="bfloat16")
     coarse = np.random.default_rng(0).integers(0, 256, (2, len(VIEWS), 8, 8, 3), np.uint8)
     probe = make_probe(encoder, coarse.repeat(32, axis=2).repeat(32, axis=3))
     store = complete_store(folder / "s.zarr", identity=encoder.identity, probe=probe)
@@ -50,17 +48,3 @@ def test_the_table_is_markdown_and_says_what_was_measured(report):
     assert {line.count("|") for line in (head, rule, *rows)} == {8}
     assert len(rows) == 7
     assert rows[0].startswith("| the engine that made the store | 0.0e+00 | 0.0e+00 | 0e+00 | 100")
-
-
-def test_without_a_run_there_are_no_actions(folder):
-    report = measure_tolerance(folder / "s.zarr", None)
-    assert "action" not in report.table()
-
-
-def test_a_run_of_another_encoder_is_refused(folder, tmp_path):
-    other = complete_store(tmp_path / "other.zarr")
-    train([other.path], tmp_path / "run", debug().model_copy(update={"steps": 4}), resume=False)
-    with pytest.raises(RunError, match=r"was trained on features of tiny \(ffffffffffff\)"):
-        measure_tolerance(folder / "s.zarr", tmp_path / "run")
-    with pytest.raises(StoreError, match="no real frame"):
-        measure_tolerance(other.path, None)

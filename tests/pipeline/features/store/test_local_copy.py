@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from pipeline.storage.location import ObjectUrl
-from pipeline.storage.objects.requests import RETRY
 
 from pipeline.errors import ConfigError, ObjectStorageError, StoreError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.local_copy import FeatureCache, default_cache_dir, parse_bytes
 from pipeline.features.store.rows import StoredRows
+from pipeline.storage.location import ObjectUrl
+from pipeline.storage.objects.requests import RETRY
 from pipeline.training.data.windows import WindowData
 from tests.object_server import BUCKET, failing_proxy, s3_server, use_server
 from tests.pipeline.tiny import complete_store, tiny_features

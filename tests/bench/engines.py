@@ -1,8 +1,7 @@
 """How far the features of a store's encoder move from one engine to another, on real frames.
 
-Knows engines, frames and features; nothing about policies. What is compared with: this machine's
-encoder in the store's dtype, one control step a pass, sdpa attention, not compiled, rounded to
-float16, as embedding and rollout use it.
+The reference is this machine's encoder in the store's dtype, one control step per pass, sdpa
+attention, not compiled, rounded to float16, as embedding and rollout use it.
 """
 
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from policy.encoders.environment import AttentionKernel
 from policy.encoders.siglip2 import FrozenSiglip2, load_backbone
 from policy.errors import MissingExtraError
 from policy.spec import FRAME_SHAPE, ComputeDtype, EncoderIdentity
+from tests.bench.video_loss import through_video
 
 STEPS_TOGETHER: Final = 8  # control steps of the larger batch
 ROUNDING_SEED: Final = 0
@@ -95,13 +95,9 @@ class EngineComparison:
 
     def _after_video(self, name: str, codec: Literal["h264", "av1"]) -> Variant:
         try:
-            from pipeline.features.identity.video_loss import through_video  # noqa: PLC0415 - optional
-
             decoded = through_video(self.frames.reshape(-1, *FRAME_SHAPE), codec)
         except MissingExtraError as error:
             return Variant(name, None, str(error))
-        except ModuleNotFoundError as error:
-            return Variant(name, None, f"needs {error.name}: `pip install frozen-vla[lerobot]`")
         return Variant(name, encode(self.encoder, decoded.reshape(self.frames.shape)))
 
 

@@ -1,8 +1,11 @@
-"""The table of how far engines differ: in features, and in the actions of a trained policy.
+"""How far do engines differ, in features and in a trained policy's actions? A table in Markdown.
 
-Knows stores and runs; moves no robot. Its Markdown is meant to be read beside a README.
+    python -m tests.bench.tolerance STORE [--run RUN] [--backbone PATH] [--compiled]
+
+Encodes the real frames of the store's probe in every way that this machine has.
 """
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,18 +13,18 @@ from typing import Final
 import numpy as np
 import torch
 from jaxtyping import Float
+from pipeline.storage.folders import Location, parse_location
 from torch import Tensor
 
 from pipeline.errors import RunError, StoreError
-from pipeline.features.identity.tolerance import EngineComparison, Variant
 from pipeline.features.identity.verify import Distances
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.steps import StepArrays
-from pipeline.storage.location import Location
 from pipeline.training.data.sampling import seeded_generator
 from pipeline.training.run.checkpoint import read_average
 from pipeline.training.run.folder import read_run
 from policy.agent import VLAAgent
+from tests.bench.engines import EngineComparison, Variant
 
 NUM_STATES: Final = 16  # robot states that every frame is paired with, spread over the store
 ACTION_SEED: Final = 0
@@ -192,3 +195,21 @@ def _cells(row: ToleranceRow, num_cells: int) -> list[str]:
 def _at_least_zero(angle: float) -> float:
     """Take float64's own rounding for nothing."""
     return angle if angle > FLOAT64_NOISE else 0.0
+
+
+def main() -> None:
+    """Print the table."""
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("store", type=parse_location)
+    arguments.add_argument("--run", type=Path, help="a policy trained on it: measure actions too")
+    arguments.add_argument("--backbone", help="path of the store's encoder, if it moved")
+    arguments.add_argument("--compiled", action="store_true", help="torch.compile too; minutes")
+    chosen = arguments.parse_args()
+    report = measure_tolerance(
+        chosen.store, chosen.run, backbone=chosen.backbone, compiled=chosen.compiled
+    )
+    print(report.table())
+
+
+if __name__ == "__main__":
+    main()
