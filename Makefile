@@ -1,26 +1,28 @@
 # `make demo` and `make test` set everything up by themselves; nothing has to be installed before.
 
 PYTHON ?= python3
-BACKBONE ?= stand-in
-EPISODES ?= 26
+BACKBONE ?= efficientnet-lite0
+EPISODES ?= 40
 ROLLOUTS ?= 20
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
-TASK := metaworld/drawer-open-v3
+TASK := metaworld/pick-place-v3
 DEMO := demo/$(subst /,--,$(BACKBONE))
+# The original design reads pooled features; the demo's own encoder has a grid.
+READERS := $(if $(filter efficientnet-lite0,$(BACKBONE)),,--set 'agent.readers={pooled={kind="linear"}}')
 
 export MUJOCO_GL ?= egl
 
 .PHONY: demo test check clean
 
-# From demonstrations to a rollout; run again, every step goes on where it stopped.
+# From demonstrations to a rollout; run again, every step resumes where it stopped.
 demo: $(INSTALLED)
 	$(BIN)/vla-data record --env $(TASK) --views corner,topview,gripperPOV \
 		--episodes $(EPISODES) --out demo/recordings
-	$(BIN)/vla-embed data_manifests/metaworld-drawer-open.toml --store $(DEMO)/features.zarr \
-		--backbone $(BACKBONE)
-	$(BIN)/vla-train $(DEMO)/features.zarr --preset demo --out $(DEMO)/run --resume
+	$(BIN)/vla-embed data_manifests/metaworld-pick-place.toml --store $(DEMO)/features.zarr \
+		--encoder $(BACKBONE)
+	$(BIN)/vla-train $(DEMO)/features.zarr --preset demo $(READERS) --out $(DEMO)/run --resume
 	$(BIN)/vla-rollout $(DEMO)/run --env $(TASK) --episodes $(ROLLOUTS)
 	@echo "recordings: demo/recordings   features: $(DEMO)/features.zarr   run: $(DEMO)/run"
 

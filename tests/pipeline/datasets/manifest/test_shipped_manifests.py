@@ -258,4 +258,4 @@ def test_every_shipped_manifest_loads_and_is_tested_here(monkeypatch):
         assert len(manifest.source) > 10
     tested = set(re.findall(r'open_shipped\("([\w.-]+)"', Path(__file__).read_text()))
     # The demonstration is recorded, not downloaded: tests of the recorder and the demo have it.
-    assert names - {"metaworld-drawer-open"} == tested
+    assert names - {"metaworld-pick-place"} == tested

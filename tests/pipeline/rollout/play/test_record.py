@@ -268,8 +268,8 @@ def test_ctrl_c_ends_every_process_and_keeps_what_is_whole(tmp_path):
 
 @pytest.mark.sim
 def test_the_shipped_manifest_is_the_one_that_the_recorder_writes():
-    shipped = load_manifest(ROOT / "data_manifests" / "metaworld-drawer-open.toml")
-    env = make_expert_env("metaworld/drawer-open-v3", ("corner", "topview", "gripperPOV"))
+    shipped = load_manifest(ROOT / "data_manifests" / "metaworld-pick-place.toml")
+    env = make_expert_env("metaworld/pick-place-v3", ("corner", "topview", "gripperPOV"))
     recorded = manifest_of(env)
     env.close()
     assert shipped.to_dict() | {"path": "."} == recorded.to_dict()
