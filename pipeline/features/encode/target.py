@@ -17,6 +17,7 @@ bytes twice (see records.py). A crash on a disk may leave, beside `x.zarr`:
 """
 
 import glob
+import json
 import shutil
 import time
 from collections import deque
@@ -36,9 +37,9 @@ from pipeline.features.store.attributes import StoreAttributes
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.layout import ROOT
-from pipeline.features.store.records import discard_units
+from pipeline.features.store.records import discard_units, unmark
 from pipeline.features.store.steps import STEP_ARRAYS, Steps
-from pipeline.storage.local import beside, sync_folder
+from pipeline.storage.local import beside, json_bytes, sync_folder
 from pipeline.storage.location import Location, on_disk
 from pipeline.storage.open import open_folder
 from policy.encoders.base import ImageEncoder
@@ -286,7 +287,16 @@ def _follow_manifest(store: FeatureStore, attributes: StoreAttributes) -> None:
     kept = {"environment": held.environment, "rows_per_unit": held.rows_per_unit}
     ours = attributes.model_copy(update=kept)
     if (held.heldout, held.sources, held.encoder) != (ours.heldout, ours.sources, ours.encoder):
-        store.replace_attributes(ours)
+        _replace_attributes(store, ours)
+
+
+def _replace_attributes(store: FeatureStore, attributes: StoreAttributes) -> None:
+    """Change the attributes of the same rows; the store is incomplete until marked again."""
+    unmark(store.folder)
+    metadata = json.loads(store.folder.read(ROOT))
+    metadata["attributes"] = attributes.model_dump(mode="json")
+    store.folder.write(ROOT, json_bytes(metadata))
+    store.attributes = attributes
 
 
 def _discard(path: Path) -> None:

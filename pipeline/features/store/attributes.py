@@ -4,7 +4,9 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.errors import StoreError
 from pipeline.features.store.units import CHUNK_ROWS
+from pipeline.storage.location import Location
 from policy.encoders.environment import ComputeEnvironment
 from policy.spec import EncoderIdentity
 
@@ -69,3 +71,19 @@ class StoreAttributes(BaseModel):
     def bytes_per_row(self) -> int:
         """Bytes of all features of one control step."""
         return self.num_slots * sum(feature.num_bytes for feature in self.encoder.features)
+
+
+def parse_attributes(where: Location, held: dict[str, Any]) -> StoreAttributes:
+    """Return the attributes of a store's root.
+
+    Raises:
+        StoreError: they are of another format version.
+        ValidationError: they are no store's.
+    """
+    version = held.get("format_version")
+    if held.get("format") == FORMAT and version != FORMAT_VERSION:
+        raise StoreError(
+            f"{where}: format version {version}, this program reads {FORMAT_VERSION}; read it with "
+            f"the release of frozen-vla that wrote it, or embed the dataset into another --store"
+        )
+    return StoreAttributes.model_validate(held)

@@ -18,13 +18,12 @@ hashes per unit, and the mark's hashes of everything else.
 """
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from itertools import count
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
@@ -32,7 +31,7 @@ from jaxtyping import Float16, Int64, UInt64
 
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.identity.probe import Probe
-from pipeline.features.store.attributes import FORMAT, FORMAT_VERSION, StoreAttributes
+from pipeline.features.store.attributes import StoreAttributes, parse_attributes
 from pipeline.features.store.completion import Completion
 from pipeline.features.store.layout import (
     BASES,
@@ -63,10 +62,11 @@ from pipeline.features.store.records import (
 from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS, StepArrays, Steps
 from pipeline.features.store.units import PASSING_ROWS, cut, num_units, unit_rows
 from pipeline.storage.folder import Folder
-from pipeline.storage.local import json_bytes
 from pipeline.storage.location import Location, on_disk
 from pipeline.storage.open import open_folder
 from policy.spec import EncoderIdentity
+
+Held = TypeVar("Held")
 
 
 class FeatureStore:
@@ -137,15 +137,7 @@ class FeatureStore:
         completion.check_metadata()  # before zarr believes it
         try:
             group = open_group(folder, writable=writable)
-            held = dict(group.attrs)
-            version = held.get("format_version")
-            if held.get("format") == FORMAT and version != FORMAT_VERSION:
-                raise StoreError(
-                    f"{path}: format version {version}, this program reads {FORMAT_VERSION}; read "
-                    f"it with the release of frozen-vla that wrote it, or embed the dataset into "
-                    f"another --store"
-                )
-            store = cls(folder, group, StoreAttributes.model_validate(held), completion)
+            store = cls(folder, group, parse_attributes(path, dict(group.attrs)), completion)
         except StoreError:
             raise
         except UNREADABLE as error:
@@ -196,18 +188,6 @@ class FeatureStore:
             StoreError: another store took its place meanwhile, or it was written.
         """
         return self.completion.unreplaced()
-
-    def replace_attributes(self, attributes: StoreAttributes) -> None:
-        """Change the attributes of the same rows; the store is incomplete until marked again.
-
-        Raises:
-            OSError: the disk is full; the attributes are the old ones.
-        """
-        unmark(self.folder)
-        metadata = json.loads(self.folder.read(ROOT))
-        metadata["attributes"] = attributes.model_dump(mode="json")
-        self.folder.write(ROOT, json_bytes(metadata))
-        self.attributes = attributes
 
     @property
     def encoder(self) -> EncoderIdentity:
@@ -384,11 +364,7 @@ class FeatureStore:
         Raises:
             StoreError: the probe is damaged.
         """
-        try:
-            return read_probe(self._group)
-        except UNREADABLE as error:
-            what = f"damaged ({error}); embed into another --store"
-            raise StoreError(f"{self.path}/{PROBE}: {what}") from error
+        return self._whole(PROBE, read_probe)
 
     def read_bases(self) -> dict[str, np.ndarray]:
         """Read what features were fitted to, by feature.
@@ -396,14 +372,18 @@ class FeatureStore:
         Raises:
             StoreError: one is damaged.
         """
-        try:
-            bases = read_bases(self._group)
-        except UNREADABLE as error:
-            what = f"damaged ({error}); embed into another --store"
-            raise StoreError(f"{self.path}/{BASES}: {what}") from error
+        bases = self._whole(BASES, read_bases)
         for name, basis in bases.items():
             self.completion.check_array(f"{BASES}/{name}", hash_rows([basis]))
         return bases
+
+    def _whole(self, what: str, read: Callable[[zarr.Group], Held]) -> Held:
+        try:
+            return read(self._group)
+        except UNREADABLE as error:
+            raise StoreError(
+                f"{self.path}/{what}: damaged ({error}); embed into another --store"
+            ) from error
 
     def _read_checked(self, unit: int, name: str) -> np.ndarray:
         rows = self._read(name, slice(*self.unit_rows(unit)))
