@@ -99,14 +99,7 @@ class FeatureStore:
         probe: Probe,
         bases: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> "FeatureStore":
-        """Create a store with every array at full size and no features yet.
-
-        Args:
-            path: where nothing is yet.
-            attributes: of its root.
-            steps: of the dataset.
-            probe: of the encoder that will fill it.
-            bases: what its features were fitted to, one for each of `attributes.fitted`.
+        """Create a store with every array at full size and no features yet; see `create_arrays`.
 
         Raises:
             DatasetError: some of the steps' numbers cannot be used; there is no store at `path`.
@@ -359,19 +352,11 @@ class FeatureStore:
         return self._read("episode_ends")
 
     def read_probe(self) -> Probe:
-        """Read the frames, features and environment that an encoder is compared with.
-
-        Raises:
-            StoreError: the probe is damaged.
-        """
+        """Read what an encoder is compared with; StoreError where it is damaged."""
         return self._whole(PROBE, read_probe)
 
     def read_bases(self) -> dict[str, np.ndarray]:
-        """Read what features were fitted to, by feature.
-
-        Raises:
-            StoreError: one is damaged.
-        """
+        """Read what features were fitted to, by feature; StoreError where one is damaged."""
         bases = self._whole(BASES, read_bases)
         for name, basis in bases.items():
             self.completion.check_array(f"{BASES}/{name}", hash_rows([basis]))
