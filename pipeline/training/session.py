@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+import numpy as np
 import torch
 
 from pipeline.errors import ConfigError, RunError
 from pipeline.features.identity.probe import Probe
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.start_frames import StartFrames, spread_evenly
 from pipeline.storage.folders import Location
 from pipeline.storage.local_files import sole_writer
 from pipeline.training.config import TrainConfig
@@ -23,7 +26,6 @@ from pipeline.training.data.stores import check_weights, unreplaced, warn_of_lea
 from pipeline.training.data.streaming import StreamedWindowData
 from pipeline.training.data.windows import WindowData
 from pipeline.training.distributed import Ranks, joined_ranks
-from pipeline.training.run.camera_reference import CameraReference, take_reference
 from pipeline.training.run.folder import (
     DataIdentity,
     RunDescription,
@@ -40,6 +42,9 @@ from pipeline.training.run.tracking import (
 from pipeline.training.run.watcher import TrainingWatcher
 from pipeline.training.trainer import Trainer
 from policy.device import open_device
+
+ENOUGH_STARTS: Final = 8  # training episodes without which validation episodes help to know cameras
+MAX_RUN_STARTS: Final = 128  # episodes; 1.2 MB of three views
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def train(
             device=opened,
             ranks=ranks,
         )
-        with data_source as (data, identity, probe, reference):
+        with data_source as (data, identity, probe, starts):
             description = RunDescription(
                 config=config,
                 spec=data.spec,
@@ -138,7 +143,7 @@ def train(
             trainer = Trainer(run, description, data, opened, ranks)
             is_new = ranks.is_primary and is_new_run(run, description, resume=resume)
             if is_new:
-                write_run(run, description, probe, reference)
+                write_run(run, description, probe, starts)
             ranks.wait()
             with sole_writer(run, RunError) if ranks.is_primary else nullcontext():
                 resumed_from = trainer.restore()
@@ -175,7 +180,7 @@ def _open_data(
     backbone: str | None,
     device: torch.device,
     ranks: Ranks,
-) -> Iterator[tuple[StepData, DataIdentity, Probe, CameraReference]]:
+) -> Iterator[tuple[StepData, DataIdentity, Probe, StartFrames]]:
     stores = [FeatureStore.open(path) for path in paths]
     with ExitStack() as opened:
         with unreplaced(stores) as digests:
@@ -201,17 +206,17 @@ def _open_data(
                 held = WindowData(*stores, heldout_share=config.heldout_share, weights=weights)
                 held.move_to(device)
                 data = held
+            starts = _join_starts(stores, data.is_heldout.numpy())
         if ranks.is_primary:
             warn_of_leaks(data.leaks)
-        reference = take_reference(data)
         identity = DataIdentity(
             stores=_identify(stores, digests, weights),
             fps=stores[0].attributes.fps,
             encoder=stores[0].attributes.encoder,
             probe_digest=probe.digest(),
-            reference_digest=reference.digest(),
+            start_frames_digest=starts.digest(),
         )
-        yield data, identity, probe, reference
+        yield data, identity, probe, starts
 
 
 def _identify(
@@ -226,3 +231,16 @@ def _identify(
         )
         for store, digest, weight in zip(stores, digests, weights, strict=True)
     )
+
+
+def _join_starts(stores: Sequence[FeatureStore], is_heldout: np.ndarray) -> StartFrames:
+    """Join the stores' start frames: those of the training episodes, if they are enough."""
+    starts = [store.read_start_frames() for store in stores]
+    counts = [len(store.read_episode_ends()) for store in stores]
+    firsts = np.cumsum([0, *counts[:-1]])
+    frames = np.concatenate([held.frames for held in starts])
+    episodes = np.concatenate([held.episodes + n for held, n in zip(starts, firsts, strict=True)])
+    trained = np.flatnonzero(~is_heldout[episodes])
+    chosen = trained if len(trained) >= ENOUGH_STARTS else np.arange(len(episodes))
+    chosen = chosen[spread_evenly(len(chosen), MAX_RUN_STARTS)]
+    return StartFrames(frames[chosen], episodes[chosen])

@@ -9,6 +9,7 @@ from pipeline.datasets.hdf5.recording import RecordedEpisode, write_episode
 from pipeline.features.identity.probe import Probe
 from pipeline.features.store.attributes import Codec, SourceShare, StoreAttributes
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.start_frames import MAX_STARTS
 from pipeline.features.store.steps import StepArrays
 from pipeline.features.store.units import CHUNK_ROWS
 from policy.encoders.environment import EngineRecord
@@ -83,6 +84,10 @@ def tiny_features(num_rows: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(num_rows, 3, 768)).astype(np.float16)
 
 
+def tiny_start_frames(num_starts: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (num_starts, 3, 32, 32, 3), np.uint8)
+
+
 def tiny_engine(**changes: object) -> EngineRecord:
     """An engine that no machine has."""
     fields = {
@@ -155,5 +160,6 @@ def complete_store(
     """Create a store that a trainer accepts; `settings` are those of `create_store`."""
     store = create_store(path, lengths, **settings)
     fill_store(store)
+    store.write_start_frames(tiny_start_frames(min(len(lengths), MAX_STARTS)))
     store.mark_complete()
     return store

@@ -8,6 +8,7 @@ nothing else.
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,7 @@ from pipeline.features.identity.source import SourceNote, files_stamp
 from pipeline.features.store.attributes import Codec, SourceShare, StoreAttributes
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import is_vacant
+from pipeline.features.store.start_frames import MAX_STARTS, shrink_frames, spread_evenly
 from pipeline.features.store.steps import RecordedSteps
 from pipeline.features.store.units import SHARD_ABOVE, EpisodeSlice, choose_rows_per_unit
 from pipeline.storage.folders import Location, open_folder, resolved
@@ -198,7 +200,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
             tally.add_seconds(source.clock.take())
             tally.refuse_failures()
             with take_turn(place, part):
-                store, remainder = finish_store(target, part)
+                store, remainder = finish_store(target, part, partial(_read_start_frames, reader))
     finally:
         reader.close()
     return EmbedReport(
@@ -290,6 +292,19 @@ def _probe_frames(reader: EpisodeReader) -> UInt8[np.ndarray, "q v 256 256 3"]:
                 found.append(read_slots(reader, part, num_variants=0, clock=StageClock()))
     nothing = np.zeros((0, len(reader.view_names), *FRAME_SHAPE), np.uint8)
     return np.concatenate([nothing, *found])
+
+
+def _read_start_frames(reader: EpisodeReader) -> UInt8[np.ndarray, "k v 32 32 3"]:
+    """Read small copies of the first frames of episodes spread over the dataset.
+
+    Raises:
+        FrameReadError, DatasetError: a frame does not read.
+    """
+    chosen = spread_evenly(reader.num_episodes, MAX_STARTS).tolist()
+    starts = [EpisodeSlice(episode, 0, 1) for episode in chosen]
+    clock = StageClock()
+    steps = [read_slots(reader, start, num_variants=0, clock=clock) for start in starts]
+    return np.concatenate([shrink_frames(step) for step in steps])
 
 
 def _describe_store(

@@ -19,7 +19,7 @@ bytes twice (see records.py). A crash on a disk may leave, beside `x.zarr`:
 import glob
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -53,13 +53,18 @@ class Target:
         """Whether a unit has valid rows by now."""
         return bool(self.store.valid_units([unit]))
 
-    def finish(self) -> FeatureStore:
+    def finish(self, read_start_frames: Callable[[], np.ndarray]) -> FeatureStore:
         """Mark the store complete and put it in its place.
+
+        Args:
+            read_start_frames: gives what `FeatureStore.write_start_frames` takes, of the pictures
+                that the features come from.
 
         Raises:
             StoreError: some unit has no valid record.
         """
         if not self.store.is_complete:
+            self.store.write_start_frames(read_start_frames())
             self.store.mark_complete()
         if self.replaces is None:
             return self.store

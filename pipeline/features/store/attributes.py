@@ -3,10 +3,12 @@
 Knows fields; no files and no zarr.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.errors import StoreError
 from pipeline.features.store.units import CHUNK_ROWS
 from policy.encoders.environment import EngineRecord
 from policy.spec import EncoderIdentity
@@ -14,7 +16,21 @@ from policy.spec import EncoderIdentity
 Codec = Literal["none", "blosc"]
 
 FORMAT: Final = "frozen-vla features"
-FORMAT_VERSION: Final = 4  # 3 did not say how many rows a unit has
+FORMAT_VERSION: Final = 5  # 4 had no start frames
+
+
+def check_format_version(attributes: Mapping[str, Any], *, where: str) -> None:
+    """Refuse a feature store of another version.
+
+    Raises:
+        StoreError: it has one.
+    """
+    version = attributes.get("format_version")
+    if attributes.get("format") == FORMAT and version != FORMAT_VERSION:
+        raise StoreError(
+            f"{where}: format version {version}, this program reads {FORMAT_VERSION}; use the "
+            f"program that wrote it, or embed the dataset into another store"
+        )
 
 
 class SourceShare(BaseModel):

@@ -7,6 +7,7 @@ folder:
                                      a step: its views, then those of each augmented variant
     state [N, S] float32   action [N, A] float32   timestamp [N] float64   episode_ends [E] int64
     frame_hash [N, S] uint64         hash of the decoded pixels of every frame
+    start_frames [K, V, 32, 32, 3] uint8   start_episodes [K] int64   see start_frames.py
     probe/                           frames and their features: see probe.py
     commits/000000.json              one sealed record a unit: its rows and their sha256
     FILES.json                       size and sha256 of every file, written when all is there
@@ -27,16 +28,17 @@ from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Float16, Int64, UInt64
+from jaxtyping import Float16, Int64, UInt8, UInt64
 
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.identity.probe import Probe
-from pipeline.features.store.attributes import FORMAT, FORMAT_VERSION, StoreAttributes
+from pipeline.features.store.attributes import StoreAttributes, check_format_version
 from pipeline.features.store.completion import Completion
 from pipeline.features.store.layout import (
     PROBE,
     ROOT,
     ROOTS,
+    START_ARRAYS,
     UNIT_ARRAYS,
     UNREADABLE,
     create_arrays,
@@ -60,6 +62,7 @@ from pipeline.features.store.records import (
     write_mark,
     write_unit_record,
 )
+from pipeline.features.store.start_frames import StartFrames
 from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS, StepArrays, Steps
 from pipeline.features.store.units import PASSING_ROWS, cut, num_units, unit_rows
 from pipeline.storage.folders import Folder, Location, open_folder
@@ -119,18 +122,12 @@ class FeatureStore:
         if not folder.exists(ROOT):
             raise StoreError(f"{path}: no feature store here; make one with vla-embed")
         completion = Completion(folder)
-        completion.check_files(
-            lambda name: name.endswith("zarr.json")
-        )  # before zarr believes what they say
+        # Before zarr believes what they say.
+        completion.check_files(lambda name: name.endswith("zarr.json"))
         try:
             group = open_group(folder, writable=writable)
             held = dict(group.attrs)
-            version = held.get("format_version")
-            if held.get("format") == FORMAT and version != FORMAT_VERSION:
-                raise StoreError(
-                    f"{path}: format version {version}, this program reads {FORMAT_VERSION}; use "
-                    f"the program that wrote it, or embed the dataset into another store"
-                )
+            check_format_version(held, where=str(path))
             store = cls(folder, group, StoreAttributes.model_validate(held), completion)
         except StoreError:
             raise
@@ -218,11 +215,7 @@ class FeatureStore:
         return valid
 
     def unit_engines(self, unit: int) -> frozenset[str]:
-        """Return the digests of the engines that computed a committed unit's features.
-
-        Raises:
-            StoreError: the unit has no valid record.
-        """
+        """Return the digests of the engines behind a unit's features; StoreError without record."""
         return frozenset(self._unit_record(unit).engines)
 
     def write_unit(
@@ -262,6 +255,12 @@ class FeatureStore:
             engines=tuple(sorted(engines)),
         )
         write_unit_record(self.folder, record)
+
+    def write_start_frames(self, frames: UInt8[np.ndarray, "k v 32 32 3"]) -> None:
+        """Write small copies of the first frames of the episodes in `start_episodes`."""
+        unmark(self.folder)
+        self._open("start_frames")[:] = frames
+        self.folder.settle("start_frames")
 
     def mark_complete(self) -> None:
         """Write the list of files and the mark, after checking every unit against its record.
@@ -360,11 +359,17 @@ class FeatureStore:
             what = f"damaged ({error}); embed into another --store"
             raise StoreError(f"{self.path}/{PROBE}: {what}") from error
 
+    def read_start_frames(self) -> StartFrames:
+        """Read small copies of first frames; StoreError where an array is damaged."""
+        self._completion.check_arrays(*START_ARRAYS)
+        return StartFrames(*(self._read(name) for name in START_ARRAYS))
+
     def _content_digest(self) -> str:
         digest = hashlib.sha256(self.attributes.model_dump_json().encode())
         for name in STEP_ARRAYS:
             for piece in self.read_step_pieces(name):
                 digest.update(piece.tobytes())
+        digest.update(self.read_start_frames().digest().encode())
         digest.update(self.read_probe().digest().encode())
         for unit in range(self.num_units):
             digest.update(self._unit_record(unit).model_dump_json().encode())

@@ -240,7 +240,7 @@ class Session:
     def _check_cameras(self, request: Request) -> None:
         policy = self._policy
         if policy.cameras is not None:
-            policy.cameras.admit(request.frames[-1].numpy(), policy.agent, policy.camera_check)
+            policy.cameras.admit(request.frames[-1].numpy(), policy.camera_check)
 
     def _encode(self, request: Request) -> list[_Seen]:
         features = self._policy.agent.encode_views(request.frames).float()

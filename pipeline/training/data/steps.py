@@ -138,10 +138,6 @@ class StepData(ABC):
         """
 
     @abstractmethod
-    def cached_features(self, rows: Int64[Tensor, " n"]) -> Float16[np.ndarray, "n v 768"]:
-        """Return a copy of what the stores hold for some rows, of the frames as recorded."""
-
-    @abstractmethod
     def observed_features(
         self, observed: Int64[Tensor, "b t"], variants: Int64[Tensor, "b v"] | None
     ) -> Float[Tensor, "b t v 768"]:

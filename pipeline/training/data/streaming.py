@@ -1,10 +1,9 @@
 """Feature stores that do not lie in memory: batches from groups of units, read ahead from the disk.
 
-Knows stores and how much memory there is; nothing about the agent. States, actions and episode
-borders stay in memory, and so do the features of a few rows: those that the camera reference and
-the held-out windows need, and those before each unit that its first windows observe. Everything
-else passes through two buffers. The batch of a step is a function of seed, memory, step and this
-process among those of the run, so that a resumed run needs no saved position.
+States, actions and episode borders stay in memory, and so do the features of a few rows: those
+that the held-out windows need, and those before each unit that its first windows observe.
+Everything else passes through two buffers. The batch of a step is a function of seed, memory, step
+and this process among those of the run, so that a resumed run needs no saved position.
 """
 
 import logging
@@ -26,7 +25,6 @@ from pipeline.training.data.groups import GroupReader, rows_before
 from pipeline.training.data.sampling import seeded_generator
 from pipeline.training.data.steps import Batches, StepData, Windows, select_features
 from pipeline.training.distributed import Ranks
-from pipeline.training.run.camera_reference import reference_rows
 from pipeline.training.validation import heldout_sample
 from policy.network.normalizer import DataStatistics
 from policy.spec import FEATURE_DIM
@@ -105,11 +103,6 @@ class StreamedWindowData(StepData):
         places = self._kept.places(observed)
         return select_features(self._kept.features, places, variants, self.spec.num_views)
 
-    def cached_features(self, rows: Int64[Tensor, " n"]) -> Float16[np.ndarray, "n v 768"]:
-        """Return a copy of what the stores hold for rows of the camera reference."""
-        places = self._kept.places(rows)
-        return np.ascontiguousarray(self._kept.features[places, : self.spec.num_views].numpy())
-
     def batches(self, config: TrainConfig, ranks: Ranks) -> "StreamedBatches":
         """Return the batches of a run: every process draws its own blocks' windows in turn."""
         ends = np.array([block.stop for block in self._own])
@@ -140,10 +133,8 @@ class StreamedWindowData(StepData):
         self._closing.close()
 
     def _rows_to_keep(self) -> Int64[Tensor, " m"]:
-        rows = [*reference_rows(self)]
-        rows.append(
-            self.observed_rows(heldout_sample(self), self._config.agent.obs_horizon).flatten()
-        )
+        obs_horizon = self._config.agent.obs_horizon
+        rows = [self.observed_rows(heldout_sample(self), obs_horizon).flatten()]
         rows += [rows_before(self, block.start, self._num_before) for block in self._blocks]
         return torch.from_numpy(np.unique(torch.cat(rows).numpy()))
 

@@ -54,10 +54,6 @@ class WindowData(StepData):
         """Return the features of the rows `observed`, each view in its variant; see `gather`."""
         return select_features(self.features, observed, variants, self.spec.num_views)
 
-    def cached_features(self, rows: Int64[Tensor, " n"]) -> Float16[np.ndarray, "n v 768"]:
-        """Return a copy of what the stores hold for some rows, of the frames as recorded."""
-        return np.ascontiguousarray(self.features[rows, : self.spec.num_views].cpu().numpy())
-
     def batches(self, config: TrainConfig, ranks: Ranks) -> "MemoryBatches":
         """Return the batches of a run: as many processes as may be share the same ones."""
         return MemoryBatches(self, config, ranks)

@@ -31,7 +31,11 @@ def embed(manifest: Path, store: Path) -> EmbedReport:
 def content(store: Path) -> tuple[np.ndarray, ...]:
     opened = FeatureStore.open(store)
     steps = opened.read_steps()
-    arrays = opened.read_features(), frame_hashes(opened)
+    arrays = (
+        opened.read_features(),
+        frame_hashes(opened),
+        *vars(opened.read_start_frames()).values(),
+    )
     return *arrays, steps.state, steps.action, steps.timestamp, steps.episode_ends
 
 

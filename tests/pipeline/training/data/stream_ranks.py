@@ -16,7 +16,6 @@ from pipeline.training.config import with_settings
 from pipeline.training.data.streaming import StreamedWindowData
 from pipeline.training.distributed import joined_ranks
 from pipeline.training.presets import debug
-from pipeline.training.run.camera_reference import take_reference
 from pipeline.training.run.folder import read_run
 from pipeline.training.trainer import Trainer
 
@@ -52,7 +51,6 @@ def main(store: Path, run: Path, num_steps: int) -> None:
                 features=torch.cat([part.features[:, -1] for part in drawn]),
                 mean=data.statistics().feature_mean,
                 std=data.statistics().feature_std,
-                digest=np.array(take_reference(data).digest()),
                 whole=weights(whole),
                 resumed=weights(second),
                 unfinished=weights(first),

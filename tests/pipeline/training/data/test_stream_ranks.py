@@ -14,7 +14,6 @@ import pytest
 from pipeline.errors import RunError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.training.data.streaming import StreamedWindowData
-from pipeline.training.run.camera_reference import take_reference
 from pipeline.training.session import train
 from tests.pipeline.tiny import complete_store
 from tests.pipeline.training.data.stream_ranks import CONFIG, MEMORY
@@ -75,11 +74,10 @@ def test_every_window_comes_once_an_epoch_to_the_process_that_owns_its_unit(stor
 
 def test_what_the_first_pass_learns_is_the_same_in_one_process_and_in_two(store, seen):
     with closing(StreamedWindowData(store, config=CONFIG, memory=MEMORY)) as alone:
-        statistics, digest = alone.statistics(), take_reference(alone).digest()
+        statistics = alone.statistics()
     for rank in seen:
         np.testing.assert_array_equal(rank["mean"], statistics.feature_mean)
         np.testing.assert_array_equal(rank["std"], statistics.feature_std)
-        assert str(rank["digest"]) == digest
 
 
 def test_two_processes_go_on_to_the_same_bits(seen):

@@ -17,7 +17,6 @@ from pipeline.training.data.streaming import StreamedWindowData, warn_of_uneven_
 from pipeline.training.data.windows import WindowData
 from pipeline.training.distributed import Ranks
 from pipeline.training.presets import debug
-from pipeline.training.run.camera_reference import take_reference
 from pipeline.training.session import train
 from pipeline.training.validation import heldout_sample
 from tests.pipeline.tiny import complete_store
@@ -90,8 +89,7 @@ def test_statistics_are_those_of_numpy_over_the_training_rows(store, data):
     np.testing.assert_array_equal(found.action_max, steps.action[rows].max(0))
 
 
-def test_the_cameras_and_the_held_out_windows_are_those_of_memory(data, held):
-    assert take_reference(data).digest() == take_reference(held).digest()
+def test_the_held_out_windows_are_those_of_memory(data, held):
     rows = heldout_sample(held)
     expect_equal(
         data.gather(rows, obs_horizon=OBS, pred_horizon=PRED),
