@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -16,13 +17,13 @@ from pipeline.features.identity.probe import Probe
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import check_digest
 from pipeline.features.store.local_copy import FeatureCache
+from pipeline.features.store.start_frames import StartFrames, spread_evenly
 from pipeline.storage.location import Location
 from pipeline.storage.locks import sole_writer
 from pipeline.training.config import TrainConfig
 from pipeline.training.data.stores import check_weights, unreplaced, warn_of_leaks
 from pipeline.training.data.windows import WindowData
 from pipeline.training.distributed import joined_ranks
-from pipeline.training.run.camera_reference import CameraReference, take_reference
 from pipeline.training.run.folder import (
     DataIdentity,
     RunDescription,
@@ -39,6 +40,9 @@ from pipeline.training.run.tracking import (
 from pipeline.training.run.watcher import TrainingWatcher
 from pipeline.training.trainer import Trainer
 from policy.device import open_device
+
+ENOUGH_STARTS: Final = 8  # training episodes without which validation episodes help to know cameras
+MAX_RUN_STARTS: Final = 128  # episodes; 1.2 MB of three views
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class _Held:
     identity: DataIdentity
     probe: Probe
     bases: dict[str, np.ndarray]
-    reference: CameraReference
+    starts: StartFrames
 
 
 def train(
@@ -123,7 +127,7 @@ def train(
         trainer = Trainer(run, description, held.data, opened, ranks)
         is_new = ranks.is_primary and is_new_run(run, description, resume=resume)
         if is_new:
-            write_run(run, description, held.probe, held.bases, held.reference)
+            write_run(run, description, held.probe, held.bases, held.starts)
         ranks.wait()
         with sole_writer(run, RunError) if ranks.is_primary else nullcontext():
             resumed_from = trainer.restore()
@@ -170,15 +174,15 @@ def _open_data(
         )
         probe = stores[0].read_probe().only(features)
         bases = {name: held for name, held in stores[0].read_bases().items() if name in features}
-    reference = take_reference(data)
+    starts = _join_starts(stores, data.is_heldout.numpy())
     identity = DataIdentity(
         stores=_identify(stores, digests, weights),
         fps=stores[0].attributes.fps,
         encoder=stores[0].encoder.only(features),
         probe_digest=probe.digest(),
-        reference_digest=reference.digest(),
+        start_frames_digest=starts.digest(),
     )
-    return _Held(data, identity, probe, bases, reference)
+    return _Held(data, identity, probe, bases, starts)
 
 
 def _identify(
@@ -193,3 +197,16 @@ def _identify(
         )
         for store, digest, weight in zip(stores, digests, weights, strict=True)
     )
+
+
+def _join_starts(stores: Sequence[FeatureStore], is_heldout: np.ndarray) -> StartFrames:
+    """Join the stores' start frames: those of the training episodes, if they are enough."""
+    starts = [store.read_start_frames() for store in stores]
+    counts = [len(store.read_episode_ends()) for store in stores]
+    firsts = np.cumsum([0, *counts[:-1]])
+    frames = np.concatenate([held.frames for held in starts])
+    episodes = np.concatenate([held.episodes + n for held, n in zip(starts, firsts, strict=True)])
+    trained = np.flatnonzero(~is_heldout[episodes])
+    chosen = trained if len(trained) >= ENOUGH_STARTS else np.arange(len(episodes))
+    chosen = chosen[spread_evenly(len(chosen), MAX_RUN_STARTS)]
+    return StartFrames(frames[chosen], episodes[chosen])

@@ -92,7 +92,7 @@ def trainer_of(config: TrainConfig, store: FeatureStore, data: StepData, run: Pa
         fps=held.fps,
         encoder=held.encoder,
         probe_digest="0",
-        reference_digest="0",
+        start_frames_digest="0",
     )
     description = RunDescription(config=config, spec=data.spec, data=identity)
     return Trainer(run, description, data, CPU)

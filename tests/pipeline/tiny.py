@@ -12,6 +12,7 @@ from pipeline.features.identity.probe import Probe
 from pipeline.features.store.attributes import Codec, SourceShare, StoreAttributes
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import mark_complete
+from pipeline.features.store.start_frames import MAX_STARTS
 from pipeline.features.store.steps import StepArrays
 from pipeline.features.store.units import CHUNK_ROWS
 from policy.encoders.environment import ComputeEnvironment
@@ -94,6 +95,10 @@ def tiny_features(num_rows: int, shape: tuple[int, ...] = (768,)) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(num_rows, 3, *shape)).astype(np.float16)
 
 
+def tiny_start_frames(num_starts: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (num_starts, 3, 32, 32, 3), np.uint8)
+
+
 def tiny_environment(**changes: object) -> ComputeEnvironment:
     """A compute environment that no machine has."""
     fields = {
@@ -174,5 +179,6 @@ def complete_store(
     """Create a store that a trainer accepts; `settings` are those of `create_store`."""
     store = create_store(path, lengths, **settings)
     fill_store(store)
+    store.write_start_frames(tiny_start_frames(min(len(lengths), MAX_STARTS)))
     mark_complete(store)
     return store

@@ -8,6 +8,7 @@ import importlib.util
 import time
 from collections.abc import Generator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,7 @@ from pipeline.features.identity.source import SourceNote, files_stamp
 from pipeline.features.store.attributes import Codec, SourceShare, StoreAttributes
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import ROOT, is_vacant
+from pipeline.features.store.start_frames import MAX_STARTS, shrink_frames, spread_evenly
 from pipeline.features.store.steps import RecordedSteps
 from pipeline.features.store.units import (
     SHARD_ABOVE,
@@ -152,7 +154,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
                             tally.add_whole(outcome)
             tally.refuse_failures()
             with take_turn(place, part):
-                store, remainder = finish_store(target, part)
+                store, remainder = finish_store(target, part, partial(_read_start_frames, reader))
     return EmbedReport(
         store=config.store,
         encoder=store.encoder.name,
@@ -294,6 +296,18 @@ def _sample_frames(reader: EpisodeReader, steps: RecordedSteps) -> UInt8[np.ndar
             f"`vla-data check` on the dataset"
         )
     return np.concatenate(found)
+
+
+def _read_start_frames(reader: EpisodeReader) -> UInt8[np.ndarray, "k v 32 32 3"]:
+    """Read small copies of the first frames of episodes spread over the dataset.
+
+    Raises:
+        FrameReadError, DatasetError: a frame does not read.
+    """
+    chosen = spread_evenly(reader.num_episodes, MAX_STARTS).tolist()
+    starts = [EpisodeSlice(episode, 0, 1) for episode in chosen]
+    steps = [read_slots(reader, start, num_variants=0) for start in starts]
+    return np.concatenate([shrink_frames(step) for step in steps])
 
 
 def _describe_store(

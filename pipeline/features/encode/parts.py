@@ -8,9 +8,11 @@ are none: let one part create the store before the others begin.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+import numpy as np
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.features.encode.target import Target, finish_growth
@@ -110,8 +112,10 @@ def require_same_files(store: FeatureStore, note: SourceNote) -> None:
     write_source(store.folder, note)
 
 
-def finish_store(target: Target, part: Part | None) -> tuple[FeatureStore, str]:
-    """Mark a store complete, if no part is missing.
+def finish_store(
+    target: Target, part: Part | None, read_start_frames: Callable[[], np.ndarray]
+) -> tuple[FeatureStore, str]:
+    """Mark a store complete, if no part is missing; arguments as in `Target.finish`.
 
     Returns:
         The store in its place, and in words what is still missing.
@@ -122,7 +126,7 @@ def finish_store(target: Target, part: Part | None) -> tuple[FeatureStore, str]:
     store = target.store
     missing = set() if part is None else missing_units(store.folder, store.num_units)
     if part is None or not missing:
-        return target.finish(), ""
+        return target.finish(read_start_frames), ""
     return store, (
         f"part {part} is done; {len(missing)} of {store.num_units} units are missing: "
         f"{part.say_missing(missing, store.num_units)}; who ends last completes the store"

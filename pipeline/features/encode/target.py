@@ -21,6 +21,7 @@ import json
 import shutil
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -59,13 +60,18 @@ class Target:
         """Whether a unit has valid rows by now."""
         return bool(self.store.valid_units([unit]))
 
-    def finish(self) -> FeatureStore:
+    def finish(self, read_start_frames: Callable[[], np.ndarray]) -> FeatureStore:
         """Mark the store complete and put it in its place.
+
+        Args:
+            read_start_frames: gives what `FeatureStore.write_start_frames` takes, of the pictures
+                that the features come from.
 
         Raises:
             StoreError: some unit has no valid record.
         """
         if not self.store.is_complete:
+            self.store.write_start_frames(read_start_frames())
             mark_complete(self.store)
         if self.replaces is None:
             return self.store

@@ -7,6 +7,7 @@ recorded, then each view of every augmented variant), states of width D and acti
                                          uncompressed, crc32c
     state [N, D] float32   action [N, A] float32   timestamp [N] float64   episode_ends [E] int64
     frame_hash [N, S] uint64             hash of the decoded pixels of every frame
+    start_frames [K, V, 32, 32, 3] uint8   start_episodes [K] int64   see start_frames.py
     probe/                               frames and their features: see identity/probe.py
     bases/<name> float32                 what a feature was fitted to, as a PCA basis
     commits/000000.json                  one sealed record per unit: its rows and their sha256
@@ -27,7 +28,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import zarr
-from jaxtyping import Float16, Int64, UInt64
+from jaxtyping import Float16, Int64, UInt8, UInt64
 
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.identity.probe import Probe
@@ -39,6 +40,7 @@ from pipeline.features.store.layout import (
     FRAME_HASH,
     PROBE,
     ROOT,
+    START_ARRAYS,
     UNREADABLE,
     create_arrays,
     is_vacant,
@@ -59,6 +61,7 @@ from pipeline.features.store.records import (
     unmark,
     write_unit_record,
 )
+from pipeline.features.store.start_frames import StartFrames
 from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS, StepArrays, Steps
 from pipeline.features.store.units import PASSING_ROWS, cut, num_units, unit_rows
 from pipeline.storage.folder import Folder
@@ -156,11 +159,7 @@ class FeatureStore:
         return self.completion.mark() is not None
 
     def digest(self) -> str:
-        """Return the sha256 that names a complete store's content: features, steps, encoder.
-
-        Raises:
-            IncompleteStoreError: the store is not complete.
-        """
+        """Return the sha256 of a complete store's content; IncompleteStoreError otherwise."""
         return self.completion.require_mark().digest
 
     def source_digest(self) -> str:
@@ -239,11 +238,7 @@ class FeatureStore:
         return read_unit_record(self.folder, unit, self.unit_rows(unit), made_by)
 
     def unit_environments(self, unit: int) -> frozenset[str]:
-        """Return the digests of the environments in which a unit's features were computed.
-
-        Raises:
-            StoreError: the unit has no valid record.
-        """
+        """Return the digests of the environments behind a unit; StoreError without a record."""
         return frozenset(self.unit_record(unit).environments)
 
     def write_unit(
@@ -291,6 +286,12 @@ class FeatureStore:
             environments=tuple(sorted(environments)),
         )
         write_unit_record(self.folder, record)
+
+    def write_start_frames(self, frames: UInt8[np.ndarray, "k v 32 32 3"]) -> None:
+        """Write small copies of the first frames of the episodes in `start_episodes`."""
+        unmark(self.folder)
+        self._open("start_frames")[:] = frames
+        self.folder.settle("start_frames")
 
     def read_features(self, name: str) -> Float16[np.ndarray, "n s ..."]:
         """Read one feature of all rows into memory; each unit is checked by its record.
@@ -361,6 +362,13 @@ class FeatureStore:
         for name, basis in bases.items():
             self.completion.check_array(f"{BASES}/{name}", hash_rows([basis]))
         return bases
+
+    def read_start_frames(self) -> StartFrames:
+        """Read small copies of first frames; StoreError where an array is damaged."""
+        held = {name: self._read(name) for name in START_ARRAYS}
+        for name, values in held.items():
+            self.completion.check_array(name, hash_rows([values]))
+        return StartFrames(*held.values())
 
     def _whole(self, what: str, read: Callable[[zarr.Group], Held]) -> Held:
         try:

@@ -18,6 +18,7 @@ from pipeline.features.store.layout import (
     BASES,
     PROBE,
     ROOT,
+    START_ARRAYS,
     metadata_names,
     unit_arrays,
 )
@@ -143,6 +144,7 @@ def _array_damage(store: FeatureStore) -> list[str]:
         check(name, lambda name=name: hash_rows(store.read_step_pieces(name)))  # type: ignore[misc]
     check(PROBE, store.read_probe)
     check(BASES, store.read_bases)
+    check(START_ARRAYS[0], store.read_start_frames)
     for unit in tqdm(range(store.num_units), desc="verify", unit="unit", disable=None):
         try:
             store.unit_record(unit)
@@ -160,7 +162,12 @@ def _hash_arrays(store: FeatureStore) -> dict[str, str]:
     """Return the sha256 of every array that belongs to no unit, by name."""
     steps = {name: hash_rows(store.read_step_pieces(name)) for name in STEP_ARRAYS}
     bases = {f"{BASES}/{name}": hash_rows([held]) for name, held in store.read_bases().items()}
-    return steps | bases | {PROBE: store.read_probe().digest()}
+    starts = store.read_start_frames()
+    firsts = {
+        START_ARRAYS[0]: hash_rows([starts.frames]),
+        START_ARRAYS[1]: hash_rows([starts.episodes]),
+    }
+    return steps | bases | firsts | {PROBE: store.read_probe().digest()}
 
 
 def _content_digest(store: FeatureStore, arrays: Mapping[str, str]) -> str:

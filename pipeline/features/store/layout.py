@@ -19,6 +19,7 @@ from pipeline.errors import StoreError
 from pipeline.features.identity.probe import Probe
 from pipeline.features.store.attributes import Codec, StoreAttributes
 from pipeline.features.store.records import COMMITS
+from pipeline.features.store.start_frames import MAX_STARTS, SIZE, spread_evenly
 from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS, Steps
 from pipeline.features.store.units import CHUNK_ROWS
 from pipeline.storage.folder import Folder
@@ -35,7 +36,8 @@ UNREADABLE: Final = (BaseZarrError, ValueError, RuntimeError, OSError, KeyError,
 PROBE: Final = "probe"
 ROOT: Final = "zarr.json"  # the store exists once this file does
 BASES: Final = "bases"  # the group with the array that a feature was fitted to
-ROOTS: Final = (ROOT, FEATURES, FRAME_HASH, *STEP_ARRAYS, PROBE, BASES)
+START_ARRAYS: Final = ("start_frames", "start_episodes")
+ROOTS: Final = (ROOT, FEATURES, FRAME_HASH, *STEP_ARRAYS, *START_ARRAYS, PROBE, BASES)
 
 
 def feature_codecs(codec: Codec) -> Codecs:
@@ -82,6 +84,7 @@ def create_arrays(
             _create_unit_arrays(group, int(steps.episode_ends[-1]), attributes)
             for name in STEP_ARRAYS:
                 _create_filled(group, name, steps)
+            _create_starts(group, len(steps.episode_ends), len(attributes.view_names))
             _create_probe(group, probe)
             fitted = group.create_group(BASES)
             for name, basis in bases.items():
@@ -172,6 +175,7 @@ def metadata_names(attributes: StoreAttributes) -> list[str]:
         FEATURES,
         *unit_arrays(attributes),
         *STEP_ARRAYS,
+        *START_ARRAYS,
         *(f"{PROBE}{part}" for part in ("", "/frames", f"/{FEATURES}")),
         *(f"{PROBE}/{FEATURES}/{name}" for name in features),
         BASES,
@@ -215,6 +219,30 @@ def _create_filled(group: zarr.Group, name: str, steps: Steps) -> None:
         start, stop = stop, stop + len(piece)
         array[start:stop] = piece
     assert stop == num_rows, f"{name}: {stop} rows, want {num_rows}"
+
+
+def _create_starts(group: zarr.Group, num_episodes: int, num_views: int) -> None:
+    """Create the arrays of start frames; the frames are written when all features are there."""
+    frames, episodes = START_ARRAYS
+    chosen = spread_evenly(num_episodes, MAX_STARTS)
+    shape = (len(chosen), num_views, SIZE, SIZE, 3)
+    group.create_array(
+        frames,
+        shape=shape,
+        chunks=shape,
+        dtype=np.uint8,
+        fill_value=0,
+        compressors=[_blosc(np.dtype(np.uint8)), Crc32cCodec()],
+        dimension_names=("start", "view", "height", "width", "channel"),
+    )
+    group.create_array(
+        episodes,
+        data=chosen,
+        chunks=chosen.shape,
+        fill_value=-1,
+        compressors=[Crc32cCodec()],
+        dimension_names=("start",),
+    )
 
 
 def _create_probe(group: zarr.Group, probe: Probe) -> None:

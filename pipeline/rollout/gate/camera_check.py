@@ -1,57 +1,50 @@
-"""Do the cameras show what they showed in training? Named before the robot moves, watched after.
+"""Do the cameras show what they showed in training? Examined before the robot moves.
 
 A policy whose pictures arrive flipped, turned, with red and blue exchanged or under another view's
-name solves nothing and says nothing. The frozen encoder sees each of these: the live features of an
-episode's first frames are compared, as they are and with every such mistake undone, with the cached
-features of the episode starts of the training.
+name solves nothing, without any error. An episode's first frames are compared, as they are and with
+every such mistake undone, with the first frames of the training's episodes. These are small,
+blurred copies, and no encoder is involved.
 
-**Distance.** Root mean square over the dimensions, each in standard deviations of the view's rows
-in training, to the nearest of the references.
+**Distance.** Mean absolute difference of two pictures of 32x32 pixels, in gray levels [0, 255], to
+the nearest of the training's starts. A difference in brightness of up to `MAX_BRIGHTNESS` is
+removed first: it is no mistake.
 
-**Limits**, all from the stored features, none from live ones. A view's *spread* is the largest
-distance of a training start to the nearest other one. Its *margin* is by how much the spread of
-half the starts can fall short of the distances of the other half: the largest ratio in
-`NUM_HALVINGS` random halvings. A view within its spread matches. Beyond it, a mistake is named
-where undoing it brings the view back within spread times margin, and nearer by more than the
-margin: a picture that is its own mirror image is as far away flipped as not, so it is never named.
-A view without a name is unknown beyond spread times margin, unless training showed something as
-near at another time of an episode.
-
-**Alarm.** A decision's distance is that of its worst view to the nearest row of the training, in
-multiples of what `ALARM_QUANTILE` of the training's own rows have to the rows of other episodes.
-
-Knows features, references and encoders; nothing about simulators or sockets.
+**Limits**, all from the training's starts, each compared with the other ones. A view's *spread* is
+the largest distance of a start to its nearest neighbor; a view within its spread matches. Its
+*margin* is how much nearer a mistake undone brings a start at most: none of them is a mistake. A
+mistake is named where undoing it brings the view among the training's starts, and nearer by more
+than margin and `MIN_DIFFERENCE`: a picture that is its own mirror image is as far away flipped as
+not, so it is never named. Mistakes that explain a view equally well are all named. A view that no
+mistake explains is unknown where its distance is above `SPREADS` spreads plus `TOLERANCE`.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from pipeline.errors import CameraMismatchError
+from pipeline.features.store.start_frames import StartFrames, shrink_frames
 from pipeline.rollout.gate.camera_verdict import (
     CameraCheckMode,
     CameraVerdict,
     Mistake,
     ViewFinding,
 )
-from pipeline.training.run.camera_reference import CameraReference
-from pipeline.training.run.folder import RunDescription, read_reference
-from policy.network.normalizer import FeatureStandardizer
-from policy.spec import FEATURE_DIM
+from pipeline.training.run.folder import RunDescription, read_start_frames
 
-MIN_EPISODES: Final = 8  # of training; halves of fewer than four starts say nothing
-NUM_HALVINGS: Final = 100  # random halvings of the starts; the largest of their ratios counts
-HALVING_SEED: Final = 0  # the same run gets the same limits
+MIN_EPISODES: Final = 4  # of training; fewer do not show how much starts differ
 MIN_MARGIN: Final = 1.25  # factor; undoing a mistake must bring a view nearer by at least this
-MIN_SPREAD: Final = 0.1  # standard deviations; where all episodes start alike, noise is no mistake
-ALARM_QUANTILE: Final = 0.99  # of the training's own rows
+MIN_DIFFERENCE: Final = 2.0  # gray levels; and by at least this
+SPREADS: Final = 2.0  # how many spreads away a start of no training may be
+TOLERANCE: Final = 10.0  # gray levels more; for light that changes unevenly, and shadows
+MAX_BRIGHTNESS: Final = 1.25  # factor
 
 _UNDO: Final[dict[Mistake, Callable[[Tensor], Tensor]]] = {
     "flipped left to right": lambda frames: frames.flip(-2),
@@ -63,135 +56,88 @@ _UNDO: Final[dict[Mistake, Callable[[Tensor], Tensor]]] = {
 logger = logging.getLogger(__name__)
 
 
-@runtime_checkable  # the test run checks argument types
-class ViewEncoder(Protocol):
-    """What the check asks of an encoder."""
-
-    def encode_views(self, frames: UInt8[Tensor, "t v 256 256 3"]) -> Float16[Tensor, "t v 768"]:
-        """Encode every view of every step independently."""
-
-
 @dataclass(frozen=True)
 class _Candidate:
     """A mistake that may explain what a view shows."""
 
     mistake: Mistake
-    shows: int | None
-    """Number of the view that is shown instead, for `another view`."""
-    away: float
-    """Distance with the mistake undone, in spreads of the view that it is compared with."""
     compared: int
-    """Number of that view."""
+    """Number of the view whose starts it is compared with."""
+    away: float
+    """Distance with the mistake undone."""
 
 
 class CameraCheck:
-    """Compares live frames and features with those of one run's training."""
+    """Compares an episode's first frames with those of one run's training."""
 
-    threshold: float | None
-    """`distance` above which a decision alarms; None where training had too few episodes."""
-
-    def __init__(self, reference: CameraReference, view_names: tuple[str, ...]):
-        """Calibrate the limits on the stored features; takes half a second of three views."""
+    def __init__(self, starts: StartFrames, view_names: tuple[str, ...]):
+        """Derive the limits from the training's starts; takes half a second."""
         self._view_names = view_names
-        self._num_starts = len(reference.starts)
-        self.threshold = None
-        if self._num_starts < MIN_EPISODES:
+        self._num_starts = len(starts.frames)
+        if not self.is_able:
             return
-        rows = torch.from_numpy(reference.rows).double()
-        self._scale = FeatureStandardizer(len(view_names), FEATURE_DIM)
-        self._scale.fit(rows.mean(dim=0), rows.std(dim=0, correction=0))
-        self._starts = self._standardize(torch.from_numpy(reference.starts)).transpose(0, 1)
-        self._rows = self._standardize(torch.from_numpy(reference.rows)).transpose(0, 1)
-        limits = [_calibrate_starts(starts) for starts in self._starts]
-        self._spread = torch.tensor([spread for spread, _ in limits])
-        self._margin = torch.tensor([margin for _, margin in limits])
-        episodes = torch.from_numpy(reference.row_episodes)
-        is_same = episodes[:, None] == episodes
-        apart = torch.stack(
-            [_pairwise(view).masked_fill(is_same, torch.inf).amin(dim=1) for view in self._rows]
-        )
-        self._row_limit = apart.quantile(ALARM_QUANTILE, dim=1).clamp(min=MIN_SPREAD)
-        worst = (apart / self._row_limit[:, None]).amax(dim=0)
-        self.threshold = worst.quantile(ALARM_QUANTILE).item()
+        pictures = torch.from_numpy(starts.frames).float()
+        views = torch.arange(len(view_names))
+        self._levels = _brightness(pictures).median(dim=0).values
+        self._starts = [self._leveled(pictures[:, view], view) for view in range(len(views))]
+        away = self._away(pictures, leave_one_out=True)
+        as_is = away[:, views, len(_UNDO) + views]
+        away[:, views, len(_UNDO) + views] = torch.inf
+        nearer = (as_is - MIN_DIFFERENCE) / away.amin(dim=-1).clamp(min=1e-3)
+        self._spread: list[float] = as_is.amax(dim=0).tolist()
+        self._margin: list[float] = nearer.amax(dim=0).clamp(min=MIN_MARGIN).tolist()
 
     @classmethod
     def from_run(cls, run: Path, description: RunDescription) -> "CameraCheck":
-        """Read the reference of a run.
+        """Read the start frames of a run.
 
         Raises:
-            RunError: it is absent, damaged, or not the one that the run started with.
+            RunError: they are absent, damaged, or not those that the run started with.
         """
-        check = cls(read_reference(run, description), description.spec.view_names)
-        if check.threshold is None:
+        check = cls(read_start_frames(run, description), description.spec.view_names)
+        if not check.is_able:
             logger.warning("%s: %s", run, check._unchecked().line())
         return check
 
-    def distance(self, features: Float[Tensor, "v 768"]) -> float:
-        """Return how far a decision's features are from all that training showed.
-
-        Args:
-            features: of the current frames, as a store keeps them; on the CPU.
-
-        Returns:
-            The worst view's distance, in multiples of that view's own limit: up to about 1 for
-            training's own rows. 0 where training had too few episodes to judge.
-        """
-        if self.threshold is None:
-            return 0.0
-        return (self._row_distance(features) / self._row_limit).max().item()
+    @property
+    def is_able(self) -> bool:
+        """Whether training had enough episodes to judge by."""
+        return self._num_starts >= MIN_EPISODES
 
     def admit(
-        self,
-        frames: UInt8[np.ndarray, "v 256 256 3"],
-        encoder: ViewEncoder,
-        mode: CameraCheckMode,
+        self, frames: UInt8[np.ndarray, "v 256 256 3"], mode: CameraCheckMode
     ) -> CameraVerdict:
         """Examine an episode's first frames, and refuse or warn where they do not match.
 
         Args:
             frames: as `examine_start` takes them.
-            encoder: as `examine_start` takes it.
             mode: `refuse` or `warn`.
 
         Raises:
             CameraMismatchError: they do not match, and `mode` is `refuse`.
         """
-        verdict = self.examine_start(frames, encoder)
+        verdict = self.examine_start(frames)
         if not verdict.matches and mode == "refuse":
             raise CameraMismatchError(
                 f"cameras: expected what training showed, found: {verdict.line()}; correct the "
-                f"cameras or their order, or go on all the same with --camera-check warn"
+                f"cameras or their order, or continue anyway with --camera-check warn"
             )
         if not verdict.matches:
             logger.warning("%s", verdict.line())
         return verdict
 
-    def examine_start(
-        self, frames: UInt8[np.ndarray, "v 256 256 3"], encoder: ViewEncoder
-    ) -> CameraVerdict:
+    def examine_start(self, frames: UInt8[np.ndarray, "v 256 256 3"]) -> CameraVerdict:
         """Compare the first frames of an episode with those of the training's episodes.
-
-        Where all match, this is one pass of the encoder, otherwise five.
 
         Args:
             frames: RGB, values in [0, 255], every view, as the policy is about to see them.
-            encoder: the one that made the run's features.
         """
-        if self.threshold is None:
+        if not self.is_able:
             return self._unchecked()
-        shown = torch.from_numpy(np.ascontiguousarray(frames))
-        features = encoder.encode_views(shown[None])[0]
-        away = self._spreads_away(features)
-        undone: dict[Mistake, Tensor] = {}
-        if (away.diagonal() > 1).any():
-            undone = {
-                mistake: self._spreads_away(encoder.encode_views(undo(shown)[None])[0]).diagonal()
-                for mistake, undo in _UNDO.items()
-            }
-        is_seen = self._row_distance(features) <= self._row_limit
-        views = range(len(self._view_names))
+        shown = torch.from_numpy(shrink_frames(frames)).float()
+        away = self._away(shown[None])[0].tolist()
         return CameraVerdict(
-            views=tuple(self._judge(view, away[view], undone, is_seen) for view in views)
+            views=tuple(self._judge(view, away[view]) for view in range(len(self._view_names)))
         )
 
     def _unchecked(self) -> CameraVerdict:
@@ -199,80 +145,88 @@ class CameraCheck:
         why = f"{self._num_starts} training episodes, want {MIN_EPISODES} or more to judge by"
         return CameraVerdict(views=(), unchecked=why)
 
-    def _judge(
-        self,
-        view: int,
-        away: Float32[Tensor, " v"],
-        undone: dict[Mistake, Tensor],
-        is_seen: Bool[Tensor, " v"],
-    ) -> ViewFinding:
-        """Judge one view.
-
-        Args:
-            view: its number.
-            away: distances of what it shows to the starts of every view, in that view's spreads.
-            undone: distances of every view to its own starts with a mistake undone.
-            is_seen: whether a view shows what training showed at some time of an episode.
-        """
+    def _judge(self, view: int, away: list[float]) -> ViewFinding:
+        """Judge one view, given its row of `_away`."""
+        as_is, spread = away[len(_UNDO) + view], self._spread[view]
         found = ViewFinding(
-            view=self._view_names[view],
-            mistake=None,
-            distance=(away[view] * self._spread[view]).item(),
-            spread=self._spread[view].item(),
+            view=self._view_names[view], mistake=None, distance=as_is, spread=spread
         )
-        if away[view] <= 1:
+        if as_is <= spread:
             return found
-        best = min(self._candidates(view, away, undone), key=lambda candidate: candidate.away)
-        margin = self._margin[best.compared].item()
-        if best.away <= margin and best.away * margin < away[view]:
+        explaining = sorted(
+            (
+                candidate
+                for candidate in self._candidates(view, away)
+                if candidate.away <= self._limit(candidate.compared)
+                and candidate.away * self._margin[view] + MIN_DIFFERENCE < as_is
+            ),
+            key=lambda candidate: candidate.away,
+        )
+        if explaining:
+            best = explaining[0]
+            just_as_well = best.away * MIN_MARGIN + MIN_DIFFERENCE
             change = {
                 "mistake": best.mistake,
-                "shows": None if best.shows is None else self._view_names[best.shows],
-                "undone_distance": best.away * self._spread[best.compared].item(),
+                "alternatives": tuple(
+                    other.mistake for other in explaining[1:] if other.away <= just_as_well
+                ),
+                "shows": None if best.compared == view else self._view_names[best.compared],
+                "undone_distance": best.away,
             }
             return found.model_copy(update=change)
-        if away[view] <= self._margin[view] or is_seen[view]:
+        if as_is <= self._limit(view):
             return found
         return found.model_copy(update={"mistake": "unknown"})
 
-    def _candidates(
-        self, view: int, away: Float32[Tensor, " v"], undone: dict[Mistake, Tensor]
-    ) -> Iterator[_Candidate]:
-        for mistake, distances in undone.items():
-            yield _Candidate(mistake, None, distances[view].item(), view)
-        for other in range(len(self._view_names)):
-            if other != view:
-                yield _Candidate("another view", other, away[other].item(), other)
+    def _limit(self, view: int) -> float:
+        """Return the largest distance of a view that looks like training."""
+        return SPREADS * self._spread[view] + TOLERANCE
 
-    def _spreads_away(self, features: Float[Tensor, "v 768"]) -> Float32[Tensor, "v v"]:
-        """Return how far what each view shows is from the starts of each view, in its spreads."""
-        as_each = self._standardize(features[:, None].expand(-1, len(features), -1))
-        differences = as_each[:, :, None] - self._starts
-        return differences.square().mean(dim=-1).sqrt().amin(dim=-1) / self._spread
+    def _candidates(self, view: int, away: list[float]) -> list[_Candidate]:
+        undone = [_Candidate(mistake, view, away[i]) for i, mistake in enumerate(_UNDO)]
+        others = [
+            _Candidate("another view", other, away[len(_UNDO) + other])
+            for other in range(len(self._view_names))
+            if other != view
+        ]
+        return undone + others
 
-    def _row_distance(self, features: Float[Tensor, "v 768"]) -> Float32[Tensor, " v"]:
-        differences = self._standardize(features)[:, None] - self._rows
-        return differences.square().mean(dim=-1).sqrt().amin(dim=-1)
+    def _away(
+        self, shown: Float32[Tensor, "n v 32 32 3"], *, leave_one_out: bool = False
+    ) -> Float32[Tensor, "n v c"]:
+        """Return how far what each view shows is from training.
 
-    def _standardize(self, features: Float[Tensor, "*batch v 768"]) -> Tensor:
-        return self._scale.forward(features.float())
+        Args:
+            shown: the views of some steps.
+            leave_one_out: `shown` are the starts themselves: leave out each one's own episode.
+
+        Returns:
+            The distance with each mistake of `_UNDO` undone, to the starts of the same view; then
+            the distance as it is, to the starts of each view.
+        """
+        own = torch.full((len(shown),), torch.inf).diag() if leave_one_out else torch.tensor(0.0)
+        rows = []
+        for view, pictures in enumerate(shown.unbind(dim=1)):
+            tried = [(undo(pictures), view) for undo in _UNDO.values()]
+            tried += [(pictures, other) for other in range(len(self._view_names))]
+            away = [self._apart(*each).add(own).amin(dim=1) for each in tried]
+            rows.append(torch.stack(away, dim=1))
+        return torch.stack(rows, dim=1)
+
+    def _apart(self, pictures: Float32[Tensor, "n 32 32 3"], view: int) -> Float32[Tensor, "n k"]:
+        """Return how far pictures are from each of a view's starts."""
+        leveled = self._leveled(pictures, view)
+        apart: Tensor = torch.cdist(leveled, self._starts[view], p=1) / leveled.shape[1]
+        return apart
+
+    def _leveled(self, pictures: Float32[Tensor, "n 32 32 3"], view: int) -> Float32[Tensor, "n d"]:
+        """Bring pictures to a view's usual brightness, as far as `MAX_BRIGHTNESS` allows."""
+        factor = (self._levels[view] / _brightness(pictures)).clamp(
+            1 / MAX_BRIGHTNESS, MAX_BRIGHTNESS
+        )
+        return pictures.flatten(1) * factor[:, None]
 
 
-def _calibrate_starts(starts: Float32[Tensor, "n 768"]) -> tuple[float, float]:
-    """Return spread and margin of one view's episode starts; see the module's text."""
-    apart = _pairwise(starts)
-    apart.fill_diagonal_(torch.inf)
-    generator, half = torch.Generator().manual_seed(HALVING_SEED), len(starts) // 2
-    margin = MIN_MARGIN
-    for _ in range(NUM_HALVINGS):
-        order = torch.randperm(len(starts), generator=generator)
-        known, unseen = order[:half], order[half:]
-        spread = apart[known][:, known].amin(dim=1).max().clamp(min=MIN_SPREAD)
-        margin = max(margin, (apart[unseen][:, known].amin(dim=1).max() / spread).item())
-    return apart.amin(dim=1).max().clamp(min=MIN_SPREAD).item(), margin
-
-
-def _pairwise(points: Float32[Tensor, "n 768"]) -> Float32[Tensor, "n n"]:
-    """Return the root mean square distance of every two points."""
-    apart: Tensor = torch.cdist(points, points) / FEATURE_DIM**0.5
-    return apart
+def _brightness(pictures: Float32[Tensor, "*n 32 32 3"]) -> Float32[Tensor, "*n"]:
+    """Return the mean of each picture, in gray levels; 1 at least."""
+    return pictures.mean(dim=(-3, -2, -1)).clamp(min=1)

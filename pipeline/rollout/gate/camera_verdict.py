@@ -1,12 +1,7 @@
-"""What the camera check found, in words and as `result.json` keeps it.
+"""What the camera check found, in words and as `result.json` keeps it."""
 
-Knows numbers and names; nothing about features or frames.
-"""
-
-from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 CameraCheckMode = Literal["refuse", "warn", "off"]
@@ -35,34 +30,38 @@ class ViewFinding(BaseModel):
     shows: str | None = None
     """The view of the training that it shows instead, for `another view`."""
     distance: float
-    """To the nearest training start, in standard deviations of a feature."""
+    """To the nearest training start, in gray levels of 255."""
     spread: float
     """The largest distance of a training start to the nearest other one."""
     undone_distance: float | None = None
     """The distance with the mistake undone, where it has a name."""
+    alternatives: tuple[Mistake, ...] = ()
+    """Other mistakes that explain the view as well; a symmetric scene leaves several."""
 
     def words(self) -> str:
         """Say what is wrong, with the distances that say so."""
-        within = f"training starts lie within {self.spread:.1f} of each other"
+        within = f"training starts are within {self.spread:.1f} of each other"
         if self.mistake == "unknown":
             return (
-                f"view `{self.view}` matches nothing seen in training (distance "
-                f"{self.distance:.1f}, {within})"
+                f"view `{self.view}` does not look like training (distance {self.distance:.1f} of "
+                f"255, {within})"
             )
         what = (
             f"shows what training saw as `{self.shows}`"
             if self.shows is not None
-            else f"matches training when {self._undone()}"
+            else f"matches training when {_undone(self.mistake)}"
         )
+        alternatives = "".join(f" or {_undone(other)}" for other in self.alternatives)
         return (
-            f"view `{self.view}` {what} (distance {self.undone_distance:.1f} instead of "
-            f"{self.distance:.1f}, {within})"
+            f"view `{self.view}` {what}{alternatives} (distance {self.undone_distance:.1f} instead "
+            f"of {self.distance:.1f} of 255, {within})"
         )
 
-    def _undone(self) -> str:
-        if self.mistake == "red and blue exchanged":
-            return "red and blue are exchanged"
-        return str(self.mistake)
+
+def _undone(mistake: Mistake | None) -> str:
+    if mistake == "red and blue exchanged":
+        return "red and blue are exchanged"
+    return str(mistake)
 
 
 class CameraVerdict(BaseModel):
@@ -118,37 +117,3 @@ class CameraCheckResult(BaseModel):
     """What a mismatch would have led to."""
     starts: tuple[StartFinding, ...]
     """In the order of the seeds; empty where nothing was checked."""
-    decisions: int = 0
-    """Decisions whose features were compared."""
-    alarms: int = 0
-    """Those further from training than `threshold`."""
-    threshold: float | None
-    """About 1 % of the training's own rows lie above it; None where nothing can be compared."""
-    distance_p50: float | None = None
-    """Of all decisions, in multiples of what is usual in training; `CameraCheck.distance`."""
-    distance_p95: float | None = None
-    distance_max: float | None = None
-
-    @classmethod
-    def of(
-        cls,
-        mode: CameraCheckMode,
-        starts: Sequence[StartFinding],
-        distances: Sequence[float],
-        threshold: float | None,
-    ) -> "CameraCheckResult":
-        """Summarise the distances of all decisions; none where nothing was compared."""
-        if threshold is None or not distances:
-            return cls(mode=mode, starts=tuple(starts), threshold=threshold)
-        values = np.asarray(distances, np.float64)
-        p50, p95, largest = np.percentile(values, [50, 95, 100]).tolist()
-        return cls(
-            mode=mode,
-            starts=tuple(starts),
-            decisions=len(values),
-            alarms=int((values > threshold).sum()),
-            threshold=threshold,
-            distance_p50=p50,
-            distance_p95=p95,
-            distance_max=largest,
-        )

@@ -93,7 +93,6 @@ class DecisionLog:
     head: list[float] = field(default_factory=list)
     disagreement: list[float] = field(default_factory=list)
     starts: list[StartFinding] = field(default_factory=list)
-    camera_distance: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -180,11 +179,9 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         encode_s=Latency.of(log.encode),
         head_s=Latency.of(log.head),
         disagreement=Disagreement.of(log.disagreement),
-        camera_check=CameraCheckResult.of(
-            config.camera_check,
-            sorted(log.starts, key=lambda start: start.seed),
-            log.camera_distance,
-            None if check is None else check.threshold,
+        camera_check=CameraCheckResult(
+            mode=config.camera_check,
+            starts=tuple(sorted(log.starts, key=lambda start: start.seed)),
         ),
     )
     names = [f"videos/seed_{episode.seed}.mp4" for episode in episodes]
@@ -239,9 +236,7 @@ def play_episodes(
             undecided: list[tuple[Player, Progress]] = []
             for player, progress in answers.items():
                 if progress.result is None:
-                    _check_start(
-                        agent, playing[player], progress, config=config, log=log, check=check
-                    )
+                    _check_start(playing[player], progress, config.camera_check, check, log)
                     undecided.append((player, progress))
                     continue
                 found[progress.result.seed] = progress.result
@@ -257,7 +252,6 @@ def play_episodes(
                 [playing[player] for player, _ in undecided],
                 num_evaluations=num_evaluations,
                 log=log,
-                check=check,
             )
             for (player, _), chunk in zip(undecided, chunks, strict=True):
                 playing[player].decisions += 1
@@ -272,7 +266,6 @@ def decide(
     *,
     num_evaluations: int,
     log: DecisionLog,
-    check: CameraCheck | None,
 ) -> list[Float32[np.ndarray, "n a"]]:
     """Return the next `num_action_steps` actions of some episodes, in the manifest's units.
 
@@ -286,8 +279,7 @@ def decide(
         seen: the latest observation steps of each episode.
         episodes: whose they are; seed and number of the decision decide the noise.
         num_evaluations: passes through the head.
-        log: takes the durations, the disagreement and the cameras' distance from training.
-        check: measures that distance.
+        log: takes the durations and the disagreement.
     """
     observations = [observation for progress in seen for observation in progress.observations]
     frames = np.stack([observation.frames for observation in observations])
@@ -307,8 +299,6 @@ def decide(
         log.head.append(time.perf_counter() - started)
         log.encode.append(encode_s)
         log.render.append(progress.render_s)
-        if check is not None and check.threshold is not None:
-            log.camera_distance.append(check.distance(features[-1].cpu()))
         residual = agent.additivity_residual(*window, noise)
         if residual is not None:
             log.disagreement.append(residual.item())
@@ -317,17 +307,15 @@ def decide(
 
 
 def _check_start(
-    agent: VLAAgent,
     episode: Episode,
     progress: Progress,
-    *,
-    config: RolloutConfig,
-    log: DecisionLog,
+    mode: CameraCheckMode,
     check: CameraCheck | None,
+    log: DecisionLog,
 ) -> None:
     if check is None or episode.decisions > 0:
         return
-    verdict = check.admit(progress.observations[-1].frames, agent, config.camera_check)
+    verdict = check.admit(progress.observations[-1].frames, mode)
     log.starts.append(StartFinding(seed=episode.seed, verdict=verdict))
 
 

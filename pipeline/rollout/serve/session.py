@@ -244,7 +244,7 @@ class Session:
     def _check_cameras(self, request: Request) -> None:
         policy = self._policy
         if policy.cameras is not None:
-            policy.cameras.admit(request.frames[-1], policy.agent, policy.camera_check)
+            policy.cameras.admit(request.frames[-1], policy.camera_check)
 
     def _encode(self, request: Request) -> list[_Seen]:
         agent = self._policy.agent

@@ -1,11 +1,11 @@
-"""A run's folder apart from its checkpoints: what it is, its encoder's probe, what cameras showed.
+"""A run's folder apart from its checkpoints: what it is, its encoder's probe, its start frames.
 
 Knows files and identities; nothing about the training loop. Below the folder:
 
     run.json                              configuration, data and encoder; written when a run starts
     probe.safetensors                     frames and their features, to know the encoder by, and
                                           what these features were fitted to
-    starts.safetensors                    features of the training, to know the cameras by
+    start_frames.safetensors              small first frames, to recognize the cameras by
     log.jsonl                             figures, one JSON object a line
     checkpoints/                          see `checkpoint.py`
 """
@@ -24,9 +24,9 @@ from safetensors.torch import save
 
 from pipeline.errors import RunError
 from pipeline.features.identity.probe import Probe
+from pipeline.features.store.start_frames import StartFrames
 from pipeline.storage.local import write_atomically, write_json
 from pipeline.training.config import TrainConfig
-from pipeline.training.run.camera_reference import CameraReference
 from policy.encoders.environment import ComputeEnvironment
 from policy.spec import AgentSpec, EncoderIdentity
 
@@ -34,7 +34,7 @@ FORMAT_VERSION: Final = 7  # 6 knew one unnamed feature
 FEATURES: Final = "features/"
 BASES: Final = "bases/"
 PROBE_FILE: Final = "probe.safetensors"
-REFERENCE_FILE: Final = "starts.safetensors"
+START_FRAMES_FILE: Final = "start_frames.safetensors"
 
 
 class StoreIdentity(BaseModel):
@@ -65,8 +65,8 @@ class DataIdentity(BaseModel):
     """Which encoder made the features that the policy reads; only these are listed."""
     probe_digest: str
     """`Probe.digest` of the first store's probe, which the run carries on."""
-    reference_digest: str
-    """`CameraReference.digest` of what the cameras showed, which the run carries too."""
+    start_frames_digest: str
+    """`StartFrames.digest` of the first frames that the run carries."""
 
     @property
     def name(self) -> str:
@@ -105,16 +105,16 @@ def write_run(
     description: RunDescription,
     probe: Probe,
     bases: Mapping[str, np.ndarray],
-    reference: CameraReference,
+    starts: StartFrames,
 ) -> None:
-    """Write a new run's probe and camera reference, then its description.
+    """Write a new run's probe and start frames, then its description.
 
     Args:
         run: the folder.
         description: of the run.
         probe: of the features that its policy reads.
         bases: what these were fitted to.
-        reference: what the cameras showed.
+        starts: what the cameras showed at the start of training episodes.
 
     Raises:
         OSError: the folder is not writable.
@@ -124,12 +124,8 @@ def write_run(
     features = {f"{FEATURES}{name}": values for name, values in probe.features.items()}
     fitted = {f"{BASES}{name}": values for name, values in bases.items()}
     _write_arrays(run / PROBE_FILE, {"frames": probe.frames} | features | fitted, words=words)
-    arrays = {
-        "starts": reference.starts,
-        "rows": reference.rows,
-        "row_episodes": reference.row_episodes,
-    }
-    _write_arrays(run / REFERENCE_FILE, arrays, words={})
+    arrays = {"frames": starts.frames, "episodes": starts.episodes}
+    _write_arrays(run / START_FRAMES_FILE, arrays, words={})
     write_json(run / "run.json", description.model_dump(mode="json"))
 
 
@@ -172,18 +168,21 @@ def _below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     }
 
 
-def read_reference(run: Path, description: RunDescription) -> CameraReference:
-    """Read what the cameras showed in a run's training.
+def read_start_frames(run: Path, description: RunDescription) -> StartFrames:
+    """Read the first frames that a run carries.
 
     Raises:
-        RunError: it is absent, damaged, or not the one that the run started with.
+        RunError: they are absent, damaged, or not those that the run started with.
     """
-    path = run / REFERENCE_FILE
+    path = run / START_FRAMES_FILE
     arrays, _ = _read_arrays(path)
-    reference = CameraReference(**arrays)
-    expected = description.data.reference_digest
-    _check_digest(path, "camera reference", reference.digest(), expected)
-    return reference
+    try:
+        starts = StartFrames(**arrays)
+    except TypeError as error:
+        raise _unreadable(path, error) from error
+    expected = description.data.start_frames_digest
+    _check_digest(path, "start frames", starts.digest(), expected)
+    return starts
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray], *, words: dict[str, str]) -> None:
@@ -208,7 +207,7 @@ def _unreadable(path: Path, error: Exception) -> RunError:
 def _check_digest(path: Path, what: str, found: str, expected: str) -> None:
     if found != expected:
         raise RunError(
-            f"{path}: is not the {what} that run.json names ({expected[:12]}); "
+            f"{path}: does not hold the {what} that run.json names ({expected[:12]}); "
             f"restore it from a copy, or train again"
         )
 

@@ -10,7 +10,7 @@ from pipeline.errors import RunError
 from pipeline.storage.local import is_vacant
 from pipeline.training.run.folder import (
     PROBE_FILE,
-    REFERENCE_FILE,
+    START_FRAMES_FILE,
     RunDescription,
     StoreIdentity,
     read_run,
@@ -49,7 +49,7 @@ def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
 def _was_cut_off(run: Path) -> bool:
     """Whether all there is was left by a run that was killed before it had written run.json."""
     names = {path.name for path in run.iterdir()}
-    return {n for n in names if not n.endswith(".partial")} <= {PROBE_FILE, REFERENCE_FILE}
+    return {n for n in names if not n.endswith(".partial")} <= {PROBE_FILE, START_FRAMES_FILE}
 
 
 def _changed_stores(held: Sequence[StoreIdentity], ours: Sequence[StoreIdentity]) -> str | None:

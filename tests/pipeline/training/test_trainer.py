@@ -16,7 +16,7 @@ from pipeline.training.data.windows import WindowData
 from pipeline.training.optimization import learning_rate
 from pipeline.training.presets import debug
 from pipeline.training.run.checkpoint import checkpoint_steps, read_average, read_checkpoint
-from pipeline.training.run.folder import PROBE_FILE, REFERENCE_FILE, read_probe, read_run
+from pipeline.training.run.folder import PROBE_FILE, START_FRAMES_FILE, read_probe, read_run
 from pipeline.training.session import train
 from pipeline.training.trainer import Trainer
 from policy.errors import DeviceError, NonFiniteLossError
@@ -238,7 +238,7 @@ def test_checkpoints_belong_to_their_run(store, uninterrupted, tmp_path):
 def test_a_run_that_died_as_it_began_begins_again(store, tmp_path, resume):
     run = tmp_path / "run"
     run.mkdir()
-    for name in (PROBE_FILE, f".{REFERENCE_FILE}.7.partial"):
+    for name in (PROBE_FILE, f".{START_FRAMES_FILE}.7.partial"):
         (run / name).write_bytes(b"cut off")
     train([store.path], run, debug(), resume=resume)
     read_probe(run, read_run(run))

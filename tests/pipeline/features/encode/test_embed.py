@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.errors import DatasetError, EncoderMismatchError, FailedUnitsError, StoreError
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
@@ -125,6 +126,28 @@ def test_a_dataset_that_moved_is_not_read_again(copied):
     assert held.manifest != manifest
     assert embed(manifest, store).seconds["compare"] == 0
     assert read_source(LocalFolder(store)) == held.model_copy(update={"manifest": manifest})
+
+
+def shrunk(frames: np.ndarray) -> np.ndarray:
+    """The 8x8 block means that Pillow makes of every frame."""
+    small = [
+        np.asarray(Image.fromarray(frame).resize((32, 32), Image.Resampling.BOX))
+        for frame in frames.reshape(-1, 256, 256, 3)
+    ]
+    return np.stack(small).reshape(*frames.shape[:-3], 32, 32, 3)
+
+
+def test_the_first_frames_are_kept_small_and_follow_the_pictures(copied):
+    manifest, store = copied
+    for expected in ("as recorded", "replaced"):
+        if expected == "replaced":
+            with h5py.File(manifest.parent / "data/episode_1.hdf5", "r+") as file:
+                file["observations/images/top"][...] = 7
+            embed(manifest, store)
+        held = FeatureStore.open(store).read_start_frames()
+        assert held.episodes.tolist() == [0, 1]
+        firsts = np.stack([recorded_frames(manifest, episode)[0] for episode in (0, 1)])
+        assert np.abs(held.frames - shrunk(firsts).astype(int)).max() <= 1  # ties round otherwise
 
 
 SPLIT = "splits = {heldout = [1]}\n"

@@ -61,6 +61,7 @@ def everything(store: FeatureStore) -> list[object]:
     return [
         store.attributes,
         probe.digest(),
+        store.read_start_frames().digest(),
         store.digest(),
         *(array.tobytes() for array in arrays),
     ]

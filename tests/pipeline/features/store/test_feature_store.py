@@ -24,6 +24,7 @@ from tests.pipeline.tiny import (
     tiny_features,
     tiny_identity,
     tiny_probe,
+    tiny_start_frames,
     tiny_steps,
 )
 
@@ -231,6 +232,23 @@ def test_the_probe_comes_back_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(probe.features, expected.features)
     assert (probe.environment, probe.tolerance) == (expected.environment, expected.tolerance)
     assert held.attributes.environment == expected.environment
+
+
+def test_start_frames_come_back_spread_over_the_episodes_and_name_the_content(tmp_path):
+    lengths = (1,) * 130
+    store = complete_store(tmp_path / "s.zarr", lengths)
+    held, digest = store.read_start_frames(), store.digest()
+    np.testing.assert_array_equal(held.frames, tiny_start_frames(64))
+    assert (held.episodes[0], held.episodes[-1]) == (0, 129)
+    assert set(np.diff(held.episodes)) == {2, 3}
+    store.write_start_frames(255 - held.frames)
+    assert not store.is_complete
+    store.mark_complete()
+    assert store.digest() != digest
+    path = store.path / "start_frames/c/0/0/0/0/0"
+    path.unlink()
+    with pytest.raises(StoreError, match="start_frames"):
+        store.read_start_frames()
 
 
 def test_a_probe_that_another_program_rewrote_is_refused(tmp_path):

@@ -8,18 +8,17 @@ import pytest
 import torch
 
 from pipeline.errors import CameraMismatchError, RunError
-from pipeline.rollout.gate.camera_check import ALARM_QUANTILE, CameraCheck
-from pipeline.rollout.gate.camera_verdict import CameraCheckResult, CameraVerdict, StartFinding
+from pipeline.features.store.start_frames import StartFrames, shrink_frames
+from pipeline.rollout.gate.camera_check import CameraCheck
+from pipeline.rollout.gate.camera_verdict import CameraCheckResult, StartFinding
 from pipeline.training.presets import debug
-from pipeline.training.run.camera_reference import CameraReference
-from pipeline.training.run.folder import REFERENCE_FILE, read_reference, read_run
+from pipeline.training.run.folder import START_FRAMES_FILE, read_run, read_start_frames
 from pipeline.training.session import train
-from policy.images import resize_images
-from tests.pipeline.tiny import complete_store, tiny_features
+from tests.pipeline.tiny import complete_store, tiny_start_frames
 
 VIEWS = ("left", "top", "hand")
-EPISODES, STEPS = 30, 4
-UNDO = {
+EPISODES = 30
+MISTAKES = {
     "flipped left to right": lambda frame: frame[:, ::-1],
     "flipped upside down": lambda frame: frame[::-1],
     "rotated by 180 degrees": lambda frame: frame[::-1, ::-1],
@@ -28,222 +27,210 @@ UNDO = {
 
 
 def scene(view: int, *, mirrored: bool = False) -> np.ndarray:
-    """Soft random patches, of other colours and places in every view."""
+    """Soft random patches, of other colors and places in every view."""
     patches = np.random.default_rng(view).integers(0, 256, (1, 8, 8, 3), np.uint8)
     picture = resize_images(torch.from_numpy(patches))[0].numpy()
     return np.maximum(picture, picture[:, ::-1]) if mirrored else picture
 
 
-def frames_of(episode: int, step: int = 0, *, mirrored: bool = False) -> np.ndarray:
-    """Every view's scene, with an object where this episode and step have it."""
-    numbers = np.random.default_rng([episode, 5])
-    row, column = numbers.integers(60, 180, 2) + 3 * step
+def first_frames(episode: int, *, mirrored: bool = False) -> np.ndarray:
+    """Every view's scene, with an object where this episode has it."""
+    row, column = np.random.default_rng([episode, 5]).integers(20, 200, 2)
     frames = np.stack([scene(view, mirrored=mirrored) for view in range(len(VIEWS))])
-    frames[:, row : row + 20, column : column + 20] = 255
-    if mirrored:
-        frames[:, row : row + 20, 256 - column - 20 : 256 - column] = 255
+    frames[:, row : row + 40, column : column + 40] = 255
     return frames
 
 
-class MixingEncoder:
-    """Averages 16 by 16 cells and mixes them: 768 features, each of the whole picture."""
-
-    def __init__(self):
-        self.mixing = np.random.default_rng(9).normal(size=(768, 768)).astype(np.float32) / 28
-
-    def encode_views(self, frames: torch.Tensor) -> torch.Tensor:
-        cells = frames.float().unflatten(3, (16, 16)).unflatten(2, (16, 16)).mean(dim=(3, 5))
-        return (cells.flatten(2) / 255 @ torch.from_numpy(self.mixing)).half()
+def check_of(*, episodes: int = EPISODES, mirrored: bool = False, views: int = 3) -> CameraCheck:
+    frames = np.stack([first_frames(e, mirrored=mirrored)[:views] for e in range(episodes)])
+    return CameraCheck(StartFrames(shrink_frames(frames), np.arange(episodes)), VIEWS[:views])
 
 
 @pytest.fixture(scope="module")
-def encoder():
-    return MixingEncoder()
+def check():
+    return check_of()
 
 
-def reference_of(encoder, *, episodes: int = EPISODES, mirrored: bool = False) -> CameraReference:
-    frames = [
-        frames_of(episode, step, mirrored=mirrored)
-        for episode in range(episodes)
-        for step in range(STEPS)
-    ]
-    rows = encoder.encode_views(torch.from_numpy(np.stack(frames))).numpy()
-    return CameraReference(rows[::STEPS], rows, np.repeat(np.arange(episodes), STEPS))
-
-
-@pytest.fixture(scope="module")
-def reference(encoder):
-    return reference_of(encoder)
-
-
-@pytest.fixture(scope="module")
-def check(reference):
-    return CameraCheck(reference, VIEWS)
-
-
-@pytest.mark.parametrize("mistake", UNDO)
+@pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.parametrize("view", range(len(VIEWS)))
-def test_a_mistake_in_one_view_is_named(check, encoder, mistake, view):
+def test_a_mistake_in_one_view_is_named(check, mistake, view):
     for episode in range(100, 103):
-        frames = frames_of(episode)
-        frames[view] = UNDO[mistake](frames[view])
-        verdict = check.examine_start(frames, encoder)
+        frames = first_frames(episode)
+        frames[view] = MISTAKES[mistake](frames[view])
+        verdict = check.examine_start(frames)
         assert [found.mistake for found in verdict.views] == [
             mistake if other == view else None for other in range(len(VIEWS))
         ]
+        assert verdict.views[view].alternatives == ()
         assert verdict.views[view].undone_distance < verdict.views[view].distance
-        assert not verdict.matches
         assert f"view `{VIEWS[view]}` matches training when" in verdict.line()
 
 
-def test_the_same_mistake_everywhere_is_named_everywhere(check, encoder):
-    verdict = check.examine_start(frames_of(100)[..., ::-1], encoder)
-    assert {found.mistake for found in verdict.views} == {"red and blue exchanged"}
-    assert verdict.line().count("matches training when red and blue are exchanged") == 3
+def test_one_view_is_enough():
+    alone = check_of(views=1)
+    frames = first_frames(100)[:1]
+    assert alone.examine_start(frames).matches
+    assert "when red and blue are exchanged" in alone.examine_start(frames[..., ::-1]).line()
+    assert "does not look like" in alone.examine_start(first_frames(100)[1:2]).line()
 
 
-@pytest.mark.parametrize("pair", [(0, 1), (0, 2), (1, 2)])
-def test_swapped_views_are_named(check, encoder, pair):
+@pytest.mark.parametrize("pair", [(0, 1), (1, 2)])
+def test_swapped_views_are_named(check, pair):
     first, second = pair
     order = list(range(len(VIEWS)))
     order[first], order[second] = second, first
-    verdict = check.examine_start(frames_of(100)[order], encoder)
+    verdict = check.examine_start(first_frames(100)[order])
     assert verdict.line() == f"views `{VIEWS[first]}` and `{VIEWS[second]}` are swapped"
 
 
-def test_views_in_a_circle_are_named_one_by_one(check, encoder):
-    line = check.examine_start(frames_of(100)[[1, 2, 0]], encoder).line()
+def test_views_in_a_circle_are_named_one_by_one(check):
+    line = check.examine_start(first_frames(100)[[1, 2, 0]]).line()
     for view, shows in (("left", "top"), ("top", "hand"), ("hand", "left")):
         assert f"view `{view}` shows what training saw as `{shows}`" in line
 
 
-def test_what_training_never_showed_is_unknown(check, encoder):
-    frames = frames_of(100)
-    frames[1] = np.random.default_rng(0).integers(0, 256, frames[1].shape, np.uint8)
-    verdict = check.examine_start(frames, encoder)
-    assert [found.mistake for found in verdict.views] == [None, "unknown", None]
-    assert "view `top` matches nothing seen in training (distance " in verdict.line()
+def test_what_training_never_showed_is_unknown(check):
+    for strange in (scene(7), np.zeros((256, 256, 3), np.uint8)):
+        frames = first_frames(100)
+        frames[1] = strange
+        verdict = check.examine_start(frames)
+        assert [found.mistake for found in verdict.views] == [None, "unknown", None]
+        assert "view `top` does not look like training (distance " in verdict.line()
 
 
-def test_unseen_starts_and_later_steps_match(check, encoder):
+def test_unseen_starts_match_in_brighter_and_darker_light_too(check):
     for episode in range(100, 160):
-        assert check.examine_start(frames_of(episode), encoder).line() == "all views match training"
-    assert check.examine_start(frames_of(3, STEPS - 1), encoder).matches
+        for light in (1.0, 1.05, 0.95, 1.2, 0.85):
+            frames = np.clip(first_frames(episode) * light, 0, 255).astype(np.uint8)
+            assert check.examine_start(frames).line() == "all views match training"
 
 
-def test_a_view_that_is_its_own_mirror_image_is_never_called_flipped(encoder):
-    """Not where it is flipped, and not where nothing is wrong but an object in a new place."""
-    mirrored = CameraCheck(reference_of(encoder, mirrored=True), VIEWS)
-    for episode in range(100, 106):
-        frames = frames_of(episode, mirrored=True)
-        np.testing.assert_array_equal(frames, frames[:, :, ::-1])
-        frames[:, 10:30, 50:200] += np.uint8(episode)  # further off than any start
-        found = mirrored.examine_start(frames, encoder).views
-        assert "flipped left to right" not in {finding.mistake for finding in found}
+def test_a_mistake_is_named_in_brighter_and_darker_light_too(check):
+    for light in (1.05, 0.95, 1.2, 0.85):
+        frames = np.clip(first_frames(100) * light, 0, 255).astype(np.uint8)
+        frames[2] = frames[2, :, ::-1]
+        found = check.examine_start(frames).views
+        assert [finding.mistake for finding in found] == [None, None, "flipped left to right"]
 
 
-def test_distances_are_those_of_a_brute_force_search(check, reference, encoder):
-    rows = reference.rows.astype(np.float64)
-    mean, std = rows.mean(axis=0), rows.std(axis=0)
-    scaled = (rows - mean) / std
-
-    def nearest(point: np.ndarray, view: int, among: np.ndarray) -> float:
-        apart = (scaled[among, view] - point) ** 2
-        return float(np.sqrt(apart.mean(axis=-1)).min())
-
-    starts = np.arange(0, len(rows), STEPS)
-    verdict = check.examine_start(frames_of(100), encoder)
-    for view, found in enumerate(verdict.views):
-        spread = max(nearest(scaled[s, view], view, starts[starts != s]) for s in starts)
-        assert found.spread == pytest.approx(max(spread, 0.1), rel=1e-3)
-
-    episodes = reference.row_episodes
-    apart = np.array(
-        [
-            [nearest(scaled[row, view], view, episodes != episodes[row]) for view in range(3)]
-            for row in range(len(rows))
-        ]
-    )
-    limit = np.quantile(apart, ALARM_QUANTILE, axis=0)
-    threshold = np.quantile((apart / limit).max(axis=1), ALARM_QUANTILE)
-    assert check.threshold == pytest.approx(threshold, rel=1e-3)
-
-    live = encoder.encode_views(torch.from_numpy(frames_of(100))[None])[0]
-    scaled_live = (live.double().numpy() - mean) / std
-    everywhere = np.ones(len(rows), bool)
-    expected = max(nearest(scaled_live[v], v, everywhere) / limit[v] for v in range(3))
-    assert check.distance(live) == pytest.approx(expected, rel=1e-3)
-    assert check.distance(torch.from_numpy(reference.rows[7])) == pytest.approx(0, abs=1e-6)
+def test_a_scene_that_is_its_own_mirror_image_is_never_called_flipped():
+    """Nothing tells its flip from the original, nor a flip upside down from a rotation."""
+    symmetric = check_of(mirrored=True)
+    for episode in range(100, 140):
+        frames = first_frames(episode, mirrored=True)
+        assert symmetric.examine_start(frames).matches
+        assert symmetric.examine_start(frames[:, :, ::-1]).matches
+    upside_down = symmetric.examine_start(first_frames(100, mirrored=True)[:, ::-1])
+    for found in upside_down.views:
+        names = {found.mistake, *found.alternatives}
+        assert names == {"flipped upside down", "rotated by 180 degrees"}
+    assert " or " in upside_down.line()
 
 
-def test_planted_decisions_are_further_than_the_threshold(check, encoder):
-    for undo in UNDO.values():
-        frames = frames_of(100)
-        frames[2] = undo(frames[2])
-        features = encoder.encode_views(torch.from_numpy(frames)[None])[0]
-        assert check.distance(features) > check.threshold
+def test_distance_and_spread_are_those_of_a_brute_force_search(check):
+    starts = np.stack([first_frames(episode) for episode in range(EPISODES)]).astype(float)
+    blocks = np.floor(starts.reshape(EPISODES, 3, 32, 8, 32, 8, 3).mean(axis=(3, 5)) + 0.5)
+    shown = first_frames(100).astype(float).reshape(3, 32, 8, 32, 8, 3).mean(axis=(2, 4))
+    shown = np.floor(shown + 0.5)
+    for view, found in enumerate(check.examine_start(first_frames(100)).views):
+        means = blocks[:, view].mean(axis=(1, 2, 3))
+        level = np.sort(means)[(EPISODES - 1) // 2]
+        even = blocks[:, view] * (level / means)[:, None, None, None]
+        apart = np.abs(even[:, None] - even[None]).mean(axis=(2, 3, 4))
+        np.fill_diagonal(apart, np.inf)
+        assert found.spread == pytest.approx(apart.min(axis=1).max(), rel=1e-4)
+        live = shown[view] * (level / shown[view].mean())
+        assert found.distance == pytest.approx(
+            np.abs(even - live).mean(axis=(1, 2, 3)).min(), rel=1e-4
+        )
 
 
-def test_too_few_episodes_are_said_and_judge_nothing(encoder):
-    check = CameraCheck(reference_of(encoder, episodes=7), VIEWS)
-    assert check.threshold is None
-    verdict = check.examine_start(frames_of(100)[..., ::-1], encoder)
+def test_too_few_episodes_are_said_and_judge_nothing():
+    verdict = check_of(episodes=3).examine_start(first_frames(100)[..., ::-1])
     assert (
-        verdict.line() == "cameras are not checked: 7 training episodes, want 8 or more to judge by"
+        verdict.line() == "cameras are not checked: 3 training episodes, want 4 or more to judge by"
     )
     assert verdict.matches
-    assert check.distance(torch.full((3, 768), 9.0)) == 0
 
 
-def test_a_mismatch_is_refused_or_said(check, encoder, caplog):
-    swapped = frames_of(100)[[1, 0, 2]]
+def test_a_mismatch_is_refused_or_said(check, caplog):
+    swapped = first_frames(100)[[1, 0, 2]]
     with pytest.raises(CameraMismatchError, match="`left` and `top` are swapped; correct"):
-        check.admit(swapped, encoder, "refuse")
+        check.admit(swapped, "refuse")
     with caplog.at_level(logging.WARNING):
-        assert check.admit(frames_of(100), encoder, "warn").matches
+        assert check.admit(first_frames(100), "warn").matches
         assert not caplog.records
-        assert not check.admit(swapped, encoder, "warn").matches
+        verdict = check.admit(swapped, "warn")
     assert caplog.messages == ["views `left` and `top` are swapped"]
-
-
-def test_the_result_sums_up_what_was_compared():
-    start = StartFinding(seed=7, verdict=CameraVerdict(views=()))
-    distances = [0.5, 1.5, 0.7, 2.0]
-    result = CameraCheckResult.of("warn", [start], distances, 1.2)
-    assert (result.decisions, result.alarms) == (4, 2)
-    assert (result.distance_p50, result.distance_max) == pytest.approx((1.1, 2.0))
-    assert result.distance_p95 == pytest.approx(1.925)
+    result = CameraCheckResult(mode="warn", starts=(StartFinding(seed=7, verdict=verdict),))
     assert CameraCheckResult.model_validate_json(result.model_dump_json()) == result
-    nothing = CameraCheckResult.of("off", [], [], None)
-    assert (nothing.decisions, nothing.alarms, nothing.distance_max) == (0, 0, None)
+
+
+@pytest.mark.sim
+def test_mistakes_on_a_real_simulator_are_named_and_clean_starts_are_not():
+    from pipeline.rollout.envs.metaworld import MetaWorldEnv
+
+    views = ("corner", "topview", "gripperPOV")
+    env = MetaWorldEnv("peg-insert-side-v3", views, 256)
+
+    def start(seed: int) -> np.ndarray:
+        env.reset(seed)
+        return env.render()
+
+    frames = np.stack([start(seed) for seed in range(6)])
+    check = CameraCheck(StartFrames(shrink_frames(frames), np.arange(6)), views)
+    for seed in (100_000, 100_001):
+        clean = start(seed)
+        assert check.examine_start(clean).matches
+        for view in range(3):
+            for mistake, plant in MISTAKES.items():
+                planted = clean.copy()
+                planted[view] = plant(planted[view])
+                found = check.examine_start(planted).views
+                assert [finding.mistake for finding in found] == [
+                    mistake if other == view else None for other in range(3)
+                ]
+    assert check.examine_start(clean[[0, 2, 1]]).line().endswith("are swapped")
+    env.close()
+
+
+LENGTHS = (2, 3, 2, 2, 2, 3, 2, 2, 2, 2)
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A run on four episodes, of which the last but one is held out."""
-    store = complete_store(tmp_path / "s.zarr", (12, 9, 10, 5), heldout=(2,))
+    """A run on ten episodes, of which the third is held out."""
+    store = complete_store(tmp_path / "s.zarr", LENGTHS, heldout=(2,))
     train([store.path], tmp_path / "run", debug().model_copy(update={"steps": 4}), resume=False)
     return tmp_path / "run"
 
 
-def test_a_run_carries_the_features_of_its_training_episodes_alone(run):
-    features = tiny_features(36)
-    held = read_reference(run, read_run(run))
-    np.testing.assert_array_equal(held.starts, features[[0, 12, 31]])
-    np.testing.assert_array_equal(held.rows, features[[*range(21), *range(31, 36)]])
-    np.testing.assert_array_equal(held.row_episodes, [0] * 12 + [1] * 9 + [3] * 5)
+def test_a_run_carries_the_first_frames_of_its_training_episodes(run):
+    held, stored = read_start_frames(run, read_run(run)), tiny_start_frames(len(LENGTHS))
+    np.testing.assert_array_equal(held.episodes, [0, 1, 3, 4, 5, 6, 7, 8, 9])
+    np.testing.assert_array_equal(held.frames, stored[held.episodes])
 
 
-def test_a_reference_that_was_damaged_swapped_or_removed_is_refused(run, caplog):
-    path, description = run / REFERENCE_FILE, read_run(run)
-    with caplog.at_level(logging.WARNING):
-        assert CameraCheck.from_run(run, description).threshold is None
-    assert "3 training episodes" in caplog.text
+def test_two_stores_are_joined_and_validation_episodes_help_where_few_are_trained_on(tmp_path):
+    stores = [
+        complete_store(tmp_path / f"{sum(lengths)}.zarr", lengths, heldout=(1,)).path
+        for lengths in ((4, 3, 2), (4, 3, 3))
+    ]
+    config = debug().model_copy(update={"steps": 4})
+    train(stores, tmp_path / "run", config, resume=False)
+    held = read_start_frames(tmp_path / "run", read_run(tmp_path / "run"))
+    np.testing.assert_array_equal(held.episodes, range(6))
+    np.testing.assert_array_equal(held.frames, np.concatenate([tiny_start_frames(3)] * 2))
+
+
+def test_start_frames_that_were_damaged_swapped_or_removed_are_refused(run):
+    path, description = run / START_FRAMES_FILE, read_run(run)
+    assert CameraCheck.from_run(run, description).is_able
     ours = path.read_bytes()
     flipped = bytearray(ours)
     flipped[-1] ^= 1
     for damage, pattern in (
-        (bytes(flipped), "not the camera reference that run.json names"),
+        (bytes(flipped), "does not hold the start frames that run.json names"),
         (ours[: len(ours) // 2], "cannot be read"),
         ((run / "probe.safetensors").read_bytes(), "cannot be read"),
     ):
@@ -255,12 +242,12 @@ def test_a_reference_that_was_damaged_swapped_or_removed_is_refused(run, caplog)
         CameraCheck.from_run(run, description)
 
 
-def test_a_run_from_before_the_camera_check_is_refused_in_one_line(run):
+def test_a_run_that_knows_cameras_by_features_is_refused_in_one_line(run):
     path = run / "run.json"
     content = json.loads(path.read_text())
-    content["format_version"] = 3
-    del content["data"]["reference_digest"]
+    content["format_version"] = 6
+    content["data"]["reference_digest"] = content["data"].pop("start_frames_digest")
     path.write_text(json.dumps(content))
-    with pytest.raises(RunError, match="format version 3, this program reads 6") as caught:
+    with pytest.raises(RunError, match="format version 6, this program reads 7; use") as caught:
         read_run(run)
     assert "\n" not in str(caught.value)

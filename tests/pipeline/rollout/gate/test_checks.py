@@ -65,7 +65,7 @@ def description() -> RunDescription:
             fps=50.0,
             encoder=tiny_identity(),
             probe_digest="0",
-            reference_digest="0",
+            start_frames_digest="0",
         ),
     )
 

@@ -38,7 +38,7 @@ result = RolloutResult(
         ),
     ),
     dataset="tiny", code_version="0", render_size=256, num_envs=1, gate_overridden=(),
-    camera_check=CameraCheckResult(mode="refuse", starts=(), threshold=None),
+    camera_check=CameraCheckResult(mode="refuse", starts=()),
     success_rate=float(step > 4), success_interval=(0.0, 1.0),
     render_s=instant, encode_s=instant, head_s=instant,
 )

@@ -54,7 +54,7 @@ def make_result(run: Path, successes: list[bool], /, **changes: object) -> Rollo
         "render_size": 256,
         "num_envs": 1,
         "gate_overridden": (),
-        "camera_check": {"mode": "refuse", "starts": (), "threshold": None},
+        "camera_check": {"mode": "refuse", "starts": ()},
         "episodes": tuple(
             EpisodeResult(
                 seed=FIRST_SEED + index,
