@@ -163,9 +163,7 @@ class FeatureStore:
         return self.completion.require_mark().digest
 
     def source_digest(self) -> str:
-        """Return the sha256 over a complete store's views, episode ends and decoded frames.
-
-        Two stores of different encoders that were made from the same pictures share it.
+        """Return the sha256 over views, episode ends and decoded frames, whichever the encoder.
 
         Raises:
             IncompleteStoreError: the store is not complete.
@@ -334,11 +332,7 @@ class FeatureStore:
         )
 
     def read_step_pieces(self, name: str) -> Iterator[np.ndarray]:
-        """Read an array of `StepArrays` in slices of rows, where memory need not hold it whole.
-
-        Raises:
-            StoreError: the array is damaged; of a complete store at the latest after the last one.
-        """
+        """Read an array of `StepArrays` in slices; StoreError, at the end, where it is damaged."""
         digest = hashlib.sha256()
         for start in count(0, PIECE_ROWS):
             piece = self._read(name, slice(start, start + PIECE_ROWS))
