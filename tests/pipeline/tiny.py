@@ -140,6 +140,7 @@ def create_store(
     rows_per_unit: int = CHUNK_ROWS,
     identity: EncoderIdentity | None = None,
     probe: Probe | None = None,
+    bases: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> FeatureStore:
     """Create a store of random steps without features; of one source, unless told."""
     identity = identity or tiny_identity()
@@ -155,8 +156,9 @@ def create_store(
         manifest_digest="0" * 64,
         sources=sources or (SourceShare(num_episodes=len(lengths), weight=1.0),),
         heldout=heldout,
+        fitted=tuple(sorted(bases)),
     )
-    return FeatureStore.create(path, attributes, tiny_steps(lengths), probe)
+    return FeatureStore.create(path, attributes, tiny_steps(lengths), probe, bases)
 
 
 def fill_store(store: FeatureStore, units: list[int] | None = None) -> None:

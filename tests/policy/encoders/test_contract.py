@@ -1,6 +1,8 @@
 """The contract, for every encoder there is, and for a place in a pass that matters."""
 
+from policy.encoders.base import EncoderSettings
 from policy.encoders.stand_in import NAME as STAND_IN
+from tests import toy_encoder
 from tests.policy.encoders.encoder_contract import EncoderContract
 from tests.tower import load, load_fitted, tiny_tower
 
@@ -21,3 +23,9 @@ class TestEfficientNet(EncoderContract):
     @classmethod
     def load(cls, images_per_pass):
         return load("efficientnet-lite0", images_per_pass, features=("pooled", "grid"))
+
+
+class TestToyEncoder(EncoderContract):
+    @classmethod
+    def load(cls, images_per_pass):
+        return toy_encoder.load(EncoderSettings(name="toy", images_per_pass=images_per_pass))

@@ -12,7 +12,9 @@ from pipeline.features.encode.known_frames import (
     StoredUnits,
 )
 from pipeline.features.store.feature_store import FeatureStore
-from tests.pipeline.tiny import VIEWS, complete_store
+from tests.pipeline.tiny import VIEWS, complete_store, tiny_environment, tiny_identity
+
+POOLED, ENVIRONMENT = tiny_identity().features, tiny_environment(threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -35,34 +37,35 @@ def held_frames(stored) -> dict[int, np.ndarray]:
 
 def test_every_stored_frame_is_found_and_no_other(stored):
     expected = held_frames(stored)
-    known = KnownFrames("engine", FrameIndex.of(stored))
+    known = KnownFrames(POOLED, ENVIRONMENT, FrameIndex.of(stored, place_matters=False))
     absent = [h for h in range(1, 50) if h not in expected]
     asked = np.array([*expected, *absent, 2**64 - 1], np.uint64)
     np.random.default_rng(0).shuffle(asked)
-    features, status, engines = known.look_up(asked)
-    for frame_hash, feature, found in zip(asked, features, status, strict=True):
+    features, status, environments = known.look_up(asked)
+    for frame_hash, feature, found in zip(asked, features["pooled"], status, strict=True):
         assert found == (STORED if int(frame_hash) in expected else NEW)
         np.testing.assert_array_equal(feature, expected.get(int(frame_hash), np.zeros(768)))
-    assert engines == {
+    assert environments == {
         e for held in stored for u in held.units for e in held.store.unit_environments(u)
     }
 
 
 def test_a_frame_that_was_just_encoded_needs_no_store(stored):
-    known = KnownFrames("engine", FrameIndex.of(stored))
+    known = KnownFrames(POOLED, ENVIRONMENT, FrameIndex.of(stored, place_matters=False))
     [frame_hash] = np.array([7], np.uint64)
-    known.add(np.array([7], np.uint64), np.ones((1, 768), np.float16))
-    features, status, engines = known.look_up(np.array([frame_hash], np.uint64))
-    assert (features.min(), status.tolist(), engines) == (1, [RECENT], {"engine"})
+    known.add(np.array([7], np.uint64), {"pooled": np.ones((1, 768), np.float16)})
+    features, status, environments = known.look_up(np.array([frame_hash], np.uint64))
+    assert (features["pooled"].min(), status.tolist()) == (1, [RECENT])
+    assert environments == {ENVIRONMENT.digest()}
 
 
 def test_an_index_of_nothing_finds_nothing():
-    known = KnownFrames("engine", FrameIndex.of([]))
+    known = KnownFrames(POOLED, ENVIRONMENT, FrameIndex.of([], place_matters=False))
     assert known.look_up(np.arange(3, dtype=np.uint64))[1].tolist() == [NEW] * 3
 
 
 def test_the_index_is_sorted_first_come_first_found_and_12_bytes_a_frame(stored):
-    index = FrameIndex.of(stored)
+    index = FrameIndex.of(stored, place_matters=False)
     stored_hashes = np.concatenate(
         [held.store.read_unit_hashes(u).ravel() for held in stored for u in sorted(held.units)]
     )

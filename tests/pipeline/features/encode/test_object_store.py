@@ -66,7 +66,7 @@ def test_the_store_is_there_once_its_root_is_and_a_unit_once_its_record_is(url, 
     put = [name.removeprefix(f"{url.path}/") for method, name in proxy.seen if method == "PUT"]
     assert put.index("zarr.json") > max(put.index("state/zarr.json"), put.index("probe/zarr.json"))
     for unit in range(2):
-        arrays = [f"features/c/{unit}/0/0", f"frame_hash/c/{unit}/0"]
+        arrays = [f"features/pooled/c/{unit}/0/0", f"frame_hash/c/{unit}/0"]
         assert put[-6 + 3 * unit :][:3] == [*arrays, f"commits/00000{unit}.json"]
 
 
@@ -89,9 +89,8 @@ def test_what_a_creation_that_died_left_is_no_store_and_makes_room(url, proxy):
 @pytest.mark.parametrize(
     ("name", "committed"),
     [
-        ("features/c/1/0/0", {0}),
+        ("features/pooled/c/1/0/0", {0}),
         ("commits/000001.json", {0}),
-        ("FILES.json", {0, 1}),
         ("COMPLETE.json", {0, 1}),
     ],
 )
@@ -136,14 +135,14 @@ def test_of_two_that_create_it_at_once_one_wins(url, proxy, server, is_same):
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
-        ("features/c/1/0/0", lambda held: held[: len(held) // 2], r"features: cannot be read"),
-        ("features/c/1/0/0", lambda held: held[:9] + b"?" + held[10:], r"features: cannot be read"),
-        ("features/c/1/0/0", None, r"rows 256\.\.306 \(unit 1\) do not hash"),
+        ("features/pooled/c/1/0/0", lambda held: held[: len(held) // 2], r"features/pooled: cannot be read"),
+        ("features/pooled/c/1/0/0", lambda held: held[:9] + b"?" + held[10:], r"features/pooled: cannot be read"),
+        ("features/pooled/c/1/0/0", None, r"rows 256\.\.306 \(unit 1\) do not hash"),
         ("frame_hash/c/1/0", None, r"rows 256\.\.306 \(unit 1\) do not hash"),
         ("commits/000001.json", lambda held: held[:-9], "unit 1.* damaged commit record"),
         ("commits/000001.json", None, r"unit 1\) have no commit record"),
-        ("state/c/0/0", None, "state/c/0/0: is missing"),
-        ("FILES.json", lambda held: held[:-9], "embedding stopped after 2 of 2 units"),
+        ("state/c/0/0", None, "x.zarr/state: is not what was embedded"),
+        ("COMPLETE.json", lambda held: held[:-9], "embedding stopped after 2 of 2 units"),
         ("COMPLETE.json", None, "embedding stopped after 2 of 2 units"),
     ],
 )
@@ -182,7 +181,8 @@ def test_a_store_that_is_written_while_it_is_read_is_noticed(url):
     other = tiny_features(sum(LENGTHS))[:256] + np.float16(1)
     with ExitStack() as reading:
         reading.enter_context(reader.unreplaced())
-        writer.write_unit(0, other, np.zeros(other.shape[:2], np.uint64), {"engine"})
+        hashes = np.zeros(other.shape[:2], np.uint64)
+        writer.write_unit(0, {"pooled": other}, hashes, {"environment"})
         mark_complete(writer)
         with pytest.raises(StoreError, match="it was changed, while it was read"):
             reading.close()
@@ -200,7 +200,7 @@ def test_two_writers_of_the_same_units_leave_whole_ones(url, tmp_path):
         writer.start()
     for writer in writers:
         writer.join()
-    stores[0].mark_complete()
+    mark_complete(stores[0])
     assert content(url) == content(tmp_path / "x.zarr")
 
 
@@ -212,7 +212,7 @@ def test_an_outage_is_no_damage(url, proxy):
     proxy.is_dead = True
     for ask_for in (
         store.valid_units,
-        store.read_features,
+        lambda: store.read_features("pooled"),
         store.read_probe,
         lambda: store.is_complete,
         lambda: verify_checksums(url),

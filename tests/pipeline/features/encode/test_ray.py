@@ -146,17 +146,16 @@ def test_a_worker_that_computes_something_else_is_refused(tmp_path, address):
     embed(manifest, tmp_path / "reference.zarr")
     held = FeatureStore.open(tmp_path / "reference.zarr")
     probe = held.read_probe()
-    other = replace(probe, features=probe.features + np.float16(1))
+    other = replace(probe, features={"pooled": probe.features["pooled"] + np.float16(1)})
     FeatureStore.create(tmp_path / "s.zarr", held.attributes, held.read_steps(), other)
     plan = WorkerPlan(
         manifest=manifest,
         store=tmp_path / "s.zarr",
         encoder=tiny_tower(),
-        revision=None,
         device="cpu",
         compiled=False,
         threads=1,
-        index=FrameIndex.of([]),
+        index=FrameIndex.of([], place_matters=False),
     )
     with pytest.raises(EncoderMismatchError, match="gives probe frame"):
         list(encode_with_ray(plan, 1, [0], bool))

@@ -60,7 +60,7 @@ def test_files_behind_linked_folders_are_part_of_the_stamp(tmp_path):
 def test_a_damaged_unit_that_comes_back_from_a_backup_is_not_taken_for_new(tmp_path, monkeypatch):
     manifest, store = write_still_life(tmp_path, (CHUNK_ROWS, 20)), tmp_path / "s.zarr"
     embed(manifest, store)
-    chunk = store / "features/c/1/0/0"
+    chunk = store / "features/pooled/c/1/0/0"
     healthy = chunk.read_bytes()
     chunk.write_bytes(b"\0" * len(healthy))
     write_still_episode(manifest.parent / "data", 1, 20, {3: 40})

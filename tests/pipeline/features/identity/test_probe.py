@@ -19,44 +19,53 @@ from pipeline.features.identity.probe import (
     relative_l2,
     synthetic_frames,
 )
-from policy.encoders.base import ImageEncoder
+from policy.encoders.base import EncoderSettings, ImageEncoder
 from policy.encoders.environment import ComputeEnvironment
+from policy.encoders.siglip2 import Siglip2Encoder
 from policy.encoders.stand_in import NAME as STAND_IN
+from policy.encoders.stand_in import build_stand_in
 from tests.pipeline.tiny import tiny_environment
-from tests.tower import load
+from tests.tower import load, load_fitted
 
 NUM_VIEWS = 2
+FEATURES = ("pooled", "grid")
 
 
-class Pretender:
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+class Pretender(ImageEncoder):
     """Has the identity of an encoder, and changes what goes in."""
-
-    dataset_image_resize_shape = None
-    eval_image_resize_shape = (256, 256)
 
     def __init__(
         self,
         encoder: ImageEncoder,
-        change: Callable[[torch.Tensor], torch.Tensor] = lambda frames: frames,
-        engine: ComputeEnvironment | None = None,
+        change: Change = lambda frames: frames,
+        environment: ComputeEnvironment | None = None,
     ):
-        self.identity = encoder.identity
-        self.engine = engine or encoder.environment
         self._encoder = encoder
         self._change = change
+        self.environment = environment or encoder.environment
 
-    def encode_views(self, frames: torch.Tensor) -> torch.Tensor:
-        return self._encoder.encode_views(self._change(frames))
+    @property
+    def identity(self):
+        return self._encoder.identity
+
+    def _forward(self, images):
+        return self._encoder._forward(images)
+
+    def encode_views(self, images):
+        return self._encoder.encode_views(self._change(images))
 
 
-def by_way_of(size: int, resample: Image.Resampling) -> Callable[[torch.Tensor], torch.Tensor]:
+def by_way_of(size: int, resample: Image.Resampling) -> Change:
     """Shrink or enlarge every frame and bring it back; Pillow itself, not our resize."""
 
-    def change(frames: torch.Tensor) -> torch.Tensor:
-        resized = frames.clone()
-        for frame in resized.flatten(0, 1):
-            image = Image.fromarray(frame.numpy()).resize((size, size), resample)
-            frame[:] = torch.from_numpy(np.array(image.resize((256, 256), resample)))
+    def change(frames: np.ndarray) -> np.ndarray:
+        resized = np.empty_like(frames)
+        for place in np.ndindex(frames.shape[:2]):
+            image = Image.fromarray(frames[place]).resize((size, size), resample)
+            resized[place] = np.array(image.resize((256, 256), resample))
         return resized
 
     return change
@@ -64,7 +73,7 @@ def by_way_of(size: int, resample: Image.Resampling) -> Callable[[torch.Tensor],
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def encoder(request):
-    return load(STAND_IN, compute_dtype=request.param)
+    return load_fitted(STAND_IN, features=FEATURES, compute_dtype=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -88,67 +97,79 @@ def test_the_encoder_itself_passes(encoder, probe):
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(lambda frames: frames.flip(3), id="flipped-left-right"),
-        pytest.param(lambda frames: frames.flip(2), id="flipped-upside-down"),
-        pytest.param(lambda frames: frames.flip(4), id="bgr"),
+        pytest.param(lambda frames: np.flip(frames, 3), id="flipped-left-right"),
+        pytest.param(lambda frames: np.flip(frames, 2), id="flipped-upside-down"),
+        pytest.param(lambda frames: np.flip(frames, 4), id="bgr"),
         pytest.param(by_way_of(240, Image.Resampling.BILINEAR), id="resized-to-240"),
         pytest.param(by_way_of(240, Image.Resampling.BICUBIC), id="resized-bicubic"),
-        pytest.param(lambda frames: frames.flip(1), id="views-swapped"),
+        pytest.param(lambda frames: np.flip(frames, 1), id="views-swapped"),
     ],
 )
 def test_frames_that_arrive_changed_are_refused(encoder, probe, change):
-    """On another engine, which is granted the tolerance; each mistake is far beyond ten of it."""
+    """In another environment, which has the tolerance; each mistake is far beyond ten of it."""
     generous = dataclasses.replace(probe, tolerance=10 * probe.tolerance)
     message = refusal(Pretender(encoder, change, tiny_environment()), generous)
     assert "relative L2" in message
-    assert "on another engine" in message
+    assert "in another compute environment" in message
 
 
 def test_other_weights_with_the_same_fingerprint_are_refused(encoder, probe):
-    other = load(STAND_IN, compute_dtype=encoder.identity.compute_dtype)
+    dtype = encoder.identity.compute_dtype
+    other = load(STAND_IN, features=FEATURES, compute_dtype=dtype, bases=encoder.bases)
     with torch.no_grad():
-        for name, weights in other._tower.named_parameters():
+        for name, weights in other._network.named_parameters():
             if name.endswith("fc2.weight"):
                 weights.mul_(1.1)
     assert other.identity == encoder.identity
-    assert "want every bit on the same engine" in refusal(Pretender(other), probe)
+    assert "want every bit in the same environment" in refusal(Pretender(other), probe)
     refusal(Pretender(other, environment=tiny_environment()), probe)
 
 
-def test_one_changed_bit_is_refused_on_the_same_engine(encoder, probe):
-    features = probe.features.copy()
-    features.view(np.uint16)[2, 1, 5] ^= 1
-    changed = dataclasses.replace(probe, features=features)
-    message = refusal(Pretender(encoder), changed)
-    assert "`checkerboard` of view 1" in message
-    assert "want every bit on the same engine" in message
+@pytest.mark.parametrize("feature", FEATURES)
+def test_one_changed_bit_of_one_feature_is_refused_in_the_same_environment(encoder, probe, feature):
+    changed = {name: values.copy() for name, values in probe.features.items()}
+    changed[feature].view(np.uint16)[2, 1].flat[5] ^= 1
+    message = refusal(Pretender(encoder), dataclasses.replace(probe, features=changed))
+    assert f"`checkerboard` of view 1 another feature `{feature}` than was stored" in message
+    assert "want every bit in the same environment" in message
 
 
-def test_another_engine_passes_within_the_tolerance_and_names_its_fields_beyond(encoder, probe):
+@pytest.mark.parametrize("feature", FEATURES)
+def test_another_environment_has_a_tolerance_and_its_fields_are_named(encoder, probe, feature):
     """A shift along each feature itself has a relative L2 that is known without computing any."""
 
     def shifted(share: float) -> Probe:
-        wide = probe.features.astype(np.float64) * (1 + share)
-        return dataclasses.replace(probe, features=wide.astype(np.float16))
+        wide = probe.features[feature].astype(np.float64) * (1 + share)
+        changed = probe.features | {feature: wide.astype(np.float16)}
+        return dataclasses.replace(probe, features=changed)
 
-    engine = probe.environment.model_copy(update={"threads": 99, "torch_version": "1.0"})
+    other = probe.environment.model_copy(update={"threads": 99, "torch_version": "1.0"})
     near, far = shifted(0.8 * probe.tolerance), shifted(2 * probe.tolerance)
-    check_probe(Pretender(encoder, environment=engine), near, where="store")
-    message = refusal(Pretender(encoder, environment=engine), far)
+    check_probe(Pretender(encoder, environment=other), near, where="store")
+    message = refusal(Pretender(encoder, environment=other), far)
     assert f"torch_version was {probe.environment.torch_version}, is 1.0" in message
     assert f"threads was {probe.environment.threads}, is 99" in message
     assert f"want at most {probe.tolerance:.2g}" in message
-    refusal(Pretender(encoder), near)  # the same engine has no tolerance
+    refusal(Pretender(encoder), near)  # the same environment has no tolerance
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
-def test_real_engines_differ_by_less_than_the_tolerance_allows(compute_dtype):
-    """Eager attention instead of sdpa is the farthest engine that one machine has."""
-    ours = load(STAND_IN, compute_dtype=compute_dtype)
-    other = load(STAND_IN, compute_dtype=compute_dtype, attention="eager")
+def test_real_environments_differ_by_less_than_the_tolerance_allows(compute_dtype):
+    """Eager attention instead of sdpa is the farthest environment that one machine has."""
+    ours = load_fitted(STAND_IN, features=FEATURES, compute_dtype=compute_dtype)
+    settings = EncoderSettings(
+        name=STAND_IN,
+        images_per_pass=3,
+        features=FEATURES,
+        compute_dtype=compute_dtype,
+        bases=ours.bases,
+    )
+    names = {"name": STAND_IN, "revision": ours.identity.revision, "pretrained": False}
+    other = Siglip2Encoder(build_stand_in(), settings, attention="eager", **names)
+    assert other.identity == ours.identity
     probe = make_probe(ours, synthetic_frames(1)[:1])
-    live = other.encode_views(torch.from_numpy(probe.frames)).numpy()
-    assert 0 < relative_l2(live, probe.features).max() < TOLERANCE[compute_dtype] / 2
+    for name, live in other.encode_views(probe.frames).items():
+        assert 0 < relative_l2(live, probe.features[name]).max() < TOLERANCE[compute_dtype] / 2
     check_probe(other, probe, where="store")
 
 
@@ -159,7 +180,7 @@ def test_a_store_of_another_resize_is_refused(encoder, probe):
         numbers = np.random.RandomState(NOISE_SEED + view)
         rendered = Image.fromarray(numbers.randint(0, 256, (480, 640, 3), np.uint8))
         frames[3, view] = np.asarray(rendered.resize((256, 256), Image.Resampling.BICUBIC))
-    features = encoder.encode_views(torch.from_numpy(frames)).numpy()
+    features = encoder.encode_views(frames)
     theirs = dataclasses.replace(probe, frames=frames, features=features)
     message = refusal(Pretender(encoder, environment=tiny_environment()), theirs)
     assert "`resized noise`" in message
@@ -179,7 +200,7 @@ def test_the_digest_covers_everything(probe):
     others = [
         dataclasses.replace(probe, tolerance=0.5),
         dataclasses.replace(probe, environment=tiny_environment()),
-        dataclasses.replace(probe, features=probe.features * np.float16(2)),
+        dataclasses.replace(probe, features=probe.features | {"grid": -probe.features["grid"]}),
         dataclasses.replace(probe, frames=255 - probe.frames),
     ]
     assert len({probe.digest(), *(other.digest() for other in others)}) == 5

@@ -26,7 +26,11 @@ def embedded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("embedded")
     manifest = write_dataset(folder)
     config = EmbedConfig(
-        manifest=manifest, store=folder / "s.zarr", encoder="stand-in", compute_dtype="float32"
+        manifest=manifest,
+        store=folder / "s.zarr",
+        encoder="stand-in",
+        features=("pooled", "grid"),
+        compute_dtype="float32",
     )
     embed_dataset(config)
     return folder
@@ -41,21 +45,27 @@ def verify(folder: Path, sample: int = NUM_STEPS, seed: int = 0) -> VerifyReport
     return verify_store(folder / "s.zarr", folder / "tiny.toml", sample=sample, seed=seed)
 
 
-def rewrite(folder: Path, features: np.ndarray, engine: str | None = None) -> None:
+def read(folder: Path) -> dict[str, np.ndarray]:
+    return FeatureStore.open(folder / "s.zarr").read_unit_features(0)
+
+
+def rewrite(folder: Path, environment: str | None = None, **features: np.ndarray) -> None:
     """Put other features under the very record of a store, as a faulty encoder would have."""
     store = FeatureStore.open(folder / "s.zarr", writable=True)
-    engines = store.unit_environments(0) if engine is None else {engine}
-    store.write_unit(0, features, store.read_unit_hashes(0), engines)
+    environments = store.unit_environments(0) if environment is None else {environment}
+    held = store.read_unit_features(0)
+    store.write_unit(0, held | features, store.read_unit_hashes(0), environments)
     mark_complete(store)
 
 
-def test_the_store_of_this_engine_is_confirmed_bit_for_bit(folder):
+def test_a_store_of_this_environment_is_confirmed_bit_for_bit(folder):
     report = verify(folder)
     assert report.is_within_tolerance
     assert (report.num_steps, report.num_images, report.num_exact_steps) == (8, 24, 8)
-    found = report.distances
-    assert (found.max_abs, found.relative_l2_worst, found.equal_share) == (0, 0, 1)
-    assert found.cosine_worst == pytest.approx(1, abs=1e-12)
+    assert list(report.distances) == ["pooled", "grid"]
+    for found in report.distances.values():
+        assert (found.max_abs, found.relative_l2_worst, found.equal_share) == (0, 0, 1)
+        assert found.cosine_worst == pytest.approx(1, abs=1e-12)
     assert "as it should be (8 steps bit for bit" in report.summary()
 
 
@@ -65,43 +75,47 @@ def test_the_manifest_is_found_through_the_store(embedded):
 
 def test_a_sample_is_drawn_by_its_seed(folder):
     """A single wrong row among eight is met by some seeds and missed by others."""
-    features = FeatureStore.open(folder / "s.zarr").read_features("pooled")
-    features[5, 1] = features[4, 1]
-    rewrite(folder, features)
+    grid = read(folder)["grid"]
+    grid[5, 1] = grid[4, 1]
+    rewrite(folder, grid=grid)
     verdicts = [verify(folder, sample=2, seed=seed).is_within_tolerance for seed in range(5)]
     assert {True, False} == set(verdicts)
     assert verify(folder, 2, seed=4).is_within_tolerance == verdicts[4]
     report = verify(folder)
     assert not report.is_within_tolerance
     assert report.num_broken_steps == 1
-    assert "episode_1.hdf5, step 0, view top" in report.worst  # row 5 of episodes of 5 and 3 steps
+    assert "episode_1.hdf5, step 0, view top" in report.worst["grid"]  # row 5 of episodes of 5 and 3 steps
+    assert report.distances["pooled"].equal_share == 1
     assert "OUT OF TOLERANCE" in report.summary()
 
 
-def test_one_bit_is_too_much_on_the_same_engine_and_allowed_on_another(folder):
-    features = FeatureStore.open(folder / "s.zarr").read_features("pooled")
-    features.view(np.uint16)[2, 0, 7] ^= 1
-    rewrite(folder, features)
+@pytest.mark.parametrize("feature", ["pooled", "grid"])
+def test_one_bit_is_too_much_in_the_same_environment_and_allowed_in_another(folder, feature):
+    values = read(folder)[feature]
+    values.view(np.uint16)[2, 0].flat[7] ^= 1
+    rewrite(folder, **{feature: values})
     report = verify(folder)
     assert not report.is_within_tolerance
     assert report.num_broken_steps == 1
-    assert report.distances.equal_share == 1 - 1 / features.size
-    assert 0 < report.distances.relative_l2_worst < report.tolerance
+    assert report.distances[feature].equal_share == 1 - 1 / values.size
+    assert 0 < report.distances[feature].relative_l2_worst < report.tolerance
 
-    rewrite(folder, features, environment=tiny_environment().digest())
+    rewrite(folder, tiny_environment().digest())
     report = verify(folder)
     assert report.is_within_tolerance
     assert report.num_exact_steps == 0
 
 
-def test_another_engine_has_its_limit(folder):
-    features = FeatureStore.open(folder / "s.zarr").read_features("pooled")
+def test_another_environment_has_its_limit(folder):
     shift = np.float64(1 + 2 * verify(folder, 1).tolerance)
-    rewrite(folder, (features * shift).astype(np.float16), environment=tiny_environment().digest())
+    longer = (read(folder)["pooled"] * shift).astype(np.float16)
+    rewrite(folder, tiny_environment().digest(), pooled=longer)
     report = verify(folder)
+    found = report.distances["pooled"]
     assert not report.is_within_tolerance
-    assert report.distances.cosine_worst > 0.999999  # the direction is right, the length is not
-    assert report.distances.relative_l2_mean == pytest.approx(2 * report.tolerance, rel=0.05)
+    assert found.cosine_worst > 0.999999  # the direction is right, the length is not
+    assert found.relative_l2_mean == pytest.approx(2 * report.tolerance, rel=0.05)
+    assert report.distances["grid"].equal_share == 1
 
 
 def test_frames_that_changed_since_are_told_from_a_wrong_encoder(folder):
@@ -115,13 +129,12 @@ def test_frames_that_changed_since_are_told_from_a_wrong_encoder(folder):
 
 
 def test_one_level_of_one_pixel_is_another_frame(folder):
-    """Too little to leave the tolerance of another engine: the hash of the pixels tells."""
-    features = FeatureStore.open(folder / "s.zarr").read_features("pooled")
-    rewrite(folder, features, environment=tiny_environment().digest())
+    """Too little to leave the tolerance of another environment: the hash of the pixels tells."""
+    rewrite(folder, tiny_environment().digest())
     with h5py.File(folder / "data/episode_0.hdf5", "r+") as file:
         file["observations/images/front"][3, 100, 100, 1] ^= 1
     report = verify(folder)
-    assert report.distances.relative_l2_worst < report.tolerance
+    assert report.distances["pooled"].relative_l2_worst < report.tolerance
     assert not report.is_within_tolerance
     assert "step 3, view front" in report.changed[0]
 
@@ -160,7 +173,7 @@ def flip_a_bit(path: Path) -> None:
 @pytest.mark.parametrize("is_complete", [True, False])
 @pytest.mark.parametrize(
     ("name", "unit"),
-    [("features/c/1/0/0", 1), ("frame_hash/c/0/0", 0), ("commits/000001.json", 1)],
+    [("features/pooled/c/1/0/0", 1), ("frame_hash/c/0/0", 0), ("commits/000001.json", 1)],
 )
 def test_a_damaged_unit_is_named_and_its_rows_are_not_drawn(two_units, name, unit, is_complete):
     path = two_units / "s.zarr"
@@ -171,7 +184,7 @@ def test_a_damaged_unit_is_named_and_its_rows_are_not_drawn(two_units, name, uni
     report = verify(two_units, sample=1)
     assert report.damaged_units == (unit,)
     assert not report.is_within_tolerance
-    assert report.distances.relative_l2_worst == 0
+    assert report.distances["pooled"].relative_l2_worst == 0
     assert report.num_committed_steps == (CHUNK_ROWS, 3)[1 - unit]
     assert (
         f"1 units are damaged, want none; run vla-embed again to encode them anew: unit {unit}"
@@ -190,7 +203,7 @@ def test_a_unit_without_a_record_is_damage_in_a_complete_store_alone(two_units):
 
 
 def test_a_store_of_damaged_units_alone_is_reported(folder):
-    flip_a_bit(folder / "s.zarr/features/c/0/0/0")
+    flip_a_bit(folder / "s.zarr/features/grid/c/0/0/0/0/0")
     report = verify(folder)
     assert (report.damaged_units, report.is_within_tolerance) == ((0,), False)
     assert "DAMAGED" in report.summary()
@@ -215,12 +228,12 @@ def test_variants_are_verified_too(tmp_path):
     report = verify(tmp_path)
     assert report.is_within_tolerance
     assert report.num_images == 2 * 3 * 2
-    features = FeatureStore.open(path).read_features("pooled")
-    features[1, 4] = features[1, 3]
-    rewrite(tmp_path, features)
+    pooled = read(tmp_path)["pooled"]
+    pooled[1, 4] = pooled[1, 3]
+    rewrite(tmp_path, pooled=pooled)
     report = verify(tmp_path)
     assert not report.is_within_tolerance
-    assert "episode_0.hdf5, step 1, view top, variant 1" in report.worst
+    assert "episode_0.hdf5, step 1, view top, variant 1" in report.worst["pooled"]
 
 
 def test_a_store_that_does_not_say_where_its_data_lies_asks_for_the_manifest(folder):
@@ -233,7 +246,7 @@ def test_a_store_without_rows_or_with_another_encoder_is_refused(folder, tmp_pat
     empty = create_store(tmp_path / "empty.zarr", (5, 3))
     with pytest.raises(StoreError, match="no unit is committed"):
         verify_store(empty.path, folder / "tiny.toml", sample=1, seed=0)
-    with pytest.raises(EncoderMismatchError, match="another encoder"):
+    with pytest.raises(EncoderMismatchError, match="with other weights, preprocessing or dtype"):
         verify_store(
             _store_of_another_encoder(folder, tmp_path), folder / "tiny.toml", sample=1, seed=0
         )
@@ -241,12 +254,16 @@ def test_a_store_without_rows_or_with_another_encoder_is_refused(folder, tmp_pat
 
 def _store_of_another_encoder(folder: Path, tmp_path: Path) -> Path:
     held = FeatureStore.open(folder / "s.zarr")
-    encoder = held.attributes.encoder.model_copy(update={"fingerprint": "0" * 64})
+    encoder = held.attributes.encoder.model_copy(update={"weights": "0" * 64})
     attributes = held.attributes.model_copy(update={"encoder": encoder})
     store = FeatureStore.create(
-        tmp_path / "other.zarr", attributes, held.read_steps(), held.read_probe()
+        tmp_path / "other.zarr",
+        attributes,
+        held.read_steps(),
+        held.read_probe(),
+        held.read_bases(),
     )
-    store.write_unit(0, held.read_features("pooled"), held.read_unit_hashes(0), {"0"})
+    store.write_unit(0, held.read_unit_features(0), held.read_unit_hashes(0), {"0"})
     return store.path
 
 

@@ -55,20 +55,20 @@ def test_steps_come_in_pieces_that_join_to_the_whole(tmp_path):
 def test_other_zarr_readers_read_it(tmp_path):
     complete_store(tmp_path / "s.zarr", LENGTHS)
     group = zarr.open_group(tmp_path / "s.zarr", mode="r")
-    np.testing.assert_array_equal(group["features"][:], tiny_features(NUM_ROWS))
+    np.testing.assert_array_equal(group["features/pooled"][:], tiny_features(NUM_ROWS))
     assert group.attrs["view_names"] == ["front", "top", "r_vis"]
 
 
 def test_a_chunk_is_the_raw_array_and_a_checksum(tmp_path):
     complete_store(tmp_path / "s.zarr", LENGTHS)
-    content = (tmp_path / "s.zarr/features/c/0/0/0").read_bytes()
+    content = (tmp_path / "s.zarr/features/pooled/c/0/0/0").read_bytes()
     assert content[:-4] == tiny_features(NUM_ROWS)[:CHUNK_ROWS].tobytes()
 
 
 def test_unwritten_rows_read_as_nan_and_never_as_zero(tmp_path):
     create_store(tmp_path / "s.zarr", LENGTHS)
     group = zarr.open_group(tmp_path / "s.zarr", mode="r")
-    assert np.isnan(group["features"][:]).all()
+    assert np.isnan(group["features/pooled"][:]).all()
 
 
 def test_an_incomplete_store_is_refused_and_says_how_far_it_is(tmp_path):
@@ -88,7 +88,7 @@ def test_only_committed_units_are_valid(tmp_path):
     assert store.valid_units() == {0}
 
 
-@pytest.mark.parametrize("name", ["features/c/0/0/0", "frame_hash/c/0/0", "commits/000000.json"])
+@pytest.mark.parametrize("name", ["features/pooled/c/0/0/0", "frame_hash/c/0/0", "commits/000000.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
 def test_damage_is_never_read_as_data(tmp_path, name, damage):
     store = complete_store(tmp_path / "s.zarr", LENGTHS)
@@ -150,7 +150,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path, value):
     features = tiny_features(4)
     features[0], features[2, 1, 0] = 65504, value  # the largest finite one is no reason
     with pytest.raises(StoreError, match="not finite"):
-        store.write_unit(0, features, np.zeros((4, 3), np.uint64), {"0" * 64})
+        store.write_unit(0, {"pooled": features}, np.zeros((4, 3), np.uint64), {"0" * 64})
 
 
 def test_creating_over_something_is_refused(tmp_path):
@@ -189,7 +189,7 @@ def test_steps_changed_after_completion_are_noticed(tmp_path, name, value):
     store = complete_store(tmp_path / "s.zarr", (4, 4))
     check_digest(store)
     replace_steps(store, name, value)
-    with pytest.raises(StoreError, match=rf"s\.zarr/{name}/c/0.*not what was embedded"):
+    with pytest.raises(StoreError, match=rf"s\.zarr/{name}: is not what was embedded"):
         FeatureStore.open(store.path).read_steps()
 
 
@@ -201,7 +201,7 @@ def test_a_damaged_complete_mark_marks_nothing(tmp_path, content):
         FeatureStore.open(store.path)
 
 
-@pytest.mark.parametrize("name", ["features", "state", "episode_ends"])
+@pytest.mark.parametrize("name", ["features/pooled", "state", "episode_ends"])
 def test_a_missing_array_is_a_store_error(tmp_path, name):
     store = complete_store(tmp_path / "s.zarr", (4,))
     (store.path / name / "zarr.json").unlink()
@@ -229,7 +229,7 @@ def test_the_probe_comes_back_bit_for_bit(tmp_path):
     held, expected = FeatureStore.open(tmp_path / "s.zarr", allow_incomplete=True), tiny_probe()
     probe = held.read_probe()
     np.testing.assert_array_equal(probe.frames, expected.frames)
-    np.testing.assert_array_equal(probe.features, expected.features)
+    np.testing.assert_array_equal(probe.features["pooled"], expected.features["pooled"])
     assert (probe.environment, probe.tolerance) == (expected.environment, expected.tolerance)
     assert held.attributes.environment == expected.environment
 
@@ -254,14 +254,14 @@ def test_start_frames_come_back_spread_over_the_episodes_and_name_the_content(tm
 def test_a_probe_that_another_program_rewrote_is_refused(tmp_path):
     """Every checksum is right, and the store is not complete: its own digest tells."""
     store = create_store(tmp_path / "s.zarr", (4,))
-    zarr.open_group(store.path, mode="r+")["probe/features"][0, 0, 0] = 1
+    zarr.open_group(store.path, mode="r+")["probe/features/pooled"][0, 0, 0] = 1
     with pytest.raises(StoreError, match="probe: damaged"):
         FeatureStore.open(store.path, allow_incomplete=True).read_probe()
 
 
-def test_units_say_which_engines_computed_them(tmp_path):
+def test_units_record_which_environments_computed_them(tmp_path):
     store = create_store(tmp_path / "s.zarr", LENGTHS)
-    features = tiny_features(NUM_ROWS)[:CHUNK_ROWS]
+    features = {"pooled": tiny_features(NUM_ROWS)[:CHUNK_ROWS]}
     store.write_unit(0, features, np.ones((CHUNK_ROWS, 3), np.uint64), {"b", "a"})
     assert store.unit_environments(0) == {"a", "b"}
     with pytest.raises(StoreError, match="no commit record"):
@@ -281,7 +281,7 @@ def test_the_source_digest_names_what_was_seen_whoever_encoded_it(tmp_path):
         ours.source_digest()
     hashes = ours.read_unit_hashes(0)
     hashes[3, 1] += 1  # the pixels of one frame
-    ours.write_unit(0, ours.read_unit_feature(0, "pooled"), hashes, {"0"})
+    ours.write_unit(0, ours.read_unit_features(0), hashes, {"0"})
     mark_complete(ours)
     assert ours.source_digest() != digest
 
@@ -289,7 +289,7 @@ def test_the_source_digest_names_what_was_seen_whoever_encoded_it(tmp_path):
 @pytest.mark.parametrize("codec", ["none", "blosc"])
 def test_a_flipped_bit_is_no_data_in_either_codec(tmp_path, codec):
     store = complete_store(tmp_path / "s.zarr", (8,), codec=codec)
-    path = store.path / "features/c/0/0/0"
+    path = store.path / "features/pooled/c/0/0/0"
     content = bytearray(path.read_bytes())
     for place in (0, len(content) // 2, len(content) - 1):
         content[place] ^= 8
@@ -305,7 +305,7 @@ def test_attributes_changed_after_completion_are_noticed(tmp_path):
     store = complete_store(tmp_path / "s.zarr", (4,))
     path = store.path / "zarr.json"
     path.write_text(path.read_text().replace('"fps": 50.0', '"fps": 10.0'))
-    with pytest.raises(StoreError, match=r"zarr\.json: .*not what was embedded"):
+    with pytest.raises(StoreError, match=r"zarr\.json: is missing or was changed"):
         FeatureStore.open(store.path)
 
 

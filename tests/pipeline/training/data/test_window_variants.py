@@ -1,0 +1,58 @@
+"""Augmented variants are drawn per window by the trainer."""
+
+import pytest
+import torch
+
+from pipeline.features.encode.embed import EmbedConfig, embed_dataset
+from pipeline.features.store.feature_store import FeatureStore
+from pipeline.training.data.windows import WindowData
+from tests.pipeline.tiny import write_dataset
+from tests.tower import tiny_tower
+
+LENGTHS, VARIANTS, NUM_VIEWS = (3, 2), 2, 3
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """The same dataset with and without variants."""
+    folder = tmp_path_factory.mktemp("variants")
+    manifest = write_dataset(folder, LENGTHS)
+    for name, count in (("plain.zarr", 0), ("variants.zarr", VARIANTS)):
+        embed_dataset(
+            EmbedConfig(
+                manifest=manifest, store=folder / name, encoder=tiny_tower(), num_variants=count
+            )
+        )
+    return folder
+
+
+def open_store(folder, name: str) -> FeatureStore:
+    return FeatureStore.open(folder / name)
+
+
+def test_a_window_shows_the_asked_variant_in_every_observation_step(stores):
+    data = WindowData(open_store(stores, "variants.zarr"), heldout_share=0.0)
+    rows = torch.tensor([1, 4])
+    variants = torch.tensor([[0, 2, 1], [1, 0, 2]])
+    windows = data.gather(rows, obs_horizon=2, pred_horizon=2, variants=variants)
+    stored = torch.from_numpy(open_store(stores, "variants.zarr").read_features("pooled"))
+    for window, row in enumerate(rows.tolist()):
+        for step in range(2):
+            for view in range(NUM_VIEWS):
+                slot = int(variants[window, view]) * NUM_VIEWS + view
+                expected = stored[row - 1 + step, slot].float()
+                assert torch.equal(windows.features[window, step, view], expected)
+
+
+def test_without_a_draw_windows_and_statistics_are_those_of_the_plain_store(stores):
+    plain = WindowData(open_store(stores, "plain.zarr"), heldout_share=0.0)
+    both = WindowData(open_store(stores, "variants.zarr"), heldout_share=0.0)
+    rows = torch.arange(5)
+    first, second = (data.gather(rows, obs_horizon=2, pred_horizon=2) for data in (plain, both))
+    assert torch.equal(first.features, second.features)
+    assert torch.equal(plain.statistics().feature_std, both.statistics().feature_std)
+    generator = torch.Generator()
+    assert plain.draw_variants(5, generator) is None
+    drawn = both.draw_variants(300, generator)
+    assert drawn.shape == (300, NUM_VIEWS)
+    assert sorted(set(drawn.flatten().tolist())) == [0, 1, 2]
