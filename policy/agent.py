@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from policy.encoders.base import ImageEncoder
 from policy.errors import AgentMismatchError
 from policy.network.head import ActionHead, Condition, HeadConfig
-from policy.network.normalizer import DataStatistics, MinMaxNormalizer
+from policy.network.normalizer import DataStatistics, Normalizer, Scaling
 from policy.network.readers import FeatureReader, LinearReaderConfig, ReaderConfig, build_reader
 from policy.objectives.base import Batch, Loss
 from policy.objectives.meanflow import ImprovedMeanFlowConfig
@@ -42,6 +42,12 @@ class AgentConfig(BaseModel):
     """Observation steps the policy sees, the current one included."""
     num_action_steps: int = Field(default=8, ge=1)
     """Control steps executed before re-planning; at most `head.pred_horizon`."""
+    state_scaling: Scaling = "range"
+    """What is scaled to -1 and 1. `quantiles` where single readings are wild; a dimension that
+    moves in less than 1 % of the steps then counts as constant."""
+    action_scaling: Scaling = "range"
+    """The same of actions; predicted ones leave that range by a quarter of it at most, or with
+    `deviation` the mean by five standard deviations."""
     head: HeadConfig = HeadConfig()
     """Size of the action head."""
     objective: ObjectiveConfig = ImprovedMeanFlowConfig()
@@ -81,8 +87,8 @@ class VLAAgent(nn.Module):
                 for name, reader in config.readers.items()
             }
         )
-        self.state_normalizer = MinMaxNormalizer(spec.state_dim)
-        self.action_normalizer = MinMaxNormalizer(spec.action_dim)
+        self.state_normalizer = Normalizer(spec.state_dim, config.state_scaling)
+        self.action_normalizer = Normalizer(spec.action_dim, config.action_scaling)
         self.cond_projector = nn.Linear(self.raw_cond_dim, config.cond_dim)
         self.objective = build_objective(config.objective)
         self.head = ActionHead(
@@ -97,8 +103,8 @@ class VLAAgent(nn.Module):
         """Take the scales of features, state and action from the training split."""
         for name, reader in self._readers():
             reader.standardizer.fit(statistics.feature_mean[name], statistics.feature_std[name])
-        self.state_normalizer.fit(statistics.state_min, statistics.state_max)
-        self.action_normalizer.fit(statistics.action_min, statistics.action_max)
+        self.state_normalizer.fit(statistics.state)
+        self.action_normalizer.fit(statistics.action)
 
     def encode_views(
         self, images: UInt8[np.ndarray, "t v 256 256 3"]

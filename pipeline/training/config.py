@@ -103,7 +103,7 @@ def with_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
         *groups, field = key.strip().split(".")
         target = _group(content, groups)
         if not separator or target is None or field not in target or field == "preset":
-            known = ", ".join(target or content)
+            known = ", ".join(_nearest_group(content, groups))
             raise ConfigError(f"--set {setting}: want group.field=value, known here: {known}")
         if field == "kind":
             kind = str(_parse_value(text.strip()))
@@ -132,6 +132,13 @@ def _group(content: dict[str, Any], groups: Sequence[str]) -> dict[str, Any] | N
     for group in groups:
         target = target.get(group) if isinstance(target, dict) else None
     return target if isinstance(target, dict) else None
+
+
+def _nearest_group(content: dict[str, Any], groups: Sequence[str]) -> dict[str, Any]:
+    """Return the last of the groups that is there, the whole configuration if none is."""
+    while (target := _group(content, groups)) is None:
+        groups = groups[:-1]
+    return target
 
 
 def _validated(content: dict[str, Any], said: str) -> TrainConfig:

@@ -1,12 +1,13 @@
-"""Scaling of states and actions to [-1, 1], and of features to zero mean and unit spread.
+"""Scaling of states and actions to about [-1, 1], and of features to zero mean and unit spread.
 
 All statistics are buffers, so that they travel inside a checkpoint's weights. What was constant in
 training carries no signal: it enters a network as zero, whatever its value is live, and an action
-that was constant is returned exactly, whatever the network predicts.
+that was constant is returned exactly, whatever the network predicts. Values far outside the scale
+are clipped, the same in training and live: one wild reading moves no input and no action far.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,42 @@ from torch import Tensor, nn
 
 CONSTANT_RANGE: Final = 1e-4  # in the unit of the dimension; a smaller range is sensor noise
 CONSTANT_STD: Final = 1e-6  # far below float16's resolution of any feature that carries a signal
+
+Scaling = Literal["range", "quantiles", "deviation"]
+"""What is mapped to -1 and 1: the smallest and the largest value, the 1 % and the 99 % quantile, or
+one standard deviation below and above the mean."""
+
+LIMITS: Final[dict[Scaling, float]] = {"range": 1.5, "quantiles": 1.5, "deviation": 5.0}
+"""Largest scaled value; 1.5 is a quarter of the range beyond either end. Training data never
+reaches that of `range`."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How the values of every dimension are distributed over the training split."""
+
+    minimum: Float[Tensor, " d"]
+    """Smallest value, in the manifest's units, as all of these."""
+    maximum: Float[Tensor, " d"]
+    """Largest value."""
+    low: Float[Tensor, " d"]
+    """1 % quantile."""
+    high: Float[Tensor, " d"]
+    """99 % quantile."""
+    mean: Float[Tensor, " d"]
+    """Mean."""
+    std: Float[Tensor, " d"]
+    """Standard deviation."""
+
+    def ends(self, scaling: Scaling) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+        """Return the values that a scaling maps to -1 and 1."""
+        match scaling:
+            case "range":
+                return self.minimum, self.maximum
+            case "quantiles":
+                return self.low, self.high
+            case "deviation":
+                return self.mean - self.std, self.mean + self.std
 
 
 @dataclass(frozen=True)
@@ -24,41 +61,40 @@ class DataStatistics:
     """Mean of every value of every feature, per view."""
     feature_std: dict[str, Float[Tensor, "v ..."]]
     """Standard deviation of every value of every feature, per view."""
-    state_min: Float[Tensor, " s"]
-    """Smallest state, in the manifest's units."""
-    state_max: Float[Tensor, " s"]
-    """Largest state, in the manifest's units."""
-    action_min: Float[Tensor, " a"]
-    """Smallest action, in the manifest's units."""
-    action_max: Float[Tensor, " a"]
-    """Largest action, in the manifest's units."""
+    state: Distribution
+    """Of the states."""
+    action: Distribution
+    """Of the actions."""
 
 
-class MinMaxNormalizer(nn.Module):
-    """Maps [minimum, maximum] to [-1, 1] per dimension; a constant dimension to 0 and back."""
+class Normalizer(nn.Module):
+    """Maps the ends of a scaling to -1 and 1 per dimension; a constant dimension to 0 and back."""
 
     center: Tensor
     half_range: Tensor
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, scaling: Scaling = "range"):
         super().__init__()
+        self._scaling: Scaling = scaling
+        self._limit = LIMITS[scaling]
         self.register_buffer("center", torch.zeros(dim))
         self.register_buffer("half_range", torch.ones(dim))
 
-    def fit(self, minimum: Float[Tensor, " d"], maximum: Float[Tensor, " d"]) -> None:
-        """Take the range of every dimension, both ends finite, `minimum <= maximum`."""
-        half_range = (maximum - minimum) / 2
-        self.center.copy_(minimum + half_range)
-        self.half_range.copy_(half_range.where(maximum - minimum > CONSTANT_RANGE, 0.0))
+    def fit(self, distribution: Distribution) -> None:
+        """Take the scale of every dimension from finite values."""
+        low, high = distribution.ends(self._scaling)
+        half_range = (high - low) / 2
+        self.center.copy_(low + half_range)
+        self.half_range.copy_(half_range.where(high - low > CONSTANT_RANGE, 0.0))
 
     def normalize(self, values: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """Map physical values to [-1, 1]; values outside the fitted range leave it."""
+        """Scale physical values, and clip them to the scaling's limit."""
         scale = self.half_range.where(self.half_range > 0, torch.inf)
-        return (values - self.center) / scale
+        return ((values - self.center) / scale).clamp(-self._limit, self._limit)
 
     def unnormalize(self, values: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """Map [-1, 1] back to physical values."""
-        return values * self.half_range + self.center
+        """Clip scaled values to the scaling's limit, and map them back to physical values."""
+        return values.clamp(-self._limit, self._limit) * self.half_range + self.center
 
 
 class FeatureStandardizer(nn.Module):

@@ -123,8 +123,8 @@ class KeypointsReader(FeatureReader):
         axes = torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns)
         positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
         self.register_buffer("coordinates", positions, persistent=False)
-        self.patterns = nn.ModuleList(
-            nn.Linear(channels, config.num_keypoints) for _ in range(num_views)
+        self.patterns = nn.ModuleList(  # a bias would cancel in the softmax over positions
+            nn.Linear(channels, config.num_keypoints, bias=False) for _ in range(num_views)
         )
         self.per_view = nn.ModuleList(
             nn.Linear(2 * config.num_keypoints, config.projection_dim) for _ in range(num_views)

@@ -1,36 +1,47 @@
 """The agent's conditioning contract, and what training reaches."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from policy.agent import AgentConfig, VLAAgent
-from policy.encoders.siglip2 import STAND_IN, load_backbone
 from policy.errors import AgentMismatchError
 from policy.network.head import HeadConfig
 from policy.network.normalizer import DataStatistics
+from policy.network.readers import GridReaderConfig, LinearReaderConfig
 from policy.objectives.base import Batch, bind
 from policy.objectives.improved_meanflow_jump import (
     ImprovedMeanFlowJump,
     ImprovedMeanFlowJumpConfig,
 )
 from policy.spec import AgentSpec
+from tests.policy.scales import between, plain_statistics
+from tests.tower import load
 
 STATE_DIM, ACTION_DIM = 5, 4
-SPEC = AgentSpec(view_names=("front", "top", "r_vis"), state_dim=STATE_DIM, action_dim=ACTION_DIM)
+POOLED, GRID = (768,), (2, 3, 7)
+SPEC = AgentSpec(
+    view_names=("front", "top", "r_vis"),
+    feature_shapes={"pooled": POOLED, "grid": GRID},
+    state_dim=STATE_DIM,
+    action_dim=ACTION_DIM,
+)
+UNSCALED_STATE = between(-torch.ones(STATE_DIM), torch.ones(STATE_DIM))
 
 
-def tiny_agent(projection_dim: int = 8, backbone=None, **settings) -> VLAAgent:
+def tiny_agent(projection_dim: int = 8, encoder=None, **settings) -> VLAAgent:
     torch.manual_seed(0)
     head = HeadConfig(n_emb=64, n_layer=1, pred_horizon=8)
-    config = AgentConfig(projection_dim=projection_dim, head=head, **settings)
-    return VLAAgent(config, SPEC, backbone)
+    readers = {"pooled": LinearReaderConfig(projection_dim=projection_dim)}
+    config = AgentConfig(**{"readers": readers, "head": head} | settings)
+    return VLAAgent(config, SPEC, encoder)
 
 
 def random_batch(batch: int = 4, horizon: int = 8):
     generator = torch.Generator().manual_seed(0)
     return (
-        torch.randn(batch, 2, 3, 768, generator=generator),
+        {"pooled": torch.randn(batch, 2, 3, *POOLED, generator=generator)},
         torch.randn(batch, 2, STATE_DIM, generator=generator),
         torch.randn(batch, horizon, ACTION_DIM, generator=generator),
         torch.ones(batch, horizon, dtype=torch.bool),
@@ -51,19 +62,25 @@ def test_condition_has_the_width_of_the_design(projection_dim):
 
 @pytest.mark.parametrize("projection_dim", [96, 192])
 def test_condition_equals_the_contract_written_out(projection_dim):
-    """Standardise, project each view with its own matrix, append the state, project."""
+    """Standardize, project each view with its own matrix, append the state, project."""
     agent = tiny_agent(projection_dim)
     features, state, _, _ = random_batch()
     mean, std = torch.randn(3, 768), torch.rand(3, 768) + 0.5
     low, high = -torch.rand(STATE_DIM) - 1, torch.rand(STATE_DIM) + 1
     agent.fit_statistics(
-        DataStatistics(mean, std, low, high, torch.zeros(ACTION_DIM), torch.ones(ACTION_DIM))
+        DataStatistics(
+            {"pooled": mean},
+            {"pooled": std},
+            between(low, high),
+            between(torch.zeros(ACTION_DIM), torch.ones(ACTION_DIM)),
+        )
     )
+    state = state.clamp(low, high)
 
     parts = []
-    for view, project in enumerate(agent.view_projectors.per_view):
-        standardised = (features[:, :, view] - mean[view]) / std[view]
-        parts.append(standardised @ project.weight.T + project.bias)
+    for view, project in enumerate(agent.readers["pooled"].per_view):
+        standardized = (features["pooled"][:, :, view] - mean[view]) / std[view]
+        parts.append(standardized @ project.weight.T + project.bias)
     parts.append(2 * (state - low) / (high - low) - 1)
     raw = torch.cat(parts, dim=-1)
     expected = raw @ agent.cond_projector.weight.T + agent.cond_projector.bias
@@ -71,16 +88,46 @@ def test_condition_equals_the_contract_written_out(projection_dim):
     torch.testing.assert_close(agent._build_cond(features, state), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_reach_every_trainable_part_and_never_the_tower():
-    encoder = load_backbone(STAND_IN)
-    agent = tiny_agent(backbone=encoder)
+def test_two_features_enter_one_after_the_other_and_the_state_last():
+    """Pooled vectors of every view, then flattened grids of every view, then the state."""
+    readers = {
+        "pooled": LinearReaderConfig(projection_dim=8),
+        "grid": GridReaderConfig(projection_dim=5),
+    }
+    agent = tiny_agent(readers=readers)
+    features, state, _, _ = random_batch()
+    generator = torch.Generator().manual_seed(1)
+    features["grid"] = torch.randn(4, 2, 3, *GRID, generator=generator)
+    state = state / state.abs().max()  # inside the range of the unfitted scale
+
+    parts = []
+    for name in ("pooled", "grid"):
+        for view, project in enumerate(agent.readers[name].per_view):
+            parts.append(features[name][:, :, view].flatten(2) @ project.weight.T + project.bias)
+    raw = torch.cat([*parts, state], dim=-1)
+    expected = raw @ agent.cond_projector.weight.T + agent.cond_projector.bias
+
+    assert agent.raw_cond_dim == raw.shape[-1] == 3 * (8 + 5) + STATE_DIM
+    torch.testing.assert_close(agent._build_cond(features, state), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_feature_that_the_data_lacks_is_refused_and_those_there_are_listed():
+    with pytest.raises(AgentMismatchError) as refused:
+        tiny_agent(readers={"depth": LinearReaderConfig()})
+    (line,) = str(refused.value).splitlines()
+    assert "`depth` is not in the data, which has pooled, grid" in line
+
+
+def test_gradients_reach_every_trainable_part_and_never_the_encoder():
+    encoder = load("stand-in", features=("pooled",))
+    agent = tiny_agent(encoder=encoder)
     with torch.no_grad():
         agent.head.predict.weight.normal_()  # zero at the start, which would hide what is behind
         agent.head.residuals.query.normal_()
-    frames = torch.randint(0, 256, (2, 3, 256, 256, 3), dtype=torch.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 256, 256, 3), np.uint8)
     _, state, actions, valid = random_batch(batch=1)
 
-    features = agent.encode_views(frames).float()[None]
+    features = {name: values[None] for name, values in agent.encode_views(images).items()}
     generator = torch.Generator().manual_seed(0)
     agent.compute_loss(features, state, actions, valid, generator).value.backward()
 
@@ -90,9 +137,11 @@ def test_gradients_reach_every_trainable_part_and_never_the_tower():
         if parameter.grad is None or not parameter.grad.any()
     ]
     assert unreached == []
-    tower = nn.Module.parameters(encoder._tower)
-    assert all(parameter.grad is None for parameter in tower)
-    assert not any("tower" in name or "backbone" in name for name in agent.state_dict())
+    network = nn.Module.parameters(encoder._network)
+    assert all(parameter.grad is None for parameter in network)
+    parts = {name.split(".")[0] for name in agent.state_dict()}
+    normalizers = {"state_normalizer", "action_normalizer"}
+    assert parts == {"readers", "cond_projector", "head"} | normalizers
 
 
 def test_a_teacher_reads_the_condition_by_its_own_weights():
@@ -120,33 +169,63 @@ def test_a_teacher_reads_the_condition_by_its_own_weights():
     assert torch.equal(loss(agent, agent), loss(agent, None))
 
 
-def test_agent_without_encoder_takes_no_frames():
+def test_agent_without_encoder_takes_no_images():
     with pytest.raises(AgentMismatchError, match="no encoder"):
-        tiny_agent().encode_views(torch.zeros(1, 3, 256, 256, 3, dtype=torch.uint8))
+        tiny_agent().encode_views(np.zeros((1, 3, 256, 256, 3), np.uint8))
 
 
-def test_predicted_actions_come_back_in_physical_units():
-    """An untrained head answers its noise, so the noise's scale shows the unnormalisation."""
+def fit_actions(agent: VLAAgent, low: list[float], high: list[float]) -> None:
+    action = between(torch.tensor(low), torch.tensor(high))
+    shapes = {"pooled": POOLED}
+    agent.fit_statistics(plain_statistics(shapes, views=3, state=UNSCALED_STATE, action=action))
+
+
+def test_predicted_actions_come_back_in_physical_units_near_the_range():
+    """An untrained head answers its noise, so the noise's scale shows the unnormalization."""
     agent = tiny_agent()
     features, state, _, _ = random_batch()
-    low, high = torch.tensor([0.0, -3.0, 5.0, 2.0]), torch.tensor([1.0, 3.0, 25.0, 2.0])
-    agent.fit_statistics(
-        DataStatistics(
-            torch.zeros(3, 768),
-            torch.ones(3, 768),
-            -torch.ones(STATE_DIM),
-            torch.ones(STATE_DIM),
-            low,
-            high,
-        )
-    )
+    fit_actions(agent, low=[0.0, -3.0, 5.0, -2.0], high=[1.0, 3.0, 25.0, 2.0])
     noise = agent.noise(4, torch.Generator().manual_seed(0))
 
     actions = agent.predict(features, state, noise)
 
-    half_range = torch.tensor([0.5, 3.0, 10.0, 1.0])  # the last dimension is constant
-    center = torch.tensor([0.5, 0.0, 15.0, 2.0])
-    torch.testing.assert_close(actions, noise[:, 0] * half_range + center)
+    half_range = torch.tensor([0.5, 3.0, 10.0, 2.0])
+    center = torch.tensor([0.5, 0.0, 15.0, 0.0])
+    assert noise.abs().max() > 1.5
+    torch.testing.assert_close(actions, noise[:, 0].clamp(-1.5, 1.5) * half_range + center)
+
+
+def test_an_action_that_was_constant_is_answered_exactly_whatever_the_head_predicts():
+    agent = tiny_agent()
+    with torch.no_grad():
+        agent.head.predict.weight.normal_(std=10.0)
+    features, state, _, _ = random_batch()
+    fit_actions(agent, low=[0.1, -3.0, 5.0, -1.7], high=[0.1, 3.0, 25.0, -1.7])
+    actions = agent.predict(features, state, agent.noise(4, torch.Generator().manual_seed(0)))
+    assert (actions[..., 0] == torch.tensor(0.1)).all()
+    assert (actions[..., 3] == torch.tensor(-1.7)).all()
+    assert actions[..., 1].std() > 1
+
+
+def test_a_state_that_was_constant_has_no_influence_and_a_wild_one_a_bounded_one():
+    agent = tiny_agent()
+    features, state, _, _ = random_batch()
+    low, high = -torch.ones(STATE_DIM), torch.ones(STATE_DIM)
+    low[2] = high[2] = 0.3
+    action = between(torch.zeros(ACTION_DIM), torch.ones(ACTION_DIM))
+    known = between(low, high)
+    shapes = {"pooled": POOLED}
+    agent.fit_statistics(plain_statistics(shapes, views=3, state=known, action=action))
+    expected = agent._build_cond(features, state)
+    changed = state.clone()
+    changed[..., 2] = torch.randn(4, 2) * 1e6
+    assert torch.equal(agent._build_cond(features, changed), expected)
+    conditions = []
+    for wild in (1.5, 4096.0, 1e9):
+        changed[..., 1] = wild
+        conditions.append(agent._build_cond(features, changed))
+    assert torch.equal(conditions[0], conditions[1])
+    assert torch.equal(conditions[0], conditions[2])
 
 
 def test_executing_more_steps_than_predicted_is_refused():
@@ -158,12 +237,14 @@ def test_defaults_are_the_designs():
     config = AgentConfig()
     assert (config.head.n_emb, config.head.n_layer, config.head.pred_horizon) == (384, 12, 16)
     assert (config.num_action_steps, config.obs_horizon) == (8, 2)
-    assert (config.cond_dim, config.projection_dim) == (384, 96)
+    assert config.cond_dim == 384
+    assert config.readers == {"pooled": LinearReaderConfig(projection_dim=96)}
+    assert (config.state_scaling, config.action_scaling) == ("range", "range")
 
 
 def test_views_need_distinct_names():
     with pytest.raises(ValueError, match="distinct"):
-        AgentSpec(view_names=("top", "top"), state_dim=1, action_dim=1)
+        AgentSpec(view_names=("top", "top"), feature_shapes={}, state_dim=1, action_dim=1)
 
 
 def test_one_pass_decides_what_the_cached_condition_decides():
@@ -175,7 +256,7 @@ def test_one_pass_decides_what_the_cached_condition_decides():
     features, state, _, _ = random_batch()
     noise = agent.noise(4, torch.Generator().manual_seed(0))
     condition = agent.head.encode_condition(agent._build_cond(features, state))
-    expected = agent.objective.sample(bind(agent.head, condition), noise, 1)
+    expected = agent.objective.sample(bind(agent.head, condition), noise, 1).clamp(-1.5, 1.5)
     torch.testing.assert_close(agent.predict(features, state, noise), expected, rtol=0, atol=1e-5)
 
 
@@ -183,7 +264,7 @@ def test_one_pass_decides_what_the_cached_condition_decides():
 def test_weight_decay_is_for_matrices_only(head):
     """Vectors, queries, gains and positions stay; every weight of a linear layer decays."""
     config = HeadConfig(n_emb=64, n_layer=1, pred_horizon=8, **head)
-    agent = VLAAgent(AgentConfig(projection_dim=8, head=config), SPEC)
+    agent = tiny_agent(head=config)
     linear = [module for module in agent.modules() if isinstance(module, nn.Linear)]
     decayed, others = agent.decay_groups()
     assert {id(p) for p in decayed} == {id(layer.weight) for layer in linear}

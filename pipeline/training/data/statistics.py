@@ -1,4 +1,4 @@
-"""Mean and spread of features, and ranges of states and actions, over the training episodes.
+"""Mean and spread of features, distributions of states and actions, over the training episodes.
 
 Features pass by once, in pieces; memory holds the sums of what has passed.
 """
@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float, Float16, Float64, Int64
 from torch import Tensor
 
-RANGE_ROWS: Final = 8_192  # rows of states and actions looked at at once
+from policy.network.normalizer import Distribution
+
+QUANTILES: Final = (0.01, 0.99)  # ends of the scaling `quantiles`
 SUMMED_ROWS: Final = 256  # rows of features summed at once in float64; 4.7 MB of three views
 
 
@@ -49,11 +51,19 @@ class Moments:
         return torch.from_numpy(np.sqrt(self._squares / self._count)).float()
 
 
-def value_range(
-    values: Float[Tensor, "n d"], rows: Int64[Tensor, " m"]
-) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """Return the smallest and the largest value of every column over some rows."""
-    chunks = torch.split(rows, RANGE_ROWS)
-    lowest = torch.stack([values[chunk].amin(dim=0) for chunk in chunks]).amin(dim=0)
-    highest = torch.stack([values[chunk].amax(dim=0) for chunk in chunks]).amax(dim=0)
-    return lowest, highest
+def distribution(values: Float[Tensor, "n d"], rows: Int64[Tensor, " m"]) -> Distribution:
+    """Return how the values of every column are distributed over some rows.
+
+    Columns are looked at one by one, so that memory holds a copy of one.
+    """
+    found = [_column(values[:, column][rows].numpy()) for column in range(values.shape[1])]
+    fields = zip(*found, strict=True)
+    return Distribution(*(torch.tensor(field, dtype=torch.float32) for field in fields))
+
+
+def _column(values: Float[np.ndarray, " m"]) -> tuple[float, ...]:
+    """Return the fields of a `Distribution` for one column."""
+    low, high = np.quantile(values, QUANTILES)
+    wide = values.astype(np.float64)
+    figures = (values.min(), values.max(), low, high, wide.mean(), wide.std())
+    return tuple(map(float, figures))

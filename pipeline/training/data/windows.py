@@ -24,7 +24,7 @@ from pipeline.features.store.rows import StoredRows
 from pipeline.features.store.units import PASSING_ROWS, cut
 from pipeline.training.data.sampling import SourceDraws, source_draws
 from pipeline.training.data.split import heldout_episodes
-from pipeline.training.data.statistics import Moments, value_range
+from pipeline.training.data.statistics import Moments, distribution
 from pipeline.training.data.stores import check_agreement, check_weights, find_leaks
 from policy.network.normalizer import DataStatistics
 from policy.spec import AgentSpec
@@ -217,15 +217,11 @@ class WindowData:
         moments = {
             name: self._read_feature(name, stores, is_trained.numpy()) for name in self._features
         }
-        state_min, state_max = value_range(self.state, self.train_rows)
-        action_min, action_max = value_range(self.action, self.train_rows)
         return DataStatistics(
             feature_mean={name: found.mean() for name, found in moments.items()},
             feature_std={name: found.std() for name, found in moments.items()},
-            state_min=state_min,
-            state_max=state_max,
-            action_min=action_min,
-            action_max=action_max,
+            state=distribution(self.state, self.train_rows),
+            action=distribution(self.action, self.train_rows),
         )
 
     def _read_feature(

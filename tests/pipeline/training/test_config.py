@@ -5,18 +5,37 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
+from policy.network.readers import AttentionReaderConfig, GridReaderConfig, LinearReaderConfig
 from policy.objectives.deterministic import MipConfig
 from policy.objectives.diffusion import DiffusionConfig
+from policy.objectives.meanflow import ImprovedMeanFlowConfig
 
 
-@pytest.mark.parametrize(("name", "width"), [("proj96", 96), ("proj192", 192)])
-def test_original_presets_are_the_designs(name, width):
+@pytest.mark.parametrize(
+    ("name", "readers"),
+    [
+        ("proj96", {"pooled": LinearReaderConfig(projection_dim=96)}),
+        ("proj192", {"pooled": LinearReaderConfig(projection_dim=192)}),
+        ("grid96", {"grid": GridReaderConfig(projection_dim=96)}),
+    ],
+)
+def test_presets_of_the_original_size_are_the_designs(name, readers):
     config = preset_config(name)
     agent = config.agent
-    assert agent.projection_dim == width
+    assert agent.readers == readers
+    assert agent.objective == ImprovedMeanFlowConfig()
+    assert (agent.state_scaling, agent.action_scaling) == ("range", "range")
     assert (agent.head.n_emb, agent.head.n_layer, agent.head.pred_horizon) == (384, 12, 16)
     assert (agent.num_action_steps, agent.obs_horizon, agent.cond_dim) == (8, 2, 384)
-    assert config.steps == 50_000
+    assert (config.steps, config.batch_size, config.seed) == (50_000, 64, 0)
+
+
+def test_the_demo_reads_a_grid_by_a_small_head():
+    config = preset_config("demo")
+    assert config.agent.readers == {"grid": GridReaderConfig(projection_dim=96)}
+    assert (config.agent.head.n_emb, config.agent.head.n_layer) == (128, 4)
+    assert (config.agent.num_action_steps, config.agent.obs_horizon) == (8, 2)
+    assert (config.steps, config.batch_size) == (900, 32)
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -25,7 +44,7 @@ def test_presets_carry_their_name(name):
 
 
 def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="proj96, proj192, demo, debug"):
+    with pytest.raises(ConfigError, match="proj96, proj192, grid96, demo, debug"):
         preset_config("proj48")
 
 
@@ -36,7 +55,7 @@ def test_settings_change_one_field_each():
     )
     assert (changed.steps, changed.agent.head.n_layer) == (20, 3)
     assert changed.optimizer.schedule == "constant"
-    assert changed.agent.projection_dim == preset_config("debug").agent.projection_dim
+    assert changed.agent.readers == preset_config("debug").agent.readers
 
 
 def test_another_kind_starts_from_its_own_defaults():
@@ -50,6 +69,14 @@ def test_another_kind_starts_from_its_own_defaults():
     )
     assert changed.agent.objective == DiffusionConfig(sampler="ddpm")
     assert changed.agent.head == preset_config("debug").agent.head
+
+
+def test_another_reader_of_a_feature_is_a_setting():
+    settings = ["agent.readers.grid.kind=attention", "agent.readers.grid.num_queries=2"]
+    changed = with_settings(preset_config("demo"), settings)
+    assert changed.agent.readers == {"grid": AttentionReaderConfig(num_queries=2)}
+    changed = with_settings(preset_config("proj96"), ['agent.readers={grid = {kind = "grid"}}'])
+    assert changed.agent == preset_config("grid96").agent
 
 
 def test_settings_before_a_kind_may_only_be_valid_together():
@@ -75,7 +102,10 @@ def test_a_field_of_another_kind_lists_the_ones_there_are():
         ("steps", "want group.field=value"),
         ("stepz=3", "known here: preset, agent"),
         ("agent.head.layers=3", "n_layer"),
-        ("agent.projection_dim.x=3", "want group.field=value"),
+        ("agent.readers.pooled.projection_dim.x=3", "want group.field=value"),
+        ("agent.readers.grid.kind=grid", "known here: pooled"),
+        ("agent.readers.pooled.kind=conv", "'linear', 'grid', 'keypoints', 'attention'"),
+        ("agent.state_scaling=median", "'range', 'quantiles' or 'deviation'"),
         ("preset=demo", "want group.field=value"),
         ("optimizer.learning_rate=inf", "finite"),
         ("optimizer.betas=[2, 2]", "less than 1"),

@@ -73,7 +73,10 @@ def trainer_at(store, run, step):
     torch.set_num_threads(1)
     description = read_run(run)
     data = WindowData(
-        FeatureStore.open(store), heldout_share=description.config.heldout_share, weights=(1.0,)
+        FeatureStore.open(store),
+        features=("pooled",),
+        heldout_share=description.config.heldout_share,
+        weights=(1.0,),
     )
     trainer = Trainer(run, description, data, torch.device("cpu"))
     while trainer.step < step:

@@ -40,7 +40,9 @@ def alone(store, tmp_path_factory):
 
 
 def trainer_of(store, run, ranks=Ranks()):  # noqa: B008
-    data = WindowData(FeatureStore.open(store), heldout_share=0.05, weights=(1.0,))
+    data = WindowData(
+        FeatureStore.open(store), features=("pooled",), heldout_share=0.05, weights=(1.0,)
+    )
     return Trainer(run, read_run(run), data, torch.device("cpu"), ranks)
 
 

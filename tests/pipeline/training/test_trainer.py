@@ -42,7 +42,7 @@ def test_a_run_that_died_resumes_to_the_same_bits(store, uninterrupted, tmp_path
     shutil.copytree(uninterrupted, run)
     shutil.rmtree(run / "checkpoints")
     (run / "log.jsonl").unlink()
-    data = WindowData(store, heldout_share=0.05)
+    data = WindowData(store, features=("pooled",), heldout_share=0.05)
     dying = Trainer(run, read_run(run), data, torch.device("cpu"))
     for _ in range(4):
         dying.advance()
@@ -111,9 +111,9 @@ def test_the_run_describes_itself(store, uninterrupted):
 
 def test_the_averaged_weights_carry_the_scales_of_the_data(store, uninterrupted):
     _, weights = read_average(uninterrupted)
-    statistics = WindowData(store, heldout_share=0.05).statistics
-    mean = weights["view_projectors.standardizer.mean"]
-    assert torch.equal(mean, statistics.feature_mean)
+    statistics = WindowData(store, features=("pooled",), heldout_share=0.05).statistics
+    mean = weights["readers.pooled.standardizer.mean"]
+    assert torch.equal(mean, statistics.feature_mean["pooled"])
 
 
 def test_every_checkpoint_has_a_model_card(uninterrupted):
@@ -177,7 +177,7 @@ def test_a_store_that_is_replaced_while_it_loads_is_not_trained_on(
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_episodes(store, uninterrupted, tmp_path):
-    data = WindowData(store, heldout_share=0.0)
+    data = WindowData(store, features=("pooled",), heldout_share=0.0)
     trainer = Trainer(tmp_path, read_run(uninterrupted), data, torch.device("cpu"))
     with torch.no_grad():
         trainer.agent.cond_projector.bias.fill_(math.nan)
@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_episodes(store, uninterru
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight(store, uninterrupted, tmp_path):
-    data = WindowData(store, heldout_share=0.0)
+    data = WindowData(store, features=("pooled",), heldout_share=0.0)
     trainer = Trainer(tmp_path, read_run(uninterrupted), data, torch.device("cpu"))
     before = {name: tensor.clone() for name, tensor in trainer.agent.state_dict().items()}
     trainer.agent.cond_projector.bias.register_hook(lambda gradient: gradient * math.inf)

@@ -38,7 +38,7 @@ def stores(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(stores):
-    return WindowData(*stores, heldout_share=0.2, weights=(1.0, 2.0))
+    return WindowData(*stores, features=("pooled",), heldout_share=0.2, weights=(1.0, 2.0))
 
 
 def drawn(data: WindowData, steps: range, ranks: Ranks = Ranks()) -> list[list[Windows]]:  # noqa: B008
@@ -47,13 +47,14 @@ def drawn(data: WindowData, steps: range, ranks: Ranks = Ranks()) -> list[list[W
 
 
 def expect_equal(ours: Windows, expected: Windows) -> None:
-    for name, tensor in vars(expected).items():
-        assert torch.equal(getattr(ours, name), tensor), name
+    assert torch.equal(ours.features["pooled"], expected.features["pooled"])
+    for name in ("rows", "state", "actions", "valid"):
+        assert torch.equal(getattr(ours, name), getattr(expected, name)), name
 
 
 def test_a_batch_is_what_an_index_into_all_features_gives(stores, data):
     """The oracle holds all features in memory and knows no files, chunks or places."""
-    features = np.concatenate([store.read_features() for store in stores])
+    features = np.concatenate([store.read_features("pooled") for store in stores])
     sampler = BatchSampler(data.train_rows, BATCH, CONFIG.seed, draws=data.draws)
     crossing, shown = 0, set()
     for step, parts in enumerate(drawn(data, range(200))):
@@ -65,7 +66,8 @@ def test_a_batch_is_what_an_index_into_all_features_gives(stores, data):
         slots = variants * 3 + np.arange(3)
         expected = features[seen[:, :, None], slots[:, None]].astype(np.float32)
         assert torch.equal(torch.cat([part.rows for part in parts]), rows)
-        np.testing.assert_array_equal(torch.cat([part.features for part in parts]), expected)
+        found = torch.cat([part.features["pooled"] for part in parts])
+        np.testing.assert_array_equal(found, expected)
         crossing += int((seen[:, 0] // 256 != seen[:, -1] // 256).sum())
         shown |= set(variants.flatten().tolist())
     assert crossing > 5
@@ -95,7 +97,7 @@ def test_memory_holds_no_features_but_those_of_a_few_batches(tmp_path):
     """96 MB of features; what numpy and Python take is counted, the check of all units included."""
     store = complete_store(tmp_path / "s.zarr", (10_400, 10_400), rows_per_unit=16_384)
     tracemalloc.start()
-    batches = Batches(WindowData(store, heldout_share=0.2), CONFIG, Ranks())
+    batches = Batches(WindowData(store, features=("pooled",), heldout_share=0.2), CONFIG, Ranks())
     for step in range(0, 1_300, 25):
         list(batches.parts(step))
     _, peak = tracemalloc.get_traced_memory()
@@ -106,7 +108,7 @@ def test_memory_holds_no_features_but_those_of_a_few_batches(tmp_path):
 def test_a_store_that_takes_the_place_of_another_in_training_is_found(tmp_path):
     store = complete_store(tmp_path / "s.zarr", LENGTHS)
     other = make_store(tmp_path / "b.zarr", LENGTHS)
-    data = WindowData(store, heldout_share=0.2)
+    data = WindowData(store, features=("pooled",), heldout_share=0.2)
     batches = Batches(data, CONFIG, Ranks())
     list(batches.parts(0))
     store.path.rename(tmp_path / "old.zarr")
@@ -117,9 +119,11 @@ def test_a_store_that_takes_the_place_of_another_in_training_is_found(tmp_path):
 
 def test_a_damaged_unit_is_found_before_training(tmp_path):
     store = complete_store(tmp_path / "s.zarr", (700, 300), rows_per_unit=512)
-    path = store.path / "features/c/1/0/0"
+    path = store.path / "features/pooled/c/1/0/0"
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(StoreError, match=r"rows 512..1000 \(unit 1\) do not hash"):
-        WindowData(store, heldout_share=0.2)
+    with pytest.raises(
+        StoreError, match=r"rows 512..1000 \(unit 1\) of features/pooled do not hash"
+    ):
+        WindowData(store, features=("pooled",), heldout_share=0.2)

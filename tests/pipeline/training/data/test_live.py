@@ -42,7 +42,7 @@ def stores(tmp_path_factory) -> list[FeatureStore]:
 
 @pytest.fixture
 def cached(stores) -> WindowData:
-    return WindowData(*stores, heldout_share=0.3, weights=WEIGHTS)
+    return WindowData(*stores, features=("pooled",), heldout_share=0.3, weights=WEIGHTS)
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def make_store(
     for unit in range(store.num_units):
         start, stop = store.unit_rows(unit)
         shape = (stop - start, store.attributes.num_slots)
-        features = numbers.normal(2, 3, (*shape, 768)).astype(np.float16)
+        features = {"pooled": numbers.normal(2, 3, (*shape, 768)).astype(np.float16)}
         hashes = np.arange(1, 1 + np.prod(shape), dtype=np.uint64).reshape(shape)
         store.write_unit(unit, features, hashes, {tiny_environment().digest()})
     mark_complete(store)
@@ -81,7 +81,7 @@ def run(first, second, tmp_path_factory) -> Path:
 
 def test_no_window_leaves_its_episode_or_its_store(first, second):
     """Rows are numbered, in each store from 0, in the first column of state and action."""
-    data = WindowData(first, second, heldout_share=0.0)
+    data = WindowData(first, second, features=("pooled",), heldout_share=0.0)
     rows = torch.arange(ROWS_A + ROWS_B)
     windows = data.gather(rows, obs_horizon=OBS, pred_horizon=PRED)
     features = [store.read_features("pooled").astype(np.float32) for store in (first, second)]
@@ -96,13 +96,15 @@ def test_no_window_leaves_its_episode_or_its_store(first, second):
                 assert windows.state[row, :, 0].tolist() == seen
                 assert windows.actions[row, :, 0].tolist() == acted
                 assert windows.valid[row].tolist() == [current + i < stop for i in range(PRED)]
-                np.testing.assert_array_equal(windows.features[row], features[store][seen])
+                np.testing.assert_array_equal(
+                    windows.features["pooled"][row], features[store][seen]
+                )
                 row += 1
     assert row == len(rows)
 
 
 def test_each_store_holds_out_its_own_episodes_and_the_rest_makes_the_statistics(first, second):
-    data = WindowData(first, second, heldout_share=0.34)
+    data = WindowData(first, second, features=("pooled",), heldout_share=0.34)
     heldout = data.episode_of[data.heldout_rows].unique().tolist()
     assert heldout == [1, 4]  # the middle one of three; the later one of two
     train_rows = np.r_[0:12, 21:31], np.r_[0:7]
@@ -114,10 +116,10 @@ def test_each_store_holds_out_its_own_episodes_and_the_rest_makes_the_statistics
         action.append(steps.action[rows])
     all_features = np.concatenate(features)
     found = data.statistics
-    np.testing.assert_allclose(found.feature_mean, all_features.mean(0), atol=1e-6)
-    np.testing.assert_allclose(found.feature_std, all_features.std(0), atol=1e-6)
-    np.testing.assert_array_equal(found.state_max, np.concatenate(state).max(0))
-    np.testing.assert_array_equal(found.action_min, np.concatenate(action).min(0))
+    np.testing.assert_allclose(found.feature_mean["pooled"], all_features.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found.feature_std["pooled"], all_features.std(0), atol=1e-6)
+    np.testing.assert_array_equal(found.state.maximum, np.concatenate(state).max(0))
+    np.testing.assert_array_equal(found.action.minimum, np.concatenate(action).min(0))
 
 
 def test_a_store_is_drawn_by_its_rows_its_weight_and_those_of_its_sources(first, tmp_path):
@@ -126,7 +128,7 @@ def test_a_store_is_drawn_by_its_rows_its_weight_and_those_of_its_sources(first,
         SourceShare(num_episodes=1, weight=3.0),
     )
     mixed = make_store(tmp_path / "b.zarr", sources=sources)
-    data = WindowData(first, mixed, heldout_share=0.0, weights=(1.0, 4.0))
+    data = WindowData(first, mixed, features=("pooled",), heldout_share=0.0, weights=(1.0, 4.0))
     num_rows, num_epochs = ROWS_A + ROWS_B, 60
     sampler = BatchSampler(data.train_rows, num_rows, 0, draws=data.draws)
     rows = torch.cat([sampler.batch(step) for step in range(num_epochs)])
@@ -141,7 +143,7 @@ def test_one_store_gives_the_batches_it_always_gave(tmp_path):
     sources = tuple(SourceShare(num_episodes=1, weight=weight) for weight in (1.0, 4.0, 0.5))
     store = complete_store(tmp_path / "s.zarr", LENGTHS_A, sources=sources)
     for weights in ((), (1.0,)):
-        data = WindowData(store, heldout_share=0.0, weights=weights)
+        data = WindowData(store, features=("pooled",), heldout_share=0.0, weights=weights)
         sampler = BatchSampler(data.train_rows, 8, 0, draws=data.draws)
         assert sampler.batch(0).tolist() == [12, 27, 13, 23, 20, 12, 17, 18]
         assert sampler.batch(10).tolist() == [21, 15, 18, 22, 15, 12, 19, 10]
@@ -157,13 +159,13 @@ def test_held_out_episodes_that_another_store_trains_on_are_found_and_told(
         make_store(tmp_path / "a.zarr", LENGTHS_A, heldout=(0,)),
         make_store(tmp_path / "b.zarr", LENGTHS_A, heldout=(2,), steps=steps),
     ]
-    leaks = WindowData(*stores, heldout_share=0.5).leaks
+    leaks = WindowData(*stores, features=("pooled",), heldout_share=0.5).leaks
     a, b = (store.path for store in stores)
     expected = [(f"episode 2 of {b}", f"episode 2 of {a}")]
     if not num_actions_changed:
         expected.insert(0, (f"episode 0 of {a}", f"episode 0 of {b}"))
     assert list(leaks) == expected
-    assert WindowData(*stores, heldout_share=0.0).leaks == ()
+    assert WindowData(*stores, features=("pooled",), heldout_share=0.0).leaks == ()
     warn_of_leaks(leaks)
     assert f"{len(leaks)} held-out episodes are trained on too ({leaks[0][0]} is" in caplog.text
 
@@ -173,6 +175,7 @@ def wider(lengths: tuple[int, ...], name: str) -> StepArrays:
     return dataclasses.replace(steps, **{name: np.repeat(getattr(steps, name), 2, axis=1)})
 
 
+OTHER_ENCODER = tiny_identity("e" * 64)
 OTHER_PROBE = dataclasses.replace(tiny_probe(), frames=255 - tiny_probe().frames)
 REFUSED = {
     "views is top, front, r_vis": {"view_names": ("top", "front", "r_vis")},
@@ -180,7 +183,7 @@ REFUSED = {
     "state width is 10": {"steps": wider(LENGTHS_B, "state")},
     "action width is 8": {"steps": wider(LENGTHS_B, "action")},
     "control rate in Hz is 25": {"fps": 25.0},
-    r"encoder is tiny, float32 \(eeeeeeeeeeee\)": {"encoder": tiny_identity("e" * 64)},
+    rf"encoder is tiny, float32 \({OTHER_ENCODER.fingerprint[:12]}\)": {"encoder": OTHER_ENCODER},
     "frames of the probe": {"probe": OTHER_PROBE},
 }
 
@@ -195,34 +198,46 @@ def test_a_store_that_disagrees_is_refused_by_the_field(first, tmp_path, pattern
     assert not (tmp_path / "run").exists()
 
 
-def test_one_bit_of_the_probe_tells_an_encoder_unless_the_engine_is_another(first, tmp_path):
-    features = tiny_probe().features.copy()
-    features.view(np.uint16)[0, 1, 7] ^= 1
-    probe = dataclasses.replace(tiny_probe(), features=features)
+def test_one_bit_of_the_probe_tells_an_encoder_unless_the_environment_is_another(first, tmp_path):
+    pooled = tiny_probe().features["pooled"].copy()
+    pooled.view(np.uint16)[0, 1, 7] ^= 1
+    probe = dataclasses.replace(tiny_probe(), features={"pooled": pooled})
     other = make_store(tmp_path / "same.zarr", probe=probe)
-    with pytest.raises(StoreError, match="want at most 0 on the same engine"):
-        WindowData(first, other, heldout_share=0.0)
+    with pytest.raises(
+        StoreError, match=r"`pooled` of the probe .* want at most 0 in the same environment"
+    ):
+        WindowData(first, other, features=("pooled",), heldout_share=0.0)
 
     probe = dataclasses.replace(probe, environment=tiny_environment(threads=2))
-    WindowData(first, make_store(tmp_path / "other.zarr", probe=probe), heldout_share=0.0)
+    WindowData(
+        first,
+        make_store(tmp_path / "other.zarr", probe=probe),
+        features=("pooled",),
+        heldout_share=0.0,
+    )
 
-    probe = dataclasses.replace(probe, features=-features)
+    probe = dataclasses.replace(probe, features={"pooled": -pooled})
     other = make_store(tmp_path / "far.zarr", probe=probe)
-    with pytest.raises(StoreError, match=r"lie 2 .* at most 0\.001 on another engine \(threads"):
-        WindowData(first, other, heldout_share=0.0)
+    with pytest.raises(
+        StoreError, match=r"is 2 .* at most 0\.001 in another environment \(threads"
+    ):
+        WindowData(first, other, features=("pooled",), heldout_share=0.0)
 
 
 def test_the_same_content_twice_is_refused(first, tmp_path):
     twin = complete_store(tmp_path / "twin.zarr", LENGTHS_A)
     with pytest.raises(StoreError, match=f"{twin.path}: content is that of {first.path}.*weight"):
-        WindowData(first, twin, heldout_share=0.0)
+        WindowData(first, twin, features=("pooled",), heldout_share=0.0)
 
 
 def test_a_store_without_a_step_to_train_on_is_refused(first, tmp_path):
     other = make_store(tmp_path / "b.zarr", heldout=(0, 1))
     with pytest.raises(StoreError, match=f"{other.path}: no step to train on, 2 of 2 episodes"):
-        WindowData(first, other, heldout_share=0.1)
-    assert len(WindowData(first, other, heldout_share=0.0).train_rows) == ROWS_A + ROWS_B
+        WindowData(first, other, features=("pooled",), heldout_share=0.1)
+    assert (
+        len(WindowData(first, other, features=("pooled",), heldout_share=0.0).train_rows)
+        == ROWS_A + ROWS_B
+    )
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0), (1.0, 0.0), (1.0, float("nan"))])
@@ -233,7 +248,7 @@ def test_weights_that_do_not_fit_the_stores_are_refused(first, second, tmp_path,
 
 def test_damage_in_the_second_store_is_found(first, tmp_path):
     other = make_store(tmp_path / "b.zarr")
-    path = other.path / "features/c/0/0/0"
+    path = other.path / "features/pooled/c/0/0/0"
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)

@@ -25,7 +25,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(store):
-    return WindowData(store, heldout_share=0.34)
+    return WindowData(store, features=("pooled",), heldout_share=0.34)
 
 
 def test_windows_equal_a_loop_over_steps(store, data):
@@ -40,7 +40,7 @@ def test_windows_equal_a_loop_over_steps(store, data):
             seen = max(row - OBS + 1 + i, first)
             assert windows.state[row, i, 0] == seen
             np.testing.assert_array_equal(
-                windows.features[row, i].numpy(), features[seen].astype(np.float32)
+                windows.features["pooled"][row, i].numpy(), features[seen].astype(np.float32)
             )
         for i in range(PRED):
             assert windows.actions[row, i, 0] == min(row + i, last)
@@ -64,27 +64,31 @@ def test_held_out_episodes_stay_out_of_training_and_its_statistics(store, data):
     steps, features = store.read_steps(), store.read_features("pooled").astype(np.float64)
     rows = data.train_rows.numpy()
     statistics = data.statistics
-    np.testing.assert_allclose(statistics.feature_mean, features[rows].mean(0), atol=1e-6)
-    np.testing.assert_allclose(statistics.feature_std, features[rows].std(0), atol=1e-6)
-    np.testing.assert_array_equal(statistics.state_min, steps.state[rows].min(0))
-    np.testing.assert_array_equal(statistics.action_max, steps.action[rows].max(0))
+    np.testing.assert_allclose(statistics.feature_mean["pooled"], features[rows].mean(0), atol=1e-6)
+    np.testing.assert_allclose(statistics.feature_std["pooled"], features[rows].std(0), atol=1e-6)
+    np.testing.assert_array_equal(statistics.state.minimum, steps.state[rows].min(0))
+    np.testing.assert_array_equal(statistics.action.maximum, steps.action[rows].max(0))
 
 
 def test_without_a_share_nothing_is_held_out(store):
-    data = WindowData(store, heldout_share=0.0)
+    data = WindowData(store, features=("pooled",), heldout_share=0.0)
     assert len(data.heldout_rows) == 0
     assert len(data.train_rows) == sum(LENGTHS)
 
 
 def test_a_single_episode_cannot_be_held_out(tmp_path):
     with pytest.raises(StoreError, match="heldout_share=0"):
-        WindowData(complete_store(tmp_path / "s.zarr", (9,)), heldout_share=0.1)
+        WindowData(
+            complete_store(tmp_path / "s.zarr", (9,)), features=("pooled",), heldout_share=0.1
+        )
 
 
 @pytest.mark.parametrize("share", [0.01, 0.34, 0.9])
 def test_the_split_of_the_manifest_is_used_whatever_the_share(tmp_path, share):
     data = WindowData(
-        complete_store(tmp_path / "s.zarr", LENGTHS, heldout=(0, 2)), heldout_share=share
+        complete_store(tmp_path / "s.zarr", LENGTHS, heldout=(0, 2)),
+        features=("pooled",),
+        heldout_share=share,
     )
     assert set(data.episode_of[data.heldout_rows].tolist()) == {0, 2}
     assert set(data.episode_of[data.train_rows].tolist()) == {1}
@@ -92,7 +96,9 @@ def test_the_split_of_the_manifest_is_used_whatever_the_share(tmp_path, share):
 
 def test_a_share_of_zero_trains_on_the_episodes_of_the_split_too(tmp_path):
     data = WindowData(
-        complete_store(tmp_path / "s.zarr", LENGTHS, heldout=(0, 2)), heldout_share=0.0
+        complete_store(tmp_path / "s.zarr", LENGTHS, heldout=(0, 2)),
+        features=("pooled",),
+        heldout_share=0.0,
     )
     assert len(data.heldout_rows) == 0
     assert len(data.train_rows) == sum(LENGTHS)
@@ -101,7 +107,11 @@ def test_a_share_of_zero_trains_on_the_episodes_of_the_split_too(tmp_path):
 def test_sources_that_do_not_fit_the_episodes_are_refused(tmp_path):
     sources = (SourceShare(num_episodes=2, weight=1.0),)
     with pytest.raises(StoreError, match="sources of 3 episodes"):
-        WindowData(complete_store(tmp_path / "s.zarr", LENGTHS, sources=sources), heldout_share=0.0)
+        WindowData(
+            complete_store(tmp_path / "s.zarr", LENGTHS, sources=sources),
+            features=("pooled",),
+            heldout_share=0.0,
+        )
 
 
 def weighted(path: Path, *weights: float, heldout: tuple[int, ...] | None = None) -> WindowData:
@@ -109,6 +119,7 @@ def weighted(path: Path, *weights: float, heldout: tuple[int, ...] | None = None
     sources = tuple(SourceShare(num_episodes=1, weight=weight) for weight in weights)
     return WindowData(
         complete_store(path / "s.zarr", LENGTHS, sources=sources, heldout=heldout),
+        features=("pooled",),
         heldout_share=0.5 if heldout else 0.0,
     )
 
