@@ -159,8 +159,8 @@ def test_a_probe_that_was_swapped_damaged_or_removed_is_refused(encoder, probe, 
     flipped = bytearray(ours)
     flipped[-1] ^= 1
     for damage, pattern in (
-        (content, "not the probe that run.json names"),
-        (bytes(flipped), "not the probe that run.json names"),
+        (content, "does not hold the probe that run.json names"),
+        (bytes(flipped), "does not hold the probe that run.json names"),
         (ours[: len(ours) // 2], "cannot be read"),
     ):
         path.write_bytes(damage)
