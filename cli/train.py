@@ -1,9 +1,8 @@
 """`vla-train`: fit the trainable part of a policy on cached features."""
 
-import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
@@ -11,6 +10,7 @@ from cli.exits import exit_on_vla_error
 from cli.options import LOCATION, DeviceOption
 from pipeline.errors import ConfigError
 from pipeline.features.store.local_copy import FeatureCache, default_cache_dir, parse_bytes
+from pipeline.rollout.play.loop import RolloutConfig
 from pipeline.rollout.play.validation import validate_by_rollouts
 from pipeline.rollout.report.page import write_report
 from pipeline.storage.location import parse_location
@@ -18,8 +18,6 @@ from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
 from pipeline.training.run.tracking import TRACKERS
 from pipeline.training.session import train
-
-ROLL_OUT: Final = (sys.executable, "-c", "from cli.rollout import main; main()")
 
 main = typer.Typer(add_completion=False)
 
@@ -80,13 +78,18 @@ def train_command(
                 watchers.append(
                     watching.enter_context(
                         validate_by_rollouts(
-                            ROLL_OUT,
-                            env=rollout_env,
+                            RolloutConfig(
+                                run=out,
+                                out=out / "rollouts",
+                                env=rollout_env,
+                                episodes=rollout_episodes,
+                                videos="none",
+                                encoder=encoder,
+                                device=device,
+                            ),
                             every=rollout_every,
-                            episodes=rollout_episodes,
                             store=locations[0],
                             config=config,
-                            encoder=encoder,
                         )
                     )
                 )

@@ -1,7 +1,4 @@
-"""Processes that are told what to do through a pipe, and end with whoever started them.
-
-Knows processes; nothing about what they do.
-"""
+"""Processes that play, record or roll out; they end with the process that started them."""
 
 import multiprocessing
 import signal
@@ -50,6 +47,20 @@ class Spawned:
         return answer
 
 
+def start_process(target: Callable[..., None], arguments: tuple[Any, ...]) -> BaseProcess:
+    """Start a process that ignores Ctrl-C: the caller ends it.
+
+    Args:
+        target: runs in it.
+        arguments: picklable.
+    """
+    context = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
+    process = context.Process(target=target, args=arguments, daemon=True)
+    with _ctrl_c_ignored():
+        process.start()
+    return process
+
+
 @contextmanager
 def spawned(
     target: Callable[..., None], arguments: tuple[Any, ...], count: int
@@ -62,16 +73,13 @@ def spawned(
         arguments: for all.
         count: how many.
     """
-    context = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
     crew: list[Spawned] = []
     try:
-        with _ctrl_c_ignored():
-            for _ in range(count):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=target, args=(*arguments, theirs), daemon=True)
-                process.start()
-                theirs.close()  # so that the end of the process is the end of the pipe
-                crew.append(Spawned(process, ours))
+        for _ in range(count):
+            ours, theirs = multiprocessing.Pipe()
+            process = start_process(target, (*arguments, theirs))
+            theirs.close()  # so that the end of the process is the end of the pipe
+            crew.append(Spawned(process, ours))
         yield [*crew]
     except BaseException:
         for member in crew:

@@ -1,16 +1,15 @@
-"""Rolls checkpoints out while their training goes on, one at a time, in a process of its own.
+"""Rolls checkpoints out while their training runs, one at a time, in a process of its own.
 
-Knows runs, commands and results; nothing about simulators. The process gets the checkpoint under
-another name, as hard links, so that the training may delete its own; it runs at low priority.
+The process gets the checkpoint under another name, as hard links, so that the training may delete
+its own; it runs at low priority.
 """
 
-import contextlib
 import logging
 import os
 import shutil
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -20,11 +19,15 @@ from pydantic import ValidationError
 from pipeline.errors import ConfigError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.rollout.envs.registry import make_env
+from pipeline.rollout.play.loop import RolloutConfig, roll_out
+from pipeline.rollout.play.processes import start_process
 from pipeline.rollout.play.result import RolloutResult
 from pipeline.storage.location import Location
 from pipeline.training.config import TrainConfig
+from policy.errors import VlaError
 
-LOW_PRIORITY: Final = ("/usr/bin/env", "nice", "-n", "10")
+NICENESS: Final = 10  # of the process: the training goes first
+OUTPUT: Final = "output.txt"
 KILL_AFTER_S: Final = 10.0  # seconds between asking a process to end and ending it
 
 logger = logging.getLogger(__name__)
@@ -38,22 +41,22 @@ class _Rollout:
     out: Path
     """Where its result will be."""
     linked: Path
-    """Folder that holds the linked run, and what the process says."""
-    process: subprocess.Popen[bytes]
+    """Folder that holds the linked run, and the process's output."""
+    process: BaseProcess
 
 
 class RolloutValidation:
     """A `TrainingWatcher`; leaving its context ends the process that may still run."""
 
-    def __init__(self, command: Sequence[str], *, every: int):
+    def __init__(self, config: RolloutConfig, *, every: int):
         """Prepare; nothing runs yet.
 
         Args:
-            command: rolls a run out; gets the run's folder and `--out` with the result's.
-            every: optimiser steps between two rollouts; a checkpoint whose step is no multiple of
+            config: of each rollout, but for `run` and `out`.
+            every: optimizer steps between two rollouts; a checkpoint whose step is no multiple of
                 it is left alone.
         """
-        self._command = tuple(command)
+        self._config = config
         self._every = every
         self._current: _Rollout | None = None
         self._waiting: tuple[Path, int] | None = None
@@ -74,16 +77,15 @@ class RolloutValidation:
             shutil.rmtree(self._waiting[0].parent, ignore_errors=True)
         if self._current is not None:
             self._current.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._current.process.wait(timeout=KILL_AFTER_S)
+            self._current.process.join(timeout=KILL_AFTER_S)
             self._current.process.kill()
-            self._current.process.wait()
+            self._current.process.join()
             shutil.rmtree(self._current.linked, ignore_errors=True)
 
     def checkpoint_written(self, run: Path, step: int) -> None:
         """Roll it out, now or when the one before is done; see `TrainingWatcher`.
 
-        One that waits already gives way to this one, and the log says so.
+        One that waits already is replaced by this one, with a warning in the log.
         """
         if step % self._every:
             return
@@ -103,7 +105,7 @@ class RolloutValidation:
 
     def figures(self) -> list[tuple[int, Mapping[str, float]]]:
         """Return what has become ready; see `TrainingWatcher`."""
-        if self._current is not None and self._current.process.poll() is not None:
+        if self._current is not None and not self._current.process.is_alive():
             self._take_result(self._current)
             self._current = None
             self._start()
@@ -111,10 +113,10 @@ class RolloutValidation:
         return ready
 
     def finish(self) -> None:
-        """Wait for what is still under way; see `TrainingWatcher`."""
+        """Wait for the rollouts that still run; see `TrainingWatcher`."""
         found = []
         while self._current is not None:
-            self._current.process.wait()
+            self._current.process.join()
             found += self.figures()
         self._ready = found
 
@@ -123,23 +125,17 @@ class RolloutValidation:
             return
         (linked, step), self._waiting = self._waiting, None
         out = linked.parent.parent / f"step_{step:08d}"
-        with (linked.parent / "said.txt").open("wb") as said:
-            process = subprocess.Popen(  # noqa: S603 - the caller's own command
-                [*LOW_PRIORITY, *self._command, str(linked), "--out", str(out)],
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                start_new_session=True,  # Ctrl-C is the training's; it ends this process itself
-            )
+        config = self._config.model_copy(update={"run": linked, "out": out})
+        process = start_process(_roll_out, (config, linked.parent / OUTPUT))
         self._current = _Rollout(step, out, linked.parent, process)
 
     def _take_result(self, rollout: _Rollout) -> None:
-        said = (rollout.linked / "said.txt").read_text(errors="replace").strip().splitlines()
+        output = (rollout.linked / OUTPUT).read_text(errors="replace").strip().splitlines()
         shutil.rmtree(rollout.linked, ignore_errors=True)
         path = rollout.out / "result.json"
         try:
-            if rollout.process.returncode:
-                raise ValueError(said[-1] if said else f"exit code {rollout.process.returncode}")
+            if rollout.process.exitcode:
+                raise ValueError(output[-1] if output else f"exit code {rollout.process.exitcode}")
             result = RolloutResult.model_validate_json(path.read_bytes())
         except (OSError, ValueError, ValidationError) as error:
             reason = " ".join(str(error).split())
@@ -155,25 +151,15 @@ class RolloutValidation:
 
 
 def validate_by_rollouts(
-    command: Sequence[str],
-    *,
-    env: str,
-    every: int,
-    episodes: int,
-    store: Location,
-    config: TrainConfig,
-    encoder: str | None = None,
+    rollout: RolloutConfig, *, every: int, store: Location, config: TrainConfig
 ) -> RolloutValidation:
-    """Check what a training would otherwise learn hours later, and prepare its rollouts.
+    """Check what would otherwise fail hours later, and prepare a training's rollouts.
 
     Args:
-        command: `vla-rollout`, without arguments.
-        env: where to roll out.
-        every: optimiser steps between two rollouts.
-        episodes: in each.
+        rollout: of each rollout, but for `run` and `out`.
+        every: optimizer steps between two rollouts.
         store: what is trained on; its views are rendered.
         config: of the training.
-        encoder: where the encoder lies; None takes the name in the store.
 
     Raises:
         ConfigError: no checkpoint is written at these steps.
@@ -185,11 +171,21 @@ def validate_by_rollouts(
             f"rollouts every {every} steps, checkpoints every {config.checkpoint_every}: want a "
             f"multiple, because a rollout takes a checkpoint"
         )
-    make_env(env, FeatureStore.open(store).attributes.view_names).close()
-    words = ["--env", env, "--episodes", str(episodes), "--videos", "none"]
-    if encoder is not None:
-        words += ["--encoder", encoder]
-    return RolloutValidation([*command, *words], every=every)
+    make_env(rollout.env, FeatureStore.open(store).attributes.view_names).close()
+    return RolloutValidation(rollout, every=every)
+
+
+def _roll_out(config: RolloutConfig, output: Path) -> None:
+    """Roll out in a process of its own, whose output goes to a file."""
+    os.setsid()  # Ctrl-C is the training's; it ends this process itself
+    os.nice(NICENESS)
+    with output.open("wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    try:
+        roll_out(config)
+    except VlaError as error:
+        raise SystemExit(" ".join(str(error).split())) from error
 
 
 def _link_run(run: Path, step: int) -> Path:

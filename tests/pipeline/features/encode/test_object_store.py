@@ -135,8 +135,16 @@ def test_of_two_that_create_it_at_once_one_wins(url, proxy, server, is_same):
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
-        ("features/pooled/c/1/0/0", lambda held: held[: len(held) // 2], r"features/pooled: cannot be read"),
-        ("features/pooled/c/1/0/0", lambda held: held[:9] + b"?" + held[10:], r"features/pooled: cannot be read"),
+        (
+            "features/pooled/c/1/0/0",
+            lambda held: held[: len(held) // 2],
+            r"features/pooled: cannot be read",
+        ),
+        (
+            "features/pooled/c/1/0/0",
+            lambda held: held[:9] + b"?" + held[10:],
+            r"features/pooled: cannot be read",
+        ),
         ("features/pooled/c/1/0/0", None, r"rows 256\.\.306 \(unit 1\) do not hash"),
         ("frame_hash/c/1/0", None, r"rows 256\.\.306 \(unit 1\) do not hash"),
         ("commits/000001.json", lambda held: held[:-9], "unit 1.* damaged commit record"),

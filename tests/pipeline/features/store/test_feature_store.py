@@ -88,7 +88,9 @@ def test_only_committed_units_are_valid(tmp_path):
     assert store.valid_units() == {0}
 
 
-@pytest.mark.parametrize("name", ["features/pooled/c/0/0/0", "frame_hash/c/0/0", "commits/000000.json"])
+@pytest.mark.parametrize(
+    "name", ["features/pooled/c/0/0/0", "frame_hash/c/0/0", "commits/000000.json"]
+)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
 def test_damage_is_never_read_as_data(tmp_path, name, damage):
     store = complete_store(tmp_path / "s.zarr", LENGTHS)

@@ -31,7 +31,9 @@ def test_a_shard_is_one_file_a_unit_and_every_row_comes_back(tmp_path, codec):
         assert chunk_files(store.path, name) == ["0", "1"]
     np.testing.assert_array_equal(store.read_features("pooled"), tiny_features(NUM_ROWS))
     group = zarr.open_group(store.path, mode="r")
-    np.testing.assert_array_equal(group["features/pooled"][500:520], tiny_features(NUM_ROWS)[500:520])
+    np.testing.assert_array_equal(
+        group["features/pooled"][500:520], tiny_features(NUM_ROWS)[500:520]
+    )
     assert group["features/pooled"].chunks[0] == CHUNK_ROWS
 
 
