@@ -54,16 +54,16 @@ def command(name: str, *words: object, log: Path) -> None:
         subprocess.run(line, check=True, env=environment, stdout=file, stderr=file)
 
 
-def prepare(work: Path, task: str) -> None:
-    """Record a task's demonstrations and embed them with every encoder."""
+def prepare(work: Path, task: str, encoders: set[str]) -> None:
+    """Record a task's demonstrations and embed them with some encoders."""
     recordings = work / task / "recordings"
     if not (recordings / "manifest.toml").exists():
         words = ("--env", f"metaworld/{task}", "--views", VIEWS, "--episodes", 40)
         command("data", "record", *words, "--out", recordings, log=work / task / "record.log")
-    for encoder, features in FEATURES.items():
+    for encoder in sorted(encoders):
         store = work / task / f"{encoder}.zarr"
         if not (store / "COMPLETE.json").exists():
-            words = ("--store", store, "--encoder", encoder, "--features", features)
+            words = ("--store", store, "--encoder", encoder, "--features", FEATURES[encoder])
             log = work / task / f"embed-{encoder}.log"
             command("embed", recordings / "manifest.toml", *words, log=log)
 
@@ -125,7 +125,8 @@ def main() -> None:
     arguments = parser.parse_args()
     cases = [case for case in CASES if arguments.cases in case.name]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(lambda task: prepare(arguments.work, task), arguments.tasks))
+        encoders = {case.encoder for case in cases}
+        list(pool.map(lambda task: prepare(arguments.work, task, encoders), arguments.tasks))
         jobs = [
             pool.submit(
                 train_and_roll_out,
