@@ -70,8 +70,9 @@ class Trainer:
                 f"set micro_batches={ranks.size}, or a multiple of it"
             )
         self.step = 0
-        torch.manual_seed(config.seed)  # initial weights, the only use of the global stream
-        self.agent = VLAAgent(config.agent, data.spec)
+        with torch.random.fork_rng(devices=[]):  # initial weights come from the global stream
+            torch.manual_seed(config.seed)
+            self.agent = VLAAgent(config.agent, data.spec)
         self.agent.fit_statistics(data.statistics)
         self.agent.to(device)
         self.average = WeightAverage(self.agent)
