@@ -46,10 +46,10 @@ class HeldoutWindows:
         """Measure weights other than those being trained, which the agent holds again afterwards.
 
         Returns:
-            `heldout_error`, the root mean squared action error in normalised units (the action
-            range is 2), with as many passes through the head as the objective takes by default,
-            and `heldout_loss`, the training's own loss, in which an agent that `is_taught` teaches
-            itself; empty if no episode is held out.
+            `heldout_error`, the root mean squared action error in normalized units (the action
+            range is 2; clipped as in training), with as many passes through the head as the
+            objective takes by default, and `heldout_loss`, the training's own loss, in which an
+            agent that `is_taught` teaches itself; empty if no episode is held out.
         """
         if not len(self):
             return {}

@@ -84,4 +84,6 @@ def compare(features: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    compare(FeatureStore.open(Path(sys.argv[1])).read_features())
+    opened = FeatureStore.open(Path(sys.argv[1]))
+    for feature in opened.encoder.feature_names:
+        compare(opened.read_features(feature))

@@ -48,9 +48,8 @@ def write_frames(folder: Path, num_steps: int) -> Path:
 def embed(manifest: Path, store: Path) -> None:
     """Embed in this process and print its peak in MB."""
     from pipeline.features.encode.embed import EmbedConfig, embed_dataset
-    from policy.encoders.siglip2 import STAND_IN
 
-    embed_dataset(EmbedConfig(manifest=manifest, store=store, backbone=STAND_IN))
+    embed_dataset(EmbedConfig(manifest=manifest, store=store, encoder="stand-in"))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

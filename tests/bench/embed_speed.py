@@ -24,9 +24,9 @@ from transformers import SiglipImageProcessorPil, SiglipVisionModel
 from pipeline.datasets.manifest.model import load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
-from policy.encoders.siglip2 import load_backbone
 from tests.bench.embed_memory import write_frames
 from tests.policy.encoders.test_siglip2 import save_checkpoint
+from tests.tower import load
 
 RIVAL_BATCH: Final = 32
 RIVAL_STEPS: Final = 32  # three batches each time, before and after
@@ -58,10 +58,9 @@ def rival_images_per_s(checkpoint: Path, manifest: Path) -> float:
 
 def operations_per_image(checkpoint: Path) -> int:
     """Return the floating-point operations of one image's matrix products, as torch counts them."""
-    # Eager attention: every product is an operation of its own.
-    encoder = load_backbone(str(checkpoint), compute_dtype="float32", attention="eager")
+    encoder = load(str(checkpoint), images_per_pass=1, compute_dtype="float32")
     with FlopCounterMode(display=False) as counter:
-        encoder.encode_views(torch.zeros(1, 1, 256, 256, 3, dtype=torch.uint8))
+        encoder.encode(np.zeros((1, 256, 256, 3), np.uint8))
     return counter.get_total_flops()
 
 
@@ -92,15 +91,16 @@ def main() -> None:
     arguments.add_argument(
         "--steps", type=int, default=960, help="of three views; few hardly pay for the probe"
     )
+    arguments.add_argument("--layers", type=int, default=12, help="of the tower; fewer to try out")
     chosen = arguments.parse_args()
     torch.set_num_threads(chosen.threads)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = save_checkpoint(Path(folder) / "tower", num_layers=12)
+        checkpoint = save_checkpoint(Path(folder) / "tower", num_layers=chosen.layers)
         manifest = write_frames(Path(folder) / "dataset", chosen.steps)
         config = EmbedConfig(
             manifest=manifest,
             store=Path(folder) / "store.zarr",
-            backbone=str(checkpoint),
+            encoder=str(checkpoint),
             compute_dtype="bfloat16",
             compiled=chosen.compiled,
         )

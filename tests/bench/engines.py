@@ -1,27 +1,29 @@
-"""How far the features of a store's encoder move from one engine to another, on real frames.
+"""How far an encoder's features move from one compute environment to another, on real frames.
 
-The reference is this machine's encoder in the store's dtype, one control step per pass, sdpa
-attention, not compiled, rounded to float16, as embedding and rollout use it.
+The reference is this machine's encoder in the store's dtype and passes, not compiled, rounded to
+float16, as embedding and rollout use it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Float64, UInt8
+from jaxtyping import Float, Float64, UInt8
 
-from pipeline.features.identity.encoder import load_same_encoder, revision_to_load
-from pipeline.features.identity.probe import Probe
-from policy.encoders.environment import AttentionKernel
-from policy.encoders.siglip2 import FrozenSiglip2, load_backbone
+from pipeline.features.identity.encoder import load_like, refuse_other_encoder
+from pipeline.features.store.feature_store import FeatureStore
+from policy.encoders.base import ImageEncoder
 from policy.errors import MissingExtraError
-from policy.spec import FRAME_SHAPE, ComputeDtype, EncoderIdentity
+from policy.spec import FRAME_SHAPE, ComputeDtype
 from tests.bench.video_loss import through_video
 
-STEPS_TOGETHER: Final = 8  # control steps of the larger batch
+STEPS_TOGETHER: Final = 8  # control steps of the larger passes
 ROUNDING_SEED: Final = 0
+
+Features = Mapping[str, Float[np.ndarray, "q v ..."]]
+"""By name, of every view of some frames."""
 
 
 @dataclass(frozen=True)
@@ -30,35 +32,31 @@ class Variant:
 
     name: str
     """What differs, in a few words."""
-    features: Float[np.ndarray, "q v 768"] | None
+    features: Features | None
     """None where this machine cannot compute them."""
     reason: str = ""
     """Why not."""
 
 
 class EngineComparison:
-    """The encoder of some features, and all the ways to compute them that this machine has."""
+    """The encoder of a store, and all the ways to compute its features that this machine has."""
 
-    def __init__(
-        self, made_by: EncoderIdentity, probe: Probe, *, backbone: str | None, where: str
-    ) -> None:
+    def __init__(self, store: FeatureStore, *, name: str | None) -> None:
         """Load the encoder as embedding and rollout use it.
 
         Args:
-            made_by: the encoder of the features.
-            probe: its real frames are encoded.
-            backbone: where the encoder lies now; None takes the name in `made_by`.
-            where: what holds the features, for messages.
+            store: the real frames of its probe are encoded.
+            name: where the encoder lies now; None takes the name in the store.
 
         Raises:
             EncoderLoadError, EncoderMismatchError: the encoder cannot be loaded.
         """
-        self.encoder = load_same_encoder(made_by, backbone, where=where)
-        self.frames: UInt8[np.ndarray, "q v 256 256 3"] = probe.real_frames
-        self.reference = encode(self.encoder, self.frames)
-        self._held = probe.features[-len(self.frames) :]
-        self._name = backbone or made_by.name
-        self._revision = revision_to_load(made_by, backbone)
+        self._store, self._name = store, name
+        self._probe = store.read_probe()
+        self.encoder = self._load()
+        refuse_other_encoder(self.encoder, store.encoder, where=str(store.path))
+        self.frames: UInt8[np.ndarray, "q v 256 256 3"] = self._probe.real_frames
+        self.reference = self.encoder.encode_views(self.frames)
 
     def variants(self, *, compiled: bool) -> Iterator[Variant]:
         """Compute the features in one way after the other.
@@ -68,12 +66,13 @@ class EngineComparison:
         """
         dtype = self.encoder.identity.compute_dtype
         other: ComputeDtype = "float32" if dtype == "bfloat16" else "bfloat16"
-        yield Variant("the engine that made the store", self._held)
-        yield Variant(f"{STEPS_TOGETHER} steps a pass", in_one_pass(self.encoder, self.frames))
-        yield Variant("eager attention", encode(self._load(attention="eager"), self.frames))
-        yield Variant(f"{other} products", encode(self._load(compute_dtype=other), self.frames))
+        held = {name: values[-len(self.frames) :] for name, values in self._probe.features.items()}
+        together = STEPS_TOGETHER * self.frames.shape[1]
+        yield Variant("the environment that made the store", held)
+        yield self._by(f"{STEPS_TOGETHER} steps a pass", self._load(images_per_pass=together))
+        yield self._by(f"{other} products", self._load(compute_dtype=other))
         if compiled:
-            yield Variant("torch.compile", encode(self._load(compiled=True), self.frames))
+            yield self._by("torch.compile", self._load(compiled=True))
         yield Variant("before rounding to float16", before_rounding(self.reference))
         yield self._after_video("frame through H.264, crf 23", "h264")
         yield self._after_video("frame through AV1, crf 30", "av1")
@@ -82,49 +81,41 @@ class EngineComparison:
         self,
         *,
         compute_dtype: ComputeDtype | None = None,
-        attention: AttentionKernel = "sdpa",
+        images_per_pass: int | None = None,
         compiled: bool = False,
-    ) -> FrozenSiglip2:
-        return load_backbone(
-            self._name,
-            revision=self._revision,
-            compute_dtype=compute_dtype or self.encoder.identity.compute_dtype,
-            attention=attention,
+    ) -> ImageEncoder:
+        made_by, environment = self._store.encoder, self._probe.environment
+        if compute_dtype is not None:
+            made_by = made_by.model_copy(update={"compute_dtype": compute_dtype})
+        if images_per_pass is not None:
+            environment = environment.model_copy(update={"images_per_pass": images_per_pass})
+        return load_like(
+            made_by,
+            environment,
+            self._store.read_bases(),
+            name=self._name,
+            where=str(self._store.path),
+            device=torch.device("cpu"),
             compiled=compiled,
         )
+
+    def _by(self, name: str, encoder: ImageEncoder) -> Variant:
+        return Variant(name, encoder.encode_views(self.frames))
 
     def _after_video(self, name: str, codec: Literal["h264", "av1"]) -> Variant:
         try:
             decoded = through_video(self.frames.reshape(-1, *FRAME_SHAPE), codec)
         except MissingExtraError as error:
             return Variant(name, None, str(error))
-        return Variant(name, encode(self.encoder, decoded.reshape(self.frames.shape)))
+        return Variant(name, self.encoder.encode_views(decoded.reshape(self.frames.shape)))
 
 
-def encode(
-    encoder: FrozenSiglip2, frames: UInt8[np.ndarray, "t v 256 256 3"]
-) -> Float16[np.ndarray, "t v 768"]:
-    """Encode frames that lie in numpy's memory."""
-    return encoder.encode_views(torch.from_numpy(np.ascontiguousarray(frames))).numpy()
-
-
-def in_one_pass(
-    encoder: FrozenSiglip2, frames: UInt8[np.ndarray, "q v 256 256 3"]
-) -> Float16[np.ndarray, "q v 768"]:
-    """Encode frames in the company of others, as many as `STEPS_TOGETHER` steps have.
-
-    On a CPU the encoder takes one step a pass; the images of several are several views to it.
-    """
-    num_steps, num_views = frames.shape[:2]
-    assert num_steps <= STEPS_TOGETHER
-    rows = np.arange(STEPS_TOGETHER) % num_steps
-    together = frames[rows].reshape(1, STEPS_TOGETHER * num_views, *FRAME_SHAPE)
-    features = encode(encoder, together)
-    return features.reshape(STEPS_TOGETHER, num_views, -1)[:num_steps]
-
-
-def before_rounding(features: Float16[np.ndarray, "q v 768"]) -> Float64[np.ndarray, "q v 768"]:
+def before_rounding(features: Features) -> dict[str, Float64[np.ndarray, "q v ..."]]:
     """Return what features may have been before they were rounded: anywhere half a unit away."""
-    half_a_unit = np.spacing(np.abs(features)).astype(np.float64) / 2
-    share = np.random.default_rng(ROUNDING_SEED).uniform(-1, 1, features.shape)
-    return np.asarray(features.astype(np.float64) + share * half_a_unit)
+    numbers = np.random.default_rng(ROUNDING_SEED)
+
+    def unrounded(values: np.ndarray) -> np.ndarray:
+        half_a_unit = np.spacing(np.abs(values)).astype(np.float64) / 2
+        return values.astype(np.float64) + numbers.uniform(-1, 1, values.shape) * half_a_unit
+
+    return {name: unrounded(values) for name, values in features.items()}

@@ -26,6 +26,8 @@ import numpy as np
 import torch
 
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.integrity import mark_complete
+from pipeline.features.store.start_frames import MAX_STARTS
 from pipeline.features.store.units import SHARD_ROWS
 from pipeline.training.config import with_settings
 from pipeline.training.data.batches import Batches
@@ -33,13 +35,14 @@ from pipeline.training.data.windows import WindowData
 from pipeline.training.distributed import Ranks
 from pipeline.training.presets import proj96
 from tests.bench.train_speed import seconds_a_step, trainer_of
-from tests.pipeline.tiny import create_store, tiny_engine
+from tests.pipeline.tiny import create_store, tiny_environment, tiny_start_frames
 
 EPISODE_STEPS: Final = 250
 BATCH: Final = 64
 DRAWN_STEPS: Final = 600
 TRAINED_STEPS: Final = 4
 MIN_RATIO: Final = 3
+FEATURES: Final = ("pooled",)
 CONFIG: Final = with_settings(proj96(), [f"batch_size={BATCH}", "heldout_share=0.05"])
 
 
@@ -48,14 +51,16 @@ def write_store(path: Path, num_steps: int) -> None:
     lengths = (EPISODE_STEPS,) * (num_steps // EPISODE_STEPS)
     store = create_store(path, lengths, rows_per_unit=SHARD_ROWS)
     numbers = np.random.default_rng(0)
-    features = numbers.normal(size=(SHARD_ROWS, store.attributes.num_slots, 768))
-    features = features.astype(np.float16)
-    hashes = np.arange(features[..., 0].size, dtype=np.uint64).reshape(features.shape[:2])
+    drawn = numbers.normal(size=(SHARD_ROWS, store.attributes.num_slots, 768))
+    drawn = drawn.astype(np.float16)
+    hashes = np.arange(drawn[..., 0].size, dtype=np.uint64).reshape(drawn.shape[:2])
     for unit in range(store.num_units):
         start, stop = store.unit_rows(unit)
         held = slice(stop - start)
-        store.write_unit(unit, features[held], hashes[held], {tiny_engine().digest()})
-    store.mark_complete()
+        features = {"pooled": drawn[held]}
+        store.write_unit(unit, features, hashes[held], {tiny_environment().digest()})
+    store.write_start_frames(tiny_start_frames(min(len(lengths), MAX_STARTS)))
+    mark_complete(store)
 
 
 def drop_pages(folder: Path) -> None:
@@ -83,7 +88,8 @@ def windows_per_s(batches: Batches) -> float:
 def read(path: Path) -> dict[str, float]:
     """Check the store, then draw from it cold and warm; return rates and memory."""
     before, started = peak_mb(), time.perf_counter()
-    data = WindowData(FeatureStore.open(path), heldout_share=CONFIG.heldout_share)
+    store = FeatureStore.open(path)
+    data = WindowData(store, features=FEATURES, heldout_share=CONFIG.heldout_share)
     opened = time.perf_counter() - started
     drop_pages(path)
     cold, warm = (windows_per_s(Batches(data, CONFIG, Ranks())) for _ in range(2))
@@ -92,7 +98,7 @@ def read(path: Path) -> dict[str, float]:
 
 def index_per_s(path: Path) -> float:
     """Return the rate of torch's index into all features in memory."""
-    features = torch.from_numpy(FeatureStore.open(path).read_features())
+    features = torch.from_numpy(FeatureStore.open(path).read_features("pooled"))
     rows = torch.randint(1, len(features), (DRAWN_STEPS, BATCH, 1))
     started = time.perf_counter()
     for batch in rows:
@@ -103,7 +109,8 @@ def index_per_s(path: Path) -> float:
 def consumed_per_s(path: Path, run: Path) -> float:
     """Return the windows a second that training takes, its batches read as above."""
     store = FeatureStore.open(path)
-    trainer = trainer_of(CONFIG, store, WindowData(store, heldout_share=0.05), run)
+    data = WindowData(store, features=FEATURES, heldout_share=CONFIG.heldout_share)
+    trainer = trainer_of(CONFIG, store, data, run)
     trainer.advance()  # picks kernels, wakes threads
     return BATCH / seconds_a_step(trainer, TRAINED_STEPS)
 

@@ -23,7 +23,12 @@ from policy.objectives.improved_meanflow_jump import ImprovedMeanFlowJumpConfig
 from policy.objectives.meanflow import ImprovedMeanFlowConfig
 from policy.spec import AgentSpec
 
-SPEC = AgentSpec(view_names=("front", "top", "r_vis"), state_dim=14, action_dim=14)
+SPEC = AgentSpec(
+    view_names=("front", "top", "r_vis"),
+    feature_shapes={"pooled": (768,)},
+    state_dim=14,
+    action_dim=14,
+)
 TRAIN_BATCH = 64
 
 
@@ -46,10 +51,19 @@ def median_s(calls: list[Callable[[], object]], repeats: int) -> list[float]:
     return [statistics.median(spent) for spent in times]
 
 
+def random_features(policy: VLAAgent, batch: int) -> dict[str, torch.Tensor]:
+    """Draw each of the features that the policy reads."""
+    shapes, steps = policy.spec.feature_shapes, policy.config.obs_horizon
+    return {
+        name: torch.randn(batch, steps, policy.spec.num_views, *shapes[name])
+        for name in policy.config.readers
+    }
+
+
 def decide(policy: VLAAgent, num_evaluations: int) -> Callable[[], object]:
     """Return a call that takes one decision at batch 1, as a rollout does."""
     spec, steps = policy.spec, policy.config.obs_horizon
-    features = torch.randn(1, steps, spec.num_views, 768)
+    features = random_features(policy, 1)
     state = torch.randn(1, steps, spec.state_dim)
     noise = policy.noise(1, torch.Generator().manual_seed(0), num_evaluations)
     policy.eval()
@@ -57,8 +71,8 @@ def decide(policy: VLAAgent, num_evaluations: int) -> Callable[[], object]:
 
 
 def train(policy: VLAAgent) -> Callable[[], object]:
-    """Return a call that takes one training step without the optimiser."""
-    features, state = torch.randn(TRAIN_BATCH, 2, 3, 768), torch.randn(TRAIN_BATCH, 2, 14)
+    """Return a call that takes one training step without the optimizer."""
+    features, state = random_features(policy, TRAIN_BATCH), torch.randn(TRAIN_BATCH, 2, 14)
     actions, valid = torch.randn(TRAIN_BATCH, 16, 14), torch.ones(TRAIN_BATCH, 16, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
     teacher = WeightAverage(policy).mirror(policy) if policy.is_taught else None

@@ -15,13 +15,13 @@ from torch import Tensor
 from pipeline.datasets.base import EpisodeReader
 from pipeline.features.encode.frames import read_slots
 from pipeline.features.encode.stages import ahead
-from pipeline.features.encode.unit_encoder import encode_frames
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.units import EpisodeSlice, episode_slices
 from pipeline.training.data.windows import WindowData
-from policy.encoders.siglip2 import GPU_STEPS_PER_PASS, FrozenSiglip2
+from policy.encoders.base import ImageEncoder
 
-BLOCKS_AHEAD: Final = 2  # blocks of frames read while the encoder runs; 38 MB each of three views
+BLOCK_IMAGES: Final = 96  # read together, a whole number of passes
+BLOCKS_AHEAD: Final = 2  # blocks read while the encoder runs; 19 MB each
 
 
 class LiveWindowData(WindowData):
@@ -31,7 +31,7 @@ class LiveWindowData(WindowData):
         self,
         *stores: FeatureStore,
         readers: Sequence[EpisodeReader],
-        encoder: FrozenSiglip2,
+        encoder: ImageEncoder,
         heldout_share: float,
         weights: Sequence[float] = (),
     ):
@@ -40,34 +40,38 @@ class LiveWindowData(WindowData):
         Args:
             stores: as `WindowData` takes them.
             readers: of the stores' datasets, in their order.
-            encoder: the one that made the stores.
+            encoder: the one that made the stores; windows have its features.
             heldout_share: as `WindowData` takes it.
             weights: as `WindowData` takes them.
         """
-        super().__init__(*stores, heldout_share=heldout_share, weights=weights)
+        super().__init__(
+            *stores,
+            features=encoder.feature_names,
+            heldout_share=heldout_share,
+            weights=weights,
+        )
+        self._features.clear()  # from here on no feature is read from a store
         self._readers = readers
         self._encoder = encoder
-        self._num_slots = stores[0].attributes.num_slots
         self._episode_ends = self.episode_of.bincount().cumsum(0).numpy()
         self._reader_ends = np.cumsum([reader.num_episodes for reader in readers])
 
     def observed_features(
         self, observed: Int64[Tensor, "b t"], variants: Int64[Tensor, "b v"] | None
-    ) -> Float16[Tensor, "b t v 768"]:
+    ) -> dict[str, Float16[Tensor, "b t v ..."]]:
         """Encode the frames of the rows `observed`, each distinct one once."""
-        num_views = self.spec.num_views
-        slots = torch.arange(num_views)
-        if variants is not None:
-            slots = variants[:, None] * num_views + slots
-        places, place_of = torch.unique(
-            observed[:, :, None] * self._num_slots + slots, return_inverse=True
-        )
-        blocks = torch.split(places, GPU_STEPS_PER_PASS * num_views)
-        features = [
-            encode_frames(self._encoder, frames.result(), num_views)
-            for _, frames in ahead(self._read_block, blocks, BLOCKS_AHEAD)
+        places, place_of = torch.unique(self._places(observed, variants), return_inverse=True)
+        blocks = torch.split(places, BLOCK_IMAGES)
+        encoded = [
+            self._encoder.encode(frames.result(), (block % self.spec.num_views).numpy())
+            for block, frames in ahead(self._read_block, blocks, BLOCKS_AHEAD)
         ]
-        return torch.from_numpy(np.concatenate(features))[place_of]
+        return {
+            name: torch.from_numpy(np.concatenate([features[name] for features in encoded]))[
+                place_of
+            ]
+            for name in self._encoder.feature_names
+        }
 
     def _read_block(self, places: Int64[Tensor, " n"]) -> UInt8[np.ndarray, "n 256 256 3"]:
         """Read single frames, named by row and slot; neighbors of an episode are read at once."""

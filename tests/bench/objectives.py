@@ -64,6 +64,7 @@ def latencies_s(store: Path, settings: list[str]) -> dict[tuple[str, int], float
     steps = opened.read_steps()
     spec = AgentSpec(
         view_names=opened.attributes.view_names,
+        feature_shapes={spec.name: spec.shape for spec in opened.encoder.features},
         state_dim=steps.state.shape[1],
         action_dim=steps.action.shape[1],
     )

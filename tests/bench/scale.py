@@ -34,10 +34,11 @@ import numpy as np
 
 from pipeline.features.encode.known_frames import FrameIndex, StoredUnits
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.features.store.layout import UNIT_ARRAYS
+from pipeline.features.store.integrity import mark_complete
+from pipeline.features.store.layout import FEATURES, FRAME_HASH
 from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS
 from pipeline.features.store.units import SHARD_ROWS, cut
-from tests.pipeline.tiny import VIEWS, create_store, tiny_engine, tiny_probe
+from tests.pipeline.tiny import VIEWS, create_store, tiny_environment, tiny_probe
 
 IMAGES_PER_S = 6_000
 STATE_DIM, ACTION_DIM = 8, 7
@@ -75,7 +76,7 @@ def create(path: Path, num_steps: int) -> dict[str, float]:
 def commit(path: Path) -> dict[str, float]:
     """Commit every unit; write the same bytes plainly beside the store, to compare."""
     store = FeatureStore.open(path, allow_incomplete=True, writable=True)
-    numbers, engines = np.random.default_rng(0), {tiny_engine().digest()}
+    numbers, environments = np.random.default_rng(0), {tiny_environment().digest()}
     drawn = numbers.standard_normal((SHARD_ROWS, len(VIEWS), 768), np.float32).astype(np.float16)
     spent = {"commit_s": 0.0, "raw_s": 0.0}
     plain = path.with_suffix(".raw")
@@ -85,7 +86,7 @@ def commit(path: Path) -> dict[str, float]:
         features = np.roll(drawn, unit, axis=0)[: stop - start]
         hashes = numbers.integers(2**64, size=(stop - start, len(VIEWS)), dtype=np.uint64)
         ways = {
-            "commit_s": partial(store.write_unit, unit, features, hashes, engines),
+            "commit_s": partial(store.write_unit, unit, {"pooled": features}, hashes, environments),
             "raw_s": partial(write_plainly, plain / str(unit), features, hashes),
         }
         for way in sorted(ways, reverse=bool(unit % 2)):
@@ -113,12 +114,12 @@ def finish(path: Path) -> dict[str, float]:
     store = FeatureStore.open(path, allow_incomplete=True, writable=True)
     started = time.perf_counter()
     num_rows = sum(len(piece) for piece in store.read_step_pieces("state"))
-    index = FrameIndex.of([StoredUnits(store, frozenset(store.valid_units()))])
+    index = FrameIndex.of([StoredUnits(store, frozenset(store.valid_units()))], place_matters=False)
     stock_s = time.perf_counter() - started
     assert len(index.hashes) == num_rows * len(VIEWS)
     del index  # handed to the workers
     started = time.perf_counter()
-    store.mark_complete()
+    mark_complete(store)
     mark_s = time.perf_counter() - started
     started = time.perf_counter()
     FeatureStore.open(path)
@@ -139,7 +140,7 @@ def in_own_process(*words: object) -> dict[str, float]:
 
 def metadata(path: Path) -> tuple[float, int]:
     """Return the kB and the number of the files that hold no numbers of the dataset."""
-    arrays = {*UNIT_ARRAYS, *STEP_ARRAYS}
+    arrays = {FEATURES, FRAME_HASH, *STEP_ARRAYS}
     sizes = [
         file.stat().st_size
         for file in path.rglob("*")

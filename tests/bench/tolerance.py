@@ -1,6 +1,6 @@
-"""How far do engines differ, in features and in a trained policy's actions? A table in Markdown.
+"""How far do environments differ, in features and in a policy's actions? A table in Markdown.
 
-    python -m tests.bench.tolerance STORE [--run RUN] [--backbone PATH] [--compiled]
+    python -m tests.bench.tolerance STORE [--run RUN] [--encoder PATH] [--compiled]
 
 Encodes the real frames of the store's probe in every way that this machine has.
 """
@@ -13,18 +13,18 @@ from typing import Final
 import numpy as np
 import torch
 from jaxtyping import Float
-from pipeline.storage.folders import Location, parse_location
 from torch import Tensor
 
 from pipeline.errors import RunError, StoreError
 from pipeline.features.identity.verify import Distances
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.steps import StepArrays
+from pipeline.storage.location import Location, parse_location
 from pipeline.training.data.sampling import seeded_generator
 from pipeline.training.run.checkpoint import read_average
 from pipeline.training.run.folder import read_run
 from policy.agent import VLAAgent
-from tests.bench.engines import EngineComparison, Variant
+from tests.bench.engines import EngineComparison, Features, Variant
 
 NUM_STATES: Final = 16  # robot states that every frame is paired with, spread over the store
 ACTION_SEED: Final = 0
@@ -55,10 +55,11 @@ class ToleranceRow:
 
 @dataclass(frozen=True)
 class ToleranceReport:
-    """How far engines differ."""
+    """How far environments differ."""
 
     encoder: str
-    engine: str
+    feature: str
+    environment: str
     tolerance: float
     num_images: int
     has_actions: bool
@@ -66,11 +67,12 @@ class ToleranceReport:
 
     def table(self) -> str:
         """Return the table in Markdown, with a line that says what was measured."""
-        heads = ["against one step a pass", "max abs", "relative L2", "1 - cosine", "equal float16"]
+        heads = ["against this machine", "max abs", "relative L2", "1 - cosine", "equal float16"]
         heads += ["action, max abs", "action / its spread"] * self.has_actions
         lines = [
-            f"{self.encoder} on {self.engine}; the worst of {self.num_images} real images; the "
-            f"probe allows a relative L2 of {self.tolerance:.0e} between engines.",
+            f"{self.encoder} on {self.environment}, feature `{self.feature}`; the worst of "
+            f"{self.num_images} real images; the probe allows a relative L2 of "
+            f"{self.tolerance:.0e} between environments.",
             "",
             f"| {' | '.join(heads)} |",
             f"|{'---|' * len(heads)}",
@@ -80,14 +82,20 @@ class ToleranceReport:
 
 
 def measure_tolerance(
-    store_path: Location, run: Path | None, *, backbone: str | None = None, compiled: bool = False
+    store_path: Location,
+    run: Path | None,
+    *,
+    encoder: str | None = None,
+    feature: str | None = None,
+    compiled: bool = False,
 ) -> ToleranceReport:
-    """Measure how far engines differ on the real frames of a store's probe.
+    """Measure how far environments differ on the real frames of a store's probe.
 
     Args:
         store_path: the store.
         run: a policy trained on features of the same encoder; None measures features alone.
-        backbone: where the encoder lies now; None takes the name in the store.
+        encoder: where the encoder lies now; None takes the name in the store.
+        feature: which one is compared; None is the store's first. A policy sees all it reads.
         compiled: also measure torch.compile, which takes up to minutes.
 
     Raises:
@@ -96,21 +104,24 @@ def measure_tolerance(
         EncoderLoadError, EncoderMismatchError: the encoder cannot be loaded.
     """
     store = FeatureStore.open(store_path, allow_incomplete=True)
-    made_by, probe, steps = store.attributes.encoder, store.read_probe(), store.read_steps()
+    made_by, probe, steps = store.encoder, store.read_probe(), store.read_steps()
+    feature = feature or made_by.feature_names[0]
     if not len(probe.real_frames):
         raise StoreError(f"{store_path}: its probe holds no real frame; embed a dataset into it")
     policy = None if run is None else _Policy(run, store, steps)
-    comparison = EngineComparison(made_by, probe, backbone=backbone, where=str(store_path))
+    comparison = EngineComparison(store, name=encoder)
     reference = comparison.reference
     rows = tuple(
-        _compare(variant, reference, policy) for variant in comparison.variants(compiled=compiled)
+        _compare(variant, reference, feature, policy)
+        for variant in comparison.variants(compiled=compiled)
     )
-    engine = comparison.encoder.engine
+    here = comparison.encoder.environment
     return ToleranceReport(
         encoder=f"{made_by.name}, {made_by.compute_dtype}",
-        engine=f"{engine.device}, torch {engine.torch_version}, {engine.threads} threads",
+        feature=feature,
+        environment=f"{here.device}, torch {here.torch_version}, {here.threads} threads",
         tolerance=probe.tolerance,
-        num_images=reference.shape[0] * reference.shape[1],
+        num_images=comparison.frames.shape[0] * comparison.frames.shape[1],
         has_actions=policy is not None,
         rows=rows,
     )
@@ -121,7 +132,9 @@ class _Policy:
 
     def __init__(self, run: Path, store: FeatureStore, steps: StepArrays) -> None:
         description = read_run(run)
-        ours, theirs = store.attributes.encoder, description.data.encoder
+        theirs = description.data.encoder
+        reads = [name for name in theirs.feature_names if name in store.encoder.feature_names]
+        ours = store.encoder.only(reads)
         if (ours.fingerprint, store.attributes.view_names) != (
             theirs.fingerprint,
             description.spec.view_names,
@@ -138,21 +151,22 @@ class _Policy:
         self._states = torch.from_numpy(steps.state[rows])
         self.spread = steps.action.astype(np.float64).std(axis=0)
 
-    def act(self, features: Float[np.ndarray, "q v 768"]) -> Float[Tensor, "b horizon a"]:
+    def act(self, features: Features) -> Float[Tensor, "b horizon a"]:
         """Predict from every frame in every state, the robot standing still before it."""
         horizon = self._agent.config.obs_horizon
-        shown = torch.from_numpy(features).float().repeat_interleave(NUM_STATES, dim=0)
-        states = self._states.repeat(len(features), 1)
-        noise = self._agent.noise(len(shown), seeded_generator(ACTION_SEED, "tolerance", 0))
+        shown = {
+            name: torch.from_numpy(values).float().repeat_interleave(NUM_STATES, dim=0)
+            for name, values in features.items()
+        }
+        states = self._states.repeat(len(next(iter(features.values()))), 1)
+        noise = self._agent.noise(len(states), seeded_generator(ACTION_SEED, "tolerance", 0))
         return self._agent.predict(
-            shown[:, None].expand(-1, horizon, -1, -1),
-            states[:, None].expand(-1, horizon, -1),
+            {name: torch.stack([values] * horizon, dim=1) for name, values in shown.items()},
+            torch.stack([states] * horizon, dim=1),
             noise,
         )
 
-    def distances(
-        self, found: Float[np.ndarray, "q v 768"], expected: Float[np.ndarray, "q v 768"]
-    ) -> ActionDistances:
+    def distances(self, found: Features, expected: Features) -> ActionDistances:
         """Compare the actions that two sets of features lead to."""
         apart = (self.act(found) - self.act(expected)).abs().double().numpy()
         moves = self.spread > 0
@@ -163,15 +177,15 @@ class _Policy:
 
 
 def _compare(
-    variant: Variant, reference: Float[np.ndarray, "q v 768"], policy: _Policy | None
+    variant: Variant, reference: Features, feature: str, policy: _Policy | None
 ) -> ToleranceRow:
-    features, found = variant.features, None
-    if features is not None and policy is not None:
-        found = policy.distances(features, reference)
+    found = variant.features
+    if found is None:
+        return ToleranceRow(variant.name, None, None, variant.reason)
     return ToleranceRow(
         name=variant.name,
-        features=None if features is None else Distances.between(features, reference),
-        actions=found,
+        features=Distances.between(found[feature], reference[feature]),
+        actions=None if policy is None else policy.distances(found, reference),
         reason=variant.reason,
     )
 
@@ -202,11 +216,16 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("store", type=parse_location)
     arguments.add_argument("--run", type=Path, help="a policy trained on it: measure actions too")
-    arguments.add_argument("--backbone", help="path of the store's encoder, if it moved")
+    arguments.add_argument("--encoder", help="path of the store's encoder, if it moved")
+    arguments.add_argument("--feature", help="which one is compared; the store's first")
     arguments.add_argument("--compiled", action="store_true", help="torch.compile too; minutes")
     chosen = arguments.parse_args()
     report = measure_tolerance(
-        chosen.store, chosen.run, backbone=chosen.backbone, compiled=chosen.compiled
+        chosen.store,
+        chosen.run,
+        encoder=chosen.encoder,
+        feature=chosen.feature,
+        compiled=chosen.compiled,
     )
     print(report.table())
 

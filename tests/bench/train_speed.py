@@ -3,10 +3,11 @@
     python -m tests.bench.train_speed [--threads 2] [--live-steps 1]
 
 Both train the same agent on the same windows of the same dataset, batch 64, with a full-size tower
-of random weights: once its features are read from memory (bars: 25 x with the design's head, 100 x
-with the head of `demo`), once it encodes every distinct frame of the batch, in bfloat16 where the
-machine has it, as `vla-embed` does. The store of this benchmark holds random numbers as features;
-live training reads none of them. And: which share of a cached step prepares its data (bar: 2 %).
+of random weights: once its pooled features are read from memory (bars: 25 x with the design's head,
+100 x with the head of `demo`), once it encodes every distinct frame of the batch, in bfloat16 where
+the machine has it, as `vla-embed` does. The store of this benchmark holds random numbers as
+features; live training reads none of them. And: which share of a cached step prepares its data
+(bar: 2 %).
 """
 
 import argparse
@@ -18,7 +19,6 @@ from typing import Final
 
 import numpy as np
 import torch
-from pipeline.training.data.steps import StepData
 
 from pipeline.datasets.manifest.model import load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
@@ -26,16 +26,19 @@ from pipeline.features.encode.frames import hash_frames
 from pipeline.features.identity.probe import make_probe
 from pipeline.features.store.attributes import SourceShare, StoreAttributes
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.integrity import mark_complete
+from pipeline.features.store.start_frames import MAX_STARTS, shrink_frames
 from pipeline.features.store.steps import StepArrays
 from pipeline.training.config import TrainConfig, with_settings
 from pipeline.training.data.windows import WindowData
 from pipeline.training.presets import demo, proj96
 from pipeline.training.run.folder import DataIdentity, RunDescription, StoreIdentity
 from pipeline.training.trainer import Trainer
-from policy.encoders.siglip2 import FrozenSiglip2, load_backbone
+from policy.encoders.base import ImageEncoder
 from tests.bench.embed_memory import write_frames
 from tests.bench.live_training import LiveWindowData
 from tests.policy.encoders.test_siglip2 import save_checkpoint
+from tests.tower import load
 
 NUM_STEPS: Final = 2_000  # control steps: two windows of a batch hardly ever share a frame
 BATCH: Final = 64
@@ -45,7 +48,7 @@ MAX_DATA_SHARE: Final = 0.02
 CPU: Final = torch.device("cpu")
 
 
-def write_store(path: Path, reader: ManifestReader, encoder: FrozenSiglip2) -> FeatureStore:
+def write_store(path: Path, reader: ManifestReader, encoder: ImageEncoder) -> FeatureStore:
     """Write a store of the dataset's steps and frame hashes, with random features."""
     episodes = range(reader.num_episodes)
     lengths = [reader.episode_length(episode) for episode in episodes]
@@ -59,7 +62,7 @@ def write_store(path: Path, reader: ManifestReader, encoder: FrozenSiglip2) -> F
     probe = make_probe(encoder, first)
     attributes = StoreAttributes(
         encoder=encoder.identity,
-        engine=probe.engine,
+        environment=probe.environment,
         view_names=reader.view_names,
         fps=reader.fps,
         manifest={"name": "noise"},
@@ -78,13 +81,14 @@ def write_store(path: Path, reader: ManifestReader, encoder: FrozenSiglip2) -> F
     for unit in range(store.num_units):
         start, stop = store.unit_rows(unit)
         features = numbers.normal(size=(stop - start, len(reader.view_names), 768))
-        engines = {probe.engine.digest()}
-        store.write_unit(unit, features.astype(np.float16), hashes[start:stop], engines)
-    store.mark_complete()
+        rows = {"pooled": features.astype(np.float16)}
+        store.write_unit(unit, rows, hashes[start:stop], {probe.environment.digest()})
+    store.write_start_frames(shrink_frames(first).repeat(min(len(lengths), MAX_STARTS), axis=0))
+    mark_complete(store)
     return store
 
 
-def trainer_of(config: TrainConfig, store: FeatureStore, data: StepData, run: Path) -> Trainer:
+def trainer_of(config: TrainConfig, store: FeatureStore, data: WindowData, run: Path) -> Trainer:
     """Build a trainer that writes nothing."""
     held = store.attributes
     identity = DataIdentity(
@@ -124,21 +128,23 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--threads", type=int, default=os.cpu_count())
     arguments.add_argument("--live-steps", type=int, default=1)
+    arguments.add_argument("--layers", type=int, default=12, help="of the tower; fewer to try out")
     chosen = arguments.parse_args()
     torch.set_num_threads(chosen.threads)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        checkpoint = save_checkpoint(Path(folder) / "tower", num_layers=12)
-        encoder = load_backbone(str(checkpoint))
+        checkpoint = save_checkpoint(Path(folder) / "tower", num_layers=chosen.layers)
+        encoder = load(str(checkpoint))
         manifest = write_frames(Path(folder) / "dataset", NUM_STEPS)
         reader = ManifestReader(load_manifest(manifest))
         store = write_store(Path(folder) / "store.zarr", reader, encoder)
-        cached = WindowData(store, heldout_share=0.0)
+        cached = WindowData(store, features=("pooled",), heldout_share=0.0)
         live = LiveWindowData(store, readers=[reader], encoder=encoder, heldout_share=0.0)
         dtype = encoder.identity.compute_dtype
         print(f"{chosen.threads} threads, batch {BATCH}, tower in {dtype}")
         for name, preset in (("design", proj96()), ("demo", demo())):
-            config = with_settings(preset, [f"batch_size={BATCH}", "heldout_share=0.0"])
+            settings = [f"batch_size={BATCH}", "heldout_share=0.0"]
+            config = with_settings(preset, [*settings, 'agent.readers={pooled = {kind="linear"}}'])
             ours = trainer_of(config, store, cached, run)
             ours.advance()  # picks kernels, wakes threads
             before = seconds_a_step(ours, CACHED_STEPS[name])

@@ -1,6 +1,5 @@
 """What a video codec takes away from a frame that is encoded for itself, and decoded again.
 
-The only part of this room that needs PyAV; knows pixels, nothing about features.
 Source: LeRobot's settings for AV1, huggingface/lerobot@7427f318:src/lerobot/datasets/video_utils.py
 (facts only); H.264 at the quality that FFmpeg's encoder has by default.
 """

@@ -1,4 +1,4 @@
-"""The benchmark of engines: its table, in features and in the actions of a policy trained here."""
+"""The benchmark of environments: its table, in features and in a trained policy's actions."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,15 @@ import pytest
 from pipeline.features.identity.probe import make_probe
 from pipeline.training.presets import debug
 from pipeline.training.session import train
-from policy.encoders.siglip2 import STAND_IN, load_backbone
 from tests.bench.tolerance import ToleranceReport, measure_tolerance
 from tests.pipeline.tiny import VIEWS, complete_store
+from tests.tower import load
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tolerance")
-    encoder = load_backbone(STAND_IN, compute_dtype="bfloat16")
+    encoder = load("stand-in", compute_dtype="bfloat16", features=("pooled",))
     coarse = np.random.default_rng(0).integers(0, 256, (2, len(VIEWS), 8, 8, 3), np.uint8)
     probe = make_probe(encoder, coarse.repeat(32, axis=2).repeat(32, axis=3))
     store = complete_store(folder / "s.zarr", identity=encoder.identity, probe=probe)
@@ -29,7 +29,7 @@ def report(folder) -> ToleranceReport:
 
 def test_equal_features_lead_to_equal_actions_and_others_to_others(report):
     rows = {row.name: row for row in report.rows}
-    same, other = rows["the engine that made the store"], rows["float32 products"]
+    same, other = rows["the environment that made the store"], rows["float32 products"]
     assert same.features.equal_share == 1
     assert (same.actions.max_abs, same.actions.share_of_spread) == (0, 0)
     assert other.features.max_abs > 0
@@ -42,9 +42,11 @@ def test_equal_features_lead_to_equal_actions_and_others_to_others(report):
 def test_the_table_is_markdown_and_says_what_was_measured(report):
     text, *_ = sentence, blank, head, rule, *rows = report.table().splitlines()
     assert text.startswith("stand-in, bfloat16 on cpu")
-    assert "worst of 6 real images" in sentence
+    assert "feature `pooled`; the worst of 6 real images" in sentence
     assert "2e-02" in sentence  # the tolerance of bfloat16
     assert blank == ""
     assert {line.count("|") for line in (head, rule, *rows)} == {8}
-    assert len(rows) == 7
-    assert rows[0].startswith("| the engine that made the store | 0.0e+00 | 0.0e+00 | 0e+00 | 100")
+    assert len(rows) == 6
+    assert rows[0].startswith(
+        "| the environment that made the store | 0.0e+00 | 0.0e+00 | 0e+00 | 100"
+    )

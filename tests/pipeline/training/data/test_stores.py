@@ -27,6 +27,7 @@ from tests.pipeline.tiny import (
     tiny_environment,
     tiny_identity,
     tiny_probe,
+    tiny_start_frames,
     tiny_steps,
 )
 
@@ -58,6 +59,7 @@ def make_store(
         features = {"pooled": numbers.normal(2, 3, (*shape, 768)).astype(np.float16)}
         hashes = np.arange(1, 1 + np.prod(shape), dtype=np.uint64).reshape(shape)
         store.write_unit(unit, features, hashes, {tiny_environment().digest()})
+    store.write_start_frames(tiny_start_frames(len(lengths)))
     mark_complete(store)
     return store
 

@@ -26,31 +26,32 @@ def stores(tmp_path_factory):
     return folder
 
 
-def open_store(folder, name: str) -> FeatureStore:
-    return FeatureStore.open(folder / name)
+def load(folder, name: str) -> WindowData:
+    return WindowData(FeatureStore.open(folder / name), features=("pooled",), heldout_share=0.0)
 
 
 def test_a_window_shows_the_asked_variant_in_every_observation_step(stores):
-    data = WindowData(open_store(stores, "variants.zarr"), heldout_share=0.0)
+    data = load(stores, "variants.zarr")
     rows = torch.tensor([1, 4])
     variants = torch.tensor([[0, 2, 1], [1, 0, 2]])
     windows = data.gather(rows, obs_horizon=2, pred_horizon=2, variants=variants)
-    stored = torch.from_numpy(open_store(stores, "variants.zarr").read_features("pooled"))
+    stored = torch.from_numpy(FeatureStore.open(stores / "variants.zarr").read_features("pooled"))
     for window, row in enumerate(rows.tolist()):
         for step in range(2):
             for view in range(NUM_VIEWS):
                 slot = int(variants[window, view]) * NUM_VIEWS + view
                 expected = stored[row - 1 + step, slot].float()
-                assert torch.equal(windows.features[window, step, view], expected)
+                assert torch.equal(windows.features["pooled"][window, step, view], expected)
 
 
 def test_without_a_draw_windows_and_statistics_are_those_of_the_plain_store(stores):
-    plain = WindowData(open_store(stores, "plain.zarr"), heldout_share=0.0)
-    both = WindowData(open_store(stores, "variants.zarr"), heldout_share=0.0)
+    plain = load(stores, "plain.zarr")
+    both = load(stores, "variants.zarr")
     rows = torch.arange(5)
     first, second = (data.gather(rows, obs_horizon=2, pred_horizon=2) for data in (plain, both))
-    assert torch.equal(first.features, second.features)
-    assert torch.equal(plain.statistics().feature_std, both.statistics().feature_std)
+    assert torch.equal(first.features["pooled"], second.features["pooled"])
+    ours, theirs = (data.statistics.feature_std["pooled"] for data in (plain, both))
+    assert torch.equal(ours, theirs)
     generator = torch.Generator()
     assert plain.draw_variants(5, generator) is None
     drawn = both.draw_variants(300, generator)
