@@ -258,9 +258,13 @@ class LeRobotReader:
         cached = self._positions.get(key)
         if cached is None or cached[0] != episode:
             files, where = self._at(episode), self._view_name(episode, key)
-            shown_s = self._decoder(episode, key).shown_s(where)
-            wanted_s = files.clips[key].start_s + self._seconds(files)
-            cached = episode, match_frames(shown_s, wanted_s, self._fps, where)
+            shown_s, clip = self._decoder(episode, key).shown_s(where), files.clips[key]
+            # Half a step of drift is usual in indices of many episodes.
+            bounds = np.array([clip.start_s, clip.end_s]) - 0.5 / self._fps
+            first, last = np.searchsorted(shown_s, bounds)
+            wanted_s = clip.start_s + self._seconds(files)
+            found = match_frames(shown_s[first:last], wanted_s, self._fps, where)
+            cached = episode, found + first
             self._positions[key] = cached
         return cached[1]
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 
 from pipeline.datasets.limits import MAX_NUMBERS
 from pipeline.errors import DatasetError
@@ -86,6 +86,23 @@ class ParquetTable:
                 )
             self._arrays[key] = values[:, 0].astype(np.int64)
         return np.asarray(self._arrays[key])
+
+    def values_or_nan(self, column: str) -> Float64[np.ndarray, " t"]:
+        """Read one number per row; a row without one is NaN.
+
+        Raises:
+            DatasetError: the column is absent or damaged, or holds something else.
+        """
+        self._require_memory(column)
+        array = self._column(column)
+        if pa.types.is_null(array.type):
+            return np.full(len(array), np.nan)
+        if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
+            raise DatasetError(
+                f"{self.path}: {column}: expected one number per row, found {_line(array.type)}; "
+                "write the column again"
+            )
+        return np.asarray(array.to_numpy(zero_copy_only=False), np.float64)
 
     def images(self, column: str, start: int, stop: int) -> list[StoredImage]:
         """Read rows [start, stop) of a column of pictures; keeps one row group in memory.

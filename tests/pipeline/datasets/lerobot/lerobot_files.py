@@ -323,7 +323,7 @@ def _write_v3_videos(
                 f"videos/{key}/chunk_index": 0,
                 f"videos/{key}/file_index": file,
                 f"videos/{key}/from_timestamp": start_s,
-                f"videos/{key}/to_timestamp": start_s + episodes[n].length / TINY_FPS,
+                f"videos/{key}/to_timestamp": start_s + len(episodes[n].frames[key]) / TINY_FPS,
             }
             frames += list(episodes[n].frames[key])
         if plan.missing and file == len(plan.files) - 1:
