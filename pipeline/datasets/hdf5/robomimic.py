@@ -42,7 +42,7 @@ from pipeline.datasets.hdf5.files import (
 )
 from pipeline.datasets.hdf5.reader import Hdf5Reader
 from pipeline.datasets.manifest.places import file_in, files_in
-from pipeline.datasets.manifest.selection import wanted_numbers
+from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
 from pipeline.errors import DatasetError
 from pipeline.storage.folders import Location
 
@@ -77,6 +77,7 @@ class RobomimicHdf5Reader(Hdf5Reader):
         """
         paths = _files(place.root, allow_outside=place.allow_outside)
         listed = _listed(paths)
+        self._keeps, self._is_one_file = place.keeps, len(paths) == 1
         wanted = wanted_numbers(place, (demo.number for demos in listed.values() for demo in demos))
         # Of each file with a wanted demonstration: those of all its demonstrations, by name.
         self._numbers: dict[Location, dict[str, int]] = {}
@@ -86,6 +87,7 @@ class RobomimicHdf5Reader(Hdf5Reader):
             kept = [demo for demo in demos if demo.number in wanted]
             if not kept:
                 continue
+            _refuse_twins(kept)
             self._numbers[path] = {demo.group.rpartition("/")[2]: demo.number for demo in demos}
             with open_hdf5(path) as file:
                 for demo in kept:
@@ -111,6 +113,8 @@ class RobomimicHdf5Reader(Hdf5Reader):
         for path, numbers in self._numbers.items():
             with open_hdf5(path) as file:
                 for demo in _mask(file, path, name):
+                    if demo not in numbers and self._is_left_out(demo):
+                        continue
                     if demo not in numbers:
                         raise DatasetError(
                             f"{path}: mask/{name}: expected demonstrations of this file, found "
@@ -118,6 +122,11 @@ class RobomimicHdf5Reader(Hdf5Reader):
                         )
                     found.append(numbers[demo])
         return tuple(sorted(set(found)))
+
+    def _is_left_out(self, demo: str) -> bool:
+        """Whether the manifest leaves out a demonstration that is not in its file."""
+        match = _DEMO_NAME.fullmatch(demo)
+        return bool(match and self._is_one_file and not self._keeps(int(match[1])))
 
     @staticmethod
     def recognises(root: Location) -> bool:
@@ -204,14 +213,16 @@ def _demos(file: h5py.File, path: Location) -> list[tuple[int, str]]:
             f"{path}: expected at least one demonstration, found none; correct the path "
             "to it, or move this file out of the folder"
         )
-    demos.sort()
-    for (number, group), (following, twin) in pairwise(demos):
-        if number == following:
+    return sorted(demos)
+
+
+def _refuse_twins(demos: list[EpisodePlace]) -> None:
+    for demo, twin in pairwise(demos):
+        if demo.number == twin.number:
             raise DatasetError(
-                f"{path}: expected one demonstration of number {number}, found {group} and {twin}; "
-                "remove or rename one"
+                f"{demo.path}: expected one demonstration of number {demo.number}, found "
+                f"{demo.group} and {twin.group}; remove or rename one, or {LEAVE_OUT}"
             )
-    return demos
 
 
 def _check_num_samples(file: h5py.File, facts: EpisodeFacts) -> None:

@@ -63,11 +63,13 @@ class DiffusionPolicyZarrReader:
         self._group: Any = None  # a zarr.Group
         self._files: StoredFiles | None = None
         self._arrays: dict[str, Any] = {}
+        self._num_rows = 0  # of all arrays, where the last episode is not wanted
         self._clock = CLOCK_KEY if CLOCK_KEY in array_keys(place.local_root) else None
         try:
             self._ends = self._read_ends()
             self._numbers = sorted(wanted_numbers(place, range(len(self._ends))))
             self.num_episodes: int = len(self._numbers)
+            self._require_apart()
             for key in place.view_keys:
                 _require_frames(f"{self._root}: {key}", self._whole_array(key))
             for key in {*place.number_keys, *filter(None, [self._clock])}:
@@ -232,11 +234,8 @@ class DiffusionPolicyZarrReader:
                 f"{place}: expected rows of at least one number, found shape {array.shape}; remove "
                 "this key or write its rows"
             )
-        if key != ENDS_KEY and array.shape[0] != self._ends[-1]:
-            raise DatasetError(
-                f"{place}: expected {self._ends[-1]} rows as the last of {ENDS_KEY}, found "
-                f"{array.shape[0]}; the replay buffer was cut off or edited, write it again"
-            )
+        if key != ENDS_KEY:
+            self._require_rows(place, array.shape[0])
         filters = array.metadata.filters or ()
         if any(codec.codec_id in COMPRESSORS for codec in filters):
             raise DatasetError(
@@ -274,14 +273,39 @@ class DiffusionPolicyZarrReader:
                 f"{place}: expected whole numbers on one axis, found {array.dtype} {array.shape}; "
                 "write the row after each episode's last"
             )
-        ends = self._read(ENDS_KEY, 0, array.shape[0], place).astype(np.int64)
-        wrong = np.flatnonzero(np.diff(ends, prepend=0) < 1)
-        if wrong.size:
+        return self._read(ENDS_KEY, 0, array.shape[0], place).astype(np.int64)
+
+    def _require_apart(self) -> None:
+        """Refuse wanted episodes without rows, or with those of another, wanted or not."""
+        ends = self._ends
+        starts = np.concatenate([[0], ends[:-1]])
+        has_rows = (starts >= 0) & (ends > starts)
+        before = np.maximum.accumulate(np.where(has_rows, ends, 0))
+        after = np.minimum.accumulate(np.where(has_rows, starts, np.iinfo(np.int64).max)[::-1])
+        is_apart = np.ones(len(ends), bool)
+        is_apart[1:] &= before[:-1] <= starts[1:]
+        is_apart[:-1] &= after[::-1][1:] >= ends[:-1]
+        wrong = next((n for n in self._numbers if not (has_rows[n] and is_apart[n])), None)
+        if wrong is not None:
             raise DatasetError(
-                f"{place}: expected ends that rise, each episode with a step at least, found "
-                f"{ends[wrong[0]]} for episode {wrong[0]}; correct the ends"
+                f"{self._root}: {ENDS_KEY}: expected ends that rise, each episode with rows of its "
+                f"own, found rows [{starts[wrong]}, {ends[wrong]}) for episode {wrong}; correct "
+                "the ends, or leave out an episode that has no rows with `episodes = {except = "
+                f"[{wrong}]}}` in the manifest"
             )
-        return ends
+
+    def _require_rows(self, place: str, num_rows: int) -> None:
+        """Refuse an array of another length than the episodes', which may have lost any rows."""
+        expected, last = int(self._ends[-1]), len(self._ends) - 1
+        if last != self._numbers[-1]:  # whose end may be wrong: all arrays must agree then
+            self._num_rows = expected = self._num_rows or num_rows
+        if num_rows != expected or num_rows < self._ends[self._numbers[-1]]:
+            raise DatasetError(
+                f"{place}: expected {expected} rows, as the last of {ENDS_KEY} or the other arrays "
+                f"have, found {num_rows}: an array was cut off or edited, or an episode was not "
+                f"written to its end; cut all arrays to {expected} rows if the surplus is "
+                "unfinished, else copy the data again"
+            )
 
     def _read(self, key: str, start: int, stop: int, where: str) -> np.ndarray:
         array = self._array(key)

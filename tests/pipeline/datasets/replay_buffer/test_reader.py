@@ -180,9 +180,9 @@ def test_a_raw_chunk_that_was_cut_off_is_found_when_opening(root):
 @pytest.mark.parametrize(
     ("ends", "pattern"),
     [
-        ((3, 3, 8), r"ends that rise, .* found 3 for episode 1"),
-        ((0, 8), r"found 0 for episode 0"),
-        ((3, 7), r"data/img: expected 7 rows as the last of meta/episode_ends, found 8"),
+        ((3, 3, 8), r"ends that rise, .* found rows \[3, 3\) for episode 1"),
+        ((0, 8), r"found rows \[0, 0\) for episode 0"),
+        ((3, 7), r"data/img: expected 7 rows, as the last of meta/episode_ends .* found 8"),
         ((3, 9), r"data/img: expected 9 rows"),
         (np.zeros(0, "i8"), r"meta/episode_ends: expected rows"),
         (np.array([3.0, 8.0]), r"whole numbers on one axis, found float64"),
@@ -197,6 +197,36 @@ def test_ends_that_do_not_fit_are_refused(tmp_path, ends, pattern):
         write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays(), ends)
     with pytest.raises(DatasetError, match=pattern):
         open_buffer(tmp_path / "tiny.zarr")
+
+
+@pytest.mark.parametrize(
+    ("ends", "left_out"),
+    [((3, 3, 8), {1}), ((3, 8, 8), {2}), ((3, 8, 2), {2}), ((3, 8, 10**9), {2})],
+)
+def test_an_episode_without_rows_matters_only_if_it_is_wanted(tmp_path, ends, left_out):
+    root = write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays(), ends)
+    with pytest.raises(DatasetError, match=r"for episode|expected 1000000000 rows"):
+        open_buffer(root)
+    reader = open_buffer(root, keeps=lambda number: number not in left_out)
+    for episode in range(2):
+        for frames, view in zip(reader.frames(episode, 0, 3), ("front", "wrist"), strict=True):
+            np.testing.assert_array_equal(frames, tiny_frames(episode, view)[:3])
+
+
+@pytest.mark.parametrize("wanted", [{0}, {2}, {0, 2}])
+def test_rows_of_two_episodes_are_refused_whichever_is_wanted(tmp_path, wanted):
+    """The end of episode 1 is wrong, so that episode 2 begins within episode 0."""
+    root = write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays(), (3, 1, 8))
+    with pytest.raises(DatasetError, match=r"each episode with rows of its own"):
+        open_buffer(root, keeps=wanted.__contains__)
+
+
+def test_arrays_of_two_lengths_are_refused_though_the_last_episode_is_left_out(tmp_path):
+    arrays = tiny_arrays()
+    arrays["img"] = arrays["img"][1:]
+    root = write_replay_buffer(tmp_path / "tiny.zarr", arrays)
+    with pytest.raises(DatasetError, match=r"expected 7 rows, .* found 8"):
+        open_buffer(root, keeps=lambda number: number == 0)
 
 
 def test_keys_that_do_not_fit_are_refused(tmp_path):
