@@ -19,6 +19,7 @@ Kind = Literal[
     "duplicate",
     "shift",
     "clock",
+    "jitter",
     "fps",
     "drift",
     "frames",
