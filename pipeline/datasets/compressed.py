@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.datasets.causes import one_line
 from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.errors import FrameReadError
 
@@ -133,6 +134,6 @@ def _end_of_png(content: bytes, where: str) -> int:
 
 def _unreadable(where: str, found: str) -> FrameReadError:
     return FrameReadError(
-        f"{where}: expected a whole JPEG or PNG image, found {' '.join(found.split())[:200]}; copy "
+        f"{where}: expected a whole JPEG or PNG image, found {one_line(found)}; copy "
         f"or record this episode again, or {LEAVE_OUT}"
     )

@@ -22,6 +22,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, Int64, UInt8
 
+from pipeline.datasets.causes import one_line, why_unreadable
 from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.errors import DatasetError, FrameReadError
 
@@ -328,13 +329,12 @@ def _read_clock(path: Path) -> _Clock:
 
 
 def _no_video(path: Path, error: Exception) -> str:
-    return (
-        f"{path}: expected a whole MP4 video, found none (" + " ".join(str(error).split())[:200]
-    ) + "); download or record the file again"
+    otherwise = "download or copy the file again"
+    return f"{path}: expected a whole MP4 video, {why_unreadable(path, error, otherwise)}"
 
 
 def _undecodable(where: str, error: object) -> FrameReadError:
     return FrameReadError(
-        f"{where}: expected a whole frame, found {' '.join(str(error).split())[:200]}; download "
+        f"{where}: expected a whole frame, found {one_line(error)}; download "
         f"or record the video again, or {LEAVE_OUT}"
     )

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from pipeline.datasets.causes import clock_unit
 from pipeline.datasets.check.report import DimSummary, Findings
 from policy.network.normalizer import CONSTANT_RANGE
 
@@ -15,6 +16,7 @@ from policy.network.normalizer import CONSTANT_RANGE
 # as this, a tenth of a millimetre or of a milliradian of noise would become a tenth of full scale.
 TINY_RANGE: Final = 1e-3
 FPS_TOLERANCE: Final = 0.02  # of a control step; clocks of computers are a hundred times better
+_COARSE_S: Final = 128  # seconds; the spacing of float32 at 1.7e9, which is the year 2023
 _LONG_STEP: Final = 1.5  # control steps; more means that something was not recorded
 _MANY: Final = 0.1  # of an episode's steps; more long ones are the rate, or jitter, and no gaps
 
@@ -105,6 +107,17 @@ def check_clock(
     if not len(steps):
         return
     is_step = np.isfinite(steps) & (steps > 0)
+    unit = clock_unit(float(seconds[-1]), len(steps) / fps)
+    if unit is not None or (np.diff(seconds) % _COARSE_S == 0).all():
+        found = unit or f"whole multiples of {_COARSE_S} s, as float32 keeps times since 1970"
+        findings.add(
+            "error",
+            "clock",
+            place,
+            f"times are {found}",
+            "write them in seconds as float64, or remove the clock, which makes the steps even",
+        )
+        return
     if not is_step.all():
         wrong = int(np.flatnonzero(~is_step)[0])
         findings.add(
@@ -113,7 +126,7 @@ def check_clock(
             place,
             f"time goes from {seconds[wrong]:.6g} s to {seconds[wrong + 1]:.6g} s at step "
             f"{wrong + 1}",
-            "record this episode again or leave it out",
+            "correct the clock if it was set while recording, else leave the episode out",
         )
         return
     is_long = steps > _LONG_STEP

@@ -28,6 +28,7 @@ from pipeline.datasets.hdf5.files import (
     single_value,
 )
 from pipeline.datasets.limits import MAX_COLUMNS
+from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.errors import DatasetError
 from pipeline.storage.folders import Location
 
@@ -98,13 +99,11 @@ def describe_episode(
     lengths = {key: int(dataset.shape[0]) for key, dataset in datasets.items()}
     if len(set(lengths.values())) > 1:
         raise DatasetError(
-            f"{place.name}: expected the same number of steps everywhere, found {lengths}; an "
-            "episode that was cut off while recording must be recorded again or removed"
+            f"{place.name}: expected the same number of steps everywhere, found {lengths}; cut an "
+            f"array that has a last row of no step, name other keys, or {LEAVE_OUT}"
         )
     if 0 in lengths.values():
-        raise DatasetError(
-            f"{place.name}: expected at least one step, found none; remove this episode"
-        )
+        raise DatasetError(f"{place.name}: expected at least one step, found none; {LEAVE_OUT}")
     for key, dataset in datasets.items():
         require_readable(dataset, f"{place.name}: {key}", are_frames=key in views)
     return EpisodeFacts(

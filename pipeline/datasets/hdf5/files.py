@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.compressed import MAX_PIXELS
 from pipeline.datasets.limits import MAX_CHUNK_BYTES, MAX_COLUMNS, MAX_NUMBERS
 from pipeline.datasets.manifest.selection import LEAVE_OUT
@@ -22,6 +23,7 @@ from pipeline.storage.folders import Location, open_object
 
 MAX_LINKS: Final = 16  # links to links, before they are taken for a circle
 # What h5py raises for damaged files, by the place of the damage.
+DAMAGED: Final = f"copy it again from where it was recorded, or {LEAVE_OUT}"
 HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 
 
@@ -47,19 +49,13 @@ def open_hdf5(path: Location) -> Iterator[h5py.File]:
         ObjectStorageError: object storage refuses, or does not answer.
     """
     try:
-        if isinstance(path, Path) and not path.is_file():  # a pipe would wait for its writer
-            raise DatasetError(
-                f"{path}: expected an HDF5 file, found none; copy or record this episode again, "
-                "or remove the name"
-            )
         with hdf5_file(path) as file:
             yield file
     except DatasetError:  # which is a ValueError
         raise
     except HDF5_ERRORS as error:
         raise DatasetError(
-            f"{path}: expected an HDF5 file, found one that does not open ({brief(error)}); copy "
-            "or record this episode again, or remove it"
+            f"{path}: expected an HDF5 file, {why_unreadable(path, error, DAMAGED)}"
         ) from error
 
 
@@ -243,11 +239,6 @@ def require_readable(dataset: h5py.Dataset, where: str, *, are_frames: bool = Fa
                 f"{where}: expected a compression that HDF5 knows itself, found filter {code}, "
                 "which is not installed; repack the file with `h5repack -f GZIP=1`"
             )
-
-
-def brief(error: Exception) -> str:
-    """Return the message of an error of HDF5 on one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]
 
 
 def _outside(file: h5py.File, key: str) -> DatasetError:

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
 from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.compressed import decode_image, image_size
 from pipeline.datasets.hdf5.episodes import EpisodeFacts, EpisodePlace
-from pipeline.datasets.hdf5.files import HDF5_ERRORS, as_floating, brief, find_dataset, hdf5_file
+from pipeline.datasets.hdf5.files import DAMAGED, HDF5_ERRORS, as_floating, find_dataset, hdf5_file
 from pipeline.errors import DatasetError, FrameReadError
 from pipeline.storage.folders import Location
 
@@ -126,8 +127,8 @@ class Hdf5Reader:
             return as_floating(values).reshape(shape)
         except HDF5_ERRORS as error:
             raise DatasetError(
-                f"{facts.place.name}: expected {shape} numbers at {number_key}, found that they "
-                f"do not read ({brief(error)}); copy or record this episode again"
+                f"{facts.place.name}: expected {shape} numbers at {number_key}, "
+                f"{why_unreadable(facts.place.path, error, DAMAGED)}"
             ) from error
 
     def timestamp(self, episode: int) -> Float64[np.ndarray, " t"] | None:
@@ -172,8 +173,8 @@ class Hdf5Reader:
                 for step in range(start, stop):
                     self._rows(facts, key, step, step + 1)
             raise FrameReadError(
-                f"{_frame_name(facts, key, start)}: expected a frame that reads, found none "
-                f"({brief(error)}); copy or record this episode again, or leave it out"
+                f"{_frame_name(facts, key, start)}: expected a frame that reads, "
+                f"{why_unreadable(facts.place.path, error, DAMAGED)}"
             ) from error
         return rows
 

@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 
 from pipeline.datasets.base import DatasetPlace, FormatSurvey
+from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.hdf5.episodes import (
     EpisodeFacts,
     EpisodePlace,
@@ -33,7 +34,6 @@ from pipeline.datasets.hdf5.episodes import (
 )
 from pipeline.datasets.hdf5.files import (
     HDF5_ERRORS,
-    brief,
     find_dataset,
     find_object,
     open_hdf5,
@@ -230,8 +230,9 @@ def _check_num_samples(file: h5py.File, facts: EpisodeFacts) -> None:
     stated = None if group is None else single_value(group.attrs.get("num_samples"))
     if stated is not None and (np.ndim(stated) != 0 or stated != facts.length):
         raise DatasetError(
-            f"{facts.place.name}: expected {stated} steps as `num_samples` says, found "
-            f"{facts.length}; write this demonstration again or remove it"
+            f"{facts.place.name}: expected {stated} steps as its attribute `num_samples` says, "
+            f"found {facts.length} in each of its arrays; set `num_samples` to {facts.length}, or "
+            f"{LEAVE_OUT}"
         )
 
 
@@ -290,8 +291,8 @@ def _mask(file: h5py.File, path: Location, name: str) -> list[str]:
         return [bytes(demo).decode(errors="replace") for demo in dataset[:]]
     except HDF5_ERRORS as error:
         raise DatasetError(
-            f"{where}: expected names of demonstrations, found that they do not read "
-            f"({brief(error)}); copy the file again, or list episodes in the manifest"
+            f"{where}: expected names of demonstrations, "
+            + why_unreadable(path, error, "copy the file again, or list episodes in the manifest")
         ) from error
 
 

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 from pipeline.datasets.base import DatasetPlace
 from pipeline.datasets.lerobot.info import INFO_PATH, LeRobotInfo, require_feature
@@ -136,10 +136,12 @@ class HeaderChecks:
                     f"found {', '.join(table.columns[:20])}; record or download the file again"
                 )
             num_rows = sum(files.length for files in users)
-            if table.num_rows < num_rows or (table.num_rows > num_rows and not is_shared):
+            if not is_shared and table.num_rows != num_rows:
+                self._refuse_length(users[0], table.num_rows)
+            if table.num_rows < num_rows:
                 raise DatasetError(
                     f"{path}: expected {num_rows} rows for {_span(users)}, found "
-                    f"{table.num_rows}; record or download the file again, or {LEAVE_OUT}"
+                    f"{table.num_rows}; download the file again, or {LEAVE_OUT}"
                 )
             num_listed = num_rows + sum(files.length for files in others.get(path, ()))
             if table.num_rows > max(_SURPLUS * num_listed, _FEW_ROWS):
@@ -147,6 +149,17 @@ class HeaderChecks:
                     f"{path}: expected the {num_listed} rows that the index lists, found "
                     f"{table.num_rows}; write the file without the others"
                 )
+
+    def _refuse_length(self, files: EpisodeFiles, num_rows: int) -> NoReturn:
+        """Say which of index, table and videos disagrees with the others."""
+        frames = {read_header(clip.path).num_frames for clip in files.clips.values()}
+        advice = f"download the file again, or {LEAVE_OUT}"
+        if frames == {num_rows}:
+            advice = f"its videos have {num_rows} frames too: correct `length` in meta/episodes"
+        raise DatasetError(
+            f"{files.table}: expected {files.length} rows for episode {files.number}, as its "
+            f"`length` says, found {num_rows}; {advice}"
+        )
 
     def _checked_videos(self, key: str) -> dict[Path, tuple[int, int]]:
         """Hold every file of a camera against its episodes; return (height, width) of each.

@@ -1,10 +1,6 @@
 """Episodes of a LeRobot dataset, once it is known which rows and which stretch of video are theirs.
 
-The versions differ in how they say that; the rest is the same and stands here. Knows rows, clocks
-and clips; knows no index of episodes.
-A step's time is frame_index / fps in float64, because the float32 of `timestamp` is too coarse
-for long files; where `timestamp` says otherwise by more than a millisecond, it was measured, and
-counts.
+The versions differ in how they say that; the rest is the same and stands here.
 Source: huggingface/lerobot@7427f318:src/lerobot/datasets/dataset_reader.py (facts only).
 """
 
@@ -15,7 +11,9 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64, UInt8
 
 from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.compressed import decode_image, image_size
+from pipeline.datasets.lerobot.clock import step_seconds
 from pipeline.datasets.lerobot.episodes import (
     EpisodeFiles,
     HeaderChecks,
@@ -25,12 +23,10 @@ from pipeline.datasets.lerobot.episodes import (
 from pipeline.datasets.lerobot.info import INFO_PATH, LeRobotInfo, read_split, require_feature
 from pipeline.datasets.lerobot.table import ParquetTable, StoredImage
 from pipeline.datasets.manifest.paths import read_small_file
-from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.datasets.video import VideoDecoder, match_frames
 from pipeline.errors import DatasetError, FrameReadError
 
 DECODER_THREADS: Final = 2  # of all cameras together; each takes one, a single camera both
-_CLOCK_TOLERANCE_S: Final = 1e-3  # seconds; `timestamp` is taken for measured beyond it
 
 
 class LeRobotReader:
@@ -223,23 +219,8 @@ class LeRobotReader:
 
     def _seconds(self, files: EpisodeFiles) -> Float64[np.ndarray, " t"]:
         """Return the time of every step on the episode's own clock, which videos follow."""
-        table, rows = self._open_table(files), self._rows(files)
-        steps = np.arange(files.length)
-        if "frame_index" in table.columns:
-            steps = table.integers("frame_index")[rows]
-        seconds: Float64[np.ndarray, " t"] = steps / self._fps
-        if "timestamp" not in table.columns:
-            return seconds
-        kept = table.numbers("timestamp")[rows, 0]
-        if not np.isfinite(kept).all():
-            raise DatasetError(
-                f"{files.table}: episode {files.number}: timestamp: expected finite seconds, "
-                f"found {kept[~np.isfinite(kept)][0]}; correct this episode, or {LEAVE_OUT}"
-            )
-        # float32 is coarser than the tolerance after some hours
-        tolerance = _CLOCK_TOLERANCE_S + np.spacing(kept.astype(np.float32))
-        is_measured = np.abs(kept - seconds) > tolerance
-        return kept.astype(np.float64) if is_measured.any() else seconds
+        where = f"{files.table}: episode {files.number}"
+        return step_seconds(self._open_table(files), self._rows(files), self._fps, where)
 
     def _decoder(self, episode: int, key: str) -> VideoDecoder:
         """Return the camera's one open file, another than before only for another path."""
@@ -314,6 +295,6 @@ class LeRobotReader:
             return read_small_file(self._root, image.path, allow_outside=outside)
         except OSError as error:
             raise FrameReadError(
-                f"{where}: expected an image file {image.path}, found none that reads; download "
-                "it again"
+                f"{where}: expected an image file {image.path}, "
+                + why_unreadable(self._root / image.path, error, "download it again")
             ) from error

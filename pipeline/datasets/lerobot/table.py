@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float64, Int64
 
+from pipeline.datasets.causes import one_line, why_unreadable
 from pipeline.datasets.limits import MAX_NUMBERS
 from pipeline.errors import DatasetError
 
@@ -47,9 +48,9 @@ class ParquetTable:
         except _DAMAGE as error:
             advice = "download the file again"
             if "magic bytes" in str(error).lower():
-                advice = "the recording was not finished (no footer): finalise it, or record again"
+                advice = "finalize the recording if it was not finished, or copy it again"
             raise DatasetError(
-                f"{path}: expected a parquet file, found none ({_line(error)}); {advice}"
+                f"{path}: expected a parquet file, {why_unreadable(path, error, advice)}"
             ) from error
         metadata = self._file.metadata
         self.num_rows: int = metadata.num_rows
@@ -99,8 +100,8 @@ class ParquetTable:
             return np.full(len(array), np.nan)
         if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
             raise DatasetError(
-                f"{self.path}: {column}: expected one number per row, found {_line(array.type)}; "
-                "write the column again"
+                f"{self.path}: {column}: expected one number per row, found "
+                f"{one_line(array.type)}; write the column again"
             )
         return np.asarray(array.to_numpy(zero_copy_only=False), np.float64)
 
@@ -149,8 +150,8 @@ class ParquetTable:
             return pa.concat_arrays(rows.chunks) if rows.num_chunks != 1 else rows.chunk(0)
         except _DAMAGE as error:
             raise DatasetError(
-                f"{self.path}: {column}: expected it to decode, found damage ({_line(error)}); "
-                "download the file again"
+                f"{self.path}: {column}: expected it to decode, "
+                f"{why_unreadable(self.path, error, 'download the file again')}"
             ) from error
 
     def _require_memory(self, column: str) -> None:
@@ -194,7 +195,7 @@ class ParquetTable:
             array = array.flatten()
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or kind == pa.bool_()):
             raise DatasetError(
-                f"{where}: expected numbers, found {_line(kind)}; name a column of numbers"
+                f"{where}: expected numbers, found {one_line(kind)}; name a column of numbers"
             )
         values = array.to_numpy(zero_copy_only=False)
         if not len(values):
@@ -211,10 +212,6 @@ def _stored_image(row: Any, where: str) -> StoredImage:
                 path=path if isinstance(path, str) else None,
             )
     raise DatasetError(
-        f"{where}: expected a picture's bytes or path, found {_line(type(row).__name__)}; write "
+        f"{where}: expected a picture's bytes or path, found {one_line(type(row).__name__)}; write "
         "the column again"
     )
-
-
-def _line(message: object) -> str:
-    return " ".join(str(message).split())[:200]

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.datasets.base import DatasetPlace, FormatSurvey
+from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.lerobot.episodes import (
     Clip,
     EpisodeFiles,
@@ -120,7 +121,8 @@ def _read_index(place: DatasetPlace) -> list[_IndexLine | None]:
         texts = content.splitlines()
     except OSError as error:
         raise DatasetError(
-            f"{path}: expected the index of the episodes, found none that reads; download it"
+            f"{path}: expected the index of the episodes, "
+            + why_unreadable(path, error, "download it again")
         ) from error
     lines: list[_IndexLine | None] = []
     for text in filter(None, map(bytes.strip, texts)):

@@ -27,18 +27,11 @@ from pipeline.datasets.replay_buffer.arrays import (
     open_group,
 )
 from pipeline.datasets.replay_buffer.chunks import (
-    StoredFiles,
+    ArrayFiles,
     absent_chunk,
     array_keys,
     require_chunks,
-    stored_files,
     zip_members,
-)
-from pipeline.datasets.replay_buffer.codecs import (
-    COMPRESSORS,
-    HEADER_BYTES,
-    STREAMS,
-    require_fitting,
 )
 from pipeline.errors import DatasetError, FrameReadError
 
@@ -61,7 +54,7 @@ class DiffusionPolicyZarrReader:
         self._place = place
         self._root = place.local_root
         self._group: Any = None  # a zarr.Group
-        self._files: StoredFiles | None = None
+        self._files: dict[str, ArrayFiles] = {}
         self._arrays: dict[str, Any] = {}
         self._num_rows = 0  # of all arrays, where the last episode is not wanted
         self._clock = CLOCK_KEY if CLOCK_KEY in array_keys(place.local_root) else None
@@ -71,9 +64,11 @@ class DiffusionPolicyZarrReader:
             self.num_episodes: int = len(self._numbers)
             self._require_apart()
             for key in place.view_keys:
-                _require_frames(f"{self._root}: {key}", self._whole_array(key))
+                _require_frames(f"{self._root}: {key}", self._array(key))
+                self._require_whole(key)
             for key in {*place.number_keys, *filter(None, [self._clock])}:
-                _require_numbers(f"{self._root}: {key}", self._whole_array(key))
+                _require_numbers(f"{self._root}: {key}", self._array(key))
+                self._require_whole(key)
         except BaseException:
             self.close()
             raise
@@ -202,9 +197,8 @@ class DiffusionPolicyZarrReader:
     def close(self) -> None:
         """Close the zip; reading again opens it again."""
         self._arrays.clear()
-        if self._files is not None:
-            self._files.close()
-            self._files = None
+        for files in self._files.values():
+            files.close()
         if self._group is not None:
             self._group.store.close()
             self._group = None
@@ -219,13 +213,12 @@ class DiffusionPolicyZarrReader:
         allow_outside = self._place.allow_outside
         if self._group is None:
             self._group = open_group(self._root, allow_outside=allow_outside)
-            self._files = StoredFiles(self._root)
         if key not in self._arrays:
             array = open_array(self._group, self._root, key, allow_outside=allow_outside)
             self._arrays[key] = array
         return self._arrays[key]
 
-    def _whole_array(self, key: str) -> Any:
+    def _require_whole(self, key: str) -> Any:
         """Open an array, and refuse one that is not whole or not of the episodes' length."""
         array = self._array(key)
         place = f"{self._root}: {key}"
@@ -236,24 +229,18 @@ class DiffusionPolicyZarrReader:
             )
         if key != ENDS_KEY:
             self._require_rows(place, array.shape[0])
-        filters = array.metadata.filters or ()
-        if any(codec.codec_id in COMPRESSORS for codec in filters):
-            raise DatasetError(
-                f"{place}: expected filters that do not compress, found "
-                f"{', '.join(codec.codec_id for codec in filters)}; write the array again with it "
-                "as its compressor"
-            )
-        sizes = stored_files(self._root, key, allow_outside=self._place.allow_outside)
+        files = ArrayFiles(self._root, key, allow_outside=self._place.allow_outside)
+        self._files[key] = files
         rows = [(0, array.shape[0])]
         if key != ENDS_KEY:
             rows = [self._rows(episode) for episode in range(self.num_episodes)]
         require_chunks(
             place,
             grid_of(array),
-            sizes,
+            files,
             rows,
             chunk_bytes=_chunk_bytes(array),
-            compressed=any((array.metadata.compressor, *filters)),
+            compressed=any((array.metadata.compressor, *(array.metadata.filters or ()))),
             advice=_advice(key),
         )
         if array.ndim < 3:
@@ -267,7 +254,7 @@ class DiffusionPolicyZarrReader:
 
     def _read_ends(self) -> Int64[np.ndarray, " e"]:
         place = f"{self._root}: {ENDS_KEY}"
-        array = self._whole_array(ENDS_KEY)
+        array = self._require_whole(ENDS_KEY)
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise DatasetError(
                 f"{place}: expected whole numbers on one axis, found {array.dtype} {array.shape}; "
@@ -308,27 +295,17 @@ class DiffusionPolicyZarrReader:
             )
 
     def _read(self, key: str, start: int, stop: int, where: str) -> np.ndarray:
-        array = self._array(key)
-        codec = array.metadata.compressor
-        num_bytes = None if getattr(codec, "codec_id", None) in STREAMS else HEADER_BYTES
-        # Filters, which come after, may widen numbers that were stored narrower, or the reverse.
-        limit = _chunk_bytes(array) * (8 if array.metadata.filters else 1)
-        assert self._files is not None  # opened with the array
+        array, name = self._array(key), ""
         try:
             for name in grid_of(array).names(start, stop) if stop > start else ():
-                # A chunk that vanished since the opening would read as zeros without a word.
-                content, size = self._files.begin(f"{key}/{name}", num_bytes)
-                require_fitting(codec, content, size, limit)
+                self._files[key].require_whole(name, array.metadata.compressor)
             return np.asarray(array[start:stop])
         except FileNotFoundError as error:
-            raise absent_chunk(
-                where, str(error), f"rows [{start}, {stop})", _advice(key)
-            ) from error
+            raise absent_chunk(where, name, f"rows [{start}, {stop})", _advice(key)) from error
         except DAMAGE as error:
+            found = self._files[key].why_unreadable(name, error, f"copy it again{_advice(key)}")
             raise DatasetError(
-                f"{where}: expected rows [{start}, {stop}) to decode, found damage "
-                f"({' '.join(str(error).split())[:200]}); copy or download the data again"
-                f"{_advice(key)}"
+                f"{where}: rows [{start}, {stop}), chunk {name}: expected it to decode, {found}"
             ) from error
 
 

@@ -189,7 +189,7 @@ def test_attributes_in_arrays_of_one_element_count(path):
     assert open_tiny(path).fps == TINY_FPS
     with h5py.File(path, "r+") as file:
         file["data/demo_9"].attrs["num_samples"] = [4]
-    with pytest.raises(DatasetError, match="demo_9: expected 4 steps as `num_samples` says"):
+    with pytest.raises(DatasetError, match=r"demo_9: expected 4 steps .* `num_samples`"):
         open_tiny(path)
 
 

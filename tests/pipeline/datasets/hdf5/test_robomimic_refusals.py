@@ -120,7 +120,7 @@ def test_groups_that_are_no_demonstration_or_one_twice_are_refused(path, name, p
 def test_places_without_demonstrations_say_what_to_correct(tmp_path):
     with pytest.raises(DatasetError, match="folder without any; correct the path"):
         open_tiny(tmp_path)
-    with pytest.raises(DatasetError, match=r"absent\.hdf5: expected an HDF5 file, found none"):
+    with pytest.raises(DatasetError, match=r"absent\.hdf5: expected an HDF5 file, found nothing"):
         open_tiny(tmp_path / "absent.hdf5")
     path = tmp_path / "a.hdf5"
     with h5py.File(path, "w") as file:
@@ -136,7 +136,7 @@ def test_places_without_demonstrations_say_what_to_correct(tmp_path):
     with pytest.raises(DatasetError, match=r"a\.hdf5: data: .*link to another file"):
         open_tiny(path)
     path.write_bytes(b"not HDF5")
-    with pytest.raises(DatasetError, match=r"a\.hdf5: .* does not open"):
+    with pytest.raises(DatasetError, match=r"a\.hdf5: .* does not read"):
         open_tiny(path)
 
 

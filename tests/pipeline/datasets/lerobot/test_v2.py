@@ -1,7 +1,5 @@
 """LeRobot v2.1 and v2.0: the contract, and what only their layout can get wrong."""
 
-import os
-
 import pytest
 
 from pipeline.datasets.base import DatasetPlace
@@ -194,7 +192,7 @@ def test_a_table_of_another_episode_or_length_is_refused(tmp_path):
         open_v2(tmp_path).numbers(1, "action")
     path.write_bytes(original)
     edit_parquet(path, lambda row: row if row["frame_index"] < 4 else None)
-    refused(tmp_path, r"000001\.parquet: expected 5 rows for episode 1, found 4")
+    refused(tmp_path, r"000001\.parquet: expected 5 rows for episode 1, .* found 4")
     path.write_bytes(original)
     edit_json(tmp_path / "meta/info.json", data_path="data/chunk-000/episode_000001.parquet")
     refused(tmp_path, "expected 8 rows for episodes 0 to 1, found 5")
@@ -243,8 +241,5 @@ def test_the_index_is_not_read_from_elsewhere(tmp_path):
         (root / name).symlink_to(tmp_path / "outside")
         refused(root, f"{name}' inside this place, .*allow_outside")
         assert open_v2(root, allow_outside=True).num_episodes == 2
-        (root / name).unlink()
-        os.mkfifo(root / name)
-        refused(root, f"{name}: expected a file of at most")
         (root / name).unlink()
         (root / name).write_bytes(content)

@@ -160,7 +160,7 @@ def test_a_chunk_that_was_cut_off_is_an_error(tmp_path, num_bytes, is_zip):
     path = root / FRONT / "1.0.0.0"
     path.write_bytes(path.read_bytes()[:-num_bytes])
     reader = open_buffer(zip_folder(root) if is_zip else root)
-    with pytest.raises(FrameReadError, match=r"episode 1: data/img: .*rows \[3, 5\) to decode"):
+    with pytest.raises(FrameReadError, match=r"episode 1: data/img: rows \[3, 5\), .*to decode"):
         reader.frames(1, 0, 2)
     path.write_bytes(b"short")
     reader = open_buffer(root)
@@ -168,11 +168,26 @@ def test_a_chunk_that_was_cut_off_is_an_error(tmp_path, num_bytes, is_zip):
         reader.frames(1, 0, 2)
 
 
+@pytest.mark.parametrize(
+    "codec",
+    [numcodecs.Zlib(1), numcodecs.BZ2(1), numcodecs.LZMA(), numcodecs.Zstd(1), numcodecs.LZ4()],
+    ids=str,
+)
+def test_a_chunk_that_was_cut_off_is_an_error_whatever_its_codec(tmp_path, codec):
+    root = write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays(), compressor=codec)
+    np.testing.assert_array_equal(open_buffer(root).frames(1, 0, 5)[0], tiny_frames(1, "front"))
+    path = root / FRONT / "1.0.0.0"
+    for size in (path.stat().st_size - 3, 20):
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(FrameReadError, match=r"data/img: rows .* to decode"):
+            open_buffer(root).frames(1, 0, 5)
+
+
 def test_a_raw_chunk_that_was_cut_off_is_found_when_opening(root):
     path = root / "data/state/0.0"
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(
-        DatasetError, match=r"data/state: expected 64 bytes in chunk 0\.0, found 60"
+        DatasetError, match=r"data/state: chunk 0\.0: expected it whole, .*60 bytes of 64"
     ):
         open_buffer(root)
 
@@ -301,7 +316,7 @@ def test_a_damaged_chunk_in_a_zip_is_an_error(root):
     content[content.index(chunk) + 40] ^= 255
     path.write_bytes(content)
     reader = open_buffer(path)
-    with pytest.raises(FrameReadError, match=r"episode 0: data/img: .*to decode, found damage"):
+    with pytest.raises(FrameReadError, match=r"episode 0: data/img: .*to decode, found .*CRC"):
         reader.frames(0, 0, 1)
 
 
