@@ -57,6 +57,30 @@ class DatasetPlace:
 
 
 @dataclass(frozen=True)
+class DatasetFacts:
+    """What the files say of the whole dataset, next to its arrays."""
+
+    is_simulated: bool | None = None
+    """Whether a simulator made it; None where the files do not say."""
+    gripper: str | None = None
+    """What the numbers of the gripper's action mean, where the layout's writer defines it."""
+    action_shift: int = 0
+    """`action_shift` that the layout's writer makes necessary."""
+    remarks: tuple[str, ...] = ()
+    """What reading leaves out or changes, a sentence each."""
+
+
+@dataclass(frozen=True)
+class EpisodeLabel:
+    """What the files say of one episode, next to its arrays."""
+
+    success: bool | None = None
+    """Whether it solved its task; None where the files do not say."""
+    task: str | None = None
+    """Its task in words, or the name of its environment."""
+
+
+@dataclass(frozen=True)
 class FormatSurvey:
     """What a look at a dataset finds, to start a manifest from."""
 
@@ -85,6 +109,8 @@ class FormatReader(Protocol):
     """Number of wanted episodes, at least 1."""
     fps: float | None
     """Control steps a second as the files say; None where the layout does not keep it."""
+    facts: DatasetFacts
+    """What the files say of the whole dataset."""
 
     def episode_number(self, episode: int) -> int:
         """Return the number that the files give the episode at this position."""
@@ -94,6 +120,13 @@ class FormatReader(Protocol):
 
     def episode_length(self, episode: int) -> int:
         """Return the number of control steps of an episode, at least 1."""
+
+    def label(self, episode: int) -> EpisodeLabel:
+        """Return what the files say of an episode.
+
+        Raises:
+            DatasetError: it does not read.
+        """
 
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
         """Return (height, width) of a view's frames in pixels, decoding one frame at most."""

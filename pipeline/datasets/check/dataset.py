@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from pipeline.datasets.base import EpisodeReader
+from pipeline.datasets.check.labels import Labels, check_action_shift, statements
 from pipeline.datasets.check.numbers import ColumnStatistics, check_clock, check_shift
 from pipeline.datasets.check.report import CheckReport, Findings
 from pipeline.datasets.check.scan import FrameScan
@@ -65,6 +66,7 @@ def check_dataset(config: CheckConfig) -> CheckReport:
             frames_of=(),
             views=(),
             dims=(),
+            statements=(),
             findings=findings.all(),
             sheet=None,
         )
@@ -83,7 +85,7 @@ def _require_place(sheet: Path | None) -> None:
 
 
 def _check_open(
-    config: CheckConfig, manifest: Manifest, reader: EpisodeReader, findings: Findings
+    config: CheckConfig, manifest: Manifest, reader: ManifestReader, findings: Findings
 ) -> CheckReport:
     state, action = _check_numbers(manifest, reader, findings)
     num_wanted = reader.num_episodes if config.episodes is None else config.episodes
@@ -105,9 +107,31 @@ def _check_open(
         frames_of=tuple(map(reader.episode_number, chosen)),
         views=views,
         dims=(*state.summaries(), *action.summaries()),
+        statements=_check_labels(manifest, reader, findings),
         findings=findings.all(),
         sheet=str(config.sheet) if config.sheet else None,
     )
+
+
+def _check_labels(
+    manifest: Manifest, reader: ManifestReader, findings: Findings
+) -> tuple[str, ...]:
+    """Read what the files say of every episode; return it in words."""
+    labels = [Labels() for _ in reader.facts]
+    for episode in range(reader.num_episodes):
+        try:
+            label = reader.label(episode)
+        except (DatasetError, OSError) as error:
+            findings.add_error("numbers", reader.episode_name(episode), error)
+            continue
+        labels[reader.source_of[episode]].add(reader.episode_number(episode), label)
+    check_action_shift(manifest.action_shift, reader.facts, manifest.origin, findings)
+    said: list[str] = []
+    for source, (facts, of_source) in enumerate(zip(reader.facts, labels, strict=True)):
+        where = f"{manifest.origin}: sources[{source}]" if manifest.sources else manifest.origin
+        of_source.report(where, findings)
+        said += (text for text in statements(facts, of_source) if text not in said)
+    return tuple(said)
 
 
 def _check_numbers(

@@ -7,13 +7,13 @@ robomimic_hdf5.py).
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 
 import h5py
 import numpy as np
 
-from pipeline.datasets.base import DatasetPlace, FormatSurvey
+from pipeline.datasets.base import DatasetPlace, EpisodeLabel, FormatSurvey
 from pipeline.datasets.compressed import image_size
 from pipeline.datasets.hdf5.files import (
     HDF5_ERRORS,
@@ -77,6 +77,7 @@ class EpisodeFacts:
     """By view key: (height, width, 3) of raw frames, (bytes,) of compressed ones."""
     widths: Mapping[str, int]
     """By number key."""
+    label: EpisodeLabel = field(default_factory=EpisodeLabel)
 
 
 def describe_episode(
@@ -145,6 +146,20 @@ def survey_episode(
         },
         notes=dict(notes),
     )
+
+
+def truth(value: object) -> bool | None:
+    """Return a truth value that files state, as bool or as 0 and 1; None where it is none."""
+    value = single_value(value)
+    return bool(value) if isinstance(value, Real) and value in (0, 1) else None
+
+
+def text(value: object) -> str | None:
+    """Return a text that files state; None where it is none."""
+    value = single_value(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str) else None
 
 
 def positive_number(value: object) -> float | None:

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel
 from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.compressed import decode_image, image_size
 from pipeline.datasets.hdf5.episodes import EpisodeFacts, EpisodePlace
@@ -24,6 +24,8 @@ class Hdf5Reader:
 
     fps: float | None
     """Control steps a second as the files say; None where they do not."""
+    facts: DatasetFacts
+    """What the files say of the whole dataset."""
 
     def __init__(
         self,
@@ -67,6 +69,10 @@ class Hdf5Reader:
     def episode_length(self, episode: int) -> int:
         """Return the number of control steps of an episode, at least 1."""
         return self._facts(episode).length
+
+    def label(self, episode: int) -> EpisodeLabel:
+        """Return what the attributes say of an episode."""
+        return self._facts(episode).label
 
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
         """Return (height, width) of a view's frames in pixels; of compressed frames, the first's.

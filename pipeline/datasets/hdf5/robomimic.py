@@ -14,6 +14,7 @@ scripts/dataset_states_to_obs.py; Lifelong-Robot-Learning/LIBERO@1952000, script
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from operator import attrgetter
 from typing import Final
@@ -21,8 +22,8 @@ from typing import Final
 import h5py
 import numpy as np
 
-from pipeline.datasets.base import DatasetPlace, FormatSurvey
-from pipeline.datasets.causes import why_unreadable
+from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, FormatSurvey
+from pipeline.datasets.causes import one_line, why_unreadable
 from pipeline.datasets.hdf5.episodes import (
     EpisodeFacts,
     EpisodePlace,
@@ -31,6 +32,8 @@ from pipeline.datasets.hdf5.episodes import (
     describe_episode,
     positive_number,
     survey_episode,
+    text,
+    truth,
 )
 from pipeline.datasets.hdf5.files import (
     HDF5_ERRORS,
@@ -56,6 +59,7 @@ LAYOUT: Final = Hdf5Layout(
     ),
 )
 _DEMO_NAME: Final = re.compile(r"demo_([0-9]{1,18})")  # 18 digits fit 64 bits
+_ROBOSUITE: Final = 1  # `type` in the environment's arguments
 _MAX_LOOKS: Final = 16  # files of a folder that are opened to recognise it
 _SUFFIXES: Final = (".hdf5", ".h5")  # of the files of a folder, in letters of either case
 
@@ -82,7 +86,7 @@ class RobomimicHdf5Reader(Hdf5Reader):
         # Of each file with a wanted demonstration: those of all its demonstrations, by name.
         self._numbers: dict[Location, dict[str, int]] = {}
         episodes: list[EpisodeFacts] = []
-        stated, upside_down = [], set()
+        stated, upside_down, written = [], set(), []
         for path, demos in listed.items():
             kept = [demo for demo in demos if demo.number in wanted]
             if not kept:
@@ -93,12 +97,20 @@ class RobomimicHdf5Reader(Hdf5Reader):
                 for demo in kept:
                     facts = describe_episode(file, demo, place, LAYOUT)
                     _check_num_samples(file, facts)
-                    episodes.append(facts)
+                    episodes.append(replace(facts, label=_label(file, demo)))
                 stated.append((path, _fps(file)))
+                written.append(_facts(file))
                 if _is_upside_down(file, path):
                     upside_down.add(path)
         super().__init__(place, episodes, upside_down=frozenset(upside_down))
         self.fps = agreed_fps(stated)
+        self.facts = written[0]
+        if len({of_file.action_shift for of_file in written}) > 1:
+            raise DatasetError(
+                f"{place.root}: expected files of one kind, found some of LIBERO next to some of "
+                "robomimic, whose actions are shifted against each other; put each kind into a "
+                "folder of its own"
+            )
 
     def subset(self, name: str) -> tuple[int, ...]:
         """Return the episode numbers of a subset in `/mask`, ascending, unwanted ones too.
@@ -239,7 +251,7 @@ def _check_num_samples(file: h5py.File, facts: EpisodeFacts) -> None:
 def _env_args(file: h5py.File) -> dict[str, object]:
     """Return the environment's arguments; empty where the file has none that can be understood."""
     try:
-        args = json.loads(_text(file["data"].attrs.get("env_args")) or "{}")
+        args = json.loads(text(file["data"].attrs.get("env_args")) or "{}")
     except (ValueError, RecursionError):
         return {}
     return args if isinstance(args, dict) else {}
@@ -250,9 +262,43 @@ def _fps(file: h5py.File) -> float | None:
     return positive_number(kwargs.get("control_freq")) if isinstance(kwargs, dict) else None
 
 
+def _problem(file: h5py.File) -> dict[str, object]:
+    """Return what LIBERO says of a file's task; empty for other files."""
+    try:
+        info = json.loads(text(file["data"].attrs.get("problem_info")) or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return info if isinstance(info, dict) else {}
+
+
+def _facts(file: h5py.File) -> DatasetFacts:
+    args, attrs = _env_args(file), file["data"].attrs
+    is_libero = bool(_problem(file)) or "bddl_file_name" in attrs
+    is_isaac = str(args.get("env_name")).startswith("Isaac-")
+    is_robosuite = is_libero or args.get("type") == _ROBOSUITE
+    gripper = None
+    if is_isaac or is_robosuite:
+        gripper = "above 0 opens, below 0 closes" if is_isaac else "-1 opens, 1 closes"
+    return DatasetFacts(
+        is_simulated=True if is_isaac or is_libero or "type" in args else None,
+        gripper=gripper and f"{gripper}, as {'Isaac Lab' if is_isaac else 'robosuite'} defines it",
+        action_shift=-1 if is_libero else 0,
+    )
+
+
+def _label(file: h5py.File, demo: EpisodePlace) -> EpisodeLabel:
+    args = _env_args(file)
+    words = (_problem(file).get("language_instruction"), args.get("env_lang"), args.get("env_name"))
+    success = find_object(file, demo.group)
+    return EpisodeLabel(
+        success=None if success is None else truth(success.attrs.get("success")),
+        task=next((one_line(word) for word in words if isinstance(word, str) and word), None),
+    )
+
+
 def _is_upside_down(file: h5py.File, path: Location) -> bool:
     stated = file["data"].attrs.get("macros_image_convention")
-    convention = _text(stated)
+    convention = text(stated)
     if stated is None or (convention or "").casefold() == "opencv":
         return False
     if (convention or "").casefold() == "opengl":
@@ -261,13 +307,6 @@ def _is_upside_down(file: h5py.File, path: Location) -> bool:
         f"{path}: data: macros_image_convention: expected opengl (the lowest row of a frame first) "
         f"or opencv, found {str(stated)[:40]!r}; correct the attribute"
     )
-
-
-def _text(value: object) -> str | None:
-    value = single_value(value)
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return value if isinstance(value, str) else None
 
 
 def _mask(file: h5py.File, path: Location, name: str) -> list[str]:

@@ -49,6 +49,8 @@ class EpisodeFiles:
     """Value of `index` in the episode's first row; None where its files hold this episode only."""
     clips: dict[str, Clip]
     """By view key; views in image columns have none."""
+    task: str | None = None
+    """What the index says of its task."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,12 @@ class HeaderChecks:
 
     def _rows_end(self, files: EpisodeFiles, key: str) -> float:
         return files.clips[key].start_s + files.length / self._info.fps
+
+
+def task_of(listed: object) -> str | None:
+    """Return the task of an episode from the list of them that an index keeps."""
+    tasks = listed if isinstance(listed, list) else [listed]
+    return " / ".join(task for task in tasks if isinstance(task, str) and task) or None
 
 
 def view_kinds(place: DatasetPlace, info: LeRobotInfo) -> dict[str, str]:

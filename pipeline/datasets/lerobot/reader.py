@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float, Float64, Int64, UInt8
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel
 from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.compressed import decode_image, image_size
 from pipeline.datasets.lerobot.clock import step_seconds
@@ -26,6 +26,7 @@ from pipeline.datasets.manifest.paths import read_small_file
 from pipeline.datasets.video import VideoDecoder, match_frames
 from pipeline.errors import DatasetError, FrameReadError
 
+SUCCESS_KEY: Final = "next.success"
 DECODER_THREADS: Final = 2  # of all cameras together; each takes one, a single camera both
 
 
@@ -47,6 +48,7 @@ class LeRobotReader:
         self._num_indexed = located.num_indexed
         self._root = place.local_root
         self.fps: float | None = info.fps
+        self.facts = DatasetFacts()
         self._fps = info.fps
         self.num_episodes: int = len(located.wanted)
         self._kinds = view_kinds(place, info)
@@ -69,6 +71,19 @@ class LeRobotReader:
     def episode_length(self, episode: int) -> int:
         """Return the number of control steps of an episode, at least 1."""
         return self._at(episode).length
+
+    def label(self, episode: int) -> EpisodeLabel:
+        """Return the task that the index names, and whether any step is marked as success.
+
+        Raises:
+            DatasetError: the column `next.success` does not read.
+        """
+        files = self._at(episode)
+        success = None
+        if SUCCESS_KEY in self._info.features:
+            marks = self._open_table(files).values_or_nan(SUCCESS_KEY)[self._rows(files)]
+            success = None if np.isnan(marks).all() else bool(np.nansum(marks) > 0)
+        return EpisodeLabel(success=success, task=files.task)
 
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
         """Return (height, width) of a view's frames in pixels, from the header of its file.

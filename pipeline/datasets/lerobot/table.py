@@ -94,16 +94,31 @@ class ParquetTable:
         Raises:
             DatasetError: the column is absent or damaged, or holds something else.
         """
+        key = f"or nan {column}"
+        if key not in self._arrays:
+            self._require_memory(column)
+            array = self._column(column)
+            if pa.types.is_nested(array.type) and len(flat := array.flatten()) == len(array):
+                array = flat  # a list of one number per row
+            kind = array.type
+            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+                if kind not in (pa.bool_(), pa.null()):
+                    raise DatasetError(
+                        f"{self.path}: {column}: expected one number per row, found "
+                        f"{one_line(kind)}; write the column again"
+                    )
+                array = array.cast(pa.int8())
+            self._arrays[key] = array.to_numpy(zero_copy_only=False).astype(np.float64)
+        return np.asarray(self._arrays[key])
+
+    def objects(self, column: str) -> list[Any]:
+        """Read every row of a column of texts or lists of them.
+
+        Raises:
+            DatasetError: the column is absent or damaged.
+        """
         self._require_memory(column)
-        array = self._column(column)
-        if pa.types.is_null(array.type):
-            return np.full(len(array), np.nan)
-        if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
-            raise DatasetError(
-                f"{self.path}: {column}: expected one number per row, found "
-                f"{one_line(array.type)}; write the column again"
-            )
-        return np.asarray(array.to_numpy(zero_copy_only=False), np.float64)
+        return list(self._column(column).to_pylist())
 
     def images(self, column: str, start: int, stop: int) -> list[StoredImage]:
         """Read rows [start, stop) of a column of pictures; keeps one row group in memory.

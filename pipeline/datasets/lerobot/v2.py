@@ -21,6 +21,7 @@ from pipeline.datasets.lerobot.episodes import (
     FileFinder,
     LocatedEpisodes,
     choose_numbers,
+    task_of,
     view_kinds,
 )
 from pipeline.datasets.lerobot.info import (
@@ -77,6 +78,7 @@ class _IndexLine(BaseModel):
     episode_index: Annotated[int, Field(ge=0)]
     length: Any = None
     """Number of steps; looked at where the episode is wanted."""
+    tasks: Any = None
 
 
 def _locate(place: DatasetPlace, info: LeRobotInfo) -> LocatedEpisodes:
@@ -108,7 +110,7 @@ def _locate(place: DatasetPlace, info: LeRobotInfo) -> LocatedEpisodes:
         for key in video_keys:
             filled = fill_template(video_path, {**names, "video_key": key}, f"{where}: video_path")
             clips[key] = Clip(files.find(filled), start_s=0.0, end_s=math.inf)
-        found.append(EpisodeFiles(number, length, table, None, clips))
+        found.append(EpisodeFiles(number, length, table, None, clips, task_of(line.tasks)))
     found.sort(key=attrgetter("number"))
     return LocatedEpisodes(tuple(found), max(filter(None, numbers), default=0) + 1)
 

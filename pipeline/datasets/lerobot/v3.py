@@ -20,6 +20,7 @@ from pipeline.datasets.lerobot.episodes import (
     FileFinder,
     LocatedEpisodes,
     choose_numbers,
+    task_of,
     view_kinds,
 )
 from pipeline.datasets.lerobot.info import (
@@ -85,15 +86,15 @@ def _locate(place: DatasetPlace, info: LeRobotInfo) -> LocatedEpisodes:
     video_keys = [key for key, kind in kinds.items() if kind == "video"]
     rows = _read_index(place, video_keys)
     files = _RowReader(place, info, video_keys)
-    numbers = [_whole(row["episode_index"]) for row in rows]
+    numbers = [_whole(row["episode_index"]) for row, _ in rows]
     wanted = choose_numbers(place, info, files.folder, numbers)
     found, others = [], []
-    for row, number in zip(rows, numbers, strict=True):
+    for (row, task), number in zip(rows, numbers, strict=True):
         if number in wanted:
-            found.append(files.episode(row))
+            found.append(files.episode(row, task))
         else:
             try:
-                others.append(files.episode(row))
+                others.append(files.episode(row, task))
             except DatasetError:  # nobody asks for it, and it says nothing about the others
                 continue
     found.sort(key=attrgetter("number"))
@@ -109,7 +110,7 @@ class _RowReader:
         self._where = f"{place.local_root / INFO_PATH}"
         self._found: dict[tuple[str, int, int], Path] = {}
 
-    def episode(self, row: Row) -> EpisodeFiles:
+    def episode(self, row: Row, task: str | None) -> EpisodeFiles:
         """Say where an episode is.
 
         Raises:
@@ -130,7 +131,7 @@ class _RowReader:
                 if not math.isfinite(row[f"{prefix}{name}"]):
                     raise self._wrong(row, f"{prefix}{name}", "seconds")
             clips[key] = Clip(self._path(row, prefix, key), start_s, end_s)
-        return EpisodeFiles(number, length, self._path(row, "data/"), first, clips)
+        return EpisodeFiles(number, length, self._path(row, "data/"), first, clips, task)
 
     def _path(self, row: Row, prefix: str, key: str = "") -> Path:
         chunk, file = (self._integer(row, f"{prefix}{name}") for name in _FILE_KEYS)
@@ -162,8 +163,8 @@ def _whole(value: float) -> int | None:
     return int(value) if value.is_integer() and 0 <= value < _MAX_EXACT else None
 
 
-def _read_index(place: DatasetPlace, video_keys: list[str]) -> list[Row]:
-    """Read the columns of `meta/episodes` that say where things are, row by row."""
+def _read_index(place: DatasetPlace, video_keys: list[str]) -> list[tuple[Row, str | None]]:
+    """Read the columns of `meta/episodes` that say where things are, and the task, row by row."""
     folder = place.local_root / INDEX_FOLDER
     paths = sorted(  # macOS leaves its notes beside files as `._file-000.parquet`
         path.relative_to(place.local_root)
@@ -178,11 +179,13 @@ def _read_index(place: DatasetPlace, video_keys: list[str]) -> list[Row]:
     keys = [*_ROW_KEYS]
     for key in video_keys:
         keys += [f"videos/{key}/{name}" for name in (*_FILE_KEYS, *_CLIP_TIMES)]
-    rows = []
+    rows: list[tuple[Row, str | None]] = []
     for path in paths:
         file = require_small_file(place.local_root, str(path), allow_outside=place.allow_outside)
         table = ParquetTable(file)
         columns = [table.values_or_nan(key).tolist() for key in keys]
+        values = [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
+        tasks = table.objects("tasks") if "tasks" in table.columns else [None] * len(values)
         table.close()
-        rows += [dict(zip(keys, values, strict=True)) for values in zip(*columns, strict=True)]
+        rows += zip(values, map(task_of, tasks), strict=True)
     return rows

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from pipeline.datasets.base import FormatReader
+from pipeline.datasets.base import DatasetFacts, EpisodeLabel, FormatReader
 from pipeline.datasets.manifest.model import Manifest
 from pipeline.datasets.manifest.parts import ArraySource, key_path
 from pipeline.datasets.manifest.sources import Complain, SourceOpener
@@ -109,6 +109,20 @@ class ManifestReader:
         """Return the number of control steps of an episode, at least 1."""
         reader, position, _ = self._at(episode)
         return reader.episode_length(position)
+
+    def label(self, episode: int) -> EpisodeLabel:
+        """Return what the files say of an episode, next to its arrays.
+
+        Raises:
+            DatasetError: it does not read.
+        """
+        reader, position, _ = self._at(episode)
+        return reader.label(position)
+
+    @property
+    def facts(self) -> tuple[DatasetFacts, ...]:
+        """What the files of each source say of the whole of it."""
+        return tuple(reader.facts for reader in self._readers)
 
     def frame_size(self, episode: int, view: str) -> tuple[int, int]:
         """Return (height, width) of a view's frames in pixels, decoding one frame at most."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float, Float64, Int64, UInt8
 
-from pipeline.datasets.base import DatasetPlace, FormatSurvey
+from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, FormatSurvey
 from pipeline.datasets.compressed import MAX_PIXELS
 from pipeline.datasets.limits import MAX_COLUMNS, MAX_NUMBERS
 from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
@@ -42,6 +42,7 @@ class DiffusionPolicyZarrReader:
     """A replay buffer; implements `FormatReader`. Episode numbers are positions."""
 
     fps: float | None = None
+    facts = DatasetFacts()
 
     def __init__(self, place: DatasetPlace) -> None:
         """Open the arrays that the keys name and look for the chunks of them; decode only ends.
@@ -122,6 +123,11 @@ class DiffusionPolicyZarrReader:
         """Return the number of control steps of an episode, at least 1."""
         start, stop = self._rows(episode)
         return stop - start
+
+    def label(self, episode: int) -> EpisodeLabel:
+        """Return nothing: the format says nothing of an episode."""
+        self._rows(episode)
+        return EpisodeLabel()
 
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
         """Return (height, width) of a view's frames in pixels, from the header."""
