@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from pipeline.datasets.base import EpisodeReader
+from pipeline.datasets.check.columns import ColumnOddities
 from pipeline.datasets.check.labels import Labels, check_action_shift, statements
 from pipeline.datasets.check.numbers import ColumnStatistics, check_clock, check_shift
 from pipeline.datasets.check.report import CheckReport, Findings
@@ -139,6 +140,7 @@ def _check_numbers(
 ) -> tuple[ColumnStatistics, ColumnStatistics]:
     """Read state, action and clock of every episode."""
     state, action = ColumnStatistics("state"), ColumnStatistics("action")
+    odd = ColumnOddities("state"), ColumnOddities("action")
     seen: dict[tuple[bytes, bytes], str] = {}
     for episode in tqdm(range(reader.num_episodes), desc="numbers", unit="episode", disable=None):
         name = reader.episode_name(episode)
@@ -154,6 +156,8 @@ def _check_numbers(
             continue
         state.add(values[0])
         action.add(values[1])
+        for oddities, of_role in zip(odd, values, strict=True):
+            oddities.add(of_role, name)
         content = (values[0].tobytes(), values[1].tobytes())
         key = (sha256(content[0]).digest(), sha256(content[1]).digest())
         if key in seen:
@@ -165,6 +169,6 @@ def _check_numbers(
                 "leave one of them out with `episodes = {except = [...]}`",
             )
         seen.setdefault(key, name)
-    for statistics in (state, action):
+    for statistics in (state, action, *odd):
         statistics.report(findings)
     return state, action
