@@ -30,6 +30,7 @@ from pipeline.datasets.hdf5.files import HDF5_ERRORS, find_object, open_hdf5
 from pipeline.datasets.hdf5.reader import Hdf5Reader
 from pipeline.datasets.manifest.places import file_in, files_in, is_there
 from pipeline.datasets.manifest.selection import wanted_numbers
+from pipeline.datasets.pixels import alpha_remarks
 from pipeline.errors import DatasetError
 from pipeline.storage.folders import Location
 
@@ -69,6 +70,7 @@ class AlohaHdf5Reader(Hdf5Reader):
         self.facts = DatasetFacts(
             is_simulated=simulated.pop() if len(simulated) == 1 else None,
             gripper="0 closed to 1 open, as ACT and ALOHA write it",
+            remarks=alpha_remarks(episodes[0].layouts),
         )
 
     def subset(self, name: str) -> tuple[int, ...]:

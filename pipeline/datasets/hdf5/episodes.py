@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from numbers import Real
 
 import h5py
-import numpy as np
 
 from pipeline.datasets.base import DatasetPlace, EpisodeLabel, FormatSurvey
 from pipeline.datasets.compressed import image_size
@@ -19,16 +18,16 @@ from pipeline.datasets.hdf5.files import (
     HDF5_ERRORS,
     find_dataset,
     find_object,
-    is_colour,
+    frame_layout,
     is_compressed,
     is_numbers,
-    require_frames,
     require_numbers,
     require_readable,
     single_value,
 )
 from pipeline.datasets.limits import MAX_COLUMNS
 from pipeline.datasets.manifest.selection import LEAVE_OUT
+from pipeline.datasets.pixels import PixelLayout, pixel_layout
 from pipeline.errors import DatasetError
 from pipeline.storage.folders import Location
 
@@ -42,7 +41,7 @@ class Hdf5Layout:
     folders: tuple[str, ...]
     """The groups that hold arrays of numbers, within the episode's."""
     jpeg: bool
-    """Whether two-axis uint8 arrays are compressed frames."""
+    """Whether two-axis uint8 arrays of the cameras' group are compressed frames."""
     without_cameras: str
     """What to do about an episode that keeps no frames at all."""
 
@@ -73,8 +72,8 @@ class EpisodeFacts:
 
     place: EpisodePlace
     length: int
-    frame_shapes: Mapping[str, tuple[int, ...]]
-    """By view key: (height, width, 3) of raw frames, (bytes,) of compressed ones."""
+    layouts: Mapping[str, PixelLayout | None]
+    """By view key; None of compressed frames."""
     widths: Mapping[str, int]
     """By number key."""
     label: EpisodeLabel = field(default_factory=EpisodeLabel)
@@ -89,10 +88,10 @@ def describe_episode(
         DatasetError: an array is absent, of another type or shape, cut off, not in the file, or
             longer than the others.
     """
-    views, columns = {}, {}
+    views, layouts, columns = {}, {}, {}
     for key in wanted.view_keys:
         views[key] = _dataset(file, place, key, layout, "frames")
-        require_frames(views[key], f"{place.name}: {key}", jpeg=layout.jpeg)
+        layouts[key] = frame_layout(views[key], f"{place.name}: {key}")
     for key in wanted.number_keys:
         columns[key] = _dataset(file, place, key, layout, "numbers")
         require_numbers(columns[key], f"{place.name}: {key}")
@@ -110,7 +109,7 @@ def describe_episode(
     return EpisodeFacts(
         place=place,
         length=next(iter(lengths.values())),
-        frame_shapes={key: tuple(map(int, view.shape[1:])) for key, view in views.items()},
+        layouts=layouts,
         widths={
             key: int(array.shape[1]) if array.ndim == 2 else 1 for key, array in columns.items()
         },
@@ -218,7 +217,8 @@ def _cameras(file: h5py.File, place: EpisodePlace, layout: Hdf5Layout) -> dict[s
     return {
         key: array
         for key, array in _arrays_in(file, place, layout.cameras).items()
-        if (is_colour(array) or (layout.jpeg and is_compressed(array))) and "depth" not in key
+        if "depth" not in key
+        if pixel_layout(array.shape, array.dtype) or is_compressed(array, in_rows=layout.jpeg)
     }
 
 
@@ -249,10 +249,11 @@ def _arrays_in(file: h5py.File, place: EpisodePlace, folder: str) -> dict[str, h
 
 
 def _size(view: h5py.Dataset, where: str) -> tuple[int, int] | None:
-    if view.ndim == 4:
-        return int(view.shape[1]), int(view.shape[2])
+    layout = pixel_layout(view.shape, view.dtype)
+    if layout is not None:
+        return layout.size
     try:
         require_readable(view, where, are_frames=True)
-        return image_size(np.asarray(view[0]), where)
+        return image_size(bytes(view[0]), where)
     except HDF5_ERRORS:  # our own errors are among them
         return None

@@ -18,6 +18,7 @@ from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.compressed import MAX_PIXELS
 from pipeline.datasets.limits import MAX_CHUNK_BYTES, MAX_COLUMNS, MAX_NUMBERS
 from pipeline.datasets.manifest.selection import LEAVE_OUT
+from pipeline.datasets.pixels import PixelLayout, kind_of_array, pixel_layout
 from pipeline.errors import DatasetError
 from pipeline.storage.folders import Location, open_object
 
@@ -112,14 +113,18 @@ def find_dataset(file: h5py.File, key: str) -> h5py.Dataset | None:
     return node
 
 
-def is_colour(dataset: h5py.Dataset) -> bool:
-    """Whether a dataset has the shape and type of raw frames, (t, h, w, 3) uint8."""
-    return bool(dataset.ndim == 4 and dataset.dtype == np.uint8 and dataset.shape[3] == 3)
+def is_compressed(dataset: h5py.Dataset, *, in_rows: bool) -> bool:
+    """Whether a dataset has the shape and type of compressed frames, one per step.
 
-
-def is_compressed(dataset: h5py.Dataset) -> bool:
-    """Whether a dataset has the shape and type of compressed frames, (t, bytes) uint8."""
-    return bool(dataset.ndim == 2 and dataset.dtype == np.uint8)
+    Args:
+        dataset: found by `find_dataset`.
+        in_rows: whether rows of uint8, padded to one length, are compressed frames; byte strings
+            and rows of varying length are in any case.
+    """
+    if dataset.ndim == 1:
+        kind = h5py.check_vlen_dtype(dataset.dtype)
+        return kind == np.uint8 or h5py.check_string_dtype(dataset.dtype) is not None
+    return bool(in_rows and dataset.ndim == 2 and dataset.dtype == np.uint8)
 
 
 def is_numbers(dataset: h5py.Dataset) -> bool:
@@ -147,29 +152,32 @@ def single_value(value: Any) -> Any:
     return value.item() if is_wrapped else value
 
 
-def require_frames(dataset: h5py.Dataset, where: str, *, jpeg: bool) -> None:
-    """Refuse a dataset that cannot be frames.
+def frame_layout(dataset: h5py.Dataset, where: str) -> PixelLayout | None:
+    """Tell how a dataset holds frames; None where they are compressed files, JPEG or PNG.
 
     Args:
         dataset: found by `find_dataset`.
         where: file, episode and key, for messages.
-        jpeg: whether the layout may hold compressed frames.
 
     Raises:
-        DatasetError: it is neither raw nor, with `jpeg`, compressed frames, or they are too large.
+        DatasetError: it holds no color frames, or they are too large.
     """
-    if not (is_colour(dataset) or (jpeg and is_compressed(dataset))):
-        also = ", or JPEG files as (steps, bytes)" if jpeg else ""
+    layout = pixel_layout(dataset.shape, dataset.dtype)
+    if layout is None and not is_compressed(dataset, in_rows=True):
         raise DatasetError(
-            f"{where}: expected uint8 RGB frames (steps, height, width, 3){also}, found "
-            f"{dataset.dtype} {dataset.shape}; name a colour camera, or convert the frames"
+            f"{where}: expected RGB frames (steps, height, width, 3) of uint8 or of floating "
+            "point, or JPEG or PNG files as (steps, bytes) or byte strings, found "
+            f"{kind_of_array(dataset.shape, dataset.dtype)}; name a color camera, or convert the "
+            "frames"
         )
-    size = math.prod(dataset.shape[1:3])  # pixels, or bytes of the longest file
+    # Pixels, or bytes of the longest file; byte strings and rows of varying length have one shape.
+    size = math.prod(layout.size if layout else dataset.shape[1:])
     if not 1 <= size <= MAX_PIXELS:
         raise DatasetError(
-            f"{where}: expected frames of 1 to {MAX_PIXELS} pixels or bytes, found uint8 RGB "
-            f"frames of shape {dataset.shape}; name another camera, or convert the frames"
+            f"{where}: expected frames of 1 to {MAX_PIXELS} pixels or bytes, found "
+            f"{dataset.dtype} {dataset.shape}; name another camera, or convert the frames"
         )
+    return layout
 
 
 def require_numbers(dataset: h5py.Dataset, where: str) -> None:

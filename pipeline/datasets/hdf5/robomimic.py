@@ -46,6 +46,7 @@ from pipeline.datasets.hdf5.files import (
 from pipeline.datasets.hdf5.reader import Hdf5Reader
 from pipeline.datasets.manifest.places import file_in, files_in
 from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
+from pipeline.datasets.pixels import alpha_remarks
 from pipeline.errors import DatasetError
 from pipeline.storage.folders import Location
 
@@ -104,7 +105,7 @@ class RobomimicHdf5Reader(Hdf5Reader):
                     upside_down.add(path)
         super().__init__(place, episodes, upside_down=frozenset(upside_down))
         self.fps = agreed_fps(stated)
-        self.facts = written[0]
+        self.facts = replace(written[0], remarks=alpha_remarks(episodes[0].layouts))
         if len({of_file.action_shift for of_file in written}) > 1:
             raise DatasetError(
                 f"{place.root}: expected files of one kind, found some of LIBERO next to some of "

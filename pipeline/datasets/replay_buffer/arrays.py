@@ -11,7 +11,6 @@ import zlib
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import zarr
 import zarr.storage
 
@@ -129,9 +128,3 @@ def _unreadable_header(place: str, error: Exception) -> DatasetError:
 def grid_of(array: Any) -> ChunkGrid:
     """Return how an array is cut into chunks."""
     return ChunkGrid(array.shape, array.chunks, array.metadata.dimension_separator)
-
-
-def is_frames(array: Any) -> bool:
-    """Whether an array's header is one of RGB frames."""
-    is_level = array.dtype == np.uint8 or array.dtype.kind == "f"
-    return bool(array.ndim == 4 and array.shape[3] == 3 and is_level)

@@ -7,7 +7,9 @@ Source: real-stanford/diffusion_policy@5ba07ac6, diffusion_policy/common/replay_
 Differs from the source: a chunk that was never written is an error and not zeros.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,11 +20,19 @@ from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, For
 from pipeline.datasets.compressed import MAX_PIXELS
 from pipeline.datasets.limits import MAX_COLUMNS, MAX_NUMBERS
 from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
+from pipeline.datasets.pixels import (
+    LOOKS,
+    PixelLayout,
+    Scale,
+    alpha_remarks,
+    decide_scale,
+    kind_of_array,
+    pixel_layout,
+)
 from pipeline.datasets.replay_buffer.arrays import (
     DAMAGE,
     ENDS_KEY,
     grid_of,
-    is_frames,
     open_array,
     open_group,
 )
@@ -42,7 +52,6 @@ class DiffusionPolicyZarrReader:
     """A replay buffer; implements `FormatReader`. Episode numbers are positions."""
 
     fps: float | None = None
-    facts = DatasetFacts()
 
     def __init__(self, place: DatasetPlace) -> None:
         """Open the arrays that the keys name and look for the chunks of them; decode only ends.
@@ -57,6 +66,8 @@ class DiffusionPolicyZarrReader:
         self._group: Any = None  # a zarr.Group
         self._files: dict[str, ArrayFiles] = {}
         self._arrays: dict[str, Any] = {}
+        self._layouts: dict[str, PixelLayout] = {}
+        self._scales: dict[str, Scale] = {}
         self._num_rows = 0  # of all arrays, where the last episode is not wanted
         self._clock = CLOCK_KEY if CLOCK_KEY in array_keys(place.local_root) else None
         try:
@@ -65,8 +76,9 @@ class DiffusionPolicyZarrReader:
             self.num_episodes: int = len(self._numbers)
             self._require_apart()
             for key in place.view_keys:
-                _require_frames(f"{self._root}: {key}", self._array(key))
+                self._layouts[key] = _frame_layout(f"{self._root}: {key}", self._array(key))
                 self._require_whole(key)
+            self.facts = DatasetFacts(remarks=alpha_remarks(self._layouts))
             for key in {*place.number_keys, *filter(None, [self._clock])}:
                 _require_numbers(f"{self._root}: {key}", self._array(key))
                 self._require_whole(key)
@@ -101,7 +113,11 @@ class DiffusionPolicyZarrReader:
             }
         finally:
             group.store.close()
-        views = {key: array.shape[1:3] for key, array in arrays.items() if is_frames(array)}
+        views: dict[str, tuple[int, int] | None] = {
+            key: layout.size
+            for key, array in arrays.items()
+            if (layout := pixel_layout(array.shape, array.dtype)) is not None
+        }
         numbers = {
             key: tuple(map(str, range(array.shape[1] if array.ndim == 2 else 1)))
             for key, array in arrays.items()
@@ -132,19 +148,19 @@ class DiffusionPolicyZarrReader:
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
         """Return (height, width) of a view's frames in pixels, from the header."""
         self._rows(episode)
-        _, height, width, _ = self._array(view_key).shape
-        return height, width
+        return self._layouts[view_key].size
 
     def frames(
         self, episode: int, start: int, stop: int
     ) -> tuple[UInt8[np.ndarray, "t h w 3"], ...]:
         """Read frames [start, stop) of one episode, one array a view key, RGB.
 
-        Floating-point frames, as in the public Push-T file, must be whole numbers in [0, 255].
+        Floating-point frames are whole numbers in [0, 255], as in the public Push-T file, or in
+        [0, 1].
 
         Raises:
             FrameReadError: a step is out of range, a chunk does not decode, or a floating-point
-                value is no 8-bit level.
+                value is not of its camera's scale.
         """
         first, last = self._rows(episode)
         if not 0 <= start <= stop <= last - first:
@@ -159,7 +175,7 @@ class DiffusionPolicyZarrReader:
                 frames = self._read(key, first + start, first + stop, where)
             except DatasetError as error:
                 raise FrameReadError(str(error)) from error
-            views.append(_as_uint8(frames, where, start))
+            views.append(self._layouts[key].to_rgb(frames, self._scale(key), where, start))
         return tuple(views)
 
     def numbers(self, episode: int, number_key: str) -> Float[np.ndarray, "t d"]:
@@ -208,6 +224,20 @@ class DiffusionPolicyZarrReader:
         if self._group is not None:
             self._group.store.close()
             self._group = None
+
+    def _scale(self, key: str) -> Scale:
+        if key not in self._scales:
+            is_floating = self._layouts[key].is_floating
+            self._scales[key] = decide_scale(self._looks(key)) if is_floating else "levels"
+        return self._scales[key]
+
+    def _looks(self, key: str) -> Iterator[np.ndarray]:
+        """Read the middle frames of some episodes; those that do not read tell nothing."""
+        for episode in range(min(LOOKS, self.num_episodes)):
+            start, stop = self._rows(episode)
+            middle = (start + stop) // 2
+            with contextlib.suppress(DatasetError):
+                yield self._read(key, middle, middle + 1, "")
 
     def _rows(self, episode: int) -> tuple[int, int]:
         if not 0 <= episode < self.num_episodes:
@@ -315,17 +345,20 @@ class DiffusionPolicyZarrReader:
             ) from error
 
 
-def _require_frames(place: str, array: Any) -> None:
-    if not is_frames(array):
+def _frame_layout(place: str, array: Any) -> PixelLayout:
+    layout = pixel_layout(array.shape, array.dtype)
+    if layout is None:
         raise DatasetError(
             f"{place}: expected uint8 or floating-point frames (steps, height, width, 3), found "
-            f"{array.dtype} {array.shape}; name a key of RGB frames"
+            f"{kind_of_array(array.shape, array.dtype)}; name a key of RGB frames"
         )
-    if array.shape[1] * array.shape[2] > MAX_PIXELS:
+    height, width = layout.size
+    if height * width > MAX_PIXELS:
         raise DatasetError(
-            f"{place}: expected frames of 1 to {MAX_PIXELS} pixels, found {array.shape[1]}x"
-            f"{array.shape[2]}; name another camera, or write smaller frames"
+            f"{place}: expected frames of 1 to {MAX_PIXELS} pixels, found {height}x{width}; name "
+            "another camera, or write smaller frames"
         )
+    return layout
 
 
 def _require_numbers(place: str, array: Any) -> None:
@@ -347,16 +380,3 @@ def _advice(key: str) -> str:
 
 def _chunk_bytes(array: Any) -> int:
     return int(math.prod(array.chunks) * array.dtype.itemsize)
-
-
-def _as_uint8(frames: np.ndarray, where: str, start: int) -> UInt8[np.ndarray, "t h w 3"]:
-    if frames.dtype == np.uint8:
-        return frames
-    is_level = (frames >= 0) & (frames <= 255) & (frames == np.floor(frames))
-    if not is_level.all():
-        row, y, x, channel = np.argwhere(~is_level)[0]
-        raise FrameReadError(
-            f"{where}: expected whole numbers 0 to 255 in frames, found "
-            f"{frames[row, y, x, channel]} at step {start + row}; store the frames as uint8"
-        )
-    return frames.astype(np.uint8)

@@ -246,6 +246,22 @@ def test_a_clock_that_runs_back_is_found(tmp_path):
     assert finding.found.endswith("at step 9")
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda times: times.astype(np.float32), "as float32 keeps times since 1970"),
+        (lambda times: (times - 1e9) * 1000, "times are milliseconds"),
+    ],
+)
+def test_a_clock_of_another_unit_or_too_coarse_is_named(tmp_path, change, found):
+    def plant(arrays):
+        arrays["timestamp"] = change(arrays["timestamp"] + 7e8)
+
+    report = check(tmp_path, plant)
+    assert {finding.kind for finding in report.findings} == {"clock"}
+    assert found in report.findings[0].found
+
+
 def test_a_gap_in_the_recording_is_found(tmp_path):
     def plant(arrays):
         arrays["timestamp"][step(1, 9) : step(2, 0)] += 0.35

@@ -246,12 +246,12 @@ def test_arrays_of_two_lengths_are_refused_though_the_last_episode_is_left_out(t
 
 def test_keys_that_do_not_fit_are_refused(tmp_path):
     arrays = tiny_arrays() | {
-        "channels_first": np.zeros((8, 3, 4, 5), "u1"),
+        "depth": np.zeros((8, 4, 5), "u2"),
         "levels16": np.zeros((8, 4, 5, 3), "u2"),
     }
     root = write_replay_buffer(tmp_path / "tiny.zarr", arrays)
     for key, pattern in {
-        "data/channels_first": r"\(steps, height, width, 3\), found uint8 \(8, 3, 4, 5\)",
+        "data/depth": r"\(steps, height, width, 3\), found 16-bit depth",
         "data/levels16": "found uint16",
         "data/state": "expected uint8 or floating-point frames",
         "data/none": r"expected an array data/none, found data/action, .*data/state",
