@@ -8,16 +8,13 @@ checking and training see. Neither knows an encoder or a store.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, FrameReadError
 from pipeline.storage.folders import Location
-
-FROM_OBJECTS: Final = ("aloha_hdf5", "robomimic_hdf5")
-"""The layouts that are read from object storage."""
 
 
 def every_episode(number: int) -> bool:
@@ -50,9 +47,8 @@ class DatasetPlace:
         if isinstance(self.root, Path):
             return self.root
         raise DatasetError(
-            f"{self.root}: expected one of the layouts that are read from object storage "
-            f"({', '.join(FROM_OBJECTS)}), found another; copy the dataset to a disk, or mount its "
-            f"bucket"
+            f"{self.root}: expected a layout that is read from object storage, found one that is "
+            "read from disks alone; copy the dataset to a disk, or mount its bucket"
         )
 
 
@@ -92,6 +88,19 @@ class FormatSurvey:
     """Keys of number arrays, and the name of each column, or `0`, `1`, ... without names."""
     notes: dict[str, str] = field(default_factory=dict)
     """What the files say of themselves, by manifest key: `source`, `licence`, ..."""
+
+
+def require_steps(start: int, stop: int, length: int, episode: str) -> None:
+    """Refuse a range of steps that an episode does not have; `episode` names it in messages.
+
+    Raises:
+        FrameReadError: [start, stop) is not within [0, length).
+    """
+    if not 0 <= start <= stop <= length:
+        raise FrameReadError(
+            f"{episode}: expected steps within 0..{length}, found [{start}, {stop}); ask for "
+            "steps that the episode has"
+        )
 
 
 @runtime_checkable  # the test run checks return types

@@ -13,11 +13,11 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.datasets.causes import one_line
+from pipeline.datasets.limits import MAX_PIXELS
 from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.errors import FrameReadError
 
 _COLOR_MODES: Final = ("RGB", "L", "RGBA")  # of Pillow; alpha is dropped
-MAX_PIXELS: Final = 64_000_000  # pixels of an image; twice those of an 8K camera, 192 MB as RGB
 _PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_END: Final = b"IEND\xaeB`\x82"  # the last chunk, without which Pillow does
 _BROKEN: Final = (  # what Pillow raises for damaged files

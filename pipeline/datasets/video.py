@@ -23,10 +23,10 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, Int64, UInt8
 
 from pipeline.datasets.causes import one_line, why_unreadable
+from pipeline.datasets.limits import MAX_PIXELS
 from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.errors import DatasetError, FrameReadError
 
-MAX_PIXELS: Final = 64_000_000  # pixels of a frame, as of still images; a header is not trusted
 _SEEK_GAIN: Final = 16  # frames; leaping to a key frame costs about as much as decoding these
 _ROUNDING_S: Final = 1e-6  # seconds; half a frame is compared after sums of float64
 _MICROSECONDS: Final = 1_000_000  # a second in the unit of a container's duration

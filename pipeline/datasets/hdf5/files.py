@@ -15,8 +15,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from pipeline.datasets.causes import why_unreadable
-from pipeline.datasets.compressed import MAX_PIXELS
-from pipeline.datasets.limits import MAX_CHUNK_BYTES, MAX_COLUMNS, MAX_NUMBERS
+from pipeline.datasets.limits import MAX_CHUNK_BYTES, MAX_COLUMNS, MAX_NUMBERS, MAX_PIXELS
 from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.datasets.pixels import PixelLayout, kind_of_array, pixel_layout
 from pipeline.errors import DatasetError

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Float64, Shaped, UInt8
 
-from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel
+from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, require_steps
 from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.compressed import decode_image, image_size
 from pipeline.datasets.hdf5.episodes import EpisodeFacts, EpisodePlace
@@ -24,6 +24,7 @@ from pipeline.storage.folders import Location
 class Hdf5Reader:
     """The arrays of described episodes; the common part of the layouts' readers."""
 
+    reads_objects = True
     fps: float | None
     """Control steps a second as the files say; None where they do not."""
     facts: DatasetFacts
@@ -106,11 +107,7 @@ class Hdf5Reader:
                 decode or is of another size than the first; names the frame.
         """
         facts = self._facts(episode)
-        if not 0 <= start <= stop <= facts.length:
-            raise FrameReadError(
-                f"{facts.place.name}: expected steps within 0..{facts.length}, found a request for "
-                f"[{start}, {stop}); ask for steps that the episode has"
-            )
+        require_steps(start, stop, facts.length, facts.place.name)
         views = []
         for key in self._view_keys:
             rows, layout = self._rows(facts, key, start, stop), facts.layouts[key]

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float, Float64, Int64, UInt8
 
-from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel
+from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, require_steps
 from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.compressed import decode_image, image_size
 from pipeline.datasets.lerobot.clock import step_seconds
@@ -32,6 +32,8 @@ DECODER_THREADS: Final = 2  # of all cameras together; each takes one, a single 
 
 class LeRobotReader:
     """A LeRobot dataset whose episodes have been located; implements `FormatReader`."""
+
+    reads_objects = False
 
     def __init__(self, place: DatasetPlace, info: LeRobotInfo, located: LocatedEpisodes) -> None:
         """Check every file of the wanted episodes by its header; no frame is decoded.
@@ -115,12 +117,7 @@ class LeRobotReader:
             FrameReadError: a step is out of range, or has no frame of its own, or it does not
                 decode; never fewer rows than asked.
         """
-        length = self.episode_length(episode)
-        if not 0 <= start <= stop <= length:
-            raise FrameReadError(
-                f"{self.episode_name(episode)}: expected steps within 0..{length}, found "
-                f"[{start}, {stop}); ask for steps that are there"
-            )
+        require_steps(start, stop, self.episode_length(episode), self.episode_name(episode))
         try:
             videos = self._video_frames(episode, start, stop)
             return tuple(

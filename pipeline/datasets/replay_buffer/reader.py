@@ -16,9 +16,14 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float, Float64, Int64, UInt8
 
-from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, FormatSurvey
-from pipeline.datasets.compressed import MAX_PIXELS
-from pipeline.datasets.limits import MAX_COLUMNS, MAX_NUMBERS
+from pipeline.datasets.base import (
+    DatasetFacts,
+    DatasetPlace,
+    EpisodeLabel,
+    FormatSurvey,
+    require_steps,
+)
+from pipeline.datasets.limits import MAX_COLUMNS, MAX_NUMBERS, MAX_PIXELS
 from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
 from pipeline.datasets.pixels import (
     LOOKS,
@@ -51,6 +56,7 @@ CLOCK_KEY: Final = "data/timestamp"  # seconds; recordings of real robots have i
 class DiffusionPolicyZarrReader:
     """A replay buffer; implements `FormatReader`. Episode numbers are positions."""
 
+    reads_objects = False
     fps: float | None = None
 
     def __init__(self, place: DatasetPlace) -> None:
@@ -163,11 +169,7 @@ class DiffusionPolicyZarrReader:
                 value is not of its camera's scale.
         """
         first, last = self._rows(episode)
-        if not 0 <= start <= stop <= last - first:
-            raise FrameReadError(
-                f"{self.episode_name(episode)}: expected steps within 0..{last - first}, found "
-                f"[{start}, {stop}); ask for steps that are there"
-            )
+        require_steps(start, stop, last - first, self.episode_name(episode))
         views = []
         for key in self._place.view_keys:
             where = f"{self.episode_name(episode)}: {key}"
