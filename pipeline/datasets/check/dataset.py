@@ -20,7 +20,7 @@ from pipeline.datasets.check.numbers import ColumnStatistics, check_clock, check
 from pipeline.datasets.check.report import CheckReport, Findings
 from pipeline.datasets.check.scan import FrameScan
 from pipeline.datasets.manifest.checksums import wrong_checksums
-from pipeline.datasets.manifest.model import Manifest, load_manifest
+from pipeline.datasets.manifest.model import LoadedManifest, Manifest, load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.storage.local_files import write_atomically
@@ -50,17 +50,17 @@ def check_dataset(config: CheckConfig) -> CheckReport:
         OSError: the sheet cannot be written.
     """
     _require_place(config.sheet)
-    manifest = load_manifest(config.manifest)
+    loaded = load_manifest(config.manifest)
     findings = Findings()
-    for wrong in wrong_checksums(manifest):
+    for wrong in wrong_checksums(loaded):
         findings.add_error("checksum", str(config.manifest), wrong)
     try:
-        reader = ManifestReader(manifest, complain=findings.add_error)
+        reader = ManifestReader(loaded, complain=findings.add_error)
     except (DatasetError, OSError) as error:
         findings.add_error("unreadable", str(config.manifest), error)
         return CheckReport(
             manifest=str(config.manifest),
-            name=manifest.name,
+            name=loaded.manifest.name,
             num_episodes=0,
             num_steps=0,
             seconds=0.0,
@@ -72,7 +72,7 @@ def check_dataset(config: CheckConfig) -> CheckReport:
             sheet=None,
         )
     try:
-        return _check_open(config, manifest, reader, findings)
+        return _check_open(config, loaded, reader, findings)
     finally:
         reader.close()
 
@@ -86,8 +86,9 @@ def _require_place(sheet: Path | None) -> None:
 
 
 def _check_open(
-    config: CheckConfig, manifest: Manifest, reader: ManifestReader, findings: Findings
+    config: CheckConfig, loaded: LoadedManifest, reader: ManifestReader, findings: Findings
 ) -> CheckReport:
+    manifest = loaded.manifest
     state, action = _check_numbers(manifest, reader, findings)
     num_wanted = reader.num_episodes if config.episodes is None else config.episodes
     spread = np.linspace(0, reader.num_episodes - 1, min(num_wanted, reader.num_episodes))
@@ -108,14 +109,14 @@ def _check_open(
         frames_of=tuple(map(reader.episode_number, chosen)),
         views=views,
         dims=(*state.summaries(), *action.summaries()),
-        statements=_check_labels(manifest, reader, findings),
+        statements=_check_labels(loaded, reader, findings),
         findings=findings.all(),
         sheet=str(config.sheet) if config.sheet else None,
     )
 
 
 def _check_labels(
-    manifest: Manifest, reader: ManifestReader, findings: Findings
+    loaded: LoadedManifest, reader: ManifestReader, findings: Findings
 ) -> tuple[str, ...]:
     """Read what the files say of every episode; return it in words."""
     labels = [Labels() for _ in reader.facts]
@@ -126,10 +127,11 @@ def _check_labels(
             findings.add_error("numbers", reader.episode_name(episode), error)
             continue
         labels[reader.source_of[episode]].add(reader.episode_number(episode), label)
-    check_action_shift(manifest.action_shift, reader.facts, manifest.origin, findings)
+    origin = loaded.origin
+    check_action_shift(loaded.manifest.action_shift, reader.facts, origin, findings)
     said: list[str] = []
     for source, (facts, of_source) in enumerate(zip(reader.facts, labels, strict=True)):
-        where = f"{manifest.origin}: sources[{source}]" if manifest.sources else manifest.origin
+        where = f"{origin}: sources[{source}]" if loaded.manifest.sources else origin
         of_source.report(where, findings)
         said += (text for text in statements(facts, of_source) if text not in said)
     return tuple(said)

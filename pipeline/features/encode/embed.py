@@ -151,10 +151,11 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
     matmul_share: float | None = None
     device = open_device(config.device)
     place = resolved(config.store)  # a store behind a link grows where it lies
-    manifest = load_manifest(config.manifest)
-    verify_checksums(manifest)
-    note = SourceNote(manifest=config.manifest.absolute(), stamp=files_stamp(manifest.roots))
-    reader = ManifestReader(manifest)
+    loaded = load_manifest(config.manifest)
+    manifest = loaded.manifest
+    verify_checksums(loaded)
+    note = SourceNote(manifest=config.manifest.absolute(), stamp=files_stamp(loaded.roots))
+    reader = ManifestReader(loaded)
     try:
         _check_frame_sizes(config.manifest, manifest, reader)
         steps = RecordedSteps(reader)
