@@ -193,8 +193,8 @@ def require_numbers(dataset: h5py.Dataset, where: str) -> None:
     if dataset.ndim == 2 and not 1 <= dataset.shape[1] <= MAX_COLUMNS:
         raise DatasetError(
             f"{where}: expected (steps, width) with a width of at least 1 and at most "
-            f"{MAX_COLUMNS}, found {dataset.shape}; correct `key` in the manifest, or record this "
-            f"episode again, or {LEAVE_OUT}"
+            f"{MAX_COLUMNS}, found {dataset.shape}; correct `key` in the manifest, or "
+            f"{LEAVE_OUT}"
         )
 
 
@@ -223,8 +223,8 @@ def require_readable(dataset: h5py.Dataset, where: str, *, are_frames: bool = Fa
     if num_stored < wanted:
         raise DatasetError(
             f"{where}: expected {dataset.shape} written to the end, found {num_stored} of "
-            f"{wanted} {unit}: the recording was cut off; record this episode again, remove it, "
-            f"or {LEAVE_OUT}"
+            f"{wanted} {unit}: the recording was cut off; copy it again if its original is "
+            f"whole, or {LEAVE_OUT}"
         )
     if not are_frames and math.prod(dataset.shape) > MAX_NUMBERS:
         raise DatasetError(

@@ -16,6 +16,7 @@ from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.compressed import decode_image, image_size
 from pipeline.datasets.hdf5.episodes import EpisodeFacts, EpisodePlace
 from pipeline.datasets.hdf5.files import DAMAGED, HDF5_ERRORS, as_floating, find_dataset, hdf5_file
+from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.datasets.pixels import LOOKS, PixelLayout, Scale, decide_scale, pixel_layout
 from pipeline.errors import DatasetError, FrameReadError
 from pipeline.storage.folders import Location
@@ -214,7 +215,7 @@ class Hdf5Reader:
             if frame.shape[:2] != (height, width):
                 raise FrameReadError(
                     f"{where}: expected {height}x{width} pixels as in frame 0, found "
-                    f"{frame.shape[0]}x{frame.shape[1]}; record this episode again, or leave it out"
+                    f"{frame.shape[0]}x{frame.shape[1]}; {LEAVE_OUT}"
                 )
             frames.append(frame)
         return np.stack(frames) if frames else np.empty((0, height, width, 3), np.uint8)

@@ -135,12 +135,12 @@ class HeaderChecks:
             if absent := sorted(wanted.difference(table.columns)):
                 raise DatasetError(
                     f"{path}: expected columns {', '.join(absent)}, which {INFO_PATH} lists, "
-                    f"found {', '.join(table.columns[:20])}; record or download the file again"
+                    f"found {', '.join(table.columns[:20])}; download the file again"
                 )
             num_rows = sum(files.length for files in users)
-            if not is_shared and table.num_rows != num_rows:
+            if not is_shared and len(users) == 1 and table.num_rows != num_rows:
                 self._refuse_length(users[0], table.num_rows)
-            if table.num_rows < num_rows:
+            if table.num_rows < num_rows or (table.num_rows > num_rows and not is_shared):
                 raise DatasetError(
                     f"{path}: expected {num_rows} rows for {_span(users)}, found "
                     f"{table.num_rows}; download the file again, or {LEAVE_OUT}"
@@ -190,7 +190,7 @@ class HeaderChecks:
         num_frames, is_alone = header.num_frames, users[0].first_index is None
         advice = "download or convert the dataset again, or leave out all episodes of this file"
         if is_alone:
-            advice = f"record or download it again, or {LEAVE_OUT}"
+            advice = f"copy or download it again, or {LEAVE_OUT}"
             if num_frames != num_steps:
                 num_frames = count_frames(path)  # of those that are shown: an edit list hides some
         if num_frames is not None and num_frames < num_steps:
@@ -202,7 +202,7 @@ class HeaderChecks:
         if num_frames is not None and num_frames > num_steps and is_alone:
             raise DatasetError(
                 f"{path}: {key}: expected {num_steps} frames for {_span(users)}, one a row, found "
-                f"{num_frames}: it is open which row each belongs to; record or encode the video "
+                f"{num_frames}: it is open which row each belongs to; encode the video "
                 f"again, or {LEAVE_OUT}"
             )
         last = max(users, key=lambda files: self._rows_end(files, key))

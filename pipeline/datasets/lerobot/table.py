@@ -188,7 +188,7 @@ class ParquetTable:
         self._require_memory(column)
         array = self._column(column)
         if not self.num_rows:
-            raise DatasetError(f"{where}: expected rows, found none; record the file again")
+            raise DatasetError(f"{where}: expected rows, found none; download the file again")
         while True:
             if isinstance(array, pa.ExtensionArray):
                 array = array.storage
