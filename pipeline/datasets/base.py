@@ -8,16 +8,13 @@ checking and training see. Neither knows an encoder or a store.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, FrameReadError
 from pipeline.storage.location import Location, on_disk
-
-FROM_OBJECTS: Final = ("aloha_hdf5", "robomimic_hdf5")
-"""The layouts that are read from object storage."""
 
 
 def every_episode(number: int) -> bool:
@@ -50,11 +47,34 @@ class DatasetPlace:
         root = on_disk(self.root)
         if root is None:
             raise DatasetError(
-                f"{self.root}: expected one of the layouts that are read from object storage "
-                f"({', '.join(FROM_OBJECTS)}), found another; copy the dataset to a disk, or mount "
-                f"its bucket"
+                f"{self.root}: expected a layout that is read from object storage, found one that "
+                "is read from disks alone; copy the dataset to a disk, or mount its bucket"
             )
         return root
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What the files say of the whole dataset, next to its arrays."""
+
+    is_simulated: bool | None = None
+    """Whether a simulator made it; None where the files do not say."""
+    gripper: str | None = None
+    """What the numbers of the gripper's action mean, where the layout's writer defines it."""
+    action_shift: int = 0
+    """`action_shift` that the layout's writer makes necessary."""
+    remarks: tuple[str, ...] = ()
+    """What reading leaves out or changes, a sentence each."""
+
+
+@dataclass(frozen=True)
+class EpisodeLabel:
+    """What the files say of one episode, next to its arrays."""
+
+    success: bool | None = None
+    """Whether it solved its task; None where the files do not say."""
+    task: str | None = None
+    """Its task in words, or the name of its environment."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +89,19 @@ class FormatSurvey:
     """Keys of number arrays, and the name of each column, or `0`, `1`, ... without names."""
     notes: dict[str, str] = field(default_factory=dict)
     """What the files say of themselves, by manifest key: `source`, `licence`, ..."""
+
+
+def require_steps(start: int, stop: int, length: int, episode: str) -> None:
+    """Refuse a range of steps that an episode does not have; `episode` names it in messages.
+
+    Raises:
+        FrameReadError: [start, stop) is not within [0, length).
+    """
+    if not 0 <= start <= stop <= length:
+        raise FrameReadError(
+            f"{episode}: expected steps within 0..{length}, found [{start}, {stop}); ask for "
+            "steps that the episode has"
+        )
 
 
 @runtime_checkable  # the test run checks return types
@@ -86,6 +119,8 @@ class FormatReader(Protocol):
     """Number of wanted episodes, at least 1."""
     fps: float | None
     """Control steps a second as the files say; None where the layout does not keep it."""
+    facts: DatasetFacts
+    """What the files say of the whole dataset."""
 
     def episode_number(self, episode: int) -> int:
         """Return the number that the files give the episode at this position."""
@@ -95,6 +130,13 @@ class FormatReader(Protocol):
 
     def episode_length(self, episode: int) -> int:
         """Return the number of control steps of an episode, at least 1."""
+
+    def label(self, episode: int) -> EpisodeLabel:
+        """Return what the files say of an episode.
+
+        Raises:
+            DatasetError: it does not read.
+        """
 
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
         """Return (height, width) of a view's frames in pixels, decoding one frame at most."""

@@ -4,13 +4,14 @@ Knows which file beside this one reads which layout; imports a reader only when 
 because its libraries may be absent. Knows no manifest.
 """
 
+import contextlib
 import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal, Protocol, cast, runtime_checkable
 
-from pipeline.datasets.base import FROM_OBJECTS, DatasetPlace, FormatReader, FormatSurvey
+from pipeline.datasets.base import DatasetPlace, FormatReader, FormatSurvey
 from pipeline.datasets.manifest.paths import read_small_file
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location, on_disk
@@ -36,14 +37,15 @@ _EXTRAS: Final = {"av": "lerobot", "pyarrow": "lerobot"}  # package: extra of th
 class FormatClass(Protocol):
     """The class of a format's reader."""
 
+    reads_objects: bool
+    """Whether it reads from object storage; others are asked about paths alone."""
+
     def __call__(self, place: DatasetPlace) -> FormatReader:
         """Open a dataset and check it by its headers."""
 
     @staticmethod
     def recognises(root: Location) -> bool:
         """Whether `root` looks like this layout: names and headers only.
-
-        Layouts that are read from disks alone are asked about paths alone.
 
         Raises:
             ObjectStorageError: object storage refuses, or does not answer.
@@ -91,7 +93,14 @@ def open_format(name: FormatName | None, place: DatasetPlace) -> FormatReader:
     Raises:
         DatasetError: the data is absent, damaged, of no known layout, or lacks a key.
     """
-    return format_class(name or detect_format(place.root))(place)
+    reader = format_class(name or detect_format(place.root))
+    if on_disk(place.root) is None and not reader.reads_objects:
+        raise DatasetError(
+            f"{place.root}: expected one of the layouts that are read from object storage "
+            f"({', '.join(_from_objects())}), found {name}; copy the dataset to a disk, or mount "
+            "its bucket"
+        )
+    return reader(place)
 
 
 def detect_format(root: Location) -> FormatName:
@@ -105,13 +114,15 @@ def detect_format(root: Location) -> FormatName:
         raise DatasetError(f"{root}: expected a dataset, found nothing; correct the path to it")
     found, missing, local_root = [], None, on_disk(root)
     for name in FORMATS:
-        if local_root is None and name not in FROM_OBJECTS:
-            continue
         try:
-            if format_class(name).recognises(root):
-                found.append(name)
+            reader = format_class(name)
         except _MissingPackageError as error:
             missing = error
+            continue
+        if local_root is None and not reader.reads_objects:
+            continue
+        if reader.recognises(root):
+            found.append(name)
     if len(found) == 1:
         return found[0]
     if found:
@@ -119,18 +130,28 @@ def detect_format(root: Location) -> FormatName:
             f"{root}: expected files of one layout, found {' and '.join(found)}; write `format` "
             "into the manifest, or keep one dataset to a folder"
         )
-    if missing:  # it may be the layout that nobody could look for
-        raise DatasetError(f"{root}: found no layout that is read without it: {missing}")
     if local_root is None:
         raise DatasetError(
             f"{root}: expected one of the layouts that are read from object storage "
-            f"({', '.join(FROM_OBJECTS)}), found neither episode_<i>.hdf5 nor an HDF5 file of "
+            f"({', '.join(_from_objects())}), found neither episode_<i>.hdf5 nor an HDF5 file of "
             f"data/demo_<i>; correct the address, or copy the dataset to a disk"
         )
+    if missing:  # it may be the layout that could not be looked for
+        raise DatasetError(f"{root}: found no layout that is read without it: {missing}")
     raise DatasetError(
         f"{root}: expected one of the layouts {', '.join(FORMATS)}, found "
         f"{_what_it_is(local_root)}; correct the path to it, or convert the dataset"
     )
+
+
+def _from_objects() -> list[FormatName]:
+    """List the layouts that are read from object storage, of those that can be imported."""
+    names = []
+    for name in FORMATS:
+        with contextlib.suppress(_MissingPackageError):
+            if format_class(name).reads_objects:
+                names.append(name)
+    return names
 
 
 def _what_it_is(root: Path) -> str:

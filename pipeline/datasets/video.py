@@ -22,10 +22,11 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, Int64, UInt8
 
+from pipeline.datasets.causes import one_line, why_unreadable
+from pipeline.datasets.limits import MAX_PIXELS
 from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.errors import DatasetError, FrameReadError
 
-MAX_PIXELS: Final = 64_000_000  # pixels of a frame, as of still images; a header is not trusted
 _SEEK_GAIN: Final = 16  # frames; leaping to a key frame costs about as much as decoding these
 _ROUNDING_S: Final = 1e-6  # seconds; half a frame is compared after sums of float64
 _MICROSECONDS: Final = 1_000_000  # a second in the unit of a container's duration
@@ -76,7 +77,7 @@ def read_header(path: Path) -> VideoHeader:
     if not 0 < size[0] * size[1] <= MAX_PIXELS:
         raise DatasetError(
             f"{path}: expected frames of 1 to {MAX_PIXELS} pixels, found a header of "
-            f"{size[0]}x{size[1]}; download or record the file again"
+            f"{size[0]}x{size[1]}; download the file again"
         )
     if not is_whole:
         raise DatasetError(
@@ -120,7 +121,7 @@ def match_frames(
         FrameReadError: a step has no frame of its own.
     """
     if not len(shown_s):
-        raise FrameReadError(f"{where}: expected frames, found none; record or download it again")
+        raise FrameReadError(f"{where}: expected frames, found none; download it again")
     after = np.clip(np.searchsorted(shown_s, wanted_s), 1, max(len(shown_s) - 1, 1))
     before = after - 1
     after = np.minimum(after, len(shown_s) - 1)
@@ -135,7 +136,7 @@ def match_frames(
             f"{where}: frame {step}: expected a frame within {0.5 / fps:.4g} s of "
             f"{wanted_s[step]:.4f} s, found the nearest of {len(shown_s)} at "
             f"{shown_s[found[step]]:.4f} s ({len(alone)} of {len(wanted_s)} steps have none); "
-            f"download or record the video again, or {LEAVE_OUT}"
+            f"compare the video's rate with `fps`, download it again, or {LEAVE_OUT}"
         )
     shared = np.flatnonzero(np.diff(found) < 1)
     if len(shared):
@@ -143,7 +144,7 @@ def match_frames(
         raise FrameReadError(
             f"{where}: frame {step}: expected a frame later than that of step {step - 1}, found "
             f"the one at {shown_s[found[step]]:.4f} s for both; the video or its times lack "
-            f"frames, record it again or {LEAVE_OUT}"
+            f"frames, download it again, or {LEAVE_OUT}"
         )
     return found
 
@@ -296,7 +297,7 @@ def _open(path: Path) -> av.container.InputContainer:
 
 def _picture_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
     if not container.streams.video:
-        raise DatasetError(f"{path}: expected a video, found no picture in it; record it again")
+        raise DatasetError(f"{path}: expected a video, found no picture in it; name another camera")
     return container.streams.video[0]
 
 
@@ -328,13 +329,12 @@ def _read_clock(path: Path) -> _Clock:
 
 
 def _no_video(path: Path, error: Exception) -> str:
-    return (
-        f"{path}: expected a whole MP4 video, found none (" + " ".join(str(error).split())[:200]
-    ) + "); download or record the file again"
+    otherwise = "download or copy the file again"
+    return f"{path}: expected a whole MP4 video, {why_unreadable(path, error, otherwise)}"
 
 
 def _undecodable(where: str, error: object) -> FrameReadError:
     return FrameReadError(
-        f"{where}: expected a whole frame, found {' '.join(str(error).split())[:200]}; download "
-        f"or record the video again, or {LEAVE_OUT}"
+        f"{where}: expected a whole frame, found {one_line(error)}; download "
+        f"the video again, or {LEAVE_OUT}"
     )

@@ -69,8 +69,8 @@ def describe(recorded: Path, folder: Path, place: object, extra: str = "") -> Pa
 
 def rows(store: Path) -> dict[str, bytes]:
     """Return the bytes of every chunk: features, frame_hash and the arrays of the steps."""
-    held = {str(path.relative_to(store)): path for path in store.glob("*/c/**/*") if path.is_file()}
-    assert {"features/c/1/0/0", "frame_hash/c/1/0", "state/c/0/0"} <= held.keys()
+    held = {str(path.relative_to(store)): path for path in store.rglob("c/**/*") if path.is_file()}
+    assert {"features/pooled/c/1/0/0", "frame_hash/c/1/0", "state/c/0/0"} <= held.keys()
     return {name: path.read_bytes() for name, path in held.items()}
 
 

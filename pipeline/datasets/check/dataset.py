@@ -14,11 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from pipeline.datasets.base import EpisodeReader
+from pipeline.datasets.check.columns import ColumnOddities
+from pipeline.datasets.check.labels import Labels, check_action_shift, statements
 from pipeline.datasets.check.numbers import ColumnStatistics, check_clock, check_shift
 from pipeline.datasets.check.report import CheckReport, Findings
 from pipeline.datasets.check.scan import FrameScan
 from pipeline.datasets.manifest.checksums import wrong_checksums
-from pipeline.datasets.manifest.model import Manifest, load_manifest
+from pipeline.datasets.manifest.model import LoadedManifest, Manifest, load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.storage.local import write_atomically
@@ -48,28 +50,29 @@ def check_dataset(config: CheckConfig) -> CheckReport:
         OSError: the sheet cannot be written.
     """
     _require_place(config.sheet)
-    manifest = load_manifest(config.manifest)
+    loaded = load_manifest(config.manifest)
     findings = Findings()
-    for wrong in wrong_checksums(manifest):
+    for wrong in wrong_checksums(loaded):
         findings.add_error("checksum", str(config.manifest), wrong)
     try:
-        reader = ManifestReader(manifest, complain=findings.add_error)
+        reader = ManifestReader(loaded, complain=findings.add_error)
     except (DatasetError, OSError) as error:
         findings.add_error("unreadable", str(config.manifest), error)
         return CheckReport(
             manifest=str(config.manifest),
-            name=manifest.name,
+            name=loaded.manifest.name,
             num_episodes=0,
             num_steps=0,
             seconds=0.0,
             frames_of=(),
             views=(),
             dims=(),
+            statements=(),
             findings=findings.all(),
             sheet=None,
         )
     try:
-        return _check_open(config, manifest, reader, findings)
+        return _check_open(config, loaded, reader, findings)
     finally:
         reader.close()
 
@@ -83,8 +86,9 @@ def _require_place(sheet: Path | None) -> None:
 
 
 def _check_open(
-    config: CheckConfig, manifest: Manifest, reader: EpisodeReader, findings: Findings
+    config: CheckConfig, loaded: LoadedManifest, reader: ManifestReader, findings: Findings
 ) -> CheckReport:
+    manifest = loaded.manifest
     state, action = _check_numbers(manifest, reader, findings)
     num_wanted = reader.num_episodes if config.episodes is None else config.episodes
     spread = np.linspace(0, reader.num_episodes - 1, min(num_wanted, reader.num_episodes))
@@ -105,9 +109,32 @@ def _check_open(
         frames_of=tuple(map(reader.episode_number, chosen)),
         views=views,
         dims=(*state.summaries(), *action.summaries()),
+        statements=_check_labels(loaded, reader, findings),
         findings=findings.all(),
         sheet=str(config.sheet) if config.sheet else None,
     )
+
+
+def _check_labels(
+    loaded: LoadedManifest, reader: ManifestReader, findings: Findings
+) -> tuple[str, ...]:
+    """Read what the files say of every episode; return it in words."""
+    labels = [Labels() for _ in reader.facts]
+    for episode in range(reader.num_episodes):
+        try:
+            label = reader.label(episode)
+        except (DatasetError, OSError) as error:
+            findings.add_error("numbers", reader.episode_name(episode), error)
+            continue
+        labels[reader.source_of[episode]].add(reader.episode_number(episode), label)
+    origin = loaded.origin
+    check_action_shift(loaded.manifest.action_shift, reader.facts, origin, findings)
+    said: list[str] = []
+    for source, (facts, of_source) in enumerate(zip(reader.facts, labels, strict=True)):
+        where = f"{origin}: sources[{source}]" if loaded.manifest.sources else origin
+        of_source.report(where, findings)
+        said += (text for text in statements(facts, of_source) if text not in said)
+    return tuple(said)
 
 
 def _check_numbers(
@@ -115,6 +142,7 @@ def _check_numbers(
 ) -> tuple[ColumnStatistics, ColumnStatistics]:
     """Read state, action and clock of every episode."""
     state, action = ColumnStatistics("state"), ColumnStatistics("action")
+    odd = ColumnOddities("state"), ColumnOddities("action")
     seen: dict[tuple[bytes, bytes], str] = {}
     for episode in tqdm(range(reader.num_episodes), desc="numbers", unit="episode", disable=None):
         name = reader.episode_name(episode)
@@ -130,6 +158,8 @@ def _check_numbers(
             continue
         state.add(values[0])
         action.add(values[1])
+        for oddities, of_role in zip(odd, values, strict=True):
+            oddities.add(of_role, name)
         content = (values[0].tobytes(), values[1].tobytes())
         key = (sha256(content[0]).digest(), sha256(content[1]).digest())
         if key in seen:
@@ -141,6 +171,6 @@ def _check_numbers(
                 "leave one of them out with `episodes = {except = [...]}`",
             )
         seen.setdefault(key, name)
-    for statistics in (state, action):
+    for statistics in (state, action, *odd):
         statistics.report(findings)
     return state, action

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from pipeline.datasets.causes import clock_unit
 from pipeline.datasets.check.report import DimSummary, Findings
 from policy.network.normalizer import CONSTANT_RANGE
 
@@ -15,7 +16,9 @@ from policy.network.normalizer import CONSTANT_RANGE
 # as this, a tenth of a millimetre or of a milliradian of noise would become a tenth of full scale.
 TINY_RANGE: Final = 1e-3
 FPS_TOLERANCE: Final = 0.02  # of a control step; clocks of computers are a hundred times better
+_COARSE_S: Final = 128  # seconds; the spacing of float32 at 1.7e9, which is the year 2023
 _LONG_STEP: Final = 1.5  # control steps; more means that something was not recorded
+_MANY: Final = 0.1  # of an episode's steps; more long ones are the rate, or jitter, and no gaps
 
 
 class ColumnStatistics:
@@ -104,6 +107,17 @@ def check_clock(
     if not len(steps):
         return
     is_step = np.isfinite(steps) & (steps > 0)
+    unit = clock_unit(float(seconds[-1]), len(steps) / fps)
+    if unit is not None or _are_float32_since_1970(seconds):
+        found = unit or f"whole multiples of {_COARSE_S} s, as float32 keeps times since 1970"
+        findings.add(
+            "error",
+            "clock",
+            place,
+            f"times are {found}",
+            "write them in seconds as float64, or remove the clock, which makes the steps even",
+        )
+        return
     if not is_step.all():
         wrong = int(np.flatnonzero(~is_step)[0])
         findings.add(
@@ -112,27 +126,51 @@ def check_clock(
             place,
             f"time goes from {seconds[wrong]:.6g} s to {seconds[wrong + 1]:.6g} s at step "
             f"{wrong + 1}",
-            "record this episode again or leave it out",
+            "correct the clock if it was set while recording, else leave the episode out",
         )
         return
-    median = float(np.median(steps))
-    if abs(median - 1) > FPS_TOLERANCE:
+    is_long = steps > _LONG_STEP
+    # Clocks that are rounded, or run unevenly, are right on average and in no single step. A few
+    # gaps change the average, and not the rate between them.
+    rates = [steps] if is_long.mean() > _MANY else [steps, steps[~is_long]]
+    tolerance = FPS_TOLERANCE + np.ptp(rates[-1]) / len(steps)
+    if all(abs(of.mean() - 1) > tolerance for of in rates):
         findings.add(
             "error",
             "fps",
             place,
-            f"{fps / median:.4g} steps a second, the manifest says {fps:g}",
-            "correct `fps` in the manifest",
+            f"{fps / rates[-1].mean():.4g} steps a second from the first to the last, the manifest "
+            f"says {fps:g}",
+            "correct `fps` in the manifest; where the files state that rate too, as "
+            "meta/info.json of LeRobot does, correct it there as well",
         )
-    elif (steps > _LONG_STEP).any():
+        return
+    is_uneven = is_long | (steps < 2 - _LONG_STEP)
+    if is_uneven.mean() > _MANY:
+        findings.add(
+            "warning",
+            "jitter",
+            place,
+            f"steps between {steps.min() / fps:.3g} and {steps.max() / fps:.3g} s for a mean of "
+            f"{steps.mean() / fps:.3g} s: {int(is_uneven.sum())} of {len(steps)} differ from it "
+            "by half a step or more",
+            "the policy sees even steps: record with a steady clock, or bring the recording to one",
+        )
+    elif is_long.any():
         findings.add(
             "warning",
             "clock",
             place,
-            f"{int((steps > _LONG_STEP).sum())} gaps of up to {steps.max() / fps:.3g} s, the first "
-            f"before step {int(np.argmax(steps > _LONG_STEP)) + 1}",
+            f"{int(is_long.sum())} gaps of up to {steps.max() / fps:.3g} s, the first "
+            f"before step {int(np.argmax(is_long)) + 1}",
             "look at what was not recorded there; leave the episode out if the robot moved",
         )
+
+
+def _are_float32_since_1970(seconds: Float64[np.ndarray, " t"]) -> bool:
+    with np.errstate(over="ignore"):
+        ways = np.diff(seconds)
+    return bool(np.isin(ways, (-_COARSE_S, 0, _COARSE_S)).all())
 
 
 def check_shift(shift: int, num_steps: int, place: str, findings: Findings) -> None:

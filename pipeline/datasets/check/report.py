@@ -16,9 +16,15 @@ Kind = Literal[
     "numbers",
     "constant",
     "tiny_spread",
+    "outlier",
+    "wrap",
+    "units",
     "duplicate",
+    "failed",
+    "tasks",
     "shift",
     "clock",
+    "jitter",
     "fps",
     "drift",
     "frames",
@@ -88,6 +94,8 @@ class CheckReport:
     """Episodes whose frames were read, by the numbers that the files give them."""
     views: tuple[ViewSummary, ...]
     dims: tuple[DimSummary, ...]
+    statements: tuple[str, ...]
+    """What the files say of themselves."""
     findings: tuple[Finding, ...]
     sheet: str | None
     """The contact sheet that was written."""
@@ -121,6 +129,8 @@ class CheckReport:
             for d in self.dims
         ]
         blocks = [head]
+        if self.statements:
+            blocks.append("the files say: " + "; ".join(self.statements))
         if views:
             blocks.append(_columns([["view", "size", "frames read", "drift"], *views]))
         if dims:

@@ -103,7 +103,7 @@ class FrameScan:
                     f"view {view.name}",
                     f"frames up to {1000 * drift:.1f} ms away from their steps, of "
                     f"{1000 / self._reader.fps:.1f} ms a step",
-                    "compare the video's rate with `fps`; record or encode the video again",
+                    "compare the video's rate with `fps`; encode the video again",
                 )
         self._same.report(self._findings)
         return tuple(

@@ -9,12 +9,13 @@ Differs from the source: a file whose arrays differ in length is refused.
 """
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
 import h5py
 
-from pipeline.datasets.base import DatasetPlace, FormatSurvey
+from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, FormatSurvey
 from pipeline.datasets.hdf5.episodes import (
     EpisodePlace,
     Hdf5Layout,
@@ -22,11 +23,14 @@ from pipeline.datasets.hdf5.episodes import (
     describe_episode,
     positive_number,
     survey_episode,
+    text,
+    truth,
 )
 from pipeline.datasets.hdf5.files import HDF5_ERRORS, find_object, open_hdf5
 from pipeline.datasets.hdf5.reader import Hdf5Reader
 from pipeline.datasets.manifest.paths import file_in
 from pipeline.datasets.manifest.selection import wanted_numbers
+from pipeline.datasets.pixels import alpha_remarks
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location
 from pipeline.storage.open import open_folder
@@ -38,6 +42,7 @@ LAYOUT: Final = Hdf5Layout(
     without_cameras="correct `key` in the manifest, or remove the episode",
 )
 _EPISODE_NAME: Final = re.compile(r"episode_([0-9]{1,18})\.hdf5")  # 18 digits fit 64 bits
+_TASK_NAMES: Final = ("task", "instruction", "language_instruction", "env")  # attributes
 _COMPANIONS: Final = ("features", "mirror")  # files that users of ACT leave beside the episodes
 
 
@@ -53,13 +58,21 @@ class AlohaHdf5Reader(Hdf5Reader):
                 others.
         """
         episodes, stated = [], []
+        simulated: set[bool | None] = set()
         for number, path in _episode_files(place):
             with open_hdf5(path) as file:
                 where = EpisodePlace(path=path, group="", number=number)
-                episodes.append(describe_episode(file, where, place, LAYOUT))
+                facts = describe_episode(file, where, place, LAYOUT)
+                episodes.append(replace(facts, label=_label(file)))
                 stated.append((path, _fps(file)))
+                simulated.add(truth(file.attrs.get("sim")))
         super().__init__(place, episodes, upside_down=frozenset())
         self.fps = agreed_fps(stated)
+        self.facts = DatasetFacts(
+            is_simulated=simulated.pop() if len(simulated) == 1 else None,
+            gripper="0 closed to 1 open, as ACT and ALOHA write it",
+            remarks=alpha_remarks(episodes[0].layouts),
+        )
 
     def subset(self, name: str) -> tuple[int, ...]:
         """Refuse: the layout has no place for subsets.
@@ -111,6 +124,14 @@ class AlohaHdf5Reader(Hdf5Reader):
 def _fps(file: h5py.File) -> float | None:
     """Return what our own recorder notes; ACT and ALOHA note no rate."""
     return positive_number(file.attrs.get("fps"))
+
+
+def _label(file: h5py.File) -> EpisodeLabel:
+    """Return what recorders note: ours `success` and `env`, others the task in words."""
+    words = (text(file.attrs.get(name)) for name in _TASK_NAMES)
+    return EpisodeLabel(
+        success=truth(file.attrs.get("success")), task=next(filter(None, words), None)
+    )
 
 
 def _episode_files(place: DatasetPlace) -> list[tuple[int, Location]]:

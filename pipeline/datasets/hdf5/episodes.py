@@ -7,27 +7,27 @@ robomimic_hdf5.py).
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 
 import h5py
-import numpy as np
 
-from pipeline.datasets.base import DatasetPlace, FormatSurvey
+from pipeline.datasets.base import DatasetPlace, EpisodeLabel, FormatSurvey
 from pipeline.datasets.compressed import image_size
 from pipeline.datasets.hdf5.files import (
     HDF5_ERRORS,
     find_dataset,
     find_object,
-    is_colour,
+    frame_layout,
     is_compressed,
     is_numbers,
-    require_frames,
     require_numbers,
     require_readable,
     single_value,
 )
 from pipeline.datasets.limits import MAX_COLUMNS
+from pipeline.datasets.manifest.selection import LEAVE_OUT
+from pipeline.datasets.pixels import PixelLayout, pixel_layout
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location
 
@@ -41,7 +41,7 @@ class Hdf5Layout:
     folders: tuple[str, ...]
     """The groups that hold arrays of numbers, within the episode's."""
     jpeg: bool
-    """Whether two-axis uint8 arrays are compressed frames."""
+    """Whether two-axis uint8 arrays of the cameras' group are compressed frames."""
     without_cameras: str
     """What to do about an episode that keeps no frames at all."""
 
@@ -72,10 +72,11 @@ class EpisodeFacts:
 
     place: EpisodePlace
     length: int
-    frame_shapes: Mapping[str, tuple[int, ...]]
-    """By view key: (height, width, 3) of raw frames, (bytes,) of compressed ones."""
+    layouts: Mapping[str, PixelLayout | None]
+    """By view key; None of compressed frames."""
     widths: Mapping[str, int]
     """By number key."""
+    label: EpisodeLabel = field(default_factory=EpisodeLabel)
 
 
 def describe_episode(
@@ -87,10 +88,10 @@ def describe_episode(
         DatasetError: an array is absent, of another type or shape, cut off, not in the file, or
             longer than the others.
     """
-    views, columns = {}, {}
+    views, layouts, columns = {}, {}, {}
     for key in wanted.view_keys:
         views[key] = _dataset(file, place, key, layout, "frames")
-        require_frames(views[key], f"{place.name}: {key}", jpeg=layout.jpeg)
+        layouts[key] = frame_layout(views[key], f"{place.name}: {key}")
     for key in wanted.number_keys:
         columns[key] = _dataset(file, place, key, layout, "numbers")
         require_numbers(columns[key], f"{place.name}: {key}")
@@ -98,19 +99,17 @@ def describe_episode(
     lengths = {key: int(dataset.shape[0]) for key, dataset in datasets.items()}
     if len(set(lengths.values())) > 1:
         raise DatasetError(
-            f"{place.name}: expected the same number of steps everywhere, found {lengths}; an "
-            "episode that was cut off while recording must be recorded again or removed"
+            f"{place.name}: expected the same number of steps everywhere, found {lengths}; cut an "
+            f"array that has a last row of no step, name other keys, or {LEAVE_OUT}"
         )
     if 0 in lengths.values():
-        raise DatasetError(
-            f"{place.name}: expected at least one step, found none; remove this episode"
-        )
+        raise DatasetError(f"{place.name}: expected at least one step, found none; {LEAVE_OUT}")
     for key, dataset in datasets.items():
         require_readable(dataset, f"{place.name}: {key}", are_frames=key in views)
     return EpisodeFacts(
         place=place,
         length=next(iter(lengths.values())),
-        frame_shapes={key: tuple(map(int, view.shape[1:])) for key, view in views.items()},
+        layouts=layouts,
         widths={
             key: int(array.shape[1]) if array.ndim == 2 else 1 for key, array in columns.items()
         },
@@ -146,6 +145,20 @@ def survey_episode(
         },
         notes=dict(notes),
     )
+
+
+def truth(value: object) -> bool | None:
+    """Return a truth value that files state, as bool or as 0 and 1; None where it is none."""
+    value = single_value(value)
+    return bool(value) if isinstance(value, Real) and value in (0, 1) else None
+
+
+def text(value: object) -> str | None:
+    """Return a text that files state; None where it is none."""
+    value = single_value(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str) else None
 
 
 def positive_number(value: object) -> float | None:
@@ -204,7 +217,8 @@ def _cameras(file: h5py.File, place: EpisodePlace, layout: Hdf5Layout) -> dict[s
     return {
         key: array
         for key, array in _arrays_in(file, place, layout.cameras).items()
-        if (is_colour(array) or (layout.jpeg and is_compressed(array))) and "depth" not in key
+        if "depth" not in key
+        if pixel_layout(array.shape, array.dtype) or is_compressed(array, in_rows=layout.jpeg)
     }
 
 
@@ -235,10 +249,11 @@ def _arrays_in(file: h5py.File, place: EpisodePlace, folder: str) -> dict[str, h
 
 
 def _size(view: h5py.Dataset, where: str) -> tuple[int, int] | None:
-    if view.ndim == 4:
-        return int(view.shape[1]), int(view.shape[2])
+    layout = pixel_layout(view.shape, view.dtype)
+    if layout is not None:
+        return layout.size
     try:
         require_readable(view, where, are_frames=True)
-        return image_size(np.asarray(view[0]), where)
+        return image_size(bytes(view[0]), where)
     except HDF5_ERRORS:  # our own errors are among them
         return None

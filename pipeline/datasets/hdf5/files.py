@@ -13,15 +13,17 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from pipeline.datasets.compressed import MAX_PIXELS
-from pipeline.datasets.limits import MAX_CHUNK_BYTES, MAX_COLUMNS, MAX_NUMBERS
+from pipeline.datasets.causes import why_unreadable
+from pipeline.datasets.limits import MAX_CHUNK_BYTES, MAX_COLUMNS, MAX_NUMBERS, MAX_PIXELS
 from pipeline.datasets.manifest.selection import LEAVE_OUT
+from pipeline.datasets.pixels import PixelLayout, kind_of_array, pixel_layout
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location, on_disk
 from pipeline.storage.open import open_folder
 
 MAX_LINKS: Final = 16  # links to links, before they are taken for a circle
 # What h5py raises for damaged files, by the place of the damage.
+DAMAGED: Final = f"copy it again from where it was recorded, or {LEAVE_OUT}"
 HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 
 
@@ -39,8 +41,6 @@ def hdf5_file(path: Location) -> h5py.File:
     file = on_disk(path)
     if file is None:
         return h5py.File(open_folder(path.parent).open(path.name), "r")
-    if file.exists() and not file.is_file():  # a pipe would wait for its writer
-        raise FileNotFoundError(f"{path}: is no file")
     return h5py.File(file, "r")
 
 
@@ -53,21 +53,13 @@ def open_hdf5(path: Location) -> Iterator[h5py.File]:
         ObjectStorageError: object storage refuses, or does not answer.
     """
     try:
-        try:
-            opened = hdf5_file(path)
-        except FileNotFoundError as error:
-            raise DatasetError(
-                f"{path}: expected an HDF5 file, found none; copy or record this episode again, "
-                "or remove the name"
-            ) from error
-        with opened as file:
+        with hdf5_file(path) as file:
             yield file
     except DatasetError:  # which is a ValueError
         raise
     except HDF5_ERRORS as error:
         raise DatasetError(
-            f"{path}: expected an HDF5 file, found one that does not open ({brief(error)}); copy "
-            "or record this episode again, or remove it"
+            f"{path}: expected an HDF5 file, {why_unreadable(path, error, DAMAGED)}"
         ) from error
 
 
@@ -124,14 +116,18 @@ def find_dataset(file: h5py.File, key: str) -> h5py.Dataset | None:
     return node
 
 
-def is_colour(dataset: h5py.Dataset) -> bool:
-    """Whether a dataset has the shape and type of raw frames, (t, h, w, 3) uint8."""
-    return bool(dataset.ndim == 4 and dataset.dtype == np.uint8 and dataset.shape[3] == 3)
+def is_compressed(dataset: h5py.Dataset, *, in_rows: bool) -> bool:
+    """Whether a dataset has the shape and type of compressed frames, one per step.
 
-
-def is_compressed(dataset: h5py.Dataset) -> bool:
-    """Whether a dataset has the shape and type of compressed frames, (t, bytes) uint8."""
-    return bool(dataset.ndim == 2 and dataset.dtype == np.uint8)
+    Args:
+        dataset: found by `find_dataset`.
+        in_rows: whether rows of uint8, padded to one length, are compressed frames; byte strings
+            and rows of varying length are in any case.
+    """
+    if dataset.ndim == 1:
+        kind = h5py.check_vlen_dtype(dataset.dtype)
+        return kind == np.uint8 or h5py.check_string_dtype(dataset.dtype) is not None
+    return bool(in_rows and dataset.ndim == 2 and dataset.dtype == np.uint8)
 
 
 def is_numbers(dataset: h5py.Dataset) -> bool:
@@ -159,29 +155,32 @@ def single_value(value: Any) -> Any:
     return value.item() if is_wrapped else value
 
 
-def require_frames(dataset: h5py.Dataset, where: str, *, jpeg: bool) -> None:
-    """Refuse a dataset that cannot be frames.
+def frame_layout(dataset: h5py.Dataset, where: str) -> PixelLayout | None:
+    """Tell how a dataset holds frames; None where they are compressed files, JPEG or PNG.
 
     Args:
         dataset: found by `find_dataset`.
         where: file, episode and key, for messages.
-        jpeg: whether the layout may hold compressed frames.
 
     Raises:
-        DatasetError: it is neither raw nor, with `jpeg`, compressed frames, or they are too large.
+        DatasetError: it holds no color frames, or they are too large.
     """
-    if not (is_colour(dataset) or (jpeg and is_compressed(dataset))):
-        also = ", or JPEG files as (steps, bytes)" if jpeg else ""
+    layout = pixel_layout(dataset.shape, dataset.dtype)
+    if layout is None and not is_compressed(dataset, in_rows=True):
         raise DatasetError(
-            f"{where}: expected uint8 RGB frames (steps, height, width, 3){also}, found "
-            f"{dataset.dtype} {dataset.shape}; name a colour camera, or convert the frames"
+            f"{where}: expected RGB frames (steps, height, width, 3) of uint8 or of floating "
+            "point, or JPEG or PNG files as (steps, bytes) or byte strings, found "
+            f"{kind_of_array(dataset.shape, dataset.dtype)}; name a color camera, or convert the "
+            "frames"
         )
-    size = math.prod(dataset.shape[1:3])  # pixels, or bytes of the longest file
+    # Pixels, or bytes of the longest file; byte strings and rows of varying length have one shape.
+    size = math.prod(layout.size if layout else dataset.shape[1:])
     if not 1 <= size <= MAX_PIXELS:
         raise DatasetError(
-            f"{where}: expected frames of 1 to {MAX_PIXELS} pixels or bytes, found uint8 RGB "
-            f"frames of shape {dataset.shape}; name another camera, or convert the frames"
+            f"{where}: expected frames of 1 to {MAX_PIXELS} pixels or bytes, found "
+            f"{dataset.dtype} {dataset.shape}; name another camera, or convert the frames"
         )
+    return layout
 
 
 def require_numbers(dataset: h5py.Dataset, where: str) -> None:
@@ -198,8 +197,8 @@ def require_numbers(dataset: h5py.Dataset, where: str) -> None:
     if dataset.ndim == 2 and not 1 <= dataset.shape[1] <= MAX_COLUMNS:
         raise DatasetError(
             f"{where}: expected (steps, width) with a width of at least 1 and at most "
-            f"{MAX_COLUMNS}, found {dataset.shape}; correct `key` in the manifest, or record this "
-            f"episode again, or {LEAVE_OUT}"
+            f"{MAX_COLUMNS}, found {dataset.shape}; correct `key` in the manifest, or "
+            f"{LEAVE_OUT}"
         )
 
 
@@ -228,8 +227,8 @@ def require_readable(dataset: h5py.Dataset, where: str, *, are_frames: bool = Fa
     if num_stored < wanted:
         raise DatasetError(
             f"{where}: expected {dataset.shape} written to the end, found {num_stored} of "
-            f"{wanted} {unit}: the recording was cut off; record this episode again, remove it, "
-            f"or {LEAVE_OUT}"
+            f"{wanted} {unit}: the recording was cut off; copy it again if its original is "
+            f"whole, or {LEAVE_OUT}"
         )
     if not are_frames and math.prod(dataset.shape) > MAX_NUMBERS:
         raise DatasetError(
@@ -251,11 +250,6 @@ def require_readable(dataset: h5py.Dataset, where: str, *, are_frames: bool = Fa
                 f"{where}: expected a compression that HDF5 knows itself, found filter {code}, "
                 "which is not installed; repack the file with `h5repack -f GZIP=1`"
             )
-
-
-def brief(error: Exception) -> str:
-    """Return the message of an error of HDF5 on one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]
 
 
 def _outside(file: h5py.File, key: str) -> DatasetError:

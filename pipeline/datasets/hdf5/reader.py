@@ -4,16 +4,20 @@ Knows arrays and their keys; which files and groups the episodes are is the layo
 (aloha_hdf5.py, robomimic_hdf5.py). One file is open at a time.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import h5py
 import numpy as np
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, Float64, Shaped, UInt8
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, require_steps
+from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.compressed import decode_image, image_size
 from pipeline.datasets.hdf5.episodes import EpisodeFacts, EpisodePlace
-from pipeline.datasets.hdf5.files import HDF5_ERRORS, as_floating, brief, find_dataset, hdf5_file
+from pipeline.datasets.hdf5.files import DAMAGED, HDF5_ERRORS, as_floating, find_dataset, hdf5_file
+from pipeline.datasets.manifest.selection import LEAVE_OUT
+from pipeline.datasets.pixels import LOOKS, PixelLayout, Scale, decide_scale, pixel_layout
 from pipeline.errors import DatasetError, FrameReadError
 from pipeline.storage.location import Location
 
@@ -21,8 +25,11 @@ from pipeline.storage.location import Location
 class Hdf5Reader:
     """The arrays of described episodes; the common part of the layouts' readers."""
 
+    reads_objects = True
     fps: float | None
     """Control steps a second as the files say; None where they do not."""
+    facts: DatasetFacts
+    """What the files say of the whole dataset."""
 
     def __init__(
         self,
@@ -45,6 +52,7 @@ class Hdf5Reader:
         self._episodes = episodes
         self._upside_down = upside_down
         self._open: tuple[Location, h5py.File] | None = None
+        self._scales: dict[str, Scale] = {}
         self._sizes: dict[tuple[int, str], tuple[int, int]] = {}  # of compressed frames
         first = episodes[0]
         for other in episodes:
@@ -67,6 +75,10 @@ class Hdf5Reader:
         """Return the number of control steps of an episode, at least 1."""
         return self._facts(episode).length
 
+    def label(self, episode: int) -> EpisodeLabel:
+        """Return what the attributes say of an episode."""
+        return self._facts(episode).label
+
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
         """Return (height, width) of a view's frames in pixels; of compressed frames, the first's.
 
@@ -74,12 +86,12 @@ class Hdf5Reader:
             FrameReadError: the first compressed frame does not read, or is no image.
         """
         facts = self._facts(episode)
-        shape = facts.frame_shapes[view_key]
-        if len(shape) == 3:
-            return shape[0], shape[1]
+        layout = facts.layouts[view_key]
+        if layout is not None:
+            return layout.size
         if (episode, view_key) not in self._sizes:
             data = self._rows(facts, view_key, 0, 1)[0]
-            size = image_size(data, _frame_name(facts, view_key, 0))
+            size = image_size(bytes(data), _frame_name(facts, view_key, 0))
             self._sizes[episode, view_key] = size
         return self._sizes[episode, view_key]
 
@@ -96,16 +108,15 @@ class Hdf5Reader:
                 decode or is of another size than the first; names the frame.
         """
         facts = self._facts(episode)
-        if not 0 <= start <= stop <= facts.length:
-            raise FrameReadError(
-                f"{facts.place.name}: expected steps within 0..{facts.length}, found a request for "
-                f"[{start}, {stop}); ask for steps that the episode has"
-            )
+        require_steps(start, stop, facts.length, facts.place.name)
         views = []
         for key in self._view_keys:
-            frames = self._rows(facts, key, start, stop)
-            if frames.ndim == 2:
-                frames = self._decoded(episode, key, start, frames)
+            rows, layout = self._rows(facts, key, start, stop), facts.layouts[key]
+            if layout is None:
+                frames = self._decoded(episode, key, start, rows)
+            else:
+                where = f"{facts.place.name}: {key}"
+                frames = layout.to_rgb(rows, self._scale(key, layout), where, start)
             if facts.place.path in self._upside_down:
                 frames = np.ascontiguousarray(frames[:, ::-1])
             views.append(frames)
@@ -126,8 +137,8 @@ class Hdf5Reader:
             return as_floating(values).reshape(shape)
         except HDF5_ERRORS as error:
             raise DatasetError(
-                f"{facts.place.name}: expected {shape} numbers at {number_key}, found that they "
-                f"do not read ({brief(error)}); copy or record this episode again"
+                f"{facts.place.name}: expected {shape} numbers at {number_key}, "
+                f"{why_unreadable(facts.place.path, error, DAMAGED)}"
             ) from error
 
     def timestamp(self, episode: int) -> Float64[np.ndarray, " t"] | None:
@@ -137,7 +148,7 @@ class Hdf5Reader:
 
     def frame_drift(self, episode: int, view_key: str) -> float:
         """Return 0: a frame lies in the row of its step and carries no time."""
-        _ = self._facts(episode).frame_shapes[view_key]
+        _ = self._facts(episode).layouts[view_key]
         return 0.0
 
     def close(self) -> None:
@@ -162,34 +173,49 @@ class Hdf5Reader:
 
     def _rows(
         self, facts: EpisodeFacts, key: str, start: int, stop: int
-    ) -> UInt8[np.ndarray, "t ..."]:
+    ) -> Shaped[np.ndarray, "t ..."]:
         try:
-            rows = np.asarray(self._dataset(facts.place, key)[start:stop])
-            if rows.shape != (stop - start, *facts.frame_shapes[key]):
-                raise ValueError(f"shape {rows.shape}: the file changed since it was opened")
+            dataset = self._dataset(facts.place, key)
+            is_same = pixel_layout(dataset.shape, dataset.dtype) == facts.layouts[key]
+            if len(dataset) != facts.length or not is_same:
+                raise ValueError(f"shape {dataset.shape}: the file changed since it was opened")
+            rows = np.asarray(dataset[start:stop])
         except HDF5_ERRORS as error:
             if stop - start > 1:  # find the frame that is broken
                 for step in range(start, stop):
                     self._rows(facts, key, step, step + 1)
             raise FrameReadError(
-                f"{_frame_name(facts, key, start)}: expected a frame that reads, found none "
-                f"({brief(error)}); copy or record this episode again, or leave it out"
+                f"{_frame_name(facts, key, start)}: expected a frame that reads, "
+                f"{why_unreadable(facts.place.path, error, DAMAGED)}"
             ) from error
         return rows
 
+    def _scale(self, key: str, layout: PixelLayout) -> Scale:
+        if key not in self._scales:
+            is_floating = layout.is_floating
+            self._scales[key] = decide_scale(self._looks(key)) if is_floating else "levels"
+        return self._scales[key]
+
+    def _looks(self, key: str) -> Iterator[np.ndarray]:
+        """Read the middle frames of some episodes; those that do not read tell nothing."""
+        for facts in self._episodes[:LOOKS]:
+            middle = facts.length // 2
+            with contextlib.suppress(FrameReadError):
+                yield self._rows(facts, key, middle, middle + 1)
+
     def _decoded(
-        self, episode: int, key: str, start: int, files: UInt8[np.ndarray, "t n"]
+        self, episode: int, key: str, start: int, files: Shaped[np.ndarray, "t ..."]
     ) -> UInt8[np.ndarray, "t h w 3"]:
         facts = self._facts(episode)
         height, width = self.frame_size(episode, key)
         frames = []
         for step, data in enumerate(files, start):
             where = _frame_name(facts, key, step)
-            frame = decode_image(data, where)
+            frame = decode_image(bytes(data), where)
             if frame.shape[:2] != (height, width):
                 raise FrameReadError(
                     f"{where}: expected {height}x{width} pixels as in frame 0, found "
-                    f"{frame.shape[0]}x{frame.shape[1]}; record this episode again, or leave it out"
+                    f"{frame.shape[0]}x{frame.shape[1]}; {LEAVE_OUT}"
                 )
             frames.append(frame)
         return np.stack(frames) if frames else np.empty((0, height, width, 3), np.uint8)

@@ -14,13 +14,15 @@ scripts/dataset_states_to_obs.py; Lifelong-Robot-Learning/LIBERO@1952000, script
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
 import h5py
 import numpy as np
 
-from pipeline.datasets.base import DatasetPlace, FormatSurvey
+from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, FormatSurvey
+from pipeline.datasets.causes import one_line, why_unreadable
 from pipeline.datasets.hdf5.episodes import (
     EpisodeFacts,
     EpisodePlace,
@@ -29,10 +31,11 @@ from pipeline.datasets.hdf5.episodes import (
     describe_episode,
     positive_number,
     survey_episode,
+    text,
+    truth,
 )
 from pipeline.datasets.hdf5.files import (
     HDF5_ERRORS,
-    brief,
     find_dataset,
     find_object,
     open_hdf5,
@@ -41,7 +44,8 @@ from pipeline.datasets.hdf5.files import (
 )
 from pipeline.datasets.hdf5.reader import Hdf5Reader
 from pipeline.datasets.manifest.paths import file_in
-from pipeline.datasets.manifest.selection import wanted_numbers
+from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
+from pipeline.datasets.pixels import alpha_remarks
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location
 from pipeline.storage.open import open_folder
@@ -56,6 +60,7 @@ LAYOUT: Final = Hdf5Layout(
     ),
 )
 _DEMO_NAME: Final = re.compile(r"demo_([0-9]{1,18})")  # 18 digits fit 64 bits
+_ROBOSUITE: Final = 1  # `type` in the environment's arguments
 _MAX_LOOKS: Final = 16  # files of a folder that are opened to recognise it
 _SUFFIXES: Final = (".hdf5", ".h5")  # of the files of a folder, in letters of either case
 
@@ -77,26 +82,36 @@ class RobomimicHdf5Reader(Hdf5Reader):
         """
         paths = _files(place.root, allow_outside=place.allow_outside)
         listed = _listed(paths)
+        self._keeps, self._is_one_file = place.keeps, len(paths) == 1
         wanted = wanted_numbers(place, (demo.number for demos in listed.values() for demo in demos))
         # Of each file with a wanted demonstration: those of all its demonstrations, by name.
         self._numbers: dict[Location, dict[str, int]] = {}
         episodes: list[EpisodeFacts] = []
-        stated, upside_down = [], set()
+        stated, upside_down, written = [], set(), []
         for path, demos in listed.items():
             kept = [demo for demo in demos if demo.number in wanted]
             if not kept:
                 continue
+            _refuse_twins(kept)
             self._numbers[path] = {demo.group.rpartition("/")[2]: demo.number for demo in demos}
             with open_hdf5(path) as file:
                 for demo in kept:
                     facts = describe_episode(file, demo, place, LAYOUT)
                     _check_num_samples(file, facts)
-                    episodes.append(facts)
+                    episodes.append(replace(facts, label=_label(file, demo)))
                 stated.append((path, _fps(file)))
+                written.append(_facts(file))
                 if _is_upside_down(file, path):
                     upside_down.add(path)
         super().__init__(place, episodes, upside_down=frozenset(upside_down))
         self.fps = agreed_fps(stated)
+        self.facts = replace(written[0], remarks=alpha_remarks(episodes[0].layouts))
+        if len({of_file.action_shift for of_file in written}) > 1:
+            raise DatasetError(
+                f"{place.root}: expected files of one kind, found some of LIBERO next to some of "
+                "robomimic, whose actions are shifted against each other; put each kind into a "
+                "folder of its own"
+            )
 
     def subset(self, name: str) -> tuple[int, ...]:
         """Return the episode numbers of a subset in `/mask`, ascending, unwanted ones too.
@@ -111,6 +126,8 @@ class RobomimicHdf5Reader(Hdf5Reader):
         for path, numbers in self._numbers.items():
             with open_hdf5(path) as file:
                 for demo in _mask(file, path, name):
+                    if demo not in numbers and self._is_left_out(demo):
+                        continue
                     if demo not in numbers:
                         raise DatasetError(
                             f"{path}: mask/{name}: expected demonstrations of this file, found "
@@ -118,6 +135,11 @@ class RobomimicHdf5Reader(Hdf5Reader):
                         )
                     found.append(numbers[demo])
         return tuple(sorted(set(found)))
+
+    def _is_left_out(self, demo: str) -> bool:
+        """Whether the manifest leaves out a demonstration that is not in its file."""
+        match = _DEMO_NAME.fullmatch(demo)
+        return bool(match and self._is_one_file and not self._keeps(int(match[1])))
 
     @staticmethod
     def recognises(root: Location) -> bool:
@@ -203,14 +225,16 @@ def _demos(file: h5py.File, path: Location) -> list[tuple[int, str]]:
             f"{path}: expected at least one demonstration, found none; correct the path "
             "to it, or move this file out of the folder"
         )
-    demos.sort()
-    for (number, group), (following, twin) in pairwise(demos):
-        if number == following:
+    return sorted(demos)
+
+
+def _refuse_twins(demos: list[EpisodePlace]) -> None:
+    for demo, twin in pairwise(demos):
+        if demo.number == twin.number:
             raise DatasetError(
-                f"{path}: expected one demonstration of number {number}, found {group} and {twin}; "
-                "remove or rename one"
+                f"{demo.path}: expected one demonstration of number {demo.number}, found "
+                f"{demo.group} and {twin.group}; remove or rename one, or {LEAVE_OUT}"
             )
-    return demos
 
 
 def _check_num_samples(file: h5py.File, facts: EpisodeFacts) -> None:
@@ -218,15 +242,16 @@ def _check_num_samples(file: h5py.File, facts: EpisodeFacts) -> None:
     stated = None if group is None else single_value(group.attrs.get("num_samples"))
     if stated is not None and (np.ndim(stated) != 0 or stated != facts.length):
         raise DatasetError(
-            f"{facts.place.name}: expected {stated} steps as `num_samples` says, found "
-            f"{facts.length}; write this demonstration again or remove it"
+            f"{facts.place.name}: expected {stated} steps as its attribute `num_samples` says, "
+            f"found {facts.length} in each of its arrays; set `num_samples` to {facts.length}, or "
+            f"{LEAVE_OUT}"
         )
 
 
 def _env_args(file: h5py.File) -> dict[str, object]:
     """Return the environment's arguments; empty where the file has none that can be understood."""
     try:
-        args = json.loads(_text(file["data"].attrs.get("env_args")) or "{}")
+        args = json.loads(text(file["data"].attrs.get("env_args")) or "{}")
     except (ValueError, RecursionError):
         return {}
     return args if isinstance(args, dict) else {}
@@ -237,9 +262,43 @@ def _fps(file: h5py.File) -> float | None:
     return positive_number(kwargs.get("control_freq")) if isinstance(kwargs, dict) else None
 
 
+def _problem(file: h5py.File) -> dict[str, object]:
+    """Return what LIBERO says of a file's task; empty for other files."""
+    try:
+        info = json.loads(text(file["data"].attrs.get("problem_info")) or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return info if isinstance(info, dict) else {}
+
+
+def _facts(file: h5py.File) -> DatasetFacts:
+    args, attrs = _env_args(file), file["data"].attrs
+    is_libero = bool(_problem(file)) or "bddl_file_name" in attrs
+    is_isaac = str(args.get("env_name")).startswith("Isaac-")
+    is_robosuite = is_libero or args.get("type") == _ROBOSUITE
+    gripper = None
+    if is_isaac or is_robosuite:
+        gripper = "above 0 opens, below 0 closes" if is_isaac else "-1 opens, 1 closes"
+    return DatasetFacts(
+        is_simulated=True if is_isaac or is_libero or "type" in args else None,
+        gripper=gripper and f"{gripper}, as {'Isaac Lab' if is_isaac else 'robosuite'} defines it",
+        action_shift=-1 if is_libero else 0,
+    )
+
+
+def _label(file: h5py.File, demo: EpisodePlace) -> EpisodeLabel:
+    args = _env_args(file)
+    words = (_problem(file).get("language_instruction"), args.get("env_lang"), args.get("env_name"))
+    success = find_object(file, demo.group)
+    return EpisodeLabel(
+        success=None if success is None else truth(success.attrs.get("success")),
+        task=next((one_line(word) for word in words if isinstance(word, str) and word), None),
+    )
+
+
 def _is_upside_down(file: h5py.File, path: Location) -> bool:
     stated = file["data"].attrs.get("macros_image_convention")
-    convention = _text(stated)
+    convention = text(stated)
     if stated is None or (convention or "").casefold() == "opencv":
         return False
     if (convention or "").casefold() == "opengl":
@@ -248,13 +307,6 @@ def _is_upside_down(file: h5py.File, path: Location) -> bool:
         f"{path}: data: macros_image_convention: expected opengl (the lowest row of a frame first) "
         f"or opencv, found {str(stated)[:40]!r}; correct the attribute"
     )
-
-
-def _text(value: object) -> str | None:
-    value = single_value(value)
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return value if isinstance(value, str) else None
 
 
 def _mask(file: h5py.File, path: Location, name: str) -> list[str]:
@@ -278,8 +330,8 @@ def _mask(file: h5py.File, path: Location, name: str) -> list[str]:
         return [bytes(demo).decode(errors="replace") for demo in dataset[:]]
     except HDF5_ERRORS as error:
         raise DatasetError(
-            f"{where}: expected names of demonstrations, found that they do not read "
-            f"({brief(error)}); copy the file again, or list episodes in the manifest"
+            f"{where}: expected names of demonstrations, "
+            + why_unreadable(path, error, "copy the file again, or list episodes in the manifest")
         ) from error
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.datasets.base import FormatSurvey
+from pipeline.datasets.causes import one_line, why_unreadable
 from pipeline.datasets.limits import MAX_COLUMNS
 from pipeline.datasets.manifest.paths import read_small_file
 from pipeline.errors import DatasetError
@@ -129,8 +130,8 @@ def read_info(root: Path, versions: tuple[str, ...], *, allow_outside: bool = Fa
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(
-            f"{path}: expected the description of a LeRobot dataset, found none "
-            f"({_line(error)}); correct the path, or download the dataset again"
+            f"{path}: expected the description of a LeRobot dataset, "
+            + why_unreadable(path, error, "correct the path, or download the dataset again")
         ) from error
     version = content.get("codebase_version") if isinstance(content, dict) else None
     if version not in versions:
@@ -281,7 +282,7 @@ def _refusal(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"])
     return (
         f"{place}: expected what LeRobot writes, found a value that is refused: "
-        f"{_line(first['msg'])}; correct it or download the file again"
+        f"{one_line(first['msg'])}; correct it or download the file again"
     )
 
 
@@ -295,7 +296,3 @@ def _flat_names(names: Any, depth: int = 0) -> list[str]:
     if isinstance(names, list):
         return [name for part in names for name in _flat_names(part, depth + 1)]
     return [] if names is None else [str(names)]
-
-
-def _line(message: object) -> str:
-    return " ".join(str(message).split())[:200]

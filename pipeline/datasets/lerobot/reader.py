@@ -1,10 +1,6 @@
 """Episodes of a LeRobot dataset, once it is known which rows and which stretch of video are theirs.
 
-The versions differ in how they say that; the rest is the same and stands here. Knows rows, clocks
-and clips; knows no index of episodes.
-A step's time is frame_index / fps in float64, because the float32 of `timestamp` is too coarse
-for long files; where `timestamp` says otherwise by more than a millisecond, it was measured, and
-counts.
+The versions differ in how they say that; the rest is the same and stands here.
 Source: huggingface/lerobot@7427f318:src/lerobot/datasets/dataset_reader.py (facts only).
 """
 
@@ -14,8 +10,10 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float, Float64, Int64, UInt8
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, require_steps
+from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.compressed import decode_image, image_size
+from pipeline.datasets.lerobot.clock import step_seconds
 from pipeline.datasets.lerobot.episodes import (
     EpisodeFiles,
     HeaderChecks,
@@ -25,16 +23,17 @@ from pipeline.datasets.lerobot.episodes import (
 from pipeline.datasets.lerobot.info import INFO_PATH, LeRobotInfo, read_split, require_feature
 from pipeline.datasets.lerobot.table import ParquetTable, StoredImage
 from pipeline.datasets.manifest.paths import read_small_file
-from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.datasets.video import VideoDecoder, match_frames
 from pipeline.errors import DatasetError, FrameReadError
 
+SUCCESS_KEY: Final = "next.success"
 DECODER_THREADS: Final = 2  # of all cameras together; each takes one, a single camera both
-_CLOCK_TOLERANCE_S: Final = 1e-3  # seconds; `timestamp` is taken for measured beyond it
 
 
 class LeRobotReader:
     """A LeRobot dataset whose episodes have been located; implements `FormatReader`."""
+
+    reads_objects = False
 
     def __init__(self, place: DatasetPlace, info: LeRobotInfo, located: LocatedEpisodes) -> None:
         """Check every file of the wanted episodes by its header; no frame is decoded.
@@ -51,6 +50,7 @@ class LeRobotReader:
         self._num_indexed = located.num_indexed
         self._root = place.local_root
         self.fps: float | None = info.fps
+        self.facts = DatasetFacts()
         self._fps = info.fps
         self.num_episodes: int = len(located.wanted)
         self._kinds = view_kinds(place, info)
@@ -73,6 +73,19 @@ class LeRobotReader:
     def episode_length(self, episode: int) -> int:
         """Return the number of control steps of an episode, at least 1."""
         return self._at(episode).length
+
+    def label(self, episode: int) -> EpisodeLabel:
+        """Return the task that the index names, and whether any step is marked as success.
+
+        Raises:
+            DatasetError: the column `next.success` does not read.
+        """
+        files = self._at(episode)
+        success = None
+        if SUCCESS_KEY in self._info.features:
+            marks = self._open_table(files).values_or_nan(SUCCESS_KEY)[self._rows(files)]
+            success = None if np.isnan(marks).all() else bool(np.nansum(marks) > 0)
+        return EpisodeLabel(success=success, task=files.task)
 
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
         """Return (height, width) of a view's frames in pixels, from the header of its file.
@@ -104,12 +117,7 @@ class LeRobotReader:
             FrameReadError: a step is out of range, or has no frame of its own, or it does not
                 decode; never fewer rows than asked.
         """
-        length = self.episode_length(episode)
-        if not 0 <= start <= stop <= length:
-            raise FrameReadError(
-                f"{self.episode_name(episode)}: expected steps within 0..{length}, found "
-                f"[{start}, {stop}); ask for steps that are there"
-            )
+        require_steps(start, stop, self.episode_length(episode), self.episode_name(episode))
         try:
             videos = self._video_frames(episode, start, stop)
             return tuple(
@@ -223,23 +231,8 @@ class LeRobotReader:
 
     def _seconds(self, files: EpisodeFiles) -> Float64[np.ndarray, " t"]:
         """Return the time of every step on the episode's own clock, which videos follow."""
-        table, rows = self._open_table(files), self._rows(files)
-        steps = np.arange(files.length)
-        if "frame_index" in table.columns:
-            steps = table.integers("frame_index")[rows]
-        seconds: Float64[np.ndarray, " t"] = steps / self._fps
-        if "timestamp" not in table.columns:
-            return seconds
-        kept = table.numbers("timestamp")[rows, 0]
-        if not np.isfinite(kept).all():
-            raise DatasetError(
-                f"{files.table}: episode {files.number}: timestamp: expected finite seconds, "
-                f"found {kept[~np.isfinite(kept)][0]}; correct this episode, or {LEAVE_OUT}"
-            )
-        # float32 is coarser than the tolerance after some hours
-        tolerance = _CLOCK_TOLERANCE_S + np.spacing(kept.astype(np.float32))
-        is_measured = np.abs(kept - seconds) > tolerance
-        return kept.astype(np.float64) if is_measured.any() else seconds
+        where = f"{files.table}: episode {files.number}"
+        return step_seconds(self._open_table(files), self._rows(files), self._fps, where)
 
     def _decoder(self, episode: int, key: str) -> VideoDecoder:
         """Return the camera's one open file, another than before only for another path."""
@@ -258,9 +251,13 @@ class LeRobotReader:
         cached = self._positions.get(key)
         if cached is None or cached[0] != episode:
             files, where = self._at(episode), self._view_name(episode, key)
-            shown_s = self._decoder(episode, key).shown_s(where)
-            wanted_s = files.clips[key].start_s + self._seconds(files)
-            cached = episode, match_frames(shown_s, wanted_s, self._fps, where)
+            shown_s, clip = self._decoder(episode, key).shown_s(where), files.clips[key]
+            # Half a step of drift is usual in indices of many episodes.
+            bounds = np.array([clip.start_s, clip.end_s]) - 0.5 / self._fps
+            first, last = np.searchsorted(shown_s, bounds)
+            wanted_s = clip.start_s + self._seconds(files)
+            found = match_frames(shown_s[first:last], wanted_s, self._fps, where)
+            cached = episode, found + first
             self._positions[key] = cached
         return cached[1]
 
@@ -310,6 +307,6 @@ class LeRobotReader:
             return read_small_file(self._root, image.path, allow_outside=outside)
         except OSError as error:
             raise FrameReadError(
-                f"{where}: expected an image file {image.path}, found none that reads; download "
-                "it again"
+                f"{where}: expected an image file {image.path}, "
+                + why_unreadable(self._root / image.path, error, "download it again")
             ) from error

@@ -13,8 +13,9 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 
+from pipeline.datasets.causes import one_line, why_unreadable
 from pipeline.datasets.limits import MAX_NUMBERS
 from pipeline.errors import DatasetError
 
@@ -47,9 +48,9 @@ class ParquetTable:
         except _DAMAGE as error:
             advice = "download the file again"
             if "magic bytes" in str(error).lower():
-                advice = "the recording was not finished (no footer): finalise it, or record again"
+                advice = "finalize the recording if it was not finished, or copy it again"
             raise DatasetError(
-                f"{path}: expected a parquet file, found none ({_line(error)}); {advice}"
+                f"{path}: expected a parquet file, {why_unreadable(path, error, advice)}"
             ) from error
         metadata = self._file.metadata
         self.num_rows: int = metadata.num_rows
@@ -86,6 +87,38 @@ class ParquetTable:
                 )
             self._arrays[key] = values[:, 0].astype(np.int64)
         return np.asarray(self._arrays[key])
+
+    def values_or_nan(self, column: str) -> Float64[np.ndarray, " t"]:
+        """Read one number per row; a row without one is NaN.
+
+        Raises:
+            DatasetError: the column is absent or damaged, or holds something else.
+        """
+        key = f"or nan {column}"
+        if key not in self._arrays:
+            self._require_memory(column)
+            array = self._column(column)
+            if pa.types.is_nested(array.type) and len(flat := array.flatten()) == len(array):
+                array = flat  # a list of one number per row
+            kind = array.type
+            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+                if kind not in (pa.bool_(), pa.null()):
+                    raise DatasetError(
+                        f"{self.path}: {column}: expected one number per row, found "
+                        f"{one_line(kind)}; write the column again"
+                    )
+                array = array.cast(pa.int8())
+            self._arrays[key] = array.to_numpy(zero_copy_only=False).astype(np.float64)
+        return np.asarray(self._arrays[key])
+
+    def objects(self, column: str) -> list[Any]:
+        """Read every row of a column of texts or lists of them.
+
+        Raises:
+            DatasetError: the column is absent or damaged.
+        """
+        self._require_memory(column)
+        return list(self._column(column).to_pylist())
 
     def images(self, column: str, start: int, stop: int) -> list[StoredImage]:
         """Read rows [start, stop) of a column of pictures; keeps one row group in memory.
@@ -132,8 +165,8 @@ class ParquetTable:
             return pa.concat_arrays(rows.chunks) if rows.num_chunks != 1 else rows.chunk(0)
         except _DAMAGE as error:
             raise DatasetError(
-                f"{self.path}: {column}: expected it to decode, found damage ({_line(error)}); "
-                "download the file again"
+                f"{self.path}: {column}: expected it to decode, "
+                f"{why_unreadable(self.path, error, 'download the file again')}"
             ) from error
 
     def _require_memory(self, column: str) -> None:
@@ -155,7 +188,7 @@ class ParquetTable:
         self._require_memory(column)
         array = self._column(column)
         if not self.num_rows:
-            raise DatasetError(f"{where}: expected rows, found none; record the file again")
+            raise DatasetError(f"{where}: expected rows, found none; download the file again")
         while True:
             if isinstance(array, pa.ExtensionArray):
                 array = array.storage
@@ -177,7 +210,7 @@ class ParquetTable:
             array = array.flatten()
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or kind == pa.bool_()):
             raise DatasetError(
-                f"{where}: expected numbers, found {_line(kind)}; name a column of numbers"
+                f"{where}: expected numbers, found {one_line(kind)}; name a column of numbers"
             )
         values = array.to_numpy(zero_copy_only=False)
         if not len(values):
@@ -194,10 +227,6 @@ def _stored_image(row: Any, where: str) -> StoredImage:
                 path=path if isinstance(path, str) else None,
             )
     raise DatasetError(
-        f"{where}: expected a picture's bytes or path, found {_line(type(row).__name__)}; write "
+        f"{where}: expected a picture's bytes or path, found {one_line(type(row).__name__)}; write "
         "the column again"
     )
-
-
-def _line(message: object) -> str:
-    return " ".join(str(message).split())[:200]

@@ -6,18 +6,22 @@ Source: huggingface/lerobot@7427f318:src/lerobot/datasets/utils.py and the scrip
 v2.1 to v3.0 (facts only).
 """
 
+import math
+from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.datasets.base import DatasetPlace, FormatSurvey
+from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.lerobot.episodes import (
     Clip,
     EpisodeFiles,
     FileFinder,
     LocatedEpisodes,
-    require_all_numbers,
+    choose_numbers,
+    task_of,
     view_kinds,
 )
 from pipeline.datasets.lerobot.info import (
@@ -30,7 +34,7 @@ from pipeline.datasets.lerobot.info import (
 )
 from pipeline.datasets.lerobot.reader import LeRobotReader
 from pipeline.datasets.manifest.paths import read_small_file
-from pipeline.datasets.manifest.selection import wanted_numbers
+from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.errors import DatasetError
 
 VERSIONS: Final = ("v2.1", "v2.0")
@@ -46,9 +50,9 @@ class LeRobotV2Reader(LeRobotReader):
         """Read the index and check every wanted file by its header; no frame is decoded.
 
         Raises:
-            DatasetError: another version, an index with gaps, a key that is no such feature, no
-                episode that is wanted, or a file that is missing, damaged, too short, of more
-                frames than rows, or outside the root.
+            DatasetError: another version, an index that lacks a wanted episode, a key that is no
+                such feature, no wanted episode, or a file that is missing, damaged, too short,
+                of more frames than rows, or outside the root.
         """
         info = read_info(place.local_root, VERSIONS, allow_outside=place.allow_outside)
         super().__init__(place, info, _locate(place, info))
@@ -72,7 +76,9 @@ class _IndexLine(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     episode_index: Annotated[int, Field(ge=0)]
-    length: Annotated[int, Field(ge=1)]
+    length: Any = None
+    """Number of steps; looked at where the episode is wanted."""
+    tasks: Any = None
 
 
 def _locate(place: DatasetPlace, info: LeRobotInfo) -> LocatedEpisodes:
@@ -81,13 +87,20 @@ def _locate(place: DatasetPlace, info: LeRobotInfo) -> LocatedEpisodes:
     video_keys = [key for key, kind in kinds.items() if kind == "video"]
     files, where = FileFinder(place), f"{place.local_root / INFO_PATH}"
     path = place.local_root / INDEX_PATH
-    lines = sorted(_read_index(place), key=lambda line: line.episode_index)
-    require_all_numbers(path, [line.episode_index for line in lines], info)
-    wanted = wanted_numbers(place, [line.episode_index for line in lines])
+    lines = _read_index(place)
+    numbers = [None if line is None else line.episode_index for line in lines]
+    wanted = choose_numbers(place, info, path, numbers)
     data_path, video_path = info.data_path or _DATA_PATH, info.video_path or _VIDEO_PATH
     found = []
-    for line in (line for line in lines if line.episode_index in wanted):
-        number = line.episode_index
+    for line in filter(None, lines):
+        if line.episode_index not in wanted:
+            continue
+        number, length = line.episode_index, line.length
+        if type(length) is not int or length < 1:
+            raise DatasetError(
+                f"{path}: episode {number}: length: expected at least 1 step, found {length}; "
+                f"download `meta` again, or {LEAVE_OUT}"
+            )
         names: dict[str, int | str] = {
             "episode_index": number,
             "episode_chunk": number // info.chunks_size,
@@ -96,30 +109,27 @@ def _locate(place: DatasetPlace, info: LeRobotInfo) -> LocatedEpisodes:
         clips = {}
         for key in video_keys:
             filled = fill_template(video_path, {**names, "video_key": key}, f"{where}: video_path")
-            clips[key] = Clip(path=files.find(filled), start_s=0.0)
-        found.append(EpisodeFiles(number, line.length, table, None, clips))
-    rows_of = {files.table: files.length for files in found}
-    return LocatedEpisodes(tuple(found), len(lines), rows_of)
+            clips[key] = Clip(files.find(filled), start_s=0.0, end_s=math.inf)
+        found.append(EpisodeFiles(number, length, table, None, clips, task_of(line.tasks)))
+    found.sort(key=attrgetter("number"))
+    return LocatedEpisodes(tuple(found), max(filter(None, numbers), default=0) + 1)
 
 
-def _read_index(place: DatasetPlace) -> list[_IndexLine]:
+def _read_index(place: DatasetPlace) -> list[_IndexLine | None]:
+    """Read the lines of the index; None for one that does not read."""
     path = place.local_root / INDEX_PATH
     try:
         content = read_small_file(place.local_root, INDEX_PATH, allow_outside=place.allow_outside)
         texts = content.splitlines()
     except OSError as error:
         raise DatasetError(
-            f"{path}: expected the index of the episodes, found none that reads; download it"
+            f"{path}: expected the index of the episodes, "
+            + why_unreadable(path, error, "download it again")
         ) from error
-    lines = []
-    for row, text in enumerate(texts, 1):
-        if not text.strip():
-            continue
+    lines: list[_IndexLine | None] = []
+    for text in filter(None, map(bytes.strip, texts)):
         try:
             lines.append(_IndexLine.model_validate_json(text))
-        except ValidationError as error:
-            raise DatasetError(
-                f"{path}: line {row}: expected episode_index and length as whole numbers, found "
-                f"{text[:80]!r}; download the file again"
-            ) from error
+        except ValidationError:
+            lines.append(None)
     return lines

@@ -1,16 +1,17 @@
 """LeRobotDataset v3.0: many episodes a parquet file and a video file, with an index in parquet.
 
 The index says for every episode which rows are its own, and for every camera which file and from
-which second on; all of that differs from camera to camera. Knows this layout and no manifest.
+which second to which; all of that differs from camera to camera. All of its rows are read, because
+the frames of an episode end where those of another begin; what is wrong in a row matters only where
+its episode is wanted.
 Source: huggingface/lerobot@7427f318:src/lerobot/datasets/utils.py, dataset_metadata.py (facts
 only).
 """
 
+import math
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
-from jaxtyping import Int64
+from typing import Final
 
 from pipeline.datasets.base import DatasetPlace, FormatSurvey
 from pipeline.datasets.lerobot.episodes import (
@@ -18,7 +19,8 @@ from pipeline.datasets.lerobot.episodes import (
     EpisodeFiles,
     FileFinder,
     LocatedEpisodes,
-    require_all_numbers,
+    choose_numbers,
+    task_of,
     view_kinds,
 )
 from pipeline.datasets.lerobot.info import (
@@ -31,9 +33,8 @@ from pipeline.datasets.lerobot.info import (
 )
 from pipeline.datasets.lerobot.reader import LeRobotReader
 from pipeline.datasets.lerobot.table import ParquetTable
-from pipeline.datasets.limits import MAX_NUMBERS
 from pipeline.datasets.manifest.paths import require_small_file
-from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
+from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.errors import DatasetError
 
 VERSIONS: Final = ("v3.0",)
@@ -44,6 +45,10 @@ _ROW_KEYS: Final = (  # the statistics beside them are most of the index, and ar
     *("episode_index", "length", "data/chunk_index", "data/file_index"),
     *("dataset_from_index", "dataset_to_index"),
 )
+_FILE_KEYS: Final = ("chunk_index", "file_index")
+_CLIP_TIMES: Final = ("from_timestamp", "to_timestamp")
+_MAX_EXACT: Final = 2.0**53  # whole numbers below it are exact in float64
+Row = dict[str, float]  # of the index, by column; NaN where a row has no value
 
 
 class LeRobotV3Reader(LeRobotReader):
@@ -53,9 +58,9 @@ class LeRobotV3Reader(LeRobotReader):
         """Read the index and check every wanted file by its header; no frame is decoded.
 
         Raises:
-            DatasetError: another version, an index with gaps, a key that is no such feature, no
-                episode that is wanted, or a file that is missing, damaged, too short, or outside
-                the root.
+            DatasetError: another version, an index that lacks a wanted episode, a key that is no
+                such feature, no wanted episode, or a file that is missing, damaged, too short,
+                or outside the root.
         """
         info = read_info(place.local_root, VERSIONS, allow_outside=place.allow_outside)
         super().__init__(place, info, _locate(place, info))
@@ -76,66 +81,90 @@ class LeRobotV3Reader(LeRobotReader):
 
 
 def _locate(place: DatasetPlace, info: LeRobotInfo) -> LocatedEpisodes:
-    """Say of every wanted episode, ordered by number, where its rows and clips lie."""
+    """Say of every episode, ordered by number, where its rows and clips are."""
     kinds = view_kinds(place, info)
     video_keys = [key for key, kind in kinds.items() if kind == "video"]
-    index = _read_index(place, video_keys)
-    order = np.argsort(index["episode_index"], kind="stable")
-    folder = place.local_root / INDEX_FOLDER
-    require_all_numbers(folder, index["episode_index"][order].tolist(), info)
-    wanted = wanted_numbers(place, range(len(order)))
-    files, where = FileFinder(place), f"{place.local_root / INFO_PATH}"
-    video_path = info.video_path or _VIDEO_PATH
-    found = []
-    for number in sorted(wanted):
-        values = {key: column[order[number]].item() for key, column in index.items()}
-        length, first = values["length"], values["dataset_from_index"]
-        if length < 1 or values["dataset_to_index"] - first != length:
-            raise DatasetError(
-                f"{folder}: episode {number}: expected dataset_to_index {first} + length {length}, "
-                f"found {values['dataset_to_index']}; the index is damaged, download it again, or "
-                f"{LEAVE_OUT}"
-            )
+    rows = _read_index(place, video_keys)
+    files = _RowReader(place, info, video_keys)
+    numbers = [_whole(row["episode_index"]) for row, _ in rows]
+    wanted = choose_numbers(place, info, files.folder, numbers)
+    found, others = [], []
+    for (row, task), number in zip(rows, numbers, strict=True):
+        if number in wanted:
+            found.append(files.episode(row, task))
+        else:
+            try:
+                others.append(files.episode(row, task))
+            except DatasetError:  # nobody asks for it, and it says nothing about the others
+                continue
+    found.sort(key=attrgetter("number"))
+    return LocatedEpisodes(tuple(found), max(filter(None, numbers), default=0) + 1, tuple(others))
+
+
+class _RowReader:
+    """Turns rows of the index into places of files."""
+
+    def __init__(self, place: DatasetPlace, info: LeRobotInfo, video_keys: list[str]) -> None:
+        self.folder = place.local_root / INDEX_FOLDER
+        self._info, self._video_keys, self._finder = info, video_keys, FileFinder(place)
+        self._where = f"{place.local_root / INFO_PATH}"
+        self._found: dict[tuple[str, int, int], Path] = {}
+
+    def episode(self, row: Row, task: str | None) -> EpisodeFiles:
+        """Say where an episode is.
+
+        Raises:
+            DatasetError: a value is absent, or contradicts another one.
+        """
+        number, length = self._integer(row, "episode_index"), self._integer(row, "length")
+        first = self._integer(row, "dataset_from_index")
+        if length < 1:
+            raise self._wrong(row, "length", "at least 1 step")
+        if row["dataset_to_index"] != first + length:
+            expected = f"dataset_from_index {first} + length {length}"
+            raise self._wrong(row, "dataset_to_index", expected)
         clips = {}
-        for key in video_keys:
+        for key in self._video_keys:
             prefix = f"videos/{key}/"
-            start_s = values[f"{prefix}from_timestamp"]
-            if not np.isfinite(start_s):
-                raise DatasetError(
-                    f"{folder}: episode {number}: {prefix}from_timestamp: expected seconds, found "
-                    f"{start_s}; the index is damaged, download it again, or {LEAVE_OUT}"
-                )
-            names = {
-                "video_key": key,
-                **{name: values[prefix + name] for name in ("chunk_index", "file_index")},
-            }
-            path = files.find(fill_template(video_path, names, f"{where}: video_path"))
-            clips[key] = Clip(path=path, start_s=start_s)
-        table = _table(info, index, int(order[number]), files, where)
-        found.append(EpisodeFiles(number, length, table, first, clips))
-    return LocatedEpisodes(tuple(found), len(order), _rows_of(found, index, order))
+            start_s, end_s = (row[f"{prefix}{name}"] for name in _CLIP_TIMES)
+            for name in _CLIP_TIMES:
+                if not math.isfinite(row[f"{prefix}{name}"]):
+                    raise self._wrong(row, f"{prefix}{name}", "seconds")
+            clips[key] = Clip(self._path(row, prefix, key), start_s, end_s)
+        return EpisodeFiles(number, length, self._path(row, "data/"), first, clips, task)
+
+    def _path(self, row: Row, prefix: str, key: str = "") -> Path:
+        chunk, file = (self._integer(row, f"{prefix}{name}") for name in _FILE_KEYS)
+        if (key, chunk, file) not in self._found:
+            names: dict[str, int | str] = {"chunk_index": chunk, "file_index": file}
+            if key:
+                template, field = self._info.video_path or _VIDEO_PATH, "video_path"
+                names["video_key"] = key
+            else:
+                template, field = self._info.data_path or _DATA_PATH, "data_path"
+            relative = fill_template(template, names, f"{self._where}: {field}")
+            self._found[key, chunk, file] = self._finder.find(relative)
+        return self._found[key, chunk, file]
+
+    def _integer(self, row: Row, key: str) -> int:
+        value = _whole(row[key])
+        if value is None:
+            raise self._wrong(row, key, "a whole number")
+        return value
+
+    def _wrong(self, row: Row, key: str, expected: str) -> DatasetError:
+        return DatasetError(
+            f"{self.folder}: episode {row['episode_index']:.0f}: {key}: expected {expected}, found "
+            f"{row[key]:.10g}; download `meta` again, or {LEAVE_OUT}"
+        )
 
 
-def _table(
-    info: LeRobotInfo, index: dict[str, Any], row: int, files: FileFinder, where: str
-) -> Path:
-    numbers = {name: index[f"data/{name}"][row].item() for name in ("chunk_index", "file_index")}
-    return files.find(fill_template(info.data_path or _DATA_PATH, numbers, f"{where}: data_path"))
+def _whole(value: float) -> int | None:
+    return int(value) if value.is_integer() and 0 <= value < _MAX_EXACT else None
 
 
-def _rows_of(
-    found: list[EpisodeFiles], index: dict[str, Any], order: Int64[np.ndarray, " e"]
-) -> dict[Path, int]:
-    """Count the rows of each table that the index lists, those of unwanted episodes too."""
-    places = np.stack([index["data/chunk_index"], index["data/file_index"]], axis=1)
-    _, table_of = np.unique(places, axis=0, return_inverse=True)
-    lengths = np.clip(index["length"], 0, MAX_NUMBERS).astype(np.float64)
-    totals = np.bincount(table_of.ravel(), weights=lengths)
-    return {files.table: int(totals[table_of.ravel()[order[files.number]]]) for files in found}
-
-
-def _read_index(place: DatasetPlace, video_keys: list[str]) -> dict[str, Any]:
-    """Read the columns of `meta/episodes` that say where things lie, one array each."""
+def _read_index(place: DatasetPlace, video_keys: list[str]) -> list[tuple[Row, str | None]]:
+    """Read the columns of `meta/episodes` that say where things are, and the task, row by row."""
     folder = place.local_root / INDEX_FOLDER
     paths = sorted(  # macOS leaves its notes beside files as `._file-000.parquet`
         path.relative_to(place.local_root)
@@ -147,16 +176,16 @@ def _read_index(place: DatasetPlace, video_keys: list[str]) -> dict[str, Any]:
             f"{folder}: expected the index of the episodes (chunk-000/file-000.parquet), found "
             "none; download it"
         )
-    parts = []
+    keys = [*_ROW_KEYS]
+    for key in video_keys:
+        keys += [f"videos/{key}/{name}" for name in (*_FILE_KEYS, *_CLIP_TIMES)]
+    rows: list[tuple[Row, str | None]] = []
     for path in paths:
         file = require_small_file(place.local_root, str(path), allow_outside=place.allow_outside)
         table = ParquetTable(file)
-        part: dict[str, Any] = {key: table.integers(key) for key in _ROW_KEYS}
-        for key in video_keys:
-            for name in ("chunk_index", "file_index"):
-                part[f"videos/{key}/{name}"] = table.integers(f"videos/{key}/{name}")
-            column = f"videos/{key}/from_timestamp"
-            part[column] = table.numbers(column)[:, 0].astype(np.float64)
+        columns = [table.values_or_nan(key).tolist() for key in keys]
+        values = [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
+        tasks = table.objects("tasks") if "tasks" in table.columns else [None] * len(values)
         table.close()
-        parts.append(part)
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        rows += zip(values, map(task_of, tasks), strict=True)
+    return rows

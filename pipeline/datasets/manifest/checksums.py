@@ -5,37 +5,37 @@ import os
 import posixpath
 from collections.abc import Iterator
 
-from pipeline.datasets.manifest.model import Manifest
+from pipeline.datasets.manifest.model import LoadedManifest
 from pipeline.datasets.manifest.paths import resolve_inside
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location, on_disk
 from pipeline.storage.open import open_folder
 
 
-def verify_checksums(manifest: Manifest) -> None:
+def verify_checksums(loaded: LoadedManifest) -> None:
     """Compare every file that the manifest gives a sha256 of with it, reading each file whole.
 
     Raises:
         DatasetError: a file is absent, unreadable, outside of the dataset, or another one.
         ObjectStorageError: object storage refuses, or does not answer.
     """
-    for error in wrong_checksums(manifest):
+    for error in wrong_checksums(loaded):
         raise error
 
 
-def wrong_checksums(manifest: Manifest) -> Iterator[DatasetError]:
+def wrong_checksums(loaded: LoadedManifest) -> Iterator[DatasetError]:
     """Yield an error for every file that is absent, unreadable, outside, or another one."""
-    for place, root in zip(manifest.places, manifest.roots, strict=True):
+    for place, root in zip(loaded.manifest.places, loaded.roots, strict=True):
         for relative, expected in (place.checksums or {}).items():
             try:
                 path = _path(root, relative, allow_outside=place.allow_outside)
-                found = _sha256(path, manifest.origin)
+                found = _sha256(path, loaded.origin)
             except DatasetError as error:
                 yield error
                 continue
             if found != expected:
                 yield DatasetError(
-                    f"{path}: expected sha256 {expected} as in `checksums` of {manifest.origin}, "
+                    f"{path}: expected sha256 {expected} as in `checksums` of {loaded.origin}, "
                     f"found {found}; download the file again, or correct the manifest"
                 )
 

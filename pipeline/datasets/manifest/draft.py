@@ -1,7 +1,7 @@
 """Starts a manifest: what the files say of themselves is filled in, the rest is left to complete.
 
 What no file can know (units, licence, ...) is left as an empty string, which `load_manifest`
-refuses, so that a draft cannot be taken for a manifest. Knows surveys; knows no file layout.
+refuses, so that a draft cannot be taken for a manifest.
 """
 
 import os
@@ -10,9 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.datasets.base import FormatSurvey
+import numpy as np
+
+from pipeline.datasets.base import DatasetPlace, FormatReader, FormatSurvey
+from pipeline.datasets.check.labels import Labels, statements
 from pipeline.datasets.manifest.toml import toml_text
-from pipeline.datasets.registry import detect_format, format_class
+from pipeline.datasets.registry import FormatName, detect_format, format_class, open_format
+from pipeline.errors import DatasetError
 from policy.spec import FRAME_SIZE
 
 _NO_NAME: Final = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -44,6 +48,8 @@ def draft_manifest(path: Path) -> str:
     name = detect_format(root)
     survey: FormatSurvey = format_class(name).survey(root)
     notes = survey.notes
+    said = _Statements(name, root, survey)
+    fps = said.measured_fps if survey.fps is None else survey.fps
     lines = [
         "# Started by `vla-data init`. Complete each empty string; until then this manifest is",
         "# refused. Then run `vla-data check` on this file, and look at its contact sheet.",
@@ -54,15 +60,68 @@ def draft_manifest(path: Path) -> str:
         _line("licence", notes.get("licence", ""), "the terms of use, as CC-BY-4.0"),
         _line("format", name),
         _line("path", str(root), 'or relative to this file, or as "${DATA_ROOT}/x"'),
-        _line("fps", "" if survey.fps is None else survey.fps, "a number: control steps a second"),
+        _line("fps", "" if fps is None else fps, "a number: control steps a second"),
         *_resize_lines(survey),
+        *said.lines,
         "# If the contact sheet shows red and blue swapped:",
         '# colour_order = "bgr"',
         *_view_lines(survey),
         *_array_lines("state", _USUAL_STATES, survey),
-        *_array_lines("action", _USUAL_ACTIONS, survey),
+        *_array_lines("action", _USUAL_ACTIONS, survey, said.gripper),
     ]
     return "\n".join(lines) + "\n"
+
+
+class _Statements:
+    """What the files say of themselves, and what it means for the manifest."""
+
+    def __init__(self, name: FormatName, root: Path, survey: FormatSurvey) -> None:
+        """Open the whole dataset as a manifest would; one that does not open says so."""
+        self.lines: list[str] = []
+        self.gripper = ""
+        self.measured_fps: float | None = None
+        keys = (*_usual_keys(_USUAL_STATES, survey), *_usual_keys(_USUAL_ACTIONS, survey))
+        keys = keys or tuple(survey.numbers)[:1]
+        if not keys:
+            return
+        try:
+            # Frames are not looked at: that takes long, and `vla-data check` does.
+            place = DatasetPlace(root, (), keys)
+            reader = open_format(name, place)
+        except (DatasetError, OSError) as error:
+            self.lines = [f"# Not all of it opens: {_one_line(str(error))}"]
+            return
+        try:
+            self._read(reader)
+        except (DatasetError, OSError) as error:
+            self.lines.append(f"# Not all of it reads: {_one_line(str(error))}")
+        finally:
+            reader.close()
+
+    def _read(self, reader: FormatReader) -> None:
+        facts, labels = reader.facts, Labels()
+        self.gripper = f"; gripper: {facts.gripper}" if facts.gripper else ""
+        for episode in range(reader.num_episodes):
+            labels.add(reader.episode_number(episode), reader.label(episode))
+        self.lines += [f"# The files say: {_one_line(said)}" for said in statements(facts, labels)]
+        if facts.action_shift:
+            self.lines += [
+                "# Files of LIBERO hold with each action the frame that was seen after it.",
+                _line("action_shift", facts.action_shift),
+            ]
+        if len(labels.tasks) > 1:
+            self.lines.append("# To choose one task: episodes = {only = [...]}, of")
+            self.lines += [
+                f"#   {_one_line(task[:60])}: {numbers}" for task, numbers in labels.tasks.items()
+            ]
+        if 0 < len(labels.failed) < reader.num_episodes:
+            self.lines += [
+                "# Episodes that the files mark as failed:",
+                f"episodes = {{except = {labels.failed}}}",
+            ]
+        seconds = reader.timestamp(0)
+        if seconds is not None and len(seconds) > 1 and 0 < seconds[-1] < np.inf:
+            self.measured_fps = float(f"{(len(seconds) - 1) / seconds[-1]:.3g}")
 
 
 def _line(key: str, value: Any, comment: str = "") -> str:
@@ -122,14 +181,20 @@ def _view_names(keys: list[str]) -> list[str]:
     ]
 
 
-def _array_lines(role: str, usual: Iterable[tuple[str, ...]], survey: FormatSurvey) -> list[str]:
-    keys = next((keys for keys in usual if survey.numbers.keys() >= set(keys)), ())
+def _usual_keys(usual: Iterable[tuple[str, ...]], survey: FormatSurvey) -> tuple[str, ...]:
+    return next((keys for keys in usual if survey.numbers.keys() >= set(keys)), ())
+
+
+def _array_lines(
+    role: str, usual: Iterable[tuple[str, ...]], survey: FormatSurvey, gripper: str = ""
+) -> list[str]:
+    keys = _usual_keys(usual, survey)
     found = ", ".join(f"{key} ({len(names)})" for key, names in survey.numbers.items()) or "none"
     columns = [name for key in keys for name in survey.numbers[key]]
     ask = "each column and its unit, in words"
     if columns:
         more = ", ..." if len(columns) > _MAX_COLUMNS else ""
-        ask += f"; columns are {', '.join(columns[:_MAX_COLUMNS])}{more}"
+        ask += f"; columns are {', '.join(columns[:_MAX_COLUMNS])}{more}{gripper}"
     value: str | list[str] = keys[0] if len(keys) == 1 else list(keys) or ""
     return [
         f"[{role}]",

@@ -9,6 +9,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -16,7 +17,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -88,8 +88,6 @@ class Manifest(BaseModel):
     """sha256 of files, by their path below `path`; checked before frames are encoded."""
     allow_outside: bool = False
     """Whether links and paths of the dataset may lead outside `path`."""
-    _roots: tuple[Location, ...] = PrivateAttr(default=())
-    _origin: str = PrivateAttr(default="manifest")
 
     @field_validator("views")
     @classmethod
@@ -147,25 +145,6 @@ class Manifest(BaseModel):
         )
 
     @property
-    def roots(self) -> tuple[Location, ...]:
-        """Where each of `places` lies, a path or an address; its existence is the reader's affair.
-
-        Raises:
-            ManifestError: the manifest was rebuilt from a store, without the place of the data.
-        """
-        if not self._roots:
-            raise ManifestError(
-                f"manifest of {self.name}: expected a data folder, found none, because it was read "
-                "back from a store; load the manifest file to open the data"
-            )
-        return self._roots
-
-    @property
-    def origin(self) -> str:
-        """The file or store that the manifest was read from, for messages."""
-        return self._origin
-
-    @property
     def view_names(self) -> tuple[str, ...]:
         """Camera names, in order."""
         return tuple(view.name for view in self.views)
@@ -208,36 +187,42 @@ class Manifest(BaseModel):
         cls,
         content: Mapping[str, Any],
         *,
-        roots: tuple[Location, ...] = (),
         origin: str = "manifest",
     ) -> "Manifest":
         """Build a manifest from plain values, such as `to_dict` returns.
 
         Args:
             content: the fields.
-            roots: where the data lies, one a source; none where only the description is
-                needed.
             origin: the file or store that the values come from, for messages.
 
         Raises:
             ManifestError: a field is unknown, missing or impossible.
         """
         try:
-            manifest = cls.model_validate(dict(content))
+            return cls.model_validate(dict(content))
         except ValidationError as error:
             raise ManifestError(f"{origin}: {first_problem(error, content, cls)}") from error
-        manifest._roots, manifest._origin = roots, origin
-        return manifest
 
 
-def load_manifest(path: Path | str) -> Manifest:
+@dataclass(frozen=True)
+class LoadedManifest:
+    """A manifest that was read from a file, with the places of its data."""
+
+    manifest: Manifest
+    roots: tuple[Location, ...]
+    """The path or the address of each of `manifest.places`; it need not exist."""
+    origin: str
+    """The file that it was read from, for messages."""
+
+
+def load_manifest(path: Path | str) -> LoadedManifest:
     """Read and check a manifest file; the data itself is not touched.
 
     Args:
         path: a TOML file, such as those in `data_manifests/`.
 
     Returns:
-        The manifest, with `roots` as absolute paths, in which links are kept, or addresses.
+        The manifest, and its `roots` as absolute paths, in which links are kept, or addresses.
 
     Raises:
         ManifestError: the file is absent, is no TOML, or a field is unknown, missing or impossible.
@@ -270,11 +255,11 @@ def load_manifest(path: Path | str) -> Manifest:
         raise ManifestError(
             f"{path}: expected TOML in UTF-8, found: {error}; correct that place"
         ) from error
-    manifest._roots = tuple(
+    roots = tuple(
         _resolve(place.path, path, f"sources[{index}].path" if manifest.sources else "path")
         for index, place in enumerate(manifest.places)
     )
-    return manifest
+    return LoadedManifest(manifest, roots, str(path))
 
 
 def _resolve(written: str, manifest_file: Path, key: str) -> Location:

@@ -5,6 +5,7 @@ Datasets are downloaded, and what they say of paths is not trusted.
 
 from pathlib import Path
 
+from pipeline.datasets.causes import require_no_pointer
 from pipeline.datasets.limits import MAX_METADATA_BYTES
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location, on_disk
@@ -71,7 +72,9 @@ def read_small_file(root: Path, relative: str, *, allow_outside: bool) -> bytes:
     """Read a header, an index or a picture whole.
 
     Raises:
-        DatasetError: as of `require_small_file`.
+        DatasetError: as of `require_small_file`, or git-lfs left a pointer in its place.
         OSError: there is nothing, or it does not read.
     """
-    return require_small_file(root, relative, allow_outside=allow_outside).read_bytes()
+    content = require_small_file(root, relative, allow_outside=allow_outside).read_bytes()
+    require_no_pointer(root / relative, content)
+    return content

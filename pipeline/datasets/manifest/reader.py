@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from pipeline.datasets.base import FormatReader
-from pipeline.datasets.manifest.model import Manifest
+from pipeline.datasets.base import DatasetFacts, EpisodeLabel, FormatReader
+from pipeline.datasets.manifest.model import LoadedManifest
 from pipeline.datasets.manifest.parts import ArraySource, key_path
 from pipeline.datasets.manifest.sources import Complain, SourceOpener
 from pipeline.errors import DatasetError
@@ -24,7 +24,7 @@ _FPS_TOLERANCE: Final = 1e-6  # relative; files keep some rates as float32
 class _Columns:
     """Where each column of the state or of the action lies in the files of one source."""
 
-    def __init__(self, role: str, wanted: ArraySource, reader: FormatReader, manifest: Manifest):
+    def __init__(self, role: str, wanted: ArraySource, reader: FormatReader, origin: str):
         self.keys = wanted.key_paths
         self.measured, widths = _first_widths(self.keys, reader)
         joined = [
@@ -33,7 +33,7 @@ class _Columns:
         self.columns = wanted.columns
         if wanted.columns and max(wanted.columns) >= len(joined):
             raise DatasetError(
-                f"{manifest.origin}: {role}.columns: expected columns below {len(joined)}, the "
+                f"{origin}: {role}.columns: expected columns below {len(joined)}, the "
                 f"width of {' + '.join(self.keys)} in {self.measured}, found "
                 f"{max(wanted.columns)}; columns are counted from 0"
             )
@@ -57,11 +57,11 @@ def _first_widths(keys: Sequence[str], reader: FormatReader) -> tuple[str, list[
 class ManifestReader:
     """All episodes that a manifest describes, source after source; implements `EpisodeReader`."""
 
-    def __init__(self, manifest: Manifest, *, complain: Complain | None = None) -> None:
+    def __init__(self, loaded: LoadedManifest, *, complain: Complain | None = None) -> None:
         """Open every source and check its files by their headers; no frame is decoded.
 
         Args:
-            manifest: loaded from a file.
+            loaded: the manifest, and the places of its data.
             complain: is told of episodes that do not open, which are then passed over, and of
                 another rate than the manifest's; None raises.
 
@@ -70,6 +70,7 @@ class ManifestReader:
                 the manifest says; sources do not agree with each other; or the filter and the
                 split name episodes that are not there or leave none to train on.
         """
+        self._loaded, self._origin, manifest = loaded, loaded.origin, loaded.manifest
         self.view_names: tuple[str, ...] = manifest.view_names
         self.fps: float = manifest.fps
         self._manifest = manifest
@@ -91,7 +92,7 @@ class ManifestReader:
         if len(heldout) == self.num_episodes:
             self.close()
             raise DatasetError(
-                f"{manifest.origin}: splits.heldout: expected at least one episode to train on, "
+                f"{self._origin}: splits.heldout: expected at least one episode to train on, "
                 f"found all {self.num_episodes} held out; name fewer"
             )
 
@@ -109,6 +110,20 @@ class ManifestReader:
         """Return the number of control steps of an episode, at least 1."""
         reader, position, _ = self._at(episode)
         return reader.episode_length(position)
+
+    def label(self, episode: int) -> EpisodeLabel:
+        """Return what the files say of an episode, next to its arrays.
+
+        Raises:
+            DatasetError: it does not read.
+        """
+        reader, position, _ = self._at(episode)
+        return reader.label(position)
+
+    @property
+    def facts(self) -> tuple[DatasetFacts, ...]:
+        """What the files of each source say of the whole of it."""
+        return tuple(reader.facts for reader in self._readers)
 
     def frame_size(self, episode: int, view: str) -> tuple[int, int]:
         """Return (height, width) of a view's frames in pixels, decoding one frame at most."""
@@ -189,7 +204,7 @@ class ManifestReader:
     def _add_source(self, source: int, complain: Complain | None) -> list[int]:
         """Open a source and return its held-out episodes, as this reader numbers them."""
         manifest, place = self._manifest, self._manifest.places[source]
-        opener = SourceOpener(manifest, source)
+        opener = SourceOpener(self._loaded, source)
         reader = opener.open(complain)
         self._readers.append(reader)
         self._check_fps(reader, complain)
@@ -200,8 +215,8 @@ class ManifestReader:
         else:
             heldout = set(named)
             opener.refuse_unknown(heldout, opener.kept, "splits.heldout")
-        state = _Columns("state", manifest.state, reader, manifest)
-        action = _Columns("action", manifest.action, reader, manifest)
+        state = _Columns("state", manifest.state, reader, self._origin)
+        action = _Columns("action", manifest.action, reader, self._origin)
         self._columns.append((state, action))
         self._check_widths(reader, source)
         first = len(self._episodes)
@@ -212,12 +227,12 @@ class ManifestReader:
         if reader.fps is None or math.isclose(reader.fps, self.fps, rel_tol=_FPS_TOLERANCE):
             return
         error = DatasetError(
-            f"{self._manifest.origin}: fps: expected {reader.fps:g} as {reader.episode_name(0)} "
+            f"{self._origin}: fps: expected {reader.fps:g} as {reader.episode_name(0)} "
             f"says, found {self.fps:g}; correct it"
         )
         if complain is None:
             raise error
-        complain("fps", self._manifest.origin, error)
+        complain("fps", self._origin, error)
 
     def _check_widths(self, reader: FormatReader, source: int) -> None:
         for role, first, ours in zip(
@@ -225,7 +240,7 @@ class ManifestReader:
         ):
             if len(ours.places) != len(first.places):
                 raise DatasetError(
-                    f"{self._manifest.origin}: sources[{source}]: expected {role} of width "
+                    f"{self._origin}: sources[{source}]: expected {role} of width "
                     f"{len(first.places)} as in sources[0], found {len(ours.places)} in "
                     f"{reader.episode_name(0)}; put one robot into a manifest"
                 )
@@ -234,7 +249,7 @@ class ManifestReader:
         heldout = set(numbers).intersection(reader.subset(name))
         if not heldout:
             raise DatasetError(
-                f"{self._manifest.origin}: {where}splits.heldout: expected episodes in the subset "
+                f"{self._origin}: {where}splits.heldout: expected episodes in the subset "
                 f"{name!r}, found none among those used; name another subset, or their numbers"
             )
         return heldout

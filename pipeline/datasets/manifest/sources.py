@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Final, Literal, Protocol, runtime_checkable
 
 from pipeline.datasets.base import DatasetPlace, FormatReader
-from pipeline.datasets.manifest.model import Manifest
+from pipeline.datasets.manifest.model import LoadedManifest
 from pipeline.datasets.manifest.parts import key_path
 from pipeline.datasets.registry import detect_format, open_format
 from pipeline.errors import DatasetError
@@ -28,20 +28,20 @@ class Complain(Protocol):
 class SourceOpener:
     """Opens one source of a manifest."""
 
-    def __init__(self, manifest: Manifest, source: int) -> None:
+    def __init__(self, loaded: LoadedManifest, source: int) -> None:
         """Find out the layout.
 
         Raises:
             DatasetError: there is nothing, or no layout that is read.
         """
-        self._manifest, self._source = manifest, source
-        self._place, self._root = manifest.places[source], manifest.roots[source]
+        self._manifest, self._origin = loaded.manifest, loaded.origin
+        self._place, self._root = loaded.manifest.places[source], loaded.roots[source]
         self._format = self._place.format or detect_format(self._root)
         self._named: set[int] = set()
         episodes = self._place.episodes
         self._only = None if episodes is None or episodes.only is None else set(episodes.only)
         self._except = set() if episodes is None else set(episodes.except_ or ())
-        self.where = f"sources[{source}]." if manifest.sources else ""
+        self.where = f"sources[{source}]." if loaded.manifest.sources else ""
 
     @property
     def kept(self) -> frozenset[int]:
@@ -87,7 +87,7 @@ class SourceOpener:
         unknown = sorted(set(named).difference(there))
         if unknown:
             raise DatasetError(
-                f"{self._manifest.origin}: {self.where}{key}: expected numbers of episodes that "
+                f"{self._origin}: {self.where}{key}: expected numbers of episodes that "
                 f"are there ({len(there)}, from {min(there)} to {max(there)}), found "
                 f"{unknown[:5]} ({len(unknown)} in all); remove them"
             )
@@ -161,7 +161,7 @@ class SourceOpener:
 
     def _none_left(self) -> DatasetError:
         return DatasetError(
-            f"{self._manifest.origin}: {self.where}episodes.except: expected at least one episode "
+            f"{self._origin}: {self.where}episodes.except: expected at least one episode "
             f"left, found all {len(self._named)} left out; name fewer"
         )
 

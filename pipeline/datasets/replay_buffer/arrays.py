@@ -1,7 +1,7 @@
 """Opens the group and the arrays of a Zarr v2 replay buffer by their headers.
 
 The one owner of zarr in this room. Codecs that run code (`pickle`) zarr itself refuses for numbers,
-which the tests hold it to. Knows no episodes.
+which the tests hold it to.
 """
 
 import lzma
@@ -11,10 +11,10 @@ import zlib
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import zarr
 import zarr.storage
 
+from pipeline.datasets.causes import one_line
 from pipeline.datasets.replay_buffer.chunks import (
     ChunkGrid,
     array_keys,
@@ -22,10 +22,13 @@ from pipeline.datasets.replay_buffer.chunks import (
     require_headers,
     zip_members,
 )
-from pipeline.datasets.replay_buffer.codecs import package_of
 from pipeline.errors import DatasetError
 
 ENDS_KEY: Final = "meta/episode_ends"
+_PACKAGES: Final = {  # ids that datasets use, and what brings them; a file must not name packages
+    f"imagecodecs_{name}": "imagecodecs imagecodecs-numcodecs"
+    for name in ("avif", "jpeg", "jpeg2k", "jpegls", "jpegxl", "png", "webp")
+}
 # What codecs raise for damaged bytes: Blosc and Zstandard the first, the others as they please.
 DAMAGE: Final = (
     *(RuntimeError, ValueError, TypeError, OSError, EOFError, OverflowError),
@@ -66,7 +69,7 @@ def open_group(root: Path, *, allow_outside: bool) -> zarr.Group:
     except DAMAGE as error:
         raise DatasetError(
             f"{root}: expected a Zarr v2 replay buffer with data/ and {ENDS_KEY}, found none "
-            f"({' '.join(str(error).split())[:200]}); correct the path"
+            f"({one_line(error)}); correct the path"
         ) from error
 
 
@@ -105,12 +108,12 @@ def open_array(group: zarr.Group, root: Path, key: str, *, allow_outside: bool) 
 def _unreadable_header(place: str, error: Exception) -> DatasetError:
     codec = re.search(r"codec not available: '*\"*([\w.-]+)", str(error))
     if codec is None:
-        found = f"none of {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        found = f"none of {error}" if isinstance(error, KeyError) else one_line(error)
         return DatasetError(
             f"{place}: expected a header of Zarr v2 for numbers, found {found[:200]}; write the "
             "array again"
         )
-    package = package_of(codec[1])
+    package = _PACKAGES.get(codec[1])
     if package is None:
         return DatasetError(
             f"{place}: expected a codec that is known, found the id {codec[1][:40]}; write the "
@@ -125,9 +128,3 @@ def _unreadable_header(place: str, error: Exception) -> DatasetError:
 def grid_of(array: Any) -> ChunkGrid:
     """Return how an array is cut into chunks."""
     return ChunkGrid(array.shape, array.chunks, array.metadata.dimension_separator)
-
-
-def is_frames(array: Any) -> bool:
-    """Whether an array's header is one of RGB frames."""
-    is_level = array.dtype == np.uint8 or array.dtype.kind == "f"
-    return bool(array.ndim == 4 and array.shape[3] == 3 and is_level)

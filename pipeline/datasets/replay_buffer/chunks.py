@@ -1,26 +1,28 @@
 """Which files a Zarr v2 array on a disk or in a zip has, and whether all its chunks are there.
 
 Zarr answers a chunk that is absent with the fill value, that is with black frames and zeros, and
-says nothing; so they are looked for before and after every reading. Knows file names; nothing of
-codecs and episodes.
-Source: zarr-specs, docs/v2/v2.0.rst, "Chunk keys": indices joined by the dimension separator.
+says nothing; so they are looked for when an array is opened and before every reading.
+Source: zarr-specs, docs/v2/v2.0.rst, "Chunk keys": indices joined by the dimension separator;
+Blosc/c-blosc, README_CHUNK_FORMAT.rst (`cbytes` at 12, 32 bits, little-endian).
 """
 
+import itertools
 import os
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from pipeline.datasets.causes import GIT_LFS, why_unreadable
 from pipeline.datasets.limits import MAX_METADATA_BYTES
-from pipeline.datasets.manifest.paths import require_small_file, resolve_inside
+from pipeline.datasets.manifest.paths import read_small_file, resolve_inside
 from pipeline.errors import DatasetError
 
 MAX_CHUNK_BYTES: Final = 2**29  # decoded; an array of numbers is often one chunk
+_START_BYTES: Final = 32  # of a chunk; Blosc says in the bytes from 12 to 16 how long it is
 _HEADERS: Final = (".zgroup", ".zattrs", ".zarray")
-_CODEC_BYTES: Final = 2**16  # by which a codec makes a chunk that does not compress longer, at most
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,7 @@ class ChunkGrid:
         first = range(start // self.chunks[0], -(-stop // self.chunks[0]))
         others = zip(self.shape[1:], self.chunks[1:], strict=True)
         axes = [first, *(range(-(-length // chunk)) for length, chunk in others)]
-        return (self.separator.join(map(str, index)) for index in _indices(axes))
-
-
-def _indices(axes: list[range]) -> Iterator[tuple[int, ...]]:
-    """Yield every index, the last axis fastest; `itertools.product` would first list each axis."""
-    if not axes:
-        yield ()
-        return
-    for index in axes[0]:
-        for rest in _indices(axes[1:]):
-            yield (index, *rest)
+        return (self.separator.join(map(str, index)) for index in itertools.product(*axes))
 
 
 def require_headers(root: Path, folder: str, *, allow_outside: bool) -> None:
@@ -67,7 +59,7 @@ def require_headers(root: Path, folder: str, *, allow_outside: bool) -> None:
     if root.is_dir():
         for name in names:
             if (root / name).is_symlink() or (root / name).exists():
-                require_small_file(root, name, allow_outside=allow_outside)
+                read_small_file(root, name, allow_outside=allow_outside)
         return
     sizes = zip_members(root)
     for name in names:
@@ -111,8 +103,6 @@ def zip_members(path: Path) -> dict[str, int]:
         DatasetError: the file is no zip, or was cut off.
     """
     try:
-        if not path.is_file():  # a pipe would wait for its writer
-            raise FileNotFoundError("no file")
         with zipfile.ZipFile(path) as archive:
             return {item.filename: item.file_size for item in archive.infolist()}
     except (
@@ -120,8 +110,8 @@ def zip_members(path: Path) -> dict[str, int]:
         *(ValueError, struct.error),
     ) as error:
         raise DatasetError(
-            f"{path}: expected a whole zip of a Zarr v2 replay buffer, found one that does not "
-            f"open ({error}); copy or download it again"
+            f"{path}: expected a whole zip of a Zarr v2 replay buffer, "
+            + why_unreadable(path, error, "copy or download it again")
         ) from error
 
 
@@ -163,19 +153,19 @@ def stored_files(root: Path, key: str, *, allow_outside: bool) -> dict[str, int]
 def require_chunks(
     place: str,
     grid: ChunkGrid,
-    sizes: dict[str, int],
+    files: "ArrayFiles",
     rows: Sequence[tuple[int, int]],
     *,
     chunk_bytes: int,
     compressed: bool,
     advice: str,
 ) -> None:
-    """Refuse an array of which a chunk was never written, or whose header cannot be true.
+    """Refuse an array of which a chunk was never written or was cut off.
 
     Args:
         place: file and key, for messages.
         grid: how the array is cut.
-        sizes: bytes of each file of the array.
+        files: the array's.
         rows: ranges [start, stop) of rows that are wanted, ascending; only their chunks are
             looked at.
         chunk_bytes: bytes of one decoded chunk.
@@ -183,7 +173,7 @@ def require_chunks(
         advice: what else to do than to copy the data again, for the ends of messages.
 
     Raises:
-        DatasetError: a chunk is absent, cut off, or larger than any chunk can be.
+        DatasetError: a chunk is absent or cut off, or one would fill the memory.
     """
     if not 0 < chunk_bytes <= MAX_CHUNK_BYTES:
         raise DatasetError(
@@ -192,55 +182,62 @@ def require_chunks(
         )
     seen = 0  # rows whose chunks have been looked at
     for start, stop in rows:
-        # Ends at the first absent chunk, so a header that claims billions costs no time.
         for name in grid.names(max(start, seen), stop) if stop > seen else ():
-            size = sizes.get(name)
+            size = files.sizes.get(name)
             if size is None:
                 raise absent_chunk(place, name, f"chunks for rows [{start}, {stop})", advice)
             if not compressed and size != chunk_bytes:
-                raise DatasetError(
-                    f"{place}: expected {chunk_bytes} bytes in chunk {name}, found {size}: the "
-                    f"copy was cut off; copy or download it again{advice}"
-                )
-            if size > 2 * chunk_bytes + _CODEC_BYTES:
-                raise DatasetError(
-                    f"{place}: expected a chunk {name} that unpacks to {chunk_bytes} bytes, found "
-                    f"{size} bytes; copy or download the data again{advice}"
-                )
+                problem = f"{size} bytes of {chunk_bytes}: it was cut off"
+                found = files.why_unreadable(name, problem, f"copy it again{advice}")
+                raise DatasetError(f"{place}: chunk {name}: expected it whole, {found}")
         seen = max(seen, -(-stop // grid.chunks[0]) * grid.chunks[0])
 
 
-class StoredFiles:
-    """The files of a folder or a zip, for a look into them."""
+class ArrayFiles:
+    """The chunks of one array of a folder or a zip."""
 
-    def __init__(self, root: Path) -> None:
-        """Open the zip, where it is one."""
-        self._root = root
-        self._zip = None if root.is_dir() else zipfile.ZipFile(root)
-
-    def begin(self, name: str, num_bytes: int | None) -> tuple[bytes, int]:
-        """Return the first bytes of a file, all for None, and its size in bytes.
+    def __init__(self, root: Path, key: str, *, allow_outside: bool) -> None:
+        """List the files of an array.
 
         Raises:
-            FileNotFoundError: there is no such file; its message is the file's last name.
+            DatasetError: a link leads out of `root`, or a zip does not open.
         """
-        try:
-            if self._zip is not None:
-                with self._zip.open(name) as member:
-                    return member.read(-1 if num_bytes is None else num_bytes), self._zip.getinfo(
-                        name
-                    ).file_size
-            with (self._root / name).open("rb") as file:
-                return file.read(-1 if num_bytes is None else num_bytes), os.fstat(
-                    file.fileno()
-                ).st_size
-        except (KeyError, FileNotFoundError) as error:
-            raise FileNotFoundError(name.rpartition("/")[2]) from error
+        self._root, self._key = root, key
+        self._zip: zipfile.ZipFile | None = None
+        self.sizes = stored_files(root, key, allow_outside=allow_outside)
+
+    def require_whole(self, name: str, codec: Any) -> None:
+        """Refuse a chunk that vanished, which Zarr reads as zeros, or was cut off in silence.
+
+        Blosc is the codec that does not notice: it reads on behind the end of its input.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it was cut off.
+        """
+        if self._root.is_dir():
+            with (self._root / self._key / name).open("rb") as file:
+                start, size = file.read(_START_BYTES), os.fstat(file.fileno()).st_size
+        else:
+            self._zip = self._zip or zipfile.ZipFile(self._root)
+            with self._zip.open(f"{self._key}/{name}") as member:
+                start, size = member.read(_START_BYTES), self.sizes[name]
+        stated = int.from_bytes(start[12:16], "little")
+        if getattr(codec, "codec_id", None) == "blosc" and stated != size:
+            raise ValueError(f"{size} bytes of Blosc of which {stated} were written")
+        if start.startswith(GIT_LFS):
+            raise ValueError("a pointer of git-lfs")
 
     def close(self) -> None:
-        """Close the zip."""
+        """Close the zip; looking into it opens it again."""
         if self._zip is not None:
             self._zip.close()
+            self._zip = None
+
+    def why_unreadable(self, name: str, error: object, otherwise: str) -> str:
+        """Say what is there instead of a chunk that reads, and what to do, as `causes` does."""
+        path = self._root / self._key / name if self._root.is_dir() else self._root
+        return why_unreadable(path, error, otherwise)
 
 
 def absent_chunk(place: str, name: str, wanted: str, advice: str) -> DatasetError:

@@ -7,38 +7,46 @@ Source: real-stanford/diffusion_policy@5ba07ac6, diffusion_policy/common/replay_
 Differs from the source: a chunk that was never written is an error and not zeros.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64, UInt8
 
-from pipeline.datasets.base import DatasetPlace, FormatSurvey
-from pipeline.datasets.compressed import MAX_PIXELS
-from pipeline.datasets.limits import MAX_COLUMNS, MAX_NUMBERS
+from pipeline.datasets.base import (
+    DatasetFacts,
+    DatasetPlace,
+    EpisodeLabel,
+    FormatSurvey,
+    require_steps,
+)
+from pipeline.datasets.limits import MAX_COLUMNS, MAX_NUMBERS, MAX_PIXELS
 from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
+from pipeline.datasets.pixels import (
+    LOOKS,
+    PixelLayout,
+    Scale,
+    alpha_remarks,
+    decide_scale,
+    kind_of_array,
+    pixel_layout,
+)
 from pipeline.datasets.replay_buffer.arrays import (
     DAMAGE,
     ENDS_KEY,
     grid_of,
-    is_frames,
     open_array,
     open_group,
 )
 from pipeline.datasets.replay_buffer.chunks import (
-    StoredFiles,
+    ArrayFiles,
     absent_chunk,
     array_keys,
     require_chunks,
-    stored_files,
     zip_members,
-)
-from pipeline.datasets.replay_buffer.codecs import (
-    COMPRESSORS,
-    HEADER_BYTES,
-    STREAMS,
-    require_fitting,
 )
 from pipeline.errors import DatasetError, FrameReadError
 
@@ -48,6 +56,7 @@ CLOCK_KEY: Final = "data/timestamp"  # seconds; recordings of real robots have i
 class DiffusionPolicyZarrReader:
     """A replay buffer; implements `FormatReader`. Episode numbers are positions."""
 
+    reads_objects = False
     fps: float | None = None
 
     def __init__(self, place: DatasetPlace) -> None:
@@ -61,17 +70,24 @@ class DiffusionPolicyZarrReader:
         self._place = place
         self._root = place.local_root
         self._group: Any = None  # a zarr.Group
-        self._files: StoredFiles | None = None
+        self._files: dict[str, ArrayFiles] = {}
         self._arrays: dict[str, Any] = {}
+        self._layouts: dict[str, PixelLayout] = {}
+        self._scales: dict[str, Scale] = {}
+        self._num_rows = 0  # of all arrays, where the last episode is not wanted
         self._clock = CLOCK_KEY if CLOCK_KEY in array_keys(place.local_root) else None
         try:
             self._ends = self._read_ends()
             self._numbers = sorted(wanted_numbers(place, range(len(self._ends))))
             self.num_episodes: int = len(self._numbers)
+            self._require_apart()
             for key in place.view_keys:
-                _require_frames(f"{self._root}: {key}", self._whole_array(key))
+                self._layouts[key] = _frame_layout(f"{self._root}: {key}", self._array(key))
+                self._require_whole(key)
+            self.facts = DatasetFacts(remarks=alpha_remarks(self._layouts))
             for key in {*place.number_keys, *filter(None, [self._clock])}:
-                _require_numbers(f"{self._root}: {key}", self._whole_array(key))
+                _require_numbers(f"{self._root}: {key}", self._array(key))
+                self._require_whole(key)
         except BaseException:
             self.close()
             raise
@@ -103,7 +119,11 @@ class DiffusionPolicyZarrReader:
             }
         finally:
             group.store.close()
-        views = {key: array.shape[1:3] for key, array in arrays.items() if is_frames(array)}
+        views: dict[str, tuple[int, int] | None] = {
+            key: layout.size
+            for key, array in arrays.items()
+            if (layout := pixel_layout(array.shape, array.dtype)) is not None
+        }
         numbers = {
             key: tuple(map(str, range(array.shape[1] if array.ndim == 2 else 1)))
             for key, array in arrays.items()
@@ -126,29 +146,30 @@ class DiffusionPolicyZarrReader:
         start, stop = self._rows(episode)
         return stop - start
 
+    def label(self, episode: int) -> EpisodeLabel:
+        """Return nothing: the format says nothing of an episode."""
+        self._rows(episode)
+        return EpisodeLabel()
+
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
         """Return (height, width) of a view's frames in pixels, from the header."""
         self._rows(episode)
-        _, height, width, _ = self._array(view_key).shape
-        return height, width
+        return self._layouts[view_key].size
 
     def frames(
         self, episode: int, start: int, stop: int
     ) -> tuple[UInt8[np.ndarray, "t h w 3"], ...]:
         """Read frames [start, stop) of one episode, one array a view key, RGB.
 
-        Floating-point frames, as in the public Push-T file, must be whole numbers in [0, 255].
+        Floating-point frames are whole numbers in [0, 255], as in the public Push-T file, or in
+        [0, 1].
 
         Raises:
             FrameReadError: a step is out of range, a chunk does not decode, or a floating-point
-                value is no 8-bit level.
+                value is not of its camera's scale.
         """
         first, last = self._rows(episode)
-        if not 0 <= start <= stop <= last - first:
-            raise FrameReadError(
-                f"{self.episode_name(episode)}: expected steps within 0..{last - first}, found "
-                f"[{start}, {stop}); ask for steps that are there"
-            )
+        require_steps(start, stop, last - first, self.episode_name(episode))
         views = []
         for key in self._place.view_keys:
             where = f"{self.episode_name(episode)}: {key}"
@@ -156,7 +177,7 @@ class DiffusionPolicyZarrReader:
                 frames = self._read(key, first + start, first + stop, where)
             except DatasetError as error:
                 raise FrameReadError(str(error)) from error
-            views.append(_as_uint8(frames, where, start))
+            views.append(self._layouts[key].to_rgb(frames, self._scale(key), where, start))
         return tuple(views)
 
     def numbers(self, episode: int, number_key: str) -> Float[np.ndarray, "t d"]:
@@ -200,12 +221,25 @@ class DiffusionPolicyZarrReader:
     def close(self) -> None:
         """Close the zip; reading again opens it again."""
         self._arrays.clear()
-        if self._files is not None:
-            self._files.close()
-            self._files = None
+        for files in self._files.values():
+            files.close()
         if self._group is not None:
             self._group.store.close()
             self._group = None
+
+    def _scale(self, key: str) -> Scale:
+        if key not in self._scales:
+            is_floating = self._layouts[key].is_floating
+            self._scales[key] = decide_scale(self._looks(key)) if is_floating else "levels"
+        return self._scales[key]
+
+    def _looks(self, key: str) -> Iterator[np.ndarray]:
+        """Read the middle frames of some episodes; those that do not read tell nothing."""
+        for episode in range(min(LOOKS, self.num_episodes)):
+            start, stop = self._rows(episode)
+            middle = (start + stop) // 2
+            with contextlib.suppress(DatasetError):
+                yield self._read(key, middle, middle + 1, "")
 
     def _rows(self, episode: int) -> tuple[int, int]:
         if not 0 <= episode < self.num_episodes:
@@ -217,13 +251,12 @@ class DiffusionPolicyZarrReader:
         allow_outside = self._place.allow_outside
         if self._group is None:
             self._group = open_group(self._root, allow_outside=allow_outside)
-            self._files = StoredFiles(self._root)
         if key not in self._arrays:
             array = open_array(self._group, self._root, key, allow_outside=allow_outside)
             self._arrays[key] = array
         return self._arrays[key]
 
-    def _whole_array(self, key: str) -> Any:
+    def _require_whole(self, key: str) -> Any:
         """Open an array, and refuse one that is not whole or not of the episodes' length."""
         array = self._array(key)
         place = f"{self._root}: {key}"
@@ -232,29 +265,20 @@ class DiffusionPolicyZarrReader:
                 f"{place}: expected rows of at least one number, found shape {array.shape}; remove "
                 "this key or write its rows"
             )
-        if key != ENDS_KEY and array.shape[0] != self._ends[-1]:
-            raise DatasetError(
-                f"{place}: expected {self._ends[-1]} rows as the last of {ENDS_KEY}, found "
-                f"{array.shape[0]}; the replay buffer was cut off or edited, write it again"
-            )
-        filters = array.metadata.filters or ()
-        if any(codec.codec_id in COMPRESSORS for codec in filters):
-            raise DatasetError(
-                f"{place}: expected filters that do not compress, found "
-                f"{', '.join(codec.codec_id for codec in filters)}; write the array again with it "
-                "as its compressor"
-            )
-        sizes = stored_files(self._root, key, allow_outside=self._place.allow_outside)
+        if key != ENDS_KEY:
+            self._require_rows(place, array.shape[0])
+        files = ArrayFiles(self._root, key, allow_outside=self._place.allow_outside)
+        self._files[key] = files
         rows = [(0, array.shape[0])]
         if key != ENDS_KEY:
             rows = [self._rows(episode) for episode in range(self.num_episodes)]
         require_chunks(
             place,
             grid_of(array),
-            sizes,
+            files,
             rows,
             chunk_bytes=_chunk_bytes(array),
-            compressed=any((array.metadata.compressor, *filters)),
+            compressed=any((array.metadata.compressor, *(array.metadata.filters or ()))),
             advice=_advice(key),
         )
         if array.ndim < 3:
@@ -268,57 +292,75 @@ class DiffusionPolicyZarrReader:
 
     def _read_ends(self) -> Int64[np.ndarray, " e"]:
         place = f"{self._root}: {ENDS_KEY}"
-        array = self._whole_array(ENDS_KEY)
+        array = self._require_whole(ENDS_KEY)
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise DatasetError(
                 f"{place}: expected whole numbers on one axis, found {array.dtype} {array.shape}; "
                 "write the row after each episode's last"
             )
-        ends = self._read(ENDS_KEY, 0, array.shape[0], place).astype(np.int64)
-        wrong = np.flatnonzero(np.diff(ends, prepend=0) < 1)
-        if wrong.size:
+        return self._read(ENDS_KEY, 0, array.shape[0], place).astype(np.int64)
+
+    def _require_apart(self) -> None:
+        """Refuse wanted episodes without rows, or with those of another, wanted or not."""
+        ends = self._ends
+        starts = np.concatenate([[0], ends[:-1]])
+        has_rows = (starts >= 0) & (ends > starts)
+        before = np.maximum.accumulate(np.where(has_rows, ends, 0))
+        after = np.minimum.accumulate(np.where(has_rows, starts, np.iinfo(np.int64).max)[::-1])
+        is_apart = np.ones(len(ends), bool)
+        is_apart[1:] &= before[:-1] <= starts[1:]
+        is_apart[:-1] &= after[::-1][1:] >= ends[:-1]
+        wrong = next((n for n in self._numbers if not (has_rows[n] and is_apart[n])), None)
+        if wrong is not None:
             raise DatasetError(
-                f"{place}: expected ends that rise, each episode with a step at least, found "
-                f"{ends[wrong[0]]} for episode {wrong[0]}; correct the ends"
+                f"{self._root}: {ENDS_KEY}: expected ends that rise, each episode with rows of its "
+                f"own, found rows [{starts[wrong]}, {ends[wrong]}) for episode {wrong}; correct "
+                "the ends, or leave out an episode that has no rows with `episodes = {except = "
+                f"[{wrong}]}}` in the manifest"
             )
-        return ends
+
+    def _require_rows(self, place: str, num_rows: int) -> None:
+        """Refuse an array of another length than the episodes', which may have lost any rows."""
+        expected, last = int(self._ends[-1]), len(self._ends) - 1
+        if last != self._numbers[-1]:  # whose end may be wrong: all arrays must agree then
+            self._num_rows = expected = self._num_rows or num_rows
+        if num_rows != expected or num_rows < self._ends[self._numbers[-1]]:
+            raise DatasetError(
+                f"{place}: expected {expected} rows, as the last of {ENDS_KEY} or the other arrays "
+                f"have, found {num_rows}: an array was cut off or edited, or an episode was not "
+                f"written to its end; cut all arrays to {expected} rows if the surplus is "
+                "unfinished, else copy the data again"
+            )
 
     def _read(self, key: str, start: int, stop: int, where: str) -> np.ndarray:
-        array = self._array(key)
-        codec = array.metadata.compressor
-        num_bytes = None if getattr(codec, "codec_id", None) in STREAMS else HEADER_BYTES
-        # Filters, which come after, may widen numbers that were stored narrower, or the reverse.
-        limit = _chunk_bytes(array) * (8 if array.metadata.filters else 1)
-        assert self._files is not None  # opened with the array
+        array, name = self._array(key), ""
         try:
             for name in grid_of(array).names(start, stop) if stop > start else ():
-                # A chunk that vanished since the opening would read as zeros without a word.
-                content, size = self._files.begin(f"{key}/{name}", num_bytes)
-                require_fitting(codec, content, size, limit)
+                self._files[key].require_whole(name, array.metadata.compressor)
             return np.asarray(array[start:stop])
         except FileNotFoundError as error:
-            raise absent_chunk(
-                where, str(error), f"rows [{start}, {stop})", _advice(key)
-            ) from error
+            raise absent_chunk(where, name, f"rows [{start}, {stop})", _advice(key)) from error
         except DAMAGE as error:
+            found = self._files[key].why_unreadable(name, error, f"copy it again{_advice(key)}")
             raise DatasetError(
-                f"{where}: expected rows [{start}, {stop}) to decode, found damage "
-                f"({' '.join(str(error).split())[:200]}); copy or download the data again"
-                f"{_advice(key)}"
+                f"{where}: rows [{start}, {stop}), chunk {name}: expected it to decode, {found}"
             ) from error
 
 
-def _require_frames(place: str, array: Any) -> None:
-    if not is_frames(array):
+def _frame_layout(place: str, array: Any) -> PixelLayout:
+    layout = pixel_layout(array.shape, array.dtype)
+    if layout is None:
         raise DatasetError(
             f"{place}: expected uint8 or floating-point frames (steps, height, width, 3), found "
-            f"{array.dtype} {array.shape}; name a key of RGB frames"
+            f"{kind_of_array(array.shape, array.dtype)}; name a key of RGB frames"
         )
-    if array.shape[1] * array.shape[2] > MAX_PIXELS:
+    height, width = layout.size
+    if height * width > MAX_PIXELS:
         raise DatasetError(
-            f"{place}: expected frames of 1 to {MAX_PIXELS} pixels, found {array.shape[1]}x"
-            f"{array.shape[2]}; name another camera, or write smaller frames"
+            f"{place}: expected frames of 1 to {MAX_PIXELS} pixels, found {height}x{width}; name "
+            "another camera, or write smaller frames"
         )
+    return layout
 
 
 def _require_numbers(place: str, array: Any) -> None:
@@ -340,16 +382,3 @@ def _advice(key: str) -> str:
 
 def _chunk_bytes(array: Any) -> int:
     return int(math.prod(array.chunks) * array.dtype.itemsize)
-
-
-def _as_uint8(frames: np.ndarray, where: str, start: int) -> UInt8[np.ndarray, "t h w 3"]:
-    if frames.dtype == np.uint8:
-        return frames
-    is_level = (frames >= 0) & (frames <= 255) & (frames == np.floor(frames))
-    if not is_level.all():
-        row, y, x, channel = np.argwhere(~is_level)[0]
-        raise FrameReadError(
-            f"{where}: expected whole numbers 0 to 255 in frames, found "
-            f"{frames[row, y, x, channel]} at step {start + row}; store the frames as uint8"
-        )
-    return frames.astype(np.uint8)

@@ -114,11 +114,12 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         raise MissingExtraError("Ray is not installed; run `pip install frozen-vla[ray]`")
     part = config.part
     device = open_device(config.device)
-    place = config.store.resolve()  # a store behind a link grows where it lies
-    manifest = load_manifest(config.manifest)
-    verify_checksums(manifest)
-    note = SourceNote(manifest=config.manifest.absolute(), stamp=files_stamp(manifest.roots))
-    with closing(ManifestReader(manifest)) as reader:
+    place = config.store.resolve()  # a store behind a link grows where it is
+    loaded = load_manifest(config.manifest)
+    manifest = loaded.manifest
+    verify_checksums(loaded)
+    note = SourceNote(manifest=config.manifest.absolute(), stamp=files_stamp(loaded.roots))
+    with closing(ManifestReader(loaded)) as reader:
         _check_frame_sizes(config.manifest, manifest, reader)
         steps = RecordedSteps(reader)
         encoder = _load_encoder(config, place, device, len(reader.view_names))

@@ -30,7 +30,7 @@ def open_source(store: FeatureStore, manifest: Path | None = None) -> ManifestRe
     """
     path = manifest or _manifest_of(store.folder)
     described = load_manifest(path)
-    if described.digest() != store.attributes.manifest_digest:
+    if described.manifest.digest() != store.attributes.manifest_digest:
         raise StoreError(
             f"{path}: is not the manifest that {store.path} was made with (its revision, rate, "
             f"size, views or keys differ); name the right --manifest, or run vla-embed again"

@@ -113,7 +113,8 @@ def record_dataset(config: RecordConfig) -> RecordReport:
     manifest = manifest_of(env, keep=config.keep, render_size=config.render_size)
     env.close()
     manifest_file = config.out / MANIFEST_NAME
-    if manifest_file.exists() and load_manifest(manifest_file).to_dict() != manifest.to_dict():
+    earlier = load_manifest(manifest_file).manifest if manifest_file.exists() else manifest
+    if earlier.to_dict() != manifest.to_dict():
         raise ConfigError(
             f"{manifest_file}: expected the manifest of {config.env} with views "
             f"{', '.join(config.views)}, keep={config.keep} and render size {config.render_size}, "

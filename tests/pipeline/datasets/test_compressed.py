@@ -55,7 +55,7 @@ def test_the_end_of_a_thumbnail_is_not_the_end_of_the_picture():
     whole = content[:2] + notes + content[2:]
     np.testing.assert_array_equal(decode_image(whole, "x"), decode_image(content, "x"))
     for length in (len(notes) + 2, len(whole) // 2, len(whole) - 1):
-        with pytest.raises(FrameReadError, match="a JPEG that is cut off"):
+        with pytest.raises(FrameReadError, match="expected a whole"):
             decode_image(whole[:length], "x")
 
 
@@ -88,11 +88,17 @@ def test_a_png_with_a_changed_byte_is_refused(place):
 
 
 @pytest.mark.parametrize(
-    "pixels", [RAMP.astype(np.uint16) * 200, np.dstack([PICTURE, RAMP]), RAMP > 60]
+    ("pixels", "found"),
+    [(RAMP.astype(np.uint16) * 200, "a depth image of 16 bits"), (RAMP > 60, "1")],
 )
-def test_depth_transparency_and_masks_are_no_colour_frames(pixels):
-    with pytest.raises(FrameReadError, match="colour camera"):
+def test_depth_and_masks_are_no_color_frames(pixels, found):
+    with pytest.raises(FrameReadError, match=f"found {found}.*color camera"):
         decode_image(encode(pixels, "PNG"), "x")
+
+
+def test_alpha_is_dropped_and_not_blended():
+    with_alpha = np.dstack([PICTURE, RAMP])
+    np.testing.assert_array_equal(decode_image(encode(with_alpha, "PNG"), "x"), PICTURE)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"GIF89a", b"\xff\xd8\xff\xd9", b"II*\0"])

@@ -1,4 +1,4 @@
-"""Training on named features: only those that a policy reads matter, and the run keeps just them."""
+"""Training on named features: a policy and its run take just those that its readers name."""
 
 import dataclasses
 import shutil

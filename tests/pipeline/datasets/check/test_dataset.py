@@ -203,7 +203,37 @@ def test_a_rate_that_differs_from_the_clock_is_found(tmp_path):
     report = check(tmp_path, manifest=MANIFEST.replace("fps = 10.0", "fps = 30.0"))
     assert {(f.severity, f.kind) for f in report.findings} == {("error", "fps")}
     assert len(report.findings) == 7
-    assert "10 steps a second, the manifest says 30" in report.findings[0].found
+    assert "10 steps a second from the first" in report.findings[0].found
+
+
+@pytest.mark.parametrize("fps", [30.0, 60.0, 24.0])
+def test_a_clock_that_is_rounded_has_the_rate_of_its_first_and_last_time(tmp_path, fps):
+    """Hundredths of a second: the usual step of 30 Hz is 0.03 s, which is no rate of 33 Hz."""
+
+    def plant(arrays):
+        arrays["timestamp"] = np.round((arrays["timestamp"] - 1e9) * 10 / fps, 2)
+
+    assert check(tmp_path, plant, MANIFEST.replace("fps = 10.0", f"fps = {fps}")).is_clean
+    report = check(tmp_path, plant, MANIFEST.replace("fps = 10.0", f"fps = {1.1 * fps:.4f}"))
+    assert {finding.kind for finding in report.findings} == {"fps"}
+
+
+def test_an_uneven_clock_of_the_right_rate_is_told_as_uneven(tmp_path):
+    """Steps that arrive two at a time."""
+
+    def plant(arrays):
+        arrays["timestamp"][step(2, 1) : step(3, 0) : 2] += 0.07
+
+    finding = only(check(tmp_path, plant))
+    assert (finding.severity, finding.kind) == ("warning", "jitter")
+    assert "steps between 0.03 and 0.17 s" in finding.found
+
+
+def test_a_gap_does_not_change_the_rate_between_gaps(tmp_path):
+    def plant(arrays):
+        arrays["timestamp"][step(1, 9) : step(2, 0)] += 30
+
+    assert only(check(tmp_path, plant)).kind == "clock"
 
 
 def test_a_clock_that_runs_back_is_found(tmp_path):
@@ -214,6 +244,22 @@ def test_a_clock_that_runs_back_is_found(tmp_path):
     assert (finding.severity, finding.kind) == ("error", "clock")
     assert finding.place.endswith("episode 1")
     assert finding.found.endswith("at step 9")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda times: times.astype(np.float32), "as float32 keeps times since 1970"),
+        (lambda times: (times - 1e9) * 1000, "times are milliseconds"),
+    ],
+)
+def test_a_clock_of_another_unit_or_too_coarse_is_named(tmp_path, change, found):
+    def plant(arrays):
+        arrays["timestamp"] = change(arrays["timestamp"] + 7e8)
+
+    report = check(tmp_path, plant)
+    assert {finding.kind for finding in report.findings} == {"clock"}
+    assert found in report.findings[0].found
 
 
 def test_a_gap_in_the_recording_is_found(tmp_path):

@@ -35,6 +35,7 @@ def test_the_document_for_programs_is_stable(tmp_path):
         "frames_of",
         "views",
         "dims",
+        "statements",
         "findings",
         "sheet",
     }

@@ -96,9 +96,10 @@ def test_a_missing_camera_lists_the_cameras_of_the_file(root):
         ("action", None, r"numbers at action, .* are observations/qpos: correct `key`"),
         ("observations", None, r"frames in observations/images, found no camera; correct"),
         (FRONT, np.zeros((5, 0), np.uint8), r"frames of 1 to .*\(5, 0\)"),
-        (FRONT, np.zeros((5, 99), np.uint16), r"expected uint8 RGB .* or JPEG .*found uint16"),
-        (FRONT, np.zeros((5, 6, 8, 3), np.float32), r"expected uint8 RGB .*found float32"),
-        (FRONT, np.zeros((5, 6, 8, 1), np.uint8), r"expected uint8 RGB .*\(5, 6, 8, 1\)"),
+        (FRONT, np.zeros((5, 99), np.uint16), r"expected RGB .* or JPEG .*found uint16"),
+        (FRONT, np.zeros((5, 6, 8), np.uint16), r"expected RGB .*found 16-bit depth"),
+        (FRONT, np.zeros((5, 6, 8, 1), np.uint16), r"expected RGB .*found 16-bit depth"),
+        (FRONT, np.zeros((5, 6, 8, 1), np.uint8), r"expected RGB .*\(5, 6, 8, 1\)"),
         (FRONT, np.zeros((4, 6, 8, 3), np.uint8), r"same number of steps.*'.*front': 4"),
         ("action", np.zeros((4, 3), np.float32), r"same number of steps.*'action': 4"),
         (
@@ -139,7 +140,7 @@ def test_an_episode_without_steps_is_refused(root):
 def test_a_truncated_file_is_named(root):
     path = root / "episode_9.hdf5"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DatasetError, match=r"episode_9\.hdf5: .* does not open \(.*truncated"):
+    with pytest.raises(DatasetError, match=r"episode_9\.hdf5: .* does not read \(.*truncated"):
         open_tiny(root)
 
 
@@ -182,18 +183,18 @@ def test_numbers_that_do_not_read_are_named(root):
     content[place.byte_offset] ^= 1
     path.write_bytes(content)
     reader = open_tiny(root)
-    with pytest.raises(DatasetError, match=r"episode_12\.hdf5: .*numbers at action.*do not read"):
+    with pytest.raises(DatasetError, match=r"episode_12\.hdf5: .*numbers at action.*does not read"):
         reader.numbers(1, ACTION)
 
 
 def test_a_file_that_is_gone_or_changed_after_opening_gives_no_frames(root):
     reader = open_tiny(root)
     edit(root, FRONT, np.zeros((3, 6, 8, 3), np.uint8))
-    with pytest.raises(FrameReadError, match=r"frame 3 of .*front: .*changed"):
+    with pytest.raises(FrameReadError, match=r"front: .*changed"):
         reader.frames(1, 0, 5)
     reader.close()
     (root / "episode_12.hdf5").unlink()
-    with pytest.raises(FrameReadError, match=r"episode_12\.hdf5: frame 0 of .*No such"):
+    with pytest.raises(FrameReadError, match=r"episode_12\.hdf5: frame 0 of .*found nothing"):
         reader.frames(1, 0, 5)
 
 
@@ -238,7 +239,7 @@ def test_a_file_that_lies_elsewhere_is_read_only_on_request(root, tmp_path_facto
     assert open_tiny(root, allow_outside=True).episode_length(1) == 5
     path.unlink()
     path.symlink_to(root / "nothing")
-    with pytest.raises(DatasetError, match=r"episode_12\.hdf5: expected an HDF5 file, found none"):
+    with pytest.raises(DatasetError, match=r"episode_12\.hdf5: .*found nothing"):
         open_tiny(root)
 
 
@@ -246,7 +247,7 @@ def test_a_file_that_lies_elsewhere_is_read_only_on_request(root, tmp_path_facto
     ("row", "pattern"),
     [
         (jpeg(np.zeros((8, 6, 3), np.uint8)), "6x8 pixels as in frame 0, found 8x6"),
-        (jpeg(tiny_frames(1, "front")[2])[:300], "cut off"),
+        (jpeg(tiny_frames(1, "front")[2])[:300], "[Tt]runcated"),
         (np.zeros(4, np.uint8), "whole JPEG or PNG"),
     ],
 )

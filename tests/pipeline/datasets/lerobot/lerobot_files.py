@@ -279,11 +279,16 @@ def write_v3(
     lists: str = "fixed",
     rows_per_group: int | None = None,
     index_order: Sequence[int] | None = None,
+    tasks: Sequence[str] | None = None,
 ) -> Path:
     """Write a v3.0 dataset; by default one parquet file, and one video a camera."""
     everyone = range(len(episodes))
     index: list[dict[str, Any]] = [
-        {"episode_index": number, "tasks": ["tidy"], "length": episodes[number].length}
+        {
+            "episode_index": number,
+            "tasks": [tasks[number] if tasks else "tidy"],
+            "length": episodes[number].length,
+        }
         for number in everyone
     ]
     firsts = np.cumsum([0] + [episode.length for episode in episodes]).tolist()
@@ -323,7 +328,7 @@ def _write_v3_videos(
                 f"videos/{key}/chunk_index": 0,
                 f"videos/{key}/file_index": file,
                 f"videos/{key}/from_timestamp": start_s,
-                f"videos/{key}/to_timestamp": start_s + episodes[n].length / TINY_FPS,
+                f"videos/{key}/to_timestamp": start_s + len(episodes[n].frames[key]) / TINY_FPS,
             }
             frames += list(episodes[n].frames[key])
         if plan.missing and file == len(plan.files) - 1:
@@ -339,6 +344,7 @@ def write_v2(
     image_keys: Sequence[str] = (),
     codec: str = "mpeg4",
     lists: str = "fixed",
+    tasks: Sequence[str] | None = None,
 ) -> Path:
     """Write a v2.0 or v2.1 dataset: a parquet file an episode, and a video a camera."""
     first = 0
@@ -349,7 +355,8 @@ def write_v2(
         for key in [key for key in episode.frames if key not in image_keys]:
             path = root / f"videos/chunk-000/{key}/episode_{number:06d}.mp4"
             write_video(path, episode.frames[key], codec=codec)
-        lines.append({"episode_index": number, "tasks": ["tidy"], "length": episode.length})
+        task = tasks[number] if tasks else "tidy"
+        lines.append({"episode_index": number, "tasks": [task], "length": episode.length})
         first += episode.length
     write_json(root / "meta/info.json", info_content(version, episodes, image_keys))
     (root / "meta/episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,7 +1,7 @@
 """LeRobot v3.0: what is refused, with the file, the episode and what to do."""
 
 import json
-import os
+from contextlib import closing
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -36,6 +36,10 @@ def open_v3(root, views=VIEWS, numbers=NUMBERS, **place):
     return LeRobotV3Reader(DatasetPlace(root, views, numbers, **place))
 
 
+def open_v3_without(root, *numbers):
+    return closing(open_v3(root, keeps=lambda number: number not in numbers))
+
+
 def refused(root, match, views=VIEWS, numbers=NUMBERS):
     with pytest.raises(DatasetError, match=match) as caught:
         open_v3(root, views, numbers)
@@ -52,7 +56,7 @@ def refused(root, match, views=VIEWS, numbers=NUMBERS):
         ({"fps": 0}, r"info\.json: fps:"),
         ({"fps": "fast"}, r"info\.json: fps:"),
         ({"features": []}, r"info\.json: features:"),
-        ({"total_episodes": 3}, r"expected 3 episodes .* found 2"),
+        ({"total_episodes": 3}, r"expected a row for episode 2, of 3 .* found none"),
         ({"data_path": "../{chunk_index}/{file_index}"}, "allow_outside"),
         ({"video_path": "/etc/{video_key}"}, "allow_outside"),
         ({"data_path": "{chunk_index.__class__}"}, "data_path: expected a path with places"),
@@ -96,30 +100,108 @@ def test_missing_files_of_all_kinds_are_named_with_their_episodes(tmp_path):
     )
 
 
-def test_an_index_that_skips_or_repeats_is_refused(tmp_path):
+def test_an_index_that_lacks_or_repeats_a_wanted_episode_is_refused(tmp_path):
     write_v3(tmp_path, counted_episodes(2, 2, 2))
     original = (tmp_path / INDEX).read_bytes()
 
     edit_parquet(tmp_path / INDEX, lambda row: row if row["episode_index"] != 1 else None)
-    refused(tmp_path, "found episode_index 2 where 1 belongs")
+    refused(tmp_path, "expected a row for episode 1, of 3 .* found none .1 absent in all")
     (tmp_path / INDEX).write_bytes(original)
-    edit_parquet(tmp_path / INDEX, lambda row: row | {"episode_index": row["episode_index"] // 2})
-    refused(tmp_path, "found episode_index 0 where 1 belongs")
+    edit_parquet(tmp_path / INDEX, lambda row: row | {"episode_index": row["episode_index"] % 2})
+    edit_json(tmp_path / "meta/info.json", total_episodes=2)
+    refused(tmp_path, "expected one row for episode 0, found 2")
+    edit_json(tmp_path / "meta/info.json", total_episodes=1)
     (tmp_path / INDEX).write_bytes(original)
-    edit_parquet(tmp_path / INDEX, lambda row: row if row["episode_index"] < 2 else None)
-    refused(tmp_path, "expected 3 episodes .* found 2")
+    refused(tmp_path, "expected 1 episodes as total_episodes .* found 3; correct total_episodes")
     (tmp_path / INDEX).unlink()
     refused(tmp_path, "expected the index of the episodes")
+
+
+DAMAGED_ROWS = {
+    "a length of 0": {"length": 0, "dataset_to_index": 5},
+    "no length": {"length": None},
+    "no file of a camera": {f"videos/{FRONT}/file_index": None},
+    "a camera missing": dict.fromkeys(
+        [f"videos/{FRONT}/{name}" for name in ("file_index", "from_timestamp", "to_timestamp")],
+        float("nan"),
+    ),
+    "another end than its length": {"dataset_to_index": 7},
+    "an endless clip": {f"videos/{FRONT}/to_timestamp": float("inf")},
+    "a file before the first": {f"videos/{FRONT}/file_index": -1},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_ROWS.values(), ids=DAMAGED_ROWS)
+def test_a_damaged_row_of_the_index_matters_only_if_its_episode_is_wanted(tmp_path, damage):
+    root = write_v3(tmp_path, counted_episodes(2, 3, 4))
+    edit_parquet(root / INDEX, lambda row: row | damage if row["episode_index"] == 1 else row)
+    refused(root, "episode 1: ")
+    with open_v3_without(root, 1) as reader:
+        assert [reader.episode_number(episode) for episode in range(2)] == [0, 2]
+        assert read_counters(reader.frames(1, 0, 4)[0]) == [200, 201, 202, 203]
+
+
+def test_a_row_that_was_removed_or_a_wrong_total_matters_only_if_it_is_wanted(tmp_path):
+    root = write_v3(tmp_path, counted_episodes(2, 3, 4))
+    edit_parquet(root / INDEX, lambda row: row if row["episode_index"] != 1 else None)
+    for total in (3, 2, None):
+        edit_json(root / "meta/info.json", total_episodes=total)
+        refused(root, "expected a row for episode 1")
+        with open_v3_without(root, 1) as reader:
+            assert read_counters(reader.frames(1, 0, 4)[0]) == [200, 201, 202, 203]
+    edit_json(root / "meta/info.json", total_episodes=5)
+    refused(root, "expected a row for episode 1, of 5")
+    with open_v3_without(root, 1, 3, 4) as reader:
+        assert reader.num_episodes == 2
+
+
+@pytest.mark.parametrize("left_out", [(), (0,), (1,)])
+def test_clips_that_overlap_are_refused_whichever_of_them_is_wanted(tmp_path, left_out):
+    """One has the other's frames, and nothing tells which."""
+    root = write_v3(tmp_path, counted_episodes(6, 6, 6))
+    shift = {f"videos/{FRONT}/from_timestamp": 0.0, f"videos/{FRONT}/to_timestamp": 0.6}
+    edit_parquet(root / INDEX, lambda row: row | shift if row["episode_index"] == 1 else row)
+    with pytest.raises(DatasetError, match=r"front: expected episode 1 to begin after episode 0"):
+        open_v3(root, keeps=lambda number: number not in left_out)
+    with open_v3_without(root, 0, 1) as reader:
+        assert read_counters(reader.frames(0, 0, 6)[0]) == [*range(200, 206)]
+
+
+def test_a_step_past_its_clips_end_does_not_get_the_next_episodes_frame(tmp_path):
+    """Rows at 29.5 Hz by their clock, frames at 30 Hz, as many as rows."""
+    episodes = counted_episodes(40, 40)
+    for episode in episodes:
+        episode.extra = {"timestamp": [step / (29.5 / 3) for step in range(40)]}
+    root = write_v3(tmp_path, episodes)
+    reader = open_v3(root)
+    with pytest.raises(FrameReadError, match=r"episode 0: .*front: frame 39: expected a frame"):
+        reader.frames(0, 0, 40)
+    reader.close()
+    edit_json(root / "meta/info.json", fps=29.5 / 3)  # now the index itself tells
+    refused(root, "expected episode 0 to last until 4.0678 s, .* ends at 4.0000 s; correct `fps`")
+
+
+def test_a_file_that_is_too_short_for_all_its_episodes_is_refused_for_each(tmp_path):
+    """Frames that a camera lost shift those of every later episode of the file."""
+    root = write_v3(tmp_path, counted_episodes(6, 6, 6))
+    frames = [*counter_frames(0, FRONT, 6)[2:], *counter_frames(1, FRONT, 6)]
+    write_video(
+        root / f"videos/{FRONT}/chunk-000/file-000.mp4", [*frames, *counter_frames(2, FRONT, 6)]
+    )
+    for left_out in ((), (0,), (2,), (0, 2)):
+        with pytest.raises(DatasetError, match=r"expected 18 frames .* found 16.* leave out all"):
+            open_v3(root, keeps=lambda number, left_out=left_out: number not in left_out)
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"length": 4}, r"episode 1: expected dataset_to_index 3 \+ length 4, found 8"),
-        ({"length": None}, "length: expected a value in every row, found 1 empty"),
+        ({"length": 4}, r"episode 1: dataset_to_index: .* 3 \+ length 4, found 8"),
+        ({"length": None}, "episode 1: length: expected a whole number, found nan"),
         ({f"videos/{FRONT}/from_timestamp": float("nan")}, "from_timestamp: expected seconds"),
         ({f"videos/{FRONT}/from_timestamp": 0.1}, "front: expected episode 1 to begin after"),
         ({f"videos/{FRONT}/from_timestamp": 0.5}, r"until 1\.0000 s for episode 1, found .*0\.8"),
+        ({f"videos/{FRONT}/to_timestamp": 0.7}, r"to last until 0\.8000 s, .* ends at 0\.7000 s"),
         ({f"videos/{FRONT}/file_index": 7}, r"file-007\.mp4 \(episode 1\)"),
     ],
 )
@@ -186,7 +268,7 @@ def test_rows_of_another_width_are_refused(tmp_path):
 def test_a_camera_that_stops_early_is_refused_at_opening(tmp_path):
     plans = {WRIST: VideoPlan(((0, 1),), missing=2)}
     write_v3(tmp_path, tiny_episodes(), plans=plans)
-    refused(tmp_path, r"wrist.*: expected 8 frames for episodes 0 to 1, found 6; the camera")
+    refused(tmp_path, r"wrist.*: expected 8 frames for episodes 0 to 1, found 6: the camera")
 
 
 def test_a_hole_in_a_video_is_named_by_frame(tmp_path):
@@ -308,9 +390,6 @@ def test_headers_are_not_read_from_elsewhere(tmp_path):
         if name == "meta/info.json":
             with pytest.raises(DatasetError, match="copy the files in"):
                 LeRobotV3Reader.survey(root)
-        (root / name).unlink()
-        os.mkfifo(root / name)
-        refused(root, f"{name}: expected a file of at most")
         (root / name).unlink()
         (tmp_path / "outside").rename(root / name)
     (tmp_path / "card").write_text("---\nlicense: secret\n---\n")

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.datasets.base import EpisodeReader
 from pipeline.datasets.manifest.checksums import verify_checksums
-from pipeline.datasets.manifest.model import Manifest, load_manifest
+from pipeline.datasets.manifest.model import LoadedManifest, Manifest, load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import DatasetError, FrameReadError
 from tests.pipeline.datasets.check.clean_files import ENDS, MANIFEST, clean_arrays
@@ -25,7 +25,7 @@ from tests.pipeline.datasets.hdf5.aloha_files import write_raw
 from tests.pipeline.datasets.replay_buffer.zarr_files import write_replay_buffer
 
 
-def describe(root: Path, **fields: object) -> Manifest:
+def describe(root: Path, **fields: object) -> LoadedManifest:
     content = {
         "name": "tiny",
         "source": "a test",
@@ -37,15 +37,15 @@ def describe(root: Path, **fields: object) -> Manifest:
         "state": {"key": "/observations/qpos", "units": "halves"},
         "action": {"key": "/action", "units": "quarters"},
     }
-    return Manifest.from_dict(content | fields, roots=(root,), origin="tiny.toml")
+    return LoadedManifest(Manifest.from_dict(content | fields), (root,), "tiny.toml")
 
 
-def describe_several(*sources: tuple[Path, dict[str, object]]) -> Manifest:
-    content = describe(Path()).to_dict()
+def describe_several(*sources: tuple[Path, dict[str, object]]) -> LoadedManifest:
+    content = describe(Path()).manifest.to_dict()
     content.pop("path")
     content["sources"] = [{"path": str(root), **fields} for root, fields in sources]
     roots = tuple(root for root, _ in sources)
-    return Manifest.from_dict(content, roots=roots, origin="tiny.toml")
+    return LoadedManifest(Manifest.from_dict(content), roots, "tiny.toml")
 
 
 def set_step(path: Path, key: str, value: float) -> None:
@@ -104,7 +104,7 @@ def test_time_is_that_of_the_files_or_of_the_rate(root):
 
 
 def test_views_come_in_the_order_of_the_manifest(root):
-    views = describe(root).to_dict()["views"][::-1]
+    views = describe(root).manifest.to_dict()["views"][::-1]
     wrist, front = ManifestReader(describe(root, views=views)).frames(1, 0, 5)
     np.testing.assert_array_equal(wrist, tiny_frames(1, "wrist"))
     np.testing.assert_array_equal(front, tiny_frames(1, "front"))
@@ -255,16 +255,16 @@ def test_a_split_names_a_subset_of_the_files(tmp_path):
     path = robomimic_files.write_robomimic(
         tmp_path / "image.hdf5", {0: 0, 1: 1}, masks={"valid": (1,)}
     )
-    manifest = describe(
+    loaded = describe(
         path,
         views=[{"name": "front", "key": robomimic_files.FRONT}],
         state={"key": robomimic_files.STATE, "units": "x"},
         action={"key": robomimic_files.ACTION, "units": "x"},
         splits={"heldout": "valid"},
     )
-    assert ManifestReader(manifest).heldout == (1,)
-    fields = manifest.to_dict() | {"episodes": {"only": [0]}}
-    assert "none among those used" in refusal(describe(manifest.roots[0], **fields))
+    assert ManifestReader(loaded).heldout == (1,)
+    fields = loaded.manifest.to_dict() | {"episodes": {"only": [0]}}
+    assert "none among those used" in refusal(describe(loaded.roots[0], **fields))
 
 
 def test_sources_follow_one_another_each_with_its_filter_and_split(root, tmp_path):

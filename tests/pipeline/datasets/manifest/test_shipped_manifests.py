@@ -253,7 +253,7 @@ def test_every_shipped_manifest_loads_and_is_tested_here(monkeypatch):
     monkeypatch.setenv("DATA_ROOT", "/data")
     names = {path.stem for path in FOLDER.glob("*.toml")}
     for name in names:
-        manifest = load_manifest(FOLDER / f"{name}.toml")
+        manifest = load_manifest(FOLDER / f"{name}.toml").manifest
         assert manifest.name.startswith(name)
         assert len(manifest.source) > 10
     tested = set(re.findall(r'open_shipped\("([\w.-]+)"', Path(__file__).read_text()))

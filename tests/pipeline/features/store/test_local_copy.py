@@ -37,7 +37,7 @@ def test_a_bucket_is_copied_where_requests_fail_and_resumed_after_an_outage(cach
     with s3_server() as port, failing_proxy(port) as proxy:
         use_server(monkeypatch, proxy.url)
         store = complete_store(ObjectUrl("s3", BUCKET, "s.zarr"), LENGTHS)
-        proxy.dies_at = lambda method, path: method == "GET" and "/features/c/3/" in path
+        proxy.dies_at = lambda method, path: method == "GET" and "/features/pooled/c/3/" in path
         with pytest.raises(ObjectStorageError, match="object storage does not answer after"):
             everything(FeatureStore.open(store.path), cache)
         assert copies(cache) == ["000000", "000001", "000002", "000003.partial"]
@@ -47,7 +47,9 @@ def test_a_bucket_is_copied_where_requests_fail_and_resumed_after_an_outage(cach
         found = everything(FeatureStore.open(store.path), cache)
         np.testing.assert_array_equal(found, tiny_features(sum(LENGTHS)))
         fetched = {
-            path.split("/features/c/")[-1][0] for _, path in proxy.seen[before:] if "/c/" in path
+            path.split("/features/pooled/c/")[-1][0]
+            for _, path in proxy.seen[before:]
+            if "/c/" in path
         }
         assert not {"0", "1", "2"} & {unit for unit in fetched if unit.isdigit()} - {"3", "4"}
     assert copies(cache) == [f"{unit:06d}" for unit in range(5)]

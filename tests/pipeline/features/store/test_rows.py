@@ -48,7 +48,7 @@ def test_values_of_any_places_are_those_of_zarr(tmp_path, attributes):
 def test_a_file_that_is_no_longer_the_one_that_was_opened_is_refused(tmp_path, change):
     store = complete_store(tmp_path / "s.zarr", (300,))
     rows = StoredRows([store])
-    path = store.path / "features/c/1/0/0"
+    path = store.path / "features/pooled/c/1/0/0"
     if change == "replaced":
         copy = path.with_name("copy")
         copy.write_bytes(path.read_bytes())
@@ -58,13 +58,13 @@ def test_a_file_that_is_no_longer_the_one_that_was_opened_is_refused(tmp_path, c
     else:
         path.unlink()
     assert rows.read(torch.tensor([0])).shape == (1, 768)
-    with pytest.raises(StoreError, match="features/c/1/0/0"):
+    with pytest.raises(StoreError, match="features/pooled/c/1/0/0"):
         rows.read(torch.tensor([256 * 3]))
 
 
 def test_a_shard_whose_index_names_other_chunks_is_refused(tmp_path):
     store = store_of(tmp_path, "s", rows_per_unit=512)
-    path = store.path / "features/c/1/0/0"
+    path = store.path / "features/pooled/c/1/0/0"
     content = path.read_bytes()
     path.write_bytes(content[:-30] + b"\xff" * 26 + content[-4:])
     with pytest.raises(StoreError, match="names no chunks"):

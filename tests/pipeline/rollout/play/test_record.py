@@ -78,7 +78,7 @@ def test_a_damaged_or_renamed_recording_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"episode_0\.hdf5: expected episode_1\.hdf5"):
         record_dataset(config_for(tmp_path))
     (tmp_path / "episode_0.hdf5").write_bytes(b"\x89HDF")
-    with pytest.raises(DatasetError, match=r"episode_0\.hdf5: .*does not open"):
+    with pytest.raises(DatasetError, match=r"episode_0\.hdf5: .*does not read"):
         record_dataset(config_for(tmp_path))
 
 
@@ -169,9 +169,9 @@ def test_larger_pictures_are_recorded_as_a_rollout_sees_them(tmp_path):
     """Bit for bit: the first recorded step against the live loop's own observation."""
     config = config_for(tmp_path, views=("corner",), episodes=1, render_size=480, workers=1)
     report = record_dataset(config)
-    manifest = load_manifest(report.manifest)
-    assert manifest.revision.endswith("rendered at 480x480 pixels")
-    recorded = ManifestReader(manifest).frames(0, 0, 1)
+    loaded = load_manifest(report.manifest)
+    assert loaded.manifest.revision.endswith("rendered at 480x480 pixels")
+    recorded = ManifestReader(loaded).frames(0, 0, 1)
     env = make_env(ENV, ("corner",), 480)
     env.reset(0)
     assert env.render().shape == (1, 480, 480, 3)
@@ -205,7 +205,7 @@ def test_a_folder_with_failures_says_so(tmp_path):
     write_recording(tmp_path, seed=1)
     report = record_dataset(config_for(tmp_path, keep="all"))
     assert (report.episodes, report.recorded, report.failed_seeds) == (2, 0, (0,))
-    assert load_manifest(report.manifest).source.endswith("failures included")
+    assert load_manifest(report.manifest).manifest.source.endswith("failures included")
     (tmp_path / "episode_0.hdf5").unlink()
     with pytest.raises(ConfigError, match=r"expected the manifest .* keep=successes"):
         record_dataset(config_for(tmp_path, first_seed=1))
@@ -268,10 +268,11 @@ def test_ctrl_c_ends_every_process_and_keeps_what_is_whole(tmp_path):
 
 @pytest.mark.sim
 def test_the_shipped_manifest_is_the_one_that_the_recorder_writes():
-    shipped = load_manifest(ROOT / "data_manifests" / "metaworld-pick-place.toml")
+    loaded = load_manifest(ROOT / "data_manifests" / "metaworld-pick-place.toml")
+    shipped = loaded.manifest
     env = make_expert_env("metaworld/pick-place-v3", ("corner", "topview", "gripperPOV"))
     recorded = manifest_of(env)
     env.close()
     assert shipped.to_dict() | {"path": "."} == recorded.to_dict()
     assert shipped.digest() == recorded.digest()
-    assert shipped.roots == (ROOT / "demo" / "recordings",)
+    assert loaded.roots == (ROOT / "demo" / "recordings",)

@@ -1,0 +1,156 @@
+"""Values of a column that are odd among the others: a few far away, jumps of a turn, other units.
+
+Training scales the range of every column to [-1, 1], so that both ends of it decide how every
+value is seen: a single wrong one squeezes all the others, and a policy answers with it.
+"""
+
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64
+
+from pipeline.datasets.check.report import Findings
+from policy.network.normalizer import CONSTANT_RANGE
+
+_MAX_FEW: Final = 63  # values at an end of a column that can be a handful
+_FEW_SHARE: Final = 0.01  # of a column's values
+_FAR: Final = 3.0  # times the range of the others; tails of usual motion reach 2
+_TURNS: Final = ((2 * np.pi, "2 pi"), (360.0, "360 degrees"))
+_TURN_TOLERANCE: Final = 0.1  # of a turn, which a joint may move within the step of a jump
+_UNITS: Final = (
+    (180 / np.pi, "degrees against radians"),
+    (100.0, "percent or centimeters against parts of 1 or meters"),
+    (255.0, "bytes against parts of 1"),
+    (1000.0, "millimeters against meters"),
+)
+_UNIT_TOLERANCE: Final = 0.3  # of a factor between units; motion differs between episodes
+_APART: Final = 5.0  # factor between the magnitudes of two groups of episodes
+_MIN_EPISODES: Final = 3
+
+
+class ColumnOddities:
+    """Looks at every value of state or action, episode after episode, and keeps a few of each."""
+
+    def __init__(self, role: str) -> None:
+        """Begin with no episode; `role` is `state` or `action`."""
+        self._role = role
+        self._names: list[str] = []
+        self._num_values = 0
+        self._ends: list[tuple[np.ndarray, np.ndarray]] = []  # of low and high: values, places
+        self._magnitudes: list[Float32[np.ndarray, " d"]] = []  # of each episode
+        self._num_jumps: dict[tuple[int, str], int] = {}
+        self._first_jump: dict[tuple[int, str], str] = {}
+
+    def add(self, values: Float32[np.ndarray, "t d"], episode: str) -> None:
+        """Take in one episode; `episode` names it in messages."""
+        self._names.append(episode)
+        self._num_values += len(values)
+        self._magnitudes.append(np.abs(values).max(axis=0))
+        self._keep_ends(values)
+        self._count_jumps(values, episode)
+
+    def report(self, findings: Findings) -> None:
+        """Tell columns with a few values far from the others, jumps of a turn, or two units."""
+        if not self._names:
+            return
+        for column in range(len(self._magnitudes[0])):
+            name = f"{self._role}[{column}]"
+            self._report_few(column, name, findings)
+            self._report_units(column, name, findings)
+        for (column, turn), count in self._num_jumps.items():
+            findings.add(
+                "warning",
+                "wrap",
+                f"{self._role}[{column}]",
+                f"{count} jumps of {turn} from one step to the next, the first in "
+                f"{self._first_jump[column, turn]}",
+                "unwrap the angle, or store its sine and cosine: to a policy both ends of the "
+                "range are far apart",
+            )
+
+    def _keep_ends(self, values: Float32[np.ndarray, "t d"]) -> None:
+        """Keep the smallest and the largest values of every column, with episode and step."""
+        places = np.empty((len(values), 2), np.int64)
+        places[:, 0], places[:, 1] = len(self._names) - 1, np.arange(len(values))
+        everywhere = np.broadcast_to(places[:, None], (*values.shape, 2))
+        kept = []
+        for end, sign in enumerate((1, -1)):
+            all_values, all_places = values, everywhere
+            if self._ends:
+                all_values = np.concatenate([self._ends[end][0], values])
+                all_places = np.concatenate([self._ends[end][1], everywhere])
+            order = np.argsort(sign * all_values, axis=0, kind="stable")[: _MAX_FEW + 1]
+            kept.append(
+                (
+                    np.take_along_axis(all_values, order, axis=0),
+                    np.take_along_axis(all_places, order[..., None], axis=0),
+                )
+            )
+        self._ends = kept
+
+    def _report_few(self, column: int, name: str, findings: Findings) -> None:
+        few = int(np.clip(np.ceil(_FEW_SHARE * self._num_values), 1, _MAX_FEW))
+        if self._num_values <= 2 * few + 2:
+            return
+        (low, low_at), (high, high_at) = ((v[:, column], at[:, column]) for v, at in self._ends)
+        core = float(high[few] - low[few])
+        if float(high[0] - low[0]) <= _FAR * core or float(high[0] - low[0]) <= CONSTANT_RANGE:
+            return
+        reach = core if core > CONSTANT_RANGE else CONSTANT_RANGE
+        far_low, far_high = low[few] - low > reach / 2, high - high[few] > reach / 2
+        count = int(far_low.sum() + far_high.sum())
+        # A column that hardly ever changes may be a switch: few values are far then by design.
+        if core <= CONSTANT_RANGE and count > 1:
+            return
+        is_high = bool(far_high.any()) and high[0] - high[few] >= low[few] - low[0]
+        value, (episode, step) = (high[0], high_at[0]) if is_high else (low[0], low_at[0])
+        findings.add(
+            "warning",
+            "outlier",
+            name,
+            f"{count} of {self._num_values} values make most of the range: {value:.6g} in "
+            f"{self._names[episode]}, step {step}, where the others are within {low[few]:.4g} to "
+            f"{high[few]:.4g}; training scales the whole range to [-1, 1]",
+            "correct the values, or leave their episodes out with `episodes = {except = [...]}`",
+        )
+
+    def _count_jumps(self, values: Float32[np.ndarray, "t d"], episode: str) -> None:
+        ways = np.abs(np.diff(values.astype(np.float64), axis=0))
+        if not len(ways):
+            return
+        for turn, word in _TURNS:
+            is_turn: Bool[np.ndarray, "t d"] = np.abs(ways - turn) < _TURN_TOLERANCE * turn
+            others = np.where(is_turn, 0, ways).max(axis=0)
+            is_angle = is_turn.any(axis=0) & (others < turn / 4)
+            for column in np.flatnonzero(is_angle).tolist():
+                step = int(np.argmax(is_turn[:, column])) + 1
+                self._first_jump.setdefault((column, word), f"{episode}, step {step}")
+                count = int(is_turn[:, column].sum())
+                self._num_jumps[column, word] = self._num_jumps.get((column, word), 0) + count
+
+    def _report_units(self, column: int, name: str, findings: Findings) -> None:
+        sizes: Float64[np.ndarray, " e"] = np.array([of[column] for of in self._magnitudes], float)
+        order: Int64[np.ndarray, " e"] = np.argsort(sizes, kind="stable")
+        order = order[sizes[order] > CONSTANT_RANGE]
+        if len(order) < _MIN_EPISODES:
+            return
+        sizes = sizes[order]
+        gaps = sizes[1:] / sizes[:-1]
+        cut = int(np.argmax(gaps)) + 1
+        low, high = sizes[:cut], sizes[cut:]
+        if gaps[cut - 1] < _APART or max(low[-1] / low[0], high[-1] / high[0]) > _APART:
+            return
+        factor = float(np.median(high) / np.median(low))
+        word = next((w for unit, w in _UNITS if abs(factor / unit - 1) < _UNIT_TOLERANCE), None)
+        if word is None:
+            return
+        rare = order[:cut] if len(low) < len(high) else order[cut:]
+        findings.add(
+            "warning",
+            "units",
+            name,
+            f"the largest values are {low[0]:.4g} to {low[-1]:.4g} in {len(low)} episodes and "
+            f"{high[0]:.4g} to {high[-1]:.4g} in {len(high)}: a factor of {factor:.3g}, as of "
+            f"{word}; the first of the fewer is {self._names[int(rare.min())]}",
+            "bring them to one unit, or leave the fewer out with `episodes = {except = [...]}`",
+        )

@@ -1,0 +1,70 @@
+"""Odd values of a column: both ends of its range count, because training scales all of it."""
+
+import numpy as np
+import pytest
+
+from pipeline.datasets.check.columns import ColumnOddities
+from pipeline.datasets.check.report import Finding, Findings
+from tests.pipeline.datasets.check.clean_files import ENDS, check, only, step
+
+RANDOM = np.random.default_rng(0)
+
+
+def odd(*episodes: np.ndarray) -> tuple[Finding, ...]:
+    oddities, findings = ColumnOddities("state"), Findings()
+    for number, values in enumerate(episodes):
+        oddities.add(np.asarray(values, np.float32), f"episode {number}")
+    oddities.report(findings)
+    return findings.all()
+
+
+@pytest.mark.parametrize("key", ["state", "action"])
+@pytest.mark.parametrize("value", [4096.0, -4096.0, 40.0])
+def test_one_value_that_makes_most_of_a_columns_range_is_found(tmp_path, key, value):
+    def plant(arrays):
+        arrays[key][:, 1] = np.sin(np.arange(ENDS[-1]) / 5)
+        arrays[key][step(5, 7), 1] = value
+
+    finding = only(check(tmp_path, plant, episodes=1))
+    assert (finding.severity, finding.kind, finding.place) == ("warning", "outlier", f"{key}[1]")
+    assert finding.found.startswith(f"1 of {ENDS[-1]} values make most of the range: {value:g} in ")
+    assert "episode 5, step 7" in finding.found
+
+
+def test_angles_that_jump_by_a_turn_are_found(tmp_path):
+    def plant(arrays):
+        angle = np.cumsum(np.full(ENDS[-1], 0.2))
+        arrays["state"][:, 2] = (angle + np.pi) % (2 * np.pi) - np.pi
+
+    finding = only(check(tmp_path, plant))
+    assert (finding.kind, finding.place) == ("wrap", "state[2]")
+    assert "jumps of 2 pi" in finding.found
+    degrees = np.degrees(np.cumsum(np.full(100, 0.2))) % 360
+    assert [found.kind for found in odd(degrees[:, None])] == ["wrap"]
+
+
+@pytest.mark.parametrize("factor", [180 / np.pi, 1000.0])
+def test_a_unit_that_changes_between_episodes_is_found(tmp_path, factor):
+    def plant(arrays):
+        arrays["action"][step(2, 0) : step(4, 0), 0] *= factor
+
+    finding = only(check(tmp_path, plant))
+    assert (finding.kind, finding.place) == ("units", "action[0]")
+    assert "in 5 episodes" in finding.found
+    assert finding.found.endswith("episode 2")
+
+
+def test_nothing_is_odd_about_usual_motion():
+    """Tails, switches that are seldom closed, columns that stand still in some episodes."""
+    for values in (
+        RANDOM.normal(size=(5000, 3)),
+        RANDOM.laplace(size=(500, 3)),
+        (np.arange(5000) // 20 == 7).astype(float)[:, None],
+        np.repeat([0.0, 1.0], 200)[:, None],
+        np.cumsum(RANDOM.normal(size=(300, 2)), axis=0),
+        np.zeros((50, 1)),
+    ):
+        assert odd(values) == ()
+    walks = [np.cumsum(RANDOM.normal(size=(50, 3)), axis=0) for _ in range(20)]
+    assert odd(*walks, np.zeros((50, 3))) == ()
+    assert odd(*(scale * np.sin(np.arange(50) / 9)[:, None] for scale in (0.1, 0.5, 2, 8))) == ()
