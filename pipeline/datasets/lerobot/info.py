@@ -103,6 +103,7 @@ class LeRobotInfo(BaseModel):
     odd_features: dict[str, str] = Field(default_factory=dict)
     """What is wrong with the others."""
     total_episodes: int | None = None
+    robot_type: Any = None
     chunks_size: _Size = 1000
     data_path: str | None = None
     video_path: str | None = None
