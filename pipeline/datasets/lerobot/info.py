@@ -1,7 +1,7 @@
 """`meta/info.json` of LeRobot datasets, v2.0 to v3.0: features, rates and where the files lie.
 
-Knows that one file; opens no other. What it says is not trusted: unknown keys are ignored, known
-ones are checked, and its path templates may only hold the published places.
+What it says is not trusted: unknown keys are ignored, known ones are checked, and its path
+templates may only hold the published places.
 Source: huggingface/lerobot@7427f318:src/lerobot/datasets/utils.py (facts only).
 """
 
