@@ -1,12 +1,11 @@
 """MP4 files decoded forward: frames by their presentation times, each exactly or not at all.
 
-Knows one file and its clock; knows nothing of episodes or layouts. A pass over the packets, which
-decodes nothing, first lists every frame's time; a step is matched to a frame there, and decoding
-then delivers that very frame or fails. Decoding carries on where it stopped, so that reading in
-order decodes each frame once; it goes back, or far ahead, from a key frame.
-Damage that the decoder notices is an error; formats keep no checksums, so that some is not noticed.
-Colours: RGB of 8 bits by the matrix and range that the file states; a file that states no matrix
-is taken as BT.601, which is what encoding from RGB with FFmpeg's defaults means.
+A pass over the packets, which decodes nothing, first lists every frame's time; a step is matched to
+a frame there, and decoding then delivers that very frame or fails. Decoding carries on where it
+stopped, so that reading in order decodes each frame once; it goes back, or far ahead, from a key
+frame. Damage that the decoder notices is an error; formats keep no checksums, so that some is not
+noticed. Colours: RGB of 8 bits by the matrix and range that the file states; a file that states no
+matrix is taken as BT.601, which is what encoding from RGB with FFmpeg's defaults means.
 Source: LeRobot's data, huggingface/lerobot@7427f318:src/lerobot/datasets/video_utils.py (facts
 only); presentation and decoding times, ISO/IEC 14496-12, section 8.6.1.
 """

@@ -1,7 +1,7 @@
 """A picture of a dataset: first, middle and last frame of some episodes, in every view.
 
 What no program can judge is seen here at once: a picture upside down, mirrored, with red and blue
-swapped, or of the wrong camera. Pillow draws. Knows frames and labels; opens no dataset.
+swapped, or of the wrong camera. Pillow draws.
 """
 
 import io

@@ -1,8 +1,7 @@
 """Looks a dataset over before hours of compute: does it open, and is it what it should be?
 
 Numbers are read of every episode; frames, which take long, of a few that are spread over the
-dataset, or of all. Everything odd becomes a finding; nothing is changed. Knows the reader's
-protocol and no file layout.
+dataset, or of all. Everything odd becomes a finding; nothing is changed.
 """
 
 from hashlib import sha256

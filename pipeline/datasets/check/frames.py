@@ -1,7 +1,4 @@
-"""What is odd about the frames of one camera: black, of one colour, or frozen.
-
-Knows pixels and how far the robot moved; keeps a few numbers. Opens no dataset.
-"""
+"""What is odd about the frames of one camera: black, of one colour, or frozen."""
 
 import math
 from dataclasses import dataclass, field

@@ -1,7 +1,4 @@
-"""Statistics of states, actions and clocks over a whole dataset, and what is odd about them.
-
-Knows arrays; keeps a few numbers a column however long the dataset is. Opens no dataset.
-"""
+"""Statistics of states, actions and clocks over a whole dataset, and what is odd about them."""
 
 from typing import Final
 

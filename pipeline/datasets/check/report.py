@@ -1,7 +1,4 @@
-"""What a check of a dataset found: one table for people, one document for programs.
-
-Knows findings and texts; opens no dataset.
-"""
+"""What a check of a dataset found: one table for people, one document for programs."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field

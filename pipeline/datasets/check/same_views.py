@@ -1,7 +1,4 @@
-"""Whether two cameras show the same picture, as it is or mirrored.
-
-Knows pixels; keeps small copies of a few frames of one episode. Opens no dataset.
-"""
+"""Whether two cameras show the same picture, as it is or mirrored."""
 
 import itertools
 from collections import defaultdict

@@ -1,8 +1,4 @@
-"""Reads the frames of some episodes once, for all checks and for the contact sheet.
-
-Knows the reader's protocol and no file layout; what is odd about pixels is frame_checks.py's and
-same_views.py's to say.
-"""
+"""Reads the frames of some episodes once, for all checks and for the contact sheet."""
 
 from typing import Final
 

@@ -1,8 +1,6 @@
 """Episodes as HDF5 files keep them, found and checked by their headers.
 
-An episode is a group of arrays. Knows arrays and their keys within the group; where the groups
-are, and what the files say beside the arrays, is the layouts' own (aloha_hdf5.py,
-robomimic_hdf5.py).
+An episode is a group of arrays.
 """
 
 from collections import Counter

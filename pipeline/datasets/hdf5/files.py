@@ -1,6 +1,6 @@
 """What an HDF5 file must be before it is read: inside itself, of the right kind, and written whole.
 
-Knows h5py; knows no manifest and no layout of episodes. Looks at headers only: nothing is read.
+Looks at headers only: nothing is read.
 Source: HDF5 file format specification 3.0 (kinds of links, filters of a dataset).
 """
 

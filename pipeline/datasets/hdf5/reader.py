@@ -1,7 +1,6 @@
 """The common part of the readers of HDF5 layouts: rows of the arrays of described episodes.
 
-Knows arrays and their keys; which files and groups the episodes are is the layouts' own
-(aloha_hdf5.py, robomimic_hdf5.py). One file is open at a time.
+One file is open at a time.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Demonstrations written in the HDF5 layout of ACT and ALOHA, one file an episode.
 
 `/observations/images/<camera>` (t, h, w, 3) uint8 RGB, `/observations/qpos` (t, s),
-`/observations/qvel` (t, s) and `/action` (t, a). Knows no simulator and no manifest.
+`/observations/qvel` (t, s) and `/action` (t, a).
 Source: tonyzhaozh/act@42a5e2f, utils.py (the loader needs `sim`, `qpos`, `qvel` and `action`).
 Differs from the source: frames are losslessly compressed.
 """

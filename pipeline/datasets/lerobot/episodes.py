@@ -62,7 +62,7 @@ class LocatedEpisodes:
     num_indexed: int
     """Number of all episodes of the dataset."""
     others: tuple[EpisodeFiles, ...] = ()
-    """Those that are not wanted and share files with others; one whose row of the index
+    """Those that are not wanted and share files with the wanted ones; one whose row of the index
     contradicts itself is left out."""
 
 

@@ -1,7 +1,7 @@
 """`meta/info.json` of LeRobot datasets, v2.0 to v3.0: features, rates and where the files lie.
 
-Knows that one file; opens no other. What it says is not trusted: unknown keys are ignored, known
-ones are checked, and its path templates may only hold the published places.
+What it says is not trusted: unknown keys are ignored, known ones are checked, and its path
+templates may only hold the published places.
 Source: huggingface/lerobot@7427f318:src/lerobot/datasets/utils.py (facts only).
 """
 
@@ -103,6 +103,7 @@ class LeRobotInfo(BaseModel):
     odd_features: dict[str, str] = Field(default_factory=dict)
     """What is wrong with the others."""
     total_episodes: int | None = None
+    robot_type: Any = None
     chunks_size: _Size = 1000
     data_path: str | None = None
     video_path: str | None = None

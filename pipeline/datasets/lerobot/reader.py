@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64, UInt8
 
 from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, require_steps
-from pipeline.datasets.causes import why_unreadable
+from pipeline.datasets.causes import one_line, why_unreadable
 from pipeline.datasets.compressed import decode_image, image_size
 from pipeline.datasets.lerobot.clock import step_seconds
 from pipeline.datasets.lerobot.episodes import (
@@ -50,7 +50,9 @@ class LeRobotReader:
         self._num_indexed = located.num_indexed
         self._root = place.local_root
         self.fps: float | None = info.fps
-        self.facts = DatasetFacts()
+        is_named = isinstance(info.robot_type, str) and info.robot_type not in ("", "unknown")
+        robot = (f"robot: {one_line(info.robot_type)}",) if is_named else ()
+        self.facts = DatasetFacts(remarks=robot)
         self._fps = info.fps
         self.num_episodes: int = len(located.wanted)
         self._kinds = view_kinds(place, info)

@@ -1,7 +1,7 @@
 """Parquet files as arrays: the only file that knows pyarrow.
 
-Knows columns; knows nothing of episodes or layouts. Lists of fixed and of variable size, lists in
-lists and single values all become rows of numbers; pictures become their bytes.
+Lists of fixed and of variable size, lists in lists and single values all become rows of numbers;
+pictures become their bytes.
 Source: Apache Parquet format; the columns that LeRobot writes, formats facts of
 huggingface/lerobot@7427f318:src/lerobot/datasets/utils.py.
 """

@@ -1,7 +1,6 @@
 """LeRobotDataset v2.0 and v2.1: one parquet file an episode, and one video a camera and episode.
 
-The two versions differ in their statistics only, which are not read. Knows this layout and no
-manifest.
+The two versions differ in their statistics only, which are not read.
 Source: huggingface/lerobot@7427f318:src/lerobot/datasets/utils.py and the scripts that convert
 v2.1 to v3.0 (facts only).
 """

@@ -8,6 +8,8 @@ Source: huggingface/lerobot@7427f318:src/lerobot/datasets/utils.py, dataset_meta
 only).
 """
 
+import contextlib
+import itertools
 import math
 from operator import attrgetter
 from pathlib import Path
@@ -88,15 +90,15 @@ def _locate(place: DatasetPlace, info: LeRobotInfo) -> LocatedEpisodes:
     files = _RowReader(place, info, video_keys)
     numbers = [_whole(row["episode_index"]) for row, _ in rows]
     wanted = choose_numbers(place, info, files.folder, numbers)
-    found, others = [], []
-    for (row, task), number in zip(rows, numbers, strict=True):
-        if number in wanted:
-            found.append(files.episode(row, task))
-        else:
-            try:
+    is_wanted = [number in wanted for number in numbers]
+    found = [files.episode(row, task) for row, task in itertools.compress(rows, is_wanted)]
+    used = {place for row, _ in itertools.compress(rows, is_wanted) for place in files.places(row)}
+    others = []
+    for (row, task), is_asked in zip(rows, is_wanted, strict=True):
+        if not is_asked and not used.isdisjoint(files.places(row)):
+            # A row that contradicts itself says nothing about the others of its file.
+            with contextlib.suppress(DatasetError):
                 others.append(files.episode(row, task))
-            except DatasetError:  # nobody asks for it, and it says nothing about the others
-                continue
     found.sort(key=attrgetter("number"))
     return LocatedEpisodes(tuple(found), max(filter(None, numbers), default=0) + 1, tuple(others))
 
@@ -109,6 +111,13 @@ class _RowReader:
         self._info, self._video_keys, self._finder = info, video_keys, FileFinder(place)
         self._where = f"{place.local_root / INFO_PATH}"
         self._found: dict[tuple[str, int, int], Path] = {}
+
+    def places(self, row: Row) -> list[tuple[str, float, float]]:
+        """Return which files a row names, as it has them."""
+        return [
+            (prefix, row[f"{prefix}chunk_index"], row[f"{prefix}file_index"])
+            for prefix in ("data/", *(f"videos/{key}/" for key in self._video_keys))
+        ]
 
     def episode(self, row: Row, task: str | None) -> EpisodeFiles:
         """Say where an episode is.

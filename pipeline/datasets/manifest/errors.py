@@ -1,7 +1,4 @@
-"""What pydantic finds wrong with a manifest, in one line: key, expected, found, what to do.
-
-Knows pydantic's errors and the models of a manifest; reads no file.
-"""
+"""What pydantic finds wrong with a manifest, in one line: key, expected, found, what to do."""
 
 from collections.abc import Mapping
 from typing import Any, Final

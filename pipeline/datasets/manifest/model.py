@@ -1,6 +1,6 @@
 """What a dataset is: a small TOML file that names its files, its views and its units.
 
-Knows TOML and paths; opens no dataset. `data_manifests/README.md` explains every field in words.
+`data_manifests/README.md` explains every field in words.
 """
 
 import hashlib

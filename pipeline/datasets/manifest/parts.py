@@ -1,6 +1,6 @@
 """The parts of a manifest: views, number arrays, sources, episode filters and splits.
 
-Knows pydantic; opens no file. `data_manifests/README.md` explains every field in words.
+`data_manifests/README.md` explains every field in words.
 """
 
 from collections import Counter

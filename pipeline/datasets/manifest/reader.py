@@ -1,7 +1,7 @@
 """Episodes as a manifest describes them: what lies between the file layouts and everything else.
 
 Joins state and action from their keys and columns, turns BGR into RGB, shifts actions, leaves
-episodes out, and puts several sources one after the other. Knows no file layout and no store.
+episodes out, and puts several sources one after the other.
 """
 
 import math

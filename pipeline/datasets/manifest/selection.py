@@ -1,7 +1,4 @@
-"""Which episodes of a dataset are opened; the others need not exist or be readable.
-
-Knows numbers of episodes; knows no layout.
-"""
+"""Which episodes of a dataset are opened; the others need not exist or be readable."""
 
 from collections.abc import Iterable
 from typing import Final

@@ -1,6 +1,6 @@
 """Opens one source of a manifest with the episodes that its filter keeps.
 
-Finds, where a source does not open, which episodes are to blame. Knows no file layout.
+Finds, where a source does not open, which episodes are to blame.
 """
 
 import re

@@ -1,7 +1,4 @@
-"""Plain values as the text of a TOML file: what comes out is what `tomllib` reads back.
-
-Knows TOML; knows no manifest.
-"""
+"""Plain values as the text of a TOML file: what comes out is what `tomllib` reads back."""
 
 import json
 import re

@@ -2,7 +2,7 @@
 
 `data/<key>` holds the control steps of all episodes one after another, `meta/episode_ends` the row
 after each episode's last. Keys are whole: `data/img`, `data/action`. The files keep no control
-frequency. Knows no manifest; real-robot recordings with their frames in `videos/` are not read.
+frequency. Recordings of real robots with their frames in `videos/` are not read.
 Source: real-stanford/diffusion_policy@5ba07ac6, diffusion_policy/common/replay_buffer.py.
 Differs from the source: a chunk that was never written is an error and not zeros.
 """
