@@ -1,4 +1,4 @@
-"""Training on named features: only those that a policy reads matter, and the run keeps just them."""
+"""Training on named features: only those that a policy reads are read, and kept with its run."""
 
 import dataclasses
 import shutil
