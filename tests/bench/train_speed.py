@@ -129,13 +129,14 @@ def main() -> None:
     arguments.add_argument("--threads", type=int, default=os.cpu_count())
     arguments.add_argument("--live-steps", type=int, default=1)
     arguments.add_argument("--layers", type=int, default=12, help="of the tower; fewer to try out")
+    arguments.add_argument("--steps", type=int, default=NUM_STEPS, help="fewer to try out")
     chosen = arguments.parse_args()
     torch.set_num_threads(chosen.threads)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         checkpoint = save_checkpoint(Path(folder) / "tower", num_layers=chosen.layers)
         encoder = load(str(checkpoint))
-        manifest = write_frames(Path(folder) / "dataset", NUM_STEPS)
+        manifest = write_frames(Path(folder) / "dataset", chosen.steps)
         reader = ManifestReader(load_manifest(manifest))
         store = write_store(Path(folder) / "store.zarr", reader, encoder)
         cached = WindowData(store, features=("pooled",), heldout_share=0.0)

@@ -1,4 +1,4 @@
-"""Training on named features: a policy and its run take just those that its readers name."""
+"""Training on named features: only those that a policy reads are read, and kept with its run."""
 
 import dataclasses
 import shutil
