@@ -21,7 +21,7 @@ from pipeline.datasets.base import EpisodeReader
 from pipeline.datasets.manifest.checksums import verify_checksums
 from pipeline.datasets.manifest.model import Manifest, load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
-from pipeline.errors import ConfigError, DatasetError, FrameReadError, StoreError
+from pipeline.errors import ConfigError, DatasetError, FrameReadError
 from pipeline.features.encode.frames import FrameSource, read_slots
 from pipeline.features.encode.parts import (
     Part,
@@ -31,7 +31,13 @@ from pipeline.features.encode.parts import (
     take_turn,
 )
 from pipeline.features.encode.report import EmbedReport, Tally
-from pipeline.features.encode.target import Missing, Target, find_missing, open_target
+from pipeline.features.encode.target import (
+    Missing,
+    Target,
+    continue_store,
+    find_missing,
+    open_target,
+)
 from pipeline.features.encode.unit_encoder import UnitEncoder, UnitOutcome
 from pipeline.features.identity.probe import make_probe
 from pipeline.features.identity.source import SourceNote, files_stamp
@@ -119,10 +125,10 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
     with closing(ManifestReader(manifest)) as reader:
         _check_frame_sizes(config.manifest, manifest, reader)
         steps = RecordedSteps(reader)
-        encoder = _load_encoder(config, place, device, len(reader.view_names))
-        started = time.monotonic()
         source = FrameSource(reader, steps.episode_ends, config.num_variants)
         with hold_store(place, part):
+            encoder = _load_encoder(config, place, device, len(reader.view_names))
+            started = time.monotonic()
             target = _open_store(
                 config,
                 place,
@@ -194,15 +200,9 @@ def _load_encoder(
     images_per_pass = config.images_per_pass or default_images_per_pass(device, num_views)
     if open_folder(place).exists(ROOT):
         held = FeatureStore.open(place, allow_incomplete=True)
-        features = features or held.encoder.feature_names
-        bases = {name: basis for name, basis in held.read_bases().items() if name in features}
+        features, bases = features or held.encoder.feature_names, held.read_bases()
         kept = held.attributes.environment.images_per_pass
-        if config.images_per_pass not in (None, kept):
-            raise StoreError(
-                f"{place}: was made with {kept} images per pass, this run asks for "
-                f"{config.images_per_pass}; ask for {kept}, or name another --store"
-            )
-        images_per_pass = kept
+        images_per_pass = config.images_per_pass or kept
     if images_per_pass < num_views:
         raise ConfigError(
             f"images_per_pass={images_per_pass}, want at least {num_views}, one step's views"
@@ -235,8 +235,8 @@ def _open_store(
     with take_turn(place, config.part):
         made = None
         is_new = is_vacant(open_folder(place))
-        if encoder.unfitted and not is_new:  # another part has made the store meanwhile
-            encoder.bases |= FeatureStore.open(place, allow_incomplete=True).read_bases()
+        if not is_new:
+            continue_store(place, encoder)
         elif encoder.unfitted:
             encoder.fit(_sample_frames(reader, steps))
         attributes = _describe_store(config, manifest, reader, encoder, steps)

@@ -153,7 +153,9 @@ class KnownFrames:
                 put(row, recent, RECENT)
                 environments.add(self._environment)
         places = np.where(status == RECENT, -1, self._index.find(keys))
-        for row in np.argsort(places, kind="stable").tolist():  # a unit's frames together: it is read once
+        for row in np.argsort(
+            places, kind="stable"
+        ).tolist():  # a unit's frames together: it is read once
             if places[row] >= 0:
                 found, computed_in = self._copy(int(places[row]))
                 put(row, found, STORED)

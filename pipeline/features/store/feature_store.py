@@ -381,7 +381,7 @@ class FeatureStore:
             StoreError: the probe is damaged.
         """
         try:
-            return read_probe(self._group)
+            return read_probe(self._group, self.encoder.feature_names)
         except UNREADABLE as error:
             what = f"damaged ({error}); embed into another --store"
             raise StoreError(f"{self.path}/{PROBE}: {what}") from error
@@ -393,7 +393,7 @@ class FeatureStore:
             StoreError: one is damaged.
         """
         try:
-            bases = read_bases(self._group)
+            bases = read_bases(self._group, self.attributes.fitted)
         except UNREADABLE as error:
             what = f"damaged ({error}); embed into another --store"
             raise StoreError(f"{self.path}/{BASES}: {what}") from error

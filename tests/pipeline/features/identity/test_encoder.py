@@ -38,7 +38,9 @@ def test_it_is_loaded_with_the_dtype_passes_and_features_of_what_it_made(setting
 
 def test_another_encoder_is_refused_by_what_differs():
     encoder = load_fitted(tiny_tower(), features=("pooled", "grid"))
-    other_basis = load(tiny_tower(), features=("pooled", "grid"), bases={"grid": -encoder.bases["grid"]})
+    other_basis = load(
+        tiny_tower(), features=("pooled", "grid"), bases={"grid": -encoder.bases["grid"]}
+    )
     assert "with other weights, preprocessing or dtype" in refusal(encoder, tiny_identity())
     message = refusal(other_basis, encoder.identity)
     assert "with other layer, pooling or basis of `grid`; name the right one" in message

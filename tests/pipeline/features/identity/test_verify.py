@@ -84,7 +84,9 @@ def test_a_sample_is_drawn_by_its_seed(folder):
     report = verify(folder)
     assert not report.is_within_tolerance
     assert report.num_broken_steps == 1
-    assert "episode_1.hdf5, step 0, view top" in report.worst["grid"]  # row 5 of episodes of 5 and 3 steps
+    assert (
+        "episode_1.hdf5, step 0, view top" in report.worst["grid"]
+    )  # row 5 of episodes of 5 and 3 steps
     assert report.distances["pooled"].equal_share == 1
     assert "OUT OF TOLERANCE" in report.summary()
 

@@ -31,8 +31,10 @@ def test_a_shard_is_one_file_a_unit_and_every_row_comes_back(tmp_path, codec):
         assert chunk_files(store.path, name) == ["0", "1"]
     np.testing.assert_array_equal(store.read_features("pooled"), tiny_features(NUM_ROWS))
     group = zarr.open_group(store.path, mode="r")
-    np.testing.assert_array_equal(group["features/pooled"][500:520], tiny_features(NUM_ROWS)[500:520])
-    assert group["features/pooled"].chunks[0] == CHUNK_ROWS
+    np.testing.assert_array_equal(
+        group["features/pooled"][500:520], tiny_features(NUM_ROWS)[500:520]
+    )
+    assert pooled.chunks[0] == CHUNK_ROWS
 
 
 def test_the_size_of_its_files_changes_no_number_of_a_store(tmp_path):
@@ -58,7 +60,7 @@ def test_damage_to_a_shard_costs_its_own_unit_alone(tmp_path, name, damage):
         path.unlink()
     assert store.valid_units() == {0}
     with pytest.raises(StoreError):
-        store.read_unit_feature(1, "pooled")
+        store.check_unit(1)
 
 
 def test_a_store_whose_files_are_not_of_the_size_it_names_is_refused(tmp_path):

@@ -71,7 +71,11 @@ def test_damage_is_not_taken_for_a_replacement(tmp_path):
 @pytest.mark.parametrize(
     ("name", "changes", "found"),
     [
-        ("features/pooled", {"shape": [300, 3, 768]}, r"expected float16 \[306, 3, 768\], found .*300"),
+        (
+            "features/pooled",
+            {"shape": [300, 3, 768]},
+            r"expected float16 \[306, 3, 768\], found .*300",
+        ),
         ("features/pooled", {"shape": [306, 2, 768]}, r"found float16 \[306, 2, 768\]"),
         ("features/pooled", {"shape": []}, "s\\.zarr"),
         ("features/pooled", {"data_type": "float32"}, r"found float32 \[306, 3, 768\]"),
@@ -102,9 +106,7 @@ def test_arrays_of_another_shape_or_dtype_are_a_store_error(
 def test_the_mark_is_parsed_once_and_again_after_every_change(tmp_path, monkeypatch):
     complete_store(tmp_path / "s.zarr", LENGTHS)
     parsed, read = [], completion.read_mark
-    monkeypatch.setattr(
-        completion, "read_mark", lambda path: (parsed.append(path), read(path))[1]
-    )
+    monkeypatch.setattr(completion, "read_mark", lambda path: (parsed.append(path), read(path))[1])
     store = FeatureStore.open(tmp_path / "s.zarr", writable=True)
     for _ in range(3):
         assert store.is_complete
