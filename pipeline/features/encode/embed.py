@@ -196,11 +196,11 @@ def _load_encoder(
     config: EmbedConfig, place: Location, device: torch.device, num_views: int
 ) -> ImageEncoder:
     """Load the encoder as it was asked for, or else as the store that is there has it."""
-    features, bases = config.features, {}
+    features = config.features
     images_per_pass = config.images_per_pass or default_images_per_pass(device, num_views)
     if open_folder(place).exists(ROOT):
         held = FeatureStore.open(place, allow_incomplete=True)
-        features, bases = features or held.encoder.feature_names, held.read_bases()
+        features = features or held.encoder.feature_names
         kept = held.attributes.environment.images_per_pass
         images_per_pass = config.images_per_pass or kept
     if images_per_pass < num_views:
@@ -216,7 +216,6 @@ def _load_encoder(
             compute_dtype=config.compute_dtype,
             device=device,
             compiled=config.compiled,
-            bases=bases,
         )
     )
 
