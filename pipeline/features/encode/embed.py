@@ -22,7 +22,7 @@ from pipeline.datasets.base import EpisodeReader
 from pipeline.datasets.manifest.checksums import verify_checksums
 from pipeline.datasets.manifest.model import Manifest, load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
-from pipeline.errors import ConfigError, DatasetError, FrameReadError, StoreError
+from pipeline.errors import ConfigError, DatasetError, FrameReadError
 from pipeline.features.encode.frames import FrameSource, read_slots
 from pipeline.features.encode.parts import (
     Part,
@@ -32,7 +32,13 @@ from pipeline.features.encode.parts import (
     take_turn,
 )
 from pipeline.features.encode.report import EmbedReport, Tally
-from pipeline.features.encode.target import Missing, Target, find_missing, open_target
+from pipeline.features.encode.target import (
+    Missing,
+    Target,
+    continue_store,
+    find_missing,
+    open_target,
+)
 from pipeline.features.encode.unit_encoder import UnitEncoder, UnitOutcome
 from pipeline.features.identity.probe import make_probe
 from pipeline.features.identity.source import SourceNote, files_stamp
@@ -122,10 +128,10 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
     with closing(ManifestReader(loaded)) as reader:
         _check_frame_sizes(config.manifest, manifest, reader)
         steps = RecordedSteps(reader)
-        encoder = _load_encoder(config, place, device, len(reader.view_names))
-        started = time.monotonic()
         source = FrameSource(reader, steps.episode_ends, config.num_variants)
         with hold_store(place, part):
+            encoder = _load_encoder(config, place, device, len(reader.view_names))
+            started = time.monotonic()
             target = _open_store(
                 config,
                 place,
@@ -193,19 +199,13 @@ def _load_encoder(
     config: EmbedConfig, place: Location, device: torch.device, num_views: int
 ) -> ImageEncoder:
     """Load the encoder as it was asked for, or else as the store that is there has it."""
-    features, bases = config.features, {}
+    features = config.features
     images_per_pass = config.images_per_pass or default_images_per_pass(device, num_views)
     if open_folder(place).exists(ROOT):
         held = FeatureStore.open(place, allow_incomplete=True)
         features = features or held.encoder.feature_names
-        bases = {name: basis for name, basis in held.read_bases().items() if name in features}
         kept = held.attributes.environment.images_per_pass
-        if config.images_per_pass not in (None, kept):
-            raise StoreError(
-                f"{place}: was made with {kept} images per pass, this run asks for "
-                f"{config.images_per_pass}; ask for {kept}, or name another --store"
-            )
-        images_per_pass = kept
+        images_per_pass = config.images_per_pass or kept
     if images_per_pass < num_views:
         raise ConfigError(
             f"images_per_pass={images_per_pass}, want at least {num_views}, one step's views"
@@ -219,7 +219,6 @@ def _load_encoder(
             compute_dtype=config.compute_dtype,
             device=device,
             compiled=config.compiled,
-            bases=bases,
         )
     )
 
@@ -238,8 +237,8 @@ def _open_store(
     with take_turn(place, config.part):
         made = None
         is_new = is_vacant(open_folder(place))
-        if encoder.unfitted and not is_new:  # another part has made the store meanwhile
-            encoder.bases |= FeatureStore.open(place, allow_incomplete=True).read_bases()
+        if not is_new:
+            continue_store(place, encoder)
         elif encoder.unfitted:
             encoder.fit(_sample_frames(reader, steps))
         attributes = _describe_store(config, manifest, reader, encoder, steps)

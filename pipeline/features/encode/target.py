@@ -151,6 +151,27 @@ def finish_growth(location: Location) -> None:
         _discard(outgrown)
 
 
+def continue_store(path: Location, encoder: ImageEncoder) -> None:
+    """Give an encoder what the features of an existing store were fitted to.
+
+    Raises:
+        EncoderMismatchError: the store was made by another encoder.
+        StoreError: there is something else at `path`, or a store of other features.
+    """
+    if not open_folder(path).exists(ROOT):
+        raise StoreError(f"{path}: holds something that is no feature store; name another --store")
+    store = FeatureStore.open(path, allow_incomplete=True)
+    held, asked = store.encoder.feature_names, encoder.feature_names
+    if held != asked:
+        raise StoreError(
+            f"{path}: holds the features {','.join(held)}, this run asks for {','.join(asked)}; "
+            f"ask for the former, or name another --store"
+        )
+    if encoder.unfitted:
+        encoder.bases |= store.read_bases()
+    refuse_other_encoder(encoder, store.encoder, where=str(path))
+
+
 def open_target(
     path: Location,
     attributes: StoreAttributes,
@@ -163,7 +184,7 @@ def open_target(
     """Go on with the store at `path`, or grow one beside it.
 
     Args:
-        path: an existing store.
+        path: a store that `continue_store` has accepted, or that was just created.
         attributes: what it must be.
         steps: of the dataset as it is now.
         encoder: which will fill it.
@@ -172,11 +193,11 @@ def open_target(
         may_grow: whether a store of other rows than the dataset's is grown, or refused.
 
     Raises:
-        EncoderMismatchError: the store was made by another encoder.
-        StoreError: there is something else at `path`, a store of another manifest, or one that
-            would have to grow and may not, or cannot in object storage.
+        EncoderMismatchError: the encoder does not pass the store's probe.
+        StoreError: the store is of another manifest or other settings, or would have to grow and
+            may not, or cannot in object storage.
     """
-    held = _open_same_kind(path, attributes, encoder)
+    held = _open_same_kind(path, attributes)
     probe = held.read_probe()
     if made is None or probe.digest() != made.digest():
         check_probe(encoder, probe, where=str(path))
@@ -244,30 +265,19 @@ def _deciding(attributes: StoreAttributes) -> tuple[object, ...]:
     )
 
 
-def _open_same_kind(
-    path: Location, attributes: StoreAttributes, encoder: ImageEncoder
-) -> FeatureStore:
-    if not open_folder(path).exists(ROOT):
-        raise StoreError(f"{path}: holds something that is no feature store; name another --store")
+def _open_same_kind(path: Location, attributes: StoreAttributes) -> FeatureStore:
     store = FeatureStore.open(path, allow_incomplete=True, writable=True)
-    held, asked = store.encoder.feature_names, attributes.encoder.feature_names
-    if held != asked:
-        raise StoreError(
-            f"{path}: holds the features {', '.join(held)}, this run asks for {', '.join(asked)}; "
-            f"ask for the former, or name another --store"
-        )
-    refuse_other_encoder(encoder, store.encoder, where=str(path))
     if store.attributes.manifest_digest != attributes.manifest_digest:
         raise StoreError(
             f"{path}: was made with another manifest than that of {attributes.manifest['name']} is "
             "now (its revision, rate, size, views or keys differ); embed into another --store"
         )
-    for field in ("num_variants", "codec"):
-        kept, asked = getattr(store.attributes, field), getattr(attributes, field)
+    for setting, kept in _settings(store.attributes).items():
+        asked = _settings(attributes)[setting]
         if kept != asked:
             raise StoreError(
-                f"{path}: was made with {field.removeprefix('num_')} {kept}, this run asks for "
-                f"{asked}; ask for {kept}, or name another --store"
+                f"{path}: was made with {setting} {kept}, this run asks for {asked}; ask for "
+                f"{kept}, or name another --store"
             )
     if _deciding(store.attributes) != _deciding(attributes):
         raise StoreError(
@@ -276,6 +286,14 @@ def _open_same_kind(
             "into another --store"
         )
     return store
+
+
+def _settings(attributes: StoreAttributes) -> dict[str, object]:
+    return {
+        "variants": attributes.num_variants,
+        "codec": attributes.codec,
+        "images_per_pass": attributes.environment.images_per_pass,
+    }
 
 
 def _has_rows(store: FeatureStore, steps: Steps) -> bool:

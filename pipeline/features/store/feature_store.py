@@ -348,11 +348,12 @@ class FeatureStore:
 
     def read_probe(self) -> Probe:
         """Read what an encoder is compared with; StoreError where it is damaged."""
-        return self._whole(PROBE, read_probe)
+        names = self.encoder.feature_names
+        return self._whole(PROBE, lambda group: read_probe(group, names))
 
     def read_bases(self) -> dict[str, np.ndarray]:
         """Read what features were fitted to, by feature; StoreError where one is damaged."""
-        bases = self._whole(BASES, read_bases)
+        bases = self._whole(BASES, lambda group: read_bases(group, self.attributes.fitted))
         for name, basis in bases.items():
             self.completion.check_array(f"{BASES}/{name}", hash_rows([basis]))
         return bases

@@ -5,7 +5,7 @@ An absent chunk reads as the fill value without an error, so that features and s
 NaN or -1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, Final, Literal
 
@@ -272,8 +272,8 @@ def _create_whole(group: zarr.Group, name: str, values: np.ndarray) -> None:
     array[:] = values
 
 
-def read_probe(group: zarr.Group) -> Probe:
-    """Read a store's probe.
+def read_probe(group: zarr.Group, features: Iterable[str]) -> Probe:
+    """Read a store's probe, which has these features.
 
     Raises:
         Exception: one of `UNREADABLE`; it is absent or damaged.
@@ -286,7 +286,7 @@ def read_probe(group: zarr.Group) -> Probe:
         raise ValueError(f"no compute environment ({error})") from error
     probe = Probe(
         frames=_read_whole(held, "frames"),
-        features=_read_all(_open_group(held, FEATURES)),
+        features=_read_all(_open_group(held, FEATURES), features),
         environment=environment,
         tolerance=float(str(attributes["tolerance"])),
     )
@@ -295,13 +295,13 @@ def read_probe(group: zarr.Group) -> Probe:
     return probe
 
 
-def read_bases(group: zarr.Group) -> dict[str, np.ndarray]:
-    """Read what a store's features were fitted to, by feature.
+def read_bases(group: zarr.Group, features: Iterable[str]) -> dict[str, np.ndarray]:
+    """Read what these features of a store were fitted to, by feature.
 
     Raises:
         Exception: one of `UNREADABLE`; an array is absent or damaged.
     """
-    return _read_all(_open_group(group, BASES))
+    return _read_all(_open_group(group, BASES), features)
 
 
 def _open_group(group: zarr.Group, name: str) -> zarr.Group:
@@ -311,8 +311,8 @@ def _open_group(group: zarr.Group, name: str) -> zarr.Group:
     return held
 
 
-def _read_all(group: zarr.Group) -> dict[str, np.ndarray]:
-    return {name: _read_whole(group, name) for name in sorted(group.array_keys())}
+def _read_all(group: zarr.Group, names: Iterable[str]) -> dict[str, np.ndarray]:
+    return {name: _read_whole(group, name) for name in names}
 
 
 def _read_whole(group: zarr.Group, name: str) -> np.ndarray:

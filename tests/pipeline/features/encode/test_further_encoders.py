@@ -1,7 +1,7 @@
 """Encoders that are one registry line away: odd shapes, and features that depend on the place.
 
-The second one makes visible what kernels may do: the last bits of a feature depend on where in a
-pass its image is. Its offsets are large enough that float16 keeps them.
+Two make visible what kernels may do: the last bits of a feature depend on where in a pass its image
+is, or on how many share it. Their offsets are large enough that float16 keeps them.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ from tests.pipeline.features.still_life import write_still_life
 from tests.pipeline.tiny import VIEWS, write_dataset
 from tests.tower import load as load_by_name
 
-PLACED = "placed"
+PLACED, COUNTED = "placed", "counted"
 
 
 class PlacedEncoder(toy_encoder.ToyEncoder):
@@ -37,14 +37,24 @@ class PlacedEncoder(toy_encoder.ToyEncoder):
         }
 
 
-def load(settings: EncoderSettings) -> PlacedEncoder:
-    return PlacedEncoder(replace(settings, features=tuple(toy_encoder.FEATURES)))
+class CountedEncoder(toy_encoder.ToyEncoder):
+    """Adds a thousandth per image of the pass, as kernels differ that are chosen by its shape."""
+
+    def _forward(self, images):
+        offset = 1e-3 * len(images)
+        return {name: values + offset for name, values in super()._forward(images).items()}
+
+
+def load(settings: EncoderSettings) -> toy_encoder.ToyEncoder:
+    kind = {PLACED: PlacedEncoder, COUNTED: CountedEncoder}[settings.name]
+    return kind(replace(settings, features=tuple(toy_encoder.FEATURES)))
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
     monkeypatch.setitem(ENCODERS, toy_encoder.NAME, toy_encoder.MODULE)
     monkeypatch.setitem(ENCODERS, PLACED, __name__)
+    monkeypatch.setitem(ENCODERS, COUNTED, __name__)
 
 
 def embed(folder, encoder: str, **settings) -> EmbedReport:
@@ -103,6 +113,13 @@ def test_where_the_place_matters_both_sides_encode_a_view_at_its_own(tmp_path, i
     counts = embed(tmp_path, PLACED, **settings).counts
     assert (counts.encoded, counts.copied) == (0, 4 * 3 * 2)
     assert_cached_equals_live(tmp_path, PLACED, images_per_pass)
+
+
+def test_every_pass_has_as_many_images_at_both_sides(tmp_path):
+    write_dataset(tmp_path, lengths=(3, 2))
+    embed(tmp_path, COUNTED, images_per_pass=8)
+    assert not FeatureStore.open(tmp_path / "s.zarr").attributes.environment.place_matters
+    assert_cached_equals_live(tmp_path, COUNTED, 8)
 
 
 def test_where_the_place_does_not_matter_a_picture_is_encoded_once(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.errors import IncompleteStoreError, ObjectStorageError, StoreError
 from pipeline.features.encode.target import open_target
+from pipeline.features.identity.probe import make_probe
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import check_digest, mark_complete, verify_checksums
 from pipeline.storage.location import ObjectUrl
@@ -25,6 +26,7 @@ from tests.pipeline.tiny import (
 from tests.tower import load, tiny_tower
 
 LENGTHS = (256, 40, 10)  # two units, the second one short
+POOLED_1, RECORD_1 = "features/pooled/c/1/0/0", "commits/000001.json"
 
 
 @pytest.fixture
@@ -133,41 +135,47 @@ def test_of_two_that_create_it_at_once_one_wins(url, proxy, server, is_same):
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "said"),
+    ("name", "damage", "message", "reported"),
     [
         (
-            "features/pooled/c/1/0/0",
+            POOLED_1,
             lambda held: held[: len(held) // 2],
-            r"features/pooled: cannot be read",
+            "pooled: cannot be read",
+            "features/pooled",
         ),
-        (
-            "features/pooled/c/1/0/0",
-            lambda held: held[:9] + b"?" + held[10:],
-            r"features/pooled: cannot be read",
-        ),
-        ("features/pooled/c/1/0/0", None, r"rows 256\.\.306 \(unit 1\) do not hash"),
-        ("frame_hash/c/1/0", None, r"rows 256\.\.306 \(unit 1\) do not hash"),
-        ("commits/000001.json", lambda held: held[:-9], "unit 1.* damaged commit record"),
-        ("commits/000001.json", None, r"unit 1\) have no commit record"),
-        ("state/c/0/0", None, "x.zarr/state: is not what was embedded"),
-        ("COMPLETE.json", lambda held: held[:-9], "embedding stopped after 2 of 2 units"),
-        ("COMPLETE.json", None, "embedding stopped after 2 of 2 units"),
+        (POOLED_1, lambda held: held[:9] + b"?" + held[10:], "pooled: cannot", "features/pooled"),
+        (POOLED_1, None, r"unit 1\) of features/pooled do not hash", "features/pooled, unit 1: "),
+        ("frame_hash/c/1/0", None, r"unit 1\) of frame_hash do not hash", "frame_hash, unit 1: "),
+        (RECORD_1, lambda held: held[:-9], "damaged commit record", "commit record of unit 1: "),
+        (RECORD_1, None, r"unit 1\) have no commit record", "commit record of unit 1: "),
+        ("state/c/0/0", None, "/state: is not what was embedded", "state: "),
+        ("COMPLETE.json", lambda held: held[:-9], "stopped after 2 of 2", "COMPLETE.json: "),
     ],
 )
-def test_nothing_torn_is_read_as_whole(whole, name, damage, said):
+def test_nothing_torn_is_read_as_whole(whole, name, damage, message, reported):
     """A cut, changed or absent object of a store that was complete."""
     folder, held = whole.folder, whole.folder.read(name)
     if damage is None:
         folder.delete([name])
     else:
         folder.write(name, damage(held))
-    with pytest.raises(StoreError, match=said):
-        read_all(whole.path)
-    report = verify_checksums(whole.path)
-    assert [file.name for file in report.damaged] == [name]
-    assert f"{whole.path}/{name}: " in report.summary()
-    folder.write(name, held)
+    try:
+        with pytest.raises(StoreError, match=message):
+            read_all(whole.path)
+        [line] = verify_checksums(whole.path).damaged
+        assert line.startswith(reported)
+    finally:
+        folder.write(name, held)
     assert not verify_checksums(whole.path).damaged
+
+
+def test_a_store_without_its_mark_is_incomplete(whole):
+    held = whole.folder.read("COMPLETE.json")
+    whole.folder.delete(["COMPLETE.json"])
+    for read in (read_all, verify_checksums):
+        with pytest.raises(IncompleteStoreError):
+            read(whole.path)
+    whole.folder.write("COMPLETE.json", held)
 
 
 def read_all(location: ObjectUrl) -> None:
@@ -175,13 +183,17 @@ def read_all(location: ObjectUrl) -> None:
     with store.unreplaced():
         store.read_steps()
         store.read_features("pooled")
+        for unit in range(store.num_units):
+            store.read_unit_hashes(unit)
 
 
 def test_who_believes_to_have_created_it_finds_that_another_has_with_other_rows(url):
     """The roots of two datasets of one manifest are equal: they name no rows."""
-    held, ours = create_store(url, LENGTHS), tiny_steps((256, 40, 20))
+    encoder, ours = load(tiny_tower()), tiny_steps((256, 40, 20))
+    probe = make_probe(encoder, np.zeros((0, 3, 256, 256, 3), np.uint8))
+    held = create_store(url, LENGTHS, identity=encoder.identity, probe=probe)
     with pytest.raises(StoreError, match=r"holds 306 steps, the dataset has 316, .* cannot grow"):
-        open_target(url, held.attributes, ours, load(tiny_tower()), held.read_probe())
+        open_target(url, held.attributes, ours, encoder, probe)
 
 
 def test_a_store_that_is_written_while_it_is_read_is_noticed(url):

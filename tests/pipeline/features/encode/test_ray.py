@@ -84,7 +84,7 @@ def start_script(
     workers = {"WORKERS": str(num_workers), "SLURM_CPUS_PER_TASK": str(torch.get_num_threads())}
     path = {"PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
     return subprocess.Popen(
-        ["bash", SCRIPT, manifest, store, "--encoder", tiny_tower()],
+        ["bash", SCRIPT, manifest, store, "--encoder", tiny_tower(), "--features", "pooled,grid"],
         env=os.environ | slurm | workers | path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -96,7 +96,7 @@ def start_script(
 def test_actors_and_drivers_are_killed_and_no_byte_changes(tmp_path, address):
     manifest = write_one_view(tmp_path / "dataset")
     reference, store = tmp_path / "reference.zarr", tmp_path / "s.zarr"
-    embed(manifest, reference)
+    embed(manifest, reference, features=("pooled", "grid"))
     shims = tmp_path / "shims"
     shims.mkdir()
 

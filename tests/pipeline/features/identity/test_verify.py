@@ -17,6 +17,7 @@ from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.records import COMPLETE_MARK, record_name
 from pipeline.features.store.units import CHUNK_ROWS
 from tests.pipeline.tiny import create_store, tiny_environment, write_dataset
+from tests.tower import tiny_tower
 
 NUM_STEPS = 8
 
@@ -28,7 +29,7 @@ def embedded(tmp_path_factory):
     config = EmbedConfig(
         manifest=manifest,
         store=folder / "s.zarr",
-        encoder="stand-in",
+        encoder=tiny_tower(),
         features=("pooled", "grid"),
         compute_dtype="float32",
     )
@@ -42,7 +43,8 @@ def folder(embedded, tmp_path) -> Path:
 
 
 def verify(folder: Path, sample: int = NUM_STEPS, seed: int = 0) -> VerifyReport:
-    return verify_store(folder / "s.zarr", folder / "tiny.toml", sample=sample, seed=seed)
+    path, manifest = folder / "s.zarr", folder / "tiny.toml"
+    return verify_store(path, manifest, sample=sample, seed=seed, encoder=tiny_tower())
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
@@ -70,7 +72,8 @@ def test_a_store_of_this_environment_is_confirmed_bit_for_bit(folder):
 
 
 def test_the_manifest_is_found_through_the_store(embedded):
-    assert verify_store(embedded / "s.zarr", None, sample=1, seed=0).is_within_tolerance
+    report = verify_store(embedded / "s.zarr", None, sample=1, seed=0, encoder=tiny_tower())
+    assert report.is_within_tolerance
 
 
 def test_a_sample_is_drawn_by_its_seed(folder):
@@ -152,7 +155,10 @@ def two_units_embedded(tmp_path_factory):
                 view[:] = np.full(view.shape, 7, np.uint8)
     embed_dataset(
         EmbedConfig(
-            manifest=manifest, store=folder / "s.zarr", encoder="stand-in", compute_dtype="float32"
+            manifest=manifest,
+            store=folder / "s.zarr",
+            encoder=tiny_tower(),
+            compute_dtype="float32",
         )
     )
     return folder
@@ -226,7 +232,7 @@ def test_another_manifest_of_the_same_files_is_refused(folder):
 
 def test_variants_are_verified_too(tmp_path):
     manifest, path = write_dataset(tmp_path, lengths=(2,)), tmp_path / "s.zarr"
-    embed_dataset(EmbedConfig(manifest=manifest, store=path, encoder="stand-in", num_variants=1))
+    embed_dataset(EmbedConfig(manifest=manifest, store=path, encoder=tiny_tower(), num_variants=1))
     report = verify(tmp_path)
     assert report.is_within_tolerance
     assert report.num_images == 2 * 3 * 2
@@ -248,10 +254,9 @@ def test_a_store_without_rows_or_with_another_encoder_is_refused(folder, tmp_pat
     empty = create_store(tmp_path / "empty.zarr", (5, 3))
     with pytest.raises(StoreError, match="no unit is committed"):
         verify_store(empty.path, folder / "tiny.toml", sample=1, seed=0)
+    other = _store_of_another_encoder(folder, tmp_path)
     with pytest.raises(EncoderMismatchError, match="with other weights, preprocessing or dtype"):
-        verify_store(
-            _store_of_another_encoder(folder, tmp_path), folder / "tiny.toml", sample=1, seed=0
-        )
+        verify_store(other, folder / "tiny.toml", sample=1, seed=0, encoder=tiny_tower())
 
 
 def _store_of_another_encoder(folder: Path, tmp_path: Path) -> Path:

@@ -60,7 +60,7 @@ def test_damage_to_a_shard_costs_its_own_unit_alone(tmp_path, name, damage):
         path.unlink()
     assert store.valid_units() == {0}
     with pytest.raises(StoreError):
-        store.read_unit_feature(1, "pooled")
+        store.check_unit(1)
 
 
 def test_a_store_whose_files_are_not_of_the_size_it_names_is_refused(tmp_path):
