@@ -163,11 +163,7 @@ class FeatureStore:
         return self.completion.require_mark().digest
 
     def source_digest(self) -> str:
-        """Return the sha256 over views, episode ends and decoded frames, whichever the encoder.
-
-        Raises:
-            IncompleteStoreError: the store is not complete.
-        """
+        """Return the sha256 over views, episode ends and decoded frames, whichever the encoder."""
         return self.completion.require_mark().source_digest
 
     def unreplaced(self) -> AbstractContextManager[str]:
