@@ -104,7 +104,7 @@ def test_a_run_trained_on_another_encoders_features_is_refused(tmp_path):
     """The tiny store says that an encoder with another fingerprint made its features."""
     store = complete_store(tmp_path / "s.zarr")
     train([store.path], tmp_path / "run", debug(), resume=False)
-    with pytest.raises(EncoderMismatchError, match="found stand-in .* with other weights"):
+    with pytest.raises(EncoderMismatchError, match=r"found stand-in .* with other weights"):
         load_policy(tmp_path / "run", encoder="stand-in")
 
 

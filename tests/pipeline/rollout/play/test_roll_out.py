@@ -117,7 +117,7 @@ def test_a_simulator_that_dies_is_an_error_and_leaves_no_result(run, tmp_path, m
 
 
 def test_the_gate_can_be_overridden_and_the_result_says_so(run, tmp_path):
-    with pytest.raises(EncoderMismatchError, match="found stand-in .* with other weights"):
+    with pytest.raises(EncoderMismatchError, match=r"found stand-in .* with other weights"):
         roll_out(config(run, tmp_path / "no", encoder="stand-in"))
     settings = {"encoder": "stand-in", "override_gate": True, "episodes": 1, "max_steps": 1}
     result = roll_out(config(run, tmp_path / "yes", **settings))
