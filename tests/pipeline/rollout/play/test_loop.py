@@ -8,7 +8,7 @@ import torch
 
 from pipeline.rollout.envs.base import StepResult
 from pipeline.rollout.play.episode import EpisodePlayer
-from pipeline.rollout.play.loop import DecisionLog, RolloutConfig, play_episodes
+from pipeline.rollout.play.loop import RolloutConfig, play_episodes
 from pipeline.rollout.play.players import HerePlayer
 from pipeline.training.data.windows import WindowData
 from policy.agent import AgentConfig, VLAAgent
@@ -89,10 +89,9 @@ def play(agent: RecordingAgent, env: CountingEnv, max_steps: int = 100):
     horizon = agent.config.obs_horizon
     player = EpisodePlayer(env, obs_horizon=horizon, max_steps=max_steps, out=None)
     config = RolloutConfig(run=Path("run"), env="counting", out=Path("out"), episodes=1, videos=0)
-    log = DecisionLog()
-    (result,) = play_episodes(agent, [HerePlayer(player)], config, num_evaluations=1, log=log)
-    assert result.decisions == len(log.head) == len(agent.seen)
-    return result
+    (episode,) = play_episodes(agent, [HerePlayer(player)], config, num_evaluations=1)
+    assert episode.result.decisions == len(episode.head_s) == len(agent.seen)
+    return episode.result
 
 
 @pytest.mark.parametrize(
