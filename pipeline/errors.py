@@ -57,6 +57,10 @@ class EnvError(VlaError, RuntimeError):
     """A simulator cannot be built, or does not fit the policy."""
 
 
+class EpisodeError(EnvError):
+    """A simulator failed in an episode: it raised, or showed numbers that are not finite."""
+
+
 class RenderingError(EnvError):
     """No way to render without a screen: neither EGL nor OSMesa works on this machine."""
 

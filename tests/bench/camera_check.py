@@ -19,8 +19,8 @@ from itertools import combinations
 import numpy as np
 
 from pipeline.features.store.start_frames import StartFrames, shrink_frames
-from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
-from pipeline.rollout.envs.registry import ExpertEnv, make_expert_env
+from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, ExpertEnv
+from pipeline.rollout.envs.registry import make_expert_env
 from pipeline.rollout.gate.camera_check import MIN_DIFFERENCE, CameraCheck
 
 EPISODES = 40  # training starts

@@ -33,7 +33,6 @@ from pipeline.rollout.envs.rendering import build_renderer, project_point
 # isort: split
 # These import mujoco, which `rendering` must be the first to do.
 from dm_control.mujoco import Physics
-from dm_control.rl.control import PhysicsError
 from gym_aloha.constants import ASSETS_DIR, DT, JOINTS, START_ARM_POSE
 from gym_aloha.tasks.sim import BimanualViperXTask, InsertionTask, TransferCubeTask
 from gym_aloha.utils import sample_box_pose, sample_insertion_pose
@@ -180,8 +179,8 @@ class AlohaEnv:
     def step(self, action: Float32[np.ndarray, " a"]) -> StepResult:
         """Apply one target for all joints, clipped to their range, and advance 0.02 s.
 
-        Targets that throw the joints about can break the simulation: that ends the episode,
-        unsolved and truncated.
+        Targets that throw the joints about can break the simulation, which raises dm_control's
+        `PhysicsError`.
 
         Raises:
             EnvError: the action has another width or is not finite, the time limit is past,
@@ -191,11 +190,7 @@ class AlohaEnv:
         require_action(self.name, action, self.action_dim)
         require_time_left(self.name, is_over=steps >= MAX_STEPS, max_steps=MAX_STEPS)
         self._task.before_step(np.clip(action, self._action_low, self._action_high), self._physics)
-        try:
-            self._physics.step(self._substeps)
-        except PhysicsError:
-            self._steps = MAX_STEPS
-            return StepResult(reward=0.0, success=False, truncated=True)
+        self._physics.step(self._substeps)
         self._steps = steps + 1
         reward = self._task.get_reward(self._physics)
         return StepResult(float(reward), reward == SOLVED_REWARD, self._steps == MAX_STEPS)

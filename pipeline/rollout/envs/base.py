@@ -74,3 +74,19 @@ class ScriptedExpert(Protocol):
 
     def expert_action(self) -> Float32[np.ndarray, " a"]:
         """Return the expert's action for the current step, within the robot's range."""
+
+
+@runtime_checkable
+class ExpertEnv(RobotEnv, ScriptedExpert, Protocol):
+    """An environment that can be recorded: it ships an expert and says what its numbers mean."""
+
+    source: str
+    """Where recordings come from, in words."""
+    revision: str
+    """Versions of what decides the recordings."""
+    licence: str
+    """Terms of the recordings."""
+    state_units: str
+    """Columns of `state`, with units."""
+    action_units: str
+    """Columns of the action, with units."""

@@ -2,10 +2,13 @@
 
 import difflib
 from collections.abc import Callable
-from typing import Final, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Final
 
 from pipeline.errors import EnvError
-from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, RobotEnv, ScriptedExpert
+from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, ExpertEnv, RobotEnv
+from pipeline.rollout.envs.guard import MAX_REASON, GuardedEnv, GuardedExpertEnv
+from policy.errors import VlaError
 
 SIMULATORS: Final = ("metaworld", "aloha")
 GYMNASIUM: Final = "gymnasium"
@@ -13,24 +16,8 @@ MIN_RENDER_SIZE: Final = 64  # pixels: a quarter of what the encoder takes
 MAX_RENDER_SIZE: Final = 2048  # pixels: a frame of 12 MB
 
 
-@runtime_checkable
-class ExpertEnv(RobotEnv, ScriptedExpert, Protocol):
-    """An environment that can be recorded: it ships an expert and says what its numbers mean."""
-
-    source: str
-    """Where recordings come from, in words."""
-    revision: str
-    """Versions of what decides the recordings."""
-    licence: str
-    """Terms of the recordings."""
-    state_units: str
-    """Columns of `state`, with units."""
-    action_units: str
-    """Columns of the action, with units."""
-
-
 def make_env(name: str, views: tuple[str, ...], render_size: int = DEFAULT_RENDER_SIZE) -> RobotEnv:
-    """Build an environment.
+    """Build an environment; see `GuardedEnv` for what its calls may raise.
 
     Args:
         name: `<simulator>/<task>`: `metaworld/drawer-open-v3`, `aloha/transfer-cube`; or
@@ -66,7 +53,23 @@ def make_env(name: str, views: tuple[str, ...], render_size: int = DEFAULT_RENDE
             f"{name}: expected the simulator {simulator} to be installed, found no module "
             f"{error.name}; run `pip install frozen-vla[{simulator}]`"
         ) from error
-    return build(task, views, render_size)
+    try:
+        env = build(task, views, render_size)
+    except VlaError:
+        raise
+    except Exception as error:  # a simulator raises whatever it likes
+        reason = " ".join(str(error).split())[:MAX_REASON]
+        raise EnvError(
+            f"{name}: expected an environment that can be built and reset, found "
+            f"{type(error).__name__}: {reason}; see that its simulator works by itself"
+        ) from error
+    return GuardedExpertEnv(env) if isinstance(env, ExpertEnv) else GuardedEnv(env)
+
+
+def definition(name: str) -> str:
+    """Return what says which environment a name is: the file of a Gymnasium one, else the name."""
+    kind, _, file = name.partition(":")
+    return Path(file).read_text() if kind == GYMNASIUM else name
 
 
 def _builder(simulator: str) -> Callable[[str, tuple[str, ...], int], RobotEnv]:

@@ -1,18 +1,22 @@
 """One environment that plays episodes: it looks when a decision needs it, acts, keeps a film.
 
-Knows environments by their protocol; knows no policy. Views are rendered only at the observation
-steps that a decision reads, and at every step where a film is wanted.
+Views are rendered only at the observation steps that a decision reads, and at every step where a
+film is wanted. A simulator that fails after the policy has moved it ends its episode, unsolved: it
+is what the policy's actions led to. One that fails before says nothing about the policy, so that is
+an error of the rollout.
 """
 
 import math
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from pipeline.errors import EpisodeError
 from pipeline.rollout.envs.base import RobotEnv
 from pipeline.rollout.play.path_image import write_path_image
 from pipeline.rollout.play.result import EpisodeResult
@@ -67,6 +71,9 @@ class EpisodePlayer:
         Args:
             seed: of the environment.
             film: `all` keeps the film, `failed` if the episode is not solved, `none` makes none.
+
+        Raises:
+            EpisodeError: the simulator fails before the policy has acted.
         """
         self._env.reset(seed)
         self._seed, self._steps, self._decisions, self._reward = seed, 0, 0, 0.0
@@ -87,6 +94,12 @@ class EpisodePlayer:
         """Execute actions, and look at what the next decision will need."""
         self._decisions += 1
         self._render_s = 0.0
+        try:
+            return self._execute(chunk)
+        except EpisodeError as error:
+            return self._progress(self._end(success=False, failure=" ".join(str(error).split())))
+
+    def _execute(self, chunk: Float32[np.ndarray, "n a"]) -> Progress:
         first_seen = max(0, len(chunk) - (self._observations.maxlen or 0))
         for index, action in enumerate(chunk):
             if index > 0:  # the chunk's first step was seen by its decision
@@ -118,9 +131,11 @@ class EpisodePlayer:
     def _progress(self, result: EpisodeResult | None = None) -> Progress:
         return Progress(tuple(self._observations), self._render_s, result)
 
-    def _end(self, *, success: bool) -> EpisodeResult:
+    def _end(self, *, success: bool, failure: str | None = None) -> EpisodeResult:
         if self._film is not None:
-            self._film.add(self._env.render())
+            with suppress(EpisodeError):  # a film changes no result
+                if failure is None:
+                    self._film.add(self._env.render())
             self._film.close(keep=self._keeps_solved or not success)
         if self._out is not None:
             place = self._out / "paths" / f"seed_{self._seed}.png"
@@ -130,6 +145,7 @@ class EpisodePlayer:
             success=success,
             steps=self._steps,
             reward=self._reward,
-            max_reward=self._max_reward,
+            max_reward=self._max_reward if self._steps else 0.0,
             decisions=self._decisions,
+            failure=failure,
         )

@@ -1,44 +1,44 @@
 """The live loop: look, encode through the training's own encoder, decide, act.
 
-Knows players and a loaded policy; nothing about how either was made. Results depend on seeds
-alone: features of a frame are the same in any company, and every episode has decisions of its own.
+Results depend on seeds alone: features of a frame are the same in any company, and every episode
+has decisions of its own. So a rollout that was interrupted resumes with the episodes that are not
+on the disk, and its result is the one of an uninterrupted rollout, but for the measured times.
 """
 
 import importlib.metadata
+import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-import torch
-from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
-from pipeline.rollout.envs.registry import make_env
+from pipeline.rollout.envs.registry import definition, make_env
 from pipeline.rollout.gate.camera_check import CameraCheck
 from pipeline.rollout.gate.camera_verdict import CameraCheckMode, CameraCheckResult, StartFinding
 from pipeline.rollout.gate.checks import Gate, check_env, load_policy
-from pipeline.rollout.play.episode import Observation, Progress
+from pipeline.rollout.play.decide import Episode, decide
+from pipeline.rollout.play.episode import Progress
 from pipeline.rollout.play.eval_info import eval_info
+from pipeline.rollout.play.journal import FinishedEpisode, Journal
 from pipeline.rollout.play.players import Player, PlayerConfig, players, ready
 from pipeline.rollout.play.result import (
     Disagreement,
-    EpisodeResult,
     Latency,
     RolloutResult,
     wilson_interval,
 )
 from pipeline.rollout.play.video import require_encoder
 from pipeline.storage.local import write_json
-from pipeline.training.data.sampling import seeded_generator
+from pipeline.training.run.folder import RunDescription, run_hash
 from policy.agent import VLAAgent
 from policy.spec import FRAME_SIZE
+
+logger = logging.getLogger(__name__)
 
 
 class RolloutConfig(BaseModel):
@@ -51,7 +51,7 @@ class RolloutConfig(BaseModel):
     env: str
     """Environment, as `metaworld/drawer-open-v3`."""
     out: Path
-    """Folder for `result.json`, `eval_info.json`, `videos` and `paths`."""
+    """Folder for `result.json`, `eval_info.json`, `episodes.jsonl`, `videos` and `paths`."""
     episodes: int = Field(default=50, ge=1)
     """Episodes, each with its own seed."""
     first_seed: int = FIRST_ROLLOUT_SEED
@@ -84,31 +84,17 @@ class RolloutConfig(BaseModel):
         return self.videos
 
 
-@dataclass
-class DecisionLog:
-    """What every decision took, in seconds, and showed."""
-
-    render: list[float] = field(default_factory=list)
-    encode: list[float] = field(default_factory=list)
-    head: list[float] = field(default_factory=list)
-    disagreement: list[float] = field(default_factory=list)
-    starts: list[StartFinding] = field(default_factory=list)
-
-
-@dataclass
-class Episode:
-    """One that is being played."""
-
-    seed: int
-    decisions: int = 0
-
-
 def roll_out(config: RolloutConfig) -> RolloutResult:
     """Run every episode and write `result.json`, which appears only when all are done.
 
+    Finished episodes are on the disk at once, in `episodes.jsonl`. The same rollout in the same
+    folder resumes after them if it was interrupted; any other rollout, and the same one after it
+    was complete, starts anew.
+
     Raises:
         RunError, EncoderLoadError, EncoderMismatchError: the policy cannot be loaded faithfully.
-        EnvError: the simulator cannot be built, does not fit the policy, or its process ended.
+        EnvError: the simulator cannot be built, does not fit the policy, fails before the policy
+            has acted, or its process ended.
         ConfigError: a seed may have been seen in training.
         AgentMismatchError: the policy's objective cannot take that many passes through the head.
         CameraMismatchError: see `play_episodes`.
@@ -140,7 +126,7 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
     try:
         check_env(description, env, gate)
         max_steps = min(config.max_steps or env.max_steps, env.max_steps)
-        log = DecisionLog()
+        journal = Journal(config.out, _identity(config, description, agent, step, max_steps))
         player_config = PlayerConfig(
             env=config.env,
             views=description.spec.view_names,
@@ -149,16 +135,24 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
             max_steps=max_steps,
             out=config.out,
         )
-        _clear(config.out)  # nothing was refused: what was here before is replaced
+        # Nothing was refused: what another rollout left here is replaced.
+        kept = {episode.result.seed for episode in journal.episodes}
+        journal.begin()
+        _clear(config.out, kept)
+        if kept:
+            logger.warning("%s: resumes after %d finished episodes", config.out, len(kept))
         started = time.monotonic()
-        with players(player_config, env, min(config.num_envs, config.episodes)) as crew:
-            episodes = play_episodes(
-                agent, crew, config, num_evaluations=num_evaluations, log=log, check=check
-            )
+        count = min(config.num_envs, config.episodes - len(kept))
+        with players(player_config, env, count) as crew:
+            for episode in play_episodes(
+                agent, crew, config, num_evaluations=num_evaluations, done=kept, check=check
+            ):
+                journal.append(episode)
         seconds = time.monotonic() - started
     finally:
         env.close()
-    solved = sum(episode.success for episode in episodes)
+    finished = sorted(journal.episodes, key=lambda episode: episode.result.seed)
+    solved = sum(episode.result.success for episode in finished)
     result = RolloutResult(
         env=config.env,
         run=config.run.resolve().name,
@@ -172,32 +166,52 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         render_size=config.render_size,
         num_envs=config.num_envs,
         gate_overridden=tuple(gate.overridden),
-        episodes=tuple(episodes),
-        success_rate=solved / len(episodes),
-        success_interval=wilson_interval(solved, len(episodes)),
-        render_s=Latency.of(log.render),
-        encode_s=Latency.of(log.encode),
-        head_s=Latency.of(log.head),
-        disagreement=Disagreement.of(log.disagreement),
+        episodes=tuple(episode.result for episode in finished),
+        success_rate=solved / len(finished),
+        success_interval=wilson_interval(solved, len(finished)),
+        render_s=Latency.of([s for episode in finished for s in episode.render_s]),
+        encode_s=Latency.of([s for episode in finished for s in episode.encode_s]),
+        head_s=Latency.of([s for episode in finished for s in episode.head_s]),
+        disagreement=Disagreement.of([d for episode in finished for d in episode.disagreement]),
         camera_check=CameraCheckResult(
             mode=config.camera_check,
-            starts=tuple(sorted(log.starts, key=lambda start: start.seed)),
+            starts=tuple(episode.start for episode in finished if episode.start is not None),
         ),
     )
-    names = [f"videos/seed_{episode.seed}.mp4" for episode in episodes]
+    names = [f"videos/seed_{episode.seed}.mp4" for episode in result.episodes]
     videos = [config.out / name for name in names if (config.out / name).exists()]
     write_json(config.out / "eval_info.json", eval_info(result, videos, seconds))
     write_json(config.out / "result.json", result.model_dump(mode="json"))
     return result
 
 
-def _clear(out: Path) -> None:
-    """Take away what an earlier rollout left in a folder."""
+def _identity(
+    config: RolloutConfig, description: RunDescription, agent: VLAAgent, step: int, max_steps: int
+) -> dict[str, object]:
+    """Return all that decides the episodes of a rollout, as JSON has it."""
+    assert agent.encoder is not None
+    return {
+        "config": config.model_dump(mode="json", exclude={"run", "out", "num_envs", "device"}),
+        "run": run_hash(config.run),
+        "checkpoint_step": step,
+        "max_steps": max_steps,
+        "encoder": agent.encoder.identity.fingerprint,
+        "environment": agent.encoder.environment.digest(),
+        "env": definition(config.env),
+        "code_version": importlib.metadata.version("frozen-vla"),
+    }
+
+
+def _clear(out: Path, kept: Collection[int]) -> None:
+    """Take away what an earlier rollout left in a folder, but for films and paths of some seeds."""
     for name in ("result.json", "eval_info.json"):
         (out / name).unlink(missing_ok=True)
-    for pattern in ("videos/seed_*.mp4", "videos/.seed_*.partial", "paths/seed_*.png"):
+    for path in out.glob("videos/.seed_*.partial"):
+        path.unlink()
+    for pattern in ("videos/seed_*.mp4", "paths/seed_*.png"):
         for path in out.glob(pattern):
-            path.unlink()
+            if path.stem not in {f"seed_{seed}" for seed in kept}:
+                path.unlink()
 
 
 def play_episodes(
@@ -206,18 +220,30 @@ def play_episodes(
     config: RolloutConfig,
     *,
     num_evaluations: int,
-    log: DecisionLog,
+    done: Collection[int] = (),
     check: CameraCheck | None = None,
-) -> list[EpisodeResult]:
-    """Play every episode of a rollout, as many at once as there are players; in seed order.
+) -> Iterator[FinishedEpisode]:
+    """Play every episode of a rollout, as many at once as there are players.
+
+    Args:
+        agent: a policy that holds its encoder.
+        crew: who plays.
+        config: of the rollout.
+        num_evaluations: passes through the head.
+        done: seeds that were played before.
+        check: compares an episode's first frames with the training's; None does not look.
+
+    Yields:
+        Each episode when it has finished.
 
     Raises:
         CameraMismatchError: what the cameras show at an episode's start is not what they showed
             in training, and `config` says to refuse that; no action of it was taken.
-        EnvError: a simulator's process ended.
+        EnvError: a simulator fails before the policy has acted, or its process ended.
     """
-    waiting = iter(range(config.first_seed, config.first_seed + config.episodes))
-    found: dict[int, EpisodeResult] = {}
+    seeds = range(config.first_seed, config.first_seed + config.episodes)
+    waiting = iter([seed for seed in seeds if seed not in done])
+    solved = played = 0
     playing: dict[Player, Episode] = {}
 
     def begin(player: Player) -> None:
@@ -230,19 +256,23 @@ def play_episodes(
 
     for player in crew:
         begin(player)
-    with tqdm(total=config.episodes, desc="roll out", unit="episode", disable=None) as progress_bar:
+    with tqdm(
+        total=config.episodes, initial=len(done), desc="roll out", unit="episode", disable=None
+    ) as progress_bar:
         while playing:
             answers = {player: player.answer() for player in ready(list(playing))}
             undecided: list[tuple[Player, Progress]] = []
             for player, progress in answers.items():
                 if progress.result is None:
-                    _check_start(playing[player], progress, config.camera_check, check, log)
+                    _check_start(playing[player], progress, config.camera_check, check)
                     undecided.append((player, progress))
                     continue
-                found[progress.result.seed] = progress.result
+                if progress.result.failure is not None:
+                    logger.warning("%s; the episode is not solved", progress.result.failure)
+                solved, played = solved + progress.result.success, played + 1
                 progress_bar.update()
-                solved = sum(result.success for result in found.values())
-                progress_bar.set_postfix(solved=f"{solved}/{len(found)}")
+                progress_bar.set_postfix(solved=f"{solved}/{played}")
+                yield playing[player].finished(progress.result)
                 begin(player)
             if not undecided:
                 continue
@@ -251,59 +281,9 @@ def play_episodes(
                 [progress for _, progress in undecided],
                 [playing[player] for player, _ in undecided],
                 num_evaluations=num_evaluations,
-                log=log,
             )
             for (player, _), chunk in zip(undecided, chunks, strict=True):
-                playing[player].decisions += 1
                 player.act(chunk)
-    return [found[seed] for seed in sorted(found)]
-
-
-def decide(
-    agent: VLAAgent,
-    seen: list[Progress],
-    episodes: list[Episode],
-    *,
-    num_evaluations: int,
-    log: DecisionLog,
-) -> list[Float32[np.ndarray, "n a"]]:
-    """Return the next `num_action_steps` actions of some episodes, in the manifest's units.
-
-    Views are encoded together, and what one decision waits for is the time of all. The head
-    decides on each alone: its last bits depend on how many rows a product has. How far it
-    disagrees with itself is measured after the clock has stopped: it takes three more passes,
-    which no robot would need.
-
-    Args:
-        agent: a policy that holds its encoder.
-        seen: the latest observation steps of each episode.
-        episodes: whose they are; seed and number of the decision decide the noise.
-        num_evaluations: passes through the head.
-        log: takes the durations and the disagreement.
-    """
-    observations = [observation for progress in seen for observation in progress.observations]
-    frames = np.stack([observation.frames for observation in observations])
-    started = time.perf_counter()
-    encoded = agent.encode_views(frames)
-    encode_s = time.perf_counter() - started
-    chunks = []
-    first = 0
-    for progress, episode in zip(seen, episodes, strict=True):
-        steps = slice(first, first := first + len(progress.observations))
-        features = {name: rows[steps] for name, rows in encoded.items()}
-        draw = seeded_generator(episode.seed, "decision", episode.decisions)
-        noise = agent.noise(1, draw, num_evaluations).to(agent.device)
-        started = time.perf_counter()
-        window = _window(agent, features, progress.observations)
-        chunk = agent.predict(*window, noise, num_evaluations)[0]
-        log.head.append(time.perf_counter() - started)
-        log.encode.append(encode_s)
-        log.render.append(progress.render_s)
-        residual = agent.additivity_residual(*window, noise)
-        if residual is not None:
-            log.disagreement.append(residual.item())
-        chunks.append(chunk[: agent.config.num_action_steps].cpu().numpy())
-    return chunks
 
 
 def _check_start(
@@ -311,26 +291,8 @@ def _check_start(
     progress: Progress,
     mode: CameraCheckMode,
     check: CameraCheck | None,
-    log: DecisionLog,
 ) -> None:
     if check is None or episode.decisions > 0:
         return
     verdict = check.admit(progress.observations[-1].frames, mode)
-    log.starts.append(StartFinding(seed=episode.seed, verdict=verdict))
-
-
-def _window(
-    agent: VLAAgent, features: dict[str, Tensor], observations: tuple[Observation, ...]
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Return features and state as a batch of one; a young episode's first step is repeated.
-
-    As in the training windows.
-    """
-    missing = agent.config.obs_horizon - len(observations)
-    state = torch.from_numpy(np.stack([observation.state for observation in observations]))
-
-    def padded(steps: Tensor) -> Tensor:
-        return torch.cat([steps[:1].expand(missing, *steps.shape[1:]), steps])[None]
-
-    window = {name: padded(steps) for name, steps in features.items()}
-    return window, padded(state.to(agent.device))
+    episode.start = StartFinding(seed=episode.seed, verdict=verdict)

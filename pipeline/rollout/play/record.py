@@ -19,8 +19,8 @@ from tqdm import tqdm
 from pipeline.datasets.hdf5.recording import ACTION_KEY, IMAGES_GROUP, STATE_KEY, read_label
 from pipeline.datasets.manifest.model import Manifest, load_manifest
 from pipeline.errors import ConfigError, DatasetError, EnvError
-from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, FIRST_ROLLOUT_SEED
-from pipeline.rollout.envs.registry import ExpertEnv, make_expert_env
+from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, FIRST_ROLLOUT_SEED, ExpertEnv
+from pipeline.rollout.envs.registry import make_expert_env
 from pipeline.rollout.play.workers import CrewConfig, Worker, crew
 from pipeline.storage.local import write_atomically, write_json
 

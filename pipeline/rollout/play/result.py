@@ -1,7 +1,4 @@
-"""What a rollout found: episodes, success with its interval, latency; and its file on the disk.
-
-Knows numbers; nothing about simulators or policies.
-"""
+"""What a rollout found: episodes, success with its interval, latency; and its file on the disk."""
 
 import math
 from typing import Final
@@ -32,6 +29,9 @@ class EpisodeResult(BaseModel):
     """The largest of them."""
     decisions: int
     """How often the policy was asked."""
+    failure: str | None = None
+    """What the simulator raised or showed when it failed after `steps` steps, in one line; the
+    episode ended there, unsolved. None where it ended by itself."""
 
 
 class Latency(BaseModel):
@@ -121,6 +121,12 @@ class RolloutResult(BaseModel):
     def alarms(self) -> list[str]:
         """Return what makes the figures doubtful, a sentence each; a report prints them in red."""
         found = [f"the gate was overridden: {reason}" for reason in self.gate_overridden]
+        failures = [episode.failure for episode in self.episodes if episode.failure is not None]
+        if failures:
+            found.append(
+                f"the simulator itself failed in {len(failures)} of {len(self.episodes)} episodes, "
+                f"which count as not solved, first in {failures[0]}"
+            )
         check = self.camera_check
         if check.mode == "off":
             found.append("the cameras were not compared with those of training")

@@ -16,7 +16,8 @@ import numpy as np
 
 from pipeline.datasets.hdf5.recording import RecordedEpisode, write_episode
 from pipeline.errors import DatasetError, EnvError
-from pipeline.rollout.envs.registry import ExpertEnv, make_expert_env
+from pipeline.rollout.envs.base import ExpertEnv
+from pipeline.rollout.envs.registry import make_expert_env
 from pipeline.rollout.play.processes import Spawned, spawned
 from policy.errors import VlaError
 from policy.images import resize_images

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import EnvError
-from pipeline.rollout.envs.base import RobotEnv
-from pipeline.rollout.envs.registry import ExpertEnv
+from pipeline.rollout.envs.base import ExpertEnv, RobotEnv
 
 
 class EnvContract:
@@ -123,11 +122,6 @@ class EnvContract:
             env.step(self.next_action(env, step))
         assert (env.state() != before).any()
 
-    def test_it_says_what_its_numbers_mean(self, env):
-        assert env.state_units
-        assert env.action_units
-        assert env.control_hz > 0
-
     def test_an_action_beyond_the_range_is_clipped(self, env):
         states = []
         for excess in (0, 5):
@@ -181,6 +175,11 @@ class ExpertContract(EnvContract):
 
     def next_action(self, env: ExpertEnv, step: int) -> np.ndarray:
         return env.expert_action()
+
+    def test_it_says_what_its_numbers_mean(self, env):
+        assert env.state_units
+        assert env.action_units
+        assert env.control_hz > 0
 
     def test_the_expert_stays_in_range_and_succeeds(self, env):
         low, high = self.action_range(env)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import EnvError
+from pipeline.errors import EnvError, EpisodeError
 from pipeline.rollout.envs.registry import make_env, make_expert_env
 from tests.pipeline.rollout.envs.env_contract import EnvContract, ExpertContract
 
@@ -53,9 +53,9 @@ class TestTransferCube(ExpertContract):
             assert any(is_solved), f"seed {seed}"
             for _ in range(125):
                 env.step(env.expert_action())
-            left = env._data.site("cali_left_site1").xpos
-            right = env._data.site("cali_right_site1").xpos
-            cube = env._data.body("box").xpos
+            left = env.unguarded._data.site("cali_left_site1").xpos
+            right = env.unguarded._data.site("cali_right_site1").xpos
+            cube = env.unguarded._data.body("box").xpos
             assert np.linalg.norm(cube - left) < 0.03, f"seed {seed}"  # metres
             assert np.linalg.norm(cube - right) > 0.1, f"seed {seed}"
             assert cube[2] > 0.2, f"seed {seed}"
@@ -65,7 +65,7 @@ class TestTransferCube(ExpertContract):
         plans = []
         for seed in range(10):
             env.reset(seed)
-            plans.append(env._plan)
+            plans.append(env.unguarded._plan)
         assert np.abs(np.diff(plans, axis=1)).max() < 0.12  # radians, or share of the opening
         assert np.ptp(plans, axis=0).max() < 1.0
 
@@ -74,10 +74,10 @@ class TestTransferCube(ExpertContract):
         from pipeline.rollout.envs.rendering import project_point
 
         env.reset(0)
-        cube = env._data.body("box").xpos
+        cube = env.unguarded._data.body("box").xpos
         for view, frame in zip(("top", "angle"), env.render()[:2], strict=True):
-            camera = env._model.camera(view).id
-            found = project_point(env._model, env._data, camera, cube, 256)
+            camera = env.unguarded._model.camera(view).id
+            found = project_point(env.unguarded._model, env.unguarded._data, camera, cube, 256)
             assert np.abs(found - red_centre(frame)).max() < 3  # pixels; the cube is 10 wide
         for _ in range(160):
             env.step(env.expert_action())
@@ -90,16 +90,18 @@ class TestTransferCube(ExpertContract):
         from pipeline.rollout.envs.rendering import project_point
 
         env.reset(0)
-        camera = env._model.camera("top").id
-        above = env._data.cam_xpos[camera] + [0, 0, 0.1]
-        assert np.isnan(project_point(env._model, env._data, camera, above, 256)).all()
+        camera = env.unguarded._model.camera("top").id
+        above = env.unguarded._data.cam_xpos[camera] + [0, 0, 0.1]
+        assert np.isnan(
+            project_point(env.unguarded._model, env.unguarded._data, camera, above, 256)
+        ).all()
 
     def test_every_camera_of_the_scene_is_upright(self, env):
         """A camera's up axis points up, or, where it looks straight down, away from the arms."""
         env.reset(0)
-        for camera in range(env._model.ncam):
-            up = env._data.cam_xmat[camera].reshape(3, 3)[:, 1]
-            assert up[2] > 0.4 or up[1] == 1, env._model.camera(camera).name
+        for camera in range(env.unguarded._model.ncam):
+            up = env.unguarded._data.cam_xmat[camera].reshape(3, 3)[:, 1]
+            assert up[2] > 0.4 or up[1] == 1, env.unguarded._model.camera(camera).name
 
 
 class TestInsertion(EnvContract):
@@ -118,26 +120,23 @@ class TestInsertion(EnvContract):
         start = np.array([0, -0.96, 1.16, 0, -0.3, 0, 0.1] * 2, np.float32)
         return start + np.random.default_rng(step).uniform(-0.1, 0.1, 14).astype(np.float32)
 
-    def test_targets_that_break_the_simulation_end_the_episode_unsolved(self, env):
+    def test_targets_that_break_the_simulation_are_named_with_seed_and_step(self, env):
         env.reset(3)
         low, high = aloha_range(env)
         draw = np.random.default_rng(0)
-        for _ in range(env.max_steps - 1):
-            outcome = env.step(draw.uniform(low, high).astype(np.float32))
-            if outcome.truncated:
-                break
-        assert outcome.truncated
-        assert not outcome.success
-        with pytest.raises(EnvError, match="reset first"):
-            env.step(np.zeros(14, np.float32))
+        with pytest.raises(EpisodeError, match="aloha/insertion: seed 3, step .* PhysicsError"):
+            for _ in range(env.max_steps):
+                env.step(draw.uniform(low, high).astype(np.float32))
+        env.reset(3)
+        assert np.isfinite(env.state()).all()
 
     def test_a_pin_that_is_touched_is_success(self, env):
         """Success by the simulator's own measure, from a peg laid into the socket by hand."""
         env.reset(0)
         assert not env.step(env.state()).success
-        x, y, z = env._data.body("socket").xpos
-        env._data.qpos[16:19] = x + 0.04, y, z + 0.1
-        env._data.qpos[23:26] = x, y, z + 0.1
+        x, y, z = env.unguarded._data.body("socket").xpos
+        env.unguarded._data.qpos[16:19] = x + 0.04, y, z + 0.1
+        env.unguarded._data.qpos[23:26] = x, y, z + 0.1
         outcome = env.step(env.state())
         assert (outcome.reward, outcome.success) == (4.0, True)
 
@@ -179,12 +178,14 @@ def test_its_inverse_kinematics_agree_with_mujoco():
 
     draw = np.random.default_rng(0)
     for side, arm, column in (("left", LEFT, 0), ("right", RIGHT, 8)):
-        gripper = env._data.body(f"vx300s_{side}/gripper_link")
+        gripper = env.unguarded._data.body(f"vx300s_{side}/gripper_link")
         for _ in range(20):
             point = draw.uniform([-0.1, 0.4, 0.02], [0.1, 0.6, 0.25])
             pitch, roll = draw.uniform([0, -1], [1.2, 1])
-            env._data.qpos[column : column + 6] = joints_at(arm, tuple(point), pitch, roll)
-            mujoco.mj_kinematics(env._model, env._data)
+            env.unguarded._data.qpos[column : column + 6] = joints_at(
+                arm, tuple(point), pitch, roll
+            )
+            mujoco.mj_kinematics(env.unguarded._model, env.unguarded._data)
             axes = gripper.xmat.reshape(3, 3)
             # 1e-4 m: the MJCF turns the right arm by 3.1416.
             np.testing.assert_allclose(gripper.xpos + 0.14 * axes[:, 0], point, atol=1e-4)

@@ -7,7 +7,6 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-import torch
 
 from pipeline.errors import ConfigError, EnvError
 from pipeline.rollout.envs.gymnasium_config import GymnasiumConfig
@@ -15,6 +14,7 @@ from pipeline.rollout.envs.registry import make_env, make_expert_env
 from policy.images import resize_images
 from tests.pipeline.rollout import toy_env
 from tests.pipeline.rollout.envs.env_contract import EnvContract
+from tests.pipeline.rollout.toy_run import install
 
 ROOT = Path(__file__).parents[4]
 
@@ -77,7 +77,7 @@ class TestToy(EnvContract):
         env.reset(8)
         for step in range(5):
             pictures = [*expected["pixels"].values(), oracle.render()]
-            resized = [resize_images(torch.from_numpy(p)[None])[0].numpy() for p in pictures]
+            resized = [resize_images(p[None])[0] for p in pictures]
             np.testing.assert_array_equal(env.render(), resized)
             numbers = [*expected["agent_pos"], 0.1]
             np.testing.assert_array_equal(env.state(), np.float32(numbers))
@@ -88,7 +88,7 @@ class TestToy(EnvContract):
 
     def test_steering_to_the_target_is_success_as_its_info_says(self, env):
         env.reset(0)
-        toy = env._env.unwrapped
+        toy = env.unguarded._env.unwrapped
         outcomes = [env.step(np.float32((toy.target - toy.dot) / 0.1)) for _ in range(12)]
         assert [outcome.success for outcome in outcomes[:1]] == [False]
         assert outcomes[-1].success
@@ -101,7 +101,7 @@ class TestToy(EnvContract):
 
     def test_closing_closes_the_environment(self):
         env = self.build()
-        toy = env._env.unwrapped
+        toy = env.unguarded._env.unwrapped
         env.close()
         assert not toy.is_open
 
@@ -137,14 +137,14 @@ def test_what_the_file_says_is_what_happens(tmp_path):
     for env in (changed, plain):
         env.reset(2)
     np.testing.assert_array_equal(changed.render(), plain.render()[:, ::-1, ::-1])
-    toy = changed._env.unwrapped
+    toy = changed.unguarded._env.unwrapped
     np.testing.assert_array_equal(changed.state(), np.float32([toy.target[1], 0]))
     far = np.array([3, -3], np.float32)
     outcome = changed.step(far)
     assert outcome.success == (outcome.reward >= -0.5)
     plain.step(far)
     np.testing.assert_array_equal(toy.received, [far])
-    np.testing.assert_array_equal(plain._env.unwrapped.received, [[1, -1]])
+    np.testing.assert_array_equal(plain.unguarded._env.unwrapped.received, [[1, -1]])
     changed.close()
     plain.close()
 
@@ -205,16 +205,6 @@ def test_a_measure_of_success_that_is_not_there_is_an_error(tmp_path):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"absent\.toml: expected a TOML file"):
         make_env(f"gymnasium:{tmp_path}/absent.toml", ("front",))
-
-
-def install(folder: Path, name: str, *, requires: str) -> None:
-    """Lay a package out as pip does; importing it leaves a mark in `sys.modules`."""
-    (folder / name).mkdir()
-    (folder / name / "__init__.py").write_text("import tests.pipeline.rollout.toy_env\n")
-    info = folder / f"{name}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\nRequires-Dist: {requires}\n")
-    (info / "RECORD").write_text(f"{name}/__init__.py,,\n{name}-1.0.dist-info/METADATA,,\n")
 
 
 def test_only_an_installed_package_that_requires_gymnasium_is_imported(tmp_path, monkeypatch):

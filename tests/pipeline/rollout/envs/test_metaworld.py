@@ -59,7 +59,7 @@ class TestMetaWorld(ExpertContract):
         for seed in (0, 1, 2):
             env.reset(seed)
             states.append(env.state())
-            drawers.append(env._task.data.body("drawer").xpos.copy())
+            drawers.append(env.unguarded._task.data.body("drawer").xpos.copy())
         assert np.ptp(drawers, axis=0).max() > 0.02  # metres
         # 1e-6 m: the hand settles against nothing, up to the solver's rounding.
         assert np.ptp(states, axis=0).max() < 1e-6
@@ -69,10 +69,10 @@ class TestMetaWorld(ExpertContract):
         import mujoco  # not above: the environment must be the first to import it
 
         env.reset(0)
-        shown = env._task.data.body("drawer").xpos.copy()
-        mujoco.mj_forward(env._task.model, env._task.data)
-        np.testing.assert_array_equal(shown, env._task.data.body("drawer").xpos)
-        np.testing.assert_array_equal(shown, env._task._target_pos - [0, -0.36, 0.09])
+        shown = env.unguarded._task.data.body("drawer").xpos.copy()
+        mujoco.mj_forward(env.unguarded._task.model, env.unguarded._task.data)
+        np.testing.assert_array_equal(shown, env.unguarded._task.data.body("drawer").xpos)
+        np.testing.assert_array_equal(shown, env.unguarded._task._target_pos - [0, -0.36, 0.09])
 
 
 def test_up_is_up_in_every_side_view():

@@ -5,7 +5,6 @@ import logging
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.errors import CameraMismatchError, RunError
 from pipeline.features.store.start_frames import StartFrames, shrink_frames
@@ -14,6 +13,7 @@ from pipeline.rollout.gate.camera_verdict import CameraCheckResult, StartFinding
 from pipeline.training.presets import debug
 from pipeline.training.run.folder import START_FRAMES_FILE, read_run, read_start_frames
 from pipeline.training.session import train
+from policy.images import resize_images
 from tests.pipeline.tiny import complete_store, tiny_start_frames
 
 VIEWS = ("left", "top", "hand")
@@ -29,7 +29,7 @@ MISTAKES = {
 def scene(view: int, *, mirrored: bool = False) -> np.ndarray:
     """Soft random patches, of other colors and places in every view."""
     patches = np.random.default_rng(view).integers(0, 256, (1, 8, 8, 3), np.uint8)
-    picture = resize_images(torch.from_numpy(patches))[0].numpy()
+    picture = np.array(resize_images(patches)[0])
     return np.maximum(picture, picture[:, ::-1]) if mirrored else picture
 
 

@@ -21,7 +21,7 @@ from pipeline.training.run.folder import (
 from pipeline.training.session import train
 from policy.encoders.stand_in import NAME as STAND_IN
 from policy.spec import AgentSpec
-from tests.pipeline.tiny import VIEWS, complete_store, tiny_identity
+from tests.pipeline.tiny import POOLED, VIEWS, complete_store, tiny_identity
 from tests.tower import load
 
 
@@ -59,7 +59,9 @@ class StillEnv:
 def description() -> RunDescription:
     return RunDescription(
         config=debug(),
-        spec=AgentSpec(view_names=("front", "top"), state_dim=5, action_dim=4),
+        spec=AgentSpec(
+            view_names=("front", "top"), feature_shapes=POOLED, state_dim=5, action_dim=4
+        ),
         data=DataIdentity(
             stores=(StoreIdentity(name="tiny", digest="0", weight=1.0, manifest={}),),
             fps=50.0,
@@ -102,7 +104,7 @@ def test_a_run_trained_on_another_encoders_features_is_refused(tmp_path):
     """The tiny store says that an encoder with another fingerprint made its features."""
     store = complete_store(tmp_path / "s.zarr")
     train([store.path], tmp_path / "run", debug(), resume=False)
-    with pytest.raises(EncoderMismatchError, match="stand-in is another encoder"):
+    with pytest.raises(EncoderMismatchError, match=r"found stand-in .* with other weights"):
         load_policy(tmp_path / "run", encoder="stand-in")
 
 
@@ -135,15 +137,15 @@ def test_the_encoder_that_gives_the_probe_its_features_passes(encoder, probe, tm
     assert agent.encoder is not None
     carried = read_probe(run, held)
     np.testing.assert_array_equal(carried.frames, probe.frames)
-    np.testing.assert_array_equal(carried.features, probe.features)
+    np.testing.assert_array_equal(carried.features["pooled"], probe.features["pooled"])
     assert (carried.environment, carried.tolerance) == (probe.environment, probe.tolerance)
 
 
 def test_no_environment_is_built_where_the_probe_has_other_features(encoder, probe, tmp_path):
     """The fingerprint fits, the features do not: one bit is enough on the same engine."""
-    features = probe.features.copy()
-    features.view(np.uint16)[1, 1, 1] ^= 1
-    run = train_on(dataclasses.replace(probe, features=features), encoder, tmp_path)
+    pooled = probe.features["pooled"].copy()
+    pooled.view(np.uint16)[1, 1, 1] ^= 1
+    run = train_on(dataclasses.replace(probe, features={"pooled": pooled}), encoder, tmp_path)
     # The environment does not even exist: the probe is checked before it is asked for.
     config = RolloutConfig(run=run, env="nowhere/nothing", out=tmp_path / "out", episodes=1)
     with pytest.raises(EncoderMismatchError, match=rf"{run}: .*`noise` of view 1.*every bit"):

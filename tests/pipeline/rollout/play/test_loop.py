@@ -8,13 +8,15 @@ import torch
 
 from pipeline.rollout.envs.base import StepResult
 from pipeline.rollout.play.episode import EpisodePlayer
-from pipeline.rollout.play.loop import DecisionLog, RolloutConfig, play_episodes
+from pipeline.rollout.play.loop import RolloutConfig, play_episodes
 from pipeline.rollout.play.players import HerePlayer
 from pipeline.training.data.windows import WindowData
 from policy.agent import AgentConfig, VLAAgent
 from policy.network.head import HeadConfig
+from policy.network.readers import LinearReaderConfig
 from policy.spec import AgentSpec
-from tests.pipeline.tiny import ACTION_DIM, STATE_DIM, VIEWS, complete_store, tiny_identity
+from tests.pipeline.rollout.pixel_encoder import PixelEncoder
+from tests.pipeline.tiny import ACTION_DIM, POOLED, STATE_DIM, VIEWS, complete_store
 
 
 class CountingEnv:
@@ -55,24 +57,13 @@ class CountingEnv:
         pass
 
 
-class PixelBackbone:
-    """Encodes a frame as its first pixel's value."""
-
-    identity = tiny_identity()
-    dataset_image_resize_shape = None
-    eval_image_resize_shape = (256, 256)
-
-    def encode_views(self, frames: torch.Tensor) -> torch.Tensor:
-        return frames[:, :, 0, 0, :1].half().expand(-1, -1, 768)
-
-
 class RecordingAgent(VLAAgent):
     """Notes what it sees and answers the numbers of the steps it plans for."""
 
     seen: list[tuple[list[float], list[float]]]
 
     def predict(self, features, state, noise, num_evaluations=1):
-        self.seen.append((features[0, :, 0, 0].tolist(), state[0, :, 0].tolist()))
+        self.seen.append((features["pooled"][0, :, 0, 0].tolist(), state[0, :, 0].tolist()))
         horizon = self.config.head.pred_horizon
         steps = state[0, -1, 0] + torch.arange(horizon, dtype=torch.float32)
         return steps[None, :, None].expand(1, horizon, ACTION_DIM).clone()
@@ -80,14 +71,16 @@ class RecordingAgent(VLAAgent):
 
 def counting_agent(obs_horizon: int, num_action_steps: int) -> RecordingAgent:
     config = AgentConfig(
-        projection_dim=4,
+        readers={"pooled": LinearReaderConfig(projection_dim=4)},
         cond_dim=8,
         obs_horizon=obs_horizon,
         num_action_steps=num_action_steps,
         head=HeadConfig(n_emb=64, n_layer=1, pred_horizon=8),
     )
-    spec = AgentSpec(view_names=VIEWS, state_dim=STATE_DIM, action_dim=ACTION_DIM)
-    agent = RecordingAgent(config, spec, PixelBackbone())
+    spec = AgentSpec(
+        view_names=VIEWS, feature_shapes=POOLED, state_dim=STATE_DIM, action_dim=ACTION_DIM
+    )
+    agent = RecordingAgent(config, spec, PixelEncoder())
     agent.seen = []
     return agent
 
@@ -96,10 +89,9 @@ def play(agent: RecordingAgent, env: CountingEnv, max_steps: int = 100):
     horizon = agent.config.obs_horizon
     player = EpisodePlayer(env, obs_horizon=horizon, max_steps=max_steps, out=None)
     config = RolloutConfig(run=Path("run"), env="counting", out=Path("out"), episodes=1, videos=0)
-    log = DecisionLog()
-    (result,) = play_episodes(agent, [HerePlayer(player)], config, num_evaluations=1, log=log)
-    assert result.decisions == len(log.head) == len(agent.seen)
-    return result
+    (episode,) = play_episodes(agent, [HerePlayer(player)], config, num_evaluations=1)
+    assert episode.result.decisions == len(episode.head_s) == len(agent.seen)
+    return episode.result
 
 
 @pytest.mark.parametrize(
@@ -107,7 +99,9 @@ def play(agent: RecordingAgent, env: CountingEnv, max_steps: int = 100):
 )
 def test_a_decision_sees_the_windows_of_training(tmp_path, obs_horizon, num_action_steps):
     """Row numbers stand in the store's state: the rollout must see the same rows as a window."""
-    data = WindowData(complete_store(tmp_path / "s.zarr", (30,)), heldout_share=0.0)
+    data = WindowData(
+        complete_store(tmp_path / "s.zarr", (30,)), features=("pooled",), heldout_share=0.0
+    )
     agent, env = counting_agent(obs_horizon, num_action_steps), CountingEnv(max_steps=24)
 
     play(agent, env)

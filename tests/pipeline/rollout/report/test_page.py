@@ -220,7 +220,7 @@ def test_an_overridden_gate_is_an_alarm(trained, tmp_path):
 
 def test_an_encoder_that_was_not_the_trainings_is_an_alarm(trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
-    encoder = read_run(run).data.encoder.model_copy(update={"fingerprint": "0" * 64})
+    encoder = read_run(run).data.encoder.model_copy(update={"weights": "0" * 64})
     write_rollout(run, "drawer", make_result(run, [True], encoder=encoder, store_digest="1"))
     write_report([run], tmp_path / "page.html")
     alarms = re.findall(r'<p class="alarm"[^>]*>([^<]*)', (tmp_path / "page.html").read_text())

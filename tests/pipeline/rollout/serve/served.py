@@ -20,24 +20,9 @@ from pipeline.rollout.serve.sockets import PolicyServer
 from pipeline.training.data.sampling import seeded_generator
 from policy.agent import VLAAgent
 from tests.pipeline.rollout.gate.test_checks import description
-from tests.pipeline.tiny import tiny_identity
+from tests.pipeline.rollout.pixel_encoder import PixelEncoder
 
 FIRST_SEED = 7
-BROKEN_PIXEL = 13
-"""Frames of this value meet a defect in the encoder."""
-
-
-class PixelBackbone:
-    """Encodes a frame as its first pixel's value."""
-
-    identity = tiny_identity()
-    dataset_image_resize_shape = None
-    eval_image_resize_shape = (256, 256)
-
-    def encode_views(self, frames: torch.Tensor) -> torch.Tensor:
-        if (frames == BROKEN_PIXEL).all():
-            raise RuntimeError("a defect")
-        return frames[:, :, 0, 0, :1].half().expand(-1, -1, 768)
 
 
 def served_policy(
@@ -48,7 +33,7 @@ def served_policy(
     """Two views (front, top), 5 numbers of state, 4 of action; random weights."""
     held = description()
     config = held.config.agent.model_copy(update={"obs_horizon": obs_horizon})
-    agent = VLAAgent(config, held.spec, PixelBackbone()).eval()
+    agent = VLAAgent(config, held.spec, PixelEncoder()).eval()
     weights = torch.Generator().manual_seed(0)
     for parameter in agent.parameters():  # fresh heads answer zeros
         torch.nn.init.normal_(parameter, std=0.2, generator=weights)
@@ -89,10 +74,11 @@ def expected_actions(
 ) -> np.ndarray:
     """Ask the agent itself, for the control steps that training would show it."""
     agent = policy.agent
-    frames = torch.from_numpy(np.stack([np.stack([frame(step)] * 2) for step in steps]))
+    frames = np.stack([np.stack([frame(step)] * 2) for step in steps])
     states = torch.from_numpy(np.stack([state(step) for step in steps]))
     noise = agent.noise(1, seeded_generator(seed, "decision", decision), 1)
-    chunk = agent.predict(agent.encode_views(frames).float()[None], states[None], noise, 1)
+    features = {name: values[None] for name, values in agent.encode_views(frames).items()}
+    chunk = agent.predict(features, states[None], noise, 1)
     return chunk[0, : agent.config.num_action_steps].numpy()
 
 

@@ -20,6 +20,7 @@ from tests.pipeline.rollout.serve.served import (
     served_policy,
     state,
 )
+from tests.pipeline.tiny import POOLED
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_a_reset_begins_an_episode_with_the_next_seed(session, policy):
 def test_frames_of_any_size_go_through_the_one_resize(policy):
     """The first pixel of the resized frame decides the feature; a camera's own would differ."""
     picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-    resized = resize_images(torch.from_numpy(picture[None]))[0].numpy()
+    resized = resize_images(picture[None])[0]
     assert picture[0, 0, 0] != resized[0, 0, 0]
     answers = []
     for front in (picture, resized):
@@ -183,5 +184,8 @@ def test_the_prompt_of_openpis_examples_changes_nothing(session, policy):
 
 
 def test_a_view_called_state_cannot_be_served():
+    spec = AgentSpec(
+        view_names=("front", "state"), feature_shapes=POOLED, state_dim=1, action_dim=1
+    )
     with pytest.raises(ConfigError, match="called `state`"):
-        RequestReader(AgentSpec(view_names=("front", "state"), state_dim=1, action_dim=1), 2)
+        RequestReader(spec, 2)

@@ -29,8 +29,8 @@ from websockets.sync.client import ClientConnection, connect
 from pipeline.errors import ConfigError
 from pipeline.rollout.serve.config import ServeConfig
 from pipeline.rollout.serve.sockets import MAX_CLIENTS, PolicyServer, run_until_signal
+from tests.pipeline.rollout.pixel_encoder import BROKEN_PIXEL
 from tests.pipeline.rollout.serve.served import (
-    BROKEN_PIXEL,
     FIRST_SEED,
     expected_actions,
     observation,
@@ -93,7 +93,7 @@ def test_the_public_client_gets_metadata_actions_and_timing(port, policy):
     assert told["views"] == ["front", "top"]
     assert (told["state_dim"], told["action_dim"], told["fps"]) == (5, 4, 50.0)
     assert (told["obs_horizon"], told["num_action_steps"]) == (2, 8)
-    assert told["encoder"]["fingerprint"] == "f" * 64
+    assert told["encoder"]["weights"] == "f" * 64
     assert (told["checkpoint_step"], told["max_message_bytes"]) == (3, 2**20)
     assert set(told["observation"]) == {*observation(0), "step", "reset", "prompt"}
 

@@ -1,0 +1,107 @@
+"""What a policy decides for episodes that are being played, and what each decision took."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from pipeline.rollout.gate.camera_verdict import StartFinding
+from pipeline.rollout.play.episode import Observation, Progress
+from pipeline.rollout.play.journal import FinishedEpisode
+from pipeline.rollout.play.result import EpisodeResult
+from pipeline.training.data.sampling import seeded_generator
+from policy.agent import VLAAgent
+
+
+@dataclass
+class Episode:
+    """One that is being played, with what each decision took, in seconds, and showed."""
+
+    seed: int
+    start: StartFinding | None = None
+    render: list[float] = field(default_factory=list)
+    encode: list[float] = field(default_factory=list)
+    head: list[float] = field(default_factory=list)
+    disagreement: list[float] = field(default_factory=list)
+
+    @property
+    def decisions(self) -> int:
+        """How often the policy has been asked."""
+        return len(self.head)
+
+    def finished(self, result: EpisodeResult) -> FinishedEpisode:
+        """Return what the disk keeps of it."""
+        return FinishedEpisode(
+            result=result,
+            start=self.start,
+            render_s=tuple(self.render),
+            encode_s=tuple(self.encode),
+            head_s=tuple(self.head),
+            disagreement=tuple(self.disagreement),
+        )
+
+
+def decide(
+    agent: VLAAgent,
+    seen: list[Progress],
+    episodes: list[Episode],
+    *,
+    num_evaluations: int,
+) -> list[Float32[np.ndarray, "n a"]]:
+    """Return the next `num_action_steps` actions of some episodes, in the manifest's units.
+
+    Views are encoded together, and what one decision waits for is the time of all. The head
+    decides on each alone: its last bits depend on how many rows a product has. How far it
+    disagrees with itself is measured after the clock has stopped: it takes three more passes,
+    which no robot would need.
+
+    Args:
+        agent: a policy that holds its encoder.
+        seen: the latest observation steps of each episode.
+        episodes: whose they are; seed and number of the decision decide the noise. They take note
+            of the durations and of the disagreement.
+        num_evaluations: passes through the head.
+    """
+    observations = [observation for progress in seen for observation in progress.observations]
+    frames = np.stack([observation.frames for observation in observations])
+    started = time.perf_counter()
+    encoded = agent.encode_views(frames)
+    encode_s = time.perf_counter() - started
+    chunks = []
+    first = 0
+    for progress, episode in zip(seen, episodes, strict=True):
+        steps = slice(first, first := first + len(progress.observations))
+        features = {name: rows[steps] for name, rows in encoded.items()}
+        draw = seeded_generator(episode.seed, "decision", episode.decisions)
+        noise = agent.noise(1, draw, num_evaluations).to(agent.device)
+        started = time.perf_counter()
+        window = _window(agent, features, progress.observations)
+        chunk = agent.predict(*window, noise, num_evaluations)[0]
+        episode.head.append(time.perf_counter() - started)
+        episode.encode.append(encode_s)
+        episode.render.append(progress.render_s)
+        residual = agent.additivity_residual(*window, noise)
+        if residual is not None:
+            episode.disagreement.append(residual.item())
+        chunks.append(chunk[: agent.config.num_action_steps].cpu().numpy())
+    return chunks
+
+
+def _window(
+    agent: VLAAgent, features: dict[str, Tensor], observations: tuple[Observation, ...]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return features and state as a batch of one; a young episode's first step is repeated.
+
+    As in the training windows.
+    """
+    missing = agent.config.obs_horizon - len(observations)
+    state = torch.from_numpy(np.stack([observation.state for observation in observations]))
+
+    def padded(steps: Tensor) -> Tensor:
+        return torch.cat([steps[:1].expand(missing, *steps.shape[1:]), steps])[None]
+
+    window = {name: padded(steps) for name, steps in features.items()}
+    return window, padded(state.to(agent.device))
