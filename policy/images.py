@@ -19,17 +19,20 @@ from jaxtyping import UInt8
 from PIL import Image, ImageEnhance
 
 from policy.errors import ImageFormatError
-from policy.spec import FRAME_SHAPE, FRAME_SIZE
+from policy.spec import FRAME_SHAPE, FRAME_SIZE, Fit
 
 SMALLEST_CROP: Final = 76 / 84  # share of a side that stays
 COLOR_CHANGE: Final = 0.2  # largest relative change of brightness, contrast and saturation
 
 
-def resize_images(images: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n 256 256 3"]:
+def resize_images(
+    images: UInt8[np.ndarray, "n h w 3"], fit: Fit = "stretch"
+) -> UInt8[np.ndarray, "n 256 256 3"]:
     """Resize RGB images to 256x256; images of that size are returned untouched.
 
     Args:
         images: values in [0, 255], channels last.
+        fit: what becomes of images that are not square.
 
     Returns:
         The resized images; the very same array if it is 256x256 already.
@@ -44,12 +47,29 @@ def resize_images(images: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n 
         )
     if images.shape[1:] == FRAME_SHAPE:
         return images
-    height, width = FRAME_SIZE
-    resized = np.empty((len(images), *FRAME_SHAPE), np.uint8)
+    if fit == "crop":
+        images = _middle_square(images)
+    (top, left), (height, width) = _placed(images.shape[1], images.shape[2], fit)
+    resized = np.zeros((len(images), *FRAME_SHAPE), np.uint8)
     for row, image in zip(resized, images, strict=True):
         smooth = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        row[:] = np.asarray(smooth)
+        row[top : top + height, left : left + width] = np.asarray(smooth)
     return resized
+
+
+def _middle_square(images: np.ndarray) -> np.ndarray:
+    side = min(images.shape[1:3])
+    top, left = ((length - side) // 2 for length in images.shape[1:3])
+    return np.ascontiguousarray(images[:, top : top + side, left : left + side])
+
+
+def _placed(height: int, width: int, fit: Fit) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return corner and size, rows first, that an image takes in a frame."""
+    if fit != "pad":
+        return (0, 0), FRAME_SIZE
+    scale = FRAME_SIZE[0] / max(height, width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    return ((FRAME_SIZE[0] - rows) // 2, (FRAME_SIZE[1] - columns) // 2), (rows, columns)
 
 
 @dataclass(frozen=True)

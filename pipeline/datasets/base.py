@@ -15,6 +15,7 @@ from jaxtyping import Float, Float32, Float64, UInt8
 
 from pipeline.errors import DatasetError, FrameReadError
 from pipeline.storage.location import Location, on_disk
+from policy.spec import Fit
 
 
 def every_episode(number: int) -> bool:
@@ -185,7 +186,9 @@ class EpisodeReader(Protocol):
     view_names: tuple[str, ...]
     """Camera names, in the order of every array below."""
     fps: float
-    """Control steps a second."""
+    """Control steps per second."""
+    fit: Fit
+    """What becomes of frames that are not square when they are resized."""
     num_episodes: int
     """Number of episodes."""
     source_of: tuple[int, ...]

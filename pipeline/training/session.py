@@ -178,6 +178,7 @@ def _open_data(
     identity = DataIdentity(
         stores=_identify(stores, digests, weights),
         fps=stores[0].attributes.fps,
+        fit=stores[0].attributes.fit,
         encoder=stores[0].encoder.only(features),
         probe_digest=probe.digest(),
         start_frames_digest=starts.digest(),

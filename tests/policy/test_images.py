@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from transformers import SiglipImageProcessorPil
 
 from policy.errors import ImageFormatError
@@ -109,3 +110,25 @@ def test_draws_stay_in_their_ranges_and_use_them():
         factors = np.array([getattr(one, name) for one in drawn])
         assert 1 - COLOR_CHANGE <= factors.min() < 0.85
         assert 1.15 < factors.max() <= 1 + COLOR_CHANGE
+
+
+def test_crop_and_pad_keep_the_shape_of_things():
+    """Against Pillow on the cropped or the padded picture, of even margins."""
+    picture = np.random.default_rng(3).integers(0, 256, (1, 480, 640, 3), np.uint8)
+    middle = np.ascontiguousarray(picture[:, :, 80:560])
+    np.testing.assert_array_equal(resize_images(picture, "crop"), resize_images(middle))
+    padded = resize_images(picture, "pad")[0]
+    shown = Image.fromarray(picture[0]).resize((256, 192), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(padded[32:224], np.asarray(shown))
+    assert not padded[:32].any()
+    assert not padded[224:].any()
+    tall = picture.transpose(0, 2, 1, 3)
+    np.testing.assert_array_equal(
+        resize_images(np.ascontiguousarray(tall), "pad")[0, :, :32], np.zeros((256, 32, 3))
+    )
+
+
+def test_every_fit_leaves_a_square_picture_as_stretch_does():
+    picture = np.random.default_rng(4).integers(0, 256, (1, 300, 300, 3), np.uint8)
+    for fit in ("crop", "pad"):
+        np.testing.assert_array_equal(resize_images(picture, fit), resize_images(picture))

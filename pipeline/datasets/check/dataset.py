@@ -97,7 +97,7 @@ def _check_open(
         scan.read(episode)
     views = scan.report(resized=manifest.resize is not None)
     if config.sheet is not None:
-        write_atomically(config.sheet, scan.sheet())
+        write_atomically(config.sheet, scan.sheet(resized=manifest.resize is not None))
     num_steps = sum(map(reader.episode_length, range(reader.num_episodes)))
     return CheckReport(
         manifest=str(config.manifest),

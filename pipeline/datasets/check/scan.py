@@ -11,6 +11,7 @@ from pipeline.datasets.check.frames import ViewScan
 from pipeline.datasets.check.report import Findings, ViewSummary
 from pipeline.datasets.check.same_views import SameViews
 from pipeline.errors import DatasetError
+from policy.images import resize_images
 from policy.network.normalizer import CONSTANT_RANGE
 from policy.spec import FRAME_SIZE
 
@@ -107,8 +108,8 @@ class FrameScan:
             for view, sizes, drift in zip(self._views, self._sizes, self._drift, strict=True)
         )
 
-    def sheet(self) -> bytes:
-        """Draw a row a step, a column a view."""
+    def sheet(self, *, resized: bool) -> bytes:
+        """Draw a row per step, a column per view; `resized` shows frames as the encoder sees them."""
         names, reader = self._reader.view_names, self._reader
         several = len(set(reader.source_of)) > 1
         where = [f"source {source}  " if several else "" for source in reader.source_of]
@@ -118,7 +119,9 @@ class FrameScan:
                     SheetFrame(
                         f"{name}  {where[episode]}episode {reader.episode_number(episode)}  "
                         f"step {step}",
-                        frame,
+                        resize_images(frame[None], reader.fit)[0]
+                        if resized and frame is not None
+                        else frame,
                     )
                     for name, frame in zip(names, frames, strict=True)
                 ]

@@ -39,6 +39,7 @@ from pipeline.datasets.manifest.toml import toml_text
 from pipeline.datasets.registry import FormatName
 from pipeline.errors import ConfigError, ManifestError
 from pipeline.storage.location import Location, is_address, parse_location
+from policy.spec import Fit
 
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _OF_ONE_SOURCE: Final = ("format", "episodes", "splits", "checksums", "allow_outside")
@@ -75,6 +76,9 @@ class Manifest(BaseModel):
     """What the robot was told at each step."""
     resize: tuple[Literal[256], Literal[256]] | None = None
     """Opt-in for frames of another size: they are resized to 256x256 pixels; None refuses them."""
+    fit: Fit = "stretch"
+    """With `resize`, what becomes of frames that are not square: `stretch` squeezes them, `crop`
+    keeps the square in the middle, `pad` adds black bars. Live images are treated equally."""
     colour_order: ColourOrder = "rgb"
     """Order in which the files hold the colours; `bgr` is turned into RGB while reading."""
     action_shift: Annotated[int, Field(strict=True, ge=-MAX_SHIFT, le=MAX_SHIFT)] = 0
@@ -152,7 +156,7 @@ class Manifest(BaseModel):
     def digest(self) -> str:
         """Return the sha256 (64 hex digits) of the fields that decide a store's rows.
 
-        These are revision, fps, resize, colour order, action shift, the views in order, keys and
+        These are revision, fps, resize, fit, colour order, action shift, the views in order, keys and
         columns of state and action, and the episode filters of all sources in order. Path, format,
         weights, splits, checksums, name, source, licence and units are left out: data may move and
         words may be corrected without a new embedding.
@@ -162,6 +166,7 @@ class Manifest(BaseModel):
             "revision": self.revision,
             "fps": self.fps,
             "resize": self.resize,
+            "fit": self.fit,
             "colour_order": self.colour_order,
             "action_shift": self.action_shift,
             "views": [[view.name, key_path(view.key)] for view in self.views],

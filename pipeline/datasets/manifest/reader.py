@@ -16,6 +16,7 @@ from pipeline.datasets.manifest.model import LoadedManifest
 from pipeline.datasets.manifest.parts import ArraySource, key_path
 from pipeline.datasets.manifest.sources import Complain, SourceOpener
 from pipeline.errors import DatasetError
+from policy.spec import Fit
 
 _MAX_UNREADABLE: Final = 20  # episodes, one after the other; not all of a hundred thousand
 _FPS_TOLERANCE: Final = 1e-6  # relative; files keep some rates as float32
@@ -73,6 +74,7 @@ class ManifestReader:
         self._loaded, self._origin, manifest = loaded, loaded.origin, loaded.manifest
         self.view_names: tuple[str, ...] = manifest.view_names
         self.fps: float = manifest.fps
+        self.fit: Fit = manifest.fit
         self._manifest = manifest
         self._view_keys = {view.name: key_path(view.key) for view in manifest.views}
         self._readers: list[FormatReader] = []

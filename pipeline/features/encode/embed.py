@@ -324,6 +324,7 @@ def _describe_store(
         num_variants=config.num_variants,
         view_names=manifest.view_names,
         fps=manifest.fps,
+        fit=manifest.fit,
         manifest=manifest.to_dict(),
         manifest_digest=manifest.digest(),
         sources=tuple(

@@ -113,7 +113,7 @@ def read_slots(
     """
     names = reader.source_of[part.episode], reader.episode_number(part.episode)
     views = reader.frames(part.episode, part.start, part.stop)
-    plain = [resize_images(view) for view in views]
+    plain = [resize_images(view, reader.fit) for view in views]
     variants = [
         augment_images(frames, draw_augmentation(*names, view, variant))
         for variant in range(1, num_variants + 1)

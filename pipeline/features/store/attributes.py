@@ -8,7 +8,7 @@ from pipeline.errors import StoreError
 from pipeline.features.store.units import CHUNK_ROWS
 from pipeline.storage.location import Location
 from policy.encoders.environment import ComputeEnvironment
-from policy.spec import EncoderIdentity
+from policy.spec import EncoderIdentity, Fit
 
 Codec = Literal["none", "blosc"]
 
@@ -50,6 +50,8 @@ class StoreAttributes(BaseModel):
     """Camera names in the order of the view axis."""
     fps: float
     """Control steps per second."""
+    fit: Fit = "stretch"
+    """How frames that are not square were resized; live images are resized equally."""
     manifest: dict[str, Any]
     """The dataset's manifest, as it was written."""
     manifest_digest: str

@@ -151,6 +151,7 @@ def _deciding_fields(store: FeatureStore, features: Sequence[str]) -> list[tuple
         ("state width", state_dim, str(state_dim)),
         ("action width", action_dim, str(action_dim)),
         ("control rate in Hz", held.fps, f"{held.fps:g}"),
+        ("fit of frames", held.fit, held.fit),
     ]
 
 

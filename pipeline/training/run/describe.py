@@ -55,6 +55,7 @@ def _describe_store(path: Location) -> Fields:
         "state_dim": steps.state.shape[1],
         "action_dim": steps.action.shape[1],
         "fps": attributes.fps,
+        "fit": attributes.fit,
         **_describe_encoder(attributes.encoder),
         **_describe_probe(store.read_probe()),
         "codec": attributes.codec,

@@ -28,7 +28,7 @@ from pipeline.features.store.start_frames import StartFrames
 from pipeline.storage.local import write_atomically, write_json
 from pipeline.training.config import TrainConfig
 from policy.encoders.environment import ComputeEnvironment
-from policy.spec import AgentSpec, EncoderIdentity
+from policy.spec import AgentSpec, EncoderIdentity, Fit
 
 FORMAT_VERSION: Final = 7  # 6 knew one unnamed feature
 FEATURES: Final = "features/"
@@ -60,7 +60,9 @@ class DataIdentity(BaseModel):
     stores: tuple[StoreIdentity, ...] = Field(min_length=1)
     """Where its windows come from, in the order of their rows."""
     fps: float
-    """Control steps a second."""
+    """Control steps per second."""
+    fit: Fit = "stretch"
+    """How images that are not square are resized."""
     encoder: EncoderIdentity
     """Which encoder made the features that the policy reads; only these are listed."""
     probe_digest: str
