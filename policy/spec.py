@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ComputeDtype = Literal["float32", "bfloat16"]
 Fit = Literal["stretch", "crop", "pad"]
-"""How an image that is not square becomes one: squeezed, by its middle alone, or padded in black."""
+"""How an image that is not square becomes one: squeezed, its middle alone, or padded in black."""
 
 FRAME_SIZE: Final = (256, 256)  # height, width in pixels that every encoder here takes
 FRAME_SHAPE: Final = (*FRAME_SIZE, 3)  # height, width, RGB

@@ -109,7 +109,7 @@ class FrameScan:
         )
 
     def sheet(self, *, resized: bool) -> bytes:
-        """Draw a row per step, a column per view; `resized` shows frames as the encoder sees them."""
+        """Draw a row per step, a column per view; `resized`: as the encoder sees them."""
         names, reader = self._reader.view_names, self._reader
         several = len(set(reader.source_of)) > 1
         where = [f"source {source}  " if several else "" for source in reader.source_of]

@@ -156,10 +156,10 @@ class Manifest(BaseModel):
     def digest(self) -> str:
         """Return the sha256 (64 hex digits) of the fields that decide a store's rows.
 
-        These are revision, fps, resize, fit, colour order, action shift, the views in order, keys and
-        columns of state and action, and the episode filters of all sources in order. Path, format,
-        weights, splits, checksums, name, source, licence and units are left out: data may move and
-        words may be corrected without a new embedding.
+        These are revision, fps, resize, fit, colour order, action shift, the views in order, keys
+        and columns of state and action, and the episode filters of all sources in order. Path,
+        format, weights, splits, checksums, name, source, licence and units are left out: data may
+        move and words may be corrected without a new embedding.
         """
         filters = [place.episodes for place in self.places]
         deciding = {
