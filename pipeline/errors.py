@@ -49,6 +49,10 @@ class RunError(VlaError, RuntimeError):
     """A run directory is absent, half-written or does not fit what was asked."""
 
 
+class TrackerError(VlaError, RuntimeError):
+    """An experiment tracker cannot be opened: no login, no network, or a defect of it."""
+
+
 class RankLostError(VlaError, RuntimeError):
     """Another process of the same training has ended or does not answer."""
 

@@ -111,6 +111,7 @@ def train(
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint of the step was written.
         RankLostError: another process of the training has ended.
         MissingExtraError: the library of a tracker is not installed.
+        TrackerError: a tracker cannot be opened.
         StoreError, IncompleteStoreError: a store cannot be used, or differs from the first.
         ConfigError: the weights do not fit the stores, the stores lack a feature that the policy
             reads, or a store needs a local copy for which there is no cache or no room.
@@ -125,11 +126,12 @@ def train(
             warn_of_leaks(held.data.leaks)
         description = RunDescription(config=config, spec=held.data.spec, data=held.identity)
         trainer = Trainer(run, description, held.data, opened, ranks)
-        is_new = ranks.is_primary and is_new_run(run, description, resume=resume)
-        if is_new:
-            write_run(run, description, held.probe, held.bases, held.starts)
-        ranks.wait()
+        if ranks.is_primary and not run.exists():
+            run.mkdir(parents=True)
         with sole_writer(run, RunError) if ranks.is_primary else nullcontext():
+            if ranks.is_primary and is_new_run(run, description, resume=resume):
+                write_run(run, description, held.probe, held.bases, held.starts)
+            ranks.wait()
             resumed_from = trainer.restore()
             started = time.monotonic()
             trainer.fit(_open_trackers(track, trainer), watchers)

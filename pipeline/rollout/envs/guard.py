@@ -86,8 +86,8 @@ class GuardedEnv:
 
     def _failure(self, reason: str) -> EpisodeError:
         return EpisodeError(
-            f"{self.name}: seed {self._seed}, step {self._steps}: {reason}; the simulator failed, "
-            "look there"
+            f"{self.name}: seed {self._seed}, step {self._steps}: {reason}; a failure of the "
+            "simulator"
         )
 
 

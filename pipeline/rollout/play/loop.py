@@ -268,7 +268,7 @@ def play_episodes(
                     undecided.append((player, progress))
                     continue
                 if progress.result.failure is not None:
-                    logger.warning("%s; the episode is not solved", progress.result.failure)
+                    logger.warning("%s, so the episode is not solved", progress.result.failure)
                 solved, played = solved + progress.result.success, played + 1
                 progress_bar.update()
                 progress_bar.set_postfix(solved=f"{solved}/{played}")

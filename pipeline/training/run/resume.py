@@ -1,13 +1,11 @@
-"""Whether a run begins or goes on, and that it goes on as it began.
-
-Knows run folders and descriptions; nothing about checkpoints or steps.
-"""
+"""Whether a run begins or resumes, and that it resumes as it began."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import RunError
 from pipeline.storage.local import is_vacant
+from pipeline.training.run.checkpoint import checkpoint_steps
 from pipeline.training.run.folder import (
     PROBE_FILE,
     START_FRAMES_FILE,
@@ -19,6 +17,9 @@ from pipeline.training.run.folder import (
 
 def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
     """Say whether a run begins here, and refuse whatever else `run` may hold.
+
+    One that ended before its first checkpoint holds nothing to resume, so it begins anew, with
+    whatever settings.
 
     Args:
         run: folder of the run.
@@ -32,6 +33,8 @@ def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
     if not (run / "run.json").exists():
         if not is_vacant(run) and not _was_cut_off(run):
             raise RunError(f"{run}: holds something that is no training run; name another --out")
+        return True
+    if not checkpoint_steps(run):
         return True
     if not resume:
         raise RunError(f"{run}: holds a run already; --resume goes on with it, or name another")

@@ -1,18 +1,25 @@
-"""Experiment trackers that a run can report to, beside its own log; each is optional.
+"""Experiment trackers that a run can report to, in addition to its own log; each is optional.
 
-Knows names and numbers; nothing about what they measure. A resumed run goes on in the same place.
-What a run that was killed had told of steps after its checkpoint is told again; TensorBoard shows
-it once, Weights & Biases keeps both.
+A resumed run reports to the same place. What a killed run had reported of steps after its
+checkpoint is reported again; TensorBoard shows it once, Weights & Biases keeps both. A tracker that
+cannot be opened is an error; one that fails later ends with a warning, and the training continues:
+every figure is in the run's own log.
 """
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TrackerError
 from policy.errors import MissingExtraError
+
+MAX_REASON: Final = 300  # characters of a foreign message
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable  # the test run checks types
@@ -75,6 +82,44 @@ class WeightsAndBiases:
         self._run.finish()
 
 
+class GuardedTracker:
+    """The one door to other people's trackers: one that raises is warned of once, and left."""
+
+    def __init__(self, name: str, tracker: Tracker):
+        """Guard a tracker that has just been opened."""
+        self._name = name
+        self._tracker: Tracker | None = tracker
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take figures; see `Tracker`."""
+        with self._guarded():
+            if self._tracker is not None:
+                self._tracker.log(step, figures)
+
+    def close(self) -> None:
+        """Write what is still in memory; see `Tracker`."""
+        with self._guarded():
+            if self._tracker is not None:
+                self._tracker.close()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - a tracker raises whatever it likes
+            self._tracker = None
+            logger.warning(
+                "--track %s: ends here (%s); the training continues, and log.jsonl has every "
+                "figure",
+                self._name,
+                _reason(error),
+            )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_REASON]}"
+
+
 TRACKERS: Final[dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
@@ -115,9 +160,21 @@ def open_trackers(
 
     Raises:
         ConfigError, MissingExtraError: as `check_trackers` raises them.
+        TrackerError: one cannot be opened.
     """
     check_trackers(names)
-    return [TRACKERS[name](run, configuration, step) for name in names]
+    opened: list[Tracker] = []
+    for name in names:
+        try:
+            opened.append(GuardedTracker(name, TRACKERS[name](run, configuration, step)))
+        except Exception as error:  # a tracker raises whatever it likes
+            for tracker in opened:
+                tracker.close()
+            raise TrackerError(
+                f"--track {name}: expected it to open, found {_reason(error)}; log in, work "
+                "offline (for wandb: WANDB_MODE=offline), or leave --track out"
+            ) from error
+    return opened
 
 
 def flat_configuration(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

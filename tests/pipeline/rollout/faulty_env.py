@@ -1,7 +1,6 @@
 """A small Gymnasium environment that fails where it is told to, as other people's simulators do."""
 
 import time
-from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -15,13 +14,12 @@ GOOD_RESETS = 1  # the adapter's own, when it is built
 class FaultyDotEnv(ReachDotEnv):
     """Fails at a step of some episodes, at every reset, or is slow."""
 
-    def __init__(self, render_mode=None, fault="none", at=3, seeds=(), step_s=0.0, count=None):
-        super().__init__(render_mode)
+    def __init__(self, render_mode=None, *, fault="none", at=3, seeds=(), step_s=0.0, speed=0.1):
+        super().__init__(render_mode, speed)
         self.fault = fault
         self.at = at
         self.seeds = seeds
         self.step_s = step_s
-        self.count = count
         self.num_resets = 0
 
     def reset(self, *, seed=None, options=None):
@@ -29,9 +27,6 @@ class FaultyDotEnv(ReachDotEnv):
         if self.fault == "reset" and self.num_resets > GOOD_RESETS:
             raise OSError("no such robot")
         self.seed, self.num_steps = seed, 0
-        if self.count is not None and self.num_resets > GOOD_RESETS:
-            with Path(self.count).open("a") as file:
-                file.write(f"{seed}\n")
         return super().reset(seed=seed)
 
     @property

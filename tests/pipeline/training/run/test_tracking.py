@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.errors import ConfigError
 from pipeline.training.config import with_settings
 from pipeline.training.presets import debug
-from pipeline.training.run.tracking import flat_configuration, open_trackers
+from pipeline.training.run.tracking import TRACKERS, flat_configuration, open_trackers
 from pipeline.training.session import train
 from policy.errors import MissingExtraError
 from tests.pipeline.tiny import complete_store
@@ -97,6 +97,56 @@ def test_a_tracker_that_cannot_be_opened_leaves_no_run(store, tmp_path):
     with pytest.raises(ConfigError, match="want one of"):
         train([store], tmp_path / "run", debug(), resume=False, track=["mlflow"])
     assert not (tmp_path / "run").exists()
+
+
+def type_train(store, run, home, *words):
+    """Type the command without any setting or login of Weights & Biases."""
+    program = "from cli.train import main; main()"
+    command = [str(store), "--preset", "debug", "--out", str(run), "--track", "wandb", *words]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    return subprocess.run(
+        [sys.executable, "-c", program, *command],
+        env=plain | {"HOME": str(home)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_without_a_login_nothing_is_trained_and_nothing_blocks_the_retry(store, tmp_path):
+    run = tmp_path / "run"
+    done = type_train(store, run, tmp_path)
+    assert done.returncode == 2, done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("error: --track wandb: expected it to open, found UsageError: ")
+    assert "Traceback" not in done.stderr
+    assert not (run / "log.jsonl").exists()
+    changed = with_settings(debug(), ["seed=1"])
+    assert train([store], run, changed, resume=False).steps == 8
+
+
+def test_a_tracker_that_fails_is_warned_of_once_and_training_continues(
+    store, tmp_path, monkeypatch, caplog
+):
+    class Failing(Noting):
+        def __init__(self, run, configuration, step):
+            super().__init__()
+
+        def log(self, step, figures):
+            if step > 3:
+                raise ConnectionError("no\nnetwork")
+            super().log(step, figures)
+
+    monkeypatch.setitem(TRACKERS, "tensorboard", Failing)
+    report = train([store], tmp_path / "run", debug(), resume=False, track=["tensorboard"])
+    assert report.steps == 8
+    assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 8
+    assert caplog.messages == [
+        "--track tensorboard: ends here (ConnectionError: no network); the training continues, and "
+        "log.jsonl has every figure"
+    ]
 
 
 def test_a_configuration_is_told_flat():

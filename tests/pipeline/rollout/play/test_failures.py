@@ -1,0 +1,134 @@
+"""A rollout in a simulator that fails, and one that is killed: what is kept, and how it resumes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import EpisodeError
+from pipeline.rollout.play.journal import JOURNAL
+from pipeline.rollout.play.loop import RolloutConfig, roll_out
+from tests.pipeline.rollout.toy_run import write_env
+from tests.tower import tiny_tower
+
+ROOT = Path(__file__).parents[4]
+TIMES = ("render_s", "encode_s", "head_s")
+
+
+def config(run: Path, env: str, out: Path, **settings) -> RolloutConfig:
+    fixed = {"episodes": 3, "videos": "none", "encoder": tiny_tower(), "camera_check": "warn"}
+    return RolloutConfig(run=run, env=env, out=out, **(fixed | settings))
+
+
+def but_times(out: Path) -> dict[str, object]:
+    result = json.loads((out / "result.json").read_text())
+    return {key: value for key, value in result.items() if key not in TIMES}
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_an_episode_that_its_simulator_ends_is_not_solved_and_the_others_are_played(
+    toy_run, tmp_path, caplog, num_envs
+):
+    faults = {"fault": "raise", "at": 10, "seeds": [100_001]}
+    failing = write_env(tmp_path / "env.toml", **faults)
+    sound = write_env(tmp_path / "sound.toml")
+    settings = {"num_envs": num_envs, "videos": "all"}
+    result = roll_out(config(toy_run, failing, tmp_path / "out", **settings))
+    expected = roll_out(config(toy_run, sound, tmp_path / "sound"))
+
+    one, failed, other = result.episodes
+    assert (one, other) == (expected.episodes[0], expected.episodes[2])
+    assert (failed.seed, failed.steps, failed.success) == (100_001, 9, False)
+    assert failed.failure.startswith(f"{failing}: seed 100001, step 9: step raised Floating")
+    assert caplog.messages == [f"{failed.failure}, so the episode is not solved"]
+    assert result.alarms()[0].startswith("the simulator itself failed in 1 of 3 episodes")
+    assert (tmp_path / "out/videos/seed_100001.mp4").exists()
+
+
+def test_a_simulator_that_fails_before_the_policy_acts_is_an_error_and_episodes_are_kept(
+    toy_run, tmp_path
+):
+    out, name = tmp_path / "out", tmp_path / "env.toml"
+    failing = write_env(name, fault="render", at=0, seeds=[100_002])
+    with pytest.raises(EpisodeError, match="seed 100002, step 0: render raised RuntimeError"):
+        roll_out(config(toy_run, failing, out))
+    assert not (out / "result.json").exists()
+    _, *lines = (out / JOURNAL).read_text().splitlines()
+    assert [json.loads(line)["result"]["seed"] for line in lines] == [100_000, 100_001]
+
+
+ROLL_OUT = "import sys; from cli.rollout import main; main()"
+
+
+def start(run: Path, env: str, out: Path, *words: str) -> subprocess.Popen[str]:
+    """Type the command in a process of its own."""
+    command = [str(run), "--env", env, "--out", str(out), "--encoder", tiny_tower()]
+    command += ["--episodes", "4", "--camera-check", "warn", *words]
+    return subprocess.Popen(
+        [sys.executable, "-c", ROLL_OUT, *command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[:1]])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    return told
+
+
+def kill_after(process: subprocess.Popen[str], out: Path, lines: int) -> None:
+    """Kill a rollout as soon as its journal has so many lines."""
+    journal = out / JOURNAL
+    while process.poll() is None:
+        if journal.exists() and journal.read_bytes().count(b"\n") >= lines:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_rollout_that_was_killed_resumes_to_the_result_of_one_that_was_not(toy_run, tmp_path):
+    """The line that the kill cut short is planted: a kill hardly ever meets one."""
+    env = write_env(tmp_path / "env.toml", step_s=0.05)
+    finish(start(toy_run, env, tmp_path / "undisturbed", "--videos", "all"))
+
+    out = tmp_path / "killed"
+    kill_after(start(toy_run, env, out, "--videos", "all"), out, lines=3)
+    assert not (out / "result.json").exists()
+    kept = (out / JOURNAL).read_bytes()
+    with (out / JOURNAL).open("ab") as file:
+        file.write(kept.splitlines()[1][:40])
+    told = finish(start(toy_run, env, out, "--videos", "all"))
+    assert "resumes after 2 finished episodes" in told
+    assert (out / JOURNAL).read_bytes().startswith(kept)
+    assert but_times(out) == but_times(tmp_path / "undisturbed")
+    names = [path.name for path in sorted((out / "videos").iterdir())]
+    assert names == [f"seed_{seed}.mp4" for seed in range(100_000, 100_004)]
+
+
+def test_another_rollout_in_the_same_folder_starts_anew_and_so_does_one_that_was_complete(
+    toy_run, tmp_path, caplog
+):
+    env, out = write_env(tmp_path / "env.toml"), tmp_path / "out"
+    roll_out(config(toy_run, env, out))
+    complete = (out / JOURNAL).read_bytes()
+    roll_out(config(toy_run, env, out))
+    assert (out / JOURNAL).read_bytes() != complete  # times of its own
+
+    for change, arguments in (({"max_steps": 5}, {}), ({}, {"speed": 0.2})):
+        (out / JOURNAL).write_bytes(complete)
+        (out / "result.json").unlink()
+        write_env(tmp_path / "env.toml", **arguments)
+        result = roll_out(config(toy_run, env, out, **change))
+        assert "resumes" not in caplog.text
+        assert len(result.episodes) == len((out / JOURNAL).read_text().splitlines()) - 1 == 3
