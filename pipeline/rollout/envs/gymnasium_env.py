@@ -34,18 +34,26 @@ from pipeline.rollout.envs.gymnasium_config import (
     load_gymnasium_config,
 )
 from policy.images import resize_images
+from policy.spec import Fit
 
 
 class GymnasiumEnv:
     """One Gymnasium environment; implements `RobotEnv`."""
 
-    def __init__(self, config: GymnasiumConfig, name: str, views: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        config: GymnasiumConfig,
+        name: str,
+        views: tuple[str, ...],
+        fit: Fit = "stretch",
+    ) -> None:
         """Build the environment and look at one observation; `reset` must follow.
 
         Args:
             config: which environment, and what in it is what.
             name: what reports call it.
             views: names out of `config.views`, in the order in which the policy sees them.
+            fit: how pictures that are not square become so.
 
         Raises:
             EnvError: the environment cannot be built, or does not have what the configuration says.
@@ -57,7 +65,7 @@ class GymnasiumEnv:
         self.max_steps = config.max_steps
         self.state_units = config.state.units
         self.action_units = config.action.units
-        self._config = config
+        self._config, self._fit = config, fit
         by_name = {view.name: view for view in config.views}
         self._views = [by_name[view] for view in views]
         self._steps, self._is_over, self._has_begun = 0, False, False
@@ -195,7 +203,7 @@ class GymnasiumEnv:
                 f"{view.key}, found {picture.dtype} {picture.shape}; name a picture"
             )
         turned = picture[::-1, ::-1] if view.rotate_180 else picture
-        return np.asarray(resize_images(np.ascontiguousarray(turned)[None])[0])
+        return np.asarray(resize_images(np.ascontiguousarray(turned)[None], self._fit)[0])
 
     def _is_solved(self, reward: float, info: Mapping[str, Any]) -> bool:
         success = self._config.success
@@ -218,7 +226,9 @@ class GymnasiumEnv:
         return node
 
 
-def make_gymnasium_env(file: str, views: tuple[str, ...], render_size: int) -> GymnasiumEnv:
+def make_gymnasium_env(
+    file: str, views: tuple[str, ...], render_size: int, fit: Fit = "stretch"
+) -> GymnasiumEnv:
     """Build the environment that a TOML file describes.
 
     Raises:
@@ -232,4 +242,4 @@ def make_gymnasium_env(file: str, views: tuple[str, ...], render_size: int) -> G
             f"{name}: expected render size {DEFAULT_RENDER_SIZE}, found {render_size}; the "
             "environment decides how large it renders: set its own argument for that in [kwargs]"
         )
-    return GymnasiumEnv(load_gymnasium_config(Path(file)), name, views)
+    return GymnasiumEnv(load_gymnasium_config(Path(file)), name, views, fit)

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,7 @@ from pipeline.errors import EnvError
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, ExpertEnv, RobotEnv
 from pipeline.rollout.envs.guard import MAX_REASON, GuardedEnv, GuardedExpertEnv
 from policy.errors import VlaError
+from policy.spec import Fit
 
 SIMULATORS: Final = ("metaworld", "aloha")
 GYMNASIUM: Final = "gymnasium"
@@ -16,7 +18,12 @@ MIN_RENDER_SIZE: Final = 64  # pixels: a quarter of what the encoder takes
 MAX_RENDER_SIZE: Final = 2048  # pixels: a frame of 12 MB
 
 
-def make_env(name: str, views: tuple[str, ...], render_size: int = DEFAULT_RENDER_SIZE) -> RobotEnv:
+def make_env(
+    name: str,
+    views: tuple[str, ...],
+    render_size: int = DEFAULT_RENDER_SIZE,
+    fit: Fit = "stretch",
+) -> RobotEnv:
     """Build an environment; see `GuardedEnv` for what its calls may raise.
 
     Args:
@@ -24,7 +31,8 @@ def make_env(name: str, views: tuple[str, ...], render_size: int = DEFAULT_RENDE
             `gymnasium:<file>` with a configuration as `gymnasium_config.py` describes it.
         views: its cameras, in the order in which the policy sees them.
         render_size: width and height in pixels of the frames that `render` returns;
-            `resize_frames` brings them to the encoder's 256x256.
+            `resize_images` brings them to the encoder's 256x256.
+        fit: how a Gymnasium environment's pictures become square; simulators render squares.
 
     Raises:
         ConfigError: the file of a Gymnasium environment is wrong.
@@ -47,7 +55,7 @@ def make_env(name: str, views: tuple[str, ...], render_size: int = DEFAULT_RENDE
             f"or {GYMNASIUM}:<file>.toml, found {simulator!r}; did you mean {example}?"
         )
     try:
-        build = _builder(simulator)
+        build = _builder(simulator, fit)
     except ModuleNotFoundError as error:
         raise EnvError(
             f"{name}: expected the simulator {simulator} to be installed, found no module "
@@ -72,7 +80,7 @@ def definition(name: str) -> str:
     return Path(file).read_text() if kind == GYMNASIUM else name
 
 
-def _builder(simulator: str) -> Callable[[str, tuple[str, ...], int], RobotEnv]:
+def _builder(simulator: str, fit: Fit) -> Callable[[str, tuple[str, ...], int], RobotEnv]:
     """Import a simulator, which may not be installed; imports stay here so that all are optional.
 
     Raises:
@@ -88,7 +96,7 @@ def _builder(simulator: str) -> Callable[[str, tuple[str, ...], int], RobotEnv]:
         return make_aloha_env
     from pipeline.rollout.envs.gymnasium_env import make_gymnasium_env  # noqa: PLC0415
 
-    return make_gymnasium_env
+    return partial(make_gymnasium_env, fit=fit)
 
 
 def make_expert_env(

@@ -22,6 +22,7 @@ from pipeline.rollout.play.path_image import write_path_image
 from pipeline.rollout.play.result import EpisodeResult
 from pipeline.rollout.play.video import VideoFile
 from policy.images import resize_images
+from policy.spec import Fit
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,27 @@ class Progress:
 class EpisodePlayer:
     """Plays episodes in an environment, one after the other."""
 
-    def __init__(self, env: RobotEnv, *, obs_horizon: int, max_steps: int, out: Path | None):
+    def __init__(
+        self,
+        env: RobotEnv,
+        *,
+        obs_horizon: int,
+        max_steps: int,
+        out: Path | None,
+        fit: Fit = "stretch",
+    ):
         """Prepare.
 
         Args:
             env: is left open at the end.
             obs_horizon: observation steps of a decision.
             max_steps: control steps until an episode counts as failed.
-            out: folder of a rollout, for its films and its pictures of paths; None keeps none.
+            out: folder of a rollout, for its videos and its pictures of paths; None keeps none.
+            fit: how pictures that are not square become so.
         """
         self._env = env
         self._out = out
+        self._fit: Fit = fit
         self._max_steps = max_steps
         self._observations: deque[Observation] = deque(maxlen=obs_horizon)
         self._film: VideoFile | None = None
@@ -121,7 +132,7 @@ class EpisodePlayer:
         started = time.perf_counter()
         pictures = self._env.render()
         if is_needed:
-            frames = resize_images(pictures)
+            frames = resize_images(pictures, self._fit)
             self._observations.append(Observation(frames, self._env.state()))
             self._render_s += time.perf_counter() - started
         if self._film is not None:

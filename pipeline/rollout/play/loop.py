@@ -122,7 +122,8 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
     check = None
     if config.camera_check != "off":
         check = CameraCheck.from_run(config.run, description)
-    env = make_env(config.env, description.spec.view_names, config.render_size)
+    fit = description.data.fit
+    env = make_env(config.env, description.spec.view_names, config.render_size, fit)
     try:
         check_env(description, env, gate)
         max_steps = min(config.max_steps or env.max_steps, env.max_steps)
@@ -134,6 +135,7 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
             obs_horizon=agent.config.obs_horizon,
             max_steps=max_steps,
             out=config.out,
+            fit=fit,
         )
         # Nothing was refused: what another rollout left here is replaced.
         kept = {episode.result.seed for episode in journal.episodes}

@@ -22,6 +22,7 @@ from pipeline.rollout.envs.registry import make_env
 from pipeline.rollout.play.episode import EpisodePlayer, Progress
 from pipeline.rollout.play.processes import Spawned, spawned
 from policy.errors import VlaError
+from policy.spec import Fit
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class PlayerConfig:
     """Control steps until an episode counts as failed."""
     out: Path
     """Folder of the rollout."""
+    fit: Fit = "stretch"
+    """How pictures that are not square become so, as in training."""
 
 
 @runtime_checkable  # the test run checks types
@@ -136,7 +139,11 @@ def ready(playing: Sequence[Player]) -> list[Player]:
 
 def _player(config: PlayerConfig, env: RobotEnv) -> EpisodePlayer:
     return EpisodePlayer(
-        env, obs_horizon=config.obs_horizon, max_steps=config.max_steps, out=config.out
+        env,
+        obs_horizon=config.obs_horizon,
+        max_steps=config.max_steps,
+        out=config.out,
+        fit=config.fit,
     )
 
 
@@ -147,7 +154,7 @@ def _play(config: PlayerConfig, connection: Connection) -> None:
     os.environ["LP_NUM_THREADS"] = "1"
     with suppress(EOFError, ConnectionError):  # the rollout has ended or is done
         try:
-            env = make_env(config.env, config.views, config.render_size)
+            env = make_env(config.env, config.views, config.render_size, config.fit)
             try:
                 player = _player(config, env)
                 while True:

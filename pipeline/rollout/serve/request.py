@@ -16,7 +16,7 @@ from jaxtyping import Float32, UInt8
 from pipeline.errors import ConfigError, RequestError
 from pipeline.rollout.serve.wire import Value, clipped
 from policy.images import resize_images
-from policy.spec import AgentSpec
+from policy.spec import AgentSpec, Fit
 
 PREFIX: Final = "observation/"
 STATE: Final = f"{PREFIX}state"
@@ -42,8 +42,13 @@ class Request:
 class RequestReader:
     """Turns decoded messages into requests that fit one policy."""
 
-    def __init__(self, spec: AgentSpec, obs_horizon: int):
+    def __init__(self, spec: AgentSpec, obs_horizon: int, fit: Fit = "stretch"):
         """Know what the policy needs.
+
+        Args:
+            spec: of the policy.
+            obs_horizon: its observation steps.
+            fit: how pictures that are not square become so, as in training.
 
         Raises:
             ConfigError: a view is called `state`, so that two keys would be the same.
@@ -55,6 +60,7 @@ class RequestReader:
             )
         self._spec = spec
         self._obs_horizon = obs_horizon
+        self._fit: Fit = fit
         self._frame_keys = [f"{PREFIX}{view}" for view in spec.view_names]
 
     def expected(self) -> dict[str, str]:
@@ -142,7 +148,7 @@ class RequestReader:
                 f"{key}: expected uint8 [{steps}height, width, 3] beside a {STATE} of "
                 f"[{steps}{self._spec.state_dim}], found {_described(content)}"
             )
-        return resize_images(content.reshape(-1, *content.shape[-3:]))
+        return resize_images(content.reshape(-1, *content.shape[-3:]), self._fit)
 
 
 def _described(content: Value) -> str:

@@ -107,7 +107,7 @@ class ServedPolicy:
         return cls(
             description=description,
             agent=agent,
-            reader=RequestReader(description.spec, agent.config.obs_horizon),
+            reader=RequestReader(description.spec, agent.config.obs_horizon, description.data.fit),
             checkpoint_step=step,
             num_evaluations=agent.evaluations(num_evaluations),
             first_seed=first_seed,
