@@ -37,11 +37,11 @@ def demo() -> TrainConfig:
             readers={"grid": GridReaderConfig()}, head=HeadConfig(n_emb=128, n_layer=4)
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
-        steps=900,
+        steps=1_800,
         batch_size=32,
         log_every=20,
         validate_every=300,
-        checkpoint_every=150,
+        checkpoint_every=300,
     )
 
 
