@@ -311,10 +311,10 @@ def _follow_manifest(store: FeatureStore, attributes: StoreAttributes) -> None:
     kept = {"environment": held.environment, "rows_per_unit": held.rows_per_unit}
     ours = attributes.model_copy(update=kept)
     if (held.heldout, held.sources, held.encoder) != (ours.heldout, ours.sources, ours.encoder):
-        _replace_attributes(store, ours)
+        replace_attributes(store, ours)
 
 
-def _replace_attributes(store: FeatureStore, attributes: StoreAttributes) -> None:
+def replace_attributes(store: FeatureStore, attributes: StoreAttributes) -> None:
     """Change the attributes of the same rows; the store is incomplete until marked again."""
     unmark(store.folder)
     metadata = json.loads(store.folder.read(ROOT))

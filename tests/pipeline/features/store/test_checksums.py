@@ -16,7 +16,13 @@ from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import mark_complete, verify_checksums
 from pipeline.features.store.records import COMPLETE_MARK
 from pipeline.storage.local import LocalFolder
-from tests.pipeline.tiny import complete_store, create_store, fill_store, tiny_identity
+from tests.pipeline.tiny import (
+    complete_store,
+    create_store,
+    fill_store,
+    tiny_identity,
+    tiny_start_frames,
+)
 
 NUM_DAMAGES = 1_000
 SHAPES = {"pooled": (96,), "grid": (2, 2, 8)}
@@ -28,6 +34,7 @@ REPORTED = {
     r"commits/000000\.json": r"commit record of unit 0: ",
     r"(state|action|timestamp|episode_ends)/c/.*": r"\1: ",
     r"(probe|bases)/.*": r"\1: ",
+    r"start_(frames|episodes)/.*": r"start_frames: ",
     r"COMPLETE\.json": r"{file}: ",
     r"source\.json": r".*/{file}: ",
 }
@@ -39,6 +46,7 @@ def unfinished_store(path: Path, **settings) -> FeatureStore:
     identity = tiny_identity(shapes=SHAPES)
     store = create_store(path, (3, 2), identity=identity, bases=BASES, **settings)
     fill_store(store)
+    store.write_start_frames(tiny_start_frames(2))
     return store
 
 

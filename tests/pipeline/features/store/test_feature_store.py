@@ -250,7 +250,7 @@ def test_start_frames_come_back_spread_over_the_episodes_and_name_the_content(tm
     assert set(np.diff(held.episodes)) == {2, 3}
     store.write_start_frames(255 - held.frames)
     assert not store.is_complete
-    store.mark_complete()
+    mark_complete(store)
     assert store.digest() != digest
     path = store.path / "start_frames/c/0/0/0/0/0"
     path.unlink()

@@ -24,7 +24,7 @@ def cache(tmp_path) -> FeatureCache:
 
 
 def everything(store: FeatureStore, cache: FeatureCache) -> np.ndarray:
-    rows = StoredRows([store], cache=cache)
+    rows = StoredRows([store], "features/pooled", cache)
     return rows.read(torch.arange(3 * store.num_rows)).view(-1, 3, 768).numpy()
 
 
@@ -57,9 +57,9 @@ def test_a_bucket_is_copied_where_requests_fail_and_resumed_after_an_outage(cach
 
 def test_a_damaged_unit_is_not_copied(cache, tmp_path):
     store = complete_store(tmp_path / "s.zarr", LENGTHS, codec="blosc")
-    hashes = store.path / "frame_hash/c/1/0"
-    hashes.write_bytes((store.path / "frame_hash/c/2/0").read_bytes()[::-1])
-    with pytest.raises(StoreError, match=r"frame_hash.*checksum|unit 1"):
+    folder = store.path / "features/pooled/c"
+    (folder / "1/0/0").write_bytes((folder / "2/0/0").read_bytes())
+    with pytest.raises(StoreError, match=r"unit 1\) of features/pooled do not hash"):
         everything(store, cache)
     assert copies(cache)[0] == "000000"
     assert "000001" not in copies(cache)
@@ -73,7 +73,7 @@ def test_a_copy_that_was_damaged_is_found_before_training(cache, tmp_path):
     content[100] ^= 1
     path.write_bytes(content)
     with pytest.raises(StoreError, match=r"unit 2.*do not hash to their commit record"):
-        WindowData(store, heldout_share=0.0, cache=cache)
+        WindowData(store, features=["pooled"], heldout_share=0.0, cache=cache)
 
 
 def test_copies_stay_within_their_room_and_what_is_needed_is_told(cache, tmp_path):

@@ -11,6 +11,7 @@ from pipeline.features.store.rows import StoredRows
 from tests.pipeline.tiny import complete_store
 from tests.pipeline.training.data.test_stores import make_store
 
+NAME = "features/pooled"
 LENGTHS = (700, 1, 420)  # 1,121 rows: the last unit and the last chunk are short
 SLOTS = 9  # three views, as recorded and in two variants
 
@@ -30,8 +31,8 @@ def test_values_of_any_places_are_those_of_zarr(tmp_path, attributes):
         store_of(tmp_path, "a", **attributes),
         make_store(tmp_path / "b.zarr", num_variants=2),
     ]
-    expected = np.concatenate([store.read_features() for store in stores]).reshape(-1, 768)
-    rows = StoredRows(stores, cache=FeatureCache(tmp_path / "cache", 10**9))
+    expected = np.concatenate([store.read_features("pooled") for store in stores]).reshape(-1, 768)
+    rows = StoredRows(stores, NAME, cache=FeatureCache(tmp_path / "cache", 10**9))
     numbers = np.random.default_rng(0)
     runs = [np.arange(row * SLOTS - 5, row * SLOTS + 7) for row in (256, 512, 768, sum(LENGTHS))]
     places = np.concatenate([numbers.integers(0, len(expected), 300), *runs, [0, 0]])
@@ -47,7 +48,7 @@ def test_values_of_any_places_are_those_of_zarr(tmp_path, attributes):
 @pytest.mark.parametrize("change", ["replaced", "written", "removed"])
 def test_a_file_that_is_no_longer_the_one_that_was_opened_is_refused(tmp_path, change):
     store = complete_store(tmp_path / "s.zarr", (300,))
-    rows = StoredRows([store])
+    rows = StoredRows([store], NAME)
     path = store.path / "features/pooled/c/1/0/0"
     if change == "replaced":
         copy = path.with_name("copy")
@@ -68,9 +69,9 @@ def test_a_shard_whose_index_names_other_chunks_is_refused(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[:-30] + b"\xff" * 26 + content[-4:])
     with pytest.raises(StoreError, match="names no chunks"):
-        StoredRows([store])
+        StoredRows([store], NAME)
 
 
 def test_compressed_features_need_a_place_for_their_copy(tmp_path):
     with pytest.raises(ConfigError, match="are read from a local copy"):
-        StoredRows([store_of(tmp_path, "s", codec="blosc")])
+        StoredRows([store_of(tmp_path, "s", codec="blosc")], NAME)

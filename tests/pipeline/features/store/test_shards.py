@@ -8,6 +8,7 @@ import zarr
 
 from pipeline.errors import StoreError
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
+from pipeline.features.encode.target import replace_attributes
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.units import CHUNK_ROWS, SHARD_BYTES, SHARD_ROWS, choose_rows_per_unit
 from tests.pipeline.features.still_life import write_still_life
@@ -67,7 +68,7 @@ def test_a_store_whose_files_are_not_of_the_size_it_names_is_refused(tmp_path):
     store = create_store(tmp_path / "s.zarr", LENGTHS, rows_per_unit=ROWS_PER_UNIT)
     fill_store(store)
     larger = store.attributes.model_copy(update={"rows_per_unit": 2 * ROWS_PER_UNIT})
-    store.replace_attributes(larger)
+    replace_attributes(store, larger)
     with pytest.raises(StoreError, match="expected 1024 rows per file, found 512"):
         FeatureStore.open(store.path, allow_incomplete=True)
 

@@ -13,6 +13,7 @@ class Recordings:
 
     view_names: tuple[str, ...] = ()
     fps = 20.0
+    fit = "stretch"
     heldout = None
 
     def __init__(self, steps: StepArrays):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.errors import StoreError
+from pipeline.features.encode.target import replace_attributes
 from pipeline.features.store import completion
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import mark_complete
@@ -115,7 +116,7 @@ def test_the_mark_is_parsed_once_and_again_after_every_change(tmp_path, monkeypa
     assert len(parsed) == 1
     changes = [
         lambda: fill_store(store, [1]),
-        lambda: store.replace_attributes(store.attributes),
+        lambda: replace_attributes(store, store.attributes),
         lambda: discard_units(store.folder, []),
         lambda: (store.path / COMPLETE_MARK).write_text("{}"),
     ]
