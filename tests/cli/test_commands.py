@@ -21,6 +21,7 @@ from tests.pipeline.tiny import (
     complete_store,
     create_store,
     tiny_environment,
+    tiny_identity,
     tiny_probe,
     write_dataset,
 )
@@ -84,6 +85,7 @@ def test_flags_are_what_users_know():
         "manifest",
         "--store",
         "--encoder",
+        "--features",
         "--revision",
         "--device",
         "--variants",
@@ -113,6 +115,7 @@ def test_flags_are_what_users_know():
         "--episodes",
         "--seed",
         "--evaluations",
+        "--device",
         "--max-steps",
         "--encoder",
         "--out",
@@ -148,7 +151,7 @@ def test_flags_are_what_users_know():
 
 def test_a_setting_of_an_embedding_reaches_the_store_and_a_wrong_one_is_one_line(tmp_path):
     manifest, store = write_dataset(tmp_path, lengths=(2,)), tmp_path / "s.zarr"
-    words = ("vla-embed", manifest, "--store", store, "--backbone", tiny_tower())
+    words = ("vla-embed", manifest, "--store", store, "--encoder", tiny_tower())
     for wrong, message in (("codec=zip", "codec=zip: Input should be"), ("x=1", "known: comp")):
         assert f"--set {wrong}" in (said := refusal(*words, "--set", wrong))
         assert message in said
@@ -231,12 +234,13 @@ def test_info_speaks_to_people_and_to_programs(tmp_path):
     assert "steps" in people.stdout
     fields = json.loads(programs.stdout)
     assert fields["steps"] == 31
-    assert fields["encoder_fingerprint"] == "f" * 64
+    assert fields["encoder_fingerprint"] == tiny_identity().fingerprint
+    assert fields["features"] == "pooled 768"
     assert fields["digest"] == store.digest()
     assert fields["source_digest"] == store.source_digest()
-    assert fields["engine_hardware"] == "abacus"
-    assert fields["engine_threads"] == 1
-    assert fields["engine_digest"] == tiny_environment().digest()
+    assert fields["hardware"] == "abacus"
+    assert fields["threads"] == 1
+    assert fields["environment_digest"] == tiny_environment().digest()
     assert fields["probe_digest"] == tiny_probe().digest()
     assert fields["tolerance"] == tiny_probe().tolerance
     assert all(name in people.stdout for name in fields)
@@ -271,7 +275,7 @@ def test_verify_ends_with_1_where_something_is_wrong_and_2_where_it_cannot_tell(
     path.write_bytes(content)
     damaged = invoke("vla-data", "verify", store, "--checksums")
     assert damaged.exit_code == 1
-    assert f"{path}: holds other bytes" in damaged.stdout
+    assert f"{store}: state: {store}/state: " in damaged.stdout
 
     assert "no feature store" in refusal("vla-data", "verify", tmp_path, "--checksums")
     assert "no feature store" in refusal("vla-data", "verify", tmp_path)
