@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import typer
 
 from cli.exits import exit_on_vla_error
-from cli.options import LOCATION
+from cli.options import LOCATION, DeviceOption
 from pipeline.datasets.check.dataset import CheckConfig, check_dataset
 from pipeline.datasets.manifest.draft import draft_manifest
 from pipeline.errors import ConfigError
@@ -123,9 +123,9 @@ def verify(
         bool, typer.Option("--checksums", help="Read every byte instead; encodes nothing.")
     ] = False,
     encoder: Annotated[
-        str | None, typer.Option(help="Where the store's encoder lies now, if it moved.")
+        str | None, typer.Option(help="Path or name of the store's encoder, if it moved.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where the tower runs, as torch names it.")] = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
     """Prove that a store holds what its encoder makes of its data. Exit code 1 where it does not.
 

@@ -52,7 +52,7 @@ def rollout(
     ] = None,
 ) -> None:
     """Roll a trained policy out on unseen seeds, through the encoder of its training."""
-    with exit_on_vla_error("no result was written"):
+    with exit_on_vla_error("the same command resumes after the finished episodes"):
         folder = out or run / "rollouts" / env.replace("/", "-")
         result = roll_out(
             RolloutConfig(

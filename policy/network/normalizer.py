@@ -127,9 +127,10 @@ class FeatureStandardizer(nn.Module):
             variance = (std.square() + (mean - center).square()).mean(dim=self._positions)
             mean, std = center.reshape(self.mean.shape), variance.sqrt()
         self.mean.copy_(mean)
-        self.std.copy_(std.where(std > CONSTANT_STD, torch.inf))
+        # Zero, not infinity: buffers are averaged as weights are, and inf - inf is NaN.
+        self.std.copy_(std.where(std > CONSTANT_STD, 0.0))
 
     def forward(self, features: Float[Tensor, "b t v ..."]) -> Float[Tensor, "b t v ..."]:
         """Standardize raw features."""
         mean, std = self.mean.view(self._broadcast), self.std.view(self._broadcast)
-        return (features - mean) / std
+        return (features - mean) / std.where(std > 0, torch.inf)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 import cli.data
 import cli.embed
 import cli.rollout
+import cli.serve
 import cli.train
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.units import SHARD_ROWS
@@ -35,7 +36,17 @@ APPS = {
     "vla-train": cli.train.main,
     "vla-rollout": cli.rollout.main,
     "vla-data": cli.data.main,
+    "vla-serve": cli.serve.main,
 }
+
+RUN_NETWORKS = {
+    "vla-embed": ("MANIFEST", "--store", "STORE"),
+    "vla-train": ("STORE", "--preset", "debug", "--out", "RUN"),
+    "vla-rollout": ("RUN", "--env", "metaworld/drawer-open-v3"),
+    "vla-data verify": ("STORE",),
+    "vla-serve": ("RUN",),
+}
+"""Commands that run a network, with words that get them as far as their device."""
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
@@ -78,6 +89,11 @@ def flags(app: typer.Typer, name: str | None = None) -> set[str]:
     if name is not None:
         command = command.commands[name]
     return {option for parameter in command.params for option in parameter.opts}
+
+
+def subcommands(app: typer.Typer) -> list[str | None]:
+    """Return the names of a command's own commands; one without any is its own."""
+    return list(getattr(typer.main.get_command(app), "commands", {None: None}))
 
 
 def test_flags_are_what_users_know():
@@ -147,6 +163,24 @@ def test_flags_are_what_users_know():
     }
     assert flags(cli.data.main, "check") == {"manifest", "--json", "--sheet", "--episodes", "--all"}
     assert flags(cli.data.main, "init") == {"path", "--out"}
+
+
+def test_every_command_that_runs_a_network_refuses_a_device_that_is_not_there(tmp_path):
+    """So each has the option, and passes it on."""
+    manifest, store = write_dataset(tmp_path, lengths=(2, 2)), tmp_path / "s.zarr"
+    assert invoke("vla-embed", manifest, "--store", store, "--encoder", "stand-in").exit_code == 0
+    words = ("vla-train", store, "--preset", "debug", "--out", tmp_path / "run", "--device", "cpu")
+    assert invoke(*words).exit_code == 0
+
+    places = {"MANIFEST": manifest, "STORE": store, "RUN": tmp_path / "run"}
+    assert len(RUN_NETWORKS) == sum(
+        "--device" in flags(app, name) for app in APPS.values() for name in subcommands(app)
+    )
+    for command, words in RUN_NETWORKS.items():
+        typed = [*command.split(), *(places.get(word, word) for word in words)]
+        line = refusal(*typed, "--device", "cuda:99")
+        assert "device 'cuda:99': this machine and this torch have " in line, command
+        assert "device 'gpu': want auto, cpu, cuda" in refusal(*typed, "--device", "gpu"), command
 
 
 def test_a_setting_of_an_embedding_reaches_the_store_and_a_wrong_one_is_one_line(tmp_path):

@@ -172,5 +172,6 @@ def test_flags_are_what_users_know():
         "--seed",
         "--max-message-mib",
         "--encoder",
+        "--device",
         "--camera-check",
     }

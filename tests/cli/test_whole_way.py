@@ -40,7 +40,7 @@ def embedded(recorded):
 
     result = run(*words)
     assert result.returncode == 0, result.stderr
-    assert "NOT pretrained" in result.stderr
+    assert "by stand-in, NOT pretrained" in result.stdout
     return store
 
 

@@ -164,7 +164,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
                 store, remainder = finish_store(target, part, partial(_read_start_frames, reader))
     return EmbedReport(
         store=config.store,
-        encoder=store.encoder.name,
+        encoder=store.encoder.name + ", NOT pretrained" * (not store.encoder.pretrained),
         num_episodes=reader.num_episodes,
         num_steps=store.num_rows,
         num_views=len(reader.view_names),

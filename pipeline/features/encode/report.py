@@ -21,6 +21,7 @@ class EmbedReport:
 
     store: Location
     encoder: str
+    """Its name, and a word of caution where its weights are random."""
     num_episodes: int
     num_steps: int
     num_views: int

@@ -107,7 +107,8 @@ class RemotePlayer:
         """Wait for what came of it; see `Player`."""
         progress: Progress = self._spawned.answer(
             "simulator process: expected an episode, found that it ended with code {code}; -9 "
-            "means out of memory: use fewer --envs"
+            "means out of memory: use fewer --envs. The same rollout resumes after its finished "
+            "episodes"
         )
         return progress
 

@@ -20,7 +20,6 @@ PACKAGE = "dot_envs"
 
 ENV = f"""
 id = "{faulty_env.ID}"
-module = "{PACKAGE}"
 control_hz = {CONTROL_HZ}
 
 [[views]]
@@ -57,17 +56,24 @@ def install(folder: Path, name: str, *, requires: str) -> None:
     (info / "RECORD").write_text(f"{name}/__init__.py,,\n{name}-1.0.dist-info/METADATA,,\n")
 
 
-def write_env(file: Path, *, max_steps: int = 20, **kwargs: object) -> str:
-    """Write the environment's file, and return the name that `make_env` takes."""
+def write_env(
+    file: Path, *, max_steps: int = 20, package: str | None = PACKAGE, **kwargs: object
+) -> str:
+    """Write the environment's file, and return the name that `make_env` takes.
+
+    Without the package, the environment is known to this process alone.
+    """
+    module = "" if package is None else f'module = "{package}"\n'
     arguments = ", ".join(f"{key} = {json.dumps(value)}" for key, value in kwargs.items())
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"max_steps = {max_steps}\nkwargs = {{{arguments}}}\n{ENV}")
+    file.write_text(f"{module}max_steps = {max_steps}\nkwargs = {{{arguments}}}\n{ENV}")
     return f"gymnasium:{file}"
 
 
 def record(folder: Path) -> Path:
     """Record random moves in the toy environment, and return their manifest's path."""
-    env = make_env(write_env(folder / "recorded.toml"), VIEWS)
+    folder.mkdir(parents=True, exist_ok=True)
+    env = make_env(write_env(folder / "recorded.toml", package=None), VIEWS)
     (folder / "data").mkdir()
     for seed in range(EPISODES):
         actions = np.random.default_rng(seed).uniform(-1, 1, (STEPS, 2)).astype(np.float32)

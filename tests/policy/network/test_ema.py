@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from policy.network.ema import WeightAverage, ema_decay
+from policy.network.normalizer import FeatureStandardizer
 
 
 def test_average_follows_the_recursion():
@@ -38,3 +39,15 @@ def test_decay_warms_up_and_saturates():
     assert ema_decay(0) == 0.0
     assert ema_decay(9_999) == pytest.approx(0.999)
     assert ema_decay(10**9) == 0.9999
+
+
+def test_the_average_maps_a_constant_feature_to_zero_as_the_weights_do():
+    standardizer = FeatureStandardizer(1, (3,))
+    standardizer.fit(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.5, 0.0, 2.0]]))
+    average = WeightAverage(standardizer)
+    for step in range(5):
+        average.update(standardizer, step)
+    features = torch.tensor([[[[2.0, 9.0, 5.0]]]])
+    expected = torch.tensor([[[[2.0, 0.0, 1.0]]]])
+    assert torch.equal(standardizer(features), expected)
+    assert torch.equal(average.mirror(standardizer)(features), expected)

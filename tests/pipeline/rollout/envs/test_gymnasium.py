@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from pipeline.errors import ConfigError, EnvError
+from pipeline.errors import ConfigError, EnvError, EpisodeError
 from pipeline.rollout.envs.gymnasium_config import GymnasiumConfig
 from pipeline.rollout.envs.registry import make_env, make_expert_env
 from policy.images import resize_images
@@ -321,6 +321,26 @@ def test_the_example_of_the_manual_reaches_gym_aloha_itself(tmp_path):
     assert not env.step(env.state()).success
     env.close()
     ours.close()
+
+
+@pytest.mark.sim
+def test_a_simulation_that_diverges_is_named_with_seed_and_step(tmp_path):
+    """Random targets throw gym-aloha's arms about until MuJoCo gives up."""
+    manual = (ROOT / "data_manifests" / "README.md").read_text()
+    (text,) = re.findall(r"```toml\n(id = .*?)```", manual, re.DOTALL)
+    env = make_env(write(tmp_path, text), ("top",))
+    env.reset(4)
+    draw = np.random.default_rng(0)
+
+    def throw():
+        for _ in range(env.max_steps):
+            env.step(draw.uniform(-3, 3, env.action_dim).astype(np.float32))
+
+    with pytest.raises(EpisodeError, match=r"seed 4, step \d+: step raised PhysicsError"):
+        throw()
+    env.reset(4)
+    assert np.isfinite(env.state()).all()
+    env.close()
 
 
 def test_the_manual_explains_every_field():

@@ -187,7 +187,7 @@ def test_larger_pictures_are_recorded_as_a_rollout_sees_them(tmp_path):
 def test_a_failure_is_kept_to_the_time_limit_and_marked_only_where_it_is_asked_for(tmp_path):
     """Soccer's seed 0 is failed; Meta-World's own limit is shortened to keep the test short."""
     env = make_expert_env("metaworld/soccer-v3", ("topview",))
-    env._task.max_path_length = env.max_steps = 12
+    env.unguarded._task.max_path_length = env.max_steps = 12
     crew = CrewConfig(
         env=env.name, views=env.view_names, render_size=256, keeps_failures=False, out=tmp_path
     )
