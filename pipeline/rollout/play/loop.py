@@ -9,7 +9,6 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -104,6 +103,11 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         MissingExtraError: films are asked for and cannot be made.
     """
     _refuse_early(config)
+    with sole_writer(config.out, RunError):
+        return _roll_out(config)
+
+
+def _roll_out(config: RolloutConfig) -> RolloutResult:
     gate = Gate(is_overridden=config.override_gate)
     description, agent, step = load_policy(
         config.run,
@@ -119,7 +123,7 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
     if config.camera_check != "off":
         check = CameraCheck.from_run(config.run, description)
     env = make_env(config.env, description.spec.view_names, config.render_size)
-    with closing(env), sole_writer(config.out, RunError):
+    try:
         check_env(description, env, gate)
         max_steps = min(config.max_steps or env.max_steps, env.max_steps)
         journal = Journal(config.out, _identity(config, description, agent, step, max_steps))
@@ -160,6 +164,8 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
             **_sum_up(journal.episodes, config.camera_check),
         )
         _write(result, config.out, seconds=time.monotonic() - started)
+    finally:
+        env.close()
     return result
 
 
