@@ -10,12 +10,12 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunError
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import definition, make_env
 from pipeline.rollout.gate.camera_check import CameraCheck
@@ -24,7 +24,7 @@ from pipeline.rollout.gate.checks import Gate, check_env, load_policy
 from pipeline.rollout.play.decide import Episode, decide
 from pipeline.rollout.play.episode import Progress
 from pipeline.rollout.play.eval_info import eval_info
-from pipeline.rollout.play.journal import FinishedEpisode, Journal
+from pipeline.rollout.play.journal import RESULT, FinishedEpisode, Journal
 from pipeline.rollout.play.players import Player, PlayerConfig, players, ready
 from pipeline.rollout.play.result import (
     Disagreement,
@@ -34,6 +34,7 @@ from pipeline.rollout.play.result import (
 )
 from pipeline.rollout.play.video import require_encoder
 from pipeline.storage.local import write_json
+from pipeline.storage.locks import sole_writer
 from pipeline.training.run.folder import RunDescription, run_hash
 from policy.agent import VLAAgent
 from policy.spec import FRAME_SIZE
@@ -92,7 +93,8 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
     was complete, starts anew.
 
     Raises:
-        RunError, EncoderLoadError, EncoderMismatchError: the policy cannot be loaded faithfully.
+        RunError, EncoderLoadError, EncoderMismatchError: the policy cannot be loaded faithfully,
+            or another rollout writes to the same folder.
         EnvError: the simulator cannot be built, does not fit the policy, fails before the policy
             has acted, or its process ended.
         ConfigError: a seed may have been seen in training.
@@ -100,14 +102,12 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         CameraMismatchError: see `play_episodes`.
         MissingExtraError: films are asked for and cannot be made.
     """
-    if config.first_seed < FIRST_ROLLOUT_SEED:
-        raise ConfigError(
-            f"seed {config.first_seed}: recordings may have used it, want {FIRST_ROLLOUT_SEED} or "
-            f"more"
-        )
-    if config.videos not in ("none", 0):
-        require_encoder()
-    config.out.mkdir(parents=True, exist_ok=True)  # before hours of episodes, not after
+    _refuse_early(config)
+    with sole_writer(config.out, RunError):
+        return _roll_out(config)
+
+
+def _roll_out(config: RolloutConfig) -> RolloutResult:
     gate = Gate(is_overridden=config.override_gate)
     description, agent, step = load_policy(
         config.run,
@@ -150,41 +150,63 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
                 agent, crew, config, num_evaluations=num_evaluations, done=kept, check=check
             ):
                 journal.append(episode)
-        seconds = time.monotonic() - started
+        result = RolloutResult(
+            env=config.env,
+            run=config.run.resolve().name,
+            checkpoint_step=step,
+            num_evaluations=num_evaluations,
+            max_steps=max_steps,
+            encoder=encoder.identity,
+            dataset=description.data.name,
+            store_digest=description.data.store_digest,
+            code_version=importlib.metadata.version("frozen-vla"),
+            render_size=config.render_size,
+            num_envs=config.num_envs,
+            gate_overridden=tuple(gate.overridden),
+            **_sum_up(journal.episodes, config.camera_check),
+        )
+        _write(result, config.out, seconds=time.monotonic() - started)
     finally:
         env.close()
-    finished = sorted(journal.episodes, key=lambda episode: episode.result.seed)
+    return result
+
+
+def _refuse_early(config: RolloutConfig) -> None:
+    """Refuse before anything is loaded, and before hours of episodes."""
+    if config.first_seed < FIRST_ROLLOUT_SEED:
+        raise ConfigError(
+            f"seed {config.first_seed}: recordings may have used it, want {FIRST_ROLLOUT_SEED} or "
+            f"more"
+        )
+    if config.videos not in ("none", 0):
+        require_encoder()
+    config.out.mkdir(parents=True, exist_ok=True)
+
+
+def _sum_up(episodes: Sequence[FinishedEpisode], mode: CameraCheckMode) -> dict[str, Any]:
+    """Return what a result says of all its episodes, in the order of their seeds."""
+    finished = sorted(episodes, key=lambda episode: episode.result.seed)
     solved = sum(episode.result.success for episode in finished)
-    result = RolloutResult(
-        env=config.env,
-        run=config.run.resolve().name,
-        checkpoint_step=step,
-        num_evaluations=num_evaluations,
-        max_steps=max_steps,
-        encoder=encoder.identity,
-        dataset=description.data.name,
-        store_digest=description.data.store_digest,
-        code_version=importlib.metadata.version("frozen-vla"),
-        render_size=config.render_size,
-        num_envs=config.num_envs,
-        gate_overridden=tuple(gate.overridden),
-        episodes=tuple(episode.result for episode in finished),
-        success_rate=solved / len(finished),
-        success_interval=wilson_interval(solved, len(finished)),
-        render_s=Latency.of([s for episode in finished for s in episode.render_s]),
-        encode_s=Latency.of([s for episode in finished for s in episode.encode_s]),
-        head_s=Latency.of([s for episode in finished for s in episode.head_s]),
-        disagreement=Disagreement.of([d for episode in finished for d in episode.disagreement]),
-        camera_check=CameraCheckResult(
-            mode=config.camera_check,
+    return {
+        "episodes": tuple(episode.result for episode in finished),
+        "success_rate": solved / len(finished),
+        "success_interval": wilson_interval(solved, len(finished)),
+        "render_s": Latency.of([s for episode in finished for s in episode.render_s]),
+        "encode_s": Latency.of([s for episode in finished for s in episode.encode_s]),
+        "head_s": Latency.of([s for episode in finished for s in episode.head_s]),
+        "disagreement": Disagreement.of([d for episode in finished for d in episode.disagreement]),
+        "camera_check": CameraCheckResult(
+            mode=mode,
             starts=tuple(episode.start for episode in finished if episode.start is not None),
         ),
-    )
+    }
+
+
+def _write(result: RolloutResult, out: Path, *, seconds: float) -> None:
     names = [f"videos/seed_{episode.seed}.mp4" for episode in result.episodes]
-    videos = [config.out / name for name in names if (config.out / name).exists()]
-    write_json(config.out / "eval_info.json", eval_info(result, videos, seconds))
-    write_json(config.out / "result.json", result.model_dump(mode="json"))
-    return result
+    videos = [out / name for name in names if (out / name).exists()]
+    write_json(out / "eval_info.json", eval_info(result, videos, seconds))
+    write_json(out / RESULT, result.model_dump(mode="json"))
 
 
 def _identity(
@@ -206,7 +228,7 @@ def _identity(
 
 def _clear(out: Path, kept: Collection[int]) -> None:
     """Take away what an earlier rollout left in a folder, but for films and paths of some seeds."""
-    for name in ("result.json", "eval_info.json"):
+    for name in (RESULT, "eval_info.json"):
         (out / name).unlink(missing_ok=True)
     for path in out.glob("videos/.seed_*.partial"):
         path.unlink()

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import EpisodeError
+from pipeline.errors import EpisodeError, RunError
 from pipeline.rollout.play.journal import JOURNAL
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
+from pipeline.storage.locks import sole_writer
 from tests.pipeline.rollout.toy_run import write_env
 from tests.tower import tiny_tower
 
@@ -114,6 +115,11 @@ def test_a_rollout_that_was_killed_resumes_to_the_result_of_one_that_was_not(toy
     assert but_times(out) == but_times(tmp_path / "undisturbed")
     names = [path.name for path in sorted((out / "videos").iterdir())]
     assert names == [f"seed_{seed}.mp4" for seed in range(100_000, 100_004)]
+
+
+def test_a_folder_that_another_rollout_writes_to_is_refused(toy_run, tmp_path):
+    with sole_writer(tmp_path, RunError), pytest.raises(RunError, match="another process is writ"):
+        roll_out(config(toy_run, write_env(tmp_path / "env.toml"), tmp_path))
 
 
 def test_another_rollout_in_the_same_folder_starts_anew_and_so_does_one_that_was_complete(
