@@ -15,7 +15,7 @@ from pipeline.features.store.integrity import check_digest, mark_complete, verif
 from pipeline.storage.location import ObjectUrl
 from pipeline.storage.open import open_folder
 from tests.object_server import BUCKET, ask, use_server
-from tests.pipeline.tiny import (
+from tests.pipeline.tiny import , tiny_start_frames(
     complete_store,
     create_store,
     fill_store,
@@ -109,6 +109,7 @@ def test_a_death_at_any_put_leaves_what_was_committed_and_no_more(
     store = FeatureStore.open(url, allow_incomplete=True, writable=True)
     assert store.valid_units() == committed
     fill_store(store, sorted({0, 1} - committed))
+    store.write_start_frames(tiny_start_frames(len(LENGTHS)))
     mark_complete(store)
     assert content(url) == content(whole.path)
 
@@ -220,6 +221,7 @@ def test_two_writers_of_the_same_units_leave_whole_ones(url, tmp_path):
         writer.start()
     for writer in writers:
         writer.join()
+    stores[0].write_start_frames(tiny_start_frames(len(LENGTHS)))
     mark_complete(stores[0])
     assert content(url) == content(tmp_path / "x.zarr")
 
