@@ -15,12 +15,13 @@ from pipeline.features.store.integrity import check_digest, mark_complete, verif
 from pipeline.storage.location import ObjectUrl
 from pipeline.storage.open import open_folder
 from tests.object_server import BUCKET, ask, use_server
-from tests.pipeline.tiny import , tiny_start_frames(
+from tests.pipeline.tiny import (
     complete_store,
     create_store,
     fill_store,
     tiny_features,
     tiny_identity,
+    tiny_start_frames,
     tiny_steps,
 )
 from tests.tower import load, tiny_tower
