@@ -14,9 +14,8 @@ without the others. A file must stay the one that it was when it was opened.
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +33,7 @@ INDEX_ENTRY: Final = 2  # uint64 of a chunk in a shard's index: offset and bytes
 CHECKSUM_BYTES: Final = 4  # a crc32c, after a chunk and after an index
 
 
-@dataclass(frozen=True)
-class _Slice:
+class _Slice(NamedTuple):
     """Neighboring values of one file."""
 
     start: int
