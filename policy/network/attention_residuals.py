@@ -50,10 +50,10 @@ class DepthMixer(nn.Module):
     """The pseudo-queries and key gains of every reader of an attention-residual stream."""
 
     def __init__(self, width: int, num_sublayers: int, block_size: int):
-        """Create one reader a sublayer and one for the output; all start as the plain mean.
+        """Create one reader per sublayer and one for the output; all start as the plain mean.
 
         Args:
-            width: features a token.
+            width: features per token.
             num_sublayers: attention and MLP sublayers together.
             block_size: sublayers whose outputs are summed into one source; 1 is the Full variant.
         """

@@ -1,7 +1,6 @@
 """The layers of the action head: attention, gated MLP, time embedding and rotary positions.
 
-Knows tokens and times; nothing about actions, conditions or what connects the layers. Pre-norms
-have no gain, because the matrix that follows would absorb it.
+Pre-norms have no gain, because the matrix that follows would absorb it.
 
 Source: RMSNorm, rotary positions, SwiGLU and query-key norm as the original design's head has them.
 """
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from policy.network.attention_residuals import inverse_root_mean_square
 
-HEAD_WIDTH: Final = 64  # features an attention head
+HEAD_WIDTH: Final = 64  # features per attention head
 ROPE_BASE: Final = 10_000.0  # dimensionless; arXiv 2104.09864, section 3.3
 TIME_MAX_PERIOD: Final = 10_000.0  # in units of time; du/dt carries the embedding's frequency
 TIME_FEATURES: Final = 128  # sines and cosines of a time
@@ -31,7 +30,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with normalised queries and keys and rotary positions."""
+    """Multi-head attention with normalized queries and keys and rotary positions."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -43,7 +42,7 @@ class Attention(nn.Module):
     def project(
         self, x: Float[Tensor, "b t d"], rotations: Float[Tensor, "2 t 32"] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries and keys, rotated if asked, and values, each [b, heads, t, 64]."""
+        """Return queries and keys, rotated by position, and values: [b, heads, t, 64]."""
         query, key, value = self.split_heads(self.qkv(rms_normalize(x)))
         query, key = rms_normalize(query) * self.query_gain, rms_normalize(key)
         if rotations is not None:
@@ -63,7 +62,7 @@ class Attention(nn.Module):
         value: Float[Tensor, "b n k 64"],
         may_see: Bool[Tensor, "q k"] | None = None,
     ) -> Float[Tensor, "b q d"]:
-        """Mix values by softmax over keys, those that a query may see if that is said.
+        """Mix values by softmax over keys; `may_see` masks the keys of each query.
 
         Written out because torch's fused kernels have no forward-mode derivative
         (pytorch#165530, #154226), and both passes must be one function.
@@ -77,7 +76,7 @@ class Attention(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """Pre-normalised gated MLP, 8/3 of the width inside; arXiv 2002.05202."""
+    """Pre-normalized gated MLP, 8/3 of the width inside; arXiv 2002.05202."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -108,7 +107,7 @@ class TimeEmbedding(nn.Module):
         self.outer = nn.Linear(width, width)
 
     def forward(self, time: Float[Tensor, " b"]) -> Float[Tensor, "b 1 d"]:
-        """Embed one time a batch row as one token."""
+        """Embed one time per batch row as one token."""
         angles = time[:, None, None] * self.frequencies
         hidden = self.inner(torch.cat([angles.cos(), angles.sin()], dim=-1))
         token: Tensor = self.outer(nn.functional.silu(hidden))
