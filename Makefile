@@ -26,11 +26,12 @@ demo: $(INSTALLED)
 	$(BIN)/vla-rollout $(DEMO)/run --env $(TASK) --episodes $(ROLLOUTS)
 	@echo "recordings: demo/recordings   features: $(DEMO)/features.zarr   run: $(DEMO)/run"
 
-# One process a core, one thread each.
+# One process per core, one thread each. In the folders' order: by the number of their tests, xdist
+# would start the file with the longest test last, alone.
 test: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
 	@PYTHON="$(PYTHON)" sh .ci/system-packages --browser
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # Lint, format and types.
 check: $(INSTALLED)
