@@ -18,7 +18,7 @@ from pipeline.storage.location import Location
 from policy.encoders.environment import ComputeEnvironment
 from policy.spec import FeatureSpec
 
-RECENT_FRAMES: Final = 8_192  # different frames kept at hand at most; 12.6 MB of 768 features
+RECENT_FRAMES: Final = 8_192  # different frames kept at hand at most; 12.6 MB of 1,536 bytes each
 RECENT_BYTES: Final = 64 * 10**6  # fewer frames of larger features
 PLACE_FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads any number
 NEW, RECENT, STORED = range(3)  # where a frame's feature was found

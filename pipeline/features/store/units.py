@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 
-CHUNK_ROWS: Final = 256  # control steps; a chunk of three views' 768 features is 1.18 MB
-SHARD_ROWS: Final = 64 * CHUNK_ROWS  # control steps at most; 75.5 MB of three views' 768 features
+CHUNK_ROWS: Final = 256  # control steps; a chunk of three 1,536-byte views is 1.18 MB
+SHARD_ROWS: Final = 64 * CHUNK_ROWS  # control steps at most; 75.5 MB of three 1,536-byte views
 SHARD_BYTES: Final = 80 * 10**6  # a shard of larger features has fewer rows
 PASSING_ROWS: Final = CHUNK_ROWS  # control steps of a shard held while it is only checked
 SHARD_ABOVE: Final = 1_000_000  # control steps of a dataset; DROID has 18.9 million

@@ -1,8 +1,5 @@
-import json
 import shutil
 import zipfile
-from pathlib import Path
-from typing import Any
 
 import numcodecs
 import numpy as np
@@ -16,30 +13,14 @@ from pipeline.errors import DatasetError, FrameReadError
 from tests.pipeline.datasets.format_contract import FormatContract, tiny_frames, tiny_state
 from tests.pipeline.datasets.replay_buffer.zarr_files import (
     FRONT,
+    NUMBERS,
     WRIST,
+    header,
+    open_buffer,
     tiny_arrays,
     write_replay_buffer,
     zip_folder,
 )
-
-NUMBERS = ("data/state", "data/action")
-
-
-def open_buffer(
-    root: Path, views: tuple[str, ...] = (FRONT, WRIST), **place: Any
-) -> DiffusionPolicyZarrReader:
-    return DiffusionPolicyZarrReader(DatasetPlace(root, views, NUMBERS, **place))
-
-
-def header(root: Path, key: str, **changes: object) -> None:
-    """Change fields of an array's header."""
-    path = root / key / ".zarray"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-@pytest.fixture
-def root(tmp_path):
-    return write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays())
 
 
 class ZarrContract(FormatContract):

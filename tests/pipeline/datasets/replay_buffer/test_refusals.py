@@ -3,8 +3,6 @@
 import json
 import shutil
 import zipfile
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,30 +12,12 @@ from pipeline.datasets.replay_buffer.reader import DiffusionPolicyZarrReader
 from pipeline.errors import DatasetError
 from tests.pipeline.datasets.replay_buffer.zarr_files import (
     FRONT,
-    WRIST,
+    header,
+    open_buffer,
     tiny_arrays,
     write_replay_buffer,
     zip_folder,
 )
-
-NUMBERS = ("data/state", "data/action")
-
-
-def open_buffer(
-    root: Path, views: tuple[str, ...] = (FRONT, WRIST), **place: Any
-) -> DiffusionPolicyZarrReader:
-    return DiffusionPolicyZarrReader(DatasetPlace(root, views, NUMBERS, **place))
-
-
-def header(root: Path, key: str, **changes: object) -> None:
-    """Change fields of an array's header."""
-    path = root / key / ".zarray"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-@pytest.fixture
-def root(tmp_path):
-    return write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays())
 
 
 @pytest.mark.parametrize("codec", ["imagecodecs_jpeg2k", "imagecodecs_jpegxl"])

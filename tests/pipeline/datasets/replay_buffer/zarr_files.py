@@ -1,5 +1,6 @@
 """Tiny replay buffers of Diffusion Policy, written with zarr as its users do."""
 
+import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,8 @@ import numcodecs
 import numpy as np
 import zarr
 
+from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.replay_buffer.reader import DiffusionPolicyZarrReader
 from tests.pipeline.datasets.format_contract import (
     TINY_LENGTHS,
     TINY_SIZES,
@@ -18,6 +21,7 @@ from tests.pipeline.datasets.format_contract import (
 )
 
 FRONT, WRIST = "data/img", "data/wrist_img"
+NUMBERS = ("data/state", "data/action")
 TINY_ENDS = tuple(np.cumsum(TINY_LENGTHS).tolist())
 
 
@@ -79,3 +83,15 @@ def zip_folder(root: Path) -> Path:
         for file in sorted(root.rglob("*")):
             archive.write(file, file.relative_to(root))
     return path
+
+
+def open_buffer(
+    root: Path, views: tuple[str, ...] = (FRONT, WRIST), **place: Any
+) -> DiffusionPolicyZarrReader:
+    return DiffusionPolicyZarrReader(DatasetPlace(root, views, NUMBERS, **place))
+
+
+def header(root: Path, key: str, **changes: object) -> None:
+    """Change fields of an array's header."""
+    path = root / key / ".zarray"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
