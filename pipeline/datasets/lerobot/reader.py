@@ -5,12 +5,19 @@ Source: huggingface/lerobot@7427f318:src/lerobot/datasets/dataset_reader.py (fac
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from pathlib import Path
+from typing import ClassVar, Final
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64, UInt8
 
-from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, require_steps
+from pipeline.datasets.base import (
+    DatasetFacts,
+    DatasetPlace,
+    EpisodeLabel,
+    FormatSurvey,
+    require_steps,
+)
 from pipeline.datasets.causes import one_line, why_unreadable
 from pipeline.datasets.compressed import decode_image, image_size
 from pipeline.datasets.lerobot.clock import step_seconds
@@ -20,7 +27,15 @@ from pipeline.datasets.lerobot.episodes import (
     LocatedEpisodes,
     view_kinds,
 )
-from pipeline.datasets.lerobot.info import INFO_PATH, LeRobotInfo, read_split, require_feature
+from pipeline.datasets.lerobot.info import (
+    INFO_PATH,
+    LeRobotInfo,
+    has_version,
+    read_info,
+    read_split,
+    require_feature,
+    survey_info,
+)
 from pipeline.datasets.lerobot.table import ParquetTable, StoredImage
 from pipeline.datasets.manifest.paths import read_small_file
 from pipeline.datasets.video import VideoDecoder, match_frames
@@ -34,6 +49,8 @@ class LeRobotReader:
     """A LeRobot dataset whose episodes have been located; implements `FormatReader`."""
 
     reads_objects = False
+    versions: ClassVar[tuple[str, ...]]
+    """Versions of the layout that a subclass reads."""
 
     def __init__(self, place: DatasetPlace, info: LeRobotInfo, located: LocatedEpisodes) -> None:
         """Check every file of the wanted episodes by its header; no frame is decoded.
@@ -62,6 +79,20 @@ class LeRobotReader:
         self._table: ParquetTable | None = None
         self._decoders: dict[str, VideoDecoder] = {}
         self._positions: dict[str, tuple[int, Int64[np.ndarray, " t"]]] = {}  # key: episode, frames
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """Tell by `meta/info.json` whether this is a LeRobot dataset of these versions."""
+        return has_version(root, cls.versions)
+
+    @classmethod
+    def survey(cls, root: Path) -> FormatSurvey:
+        """List the features of `meta/info.json`.
+
+        Raises:
+            DatasetError: it does not read.
+        """
+        return survey_info(root, read_info(root, cls.versions))
 
     def episode_number(self, episode: int) -> int:
         """Return the number that the files give the episode at this position."""

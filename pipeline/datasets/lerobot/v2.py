@@ -7,12 +7,11 @@ v2.1 to v3.0 (facts only).
 
 import math
 from operator import attrgetter
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.datasets.base import DatasetPlace, FormatSurvey
+from pipeline.datasets.base import DatasetPlace
 from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.lerobot.episodes import (
     Clip,
@@ -27,9 +26,7 @@ from pipeline.datasets.lerobot.info import (
     INFO_PATH,
     LeRobotInfo,
     fill_template,
-    has_version,
     read_info,
-    survey_info,
 )
 from pipeline.datasets.lerobot.reader import LeRobotReader
 from pipeline.datasets.manifest.paths import read_small_file
@@ -45,6 +42,8 @@ _VIDEO_PATH: Final = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{epis
 class LeRobotV2Reader(LeRobotReader):
     """A LeRobot v2.0 or v2.1 dataset; implements `FormatReader`."""
 
+    versions = VERSIONS
+
     def __init__(self, place: DatasetPlace) -> None:
         """Read the index and check every wanted file by its header; no frame is decoded.
 
@@ -55,20 +54,6 @@ class LeRobotV2Reader(LeRobotReader):
         """
         info = read_info(place.local_root, VERSIONS, allow_outside=place.allow_outside)
         super().__init__(place, info, _locate(place, info))
-
-    @staticmethod
-    def recognises(root: Path) -> bool:
-        """Tell by `meta/info.json` whether this is a LeRobot v2.0 or v2.1 dataset."""
-        return has_version(root, VERSIONS)
-
-    @staticmethod
-    def survey(root: Path) -> FormatSurvey:
-        """List the features of `meta/info.json`.
-
-        Raises:
-            DatasetError: it does not read.
-        """
-        return survey_info(root, read_info(root, VERSIONS))
 
 
 class _IndexLine(BaseModel):

@@ -15,7 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
-from pipeline.datasets.base import DatasetPlace, FormatSurvey
+from pipeline.datasets.base import DatasetPlace
 from pipeline.datasets.lerobot.episodes import (
     Clip,
     EpisodeFiles,
@@ -29,9 +29,7 @@ from pipeline.datasets.lerobot.info import (
     INFO_PATH,
     LeRobotInfo,
     fill_template,
-    has_version,
     read_info,
-    survey_info,
 )
 from pipeline.datasets.lerobot.reader import LeRobotReader
 from pipeline.datasets.lerobot.table import ParquetTable
@@ -56,6 +54,8 @@ Row = dict[str, float]  # of the index, by column; NaN where a row has no value
 class LeRobotV3Reader(LeRobotReader):
     """A LeRobot v3.0 dataset; implements `FormatReader`."""
 
+    versions = VERSIONS
+
     def __init__(self, place: DatasetPlace) -> None:
         """Read the index and check every wanted file by its header; no frame is decoded.
 
@@ -66,20 +66,6 @@ class LeRobotV3Reader(LeRobotReader):
         """
         info = read_info(place.local_root, VERSIONS, allow_outside=place.allow_outside)
         super().__init__(place, info, _locate(place, info))
-
-    @staticmethod
-    def recognises(root: Path) -> bool:
-        """Tell by `meta/info.json` whether this is a LeRobot v3.0 dataset in parquet."""
-        return has_version(root, VERSIONS)
-
-    @staticmethod
-    def survey(root: Path) -> FormatSurvey:
-        """List the features of `meta/info.json`.
-
-        Raises:
-            DatasetError: it does not read.
-        """
-        return survey_info(root, read_info(root, VERSIONS))
 
 
 def _locate(place: DatasetPlace, info: LeRobotInfo) -> LocatedEpisodes:
