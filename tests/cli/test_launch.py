@@ -63,16 +63,22 @@ def test_every_option_of_ours_exists(path):
         assert {word.split("=")[0] for word in words if word.startswith("--")} <= OPTIONS[command]
 
 
-def run(tmp_path: Path, script: str, *words: object, **slurm: object) -> subprocess.Popen:
-    """Start a script as Slurm would on one machine, with srun and scontrol that only do that."""
-    shims = tmp_path / "shims"
-    shims.mkdir(exist_ok=True)
-    (shims / "srun").write_text(
+@pytest.fixture
+def shims(tmp_path: Path) -> Path:
+    """Return a folder of srun and scontrol that do what Slurm's do on one machine."""
+    folder = tmp_path / "shims"
+    folder.mkdir()
+    (folder / "srun").write_text(
         '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n'
     )
-    (shims / "scontrol").write_text("#!/bin/sh\necho 127.0.0.1\n")
-    for shim in shims.iterdir():
+    (folder / "scontrol").write_text("#!/bin/sh\necho 127.0.0.1\n")
+    for shim in folder.iterdir():
         shim.chmod(0o755)
+    return folder
+
+
+def run(shims: Path, script: str, *words: object, **slurm: object) -> subprocess.Popen:
+    """Start a script as Slurm would on one machine."""
     path = f"{shims}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     machine = {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_NUM_NODES": 1}
     machine["SLURM_CPUS_PER_TASK"] = torch.get_num_threads()  # another number is another engine
@@ -92,12 +98,14 @@ def finish(process: subprocess.Popen) -> str:
     return said
 
 
-def test_two_tasks_of_an_array_leave_the_store_of_one_command_and_a_run_trains_on_it(tmp_path):
+def test_two_tasks_of_an_array_leave_the_store_of_one_command_and_a_run_trains_on_it(
+    tmp_path, shims
+):
     manifest, store = write_one_view(tmp_path / "dataset"), tmp_path / "s.zarr"
     embed(manifest, tmp_path / "reference.zarr")
     words = (manifest, store, "--encoder", tiny_tower())
     tasks = [
-        run(tmp_path, "slurm_embed.sbatch", *words, SLURM_ARRAY_TASK_ID=i, SLURM_ARRAY_TASK_MAX=2)
+        run(shims, "slurm_embed.sbatch", *words, SLURM_ARRAY_TASK_ID=i, SLURM_ARRAY_TASK_MAX=2)
         for i in (1, 2)
     ]
     said = [finish(task) for task in tasks]
@@ -109,5 +117,5 @@ def test_two_tasks_of_an_array_leave_the_store_of_one_command_and_a_run_trains_o
         free.bind(("127.0.0.1", 0))
         job = {"SLURM_JOB_ID": 7, "PORT": free.getsockname()[1]}
     small = ("--preset", "debug", "--set", "steps=3")
-    finish(run(tmp_path, "torchrun_train.sbatch", store, tmp_path / "run", *small, **job))
+    finish(run(shims, "torchrun_train.sbatch", store, tmp_path / "run", *small, **job))
     assert (tmp_path / "run/log.jsonl").read_text().count('"step": 3') == 1
