@@ -67,7 +67,7 @@ def rollout(
                 render_size=render_size,
                 camera_check=camera_check,
                 override_gate=override_gate,
-                num_evaluations=evaluations,
+                nfe=evaluations,
                 max_steps=max_steps,
                 encoder=encoder,
                 device=device,

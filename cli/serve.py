@@ -51,7 +51,7 @@ def serve_run(
             token=read_token(token_file),
             max_message_mib=max_message_mib,
             checkpoint=checkpoint,
-            num_evaluations=evaluations,
+            nfe=evaluations,
             first_seed=seed,
             encoder=encoder,
             device=device,

@@ -179,7 +179,7 @@ class VLAAgent(nn.Module):
         features: Features,
         state: Float[Tensor, "b t s"],
         noise: Float[Tensor, "b draws horizon a"],
-        num_evaluations: int | None = None,
+        nfe: int | None = None,
     ) -> Float[Tensor, "b horizon a"]:
         """Return action chunks that start at the last observation step, in the manifest's units.
 
@@ -187,12 +187,12 @@ class VLAAgent(nn.Module):
             features: of `obs_horizon` steps, the last one current.
             state: of the same steps, in the manifest's units.
             noise: from `noise`, at the same NFE; decides which of the likely chunks is drawn.
-            num_evaluations: NFE, how often the head is evaluated; None is the objective's default.
+            nfe: NFE, how often the head is evaluated; None is the objective's default.
 
         Raises:
             AgentMismatchError: the objective's sampler cannot take that NFE.
         """
-        nfe = self.evaluations(num_evaluations)
+        nfe = self.evaluations(nfe)
         cond = self._build_cond(features, state)
         # A single evaluation encodes the condition itself, which saves a pass over the weights.
         condition = cond if nfe == 1 else self.head.encode_condition(cond)
@@ -218,14 +218,14 @@ class VLAAgent(nn.Module):
         return self.objective.additivity_residual(network, noise)
 
     def noise(
-        self, batch_size: int, generator: Generator, num_evaluations: int | None = None
+        self, batch_size: int, generator: Generator, nfe: int | None = None
     ) -> Float[Tensor, "b draws horizon a"]:
         """Draw the noise that `predict` needs for that many passes, on the CPU.
 
         Raises:
             AgentMismatchError: the objective cannot take that many passes.
         """
-        draws = self.objective.num_noise_draws(self.evaluations(num_evaluations))
+        draws = self.objective.num_noise_draws(self.evaluations(nfe))
         horizon, width = self.config.head.pred_horizon, self.spec.action_dim
         return torch.randn(batch_size, draws, horizon, width, generator=generator)
 

@@ -89,7 +89,7 @@ class FormatSurvey:
     numbers: dict[str, tuple[str, ...]]
     """Keys of number arrays, and the name of each column, or `0`, `1`, ... without names."""
     notes: dict[str, str] = field(default_factory=dict)
-    """What the files say of themselves, by manifest key: `source`, `licence`, ..."""
+    """What the files say of themselves, by manifest key: `source`, `license`, ..."""
 
 
 def require_steps(start: int, stop: int, length: int, episode: str) -> None:
@@ -193,7 +193,7 @@ class EpisodeReader(Protocol):
     """Number of episodes."""
     source_of: tuple[int, ...]
     """Position of the manifest's source that each episode comes from, ascending."""
-    heldout: tuple[int, ...] | None
+    validation: tuple[int, ...] | None
     """Episodes that the manifest keeps out of training; None where it leaves the choice open."""
 
     def episode_number(self, episode: int) -> int:

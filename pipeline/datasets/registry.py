@@ -44,7 +44,7 @@ class FormatClass(Protocol):
         """Open a dataset and check it by its headers."""
 
     @staticmethod
-    def recognises(root: Location) -> bool:
+    def recognizes(root: Location) -> bool:
         """Whether `root` looks like this layout: names and headers only.
 
         Raises:
@@ -121,7 +121,7 @@ def detect_format(root: Location) -> FormatName:
             continue
         if local_root is None and not reader.reads_objects:
             continue
-        if reader.recognises(root):
+        if reader.recognizes(root):
             found.append(name)
     if len(found) == 1:
         return found[0]

@@ -4,7 +4,7 @@ A pass over the packets, which decodes nothing, first lists every frame's time; 
 a frame there, and decoding then delivers that very frame or fails. Decoding carries on where it
 stopped, so that reading in order decodes each frame once; it goes back, or far ahead, from a key
 frame. Damage that the decoder notices is an error; formats keep no checksums, so that some is not
-noticed. Colours: RGB of 8 bits by the matrix and range that the file states; a file that states no
+noticed. Colors: RGB of 8 bits by the matrix and range that the file states; a file that states no
 matrix is taken as BT.601, which is what encoding from RGB with FFmpeg's defaults means.
 Source: LeRobot's data, huggingface/lerobot@7427f318:src/lerobot/datasets/video_utils.py (facts
 only); presentation and decoding times, ISO/IEC 14496-12, section 8.6.1.
@@ -264,7 +264,7 @@ class VideoDecoder:
         self._container = _open(self.path)
         stream = _picture_stream(self._container, self.path)
         stream.thread_count, stream.thread_type = self._num_threads, "AUTO"
-        # Otherwise a damaged frame comes out patched from its neighbours, without a word.
+        # Otherwise a damaged frame comes out patched from its neighbors, without a word.
         stream.codec_context.options = {"err_detect": "explode"}
         self._coming = self._container.decode(stream)
         self._last_pts = None

@@ -47,23 +47,23 @@ class TrainConfig(BaseModel):
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
     steps: int = Field(default=50_000, ge=1)
-    """Optimiser steps."""
+    """Optimizer steps."""
     batch_size: int = Field(default=64, ge=1, le=65_536)
-    """Windows an optimiser step."""
-    micro_batches: int = Field(default=1, ge=1)
+    """Windows an optimizer step."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Parts a batch is cut into, each with a pass and a gradient of its own: less memory, the same
     step size. The processes of torchrun share them."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides initial weights, batches and noise."""
     compute_dtype: ComputeDtype = "float32"
     """Dtype of the head's products in the pass with gradient; du/dt always stays in float32."""
-    heldout_share: float = Field(default=0.05, ge=0, lt=1)
+    validation_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the episodes kept out of training, to measure the error on; 0 keeps none. Where the
     manifest has a split, any other share means the episodes of that split."""
     log_every: int = Field(default=50, ge=1)
     """Steps between two lines of log.jsonl."""
     validate_every: int = Field(default=1_000, ge=1)
-    """Steps between two measurements on the held-out episodes."""
+    """Steps between two measurements on the validation episodes."""
     checkpoint_every: int = Field(default=1_000, ge=1)
     """Steps between two checkpoints; a killed job loses at most these."""
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -80,10 +80,10 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _the_parts_of_a_batch_are_of_one_size(self) -> "TrainConfig":
-        if self.batch_size % self.micro_batches:
+        if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"batch_size={self.batch_size}, want a multiple of "
-                f"micro_batches={self.micro_batches}"
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps}"
             )
         return self
 

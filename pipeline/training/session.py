@@ -53,8 +53,8 @@ class TrainReport:
     steps: int
     resumed_from: int
     num_parameters: int
-    heldout_error: float | None
-    """Root mean squared action error on held-out episodes, normalised; None without."""
+    val_error: float | None
+    """Root mean squared action error on validation episodes, normalized; None without."""
     elapsed_s: float
     is_primary: bool
     """Whether this is the process that reports, out of those of the run."""
@@ -62,7 +62,7 @@ class TrainReport:
     def summary(self) -> str:
         """Say it in one line."""
         start = f", resumed at step {self.resumed_from}" if self.resumed_from else ""
-        error = "" if self.heldout_error is None else f", held-out error {self.heldout_error:.4f}"
+        error = "" if self.val_error is None else f", validation error {self.val_error:.4f}"
         return (
             f"{self.run}: {self.steps} steps{start} in {self.elapsed_s:.0f} s, "
             f"{self.num_parameters / 1e6:.1f} M parameters"
@@ -142,7 +142,7 @@ def train(
             steps=config.steps,
             resumed_from=resumed_from,
             num_parameters=sum(part.numel() for part in trainer.agent.parameters()),
-            heldout_error=trainer.validated.get("heldout_error"),
+            val_error=trainer.validated.get("val_error"),
             elapsed_s=time.monotonic() - started,
             is_primary=ranks.is_primary,
         )
@@ -170,13 +170,13 @@ def _open_data(
         data = WindowData(
             *stores,
             features=features,
-            heldout_share=config.heldout_share,
+            validation_share=config.validation_share,
             weights=weights,
             cache=cache,
         )
         probe = stores[0].read_probe().only(features)
         bases = {name: held for name, held in stores[0].read_bases().items() if name in features}
-    starts = _join_starts(stores, data.is_heldout.numpy())
+    starts = _join_starts(stores, data.is_validation.numpy())
     identity = DataIdentity(
         stores=_identify(stores, digests, weights),
         fps=stores[0].attributes.fps,
@@ -202,14 +202,14 @@ def _identify(
     )
 
 
-def _join_starts(stores: Sequence[FeatureStore], is_heldout: np.ndarray) -> StartFrames:
+def _join_starts(stores: Sequence[FeatureStore], is_validation: np.ndarray) -> StartFrames:
     """Join the stores' start frames: those of the training episodes, if they are enough."""
     starts = [store.read_start_frames() for store in stores]
     counts = [len(store.read_episode_ends()) for store in stores]
     firsts = np.cumsum([0, *counts[:-1]])
     frames = np.concatenate([held.frames for held in starts])
     episodes = np.concatenate([held.episodes + n for held, n in zip(starts, firsts, strict=True)])
-    trained = np.flatnonzero(~is_heldout[episodes])
+    trained = np.flatnonzero(~is_validation[episodes])
     chosen = trained if len(trained) >= ENOUGH_STARTS else np.arange(len(episodes))
     chosen = chosen[spread_evenly(len(chosen), MAX_RUN_STARTS)]
     return StartFrames(frames[chosen], episodes[chosen])

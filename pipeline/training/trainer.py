@@ -2,8 +2,8 @@
 
 Knows windows, the agent and checkpoints; never loads the encoder. Every random number is a
 function of seed and step, so that a run that was killed and resumed gives the same bits as one
-that was not. A batch is trained in `micro_batches` parts; the processes of a run share them, so
-that as many processes as may be take the same steps.
+that was not. A batch is trained in `gradient_accumulation_steps` parts, which the processes of a
+run share, so that any number of processes takes the same steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,14 +36,14 @@ from pipeline.training.run.log import RunLog
 from pipeline.training.run.model_card import model_card
 from pipeline.training.run.tracking import Tracker
 from pipeline.training.run.watcher import TrainingWatcher
-from pipeline.training.validation import HeldoutWindows
+from pipeline.training.validation import ValidationWindows
 from policy.agent import VLAAgent
 from policy.errors import NonFiniteLossError
 from policy.network.ema import WeightAverage
 
 
 class Trainer:
-    """One run's agent, optimiser and position."""
+    """One run's agent, optimizer and position."""
 
     def __init__(
         self,
@@ -64,10 +64,11 @@ class Trainer:
         self.data = data
         self.device = device
         self.ranks = ranks
-        if config.micro_batches % ranks.size:
+        if config.gradient_accumulation_steps % ranks.size:
             raise ConfigError(
-                f"{ranks.size} processes cannot share micro_batches={config.micro_batches} evenly; "
-                f"set micro_batches={ranks.size}, or a multiple of it"
+                f"{ranks.size} processes cannot share gradient_accumulation_steps="
+                f"{config.gradient_accumulation_steps} evenly; set it to {ranks.size}, or a "
+                f"multiple of it"
             )
         self.step = 0
         with torch.random.fork_rng(devices=[]):  # initial weights come from the global stream
@@ -79,7 +80,7 @@ class Trainer:
         self.teacher = self.average.mirror(self.agent) if self.agent.is_taught else None
         """The averaged weights as an agent, if the loss asks them."""
         self.optimizer = build_optimizer(self.agent, config.optimizer)
-        self.heldout = HeldoutWindows(data, config.seed, device)
+        self.validation = ValidationWindows(data, config.seed, device)
         self.validated: dict[str, float] = {}
         """What `validate` last returned."""
         self.batches = Batches(data, config, ranks)
@@ -168,12 +169,12 @@ class Trainer:
         return entry
 
     def validate(self) -> dict[str, float]:
-        """Measure the averaged weights on held-out episodes; see `HeldoutWindows.measure`."""
-        self.validated = self.heldout.measure(self.agent, self.average.averaged)
+        """Measure the averaged weights on validation episodes; see `ValidationWindows.measure`."""
+        self.validated = self.validation.measure(self.agent, self.average.averaged)
         return self.validated
 
     def advance(self) -> dict[str, Tensor]:
-        """Take one optimiser step and return its figures.
+        """Take one optimizer step and return its figures.
 
         Raises:
             NonFiniteLossError: the loss or its gradient is NaN or infinite; the message names the
@@ -183,7 +184,7 @@ class Trainer:
         config = self.config
         sums: dict[str, Tensor] = {}
         rows = []
-        own_parts = self.ranks.share(config.micro_batches)
+        own_parts = self.ranks.share(config.gradient_accumulation_steps)
         for part, windows in zip(own_parts, self.batches.parts(self.step), strict=True):
             rows.append(windows.rows)
             figures = self._backward(part, windows)
@@ -210,7 +211,7 @@ class Trainer:
         """Add a part's share of the batch's gradient, and return its share of the figures."""
         config = self.config
         batch = windows.to(self.device)
-        index = self.step * config.micro_batches + part
+        index = self.step * config.gradient_accumulation_steps + part
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.compute_dtype == "bfloat16"
         ):
@@ -224,9 +225,12 @@ class Trainer:
             )
         if not torch.isfinite(loss.value):
             raise self._diverged("loss", loss.value, windows.rows)
-        (loss.value / config.micro_batches).backward()  # type: ignore[no-untyped-call]
+        (loss.value / config.gradient_accumulation_steps).backward()  # type: ignore[no-untyped-call]
         figures = {"loss": loss.value.detach(), **loss.figures}
-        return {name: value.float() / config.micro_batches for name, value in figures.items()}
+        return {
+            name: value.float() / config.gradient_accumulation_steps
+            for name, value in figures.items()
+        }
 
     def _diverged(self, what: str, value: Tensor, rows: Tensor) -> NonFiniteLossError:
         episodes = sorted(set(self.data.episode_of[rows].tolist()))
@@ -239,7 +243,7 @@ class Trainer:
         """Write a checkpoint of the present state.
 
         Args:
-            figures: go into its model card; its `heldout_error` decides whether it is the best.
+            figures: go into its model card; its `val_error` decides whether it is the best.
         """
         checkpoint = Checkpoint(
             step=self.step,
@@ -253,7 +257,7 @@ class Trainer:
             checkpoint,
             card=card,
             keep=self.config.keep_checkpoints,
-            heldout_error=figures.get("heldout_error"),
+            val_error=figures.get("val_error"),
         )
 
 

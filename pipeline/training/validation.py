@@ -15,28 +15,28 @@ from pipeline.training.data.sampling import seeded_generator
 from pipeline.training.data.windows import WindowData, Windows
 from policy.agent import VLAAgent
 
-HELDOUT_WINDOWS: Final = 512  # at most; enough for a mean error, a second of compute
+MAX_WINDOWS: Final = 512  # at most; enough for a mean error, a second of compute
 
 
-def heldout_sample(data: WindowData) -> Int64[Tensor, " n"]:
-    """Return the held-out rows whose windows are measured, spread evenly."""
-    rows = data.heldout_rows
-    return rows[:: max(1, math.ceil(len(rows) / HELDOUT_WINDOWS))]
+def validation_sample(data: WindowData) -> Int64[Tensor, " n"]:
+    """Return the validation rows whose windows are measured, spread evenly."""
+    rows = data.validation_rows
+    return rows[:: max(1, math.ceil(len(rows) / MAX_WINDOWS))]
 
 
-class HeldoutWindows:
-    """Windows of held-out episodes, spread evenly, and the same random numbers each time."""
+class ValidationWindows:
+    """Windows of validation episodes, spread evenly, and the same random numbers each time."""
 
     def __init__(self, data: WindowData, seed: int, device: torch.device):
         """Choose the windows.
 
         Args:
-            data: split into training and held-out rows.
+            data: split into training and validation rows.
             seed: of the run.
             device: where the agent is.
         """
         self._data, self._seed, self._device = data, seed, device
-        self._rows = heldout_sample(data)
+        self._rows = validation_sample(data)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -46,9 +46,9 @@ class HeldoutWindows:
         """Measure weights other than those being trained, which the agent holds again afterwards.
 
         Returns:
-            `heldout_error`, the root mean squared action error in normalized units (the action
+            `val_error`, the root mean squared action error in normalized units (the action
             range is 2; clipped as in training), with as many passes through the head as the
-            objective takes by default, and `heldout_loss`, the training's own loss, in which an
+            objective takes by default, and `val_loss`, the training's own loss, in which an
             agent that `is_taught` teaches itself; empty if no episode is held out.
         """
         if not len(self):
@@ -62,17 +62,17 @@ class HeldoutWindows:
 
     def _measure(self, agent: VLAAgent) -> dict[str, float]:
         batch = self._windows(agent)
-        noise = agent.noise(len(self), seeded_generator(self._seed, "heldout", 0))
+        noise = agent.noise(len(self), seeded_generator(self._seed, "validation", 0))
         predicted = agent.predict(batch.features, batch.state, noise.to(self._device))
         normalize = agent.action_normalizer.normalize
         error = (normalize(predicted) - normalize(batch.actions)).square()[batch.valid]
-        generator = seeded_generator(self._seed, "heldout loss", 0)
+        generator = seeded_generator(self._seed, "validation loss", 0)
         loss = agent.compute_loss(
             batch.features, batch.state, batch.actions, batch.valid, generator
         )
         return {
-            "heldout_error": math.sqrt(float(error.mean())),
-            "heldout_loss": float(loss.value),
+            "val_error": math.sqrt(float(error.mean())),
+            "val_loss": float(loss.value),
         }
 
     def _windows(self, agent: VLAAgent) -> Windows:

@@ -38,7 +38,7 @@ def load(settings: EncoderSettings) -> Siglip2Encoder:
 def build_stand_in() -> SiglipVisionModel:
     """Build a two-layer network whose weights depend on the seed alone, not on library versions.
 
-    The scales follow transformers' own initialisation of `siglip` networks. numpy's RandomState is
+    The scales follow transformers' own initialization of `siglip` networks. numpy's RandomState is
     frozen by NEP 19, so that every machine draws the same numbers.
     """
     height, width = FRAME_SIZE

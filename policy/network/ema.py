@@ -10,12 +10,12 @@ from typing import Final, TypeVar
 import torch
 from torch import Tensor, nn
 
-MAX_DECAY: Final = 0.9999  # dimensionless, per optimiser step
+MAX_DECAY: Final = 0.9999  # dimensionless, per optimizer step
 WARMUP_POWER: Final = 0.75  # dimensionless; reaches 0.999 after 10 k steps, 0.9999 after 215 k
 
 
 def ema_decay(step: int) -> float:
-    """Return the decay after `step` optimiser steps: 0 at the start, rising to `MAX_DECAY`."""
+    """Return the decay after `step` optimizer steps: 0 at the start, rising to `MAX_DECAY`."""
     return float(min(MAX_DECAY, 1.0 - (1.0 + step) ** -WARMUP_POWER))
 
 
@@ -31,7 +31,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Move the average towards `module` after optimiser step `step`, counted from 0."""
+        """Move the average towards `module` after optimizer step `step`, counted from 0."""
         current = _tensors(module)
         targets = [current[name] for name in self.averaged]
         torch._foreach_lerp_(list(self.averaged.values()), targets, 1 - ema_decay(step))

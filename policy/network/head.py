@@ -156,7 +156,7 @@ class ActionHead(nn.Module):
         becomes flow matching.
 
         Args:
-            z: noisy actions at time t, normalised.
+            z: noisy actions at time t, normalized.
             t: times in [0, 1].
             h: spans in [0, t].
             condition: from `encode_condition`, same batch size; stays where it is.

@@ -98,16 +98,16 @@ class Objective(ABC):
     learns_jumps: bool = False
     """Whether there is an `additivity_residual`."""
 
-    def check_evaluations(self, num_evaluations: int) -> None:
+    def check_evaluations(self, nfe: int) -> None:
         """Refuse an NFE that the sampler cannot take; by default any from 1 is accepted.
 
         Raises:
             AgentMismatchError: it cannot; the message says which numbers it can take.
         """
-        if num_evaluations < 1:
-            raise AgentMismatchError(f"num_evaluations={num_evaluations}, want 1 or more")
+        if nfe < 1:
+            raise AgentMismatchError(f"nfe={nfe}, want 1 or more")
 
-    def num_noise_draws(self, num_evaluations: int) -> int:
+    def num_noise_draws(self, nfe: int) -> int:
         """Return how many chunks of noise a row needs at that NFE: by default 1, the start."""
         return 1
 
@@ -127,7 +127,7 @@ class Objective(ABC):
         self,
         network: Predictor,
         noise: Float[Tensor, "b draws horizon a"],
-        num_evaluations: int,
+        nfe: int,
     ) -> Float[Tensor, "b horizon a"]:
         """Draw normalized actions, without gradient.
 
@@ -135,7 +135,7 @@ class Objective(ABC):
             network: the trained network under the condition of the rows of `noise`.
             noise: standard normal, `num_noise_draws` chunks per row; the only source of
                 randomness, so that a row's actions do not depend on the other rows.
-            num_evaluations: how often the network is evaluated.
+            nfe: how often the network is evaluated.
 
         Raises:
             AgentMismatchError: see `check_evaluations`.
@@ -156,14 +156,14 @@ class Objective(ABC):
         return None
 
 
-def check_fixed_evaluations(kind: str, accepted: int, num_evaluations: int) -> None:
+def check_fixed_evaluations(kind: str, accepted: int, nfe: int) -> None:
     """Refuse every NFE but the one that a kind of objective takes.
 
     Raises:
         AgentMismatchError: another was requested.
     """
-    if num_evaluations != accepted:
+    if nfe != accepted:
         raise AgentMismatchError(
-            f"num_evaluations={num_evaluations}, but objective {kind} always takes {accepted}; "
+            f"nfe={nfe}, but objective {kind} always takes {accepted}; "
             f"set {accepted}, or leave the number out"
         )

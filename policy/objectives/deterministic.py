@@ -56,11 +56,11 @@ class Deterministic(Objective):
 
     config: RegressionConfig | MipConfig
 
-    def check_evaluations(self, num_evaluations: int) -> None:
+    def check_evaluations(self, nfe: int) -> None:
         """Refuse every NFE but the one; see `Objective.check_evaluations`."""
-        check_fixed_evaluations(self.config.kind, self.default_evaluations, num_evaluations)
+        check_fixed_evaluations(self.config.kind, self.default_evaluations, nfe)
 
-    def num_noise_draws(self, num_evaluations: int) -> int:
+    def num_noise_draws(self, nfe: int) -> int:
         """Return 0; see `Objective.num_noise_draws`."""
         return 0
 
@@ -83,10 +83,10 @@ class Regression(Deterministic):
         self,
         network: Predictor,
         noise: Float[Tensor, "b draws horizon a"],
-        num_evaluations: int,
+        nfe: int,
     ) -> Float[Tensor, "b horizon a"]:
         """Predict once; see `Objective.sample`."""
-        self.check_evaluations(num_evaluations)
+        self.check_evaluations(nfe)
         return _predict(network, _zero_actions(noise), 0.0)
 
 
@@ -116,10 +116,10 @@ class Mip(Deterministic):
         self,
         network: Predictor,
         noise: Float[Tensor, "b draws horizon a"],
-        num_evaluations: int,
+        nfe: int,
     ) -> Float[Tensor, "b horizon a"]:
         """Predict twice; see `Objective.sample`."""
-        self.check_evaluations(num_evaluations)
+        self.check_evaluations(nfe)
         first = _predict(network, _zero_actions(noise), 0.0)
         return _predict(network, first, self.config.second_time)
 

@@ -74,22 +74,22 @@ class Diffusion(Objective):
         # float32 it may round below 0, and its root is not a number.
         self._scheduler.alphas_cumprod = self._scheduler.alphas_cumprod.double()
 
-    def check_evaluations(self, num_evaluations: int) -> None:
+    def check_evaluations(self, nfe: int) -> None:
         """Refuse a number that does not divide the training steps.
 
         The scheduler would space such a number unevenly, as far as starting half way to the data.
         """
         steps = self.config.num_train_timesteps
-        if num_evaluations < 1 or steps % num_evaluations:
+        if nfe < 1 or steps % nfe:
             divisors = ", ".join(str(n) for n in range(1, steps + 1) if steps % n == 0)
             raise AgentMismatchError(
-                f"num_evaluations={num_evaluations}, but objective diffusion takes a divisor of "
+                f"nfe={nfe}, but objective diffusion takes a divisor of "
                 f"its {steps} training steps: {divisors}"
             )
 
-    def num_noise_draws(self, num_evaluations: int) -> int:
+    def num_noise_draws(self, nfe: int) -> int:
         """Return 1 for the start, and with `ddpm` 1 more for every step but the last."""
-        return num_evaluations if self._is_ancestral else 1
+        return nfe if self._is_ancestral else 1
 
     def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
         """Compute the loss; see `Objective.loss`."""
@@ -107,11 +107,11 @@ class Diffusion(Objective):
         self,
         network: Predictor,
         noise: Float[Tensor, "b draws horizon a"],
-        num_evaluations: int,
+        nfe: int,
     ) -> Float[Tensor, "b horizon a"]:
         """Remove noise step by step; see `Objective.sample`."""
-        self.check_evaluations(num_evaluations)
-        self._scheduler.set_timesteps(num_evaluations)
+        self.check_evaluations(nfe)
+        self._scheduler.set_timesteps(nfe)
         z = noise[:, 0]
         later_noise = [*noise[:, 1:].unbind(dim=1), torch.zeros_like(z)]  # none at the last step
         for index, step in enumerate(self._scheduler.timesteps.tolist()):

@@ -60,14 +60,14 @@ class FlowMatching(Objective):
         self,
         network: Predictor,
         noise: Float[Tensor, "b draws horizon a"],
-        num_evaluations: int,
+        nfe: int,
     ) -> Float[Tensor, "b horizon a"]:
         """Integrate from noise to data; see `Objective.sample`."""
-        self.check_evaluations(num_evaluations)
+        self.check_evaluations(nfe)
         return jump_to_data(
             lambda z, t, h: network(z, t, torch.zeros_like(h)),
             starting_point(noise, self.config.start),
-            num_evaluations,
+            nfe,
         )
 
 
@@ -80,16 +80,16 @@ def starting_point(
 
 
 def jump_to_data(
-    velocity: Predictor, start: Float[Tensor, "b horizon a"], num_evaluations: int
+    velocity: Predictor, start: Float[Tensor, "b horizon a"], nfe: int
 ) -> Float[Tensor, "b horizon a"]:
     """Go from time 1 to time 0 in equal jumps z <- z - h velocity(z, t, h), without new noise.
 
     Args:
         velocity: of (z, t, h); for an instantaneous velocity, one that ignores h, this is Euler.
         start: at time 1.
-        num_evaluations: the number of jumps, at least 1.
+        nfe: the number of jumps, at least 1.
     """
-    times = torch.linspace(1.0, 0.0, num_evaluations + 1).to(start)
+    times = torch.linspace(1.0, 0.0, nfe + 1).to(start)
     z = start
     for now, after in itertools.pairwise(times):
         t, h = now.expand(len(z)), (now - after).expand(len(z))

@@ -90,9 +90,9 @@ class ImprovedMeanFlowJump(Objective):
     def __init__(self, config: ImprovedMeanFlowJumpConfig):
         self.config = config
 
-    def check_evaluations(self, num_evaluations: int) -> None:
+    def check_evaluations(self, nfe: int) -> None:
         """Refuse every NFE but one: other spans are not trained."""
-        check_fixed_evaluations(self.config.kind, self.default_evaluations, num_evaluations)
+        check_fixed_evaluations(self.config.kind, self.default_evaluations, nfe)
 
     def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
         """Compute the loss; see `Objective.loss`.
@@ -130,12 +130,12 @@ class ImprovedMeanFlowJump(Objective):
         self,
         network: Predictor,
         noise: Float[Tensor, "b draws horizon a"],
-        num_evaluations: int,
+        nfe: int,
     ) -> Float[Tensor, "b horizon a"]:
         """Jump from noise to data at once; see `Objective.sample`."""
-        self.check_evaluations(num_evaluations)
+        self.check_evaluations(nfe)
         start = starting_point(noise, self.config.start)
-        return jump_to_data(average_velocity(network), start, num_evaluations)
+        return jump_to_data(average_velocity(network), start, nfe)
 
     def additivity_residual(
         self, network: Predictor, noise: Float[Tensor, "b draws horizon a"]

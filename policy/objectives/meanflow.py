@@ -109,12 +109,12 @@ class AverageVelocityObjective(Objective):
         self,
         network: Predictor,
         noise: Float[Tensor, "b draws horizon a"],
-        num_evaluations: int,
+        nfe: int,
     ) -> Float[Tensor, "b horizon a"]:
         """Jump from noise to data in equal steps; see `Objective.sample`."""
-        self.check_evaluations(num_evaluations)
+        self.check_evaluations(nfe)
         start = starting_point(noise, self.config.start)
-        return jump_to_data(average_velocity(network), start, num_evaluations)
+        return jump_to_data(average_velocity(network), start, nfe)
 
     @torch.no_grad()
     def additivity_residual(

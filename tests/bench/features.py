@@ -101,7 +101,7 @@ def row(work: Path, task: str, case: Case, seeds: int) -> str:
         total += len(result["episodes"])
         log = (folder(work, task, case, seed) / "log.jsonl").read_text().splitlines()
         entries = [json.loads(line) for line in log]
-        errors += [entry["heldout_error"] for entry in entries if "heldout_error" in entry][-1:]
+        errors += [entry["val_error"] for entry in entries if "val_error" in entry][-1:]
     if not total:
         return f"| {task} | {case.name} | - | - | - |"
     low, high = (100 * bound for bound in wilson_interval(sum(solved), total))

@@ -43,7 +43,7 @@ DRAWN_STEPS: Final = 600
 TRAINED_STEPS: Final = 4
 MIN_RATIO: Final = 3
 FEATURES: Final = ("pooled",)
-CONFIG: Final = with_settings(proj96(), [f"batch_size={BATCH}", "heldout_share=0.05"])
+CONFIG: Final = with_settings(proj96(), [f"batch_size={BATCH}", "validation_share=0.05"])
 
 
 def write_store(path: Path, num_steps: int) -> None:
@@ -89,7 +89,7 @@ def read(path: Path) -> dict[str, float]:
     """Check the store, then draw from it cold and warm; return rates and memory."""
     before, started = peak_mb(), time.perf_counter()
     store = FeatureStore.open(path)
-    data = WindowData(store, features=FEATURES, heldout_share=CONFIG.heldout_share)
+    data = WindowData(store, features=FEATURES, validation_share=CONFIG.validation_share)
     opened = time.perf_counter() - started
     drop_pages(path)
     cold, warm = (windows_per_s(Batches(data, CONFIG, Ranks())) for _ in range(2))
@@ -109,7 +109,7 @@ def index_per_s(path: Path) -> float:
 def consumed_per_s(path: Path, run: Path) -> float:
     """Return the windows a second that training takes, its batches read as above."""
     store = FeatureStore.open(path)
-    data = WindowData(store, features=FEATURES, heldout_share=CONFIG.heldout_share)
+    data = WindowData(store, features=FEATURES, validation_share=CONFIG.validation_share)
     trainer = trainer_of(CONFIG, store, data, run)
     trainer.advance()  # picks kernels, wakes threads
     return BATCH / seconds_a_step(trainer, TRAINED_STEPS)

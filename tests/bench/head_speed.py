@@ -60,14 +60,14 @@ def random_features(policy: VLAAgent, batch: int) -> dict[str, torch.Tensor]:
     }
 
 
-def decide(policy: VLAAgent, num_evaluations: int) -> Callable[[], object]:
+def decide(policy: VLAAgent, nfe: int) -> Callable[[], object]:
     """Return a call that takes one decision at batch 1, as a rollout does."""
     spec, steps = policy.spec, policy.config.obs_horizon
     features = random_features(policy, 1)
     state = torch.randn(1, steps, spec.state_dim)
-    noise = policy.noise(1, torch.Generator().manual_seed(0), num_evaluations)
+    noise = policy.noise(1, torch.Generator().manual_seed(0), nfe)
     policy.eval()
-    return lambda: policy.predict(features, state, noise, num_evaluations)
+    return lambda: policy.predict(features, state, noise, nfe)
 
 
 def train(policy: VLAAgent) -> Callable[[], object]:

@@ -32,7 +32,7 @@ class LiveWindowData(WindowData):
         *stores: FeatureStore,
         readers: Sequence[EpisodeReader],
         encoder: ImageEncoder,
-        heldout_share: float,
+        validation_share: float,
         weights: Sequence[float] = (),
     ):
         """Load the stores' states and actions.
@@ -41,13 +41,13 @@ class LiveWindowData(WindowData):
             stores: as `WindowData` takes them.
             readers: of the stores' datasets, in their order.
             encoder: the one that made the stores; windows have its features.
-            heldout_share: as `WindowData` takes it.
+            validation_share: as `WindowData` takes it.
             weights: as `WindowData` takes them.
         """
         super().__init__(
             *stores,
             features=encoder.feature_names,
-            heldout_share=heldout_share,
+            validation_share=validation_share,
             weights=weights,
         )
         self._features.clear()  # from here on no feature is read from a store

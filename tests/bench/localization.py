@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.rollout.envs.metaworld import MetaWorldEnv
 
-TRAINED, HELD_OUT, CHOSEN_ON = 32, 8, 8  # episodes
+TRAINED, VALIDATION, CHOSEN_ON = 32, 8, 8  # episodes
 OBJECT = slice(4, 6)  # x and y of the first object in Meta-World's observation, meters
 EVERY = 4  # control steps between two that are used
 PENALTIES = 10.0 ** np.arange(-2, 7)  # per value and step; covers every feature's best
@@ -28,7 +28,7 @@ def positions(recordings: Path, env: str) -> tuple[np.ndarray, np.ndarray, np.nd
     task = MetaWorldEnv(env.removeprefix("metaworld/"), ("corner",), 64)
     rows, episodes, objects, first = [], [], [], 0
     paths = sorted(recordings.glob("episode_*.hdf5"), key=lambda path: int(path.stem[8:]))
-    for episode, path in enumerate(paths[: TRAINED + HELD_OUT]):
+    for episode, path in enumerate(paths[: TRAINED + VALIDATION]):
         with h5py.File(path) as file:
             effort, seed = file["action"][:, 3], int(file.attrs["seed"])
         task.reset(seed)
@@ -58,7 +58,7 @@ def rms_cm(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def probe(features: np.ndarray, episodes: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """Return the held-out error in x and y, in centimeters."""
+    """Return the validation error in x and y, in centimeters."""
     fitted = episodes < TRAINED - CHOSEN_ON
     chosen, trained, out = ~fitted & (episodes < TRAINED), episodes < TRAINED, episodes >= TRAINED
     errors = [

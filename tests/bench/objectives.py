@@ -110,7 +110,7 @@ def main() -> None:
                     env=arguments.env,
                     out=run / "rollouts" / str(passes),
                     episodes=arguments.episodes,
-                    num_evaluations=passes,
+                    nfe=passes,
                 )
             )
             solved = sum(episode.success for episode in result.episodes)

@@ -28,7 +28,7 @@ def windows_per_s(store: Path, run: Path, preset: str, *, processes: int, thread
     """Train, and return the median rate of the stretches after the first."""
     settings = {
         "batch_size": BATCH,
-        "micro_batches": processes,
+        "gradient_accumulation_steps": processes,
         "steps": STEPS[preset],
         "optimizer.warmup_steps": 1,
         "log_every": STEPS[preset] // 3,

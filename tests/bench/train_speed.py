@@ -68,7 +68,7 @@ def write_store(path: Path, reader: ManifestReader, encoder: ImageEncoder) -> Fe
         manifest={"name": "noise"},
         manifest_digest="0" * 64,
         sources=(SourceShare(num_episodes=len(lengths), weight=1.0),),
-        heldout=None,
+        validation=None,
     )
     store = FeatureStore.create(path, attributes, steps, probe)
     hashes = np.concatenate(
@@ -139,12 +139,12 @@ def main() -> None:
         manifest = write_frames(Path(folder) / "dataset", chosen.steps)
         reader = ManifestReader(load_manifest(manifest))
         store = write_store(Path(folder) / "store.zarr", reader, encoder)
-        cached = WindowData(store, features=("pooled",), heldout_share=0.0)
-        live = LiveWindowData(store, readers=[reader], encoder=encoder, heldout_share=0.0)
+        cached = WindowData(store, features=("pooled",), validation_share=0.0)
+        live = LiveWindowData(store, readers=[reader], encoder=encoder, validation_share=0.0)
         dtype = encoder.identity.compute_dtype
         print(f"{chosen.threads} threads, batch {BATCH}, tower in {dtype}")
         for name, preset in (("design", proj96()), ("demo", demo())):
-            settings = [f"batch_size={BATCH}", "heldout_share=0.0"]
+            settings = [f"batch_size={BATCH}", "validation_share=0.0"]
             config = with_settings(preset, [*settings, 'agent.readers={pooled = {kind="linear"}}'])
             ours = trainer_of(config, store, cached, run)
             ours.advance()  # picks kernels, wakes threads

@@ -217,7 +217,7 @@ def test_wrong_manifests_and_data_leave_no_store(tmp_path):
         return message
 
     text = manifest.read_text()
-    assert "colour" in refused("colour = 1\n" + text)
+    assert "color" in refused("color = 1\n" + text)
     assert "elsewhere" in refused(text.replace('path = "data"', 'path = "elsewhere"'))
     message = refused(text.replace("images/r_vis", "images/wrist"))
     assert "wrist" in message

@@ -61,7 +61,7 @@ def test_cache_run_and_server_make_frames_square_as_the_manifest_says(tmp_path, 
         encoder=tiny_tower(),
         device="cpu",
         checkpoint="latest",
-        num_evaluations=None,
+        nfe=None,
         first_seed=0,
         camera_check="refuse",
     )

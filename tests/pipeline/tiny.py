@@ -27,7 +27,7 @@ MANIFEST = f"""
 name = "tiny"
 source = "random numbers"
 revision = "0"
-licence = "CC0-1.0"
+license = "CC0-1.0"
 format = "aloha_hdf5"
 path = "data"
 fps = {FPS}
@@ -135,7 +135,7 @@ def create_store(
     lengths: tuple[int, ...],
     *,
     sources: tuple[SourceShare, ...] = (),
-    heldout: tuple[int, ...] | None = None,
+    validation: tuple[int, ...] | None = None,
     codec: Codec = "none",
     rows_per_unit: int = CHUNK_ROWS,
     identity: EncoderIdentity | None = None,
@@ -155,7 +155,7 @@ def create_store(
         manifest={"name": "tiny"},
         manifest_digest="0" * 64,
         sources=sources or (SourceShare(num_episodes=len(lengths), weight=1.0),),
-        heldout=heldout,
+        validation=validation,
         fitted=tuple(sorted(bases)),
     )
     return FeatureStore.create(path, attributes, tiny_steps(lengths), probe, bases)

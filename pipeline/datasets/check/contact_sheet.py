@@ -68,7 +68,7 @@ def _paste(
         return
     height, width = frame.shape[:2]
     scale = _CELL / max(height, width)
-    # Nearest neighbour where it grows, so that single pixels stay what they are.
+    # Nearest neighbor where it grows, so that single pixels stay what they are.
     filter_ = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
     new_size = (max(1, round(width * scale)), max(1, round(height * scale)))
     sheet.paste(Image.fromarray(frame).resize(new_size, filter_), corner)

@@ -1,4 +1,4 @@
-"""What is odd about the frames of one camera: black, of one colour, or frozen."""
+"""What is odd about the frames of one camera: black, of one color, or frozen."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from jaxtyping import Float64, UInt8
 from pipeline.datasets.check.report import Findings
 
 _BLACK_LEVEL: Final = 16  # of 255; black as video keeps it, and a little noise
-_FLAT_LEVELS: Final = 4  # of 255; what a codec makes of one colour
+_FLAT_LEVELS: Final = 4  # of 255; what a codec makes of one color
 _FROZEN_SHARE: Final = 0.1  # of the steps in which the robot moved
 _FROZEN_S: Final = 0.5  # seconds
 _MIN_FROZEN: Final = 3  # frames; fewer can be chance at a low resolution
@@ -91,7 +91,7 @@ class ViewScan:
 
     def report(self, findings: Findings) -> None:
         """Tell frames that show nothing, and a camera that stood still while the robot moved."""
-        for kind, what in (("black", "black"), ("flat", "of one single colour")):
+        for kind, what in (("black", "black"), ("flat", "of one single color")):
             places = self.odd[kind]
             if places:
                 findings.add(

@@ -16,7 +16,7 @@ _MAX_NUMBERS: Final = 200  # of episodes that an advice lists
 class Labels:
     """Collects the labels of the episodes of one source."""
 
-    num_labelled: int = 0
+    num_labeled: int = 0
     """Episodes of which the files say whether they solved their task."""
     failed: list[int] = field(default_factory=list)
     """Numbers of those that did not."""
@@ -25,7 +25,7 @@ class Labels:
 
     def add(self, number: int, label: EpisodeLabel) -> None:
         """Take in the label of an episode."""
-        self.num_labelled += label.success is not None
+        self.num_labeled += label.success is not None
         if label.success is False:
             self.failed.append(number)
         if label.task is not None:
@@ -35,12 +35,12 @@ class Labels:
         """Tell failed episodes, and several tasks in one dataset."""
         if self.failed:
             numbers = ", ".join(map(str, self.failed[:_MAX_NUMBERS]))
-            is_all = len(self.failed) == self.num_labelled
+            is_all = len(self.failed) == self.num_labeled
             findings.add(
                 "warning",
                 "failed",
                 place,
-                f"{len(self.failed)} of {self.num_labelled} episodes are marked as failed; a "
+                f"{len(self.failed)} of {self.num_labeled} episodes are marked as failed; a "
                 "policy imitates them too",
                 "leave them out unless the mark was never set"
                 if is_all
@@ -85,9 +85,9 @@ def statements(facts: DatasetFacts, labels: Labels) -> Iterable[str]:
         names = [task[:60] for task in labels.tasks]
         more = ", ..." if len(names) > _MAX_TASKS else ""
         yield f"{len(names)} task{'s' * (len(names) > 1)}: {', '.join(names[:_MAX_TASKS])}{more}"
-    if labels.num_labelled:
+    if labels.num_labeled:
         yield (
-            f"{labels.num_labelled - len(labels.failed)} of {labels.num_labelled} episodes marked "
+            f"{labels.num_labeled - len(labels.failed)} of {labels.num_labeled} episodes marked "
             "as successful"
         )
     if facts.gripper:

@@ -10,7 +10,7 @@ from pipeline.datasets.check.report import DimSummary, Findings
 from policy.network.normalizer import CONSTANT_RANGE
 
 # In the units of the column. Training scales each column's range to [-1, 1]; of a range as small
-# as this, a tenth of a millimetre or of a milliradian of noise would become a tenth of full scale.
+# as this, a tenth of a millimeter or of a milliradian of noise would become a tenth of full scale.
 TINY_RANGE: Final = 1e-3
 FPS_TOLERANCE: Final = 0.02  # of a control step; clocks of computers are a hundred times better
 _COARSE_S: Final = 128  # seconds; the spacing of float32 at 1.7e9, which is the year 2023

@@ -138,7 +138,7 @@ class CheckReport:
             for finding in self.findings
         ]
         if self.sheet:
-            blocks.append(f"contact sheet: {self.sheet}; look for flips and swapped colours")
+            blocks.append(f"contact sheet: {self.sheet}; look for flips and swapped colors")
         return "\n\n".join([*blocks, self._verdict()])
 
     def _verdict(self) -> str:

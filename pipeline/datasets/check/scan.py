@@ -16,7 +16,7 @@ from policy.network.normalizer import CONSTANT_RANGE
 from policy.spec import FRAME_SIZE
 
 _BLOCK_BYTES: Final = 2**25  # of frames in memory at once; at least one step's
-_DRIFT_SHARE: Final = 0.25  # of a control step; half of one would be the neighbour's frame
+_DRIFT_SHARE: Final = 0.25  # of a control step; half of one would be the neighbor's frame
 # Of a column's standard deviation; a shorter way may leave every pixel as it was.
 _MOVED_SHARE: Final = 0.05
 

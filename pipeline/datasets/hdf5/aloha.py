@@ -87,7 +87,7 @@ class AlohaHdf5Reader(Hdf5Reader):
         )
 
     @staticmethod
-    def recognises(root: Location) -> bool:
+    def recognizes(root: Location) -> bool:
         """Whether there is a folder of `episode_<i>.hdf5`, the first of which has observations.
 
         A first file that does not open, or is a link to outside and is not opened, counts, so that

@@ -61,7 +61,7 @@ LAYOUT: Final = Hdf5Layout(
 )
 _DEMO_NAME: Final = re.compile(r"demo_([0-9]{1,18})")  # 18 digits fit 64 bits
 _ROBOSUITE: Final = 1  # `type` in the environment's arguments
-_MAX_LOOKS: Final = 16  # files of a folder that are opened to recognise it
+_MAX_LOOKS: Final = 16  # files of a folder that are opened to recognize it
 _SUFFIXES: Final = (".hdf5", ".h5")  # of the files of a folder, in letters of either case
 
 
@@ -142,7 +142,7 @@ class RobomimicHdf5Reader(Hdf5Reader):
         return bool(match and self._is_one_file and not self._keeps(int(match[1])))
 
     @staticmethod
-    def recognises(root: Location) -> bool:
+    def recognizes(root: Location) -> bool:
         """Whether there is a file with `/data/demo_<i>`, or a folder with one among its first."""
         try:
             paths = _hdf5_files_in(root)

@@ -260,7 +260,7 @@ def view_kinds(place: DatasetPlace, info: LeRobotInfo) -> dict[str, str]:
     """Say of every view whether it is a `video` or an `image` column.
 
     Raises:
-        DatasetError: a view key is no colour camera of the dataset.
+        DatasetError: a view key is no color camera of the dataset.
     """
     kinds = ("video", "image")
     return {

@@ -25,7 +25,7 @@ BOOK_KEYS: Final = ("timestamp", "frame_index", "episode_index", "index", "task_
 """Columns that every dataset has to keep order; neither state nor action."""
 _VERSIONS: Final = {"v3.0": "lerobot_v3", "v2.1": "lerobot_v2", "v2.0": "lerobot_v2"}
 _FIELD: Final = re.compile(r"\{(\w*)(?::0?(\d{1,2})d)?\}")  # {name} or {name:03d}
-_LICENCE: Final = re.compile(r"\A---\s*$.*?^license:[ \t]*([\w.-]+)[ \t]*$.*?^---\s*$", re.M | re.S)
+_LICENSE: Final = re.compile(r"\A---\s*$.*?^license:[ \t]*([\w.-]+)[ \t]*$.*?^---\s*$", re.M | re.S)
 _NUMBER_TYPES: Final = frozenset(
     [f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)] + ["bool"]
 )
@@ -57,7 +57,7 @@ class Feature(BaseModel):
 
     @property
     def is_depth(self) -> bool:
-        """Whether the pictures are distances and not colours."""
+        """Whether the pictures are distances and not colors."""
         described = {**(self.video_info or {}), **(self.info or {})}
         return any(described.get(key) is True for key in ("is_depth_map", "video.is_depth_map"))
 
@@ -172,7 +172,7 @@ def has_version(root: Path, versions: tuple[str, ...]) -> bool:
 
 
 def survey_info(root: Path, info: LeRobotInfo) -> FormatSurvey:
-    """Say what a dataset offers: its colour cameras, its numbers, and its card's licence."""
+    """Say what a dataset offers: its color cameras, its numbers, and its card's license."""
     views, numbers = {}, {}
     for key, feature in info.features.items():
         if feature.kind in ("video", "image") and not feature.is_depth:
@@ -185,8 +185,8 @@ def survey_info(root: Path, info: LeRobotInfo) -> FormatSurvey:
         card = readme[:_README_BYTES].decode(errors="replace")
     except (OSError, DatasetError):
         card = ""
-    if licence := _LICENCE.search(card):
-        notes["licence"] = licence[1]
+    if found := _LICENSE.search(card):
+        notes["license"] = found[1]
     return FormatSurvey(fps=info.fps, views=views, numbers=numbers, notes=notes)
 
 
@@ -207,7 +207,7 @@ def require_feature(root: Path, info: LeRobotInfo, key: str, kinds: tuple[str, .
     if feature is not None and feature.kind in kinds and not feature.is_depth:
         return feature
     fitting = [k for k, f in info.features.items() if f.kind in kinds and not f.is_depth]
-    wanted = "numbers" if "numbers" in kinds else "a colour camera"
+    wanted = "numbers" if "numbers" in kinds else "a color camera"
     found = "no such key"
     if feature is not None:
         found = "a depth camera" if feature.is_depth else f"dtype {feature.dtype[:20]}"

@@ -81,7 +81,7 @@ class LeRobotReader:
         self._positions: dict[str, tuple[int, Int64[np.ndarray, " t"]]] = {}  # key: episode, frames
 
     @classmethod
-    def recognises(cls, root: Path) -> bool:
+    def recognizes(cls, root: Path) -> bool:
         """Tell by `meta/info.json` whether this is a LeRobot dataset of these versions."""
         return has_version(root, cls.versions)
 

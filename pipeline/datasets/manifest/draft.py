@@ -1,6 +1,6 @@
 """Starts a manifest: what the files say of themselves is filled in, the rest is left to complete.
 
-What no file can know (units, licence, ...) is left as an empty string, which `load_manifest`
+What no file can know (units, license, ...) is left as an empty string, which `load_manifest`
 refuses, so that a draft cannot be taken for a manifest.
 """
 
@@ -57,14 +57,14 @@ def draft_manifest(path: Path) -> str:
         _line("name", _safe_name(root.name.split(".")[0]), "what reports call the dataset"),
         _line("source", notes.get("source", ""), "an address, a paper, or how it was made"),
         _line("revision", notes.get("revision", ""), "a commit, a date, a version of that source"),
-        _line("licence", notes.get("licence", ""), "the terms of use, as CC-BY-4.0"),
+        _line("license", notes.get("license", ""), "the terms of use, as CC-BY-4.0"),
         _line("format", name),
         _line("path", str(root), 'or relative to this file, or as "${DATA_ROOT}/x"'),
         _line("fps", "" if fps is None else fps, "a number: control steps a second"),
         *_resize_lines(survey),
         *said.lines,
         "# If the contact sheet shows red and blue swapped:",
-        '# colour_order = "bgr"',
+        '# color_order = "bgr"',
         *_view_lines(survey),
         *_array_lines("state", _USUAL_STATES, survey),
         *_array_lines("action", _USUAL_ACTIONS, survey, said.gripper),

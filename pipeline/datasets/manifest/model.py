@@ -26,7 +26,7 @@ from pipeline.datasets.manifest.errors import MANUAL, first_problem
 from pipeline.datasets.manifest.parts import (
     ArraySource,
     Checksums,
-    ColourOrder,
+    ColorOrder,
     DataSource,
     EpisodeFilter,
     PathText,
@@ -58,7 +58,7 @@ class Manifest(BaseModel):
     """Where the data comes from: an address, a paper, or how it was made."""
     revision: Text
     """Which state of that source: a commit, a date, the version of a simulator."""
-    licence: Text
+    license: Text
     """Under which terms the data may be used."""
     format: FormatName | None = None
     """How the files are laid out; None finds it out."""
@@ -79,8 +79,8 @@ class Manifest(BaseModel):
     fit: Fit = "stretch"
     """With `resize`, what becomes of frames that are not square: `stretch` squeezes them, `crop`
     keeps the square in the middle, `pad` adds black bars. Live images are treated equally."""
-    colour_order: ColourOrder = "rgb"
-    """Order in which the files hold the colours; `bgr` is turned into RGB while reading."""
+    color_order: ColorOrder = "rgb"
+    """Order in which the files hold the colors; `bgr` is turned into RGB while reading."""
     action_shift: Annotated[int, Field(strict=True, ge=-MAX_SHIFT, le=MAX_SHIFT)] = 0
     """Control steps by which the files hold an action too early (above 0) or too late for its
     frame: step t gets the action of t - shift, the first or last one where there is none."""
@@ -156,9 +156,9 @@ class Manifest(BaseModel):
     def digest(self) -> str:
         """Return the sha256 (64 hex digits) of the fields that decide a store's rows.
 
-        These are revision, fps, resize, fit, colour order, action shift, the views in order, keys
+        These are revision, fps, resize, fit, color order, action shift, the views in order, keys
         and columns of state and action, and the episode filters of all sources in order. Path,
-        format, weights, splits, checksums, name, source, licence and units are left out: data may
+        format, weights, splits, checksums, name, source, license and units are left out: data may
         move and words may be corrected without a new embedding.
         """
         filters = [place.episodes for place in self.places]
@@ -167,7 +167,7 @@ class Manifest(BaseModel):
             "fps": self.fps,
             "resize": self.resize,
             "fit": self.fit,
-            "colour_order": self.colour_order,
+            "color_order": self.color_order,
             "action_shift": self.action_shift,
             "views": [[view.name, key_path(view.key)] for view in self.views],
             "state": [self.state.key_paths, self.state.columns],

@@ -19,7 +19,7 @@ from pydantic import (
 
 from pipeline.datasets.registry import FormatName
 
-ColourOrder = Literal["rgb", "bgr"]
+ColorOrder = Literal["rgb", "bgr"]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 _SHA256: Final = r"^[0-9a-f]{64}$"
 
@@ -121,7 +121,7 @@ class EpisodeFilter(_Part):
 class Splits(_Part):
     """Which episodes are kept out of training."""
 
-    heldout: Numbers | Text
+    validation: Numbers | Text
     """Their numbers in the files, or the name of a subset that the files define: `valid`."""
 
 

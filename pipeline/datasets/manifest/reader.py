@@ -80,21 +80,21 @@ class ManifestReader:
         self._readers: list[FormatReader] = []
         self._columns: list[tuple[_Columns, _Columns]] = []
         self._episodes: list[tuple[int, int]] = []  # source, position in it
-        heldout: list[int] = []
+        validation: list[int] = []
         try:
             for source in range(len(manifest.places)):
-                heldout += self._add_source(source, complain)
+                validation += self._add_source(source, complain)
         except BaseException:
             self.close()
             raise
         self.num_episodes: int = len(self._episodes)
         self.source_of: tuple[int, ...] = tuple(source for source, _ in self._episodes)
         has_splits = any(place.splits for place in manifest.places)
-        self.heldout: tuple[int, ...] | None = tuple(heldout) if has_splits else None
-        if len(heldout) == self.num_episodes:
+        self.validation: tuple[int, ...] | None = tuple(validation) if has_splits else None
+        if len(validation) == self.num_episodes:
             self.close()
             raise DatasetError(
-                f"{self._origin}: splits.heldout: expected at least one episode to train on, "
+                f"{self._origin}: splits.validation: expected at least one episode to train on, "
                 f"found all {self.num_episodes} held out; name fewer"
             )
 
@@ -142,7 +142,7 @@ class ManifestReader:
         """
         reader, position, _ = self._at(episode)
         views = reader.frames(position, start, stop)
-        if self._manifest.colour_order == "rgb":
+        if self._manifest.color_order == "rgb":
             return views
         return tuple(np.ascontiguousarray(view[..., ::-1]) for view in views)
 
@@ -204,26 +204,26 @@ class ManifestReader:
         return self._readers[source], position, self._columns[source]
 
     def _add_source(self, source: int, complain: Complain | None) -> list[int]:
-        """Open a source and return its held-out episodes, as this reader numbers them."""
+        """Open a source and return its validation episodes, as this reader numbers them."""
         manifest, place = self._manifest, self._manifest.places[source]
         opener = SourceOpener(self._loaded, source)
         reader = opener.open(complain)
         self._readers.append(reader)
         self._check_fps(reader, complain)
         numbers = [reader.episode_number(position) for position in range(reader.num_episodes)]
-        named = place.splits.heldout if place.splits is not None else ()
+        named = place.splits.validation if place.splits is not None else ()
         if isinstance(named, str):
-            heldout = self._subset(reader, named, numbers, opener.where)
+            validation = self._subset(reader, named, numbers, opener.where)
         else:
-            heldout = set(named)
-            opener.refuse_unknown(heldout, opener.kept, "splits.heldout")
+            validation = set(named)
+            opener.refuse_unknown(validation, opener.kept, "splits.validation")
         state = _Columns("state", manifest.state, reader, self._origin)
         action = _Columns("action", manifest.action, reader, self._origin)
         self._columns.append((state, action))
         self._check_widths(reader, source)
         first = len(self._episodes)
         self._episodes += [(source, position) for position in range(reader.num_episodes)]
-        return [first + position for position, number in enumerate(numbers) if number in heldout]
+        return [first + position for position, number in enumerate(numbers) if number in validation]
 
     def _check_fps(self, reader: FormatReader, complain: Complain | None) -> None:
         if reader.fps is None or math.isclose(reader.fps, self.fps, rel_tol=_FPS_TOLERANCE):
@@ -248,13 +248,13 @@ class ManifestReader:
                 )
 
     def _subset(self, reader: FormatReader, name: str, numbers: list[int], where: str) -> set[int]:
-        heldout = set(numbers).intersection(reader.subset(name))
-        if not heldout:
+        validation = set(numbers).intersection(reader.subset(name))
+        if not validation:
             raise DatasetError(
-                f"{self._origin}: {where}splits.heldout: expected episodes in the subset "
+                f"{self._origin}: {where}splits.validation: expected episodes in the subset "
                 f"{name!r}, found none among those used; name another subset, or their numbers"
             )
-        return heldout
+        return validation
 
     def _numbers(self, episode: int, columns: _Columns) -> Float32[np.ndarray, "t d"]:
         reader, position, _ = self._at(episode)

@@ -93,7 +93,7 @@ class DiffusionPolicyZarrReader:
             raise
 
     @staticmethod
-    def recognises(root: Path) -> bool:
+    def recognizes(root: Path) -> bool:
         """Tell by names whether this is a replay buffer, readable or not."""
         try:
             if root.is_dir():

@@ -331,7 +331,7 @@ def _describe_store(
             SourceShare(num_episodes=reader.source_of.count(source), weight=place.weight)
             for source, place in enumerate(manifest.places)
         ),
-        heldout=reader.heldout,
+        validation=reader.validation,
         fitted=tuple(sorted(encoder.bases)),
     )
     rows_per_unit = choose_rows_per_unit(

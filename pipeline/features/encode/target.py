@@ -310,7 +310,11 @@ def _follow_manifest(store: FeatureStore, attributes: StoreAttributes) -> None:
     held = store.attributes
     kept = {"environment": held.environment, "rows_per_unit": held.rows_per_unit}
     ours = attributes.model_copy(update=kept)
-    if (held.heldout, held.sources, held.encoder) != (ours.heldout, ours.sources, ours.encoder):
+    if (held.validation, held.sources, held.encoder) != (
+        ours.validation,
+        ours.sources,
+        ours.encoder,
+    ):
         replace_attributes(store, ours)
 
 

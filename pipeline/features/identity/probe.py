@@ -161,13 +161,13 @@ def _noise(shape: tuple[int, int, int], view: int) -> UInt8[np.ndarray, "h w 3"]
 
 
 def _checkerboard(cell: int) -> UInt8[np.ndarray, "256 256 3"]:
-    """Draw two colours of unlike channels, darker towards the lower right."""
+    """Draw two colors of unlike channels, darker towards the lower right."""
     height, width = FRAME_SIZE
     y, x = np.mgrid[:height, :width]
     is_light = ((x // cell + y // cell) % 2 == 0)[..., None]
-    colours = np.where(is_light, [240, 160, 40], [20, 60, 120])
+    colors = np.where(is_light, [240, 160, 40], [20, 60, 120])
     shade = 255 - 128 * (x + y) // (height + width)
-    return np.asarray(colours * shade[..., None] // 255, np.uint8)
+    return np.asarray(colors * shade[..., None] // 255, np.uint8)
 
 
 def _frame_name(row: int) -> str:

@@ -13,7 +13,7 @@ from policy.spec import EncoderIdentity, Fit
 Codec = Literal["none", "blosc"]
 
 FORMAT: Final = "frozen-vla features"
-FORMAT_VERSION: Final = 5  # 4 held one unnamed feature
+FORMAT_VERSION: Final = 6  # 5 had British names, 4 one unnamed feature
 
 
 class SourceShare(BaseModel):
@@ -58,7 +58,7 @@ class StoreAttributes(BaseModel):
     """sha256 of the manifest's fields that decide the rows."""
     sources: tuple[SourceShare, ...]
     """The datasets that the manifest joins, in order; one where it names a path."""
-    heldout: tuple[int, ...] | None
+    validation: tuple[int, ...] | None
     """Episodes that the manifest keeps out of training; None leaves the choice to the trainer."""
 
     fitted: tuple[str, ...] = ()

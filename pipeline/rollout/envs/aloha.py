@@ -56,7 +56,7 @@ class Scene:
     build_task: Callable[[], BimanualViperXTask]
     """Control, state and reward."""
     sample_poses: Callable[[int], Any]
-    """From a seed to the pose of every object: x, y, z in metres, quaternion wxyz."""
+    """From a seed to the pose of every object: x, y, z in meters, quaternion wxyz."""
 
 
 SCENES: Final = {
@@ -68,8 +68,8 @@ SCENES: Final = {
 class AlohaEnv:
     """One gym-aloha task; implements `RobotEnv`."""
 
-    licence: str = "Apache-2.0"
-    """gym-aloha's licence; a recording is its simulator's output."""
+    license: str = "Apache-2.0"
+    """gym-aloha's license; a recording is its simulator's output."""
     state_units: str = (
         "left arm: 6 joints in radians, gripper 0 closed to 1 open; right arm: the same"
     )

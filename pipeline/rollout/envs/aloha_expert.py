@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Float64
 
-CUBE_HEIGHT_M: Final = 0.02  # the centre of the cube, at rest on the table
+CUBE_HEIGHT_M: Final = 0.02  # the center of the cube, at rest on the table
 MEETING_POINT_M: Final = (0.0, 0.5, 0.25)  # halfway between the arms, clear of the table
 PICK_PITCH: Final = np.radians(60)  # below the horizon: reaches every cube and clears the table
 UPRIGHT: Final = np.radians(90)  # roll at which the fingers close vertically
@@ -21,7 +21,7 @@ UPRIGHT: Final = np.radians(90)  # roll at which the fingers close vertically
 _SHOULDER_HEIGHT_M: Final = 0.079 + 0.04805
 _UPPER_ARM_M: Final = (0.05955, 0.3)  # forward and up, from shoulder to elbow, at joint angle 0
 _FOREARM_M: Final = 0.2 + 0.1  # from elbow to wrist
-# From the wrist to where the cube's centre belongs: the fingers' tips end 0.014 m behind it.
+# From the wrist to where the cube's center belongs: the fingers' tips end 0.014 m behind it.
 _GRASP_M: Final = 0.069744 + 0.14
 
 
@@ -30,7 +30,7 @@ class Arm:
     """One of the two arms, which differ in where they stand alone."""
 
     base: tuple[float, float]
-    """x, y in metres."""
+    """x, y in meters."""
     heading: float
     """Where the arm points at waist angle 0, in radians about z."""
 
@@ -46,7 +46,7 @@ class WayPoint:
     step: int
     """Control step, from the start of the episode."""
     point: tuple[float, float, float]
-    """Where between the fingers the cube's centre belongs; metres, world frame."""
+    """Where between the fingers the cube's center belongs; meters, world frame."""
     pitch: float
     """Of the gripper below the horizon, in radians."""
     roll: float
@@ -63,7 +63,7 @@ def plan_transfer(
     Args:
         start: the robot at reset, columns as in the environment's action: left arm, gripper, right
             arm, gripper; radians, and 0 closed to 1 open.
-        cube: x, y of the cube's centre, in metres.
+        cube: x, y of the cube's center, in meters.
         num_steps: control steps of an episode; a plan that has ended holds still.
 
     Returns:
@@ -84,7 +84,7 @@ def joints_at(
 
     Args:
         arm: which arm.
-        point: where between the fingers the cube's centre belongs, within the arm's reach; metres,
+        point: where between the fingers the cube's center belongs, within the arm's reach; meters,
             world frame.
         pitch: of the gripper below the horizon, in radians.
         roll: of the gripper about its own axis, in radians.

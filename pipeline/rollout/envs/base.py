@@ -84,7 +84,7 @@ class ExpertEnv(RobotEnv, ScriptedExpert, Protocol):
     """Where recordings come from, in words."""
     revision: str
     """Versions of what decides the recordings."""
-    licence: str
+    license: str
     """Terms of the recordings."""
     state_units: str
     """Columns of `state`, with units."""

@@ -99,7 +99,7 @@ class GuardedExpertEnv(GuardedEnv):
         super().__init__(env)
         self.source = env.source
         self.revision = env.revision
-        self.licence = env.licence
+        self.license = env.license
         self.state_units = env.state_units
         self.action_units = env.action_units
         self._expert = env

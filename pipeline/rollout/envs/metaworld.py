@@ -42,10 +42,10 @@ class MetaWorldEnv:
 
     source: str
     """Where recordings come from, in words."""
-    licence: str = "MIT"
-    """Meta-World's licence; a recording is its simulator's output."""
+    license: str = "MIT"
+    """Meta-World's license; a recording is its simulator's output."""
     # sawyer_xyz_env.py: the distance of the claws, divided by 0.1 m and clipped to [0, 1].
-    state_units: str = "hand position x y z in metres; gripper openness, 0 closed to 1 open"
+    state_units: str = "hand position x y z in meters; gripper openness, 0 closed to 1 open"
     """The columns of `state`."""
     # sawyer_xyz_env.py: action_scale 1/100; _reset_hand opens the gripper with effort -1.
     action_units: str = (
@@ -147,7 +147,7 @@ class MetaWorldEnv:
         return np.stack(pixels)
 
     def state(self) -> Float32[np.ndarray, " s"]:
-        """Return hand position (x, y, z; metres) and gripper openness (0 closed, 1 open).
+        """Return hand position (x, y, z; meters) and gripper openness (0 closed, 1 open).
 
         Raises:
             EnvError: `reset` was not called, or the environment is closed.

@@ -86,7 +86,7 @@ def project_point(
         model: the scene, a `mujoco.MjModel`.
         data: its state, a `mujoco.MjData`, with the cameras' poses up to date.
         camera: number of the camera.
-        point: x, y, z in metres.
+        point: x, y, z in meters.
         size: width and height of the picture in pixels.
 
     Returns:

@@ -49,7 +49,7 @@ def decide(
     seen: list[Progress],
     episodes: list[Episode],
     *,
-    num_evaluations: int,
+    nfe: int,
 ) -> list[Float32[np.ndarray, "n a"]]:
     """Return the next `num_action_steps` actions of some episodes, in the manifest's units.
 
@@ -63,7 +63,7 @@ def decide(
         seen: the latest observation steps of each episode.
         episodes: whose they are; seed and number of the decision decide the noise. They take note
             of the durations and of the disagreement.
-        num_evaluations: passes through the head.
+        nfe: passes through the head.
     """
     observations = [observation for progress in seen for observation in progress.observations]
     frames = np.stack([observation.frames for observation in observations])
@@ -76,10 +76,10 @@ def decide(
         steps = slice(first, first := first + len(progress.observations))
         features = {name: rows[steps] for name, rows in encoded.items()}
         draw = seeded_generator(episode.seed, "decision", episode.decisions)
-        noise = agent.noise(1, draw, num_evaluations).to(agent.device)
+        noise = agent.noise(1, draw, nfe).to(agent.device)
         started = time.perf_counter()
         window = _window(agent, features, progress.observations)
-        chunk = agent.predict(*window, noise, num_evaluations)[0]
+        chunk = agent.predict(*window, noise, nfe)[0]
         episode.head.append(time.perf_counter() - started)
         episode.encode.append(encode_s)
         episode.render.append(progress.render_s)

@@ -63,7 +63,7 @@ class RolloutConfig(BaseModel):
     """Width and height in pixels of the pictures, before they are brought to the encoder's size."""
     checkpoint: str = "latest"
     """`latest`, `best` or a step."""
-    num_evaluations: int | None = Field(default=None, ge=1)
+    nfe: int | None = Field(default=None, ge=1)
     """Passes through the head a decision; None is the objective's own number."""
     max_steps: int | None = Field(default=None, ge=1)
     """Control steps until an episode counts as failed; None is the simulator's own limit."""
@@ -116,7 +116,7 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
         checkpoint=config.checkpoint,
         gate=gate,
     )
-    num_evaluations = agent.evaluations(config.num_evaluations)
+    nfe = agent.evaluations(config.nfe)
     encoder = agent.encoder
     assert encoder is not None
     check = None
@@ -146,15 +146,13 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
         started = time.monotonic()
         count = min(config.num_envs, config.episodes - len(kept))
         with players(player_config, env, count) as crew:
-            for episode in play_episodes(
-                agent, crew, config, num_evaluations=num_evaluations, done=kept, check=check
-            ):
+            for episode in play_episodes(agent, crew, config, nfe=nfe, done=kept, check=check):
                 journal.append(episode)
         result = RolloutResult(
             env=config.env,
             run=config.run.resolve().name,
             checkpoint_step=step,
-            num_evaluations=num_evaluations,
+            nfe=nfe,
             max_steps=max_steps,
             encoder=encoder.identity,
             dataset=description.data.name,
@@ -243,7 +241,7 @@ def play_episodes(
     crew: Sequence[Player],
     config: RolloutConfig,
     *,
-    num_evaluations: int,
+    nfe: int,
     done: Collection[int] = (),
     check: CameraCheck | None = None,
 ) -> Iterator[FinishedEpisode]:
@@ -253,7 +251,7 @@ def play_episodes(
         agent: a policy that holds its encoder.
         crew: who plays.
         config: of the rollout.
-        num_evaluations: passes through the head.
+        nfe: passes through the head.
         done: seeds that were played before.
         check: compares an episode's first frames with the training's; None does not look.
 
@@ -304,7 +302,7 @@ def play_episodes(
                 agent,
                 [progress for _, progress in undecided],
                 [playing[player] for player, _ in undecided],
-                num_evaluations=num_evaluations,
+                nfe=nfe,
             )
             for (player, _), chunk in zip(undecided, chunks, strict=True):
                 player.act(chunk)

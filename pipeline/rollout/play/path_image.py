@@ -32,11 +32,11 @@ def write_path_image(
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
     width = max(1, round(picture.shape[1] * LINE_SHARE))
-    for colour, extra in ((WHITE, 2), (RED, 0)):  # a white rim: some robots are red
+    for color, extra in ((WHITE, 2), (RED, 0)):  # a white rim: some robots are red
         for start in range(len(points) - 1):
             if known[start] and known[start + 1]:
                 ends = [tuple(map(float, points[index])) for index in (start, start + 1)]
-                draw.line(ends, fill=colour, width=width + extra)
+                draw.line(ends, fill=color, width=width + extra)
     column, row = points[known][-1]
     radius = picture.shape[1] * END_SHARE
     draw.ellipse((column - radius, row - radius, column + radius, row + radius), outline=RED)

@@ -271,7 +271,7 @@ def manifest_of(
             "name": env.name.replace("/", "-"),
             "source": env.source + ", failures included" * (keep == "all"),
             "revision": env.revision + rendered,
-            "licence": env.licence,
+            "license": env.license,
             "format": "aloha_hdf5",
             "path": ".",
             "fps": env.control_hz,

@@ -45,7 +45,7 @@ class Latency(BaseModel):
 
     @classmethod
     def of(cls, seconds: list[float]) -> "Latency":
-        """Summarise measured durations, at least one."""
+        """Summarize measured durations, at least one."""
         p50, p95, p99 = np.percentile(seconds, [50, 95, 99])
         return cls(p50=float(p50), p95=float(p95), p99=float(p99))
 
@@ -64,7 +64,7 @@ class Disagreement(BaseModel):
 
     @classmethod
     def of(cls, residuals: list[float]) -> "Disagreement | None":
-        """Summarise the residuals of all decisions; None where there are none."""
+        """Summarize the residuals of all decisions; None where there are none."""
         if not residuals:
             return None
         median, p95 = np.percentile(residuals, [50, 95])
@@ -81,8 +81,8 @@ class RolloutResult(BaseModel):
     run: str
     """Folder name of the training run."""
     checkpoint_step: int
-    """Optimiser steps behind the averaged weights."""
-    num_evaluations: int
+    """Optimizer steps behind the averaged weights."""
+    nfe: int
     """Passes through the head a decision."""
     max_steps: int
     """Control steps after which an episode counts as failed."""
@@ -146,7 +146,7 @@ class RolloutResult(BaseModel):
             f"{self.env}: solved {solved} of {len(self.episodes)} unseen episodes "
             f"({100 * self.success_rate:.0f} %, 95 % Wilson interval {100 * low:.0f} to "
             f"{100 * high:.0f} %), "
-            f"seeds {seeds}, {self.num_evaluations} sampling step(s), encoder {self.encoder.name}\n"
+            f"seeds {seeds}, {self.nfe} sampling step(s), encoder {self.encoder.name}\n"
             f"one decision, median: {times}"
         )
 

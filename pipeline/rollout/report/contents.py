@@ -26,7 +26,7 @@ from pipeline.training.run.folder import RunDescription, read_run
 from policy.agent import VLAAgent
 
 VALIDATION_NAME: Final = re.compile(r"step_\d{8}")
-VALIDATION_ERROR: Final = "heldout_error"  # its name in log.jsonl
+VALIDATION_ERROR: Final = "val_error"  # its name in log.jsonl
 NUM_COLORS: Final = 8  # of the style sheet
 RATE_ROUNDING: Final = 1e-6  # of a rate or interval that was written as decimal digits
 

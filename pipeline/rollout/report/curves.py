@@ -13,7 +13,7 @@ STYLES: Final = {
     VALIDATION_ERROR: ChartStyle(
         "Validation error", "root mean square; actions are normalized to [-1, 1]"
     ),
-    "heldout_loss": ChartStyle("Validation loss", "on episodes kept out of training"),
+    "val_loss": ChartStyle("Validation loss", "on episodes kept out of training"),
     "loss": ChartStyle("Training loss", "as it is minimized, weights included"),
     "raw_mse": ChartStyle("Raw error", "mean square, before any weight"),
     "grad_norm": ChartStyle("Gradient norm", "before clipping"),

@@ -50,7 +50,7 @@ class PairedOutcome:
 def exact_mcnemar(outcome: PairedOutcome) -> float:
     """Return the two-sided p-value of equal success rates, in (0, 1].
 
-    Given on how many seeds the two differ, each of them is then as likely to favour either: a fair
+    Given on how many seeds the two differ, each of them is then as likely to favor either: a fair
     coin. The value is exact, without an approximation for large samples.
 
     Source: Q. McNemar, Psychometrika 12 (1947), 153-157; the exact binomial form, as in

@@ -52,7 +52,7 @@ def linear_scale(low: float, high: float, count: int = 4) -> Scale:
 
 
 def step_scale(last: int) -> Scale:
-    """Return the axis of optimiser steps from 0 to `last`; its end need not be a tick."""
+    """Return the axis of optimizer steps from 0 to `last`; its end need not be a tick."""
     end = float(max(1, last))
     step = max(1.0, _round_step(end / 5))
     ticks = tuple(step * index for index in range(int(end / step + ROUNDING) + 1))

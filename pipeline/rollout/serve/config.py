@@ -39,7 +39,7 @@ class ServeConfig(BaseModel):
     """Largest message in MiB; three views of 640x480 at two observation steps take 6."""
     checkpoint: str = "latest"
     """`latest`, `best` or a step."""
-    num_evaluations: int | None = Field(default=None, ge=1)
+    nfe: int | None = Field(default=None, ge=1)
     """Passes through the head a decision; None is the objective's own number."""
     first_seed: int = Field(default=FIRST_ROLLOUT_SEED, ge=0)
     """Decides the noise of each connection's first episode; each further episode takes the next."""

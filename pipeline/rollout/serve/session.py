@@ -62,8 +62,8 @@ class ServedPolicy:
     reader: RequestReader
     """Checks requests for this policy."""
     checkpoint_step: int
-    """Optimiser steps behind the averaged weights."""
-    num_evaluations: int
+    """Optimizer steps behind the averaged weights."""
+    nfe: int
     """Passes through the head a decision."""
     first_seed: int
     """Decides the noise of each connection's first episode."""
@@ -80,7 +80,7 @@ class ServedPolicy:
         encoder: str | None,
         device: str,
         checkpoint: str,
-        num_evaluations: int | None,
+        nfe: int | None,
         first_seed: int,
         camera_check: CameraCheckMode,
     ) -> "ServedPolicy":
@@ -91,7 +91,7 @@ class ServedPolicy:
             encoder: where its encoder is now; None takes the name the run was trained with.
             device: where encoder and head run.
             checkpoint: `latest`, `best` or a step.
-            num_evaluations: passes through the head; None is the objective's own number.
+            nfe: passes through the head; None is the objective's own number.
             first_seed: decides the noise of each connection's first episode.
             camera_check: what follows where the cameras show something else than in training.
 
@@ -109,7 +109,7 @@ class ServedPolicy:
             agent=agent,
             reader=RequestReader(description.spec, agent.config.obs_horizon, description.data.fit),
             checkpoint_step=step,
-            num_evaluations=agent.evaluations(num_evaluations),
+            nfe=agent.evaluations(nfe),
             first_seed=first_seed,
             cameras=CameraCheck.from_run(run, description) if is_checked else None,
             camera_check=camera_check,
@@ -132,7 +132,7 @@ class ServedPolicy:
             "fps": data.fps,
             "obs_horizon": self.agent.config.obs_horizon,
             "num_action_steps": self.agent.config.num_action_steps,
-            "num_evaluations": self.num_evaluations,
+            "nfe": self.nfe,
             "observation": self.reader.expected(),
             "history": _HISTORY,
         }
@@ -277,7 +277,7 @@ class Session:
         return [known[0]] * missing + known, history
 
     def _predict(self, steps: list[_Seen]) -> Float32[np.ndarray, "n a"]:
-        agent, passes = self._policy.agent, self._policy.num_evaluations
+        agent, passes = self._policy.agent, self._policy.nfe
         seed = self._policy.first_seed + self._episode
         noise = agent.noise(1, seeded_generator(seed, "decision", self._decision), passes)
         features = {

@@ -57,7 +57,7 @@ def serve_until_signal(config: ServeConfig, announce: Callable[[str], None]) -> 
             encoder=config.encoder,
             device=config.device,
             checkpoint=config.checkpoint,
-            num_evaluations=config.num_evaluations,
+            nfe=config.nfe,
             first_seed=config.first_seed,
             camera_check=config.camera_check,
         ).result()

@@ -65,9 +65,9 @@ class Batches:
         config, rows = self._config, self._sampler.batch(step)
         generator = seeded_generator(config.seed, "variants", step)
         variants = self._data.draw_variants(len(rows), generator)
-        size = config.batch_size // config.micro_batches
+        size = config.batch_size // config.gradient_accumulation_steps
         parts: list[Part] = []
-        for number in self._ranks.share(config.micro_batches):
+        for number in self._ranks.share(config.gradient_accumulation_steps):
             own = slice(number * size, (number + 1) * size)
             parts.append((rows[own], None if variants is None else variants[own]))
             self._data.announce(*parts[-1], obs_horizon=config.agent.obs_horizon)

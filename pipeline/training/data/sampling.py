@@ -54,7 +54,7 @@ class BatchSampler:
         self._order = rows
 
     def batch(self, step: int) -> Int64[Tensor, " b"]:
-        """Return the rows of optimiser step `step`, counted from 0."""
+        """Return the rows of optimizer step `step`, counted from 0."""
         position, wanted = step * self._batch_size, self._batch_size
         parts = []
         while wanted:

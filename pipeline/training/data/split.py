@@ -8,7 +8,7 @@ from pipeline.errors import StoreError
 from pipeline.features.store.feature_store import FeatureStore
 
 
-def heldout_episodes(num_episodes: int, share: float, store: FeatureStore) -> Bool[Tensor, " e"]:
+def validation_episodes(num_episodes: int, share: float, store: FeatureStore) -> Bool[Tensor, " e"]:
     """Choose the episodes of a store that are held out.
 
     Args:
@@ -21,24 +21,24 @@ def heldout_episodes(num_episodes: int, share: float, store: FeatureStore) -> Bo
     Raises:
         StoreError: no episode would be left to train on, or a single one cannot be split.
     """
-    is_heldout = torch.isin(torch.arange(num_episodes), _chosen(num_episodes, share, store))
-    if is_heldout.all():
+    is_validation = torch.isin(torch.arange(num_episodes), _chosen(num_episodes, share, store))
+    if is_validation.all():
         raise StoreError(
-            f"{store.path}: no step to train on, {int(is_heldout.sum())} of {num_episodes} "
-            f"episodes are held out; set heldout_share=0, or train without this store"
+            f"{store.path}: no step to train on, {int(is_validation.sum())} of {num_episodes} "
+            f"episodes are held out; set validation_share=0, or train without this store"
         )
-    return is_heldout
+    return is_validation
 
 
 def _chosen(num_episodes: int, share: float, store: FeatureStore) -> Tensor:
     if share == 0:
         return torch.empty(0, dtype=torch.int64)
-    if store.attributes.heldout is not None:
-        return torch.tensor(store.attributes.heldout, dtype=torch.int64)
+    if store.attributes.validation is not None:
+        return torch.tensor(store.attributes.validation, dtype=torch.int64)
     if num_episodes <= 1:
         raise StoreError(
             f"{store.path}: {num_episodes} episode, want 2 or more to hold one out; record more, "
-            f"or set heldout_share=0"
+            f"or set validation_share=0"
         )
     count = min(max(1, round(share * num_episodes)), num_episodes - 1)
     # The middle of each of `count` equal slices: recordings often drift from first to last.

@@ -86,7 +86,7 @@ def check_agreement(stores: Sequence[FeatureStore], features: Sequence[str]) -> 
                     f"one run must agree, so embed both alike, or train on one of them"
                 )
         _check_probes(store, first, features)
-        # The same episode in training and held out would make the held-out error a lie.
+        # The same episode in training and held out would make the validation error a lie.
         twin = seen.setdefault(store.digest(), store)
         if twin is not store:
             raise StoreError(
@@ -98,42 +98,42 @@ def check_agreement(stores: Sequence[FeatureStore], features: Sequence[str]) -> 
 def find_leaks(
     stores: Sequence[FeatureStore],
     steps: Sequence[StepArrays],
-    is_heldout: Sequence[Bool[Tensor, " _"]],
+    is_validation: Sequence[Bool[Tensor, " _"]],
 ) -> tuple[tuple[str, str], ...]:
-    """Find held-out episodes that are trained on too: by another store, or another number.
+    """Find validation episodes that are trained on too: by another store, or another number.
 
     Two episodes count as one where their states and actions are equal, bit for bit.
 
     Args:
         stores: of the run.
         steps: of each store.
-        is_heldout: which of its episodes are held out.
+        is_validation: which of its episodes are held out.
 
     Returns:
         What names such an episode, and what names an equal one among the training's.
     """
-    if not any(map(torch.any, is_heldout)):
+    if not any(map(torch.any, is_validation)):
         return ()
     trained: dict[bytes, str] = {}
-    heldout: list[tuple[bytes, str]] = []
-    for store, arrays, is_out in zip(stores, steps, is_heldout, strict=True):
+    validation: list[tuple[bytes, str]] = []
+    for store, arrays, is_out in zip(stores, steps, is_validation, strict=True):
         for episode, (start, stop) in enumerate(pairwise([0, *arrays.episode_ends])):
             hashed = hashlib.sha256(arrays.state[start:stop].tobytes())
             hashed.update(arrays.action[start:stop].tobytes())
             digest, place = hashed.digest(), f"episode {episode} of {store.path}"
             if is_out[episode]:
-                heldout.append((digest, place))
+                validation.append((digest, place))
             else:
                 trained.setdefault(digest, place)
-    return tuple((place, trained[digest]) for digest, place in heldout if digest in trained)
+    return tuple((place, trained[digest]) for digest, place in validation if digest in trained)
 
 
 def warn_of_leaks(leaks: Sequence[tuple[str, str]]) -> None:
     """Say if there are any of those that `find_leaks` finds."""
     if leaks:
         told = (
-            "%d held-out episodes are trained on too (%s is %s, by its states and actions), and "
-            "held-out errors flatter; leave one out, or name both under splits.heldout"
+            "%d validation episodes are trained on too (%s is %s, by its states and actions), and "
+            "validation errors flatter; leave one out, or name both under splits.validation"
         )
         logger.warning(told, len(leaks), *leaks[0])
 

@@ -23,7 +23,7 @@ from pipeline.features.store.local_copy import FeatureCache
 from pipeline.features.store.rows import StoredRows
 from pipeline.features.store.units import PASSING_ROWS, cut
 from pipeline.training.data.sampling import SourceDraws, source_draws
-from pipeline.training.data.split import heldout_episodes
+from pipeline.training.data.split import validation_episodes
 from pipeline.training.data.statistics import Moments, distribution
 from pipeline.training.data.stores import check_agreement, check_weights, find_leaks
 from policy.network.normalizer import DataStatistics
@@ -62,13 +62,13 @@ class Windows:
 
 
 class WindowData:
-    """The steps of stores, split into training and held-out ones."""
+    """The steps of stores, split into training and validation ones."""
 
     def __init__(
         self,
         *stores: FeatureStore,
         features: Sequence[str],
-        heldout_share: float,
+        validation_share: float,
         weights: Sequence[float] = (),
         cache: FeatureCache | None = None,
     ):
@@ -80,8 +80,8 @@ class WindowData:
         Args:
             stores: one or more that agree.
             features: names of those that the policy reads; no others are looked at.
-            heldout_share: share of each store's episodes kept out of training; see
-                `heldout_episodes`.
+            validation_share: share of each store's episodes kept out of training; see
+                `validation_episodes`.
             weights: how often a step of each store is drawn, against the others; a source inside
                 a store has its own weight times the store's. Empty: all equal.
             cache: where a store in object storage or with compressed features is copied to.
@@ -115,17 +115,17 @@ class WindowData:
             state_dim=self.state.shape[1],
             action_dim=self.action.shape[1],
         )
-        heldout = [
-            heldout_episodes(count, heldout_share, store)
+        validation = [
+            validation_episodes(count, validation_share, store)
             for count, store in zip(counts, stores, strict=True)
         ]
-        self.leaks = find_leaks(stores, steps, heldout)
-        """Held-out episodes that are trained on too, and under which names."""
-        self.is_heldout: Bool[Tensor, " e"] = torch.cat(heldout)
+        self.leaks = find_leaks(stores, steps, validation)
+        """Validation episodes that are trained on too, and under which names."""
+        self.is_validation: Bool[Tensor, " e"] = torch.cat(validation)
         """Which episodes are held out."""
-        is_heldout = self.is_heldout[self.episode_of]
-        self.train_rows: Int64[Tensor, " n"] = torch.nonzero(~is_heldout)[:, 0]
-        self.heldout_rows: Int64[Tensor, " n"] = torch.nonzero(is_heldout)[:, 0]
+        is_validation = self.is_validation[self.episode_of]
+        self.train_rows: Int64[Tensor, " n"] = torch.nonzero(~is_validation)[:, 0]
+        self.validation_rows: Int64[Tensor, " n"] = torch.nonzero(is_validation)[:, 0]
         sources = _weighted_sources(stores, counts, weights)
         self.draws: tuple[SourceDraws, ...] = self._draws(sources)
         """How an epoch draws from each source; empty where all weights are equal."""
@@ -133,7 +133,7 @@ class WindowData:
             name: StoredRows(stores, f"{FEATURES}/{name}", cache) for name in features
         }
         self._num_slots = stores[0].attributes.num_slots
-        self.statistics = self._read_through(stores, ~is_heldout)
+        self.statistics = self._read_through(stores, ~is_validation)
         """Of the training episodes alone, of the frames as recorded."""
 
     def observed_features(

@@ -7,7 +7,7 @@ Knows files and tensors; nothing about the training loop. Layout below the run's
         average.safetensors               their moving average: the ones to roll out
         optimizer.safetensors             AdamW's state
         README.md                         the model card, for people
-        checkpoint.json                   step, error on held-out episodes, sha256 of each file
+        checkpoint.json                   step, error on validation episodes, sha256 of each file
 """
 
 import hashlib
@@ -30,7 +30,7 @@ TENSOR_FILES: Final = ("agent", "average", "optimizer")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training state after `step` optimiser steps."""
+    """A training state after `step` optimizer steps."""
 
     step: int
     agent: dict[str, Tensor]
@@ -39,7 +39,7 @@ class Checkpoint:
 
 
 def write_checkpoint(
-    run: Path, checkpoint: Checkpoint, *, card: str, keep: int, heldout_error: float | None = None
+    run: Path, checkpoint: Checkpoint, *, card: str, keep: int, val_error: float | None = None
 ) -> None:
     """Write a checkpoint whole, with its model card, then delete older ones.
 
@@ -48,7 +48,7 @@ def write_checkpoint(
         checkpoint: the state.
         card: the model card, in Markdown.
         keep: how many of the latest stay; the best one does too.
-        heldout_error: of the averaged weights; None where it was not measured at this step, which
+        val_error: of the averaged weights; None where it was not measured at this step, which
             then cannot be the best.
 
     Raises:
@@ -68,7 +68,7 @@ def write_checkpoint(
             hashes[name] = hashlib.sha256(content).hexdigest()
         write_atomically(partial / "README.md", card.encode())
         hashes["run"] = run_hash(run)
-        mark = {"step": checkpoint.step, "heldout_error": heldout_error, "sha256": hashes}
+        mark = {"step": checkpoint.step, "val_error": val_error, "sha256": hashes}
         write_json(partial / "checkpoint.json", mark)
         if folder.exists():
             shutil.rmtree(folder)
@@ -118,7 +118,7 @@ def resolve_step(run: Path, which: str) -> int:
         best = _best_step(run)
         if best is None:
             raise RunError(
-                f"{run}: no checkpoint was measured on held-out episodes, so none is known to be "
+                f"{run}: no checkpoint was measured on validation episodes, so none is known to be "
                 f"the best; ask for `latest` or one of the steps {steps}"
             )
         return best
@@ -138,12 +138,12 @@ def read_average(run: Path, step: int | None = None) -> tuple[int, dict[str, Ten
 
 
 def _best_step(run: Path) -> int | None:
-    """Return the step with the smallest error on held-out episodes; None if none was measured."""
+    """Return the step with the smallest error on validation episodes; None if none was measured."""
     errors = {}
     for step in checkpoint_steps(run):
         path = _folder(run, step) / "checkpoint.json"
         try:
-            error = json.loads(path.read_text())["heldout_error"]
+            error = json.loads(path.read_text())["val_error"]
             if error is not None:
                 errors[step] = float(error)
         except (OSError, ValueError, KeyError, TypeError) as reason:

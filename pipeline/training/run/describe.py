@@ -48,8 +48,8 @@ def _describe_store(path: Location) -> Fields:
         "episodes": len(steps.episode_ends),
         "steps": store.num_rows,
         "source_weights": ", ".join(f"{source.weight:g}" for source in attributes.sources),
-        "heldout_episodes": (
-            "the trainer's choice" if attributes.heldout is None else len(attributes.heldout)
+        "validation_episodes": (
+            "the trainer's choice" if attributes.validation is None else len(attributes.validation)
         ),
         "views": ", ".join(attributes.view_names),
         "state_dim": steps.state.shape[1],

@@ -30,7 +30,7 @@ from pipeline.training.config import TrainConfig
 from policy.encoders.environment import ComputeEnvironment
 from policy.spec import AgentSpec, EncoderIdentity, Fit
 
-FORMAT_VERSION: Final = 7  # 6 knew one unnamed feature
+FORMAT_VERSION: Final = 8  # 7 had other names of settings, 6 one unnamed feature
 FEATURES: Final = "features/"
 BASES: Final = "bases/"
 PROBE_FILE: Final = "probe.safetensors"

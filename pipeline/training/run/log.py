@@ -48,7 +48,7 @@ class RunLog:
             tracker.log(step, figures)
 
     def speed(self, step: int) -> float:
-        """Return the optimiser steps a second since it was last asked."""
+        """Return the optimizer steps a second since it was last asked."""
         now = time.monotonic()
         started, first = self._clock
         self._clock = now, step

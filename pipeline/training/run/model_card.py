@@ -15,7 +15,7 @@ def model_card(
     Args:
         description: the run.
         agent: counted part by part.
-        step: optimiser steps behind the weights.
+        step: optimizer steps behind the weights.
         figures: the latest figures of the log, by name.
     """
     config, data, encoder = description.config, description.data, description.data.encoder
@@ -27,7 +27,7 @@ def model_card(
             (
                 "task data",
                 f"{store.name}, {data.fps:g} steps/s, store {store.digest[:12]}, weight "
-                f"{store.weight:g}, licence {store.manifest.get('licence', 'not stated')}",
+                f"{store.weight:g}, license {store.manifest.get('license', 'not stated')}",
             )
             for store in data.stores
         ),
@@ -52,7 +52,7 @@ def model_card(
             f"{config.agent.num_action_steps}",
         ),
         ("preset", config.preset),
-        ("optimiser steps", f"{step} of {config.steps}, {config.batch_size} windows each"),
+        ("optimizer steps", f"{step} of {config.steps}, {config.batch_size} windows each"),
         *((f"parameters: {part}", f"{size:,}") for part, size in sizes.items()),
         ("parameters: all", f"{sum(sizes.values()):,}"),
         *((name, f"{value:.5g}") for name, value in figures.items()),

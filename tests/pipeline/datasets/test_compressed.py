@@ -24,7 +24,7 @@ def test_png_is_bit_equal_and_jpeg_close_and_both_are_rgb():
     np.testing.assert_array_equal(decode_image(encode(PICTURE, "PNG"), "x"), PICTURE)
     decoded = decode_image(encode(PICTURE, "JPEG", quality=95), "x")
     assert decoded.dtype == np.uint8
-    # Levels: JPEG at quality 95 of a smooth picture; swapped colours would be off by 80.
+    # Levels: JPEG at quality 95 of a smooth picture; swapped colors would be off by 80.
     assert np.abs(decoded.astype(int) - PICTURE).mean() < 2
 
 

@@ -46,7 +46,7 @@ def test_every_name_has_a_reader_of_its_own():
         assert isinstance(format_class(name), FormatClass)
 
 
-def test_each_layout_is_recognised_and_no_other(tmp_path):
+def test_each_layout_is_recognized_and_no_other(tmp_path):
     places = {name: tmp_path / name for name in FORMATS}
     for place in places.values():
         place.mkdir()

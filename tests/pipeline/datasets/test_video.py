@@ -1,4 +1,4 @@
-"""Videos: the right frame whatever the order of reading, true colours, and refusals of damage."""
+"""Videos: the right frame whatever the order of reading, true colors, and refusals of damage."""
 
 from fractions import Fraction
 
@@ -68,29 +68,29 @@ def test_times_are_those_that_were_written(tmp_path, start, stride):
 
 
 @pytest.mark.parametrize("matrix", [None, 1, 5])  # unspecified, BT.709, BT.601
-@pytest.mark.parametrize("colour_range", [1, 2])  # limited, full
-def test_colours_follow_the_matrix_and_the_range_of_the_file(tmp_path, matrix, colour_range):
-    colours = np.array([[200, 30, 60], [20, 180, 90], [40, 60, 220], [250, 250, 250], [9, 9, 9]])
-    pixels = np.repeat(np.repeat(colours[None, :, :], 64, 0), 16, 1).astype(np.uint8)
+@pytest.mark.parametrize("color_range", [1, 2])  # limited, full
+def test_colors_follow_the_matrix_and_the_range_of_the_file(tmp_path, matrix, color_range):
+    colors = np.array([[200, 30, 60], [20, 180, 90], [40, 60, 220], [250, 250, 250], [9, 9, 9]])
+    pixels = np.repeat(np.repeat(colors[None, :, :], 64, 0), 16, 1).astype(np.uint8)
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10, options={"crf": "1", "threads": "1"})
         stream.height, stream.width, stream.pix_fmt = 64, 80, "yuv444p"
         if matrix is not None:
             stream.codec_context.colorspace = matrix
-        stream.codec_context.color_range = colour_range
+        stream.codec_context.color_range = color_range
         frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
         frame = frame.reformat(
             format="yuv444p",
             dst_colorspace=5 if matrix is None else matrix,
-            dst_color_range=colour_range,
+            dst_color_range=color_range,
         )
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     decoder = VideoDecoder(path, (64, 80), num_threads=2)
     middles = decode(decoder, 0)[0, 32, 8::16].astype(int)
     # 4 levels: two roundings to 8 bits and the codec; a wrong matrix costs 15 and more
-    assert np.abs(middles - colours).max() <= 4, middles
+    assert np.abs(middles - colors).max() <= 4, middles
     decoder.close()
 
 
@@ -158,7 +158,7 @@ def patched_or_refused(path, strictness):
 
 
 @pytest.mark.parametrize("codec", ["h264", "mpeg4"])
-def test_no_frame_is_patched_from_its_neighbours(tmp_path, codec):
+def test_no_frame_is_patched_from_its_neighbors(tmp_path, codec):
     """One byte is damaged in one frame after another; left alone, the decoders hide it."""
     path = write_video(tmp_path / "a.mp4", numbered(60), codec=codec)
     content = path.read_bytes()

@@ -59,9 +59,9 @@ class ReachDotEnv(gymnasium.Env):
             "target": self.target,
         }
 
-    def _draw(self, height, width, grey):
+    def _draw(self, height, width, gray):
         """A red target and a green dot; x to the right, y up."""
-        picture = np.full((height, width, 3), grey, np.uint8)
+        picture = np.full((height, width, 3), gray, np.uint8)
         for (x, y), channel in ((self.target, 0), (self.dot, 1)):
             column = int(np.clip((x + 1) / 2 * width, 4, width - 4))
             row = int(np.clip((1 - y) / 2 * height, 4, height - 4))

@@ -75,7 +75,7 @@ def trainer_at(store, run, step):
     data = WindowData(
         FeatureStore.open(store),
         features=("pooled",),
-        heldout_share=description.config.heldout_share,
+        validation_share=description.config.validation_share,
         weights=(1.0,),
     )
     trainer = Trainer(run, description, data, torch.device("cpu"))

@@ -124,7 +124,7 @@ def test_one_wild_reading_sets_no_scale_by_quantiles(tmp_path):
     steps = dataclasses.replace(tame, state=tame.state.copy(), action=tame.action.copy())
     steps.state[3, 1] = steps.action[3, 1] = 4096.0
     settings = ("agent.state_scaling=quantiles", "agent.action_scaling=quantiles")
-    agent = trained_on(steps, tmp_path, *settings, "heldout_share=0.0")
+    agent = trained_on(steps, tmp_path, *settings, "validation_share=0.0")
     assert agent.state_normalizer.half_range[1] < 4  # a standard normal's 99 % quantile is 2.3
     assert answers(agent)[..., 1:].abs().max() < 1.6  # uniform in [-1, 1], and a quarter of it
     assert torch.equal(answers(agent, 1e4), answers(agent, 4e9))  # a live wild one is clipped

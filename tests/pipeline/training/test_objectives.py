@@ -29,10 +29,10 @@ def store(tmp_path_factory):
     ],
     ids=" ".join,
 )
-def test_every_objective_trains_and_measures_its_heldout_error(store, tmp_path, settings):
+def test_every_objective_trains_and_measures_its_validation_error(store, tmp_path, settings):
     config = with_settings(debug(), [f"agent.objective.{setting}" for setting in settings])
     report = train([store.path], tmp_path / "run", config, resume=False)
-    assert report.heldout_error is not None
-    assert math.isfinite(report.heldout_error)
+    assert report.val_error is not None
+    assert math.isfinite(report.val_error)
     assert read_run(tmp_path / "run").config == config
     assert train([store.path], tmp_path / "run", config, resume=True).resumed_from == report.steps

@@ -32,7 +32,7 @@ def uninterrupted(store, tmp_path_factory):
 
 
 def trainer_of(store, run):
-    data = WindowData(store, features=("pooled",), heldout_share=0.05)
+    data = WindowData(store, features=("pooled",), validation_share=0.05)
     return Trainer(run, read_run(run), data, torch.device("cpu"))
 
 

@@ -42,7 +42,7 @@ def test_a_run_that_died_resumes_to_the_same_bits(store, uninterrupted, tmp_path
     shutil.copytree(uninterrupted, run)
     shutil.rmtree(run / "checkpoints")
     (run / "log.jsonl").unlink()
-    data = WindowData(store, features=("pooled",), heldout_share=0.05)
+    data = WindowData(store, features=("pooled",), validation_share=0.05)
     dying = Trainer(run, read_run(run), data, torch.device("cpu"))
     for _ in range(4):
         dying.advance()
@@ -67,7 +67,7 @@ def test_the_log_says_what_training_did(uninterrupted):
     entries = [json.loads(line) for line in (uninterrupted / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == list(range(1, 9))
     assert all(math.isfinite(entry["raw_mse"]) for entry in entries)
-    assert [entry["step"] for entry in entries if "heldout_error" in entry] == [4, 8]
+    assert [entry["step"] for entry in entries if "val_error" in entry] == [4, 8]
 
 
 def test_checkpoints_beyond_the_latest_two_go(store, tmp_path):
@@ -85,7 +85,7 @@ def test_training_lowers_the_error_on_data_it_can_learn(tmp_path):
             "steps=60",
             "optimizer.learning_rate=0.003",
             "batch_size=32",
-            "heldout_share=0.0",
+            "validation_share=0.0",
             "checkpoint_every=60",
         ],
     )
@@ -111,7 +111,7 @@ def test_the_run_describes_itself(store, uninterrupted):
 
 def test_the_averaged_weights_carry_the_scales_of_the_data(store, uninterrupted):
     _, weights = read_average(uninterrupted)
-    statistics = WindowData(store, features=("pooled",), heldout_share=0.05).statistics
+    statistics = WindowData(store, features=("pooled",), validation_share=0.05).statistics
     mean = weights["readers.pooled.standardizer.mean"]
     assert torch.equal(mean, statistics.feature_mean["pooled"])
 
@@ -124,7 +124,7 @@ def test_every_checkpoint_has_a_model_card(uninterrupted):
     assert f"| parameters: all | {total:,} |" in card
     assert "| encoder | tiny at none, float32, **not pretrained** |" in card
     assert "| raw_mse |" in card
-    assert "| heldout_error |" in card
+    assert "| val_error |" in card
 
 
 def test_a_folder_with_a_run_needs_resume(store, uninterrupted):
@@ -177,7 +177,7 @@ def test_a_store_that_is_replaced_while_it_loads_is_not_trained_on(
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_episodes(store, uninterrupted, tmp_path):
-    data = WindowData(store, features=("pooled",), heldout_share=0.0)
+    data = WindowData(store, features=("pooled",), validation_share=0.0)
     trainer = Trainer(tmp_path, read_run(uninterrupted), data, torch.device("cpu"))
     with torch.no_grad():
         trainer.agent.cond_projector.bias.fill_(math.nan)
@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_episodes(store, uninterru
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight(store, uninterrupted, tmp_path):
-    data = WindowData(store, features=("pooled",), heldout_share=0.0)
+    data = WindowData(store, features=("pooled",), validation_share=0.0)
     trainer = Trainer(tmp_path, read_run(uninterrupted), data, torch.device("cpu"))
     before = {name: tensor.clone() for name, tensor in trainer.agent.state_dict().items()}
     trainer.agent.cond_projector.bias.register_hook(lambda gradient: gradient * math.inf)

@@ -23,7 +23,7 @@ def random_head(dtype: torch.dtype = torch.float32, num_outputs=1, **settings) -
         num_outputs=num_outputs,
     )
     with torch.no_grad():
-        head.predict.weight.normal_(std=64**-0.5)  # outputs of order 1, as normalised actions
+        head.predict.weight.normal_(std=64**-0.5)  # outputs of order 1, as normalized actions
         if isinstance(head.residuals, DepthMixer):
             head.residuals.query.normal_(std=0.3)
     return head.to(dtype)

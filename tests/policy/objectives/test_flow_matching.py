@@ -13,10 +13,10 @@ from tests.policy.objectives.objective_contract import generator
 MEAN, SPREAD = 0.7, 0.3
 
 
-def sampling_error(num_evaluations: int) -> float:
+def sampling_error(nfe: int) -> float:
     noise = torch.randn(64, 1, 8, 3, generator=generator()).double()
     flow = GaussianFlow(MEAN, SPREAD)
-    drawn = FlowMatching(FlowMatchingConfig()).sample(flow, noise, num_evaluations)
+    drawn = FlowMatching(FlowMatchingConfig()).sample(flow, noise, nfe)
     return float((drawn - (MEAN + SPREAD * noise[:, 0])).square().mean().sqrt())
 
 

@@ -61,11 +61,11 @@ def test_the_wrong_tangent_order_breaks_the_identity(tangent):
     assert residual.abs().max() > 0.1
 
 
-@pytest.mark.parametrize("num_evaluations", [1, 2, 4, 7])
-def test_any_number_of_steps_samples_the_gaussian_exactly(num_evaluations):
+@pytest.mark.parametrize("nfe", [1, 2, 4, 7])
+def test_any_number_of_steps_samples_the_gaussian_exactly(nfe):
     noise = torch.randn(64, 1, HORIZON, ACTION_DIM, generator=generator()).double()
     flow = GaussianFlow(MEAN, SPREAD)
-    drawn = objective().sample(flow, noise, num_evaluations)
+    drawn = objective().sample(flow, noise, nfe)
     torch.testing.assert_close(drawn, MEAN + SPREAD * noise[:, 0], rtol=0, atol=1e-9)
 
 

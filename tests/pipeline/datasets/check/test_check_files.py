@@ -18,7 +18,7 @@ MANIFEST = """
 name = "files"
 source = "random numbers"
 revision = "1"
-licence = "CC0-1.0"
+license = "CC0-1.0"
 path = "data"
 fps = 10.0
 resize = [256, 256]
@@ -158,7 +158,7 @@ def test_files_that_are_all_bad_in_different_ways_are_told_by_their_ways(root):
 
 def test_a_file_that_is_held_out_and_does_not_open_is_told_as_that_file(root):
     cut_off(root, [9])
-    manifest = MANIFEST + "\n[splits]\nheldout = [9, 40]\n"
+    manifest = MANIFEST + "\n[splits]\nvalidation = [9, 40]\n"
     [finding] = check(root, manifest).findings
     assert finding.place == "episode 9"
 
@@ -176,7 +176,7 @@ def test_files_of_each_source_are_told(root):
 def test_after_many_bad_files_no_more_are_looked_at(root):
     for number in range(100, 140):
         (root / f"episode_{number}.hdf5").write_bytes(b"damaged")
-    report = check(root, MANIFEST + "\n[splits]\nheldout = [9, 135]\n")
+    report = check(root, MANIFEST + "\n[splits]\nvalidation = [9, 135]\n")
     assert [finding.place for finding in report.findings] == [
         *(f"episode {number}" for number in range(100, 119)),
         "episodes",

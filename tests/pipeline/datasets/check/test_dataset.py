@@ -274,7 +274,7 @@ def test_a_gap_in_the_recording_is_found(tmp_path):
 def test_frames_that_drift_away_from_their_steps_are_found(tmp_path):
     """Offsets of the second episode in one camera's video are off by 0.4 of a step."""
     episodes = counted_episodes(20, 24)
-    episodes[0].frames[LEFT][0] = episodes[0].frames[LEFT][-1]  # the counter 0 is one flat colour
+    episodes[0].frames[LEFT][0] = episodes[0].frames[LEFT][-1]  # the counter 0 is one flat color
     plans = {LEFT: VideoPlan(((0, 1),), drift_s=0.04)}
     write_v3(tmp_path / "clean.zarr", episodes, plans=plans)
     manifest = re.sub(r"\n\[\[views\]\](\n.+)+", "", MANIFEST).replace(

@@ -76,22 +76,22 @@ def test_many_alike_are_counted_and_not_listed():
 
 def test_the_sheet_shows_first_middle_and_last_frames_of_every_view(tmp_path):
     def plant(arrays):
-        for view, colour in (
+        for view, color in (
             ("front", (250, 20, 20)),
             ("top", (20, 250, 20)),
             ("wrist", (9, 9, 250)),
         ):
-            arrays[view][:, ::2] = colour  # still not flat
+            arrays[view][:, ::2] = color  # still not flat
 
     report = check(tmp_path, plant, sheet=tmp_path / "sheet.png")
     assert report.sheet == str(tmp_path / "sheet.png")
     picture = np.asarray(Image.open(io.BytesIO((tmp_path / "sheet.png").read_bytes())))
     rows, columns = 3 * 3, 3  # every second of the five episodes, their steps; views
     assert picture.shape == (rows * 242 + 4, columns * 228 + 4, 3)
-    for column, colour in enumerate([(250, 20, 20), (20, 250, 20), (9, 9, 250)]):
+    for column, color in enumerate([(250, 20, 20), (20, 250, 20), (9, 9, 250)]):
         x = 4 + 228 * column + 10
         for row in range(rows):  # the first pixel row of each frame, enlarged
-            assert tuple(picture[4 + 242 * row + 14 + 1, x]) == colour
+            assert tuple(picture[4 + 242 * row + 14 + 1, x]) == color
         label = picture[4 : 4 + 14, x - 10 : x + 200]
         assert (label < 128).any()
 

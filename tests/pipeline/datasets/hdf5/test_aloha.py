@@ -224,7 +224,7 @@ def test_a_look_does_not_follow_links_that_leave_the_folder(root, tmp_path_facto
         file["secret"] = np.zeros(3)
     (root / "episode_9.hdf5").unlink()
     (root / "episode_9.hdf5").symlink_to(elsewhere)
-    assert AlohaHdf5Reader.recognises(root)  # by its name alone
+    assert AlohaHdf5Reader.recognizes(root)  # by its name alone
     with pytest.raises(DatasetError, match="allow_outside"):
         AlohaHdf5Reader.survey(root)
 
@@ -279,7 +279,7 @@ def test_files_of_two_rates_are_refused(root):
         open_tiny(root)
 
 
-def test_a_survey_lists_colour_cameras_and_numbers(tmp_path):
+def test_a_survey_lists_color_cameras_and_numbers(tmp_path):
     survey = AlohaHdf5Reader.survey(write_compressed(tmp_path))
     assert survey.views == {FRONT: (6, 8), WRIST: (4, 5)}
     assert survey.numbers == {
@@ -300,14 +300,14 @@ def test_a_survey_of_raw_frames_passes_links_to_outside(root):
     assert survey.fps == 25.0
 
 
-def test_it_is_recognised_by_its_names_and_observations(root, tmp_path_factory):
-    assert AlohaHdf5Reader.recognises(root)
+def test_it_is_recognized_by_its_names_and_observations(root, tmp_path_factory):
+    assert AlohaHdf5Reader.recognizes(root)
     (root / "episode_9.hdf5").write_bytes(b"broken")  # opening it then names the file
-    assert AlohaHdf5Reader.recognises(root)
-    assert not AlohaHdf5Reader.recognises(root / "episode_12.hdf5")
-    assert not AlohaHdf5Reader.recognises(root / "absent")
+    assert AlohaHdf5Reader.recognizes(root)
+    assert not AlohaHdf5Reader.recognizes(root / "episode_12.hdf5")
+    assert not AlohaHdf5Reader.recognizes(root / "absent")
     other = tmp_path_factory.mktemp("other")
-    assert not AlohaHdf5Reader.recognises(other)
+    assert not AlohaHdf5Reader.recognizes(other)
     with h5py.File(other / "episode_0.hdf5", "w") as file:
         file["puppet/joints"] = np.zeros(3)
-    assert not AlohaHdf5Reader.recognises(other)
+    assert not AlohaHdf5Reader.recognizes(other)

@@ -218,8 +218,8 @@ def test_files_without_a_wanted_demonstration_may_be_of_another_kind(tmp_path):
 def test_other_endings_of_names_are_read_in_folders(path, name):
     path.rename(path.with_name(name))
     (path.parent / "._image.hdf5").write_bytes(b"\0\5\x16\7")  # macOS's notes
-    assert RobomimicHdf5Reader.recognises(path.parent)
-    assert RobomimicHdf5Reader.recognises(path.with_name(name))
+    assert RobomimicHdf5Reader.recognizes(path.parent)
+    assert RobomimicHdf5Reader.recognizes(path.with_name(name))
     assert open_tiny(path.parent).num_episodes == 2
 
 
@@ -271,16 +271,16 @@ def test_a_survey_of_libero_lists_its_own_keys(tmp_path):
     assert survey.numbers.keys() == {*keys, "robot_states", "rewards", "dones"}
 
 
-def test_it_is_recognised_by_its_demonstrations(path, tmp_path_factory):
-    assert RobomimicHdf5Reader.recognises(path)
-    assert RobomimicHdf5Reader.recognises(path.parent)
+def test_it_is_recognized_by_its_demonstrations(path, tmp_path_factory):
+    assert RobomimicHdf5Reader.recognizes(path)
+    assert RobomimicHdf5Reader.recognizes(path.parent)
     (path.parent / "a.hdf5").write_bytes(b"broken")
-    assert RobomimicHdf5Reader.recognises(path.parent)
-    assert not RobomimicHdf5Reader.recognises(path.parent / "a.hdf5")
-    assert not RobomimicHdf5Reader.recognises(path.parent / "absent")
+    assert RobomimicHdf5Reader.recognizes(path.parent)
+    assert not RobomimicHdf5Reader.recognizes(path.parent / "a.hdf5")
+    assert not RobomimicHdf5Reader.recognizes(path.parent / "absent")
     other = tmp_path_factory.mktemp("other")
-    assert not RobomimicHdf5Reader.recognises(other)
+    assert not RobomimicHdf5Reader.recognizes(other)
     with h5py.File(other / "episode_0.hdf5", "w") as file:
         file["observations/qpos"] = tiny_state(0)
         file["data"] = h5py.ExternalLink("/nowhere", "data")
-    assert not RobomimicHdf5Reader.recognises(other)
+    assert not RobomimicHdf5Reader.recognizes(other)

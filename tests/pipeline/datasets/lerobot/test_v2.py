@@ -95,14 +95,14 @@ def test_files_are_where_the_templates_and_chunks_say(tmp_path):
     reader.close()
 
 
-def test_it_is_recognised_whatever_its_minor_version(tmp_path):
+def test_it_is_recognized_whatever_its_minor_version(tmp_path):
     for version in ("v2.0", "v2.1"):
         write_v2(tmp_path, tiny_episodes(), version=version)
-        assert LeRobotV2Reader.recognises(tmp_path)
-        assert not LeRobotV3Reader.recognises(tmp_path)
+        assert LeRobotV2Reader.recognizes(tmp_path)
+        assert not LeRobotV3Reader.recognizes(tmp_path)
         assert LeRobotV2Reader.survey(tmp_path).fps == 10
     edit_json(tmp_path / "meta/info.json", codebase_version="v1.6")
-    assert not LeRobotV2Reader.recognises(tmp_path)
+    assert not LeRobotV2Reader.recognizes(tmp_path)
     refused(tmp_path, r"expected v2\.1 or v2\.0, found v1\.6; convert")
 
 

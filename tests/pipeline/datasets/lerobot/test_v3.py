@@ -248,7 +248,7 @@ def test_a_picture_of_another_size_is_named(tmp_path):
     assert open_v3(tmp_path).frame_size(0, FRONT) == (6, 8)
 
 
-def test_it_is_recognised_and_surveyed(tmp_path):
+def test_it_is_recognized_and_surveyed(tmp_path):
     write_v3(tmp_path, tiny_episodes())
     info = info_content("v3.0", tiny_episodes())
     info["fps"] = 29.97
@@ -279,8 +279,8 @@ def test_it_is_recognised_and_surveyed(tmp_path):
     info["features"]["words"] = {"dtype": "string", "shape": [1]}
     write_json(tmp_path / "meta/info.json", info)
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\ntags: [x]\n---\n# Tiny\n")
-    assert LeRobotV3Reader.recognises(tmp_path)
-    assert not LeRobotV2Reader.recognises(tmp_path)
+    assert LeRobotV3Reader.recognizes(tmp_path)
+    assert not LeRobotV2Reader.recognizes(tmp_path)
     survey = LeRobotV3Reader.survey(tmp_path)
     assert survey.fps == 29.97
     assert survey.views == {**VIDEO_SIZES, "cf": (8, 9), "probed": (10, 12), "swapped": (8, 9)}
@@ -291,18 +291,18 @@ def test_it_is_recognised_and_surveyed(tmp_path):
         "unnamed": ("0", "1"),
         "numbered": ("a", "b"),
     }
-    assert survey.notes == {"licence": "cc-by-4.0"}
+    assert survey.notes == {"license": "cc-by-4.0"}
     edit_json(tmp_path / "meta/info.json", storage_format="lance")
-    assert not LeRobotV3Reader.recognises(tmp_path)
+    assert not LeRobotV3Reader.recognizes(tmp_path)
 
 
-def test_foreign_folders_are_not_recognised(tmp_path):
-    assert not LeRobotV3Reader.recognises(tmp_path)
-    assert not LeRobotV3Reader.recognises(tmp_path / "absent")
+def test_foreign_folders_are_not_recognized(tmp_path):
+    assert not LeRobotV3Reader.recognizes(tmp_path)
+    assert not LeRobotV3Reader.recognizes(tmp_path / "absent")
     for text in ("[]", "{", '{"codebase_version": ["v3.0"]}', "[" * 100_000):
         (tmp_path / "meta").mkdir(exist_ok=True)
         (tmp_path / "meta/info.json").write_text(text)
-        assert not LeRobotV3Reader.recognises(tmp_path)
+        assert not LeRobotV3Reader.recognizes(tmp_path)
         with pytest.raises(DatasetError, match=r"info\.json"):
             open_v3(tmp_path)
 

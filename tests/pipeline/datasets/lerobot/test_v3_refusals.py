@@ -385,7 +385,7 @@ def test_headers_are_not_read_from_elsewhere(tmp_path):
         (root / name).rename(tmp_path / "outside")
         (root / name).symlink_to(tmp_path / "outside")
         refused(root, f"{name}' inside this place, .*allow_outside")
-        assert LeRobotV3Reader.recognises(root)  # so that opening names the link
+        assert LeRobotV3Reader.recognizes(root)  # so that opening names the link
         assert open_v3(root, allow_outside=True).num_episodes == 2
         if name == "meta/info.json":
             with pytest.raises(DatasetError, match="copy the files in"):

@@ -22,7 +22,7 @@ from tests.pipeline.datasets.replay_buffer.zarr_files import (
 )
 
 BLANK = re.compile(r'^(\w+) = ""', re.MULTILINE)
-WORDS = {"source": "ours", "revision": "1", "licence": "CC0-1.0", "units": "metres"}
+WORDS = {"source": "ours", "revision": "1", "license": "CC0-1.0", "units": "meters"}
 
 
 def complete(text: str, **values: str) -> str:

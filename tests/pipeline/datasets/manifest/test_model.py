@@ -12,7 +12,7 @@ TEXT = """
 name = "towel"
 source = "our laboratory"
 revision = "2026-03"
-licence = "CC-BY-4.0"
+license = "CC-BY-4.0"
 format = "aloha_hdf5"
 path = "data"
 fps = 50
@@ -76,7 +76,7 @@ def test_a_manifest_is_read_as_written(tmp_path):
         ("fps = 50\n", "fps = true\n", r"fps: expected .*number, found True"),
         ("fps = 50\n", "fps = 50\nfsp = 3\n", r"fsp: expected one of name, .*unknown key"),
         ('units = "radians"\n\n', "", r"state\.units: expected this key"),
-        ("\n[state]", 'colour = "red"\n[state]', r"views\[1\]\.colour: expected one of name, key"),
+        ("\n[state]", 'color = "red"\n[state]', r"views\[1\]\.color: expected one of name, key"),
         ('name = "left"', 'name = "top"', r"views: expected names that differ, found top"),
         ("cam_left_wrist", "cam_high", r"views: expected keys that differ, found .*cam_high more"),
         (
@@ -86,7 +86,7 @@ def test_a_manifest_is_read_as_written(tmp_path):
         ),
         ('name = "left"', 'name = "a/b"', r"views\[1\]\.name: expected .*found 'a/b'"),
         ('"aloha_hdf5"', '"lerobot"', r"format: expected .*'aloha_hdf5', .*, found 'lerobot'"),
-        ('licence = "CC-BY-4.0"', 'licence = " "', r"licence: expected .*at least 1 character"),
+        ('license = "CC-BY-4.0"', 'license = " "', r"license: expected .*at least 1 character"),
         ("fps = 50\n", "fps = 50\nresize = [224, 224]\n", r"resize\[0\]: expected 256, found 224"),
         ("fps = 50\n", "fps = 50\naction_shift = 1001\n", r"action_shift: .*1000, found 1001"),
         ("fps = 50\n", f"fps = 50\naction_shift = -{2**63}\n", r"action_shift: .*-1000, found -9"),
@@ -102,14 +102,14 @@ def test_a_manifest_is_read_as_written(tmp_path):
         ),
         ("fps = 50\n", "fps = [\n", r"expected TOML in UTF-8, found: .*line"),
         ('path = "data"', 'path = "a\\u0000b"', r"path: expected .*, found 'a\\x00b'"),
-        ('"CC-BY-4.0"', "3", r"licence: expected a valid string, found 3"),
+        ('"CC-BY-4.0"', "3", r"license: expected a valid string, found 3"),
         ('"action"', "[]", r"action\.key: expected a key or a list of keys, found \[\]"),
         ('"action"', "3", r"action\.key: expected a key or a list of keys, found 3"),
         ('"action"', '["a", "b//c"]', r"action\.key\[1\]: expected names .*found 'b//c'"),
         ('"action"\n', '"action"\ncolumns = []\n', r"action\.columns: expected .*at least 1"),
         ('"action"\n', '"action"\ncolumns = [-1]\n', r"action\.columns\[0\]: .*found -1"),
         ('"action"\n', '"action"\ncolumns = [1, 1]\n', r"action\.columns: .*each number once.*1"),
-        ("fps = 50\n", 'fps = 50\ncolour_order = "grb"\n', r"colour_order: expected .*'bgr'"),
+        ("fps = 50\n", 'fps = 50\ncolor_order = "grb"\n', r"color_order: expected .*'bgr'"),
         ("fps = 50\n", "fps = 50\naction_shift = 0.5\n", r"action_shift: expected .*found 0\.5"),
         ("fps = 50\n", "fps = 50\nepisodes = {}\n", r"episodes: expected either `only` or"),
         ("fps = 50\n", "fps = 50\nepisodes = [1]\n", r"episodes: expected .*found \[1\]"),
@@ -128,12 +128,12 @@ def test_a_manifest_is_read_as_written(tmp_path):
             'fps = 50\nepisodes = {except = ["demo_1"]}\n',
             r"episodes\.except\[0\]: expected .*integer, found 'demo_1'",
         ),
-        ("fps = 50\n", "fps = 50\nsplits = {heldout = []}\n", r"splits\.heldout: expected "),
-        ("fps = 50\n", "fps = 50\nsplits = {heldout = 3}\n", r"splits\.heldout: .*found 3"),
+        ("fps = 50\n", "fps = 50\nsplits = {validation = []}\n", r"splits\.validation: expected "),
+        ("fps = 50\n", "fps = 50\nsplits = {validation = 3}\n", r"splits\.validation: .*found 3"),
         (
             "fps = 50\n",
-            'fps = 50\nsplits = {heldout = ["demo_1"]}\n',
-            r"splits\.heldout\[0\]: expected .*integer, found 'demo_1'",
+            'fps = 50\nsplits = {validation = ["demo_1"]}\n',
+            r"splits\.validation\[0\]: expected .*integer, found 'demo_1'",
         ),
         (
             "fps = 50\n",
@@ -235,7 +235,7 @@ def test_toml_text_round_trips_with_awkward_strings(tmp_path):
         ('key = "action"', 'key = ["action", "base_action"]'),
         ('key = "action"', 'key = "action"\ncolumns = [0]'),
         ('key = "observations/qpos"', 'key = "observations/qpos"\ncolumns = [0]'),
-        ("fps = 50", 'fps = 50\ncolour_order = "bgr"'),
+        ("fps = 50", 'fps = 50\ncolor_order = "bgr"'),
         ("fps = 50", "fps = 50\naction_shift = 1"),
         ("fps = 50", "fps = 50\nepisodes = {only = [1]}"),
         ("fps = 50", "fps = 50\nepisodes = {except = [1]}"),
@@ -262,7 +262,7 @@ def test_the_digest_ignores_place_and_words_but_not_the_order_of_views(tmp_path)
     ("old", "new"),
     [
         ('format = "aloha_hdf5"\n', ""),
-        ("fps = 50", 'fps = 50\nsplits = {heldout = "valid"}'),
+        ("fps = 50", 'fps = 50\nsplits = {validation = "valid"}'),
         ("fps = 50", f'fps = 50\nchecksums = {{"a" = "{"0" * 64}"}}'),
         ("fps = 50", "fps = 50\nallow_outside = true"),
         ('key = "action"', 'key = "/action"'),
@@ -279,7 +279,7 @@ SOURCES = """
 [[sources]]
 path = "ours"
 format = "robomimic_hdf5"
-splits = {heldout = "valid"}
+splits = {validation = "valid"}
 
 [[sources]]
 path = "/srv/theirs"
@@ -310,7 +310,7 @@ def test_several_sources_are_read_as_written(tmp_path):
             r"path: expected this key, or \[\[sources\]\] blocks",
         ),
         (TEXT + SOURCES, r"path: expected either `path` or \[\[sources\]\] blocks, found both"),
-        ("splits = {heldout = [1]}\n" + SEVERAL, r"splits: expected it inside each of the"),
+        ("splits = {validation = [1]}\n" + SEVERAL, r"splits: expected it inside each of the"),
         ("allow_outside = false\n" + SEVERAL, r"allow_outside: expected it inside each"),
         (SEVERAL.replace("0.25", "0.0"), r"sources\[1\]\.weight: expected .*greater than 0"),
         (SEVERAL.replace("0.25", "inf"), r"sources\[1\]\.weight: expected .*finite"),
@@ -336,10 +336,10 @@ def test_the_order_of_sources_counts_only_where_it_decides_rows(tmp_path):
 def test_every_field_survives_the_way_through_a_store_and_a_file(tmp_path):
     content = described(write(tmp_path)).to_dict() | {
         "state": {"key": ["a.b", "c"], "columns": [1, 0], "units": "m"},
-        "colour_order": "bgr",
+        "color_order": "bgr",
         "action_shift": 1,
         "episodes": {"only": [3, 1]},
-        "splits": {"heldout": [1]},
+        "splits": {"validation": [1]},
         "checksums": {"videos/a b.mp4": "0" * 64},
         "allow_outside": True,
         "resize": [256, 256],

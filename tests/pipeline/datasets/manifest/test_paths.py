@@ -37,7 +37,7 @@ def test_a_path_that_leads_out_needs_the_manifests_leave(root, tmp_path, relativ
     assert allowed == (root / relative).resolve()
 
 
-def test_a_neighbour_whose_name_begins_like_the_root_is_outside(root):
+def test_a_neighbor_whose_name_begins_like_the_root_is_outside(root):
     with pytest.raises(DatasetError, match="leads to"):
         resolve_inside(root, "../data2/x", allow_outside=False)
 

@@ -30,7 +30,7 @@ def describe(root: Path, **fields: object) -> LoadedManifest:
         "name": "tiny",
         "source": "a test",
         "revision": "1",
-        "licence": "none",
+        "license": "none",
         "path": ".",
         "fps": TINY_FPS,
         "views": [{"name": v, "key": f"observations/images/{v}"} for v in TINY_SIZES],
@@ -74,7 +74,7 @@ def test_a_manifest_becomes_an_episode_reader(root):
     assert isinstance(reader, EpisodeReader)
     assert reader.view_names == ("front", "wrist")
     assert reader.fps == TINY_FPS
-    assert (reader.num_episodes, reader.source_of, reader.heldout) == (2, (0, 0), None)
+    assert (reader.num_episodes, reader.source_of, reader.validation) == (2, (0, 0), None)
     assert [reader.episode_length(episode) for episode in range(2)] == [3, 5]
     assert reader.frame_size(1, "wrist") == (4, 5)
     assert reader.frame_drift(1, "wrist") == 0
@@ -112,7 +112,7 @@ def test_views_come_in_the_order_of_the_manifest(root):
 
 def test_blue_first_is_turned_into_red_first(root):
     for got, view in zip(
-        ManifestReader(describe(root, colour_order="bgr")).frames(1, 0, 5), TINY_SIZES, strict=True
+        ManifestReader(describe(root, color_order="bgr")).frames(1, 0, 5), TINY_SIZES, strict=True
     ):
         np.testing.assert_array_equal(got, tiny_frames(1, view)[..., [2, 1, 0]])
         assert got.flags.c_contiguous  # torch refuses negative strides
@@ -195,7 +195,7 @@ def test_episodes_that_are_left_out_need_not_be_there_or_be_readable(root, harm,
         assert (reader.num_episodes, reader.episode_number(0)) == (1, wanted)
         np.testing.assert_array_equal(reader.state(0), tiny_state(left))
     assert f"found [{other}]" in refusal(
-        describe(root, episodes={"only": [wanted]}, splits={"heldout": [other]})
+        describe(root, episodes={"only": [wanted]}, splits={"validation": [other]})
     )
 
 
@@ -232,11 +232,14 @@ def test_a_time_that_is_not_finite_is_named(tmp_path, value):
         ({"episodes": {"only": [9, 1]}}, r"episodes.only: .*from 9 to 12\), found \[1\]"),
         ({"episodes": {"only": [1, 2]}}, r"episodes.only: .*from 9 to 12\), found \[1, 2\]"),
         ({"episodes": {"except": [9, 12]}}, r"episodes.except: expected at least one episode"),
-        ({"splits": {"heldout": [9, 3]}}, r"splits.heldout: .*found \[3\]"),
-        ({"splits": {"heldout": [9, 12]}}, r"splits.heldout: expected at least one episode to"),
+        ({"splits": {"validation": [9, 3]}}, r"splits.validation: .*found \[3\]"),
         (
-            {"splits": {"heldout": [9]}, "episodes": {"only": [12]}},
-            r"splits.heldout: .*found \[9\]",
+            {"splits": {"validation": [9, 12]}},
+            r"splits.validation: expected at least one episode to",
+        ),
+        (
+            {"splits": {"validation": [9]}, "episodes": {"only": [12]}},
+            r"splits.validation: .*found \[9\]",
         ),
     ],
 )
@@ -247,7 +250,7 @@ def test_filters_and_splits_that_do_not_fit_the_files_are_named(root, fields, pa
 
 
 def test_a_split_names_episodes_by_number(root):
-    assert ManifestReader(describe(root, splits={"heldout": [12]})).heldout == (1,)
+    assert ManifestReader(describe(root, splits={"validation": [12]})).validation == (1,)
 
 
 def test_a_split_names_a_subset_of_the_files(tmp_path):
@@ -260,9 +263,9 @@ def test_a_split_names_a_subset_of_the_files(tmp_path):
         views=[{"name": "front", "key": robomimic_files.FRONT}],
         state={"key": robomimic_files.STATE, "units": "x"},
         action={"key": robomimic_files.ACTION, "units": "x"},
-        splits={"heldout": "valid"},
+        splits={"validation": "valid"},
     )
-    assert ManifestReader(loaded).heldout == (1,)
+    assert ManifestReader(loaded).validation == (1,)
     fields = loaded.manifest.to_dict() | {"episodes": {"only": [0]}}
     assert "none among those used" in refusal(describe(loaded.roots[0], **fields))
 
@@ -273,10 +276,10 @@ def test_sources_follow_one_another_each_with_its_filter_and_split(root, tmp_pat
     reader = ManifestReader(
         describe_several(
             (root, {"episodes": {"only": [12]}}),
-            (more, {"splits": {"heldout": [4]}, "weight": 2.0}),
+            (more, {"splits": {"validation": [4]}, "weight": 2.0}),
         )
     )
-    assert (reader.num_episodes, reader.source_of, reader.heldout) == (3, (0, 1, 1), (2,))
+    assert (reader.num_episodes, reader.source_of, reader.validation) == (3, (0, 1, 1), (2,))
     for episode, written in enumerate((1, 0, 1)):
         np.testing.assert_array_equal(reader.state(episode), tiny_state(written))
         front, _ = reader.frames(episode, 0, 3)

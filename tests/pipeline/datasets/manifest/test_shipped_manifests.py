@@ -192,7 +192,7 @@ def test_robomimic_square(tmp_path, monkeypatch):
     parts = [columns(1, seed, width) for seed, width in ((4, 3), (5, 4), (6, 2))]
     np.testing.assert_array_equal(reader.state(1), np.concatenate(parts, axis=1))
     np.testing.assert_array_equal(reader.action(0), columns(0, 3, 7))
-    assert reader.heldout == (1,)
+    assert reader.validation == (1,)
 
 
 def test_libero_spatial(tmp_path, monkeypatch):

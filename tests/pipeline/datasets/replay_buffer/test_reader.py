@@ -55,20 +55,20 @@ class TestUncompressedWithNestedChunks(ZarrContract):
         return open_buffer(root / "tiny.zarr")
 
 
-def test_it_is_recognised_by_its_names(root, tmp_path):
-    assert DiffusionPolicyZarrReader.recognises(root)
+def test_it_is_recognized_by_its_names(root, tmp_path):
+    assert DiffusionPolicyZarrReader.recognizes(root)
     path = zip_folder(root)
-    assert DiffusionPolicyZarrReader.recognises(path)
+    assert DiffusionPolicyZarrReader.recognizes(path)
     renamed = path.rename(tmp_path / "other.zip")
-    assert DiffusionPolicyZarrReader.recognises(renamed)
+    assert DiffusionPolicyZarrReader.recognizes(renamed)
     foreign = tmp_path / "foreign.zip"
     with zipfile.ZipFile(foreign, "w") as archive:
         archive.writestr("a", "b")
     (tmp_path / "text.zip").write_text("no zip")
     zarr.open_group(tmp_path / "store.zarr", mode="w")  # such as our own feature stores
     for other in (foreign, tmp_path, tmp_path / "text.zip", tmp_path / "store.zarr"):
-        assert not DiffusionPolicyZarrReader.recognises(other)
-    assert not DiffusionPolicyZarrReader.recognises(tmp_path / "absent")
+        assert not DiffusionPolicyZarrReader.recognizes(other)
+    assert not DiffusionPolicyZarrReader.recognizes(tmp_path / "absent")
 
 
 def test_the_survey_tells_pictures_from_numbers(tmp_path):

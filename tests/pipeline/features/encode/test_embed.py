@@ -146,14 +146,14 @@ def test_the_first_frames_are_kept_small_and_follow_the_pictures(copied):
         assert np.abs(held.frames - shrunk(firsts).astype(int)).max() <= 1  # ties round otherwise
 
 
-SPLIT = "splits = {heldout = [1]}\n"
+SPLIT = "splits = {validation = [1]}\n"
 
 
 def test_a_split_reaches_the_store_without_encoding_anew(copied):
     manifest, store = copied
     before = FeatureStore.open(store)
     digest, features = before.digest(), before.read_features("pooled")
-    assert before.attributes.heldout is None
+    assert before.attributes.validation is None
     [source] = before.attributes.sources
     assert (source.num_episodes, source.weight) == (2, 1.0)
 
@@ -161,8 +161,8 @@ def test_a_split_reaches_the_store_without_encoding_anew(copied):
     assert embed(manifest, store).counts.encoded == 0
     after = FeatureStore.open(store)
     check_digest(after)
-    assert after.attributes.heldout == (1,)
-    assert after.attributes.manifest["splits"] == {"heldout": [1]}
+    assert after.attributes.validation == (1,)
+    assert after.attributes.manifest["splits"] == {"validation": [1]}
     assert after.digest() != digest  # a run on the other split does not resume
     np.testing.assert_array_equal(after.read_features("pooled"), features)
     content = store_bytes(store)

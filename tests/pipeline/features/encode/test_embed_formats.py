@@ -117,7 +117,7 @@ def test_a_layout_is_embedded_to_a_complete_store(name, tmp_path, encoder):
             "name": name,
             "source": "a test",
             "revision": "1",
-            "licence": "none",
+            "license": "none",
             "path": str(layout.write(tmp_path / "data")),
             "fps": TINY_FPS,
             "resize": [256, 256],

@@ -146,7 +146,7 @@ def test_one_level_of_one_pixel_is_another_frame(folder):
 
 @pytest.fixture(scope="module")
 def two_units_embedded(tmp_path_factory):
-    """A dataset of 256 + 3 steps; frames are few colours, so that few are encoded."""
+    """A dataset of 256 + 3 steps; frames are few colors, so that few are encoded."""
     folder = tmp_path_factory.mktemp("two")
     manifest = write_dataset(folder, lengths=(CHUNK_ROWS, 3))
     for path in sorted((folder / "data").iterdir()):

@@ -73,13 +73,13 @@ def test_a_copy_that_was_damaged_is_found_before_training(cache, tmp_path):
     content[100] ^= 1
     path.write_bytes(content)
     with pytest.raises(StoreError, match=r"unit 2.*do not hash to their commit record"):
-        WindowData(store, features=["pooled"], heldout_share=0.0, cache=cache)
+        WindowData(store, features=["pooled"], validation_share=0.0, cache=cache)
 
 
 def test_copies_stay_within_their_room_and_what_is_needed_is_told(cache, tmp_path):
     store = complete_store(tmp_path / "s.zarr", LENGTHS, codec="blosc")
     everything(store, cache)
-    other = complete_store(tmp_path / "b.zarr", (9, 8), codec="blosc", heldout=(1,))
+    other = complete_store(tmp_path / "b.zarr", (9, 8), codec="blosc", validation=(1,))
     np.testing.assert_array_equal(everything(other, cache), tiny_features(17))
     third = complete_store(tmp_path / "c.zarr", (40,), codec="blosc")
     before = copies(cache)

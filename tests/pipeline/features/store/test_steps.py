@@ -14,7 +14,7 @@ class Recordings:
     view_names: tuple[str, ...] = ()
     fps = 20.0
     fit = "stretch"
-    heldout = None
+    validation = None
 
     def __init__(self, steps: StepArrays):
         self.steps = steps

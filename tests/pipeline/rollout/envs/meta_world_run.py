@@ -40,7 +40,7 @@ def write_noise(folder: Path) -> Path:
     views = ", ".join(f'{{name = "{view}", key = "observations/images/{view}"}}' for view in VIEWS)
     manifest = folder / "noise.toml"
     manifest.write_text(
-        'name = "noise"\nsource = "random numbers"\nrevision = "0"\nlicence = "CC0-1.0"\n'
+        'name = "noise"\nsource = "random numbers"\nrevision = "0"\nlicense = "CC0-1.0"\n'
         f'format = "aloha_hdf5"\npath = "data"\nfps = {CONTROL_HZ}\nviews = [{views}]\n'
         'state = {key = "observations/qpos", units = "none"}\n'
         'action = {key = "action", units = "none"}\n'

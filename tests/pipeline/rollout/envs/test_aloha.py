@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[4]
 pytestmark = pytest.mark.sim
 
 
-def red_centre(frame: np.ndarray) -> np.ndarray:
+def red_center(frame: np.ndarray) -> np.ndarray:
     """Return (column, row) of what is red: the cube."""
     red, green, blue = frame.astype(int).transpose(2, 0, 1)
     return np.argwhere((red > 150) & (green < 60) & (blue < 60)).mean(axis=0)[::-1]
@@ -56,7 +56,7 @@ class TestTransferCube(ExpertContract):
             left = env.unguarded._data.site("cali_left_site1").xpos
             right = env.unguarded._data.site("cali_right_site1").xpos
             cube = env.unguarded._data.body("box").xpos
-            assert np.linalg.norm(cube - left) < 0.03, f"seed {seed}"  # metres
+            assert np.linalg.norm(cube - left) < 0.03, f"seed {seed}"  # meters
             assert np.linalg.norm(cube - right) > 0.1, f"seed {seed}"
             assert cube[2] > 0.2, f"seed {seed}"
 
@@ -78,13 +78,13 @@ class TestTransferCube(ExpertContract):
         for view, frame in zip(("top", "angle"), env.render()[:2], strict=True):
             camera = env.unguarded._model.camera(view).id
             found = project_point(env.unguarded._model, env.unguarded._data, camera, cube, 256)
-            assert np.abs(found - red_centre(frame)).max() < 3  # pixels; the cube is 10 wide
+            assert np.abs(found - red_center(frame)).max() < 3  # pixels; the cube is 10 wide
         for _ in range(160):
             env.step(env.expert_action())
         pixels = env.effector_pixels()
         assert pixels.shape == (3, 2)
         for frame, found in zip(env.render()[:2], pixels[:2], strict=True):
-            assert np.abs(found - red_centre(frame)).max() < 12
+            assert np.abs(found - red_center(frame)).max() < 12
 
     def test_what_is_behind_a_camera_has_no_pixel(self, env):
         from pipeline.rollout.envs.rendering import project_point

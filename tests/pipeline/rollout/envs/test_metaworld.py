@@ -16,13 +16,13 @@ VIEWS = ("corner", "topview", "gripperPOV")
 pytestmark = pytest.mark.sim
 
 
-def red_centre(frame: np.ndarray) -> np.ndarray:
+def red_center(frame: np.ndarray) -> np.ndarray:
     """Return (row, column) of the arm's red; nothing else in the scene is so red."""
     red, green, blue = frame.astype(int).transpose(2, 0, 1)
     return np.argwhere((red > 90) & (green < 40) & (blue < 40)).mean(axis=0)
 
 
-def cyan_centre(frame: np.ndarray) -> np.ndarray:
+def cyan_center(frame: np.ndarray) -> np.ndarray:
     """Return (row, column) of the one cyan finger."""
     red, green, blue = frame.astype(int).transpose(2, 0, 1)
     return np.argwhere((red < 60) & (green > 120) & (blue > 120)).mean(axis=0)
@@ -60,7 +60,7 @@ class TestMetaWorld(ExpertContract):
             env.reset(seed)
             states.append(env.state())
             drawers.append(env.unguarded._task.data.body("drawer").xpos.copy())
-        assert np.ptp(drawers, axis=0).max() > 0.02  # metres
+        assert np.ptp(drawers, axis=0).max() > 0.02  # meters
         # 1e-6 m: the hand settles against nothing, up to the solver's rounding.
         assert np.ptp(states, axis=0).max() < 1e-6
 
@@ -79,10 +79,10 @@ def test_up_is_up_in_every_side_view():
     """A raised hand must move up in the picture; four of these cameras are upside-down."""
     env = make_env("metaworld/reach-v3", ("corner", "corner2", "corner3", "corner4"))
     env.reset(0)
-    low = [cyan_centre(frame) for frame in env.render()]
+    low = [cyan_center(frame) for frame in env.render()]
     for _ in range(15):
         env.step(np.array([0, 0, 1, 0], np.float32))
-    high = [cyan_centre(frame) for frame in env.render()]
+    high = [cyan_center(frame) for frame in env.render()]
     env.close()
     for (low_row, _), (high_row, _) in zip(low, high, strict=True):
         assert high_row < low_row - 5  # pixels
@@ -96,8 +96,8 @@ def test_the_other_views_are_shown_as_mujoco_renders_them():
         env.step(np.array([0, 1, 0, 0], np.float32))
     top, behind, _ = env.render()
     env.close()
-    assert red_centre(top)[0] > 128  # the arm comes in from below
-    assert red_centre(behind)[0] < 100  # and hangs down from above
+    assert red_center(top)[0] > 128  # the arm comes in from below
+    assert red_center(behind)[0] < 100  # and hangs down from above
 
 
 @pytest.mark.parametrize("task", ["reach-v3", "push-v3", "peg-insert-side-v3"])

@@ -200,7 +200,7 @@ LENGTHS = (2, 3, 2, 2, 2, 3, 2, 2, 2, 2)
 @pytest.fixture
 def run(tmp_path):
     """A run on ten episodes, of which the third is held out."""
-    store = complete_store(tmp_path / "s.zarr", LENGTHS, heldout=(2,))
+    store = complete_store(tmp_path / "s.zarr", LENGTHS, validation=(2,))
     train([store.path], tmp_path / "run", debug().model_copy(update={"steps": 4}), resume=False)
     return tmp_path / "run"
 
@@ -213,7 +213,7 @@ def test_a_run_carries_the_first_frames_of_its_training_episodes(run):
 
 def test_two_stores_are_joined_and_validation_episodes_help_where_few_are_trained_on(tmp_path):
     stores = [
-        complete_store(tmp_path / f"{sum(lengths)}.zarr", lengths, heldout=(1,)).path
+        complete_store(tmp_path / f"{sum(lengths)}.zarr", lengths, validation=(1,)).path
         for lengths in ((4, 3, 2), (4, 3, 3))
     ]
     config = debug().model_copy(update={"steps": 4})

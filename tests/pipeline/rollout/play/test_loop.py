@@ -62,7 +62,7 @@ class RecordingAgent(VLAAgent):
 
     seen: list[tuple[list[float], list[float]]]
 
-    def predict(self, features, state, noise, num_evaluations=1):
+    def predict(self, features, state, noise, nfe=1):
         self.seen.append((features["pooled"][0, :, 0, 0].tolist(), state[0, :, 0].tolist()))
         horizon = self.config.head.pred_horizon
         steps = state[0, -1, 0] + torch.arange(horizon, dtype=torch.float32)
@@ -89,7 +89,7 @@ def play(agent: RecordingAgent, env: CountingEnv, max_steps: int = 100):
     horizon = agent.config.obs_horizon
     player = EpisodePlayer(env, obs_horizon=horizon, max_steps=max_steps, out=None)
     config = RolloutConfig(run=Path("run"), env="counting", out=Path("out"), episodes=1, videos=0)
-    (episode,) = play_episodes(agent, [HerePlayer(player)], config, num_evaluations=1)
+    (episode,) = play_episodes(agent, [HerePlayer(player)], config, nfe=1)
     assert episode.result.decisions == len(episode.head_s) == len(agent.seen)
     return episode.result
 
@@ -100,7 +100,7 @@ def play(agent: RecordingAgent, env: CountingEnv, max_steps: int = 100):
 def test_a_decision_sees_the_windows_of_training(tmp_path, obs_horizon, num_action_steps):
     """Row numbers stand in the store's state: the rollout must see the same rows as a window."""
     data = WindowData(
-        complete_store(tmp_path / "s.zarr", (30,)), features=("pooled",), heldout_share=0.0
+        complete_store(tmp_path / "s.zarr", (30,)), features=("pooled",), validation_share=0.0
     )
     agent, env = counting_agent(obs_horizon, num_action_steps), CountingEnv(max_steps=24)
 

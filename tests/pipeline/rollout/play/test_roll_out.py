@@ -170,14 +170,14 @@ def test_the_effector_is_where_its_fingertips_are_seen(steps):
         renderer.enable_segmentation_rendering()
         seen = renderer.render()[::-1, ::-1] if is_upside_down else renderer.render()
         renderer.disable_segmentation_rendering()
-        centres = []
+        centers = []
         for tip in tips:
             is_tip = (seen[..., 0] == tip) & (seen[..., 1] == mujoco.mjtObj.mjOBJ_SITE)
             rows, columns = np.nonzero(is_tip)
-            centres.append((columns.mean() + 0.5, rows.mean() + 0.5) if len(rows) else None)
+            centers.append((columns.mean() + 0.5, rows.mean() + 0.5) if len(rows) else None)
         if view == "topview":  # the arm is in the way
             assert np.linalg.norm(pixels[view] - (122, 93)) < 25
             continue
-        assert None not in centres, view
-        assert np.linalg.norm(pixels[view] - np.mean(centres, axis=0)) < 6, (view, centres)
+        assert None not in centers, view
+        assert np.linalg.norm(pixels[view] - np.mean(centers, axis=0)) < 6, (view, centers)
     env.close()

@@ -45,7 +45,7 @@ def make_result(run: Path, successes: list[bool], /, **changes: object) -> Rollo
         "env": ENV,
         "run": run.name,
         "checkpoint_step": 8,
-        "num_evaluations": 1,
+        "nfe": 1,
         "max_steps": 500,
         "encoder": data.encoder,
         "dataset": data.name,
@@ -129,7 +129,7 @@ def write_log(run: Path, steps: int, every: int, *, rate: float = 1.0, seed: int
         )
     for index in range(1, 6):
         step = index * steps // 5
-        rows.append({"step": step, "heldout_error": 0.09 + 0.6 * math.exp(-rate * index)})
+        rows.append({"step": step, "val_error": 0.09 + 0.6 * math.exp(-rate * index)})
         success = min(5, round(rate * index)) / 5
         rows.append({"step": step, "rollout_success": success, "rollout_episodes": 5})
     (run / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))

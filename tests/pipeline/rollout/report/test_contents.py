@@ -16,7 +16,7 @@ def test_a_run_without_rollouts_reads(trained):
     assert run.label == "run"
     assert run.step == 8
     assert run.rollouts == run.final_rollouts == ()
-    assert {"loss", "raw_mse", "heldout_error"} <= run.log.figures.keys()
+    assert {"loss", "raw_mse", "val_error"} <= run.log.figures.keys()
 
 
 def test_parameters_are_those_of_the_weights(trained):

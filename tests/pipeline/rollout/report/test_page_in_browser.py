@@ -146,13 +146,13 @@ def test_light_and_dark_differ_and_both_are_legible(browser, page):
         browser.open(page, dark=dark)
         contrasts[dark] = browser.evaluate(
             """(() => {
-              const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3)
+              const light = (color) => color.match(/[\\d.]+/g).slice(0, 3)
                 .map((part) => part / 255)
                 .map((part) => (part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
                 .reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0);
               const behind = (element) => {
-                const colour = getComputedStyle(element).backgroundColor;
-                return colour === 'rgba(0, 0, 0, 0)' ? behind(element.parentElement) : colour;
+                const color = getComputedStyle(element).backgroundColor;
+                return color === 'rgba(0, 0, 0, 0)' ? behind(element.parentElement) : color;
               };
               return ['p', 'h1', 'small', '.caution', '.failed td', '.note', 'summary', 'td']
                 .map((name) => document.querySelector(name)).map((element) => {

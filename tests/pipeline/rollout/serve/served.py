@@ -42,7 +42,7 @@ def served_policy(
         agent=agent,
         reader=RequestReader(held.spec, obs_horizon),
         checkpoint_step=3,
-        num_evaluations=1,
+        nfe=1,
         first_seed=FIRST_SEED,
         cameras=cameras,
         camera_check=camera_check,

@@ -19,7 +19,8 @@ from tests.pipeline.training.data.test_stores import make_store
 
 OBS, BATCH, PARTS = 4, 8, 4
 CONFIG = with_settings(
-    debug(), [f"agent.obs_horizon={OBS}", "heldout_share=0.2", f"micro_batches={PARTS}"]
+    debug(),
+    [f"agent.obs_horizon={OBS}", "validation_share=0.2", f"gradient_accumulation_steps={PARTS}"],
 )
 LENGTHS = (*np.random.default_rng(3).integers(2, 90, 20).tolist(), 300)  # many cross a unit
 MB = 1_000_000
@@ -38,7 +39,7 @@ def stores(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(stores):
-    return WindowData(*stores, features=("pooled",), heldout_share=0.2, weights=(1.0, 2.0))
+    return WindowData(*stores, features=("pooled",), validation_share=0.2, weights=(1.0, 2.0))
 
 
 def drawn(data: WindowData, steps: range, ranks: Ranks = Ranks()) -> list[list[Windows]]:  # noqa: B008
@@ -97,7 +98,9 @@ def test_memory_holds_no_features_but_those_of_a_few_batches(tmp_path):
     """96 MB of features; what numpy and Python take is counted, the check of all units included."""
     store = complete_store(tmp_path / "s.zarr", (10_400, 10_400), rows_per_unit=16_384)
     tracemalloc.start()
-    batches = Batches(WindowData(store, features=("pooled",), heldout_share=0.2), CONFIG, Ranks())
+    batches = Batches(
+        WindowData(store, features=("pooled",), validation_share=0.2), CONFIG, Ranks()
+    )
     for step in range(0, 1_300, 25):
         list(batches.parts(step))
     _, peak = tracemalloc.get_traced_memory()
@@ -108,7 +111,7 @@ def test_memory_holds_no_features_but_those_of_a_few_batches(tmp_path):
 def test_a_store_that_takes_the_place_of_another_in_training_is_found(tmp_path):
     store = complete_store(tmp_path / "s.zarr", LENGTHS)
     other = make_store(tmp_path / "b.zarr", LENGTHS)
-    data = WindowData(store, features=("pooled",), heldout_share=0.2)
+    data = WindowData(store, features=("pooled",), validation_share=0.2)
     batches = Batches(data, CONFIG, Ranks())
     list(batches.parts(0))
     store.path.rename(tmp_path / "old.zarr")
@@ -126,4 +129,4 @@ def test_a_damaged_unit_is_found_before_training(tmp_path):
     with pytest.raises(
         StoreError, match=r"rows 512..1000 \(unit 1\) of features/pooled do not hash"
     ):
-        WindowData(store, features=("pooled",), heldout_share=0.2)
+        WindowData(store, features=("pooled",), validation_share=0.2)

@@ -41,7 +41,7 @@ def stores(tmp_path_factory) -> list[FeatureStore]:
 
 @pytest.fixture
 def cached(stores) -> WindowData:
-    return WindowData(*stores, features=("pooled",), heldout_share=0.3, weights=WEIGHTS)
+    return WindowData(*stores, features=("pooled",), validation_share=0.3, weights=WEIGHTS)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def live(stores) -> Iterator[LiveWindowData]:
             *stores,
             readers=[opened.enter_context(closing(open_source(store))) for store in stores],
             encoder=load(tiny_tower(), images_per_pass=2),
-            heldout_share=0.3,
+            validation_share=0.3,
             weights=WEIGHTS,
         )
 
@@ -72,7 +72,7 @@ def test_live_windows_equal_cached_ones_bit_for_bit(cached, live):
 def test_live_training_has_the_losses_and_the_weights_of_cached_training(
     stores, cached, live, tmp_path
 ):
-    config = with_settings(debug(), ["steps=20", "batch_size=4", "heldout_share=0.3"])
+    config = with_settings(debug(), ["steps=20", "batch_size=4", "validation_share=0.3"])
     runs = [trainer_of(config, stores[0], data, tmp_path / "run") for data in (cached, live)]
     for _ in range(20):
         ours, theirs = (trainer.advance() for trainer in runs)

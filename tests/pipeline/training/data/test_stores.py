@@ -83,7 +83,7 @@ def run(first, second, tmp_path_factory) -> Path:
 
 def test_no_window_leaves_its_episode_or_its_store(first, second):
     """Rows are numbered, in each store from 0, in the first column of state and action."""
-    data = WindowData(first, second, features=("pooled",), heldout_share=0.0)
+    data = WindowData(first, second, features=("pooled",), validation_share=0.0)
     rows = torch.arange(ROWS_A + ROWS_B)
     windows = data.gather(rows, obs_horizon=OBS, pred_horizon=PRED)
     features = [store.read_features("pooled").astype(np.float32) for store in (first, second)]
@@ -106,9 +106,9 @@ def test_no_window_leaves_its_episode_or_its_store(first, second):
 
 
 def test_each_store_holds_out_its_own_episodes_and_the_rest_makes_the_statistics(first, second):
-    data = WindowData(first, second, features=("pooled",), heldout_share=0.34)
-    heldout = data.episode_of[data.heldout_rows].unique().tolist()
-    assert heldout == [1, 4]  # the middle one of three; the later one of two
+    data = WindowData(first, second, features=("pooled",), validation_share=0.34)
+    validation = data.episode_of[data.validation_rows].unique().tolist()
+    assert validation == [1, 4]  # the middle one of three; the later one of two
     train_rows = np.r_[0:12, 21:31], np.r_[0:7]
     features, state, action = [], [], []
     for store, rows in zip((first, second), train_rows, strict=True):
@@ -130,7 +130,7 @@ def test_a_store_is_drawn_by_its_rows_its_weight_and_those_of_its_sources(first,
         SourceShare(num_episodes=1, weight=3.0),
     )
     mixed = make_store(tmp_path / "b.zarr", sources=sources)
-    data = WindowData(first, mixed, features=("pooled",), heldout_share=0.0, weights=(1.0, 4.0))
+    data = WindowData(first, mixed, features=("pooled",), validation_share=0.0, weights=(1.0, 4.0))
     num_rows, num_epochs = ROWS_A + ROWS_B, 60
     sampler = BatchSampler(data.train_rows, num_rows, 0, draws=data.draws)
     rows = torch.cat([sampler.batch(step) for step in range(num_epochs)])
@@ -145,7 +145,7 @@ def test_one_store_gives_the_batches_it_always_gave(tmp_path):
     sources = tuple(SourceShare(num_episodes=1, weight=weight) for weight in (1.0, 4.0, 0.5))
     store = complete_store(tmp_path / "s.zarr", LENGTHS_A, sources=sources)
     for weights in ((), (1.0,)):
-        data = WindowData(store, features=("pooled",), heldout_share=0.0, weights=weights)
+        data = WindowData(store, features=("pooled",), validation_share=0.0, weights=weights)
         sampler = BatchSampler(data.train_rows, 8, 0, draws=data.draws)
         assert sampler.batch(0).tolist() == [12, 27, 13, 23, 20, 12, 17, 18]
         assert sampler.batch(10).tolist() == [21, 15, 18, 22, 15, 12, 19, 10]
@@ -158,18 +158,18 @@ def test_held_out_episodes_that_another_store_trains_on_are_found_and_told(
     steps = tiny_steps(LENGTHS_A)
     steps.action[: LENGTHS_A[0]][:num_actions_changed] += 1
     stores = [
-        make_store(tmp_path / "a.zarr", LENGTHS_A, heldout=(0,)),
-        make_store(tmp_path / "b.zarr", LENGTHS_A, heldout=(2,), steps=steps),
+        make_store(tmp_path / "a.zarr", LENGTHS_A, validation=(0,)),
+        make_store(tmp_path / "b.zarr", LENGTHS_A, validation=(2,), steps=steps),
     ]
-    leaks = WindowData(*stores, features=("pooled",), heldout_share=0.5).leaks
+    leaks = WindowData(*stores, features=("pooled",), validation_share=0.5).leaks
     a, b = (store.path for store in stores)
     expected = [(f"episode 2 of {b}", f"episode 2 of {a}")]
     if not num_actions_changed:
         expected.insert(0, (f"episode 0 of {a}", f"episode 0 of {b}"))
     assert list(leaks) == expected
-    assert WindowData(*stores, features=("pooled",), heldout_share=0.0).leaks == ()
+    assert WindowData(*stores, features=("pooled",), validation_share=0.0).leaks == ()
     warn_of_leaks(leaks)
-    assert f"{len(leaks)} held-out episodes are trained on too ({leaks[0][0]} is" in caplog.text
+    assert f"{len(leaks)} validation episodes are trained on too ({leaks[0][0]} is" in caplog.text
 
 
 def wider(lengths: tuple[int, ...], name: str) -> StepArrays:
@@ -208,14 +208,14 @@ def test_one_bit_of_the_probe_tells_an_encoder_unless_the_environment_is_another
     with pytest.raises(
         StoreError, match=r"`pooled` of the probe .* want at most 0 in the same environment"
     ):
-        WindowData(first, other, features=("pooled",), heldout_share=0.0)
+        WindowData(first, other, features=("pooled",), validation_share=0.0)
 
     probe = dataclasses.replace(probe, environment=tiny_environment(threads=2))
     WindowData(
         first,
         make_store(tmp_path / "other.zarr", probe=probe),
         features=("pooled",),
-        heldout_share=0.0,
+        validation_share=0.0,
     )
 
     probe = dataclasses.replace(probe, features={"pooled": -pooled})
@@ -223,21 +223,21 @@ def test_one_bit_of_the_probe_tells_an_encoder_unless_the_environment_is_another
     with pytest.raises(
         StoreError, match=r"is 2 .* at most 0\.001 in another environment \(threads"
     ):
-        WindowData(first, other, features=("pooled",), heldout_share=0.0)
+        WindowData(first, other, features=("pooled",), validation_share=0.0)
 
 
 def test_the_same_content_twice_is_refused(first, tmp_path):
     twin = complete_store(tmp_path / "twin.zarr", LENGTHS_A)
     with pytest.raises(StoreError, match=f"{twin.path}: content is that of {first.path}.*weight"):
-        WindowData(first, twin, features=("pooled",), heldout_share=0.0)
+        WindowData(first, twin, features=("pooled",), validation_share=0.0)
 
 
 def test_a_store_without_a_step_to_train_on_is_refused(first, tmp_path):
-    other = make_store(tmp_path / "b.zarr", heldout=(0, 1))
+    other = make_store(tmp_path / "b.zarr", validation=(0, 1))
     with pytest.raises(StoreError, match=f"{other.path}: no step to train on, 2 of 2 episodes"):
-        WindowData(first, other, features=("pooled",), heldout_share=0.1)
+        WindowData(first, other, features=("pooled",), validation_share=0.1)
     assert (
-        len(WindowData(first, other, features=("pooled",), heldout_share=0.0).train_rows)
+        len(WindowData(first, other, features=("pooled",), validation_share=0.0).train_rows)
         == ROWS_A + ROWS_B
     )
 

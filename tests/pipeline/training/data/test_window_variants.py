@@ -27,7 +27,7 @@ def stores(tmp_path_factory):
 
 
 def load(folder, name: str) -> WindowData:
-    return WindowData(FeatureStore.open(folder / name), features=("pooled",), heldout_share=0.0)
+    return WindowData(FeatureStore.open(folder / name), features=("pooled",), validation_share=0.0)
 
 
 def test_a_window_shows_the_asked_variant_in_every_observation_step(stores):

@@ -25,7 +25,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(store):
-    return WindowData(store, features=("pooled",), heldout_share=0.34)
+    return WindowData(store, features=("pooled",), validation_share=0.34)
 
 
 def test_windows_equal_a_loop_over_steps(store, data):
@@ -56,9 +56,9 @@ def test_executed_actions_begin_at_the_current_step(data):
 
 
 def test_held_out_episodes_stay_out_of_training_and_its_statistics(store, data):
-    heldout = set(data.episode_of[data.heldout_rows].tolist())
+    validation = set(data.episode_of[data.validation_rows].tolist())
     train = set(data.episode_of[data.train_rows].tolist())
-    assert heldout == {1}
+    assert validation == {1}
     assert train == {0, 2}
 
     steps, features = store.read_steps(), store.read_features("pooled").astype(np.float64)
@@ -71,36 +71,36 @@ def test_held_out_episodes_stay_out_of_training_and_its_statistics(store, data):
 
 
 def test_without_a_share_nothing_is_held_out(store):
-    data = WindowData(store, features=("pooled",), heldout_share=0.0)
-    assert len(data.heldout_rows) == 0
+    data = WindowData(store, features=("pooled",), validation_share=0.0)
+    assert len(data.validation_rows) == 0
     assert len(data.train_rows) == sum(LENGTHS)
 
 
 def test_a_single_episode_cannot_be_held_out(tmp_path):
-    with pytest.raises(StoreError, match="heldout_share=0"):
+    with pytest.raises(StoreError, match="validation_share=0"):
         WindowData(
-            complete_store(tmp_path / "s.zarr", (9,)), features=("pooled",), heldout_share=0.1
+            complete_store(tmp_path / "s.zarr", (9,)), features=("pooled",), validation_share=0.1
         )
 
 
 @pytest.mark.parametrize("share", [0.01, 0.34, 0.9])
 def test_the_split_of_the_manifest_is_used_whatever_the_share(tmp_path, share):
     data = WindowData(
-        complete_store(tmp_path / "s.zarr", LENGTHS, heldout=(0, 2)),
+        complete_store(tmp_path / "s.zarr", LENGTHS, validation=(0, 2)),
         features=("pooled",),
-        heldout_share=share,
+        validation_share=share,
     )
-    assert set(data.episode_of[data.heldout_rows].tolist()) == {0, 2}
+    assert set(data.episode_of[data.validation_rows].tolist()) == {0, 2}
     assert set(data.episode_of[data.train_rows].tolist()) == {1}
 
 
 def test_a_share_of_zero_trains_on_the_episodes_of_the_split_too(tmp_path):
     data = WindowData(
-        complete_store(tmp_path / "s.zarr", LENGTHS, heldout=(0, 2)),
+        complete_store(tmp_path / "s.zarr", LENGTHS, validation=(0, 2)),
         features=("pooled",),
-        heldout_share=0.0,
+        validation_share=0.0,
     )
-    assert len(data.heldout_rows) == 0
+    assert len(data.validation_rows) == 0
     assert len(data.train_rows) == sum(LENGTHS)
 
 
@@ -110,17 +110,17 @@ def test_sources_that_do_not_fit_the_episodes_are_refused(tmp_path):
         WindowData(
             complete_store(tmp_path / "s.zarr", LENGTHS, sources=sources),
             features=("pooled",),
-            heldout_share=0.0,
+            validation_share=0.0,
         )
 
 
-def weighted(path: Path, *weights: float, heldout: tuple[int, ...] | None = None) -> WindowData:
+def weighted(path: Path, *weights: float, validation: tuple[int, ...] | None = None) -> WindowData:
     """Three sources of one episode each, of 12, 9 and 10 rows."""
     sources = tuple(SourceShare(num_episodes=1, weight=weight) for weight in weights)
     return WindowData(
-        complete_store(path / "s.zarr", LENGTHS, sources=sources, heldout=heldout),
+        complete_store(path / "s.zarr", LENGTHS, sources=sources, validation=validation),
         features=("pooled",),
-        heldout_share=0.5 if heldout else 0.0,
+        validation_share=0.5 if validation else 0.0,
     )
 
 
@@ -164,7 +164,7 @@ def test_a_share_that_rounds_to_nothing_is_still_drawn(tmp_path):
 
 
 def test_a_source_that_is_held_out_whole_is_never_drawn(tmp_path):
-    data = weighted(tmp_path, 1.0, 9.0, 2.0, heldout=(1,))
+    data = weighted(tmp_path, 1.0, 9.0, 2.0, validation=(1,))
     rows = draws_of(data, batch_size=22, steps=10)
     counts = torch.bincount(data.episode_of[rows], minlength=3)
     assert counts.tolist() == [80, 0, 140]  # 22 draws an epoch, 12 x 1 : 10 x 2 = 8.25 : 13.75

@@ -26,10 +26,10 @@ def run(tmp_path):
     return tmp_path
 
 
-def save(run, step, heldout_error=None, keep=1):
+def save(run, step, val_error=None, keep=1):
     tensors = {"weight": torch.full((2,), float(step))}
     checkpoint = Checkpoint(step=step, agent=tensors, average=tensors, optimizer=tensors)
-    write_checkpoint(run, checkpoint, card="", keep=keep, heldout_error=heldout_error)
+    write_checkpoint(run, checkpoint, card="", keep=keep, val_error=val_error)
 
 
 def test_the_best_checkpoint_outlives_the_latest(run):
@@ -77,10 +77,10 @@ def test_training_remembers_its_best_step_across_a_resume(tmp_path):
         shutil.rmtree(tmp_path / f"resumed/checkpoints/step_{step:08d}")
     train([store.path], tmp_path / "resumed", config, resume=True)
     log = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
-    errors = {entry["step"]: entry["heldout_error"] for entry in log if "heldout_error" in entry}
+    errors = {entry["step"]: entry["val_error"] for entry in log if "val_error" in entry}
     assert sorted(errors) == [2, 4, 6, 8]
     assert resolve_step(tmp_path / "whole", "best") == min(errors, key=errors.__getitem__)
     assert resolve_step(tmp_path / "resumed", "best") == resolve_step(tmp_path / "whole", "best")
     assert checkpoint_steps(tmp_path / "resumed") == checkpoint_steps(tmp_path / "whole")
-    losses = [entry["heldout_loss"] for entry in log if "heldout_loss" in entry]
+    losses = [entry["val_loss"] for entry in log if "val_loss" in entry]
     assert len(set(losses)) == 4

@@ -50,7 +50,7 @@ def test_tensorboard_is_told_every_figure_of_the_log_once(store, tmp_path, monke
 
     shown = EventAccumulator(str(run / "tensorboard")).Reload()
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    for name in ("loss", "heldout_error", "learning_rate"):
+    for name in ("loss", "val_error", "learning_rate"):
         expected = [(entry["step"], entry[name]) for entry in log if name in entry]
         found = [(event.step, event.value) for event in shown.Scalars(name)]
         assert [step for step, _ in found] == [step for step, _ in expected], name
@@ -81,7 +81,7 @@ def test_weights_and_biases_is_told_offline(store, tmp_path):
     assert done.returncode == 0, done.stderr
     (records,) = (tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb")
     content = records.read_bytes()
-    for name in (b"heldout_error", b"learning_rate", b"optimizer.learning_rate"):
+    for name in (b"val_error", b"learning_rate", b"optimizer.learning_rate"):
         assert name in content
 
 

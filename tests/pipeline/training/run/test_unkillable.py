@@ -13,7 +13,7 @@ KILLS = 6
 
 
 def checkpoints(run: Path) -> dict[str, bytes]:
-    """Weights, their average, optimiser state and mark (so the best one) of every checkpoint."""
+    """Weights, their average, optimizer state and mark (so the best one) of every checkpoint."""
     return {
         path.relative_to(run).as_posix(): path.read_bytes()
         for path in sorted(run.glob("checkpoints/*/*"))

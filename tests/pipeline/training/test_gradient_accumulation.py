@@ -24,7 +24,7 @@ from pipeline.training.session import train
 from pipeline.training.trainer import Trainer
 from tests.pipeline.tiny import complete_store
 
-SETTINGS = ("micro_batches=2", "checkpoint_every=4", "optimizer.learning_rate=0.01")
+SETTINGS = ("gradient_accumulation_steps=2", "checkpoint_every=4", "optimizer.learning_rate=0.01")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def alone(store, tmp_path_factory):
 
 def trainer_of(store, run, ranks=Ranks()):  # noqa: B008
     data = WindowData(
-        FeatureStore.open(store), features=("pooled",), heldout_share=0.05, weights=(1.0,)
+        FeatureStore.open(store), features=("pooled",), validation_share=0.05, weights=(1.0,)
     )
     return Trainer(run, read_run(run), data, torch.device("cpu"), ranks)
 
@@ -139,7 +139,9 @@ def test_a_process_that_dies_ends_the_others_and_leaves_the_last_checkpoint(stor
 
 
 def test_processes_that_cannot_share_a_batch_are_refused(store, alone):
-    with pytest.raises(ConfigError, match="3 processes cannot share micro_batches=2"):
+    with pytest.raises(ConfigError, match="3 processes cannot share gradient_accumulation_steps=2"):
         trainer_of(store, alone, Ranks(0, 3))
-    with pytest.raises(ConfigError, match="batch_size=8, want a multiple of micro_batches=3"):
-        with_settings(debug(), ["micro_batches=3"])
+    with pytest.raises(
+        ConfigError, match="batch_size=8, want a multiple of gradient_accumulation_steps=3"
+    ):
+        with_settings(debug(), ["gradient_accumulation_steps=3"])
