@@ -10,6 +10,11 @@ class VlaError(Exception):
     """What the user gave or asked for cannot be used; the message says where and what to do."""
 
 
+def install_command(extra: str) -> str:
+    """Return how an optional extra is installed, for the end of an error message."""
+    return f"run `pip install -c constraints.txt '.[{extra}]'` in a clone of frozen-vla"
+
+
 class ImageFormatError(VlaError, ValueError):
     """Images are not what the encoder takes (data's fault): dtype, channel count or size."""
 
@@ -31,7 +36,7 @@ class AgentMismatchError(VlaError, ValueError):
 
 
 class MissingExtraError(VlaError, ImportError):
-    """An optional library that was asked for is not installed (installation's fault)."""
+    """An optional library is not installed (installation's fault); see `install_command`."""
 
 
 class NonFiniteLossError(VlaError, FloatingPointError):

@@ -16,6 +16,7 @@ from pipeline.datasets.manifest.paths import read_small_file
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location, on_disk
 from pipeline.storage.open import open_folder
+from policy.errors import install_command
 
 FormatName = Literal[
     "lerobot_v3", "lerobot_v2", "aloha_hdf5", "robomimic_hdf5", "diffusion_policy_zarr"
@@ -78,8 +79,8 @@ def format_class(name: FormatName) -> FormatClass:
         if package not in _EXTRAS:
             raise
         raise _MissingPackageError(
-            f"format {name}: expected the package {package}, found that it is not installed; run "
-            f"`pip install 'frozen-vla[{_EXTRAS[package]}]'`"
+            f"format {name}: expected the package {package}, found that it is not installed; "
+            f"{install_command(_EXTRAS[package])}"
         ) from error
 
 

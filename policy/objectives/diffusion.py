@@ -19,7 +19,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from policy.errors import AgentMismatchError, MissingExtraError
+from policy.errors import AgentMismatchError, MissingExtraError, install_command
 from policy.objectives.base import (
     ActionNetwork,
     Batch,
@@ -55,7 +55,7 @@ class Diffusion(Objective):
         except ModuleNotFoundError as error:
             raise MissingExtraError(
                 f"objective diffusion needs the module {error.name}, which is not installed; "
-                f"run `pip install frozen-vla[baselines]`"
+                f"{install_command('baselines')}"
             ) from error
         self.config = config
         self._is_ancestral = config.sampler == "ddpm"

@@ -58,7 +58,7 @@ from pipeline.storage.open import open_folder
 from policy.device import open_device
 from policy.encoders.base import EncoderSettings, ImageEncoder, default_images_per_pass
 from policy.encoders.registry import DEFAULT_ENCODER, load_encoder
-from policy.errors import MissingExtraError
+from policy.errors import MissingExtraError, install_command
 from policy.spec import FRAME_SHAPE, FRAME_SIZE, ComputeDtype
 
 PROBE_EPISODES: Final = 3  # first, middle and last give the probe a real step each
@@ -117,7 +117,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         WorkerLostError: workers end again and again.
     """
     if config.ray_workers is not None and importlib.util.find_spec("ray") is None:
-        raise MissingExtraError("Ray is not installed; run `pip install frozen-vla[ray]`")
+        raise MissingExtraError(f"Ray is not installed; {install_command('ray')}")
     part = config.part
     device = open_device(config.device)
     place = config.store.resolve()  # a store behind a link grows where it is

@@ -9,7 +9,7 @@ from typing import Final
 from pipeline.errors import EnvError
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, ExpertEnv, RobotEnv
 from pipeline.rollout.envs.guard import MAX_REASON, GuardedEnv, GuardedExpertEnv
-from policy.errors import VlaError
+from policy.errors import VlaError, install_command
 from policy.spec import Fit
 
 SIMULATORS: Final = ("metaworld", "aloha")
@@ -59,7 +59,7 @@ def make_env(
     except ModuleNotFoundError as error:
         raise EnvError(
             f"{name}: expected the simulator {simulator} to be installed, found no module "
-            f"{error.name}; run `pip install frozen-vla[{simulator}]`"
+            f"{error.name}; {install_command(simulator)}"
         ) from error
     try:
         env = build(task, views, render_size)

@@ -7,7 +7,7 @@ decisions, `serve_request.py` the keys of an observation and `serve_wire.py` the
 from collections.abc import Callable
 
 from pipeline.rollout.serve.config import ServeConfig, check_exposure
-from policy.errors import MissingExtraError
+from policy.errors import MissingExtraError, install_command
 
 
 def serve(config: ServeConfig, announce: Callable[[str], None]) -> None:
@@ -29,6 +29,6 @@ def serve(config: ServeConfig, announce: Callable[[str], None]) -> None:
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"{config.run}: expected the libraries of openpi's protocol, found no module "
-            f"{error.name}; run `pip install 'frozen-vla[serve]'`"
+            f"{error.name}; {install_command('serve')}"
         ) from error
     serve_until_signal(config, announce)

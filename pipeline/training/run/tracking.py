@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 from pipeline.errors import ConfigError, TrackerError
-from policy.errors import MissingExtraError
+from policy.errors import MissingExtraError, install_command
 
 MAX_REASON: Final = 300  # characters of a foreign message
 
@@ -142,8 +142,7 @@ def check_trackers(names: Sequence[str]) -> None:
             is_there = False
         if not is_there:
             raise MissingExtraError(
-                f"--track {name}: its library is not installed; run "
-                f"`pip install frozen-vla[{name}]`"
+                f"--track {name}: its library is not installed; {install_command(name)}"
             )
 
 

@@ -138,8 +138,8 @@ def test_without_an_optional_package_other_layouts_read_and_one_line_names_the_e
     (tmp_path / "aloha").mkdir()
     named, detected = run(write_raw(tmp_path / "aloha"))
     assert package in named
-    assert "pip install 'frozen-vla[lerobot]'" in named
+    assert "'.[lerobot]'" in named
     assert detected == "aloha_hdf5"
     write_info(tmp_path / "lerobot", codebase_version="v3.0", fps=10, features={})
     _, detected = run(tmp_path / "lerobot")
-    assert "pip install 'frozen-vla[lerobot]'" in detected
+    assert "'.[lerobot]'" in detected

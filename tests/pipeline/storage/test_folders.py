@@ -245,7 +245,7 @@ def test_no_answer_no_bucket_and_no_credentials_are_one_line_each(server, monkey
 def test_without_obstore_a_line_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "pipeline.storage.objects.folder")
     monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(MissingExtraError, match=r"s3://bucket/x: .* `pip install frozen-vla\[obj"):
+    with pytest.raises(MissingExtraError, match=r"s3://bucket/x: .*'\.\[obj"):
         open_folder(ObjectUrl("s3", BUCKET, "x"))
 
 

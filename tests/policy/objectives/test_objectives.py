@@ -185,5 +185,5 @@ def test_diffusion_without_its_library_says_what_to_install():
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    assert "pip install frozen-vla[baselines]" in result.stdout
+    assert "'.[baselines]'" in result.stdout
     assert "diffusers" in result.stdout

@@ -167,4 +167,4 @@ def test_no_way_to_render_is_one_line_that_says_what_to_install(variables):
 def test_a_simulator_that_is_not_installed_names_the_extra():
     done = run("import sys\nsys.modules['mujoco'] = None\n" + BUILD)
     assert done.stdout.startswith("EnvError metaworld/reach-v3: ")
-    assert "pip install frozen-vla[metaworld]" in done.stdout
+    assert "`pip install -c constraints.txt '.[metaworld]'`" in done.stdout

@@ -89,7 +89,7 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_refused(store, tmp_path, 
     with pytest.raises(ConfigError, match="tracker 'mlflow', want one of tensorboard, wandb"):
         open_trackers(["mlflow"], tmp_path, {}, 0)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(MissingExtraError, match=r"pip install frozen-vla\[wandb\]"):
+    with pytest.raises(MissingExtraError, match=r"'\.\[wandb\]'"):
         open_trackers(["wandb"], tmp_path, {}, 0)
 
 
