@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import typer
 
 from cli.exits import exit_on_vla_error
-from cli.options import LOCATION, DeviceOption
+from cli.options import DATASET, LOCATION, DeviceOption
 from pipeline.datasets.check.dataset import CheckConfig, check_dataset
 from pipeline.datasets.manifest.draft import draft_manifest
 from pipeline.errors import ConfigError
@@ -55,7 +55,7 @@ def record(
 
 @main.command()
 def check(
-    manifest: Annotated[Path, typer.Argument(help="A TOML file as in data_manifests/.")],
+    dataset: Annotated[str, typer.Argument(help=DATASET)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     sheet: Annotated[
         Path | None, typer.Option(help="PNG to draw first, middle and last frames on.")
@@ -70,7 +70,7 @@ def check(
     """Look a dataset over before hours of compute. Exit code 1 where something is found."""
     with exit_on_vla_error("nothing was changed"):
         report = check_dataset(
-            CheckConfig(manifest=manifest, sheet=sheet, episodes=None if all_frames else episodes)
+            CheckConfig(dataset=dataset, sheet=sheet, episodes=None if all_frames else episodes)
         )
     typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
     if not report.is_clean:
@@ -79,31 +79,33 @@ def check(
 
 @main.command()
 def init(
-    path: Annotated[Path, typer.Argument(help="A dataset: a folder or a file.")],
+    path: Annotated[str, typer.Argument(help="A dataset: its folder, file or address.")],
     out: Annotated[
         Path | None, typer.Option(help="File to write; without it the text is printed.")
     ] = None,
 ) -> None:
-    """Look at a dataset and start a manifest for it, to complete by hand."""
+    """Look at a dataset and draft a manifest for it, to edit by hand."""
     with exit_on_vla_error("nothing was written"):
         if out is not None and out.exists():
             raise ConfigError(f"{out}: expected a new file, found one that exists; name another")
-        text = draft_manifest(path)
+        draft = draft_manifest(parse_location(path))
         if out is None:
-            typer.echo(text, nl=False)
+            typer.echo(draft.text, nl=False)
         else:
-            write_atomically(out, text.encode())
-            typer.echo(f"{out}: complete its empty strings, then run `vla-data check {out}`")
+            write_atomically(out, draft.text.encode())
+            for missing in draft.missing:
+                typer.echo(f"to complete: {missing}")
+            typer.echo(f"wrote {out}; next: vla-data check {out}")
 
 
 @main.command()
 def info(
-    path: Annotated[str, typer.Argument(help=f"A training run or a feature store{LOCATION}")],
+    path: Annotated[str, typer.Argument(help=f"A run, a dataset, or a feature store{LOCATION}")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Say what a feature store or a training run is."""
+    """Say what a dataset, a feature store or a training run is."""
     with exit_on_vla_error("nothing was changed"):
-        fields = describe(parse_location(path))
+        fields = describe(path)
         if as_json:
             typer.echo(json.dumps(fields, indent=2))
         else:

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 from pydantic import ValidationError
 
 from cli.exits import exit_on_vla_error
-from cli.options import LOCATION, DeviceOption
+from cli.options import DATASET, LOCATION, DeviceOption
+from pipeline.datasets.manifest.assumed import manifest_beside
 from pipeline.errors import ConfigError, FailedUnitsError
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.encode.parts import Part
@@ -23,7 +23,7 @@ main = typer.Typer(add_completion=False)
 
 @main.command()
 def embed(
-    manifest: Annotated[Path, typer.Argument(help="A TOML file as in data_manifests/.")],
+    dataset: Annotated[str, typer.Argument(help=DATASET)],
     store: Annotated[str, typer.Option(help=f"Feature store to create or go on with{LOCATION}")],
     encoder: Annotated[
         str, typer.Option(help=f"Hub repository, local folder, or one of {', '.join(ENCODERS)}.")
@@ -35,6 +35,9 @@ def embed(
         str | None, typer.Option(help="40-hex commit of another hub repository.")
     ] = None,
     device: DeviceOption = "auto",
+    episodes: Annotated[
+        str | None, typer.Option(help="Without a manifest: 10 for the first ten, or 0-9,12.")
+    ] = None,
     variants: Annotated[
         int, typer.Option(min=0, max=64, help="Augmented variants to keep of every frame.")
     ] = 0,
@@ -51,9 +54,10 @@ def embed(
 ) -> None:
     """Encode every frame of a dataset once and cache the features. Resumable."""
     with exit_on_vla_error("the same command goes on from here"), _every_failed_unit():
+        location = parse_location(store)
         config = EmbedConfig(
-            manifest=manifest,
-            store=parse_location(store),
+            manifest=manifest_beside(location, dataset, episodes),
+            store=location,
             encoder=encoder,
             features=tuple(features.split(",")) if features else (),
             revision=revision,

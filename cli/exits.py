@@ -23,7 +23,9 @@ def exit_on_vla_error(after_interrupt: str) -> Iterator[None]:
     Args:
         after_interrupt: what Ctrl-C leaves behind and how to go on, in a few words.
     """
+    logging.addLevelName(logging.INFO, "note")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("pipeline").setLevel(logging.INFO)
     try:
         yield
     except VlaError as error:

@@ -98,8 +98,9 @@ def subcommands(app: typer.Typer) -> list[str | None]:
 
 def test_flags_are_what_users_know():
     assert flags(cli.embed.main) == {
-        "manifest",
+        "dataset",
         "--store",
+        "--episodes",
         "--encoder",
         "--features",
         "--revision",
@@ -161,7 +162,7 @@ def test_flags_are_what_users_know():
         "--encoder",
         "--device",
     }
-    assert flags(cli.data.main, "check") == {"manifest", "--json", "--sheet", "--episodes", "--all"}
+    assert flags(cli.data.main, "check") == {"dataset", "--json", "--sheet", "--episodes", "--all"}
     assert flags(cli.data.main, "init") == {"path", "--out"}
 
 
@@ -251,7 +252,7 @@ def test_wrong_settings_are_refused_before_anything_is_written(tmp_path):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     message = refusal("vla-rollout", tmp_path, "--env", "metaworld/drawer-open-v3")
     assert "no training run here" in message
-    assert "neither a feature store nor a training run" in refusal("vla-data", "info", tmp_path)
+    assert "expected one of the layouts" in refusal("vla-data", "info", tmp_path)
 
 
 def test_a_disk_that_cannot_be_written_is_refused(tmp_path):

@@ -18,8 +18,9 @@ from pipeline.datasets.check.labels import Labels, check_action_shift, statement
 from pipeline.datasets.check.numbers import ColumnStatistics, check_clock, check_shift
 from pipeline.datasets.check.report import CheckReport, Findings
 from pipeline.datasets.check.scan import FrameScan
+from pipeline.datasets.manifest.assumed import describe_data
 from pipeline.datasets.manifest.checksums import wrong_checksums
-from pipeline.datasets.manifest.model import LoadedManifest, Manifest, load_manifest
+from pipeline.datasets.manifest.model import LoadedManifest, Manifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.storage.local import write_atomically
@@ -32,8 +33,8 @@ class CheckConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    manifest: Path
-    """The manifest file."""
+    dataset: str
+    """The dataset, or its manifest; see `describe_data`."""
     episodes: int | None = Field(default=5, ge=1)
     """Episodes whose frames are read, spread evenly over the dataset; None reads all."""
     sheet: Path | None = None
@@ -49,16 +50,16 @@ def check_dataset(config: CheckConfig) -> CheckReport:
         OSError: the sheet cannot be written.
     """
     _require_place(config.sheet)
-    loaded = load_manifest(config.manifest)
+    loaded = describe_data(config.dataset)
     findings = Findings()
     for wrong in wrong_checksums(loaded):
-        findings.add_error("checksum", str(config.manifest), wrong)
+        findings.add_error("checksum", config.dataset, wrong)
     try:
         reader = ManifestReader(loaded, complain=findings.add_error)
     except (DatasetError, OSError) as error:
-        findings.add_error("unreadable", str(config.manifest), error)
+        findings.add_error("unreadable", config.dataset, error)
         return CheckReport(
-            manifest=str(config.manifest),
+            manifest=config.dataset,
             name=loaded.manifest.name,
             num_episodes=0,
             num_steps=0,
@@ -100,7 +101,7 @@ def _check_open(
         write_atomically(config.sheet, scan.sheet(resized=manifest.resize is not None))
     num_steps = sum(map(reader.episode_length, range(reader.num_episodes)))
     return CheckReport(
-        manifest=str(config.manifest),
+        manifest=config.dataset,
         name=manifest.name,
         num_episodes=reader.num_episodes,
         num_steps=num_steps,

@@ -1,104 +1,155 @@
-"""Starts a manifest: what the files say of themselves is filled in, the rest is left to complete.
+"""Drafts a manifest: what the files say of themselves, and what is usual for their layout.
 
-What no file can know (units, license, ...) is left as an empty string, which `load_manifest`
-refuses, so that a draft cannot be taken for a manifest.
+What no file tells and a store needs (the rate, or which of several arrays is the state) is left as
+an empty string, which `load_manifest` refuses, so that a draft is never taken for a manifest.
 """
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 
-from pipeline.datasets.base import DatasetPlace, FormatReader, FormatSurvey
+from pipeline.datasets.base import DatasetPlace, FormatReader, FormatSurvey, every_episode
 from pipeline.datasets.check.labels import Labels, statements
+from pipeline.datasets.manifest.selection import choose_episodes
 from pipeline.datasets.manifest.toml import toml_text
 from pipeline.datasets.registry import FormatName, detect_format, format_class, open_format
 from pipeline.errors import DatasetError
+from pipeline.storage.location import Location, on_disk
 from policy.spec import FRAME_SIZE
 
 _NO_NAME: Final = re.compile(r"[^A-Za-z0-9_.-]+")
-# Keys that layouts use for the state and the action; the first whose keys are all there is taken.
+# Keys that layouts use for the state and the action; all that fit the first pattern with any.
 _USUAL_STATES: Final = (
-    ("observation.state",),
-    ("observations/qpos",),
-    ("data/state",),
-    ("obs/robot0_eef_pos", "obs/robot0_eef_quat", "obs/robot0_gripper_qpos"),
-    ("obs/ee_states", "obs/gripper_states"),
+    r"observation\.state",
+    r"observations/qpos",
+    r"data/state",
+    r"obs/robot\d_(eef_pos|eef_quat|gripper_qpos)",
+    r"obs/(ee_states|gripper_states)",
 )
-_USUAL_ACTIONS: Final = (("action",), ("actions",), ("data/action",))
+_USUAL_ACTIONS: Final = (r"action", r"actions", r"data/action")
+_USUAL_FPS: Final[Mapping[FormatName, float]] = {"aloha_hdf5": 50.0}  # of ACT and ALOHA
 _MAX_COLUMNS: Final = 32  # names of columns that a comment lists
 
 
-def draft_manifest(path: Path) -> str:
-    """Look at a dataset and write the text of a manifest for it.
+@dataclass(frozen=True)
+class Draft:
+    """A manifest as far as the files tell."""
+
+    text: str
+    """TOML, with a comment at each empty string that says what to write there."""
+    assumed: str
+    """The choices that it makes, a line each, for people."""
+    missing: tuple[str, ...]
+    """What is still to be completed: key and choices."""
+
+
+def draft_manifest(
+    path: Location, notes: Mapping[str, str] = MappingProxyType({}), episodes: str | None = None
+) -> Draft:
+    """Look at a dataset and draft a manifest for it: all cameras, the one state, the one action.
 
     Args:
-        path: the dataset: a folder or a file.
-
-    Returns:
-        TOML with a comment at each empty string that says what to write there.
+        path: the dataset: a folder, a file or an address.
+        notes: `source` and `revision`, where they are known.
+        episodes: which are used, as `choose_episodes` takes them; None leaves out those that the
+            files mark as failed.
 
     Raises:
         DatasetError: there is nothing, no layout that is read, or it does not read.
+        ConfigError: there are no such episodes.
     """
-    root = Path(os.path.normpath(path.absolute()))  # links stay, as in manifests
+    root = path if on_disk(path) is None else Path(os.path.normpath(Path(str(path)).absolute()))
     name = detect_format(root)
     survey: FormatSurvey = format_class(name).survey(root)
-    notes = survey.notes
-    said = _Statements(name, root, survey)
-    fps = said.measured_fps if survey.fps is None else survey.fps
+    notes = {**survey.notes, **notes}
+    state = _usual_keys(_USUAL_STATES, survey.numbers)
+    action = _usual_keys(_USUAL_ACTIONS, survey.numbers)
+    others = tuple(key for key in survey.numbers if key not in action)
+    if action and len(others) == 1:
+        state = others
+    said = _Statements(name, root, state + action or others[:1], episodes)
+    fps, rate = survey.fps or said.measured_fps, "as the files say"
+    if not fps:
+        fps, rate = _USUAL_FPS.get(name), "assumed, as of ACT and ALOHA; the files state none"
+    found = ", ".join(f"{key} ({len(names)})" for key, names in survey.numbers.items()) or "none"
+    size, size_lines = _sizes(survey)
     lines = [
-        "# Started by `vla-data init`. Complete each empty string; until then this manifest is",
-        "# refused. Then run `vla-data check` on this file, and look at its contact sheet.",
+        "# Drafted from the files. Complete what is an empty string, edit what is wrong, and embed",
+        "# with it: `vla-embed THIS_FILE --store STORE`. Optional, for reports: source, revision,",
+        "# license, `units` of state and action. data_manifests/README.md explains every field.",
         "",
         _line("name", _safe_name(root.name.split(".")[0]), "what reports call the dataset"),
-        _line("source", notes.get("source", ""), "an address, a paper, or how it was made"),
-        _line("revision", notes.get("revision", ""), "a commit, a date, a version of that source"),
-        _line("license", notes.get("license", ""), "the terms of use, as CC-BY-4.0"),
+        *(_line(key, notes[key]) for key in ("source", "revision", "license") if key in notes),
         _line("format", name),
         _line("path", str(root), 'or relative to this file, or as "${DATA_ROOT}/x"'),
-        _line("fps", "" if fps is None else fps, "a number: control steps a second"),
-        *_resize_lines(survey),
+        _line("fps", fps or "", "control steps a second" + f", {rate}" * bool(fps)),
+        *size_lines,
         *said.lines,
-        "# If the contact sheet shows red and blue swapped:",
+        "# If the contact sheet of `vla-data check` shows red and blue swapped:",
         '# color_order = "bgr"',
         *_view_lines(survey),
-        *_array_lines("state", _USUAL_STATES, survey),
-        *_array_lines("action", _USUAL_ACTIONS, survey, said.gripper),
+        *_array_lines("state", state, survey, found),
+        "",
+        *_array_lines("action", action, survey, found, said.gripper),
     ]
-    return "\n".join(lines) + "\n"
+    wanted = {
+        "fps": (fps, "a number, control steps a second"),
+        "views": (survey.views, "a camera"),
+        "state.key": (state, f"one or more of {found}"),
+        "action.key": (action, f"one or more of {found}"),
+    }
+    chosen = {
+        "cameras": f"{', '.join(_view_names(list(survey.views)))} ({size})",
+        "state": " + ".join(state),
+        "action": " + ".join(action),
+        "rate": f"{fps or 0:g} Hz, {rate}",
+        "episodes": said.episodes,
+    }
+    return Draft(
+        text="\n".join(lines) + "\n",
+        assumed="\n".join(f"  {what:<9} {words}" for what, words in chosen.items()),
+        missing=tuple(f"{key} ({want})" for key, (value, want) in wanted.items() if not value),
+    )
 
 
 class _Statements:
     """What the files say of themselves, and what it means for the manifest."""
 
-    def __init__(self, name: FormatName, root: Path, survey: FormatSurvey) -> None:
-        """Open the whole dataset as a manifest would; one that does not open says so."""
+    def __init__(
+        self, name: FormatName, root: Location, keys: tuple[str, ...], episodes: str | None
+    ) -> None:
+        """Open the dataset as a manifest would; one that does not open says so."""
         self.lines: list[str] = []
         self.gripper = ""
         self.measured_fps: float | None = None
-        keys = (*_usual_keys(_USUAL_STATES, survey), *_usual_keys(_USUAL_ACTIONS, survey))
-        keys = keys or tuple(survey.numbers)[:1]
+        self.episodes = "all"
+        chosen = None
+        if episodes is not None:
+            chosen = choose_episodes(episodes, _episode_numbers(name, root, keys))
         if not keys:
             return
         try:
             # Frames are not looked at: that takes long, and `vla-data check` does.
-            place = DatasetPlace(root, (), keys)
-            reader = open_format(name, place)
+            keeps = set(chosen).__contains__ if chosen else every_episode
+            reader = open_format(name, DatasetPlace(root, (), keys, keeps=keeps))
         except (DatasetError, OSError) as error:
             self.lines = [f"# Not all of it opens: {_one_line(str(error))}"]
             return
         try:
-            self._read(reader)
+            self._read(reader, chosen)
         except (DatasetError, OSError) as error:
             self.lines.append(f"# Not all of it reads: {_one_line(str(error))}")
         finally:
             reader.close()
 
-    def _read(self, reader: FormatReader) -> None:
+    def _read(self, reader: FormatReader, chosen: Sequence[int] | None) -> None:
         facts, labels = reader.facts, Labels()
         self.gripper = f"; gripper: {facts.gripper}" if facts.gripper else ""
         for episode in range(reader.num_episodes):
@@ -114,10 +165,17 @@ class _Statements:
             self.lines += [
                 f"#   {_one_line(task[:60])}: {numbers}" for task, numbers in labels.tasks.items()
             ]
-        if 0 < len(labels.failed) < reader.num_episodes:
+        leaves_out = labels.failed if len(labels.failed) < reader.num_episodes else []
+        self.episodes = str(reader.num_episodes - len(leaves_out))
+        if leaves_out:
+            self.episodes += f", without {len(leaves_out)} that the files mark as failed"
+        if chosen:
+            only = [number for number in chosen if number not in leaves_out]
+            self.lines.append(f"episodes = {{only = {only}}}")
+        elif leaves_out:
             self.lines += [
                 "# Episodes that the files mark as failed:",
-                f"episodes = {{except = {labels.failed}}}",
+                f"episodes = {{except = {leaves_out}}}",
             ]
         seconds = reader.timestamp(0)
         if seconds is not None and len(seconds) > 1 and 0 < seconds[-1] < np.inf:
@@ -137,14 +195,15 @@ def _one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _resize_lines(survey: FormatSurvey) -> list[str]:
-    sizes = {size for size in survey.views.values() if size not in (None, FRAME_SIZE)}
-    if not sizes:
-        return []
-    found = ", ".join(f"{height}x{width}" for height, width in sorted(filter(None, sizes)))
-    return [
-        f"# Frames are {found}. To allow them to be resized to what the encoder takes:",
-        f"# {toml_text({'resize': list(FRAME_SIZE)}).rstrip()}",
+def _sizes(survey: FormatSurvey) -> tuple[str, list[str]]:
+    """Say in words how large the frames are, and the lines that have others resized."""
+    sizes = set(survey.views.values())
+    if sizes <= {FRAME_SIZE}:
+        return "256x256 pixels", []
+    found = ", ".join(sorted(f"{size[0]}x{size[1]}" if size else "compressed" for size in sizes))
+    return f"frames of {found} resized to 256x256, stretched where not square", [
+        f"# Frames are {found}. `fit` may also be `crop` (their middle) or `pad` (black bars).",
+        toml_text({"resize": list(FRAME_SIZE), "fit": "stretch"}).rstrip(),
     ]
 
 
@@ -181,27 +240,31 @@ def _view_names(keys: list[str]) -> list[str]:
     ]
 
 
-def _usual_keys(usual: Iterable[tuple[str, ...]], survey: FormatSurvey) -> tuple[str, ...]:
-    return next((keys for keys in usual if survey.numbers.keys() >= set(keys)), ())
+def _usual_keys(usual: Iterable[str], numbers: Iterable[str]) -> tuple[str, ...]:
+    found = (tuple(key for key in numbers if re.fullmatch(pattern, key)) for pattern in usual)
+    return next(filter(None, found), ())
+
+
+def _episode_numbers(name: FormatName, root: Location, keys: tuple[str, ...]) -> list[int]:
+    """List the numbers of all episodes, whether or not their files are there."""
+    numbers: list[int] = []
+    with suppress(DatasetError):  # that none is wanted
+        keeps = numbers.append  # returns nothing: wants none
+        open_format(name, DatasetPlace(root, (), keys, keeps=lambda n: bool(keeps(n)))).close()
+    return sorted(numbers)
 
 
 def _array_lines(
-    role: str, usual: Iterable[tuple[str, ...]], survey: FormatSurvey, gripper: str = ""
+    role: str, keys: tuple[str, ...], survey: FormatSurvey, found: str, gripper: str = ""
 ) -> list[str]:
-    keys = _usual_keys(usual, survey)
-    found = ", ".join(f"{key} ({len(names)})" for key, names in survey.numbers.items()) or "none"
     columns = [name for key in keys for name in survey.numbers[key]]
-    ask = "each column and its unit, in words"
+    value: str | list[str] = keys[0] if len(keys) == 1 else list(keys) or ""
+    lines = [f"[{role}]", _line("key", value, f"one key or a list, of (width) {found}")]
     if columns:
         more = ", ..." if len(columns) > _MAX_COLUMNS else ""
-        ask += f"; columns are {', '.join(columns[:_MAX_COLUMNS])}{more}{gripper}"
-    value: str | list[str] = keys[0] if len(keys) == 1 else list(keys) or ""
-    return [
-        f"[{role}]",
-        _line("key", value, f"one key or a list, of (width) {found}"),
-        _line("units", "", ask),
-        *([""] if role == "state" else []),
-    ]
+        named = f"# columns are {', '.join(columns[:_MAX_COLUMNS])}{more}{gripper}"
+        lines.append(_one_line(named))
+    return lines
 
 
 def _safe_name(text: str) -> str:

@@ -54,11 +54,11 @@ class Manifest(BaseModel):
 
     name: Text
     """What reports call the dataset."""
-    source: Text
+    source: Text | None = None
     """Where the data comes from: an address, a paper, or how it was made."""
-    revision: Text
+    revision: Text | None = None
     """Which state of that source: a commit, a date, the version of a simulator."""
-    license: Text
+    license: Text | None = None
     """Under which terms the data may be used."""
     format: FormatName | None = None
     """How the files are laid out; None finds it out."""
@@ -239,8 +239,7 @@ def load_manifest(path: Path | str) -> LoadedManifest:
         )
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-        manifest = Manifest.from_dict(content, origin=str(path))
+        return parse_manifest(path.read_text(encoding="utf-8"), path)
     except ManifestError:  # which is a ValueError
         raise
     except RecursionError as error:
@@ -260,6 +259,11 @@ def load_manifest(path: Path | str) -> LoadedManifest:
         raise ManifestError(
             f"{path}: expected TOML in UTF-8, found: {error}; correct that place"
         ) from error
+
+
+def parse_manifest(text: str, path: Path) -> LoadedManifest:
+    """Check the text of a manifest whose file is, or would be, at `path`; see `load_manifest`."""
+    manifest = Manifest.from_dict(tomllib.loads(text), origin=str(path))
     roots = tuple(
         _resolve(place.path, path, f"sources[{index}].path" if manifest.sources else "path")
         for index, place in enumerate(manifest.places)

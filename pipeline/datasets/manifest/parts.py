@@ -90,7 +90,7 @@ class ArraySource(_Part):
     """Where the data format keeps the array, or its parts, which are joined in this order."""
     columns: Numbers | None = None
     """Columns to take of the joined array, in this order, counted from 0; None takes all."""
-    units: Text
+    units: Text | None = None
     """What each column is and in which unit, in words; copied into stores and reports."""
 
     @property

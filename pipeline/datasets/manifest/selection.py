@@ -1,10 +1,10 @@
 """Which episodes of a dataset are opened; the others need not exist or be readable."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from pipeline.datasets.base import DatasetPlace
-from pipeline.errors import DatasetError
+from pipeline.errors import ConfigError, DatasetError
 
 LEAVE_OUT: Final = "leave the episode out with `episodes = {except = [..]}` in the manifest"
 """What to do about an episode that cannot be used, for the ends of messages."""
@@ -24,3 +24,27 @@ def wanted_numbers(place: DatasetPlace, numbers: Iterable[int]) -> frozenset[int
             f"found none among {len(found)}; correct `episodes` in the manifest"
         )
     return wanted
+
+
+def choose_episodes(text: str, numbers: Sequence[int]) -> list[int]:
+    """Return the episodes that `--episodes` asks for.
+
+    Args:
+        text: `10` for the first ten, or a list of numbers and ranges: `0-9,12`.
+        numbers: of the episodes that the dataset has, ascending.
+
+    Raises:
+        ConfigError: it is no such text, or names an episode that is not there.
+    """
+    if text.isdecimal() and int(text) > 0:
+        return list(numbers[: int(text)])
+    parts = [part.strip().partition("-") for part in text.split(",")]
+    if not all(first.isdecimal() and (last or first).isdecimal() for first, _, last in parts):
+        raise ConfigError(f"--episodes {text}: want 10 for the first ten, or a list as 0-9,12")
+    chosen = {n for first, _, last in parts for n in range(int(first), int(last or first) + 1)}
+    if unknown := sorted(chosen.difference(numbers)):
+        raise ConfigError(
+            f"--episodes {text}: episode {unknown[0]} is not there ({len(unknown)} in all), want "
+            f"those from {min(numbers, default=0)} to {max(numbers, default=0)}"
+        )
+    return sorted(chosen)

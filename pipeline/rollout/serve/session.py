@@ -38,6 +38,7 @@ from pipeline.rollout.serve.request import Request, RequestReader
 from pipeline.rollout.serve.wire import decode_message
 from pipeline.training.data.sampling import seeded_generator
 from pipeline.training.run.folder import RunDescription
+from pipeline.training.run.model_card import NOT_STATED
 from policy.agent import VLAAgent
 
 History = Literal["exact", "repeated"]
@@ -126,9 +127,9 @@ class ServedPolicy:
             "encoder": data.encoder.model_dump(mode="json"),
             "views": list(spec.view_names),
             "state_dim": spec.state_dim,
-            "state_units": manifest.get("state", {}).get("units", "unknown"),
+            "state_units": manifest.get("state", {}).get("units", NOT_STATED),
             "action_dim": spec.action_dim,
-            "action_units": manifest.get("action", {}).get("units", "unknown"),
+            "action_units": manifest.get("action", {}).get("units", NOT_STATED),
             "fps": data.fps,
             "obs_horizon": self.agent.config.obs_horizon,
             "num_action_steps": self.agent.config.num_action_steps,

@@ -1,19 +1,22 @@
-"""What a store or a run is, in a few fields, for `vla-data info`.
+"""What a store, a run or a dataset is, in a few fields, for `vla-data info`.
 
-Knows stores and runs by their own descriptions; reads no features but the probe's, no weights.
+Knows them by their own descriptions; reads no features but the probe's, no weights.
 """
 
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from pipeline.errors import RunError
+from pipeline.datasets.manifest.assumed import describe_data
+from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.features.identity.probe import Probe
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import ROOT
-from pipeline.storage.location import Location, on_disk
+from pipeline.storage.location import Location, on_disk, parse_location
 from pipeline.storage.open import open_folder
 from pipeline.training.run.checkpoint import checkpoint_steps
 from pipeline.training.run.folder import read_probe, read_run
+from pipeline.training.run.model_card import NOT_STATED
 from policy.spec import EncoderIdentity
 
 Fields = dict[str, str | int | float | bool]
@@ -21,21 +24,50 @@ Fields = dict[str, str | int | float | bool]
 UNFINISHED: Final = "none until complete"
 
 
-def describe(path: Location) -> Fields:
-    """Describe the feature store or training run at `path`, one plain value a field.
+def describe(what: str) -> Fields:
+    """Describe a feature store, a training run or a dataset, one plain value a field.
+
+    Args:
+        what: a path, an address or a manifest (`.toml`).
 
     Raises:
-        RunError: `path` is neither.
+        DatasetError: it is none of them, or a dataset that does not read.
         StoreError: it is a store that this program does not read.
     """
+    path = parse_location(what)
     if open_folder(path).exists(ROOT):
         return _describe_store(path)
     run = on_disk(path)
     if run is not None and (run / "run.json").is_file():
         return _describe_run(run)
-    raise RunError(
-        f"{path}: neither a feature store nor a training run; make one with vla-embed or vla-train"
-    )
+    return _describe_dataset(what)
+
+
+def _describe_dataset(what: str) -> Fields:
+    loaded = describe_data(what)
+    manifest = loaded.manifest
+    with closing(ManifestReader(loaded)) as reader:
+        lengths = [reader.episode_length(episode) for episode in range(reader.num_episodes)]
+        sizes = [reader.frame_size(0, view) for view in reader.view_names]
+        return {
+            "kind": "dataset",
+            "dataset": manifest.name,
+            "format": ", ".join(place.format or "detected" for place in manifest.places),
+            "path": ", ".join(map(str, loaded.roots)),
+            "episodes": reader.num_episodes,
+            "steps": sum(lengths),
+            "views": ", ".join(
+                f"{view} {height}x{width}"
+                for view, (height, width) in zip(reader.view_names, sizes, strict=True)
+            ),
+            "fit": manifest.fit if manifest.resize else "as it is",
+            "state": " + ".join(manifest.state.key_paths),
+            "state_dim": reader.state(0).shape[1],
+            "action": " + ".join(manifest.action.key_paths),
+            "action_dim": reader.action(0).shape[1],
+            "fps": manifest.fps,
+            "license": manifest.license or NOT_STATED,
+        }
 
 
 def _describe_store(path: Location) -> Fields:

@@ -1,10 +1,14 @@
 """The model card next to every checkpoint, in Markdown."""
 
 from collections.abc import Mapping
+from typing import Any, Final
 
 from torch import nn
 
 from pipeline.training.run.folder import RunDescription
+
+NOT_STATED: Final = "not stated"
+"""What stands for words that a manifest leaves out."""
 
 
 def model_card(
@@ -27,14 +31,18 @@ def model_card(
             (
                 "task data",
                 f"{store.name}, {data.fps:g} steps/s, store {store.digest[:12]}, weight "
-                f"{store.weight:g}, license {store.manifest.get('license', 'not stated')}",
+                f"{store.weight:g}; {_stated(store.manifest)}",
             )
             for store in data.stores
         ),
         ("encoder", f"{encoder.name} at {encoder.revision}, {encoder.compute_dtype}, {pretrained}"),
         ("encoder fingerprint", encoder.fingerprint),
         ("views", ", ".join(description.spec.view_names)),
-        ("state, action", f"{description.spec.state_dim}, {description.spec.action_dim} wide"),
+        ("state", f"{description.spec.state_dim} wide, {_units(data.stores[0].manifest, 'state')}"),
+        (
+            "action",
+            f"{description.spec.action_dim} wide, {_units(data.stores[0].manifest, 'action')}",
+        ),
         *(
             (
                 f"feature {feature.name}",
@@ -64,6 +72,16 @@ def model_card(
         f"out; `agent.safetensors` and `optimizer.safetensors` are for resuming.\n\n"
         f"| | |\n|---|---|\n{table}\n"
     )
+
+
+def _stated(manifest: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {manifest.get(key, NOT_STATED)}" for key in ("source", "revision", "license")
+    )
+
+
+def _units(manifest: Mapping[str, Any], role: str) -> str:
+    return f"units {manifest.get(role, {}).get('units', NOT_STATED)}"
 
 
 def _count(module: nn.Module) -> int:

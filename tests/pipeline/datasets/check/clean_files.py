@@ -82,7 +82,7 @@ def check(
     harm(write_replay_buffer(folder / "clean.zarr", arrays, ENDS))
     path = folder / "clean.toml"
     path.write_text(manifest)
-    return check_dataset(CheckConfig(manifest=path, episodes=episodes, sheet=sheet))
+    return check_dataset(CheckConfig(dataset=str(path), episodes=episodes, sheet=sheet))
 
 
 def only(report: CheckReport) -> Finding:

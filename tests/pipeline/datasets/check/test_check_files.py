@@ -57,7 +57,7 @@ def root(tmp_path):
 def check(root: Path, manifest: str = MANIFEST, sheet: Path | None = None) -> CheckReport:
     path = root.parent / "files.toml"
     path.write_text(manifest)
-    return check_dataset(CheckConfig(manifest=path, sheet=sheet))
+    return check_dataset(CheckConfig(dataset=str(path), sheet=sheet))
 
 
 def cut_off(root: Path, numbers: Iterable[int]) -> None:

@@ -284,7 +284,7 @@ def test_frames_that_drift_away_from_their_steps_are_found(tmp_path):
         manifest += f'\n[[views]]\nname = "{name}"\nkey = "{key}"\n'
     manifest = manifest.replace("data/state", "observation.state").replace("data/action", "action")
     (tmp_path / "clean.toml").write_text(manifest)
-    finding = only(check_dataset(CheckConfig(manifest=tmp_path / "clean.toml")))
+    finding = only(check_dataset(CheckConfig(dataset=str(tmp_path / "clean.toml"))))
     assert (finding.severity, finding.kind, finding.place) == ("warning", "drift", "view left")
     assert "up to 40.0 ms" in finding.found
 

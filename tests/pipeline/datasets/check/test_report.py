@@ -163,7 +163,7 @@ def test_the_command_ends_with_2_for_what_cannot_be_checked(tmp_path):
     check(tmp_path)
     for words in (
         (tmp_path / "absent.toml",),
-        (tmp_path / "clean.zarr",),
+        (tmp_path / "absent",),
         (tmp_path / "clean.toml", "--sheet", tmp_path / "clean.toml"),
         (tmp_path / "clean.toml", "--episodes", "0"),
     ):

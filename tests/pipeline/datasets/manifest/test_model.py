@@ -71,11 +71,11 @@ def test_a_manifest_is_read_as_written(tmp_path):
     [
         ("fps = 50\n", "", r"fps: expected this key, found none; add it"),
         ("fps = 50\n", 'fps = "50"\n', r"fps: expected .*number, found '50'"),
+        ('key = "observations/qpos"\n', "", r"state\.key: expected this key"),
         ("fps = 50\n", "fps = 0\n", r"fps: expected .*greater than 0, found 0"),
         ("fps = 50\n", "fps = inf\n", r"fps: expected .*finite.*, found inf"),
         ("fps = 50\n", "fps = true\n", r"fps: expected .*number, found True"),
         ("fps = 50\n", "fps = 50\nfsp = 3\n", r"fsp: expected one of name, .*unknown key"),
-        ('units = "radians"\n\n', "", r"state\.units: expected this key"),
         ("\n[state]", 'color = "red"\n[state]', r"views\[1\]\.color: expected one of name, key"),
         ('name = "left"', 'name = "top"', r"views: expected names that differ, found top"),
         ("cam_left_wrist", "cam_high", r"views: expected keys that differ, found .*cam_high more"),

@@ -44,7 +44,7 @@ def open_shipped(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Open the manifest, whose `path` begins with DATA_ROOT, and check that nothing is odd."""
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     path = FOLDER / f"{name}.toml"
-    report = check_dataset(CheckConfig(manifest=path))
+    report = check_dataset(CheckConfig(dataset=str(path)))
     assert [f for f in report.findings if f.severity == "error"] == []
     return ManifestReader(load_manifest(path))
 

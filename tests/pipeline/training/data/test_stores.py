@@ -262,7 +262,7 @@ def test_the_run_names_every_store_in_order(first, second, run):
     identities = read_run(run).data.stores
     assert [store.digest for store in identities] == [first.digest(), second.digest()]
     assert [store.weight for store in identities] == [2, 1]
-    fields = describe(run)
+    fields = describe(str(run))
     assert fields["dataset"] == "tiny + tiny"
     assert fields["store_digests"] == f"{first.digest()}, {second.digest()}"
     assert fields["store_weights"] == "2, 1"

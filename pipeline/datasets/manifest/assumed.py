@@ -1,0 +1,94 @@
+"""What a command takes as a dataset: a manifest, or the data itself, whose manifest is drafted."""
+
+import logging
+import tomllib
+from pathlib import Path
+from typing import Final
+
+from pipeline.datasets.manifest.draft import Draft, draft_manifest
+from pipeline.datasets.manifest.model import LoadedManifest, load_manifest, parse_manifest
+from pipeline.errors import ConfigError, ManifestError
+from pipeline.storage.local import write_atomically
+from pipeline.storage.location import Location, on_disk, parse_location
+
+MANIFEST_SUFFIX: Final = ".toml"
+
+logger = logging.getLogger(__name__)
+
+
+def describe_data(dataset: str) -> LoadedManifest:
+    """Load a manifest, or draft the one of a dataset that has none; writes nothing.
+
+    Args:
+        dataset: a manifest (`.toml`); or a folder, a file or an address of data.
+
+    Raises:
+        ManifestError: the manifest is wrong, or the files do not tell all that one needs.
+        DatasetError: there is nothing, no layout that is read, or it does not read.
+    """
+    if dataset.endswith(MANIFEST_SUFFIX):
+        return load_manifest(dataset)
+    draft = _complete_draft(dataset)
+    logger.info("%s: no manifest, so this is assumed:\n%s", dataset, draft.assumed)
+    return parse_manifest(draft.text, Path(dataset))
+
+
+def manifest_beside(store: Location, dataset: str, episodes: str | None = None) -> Path:
+    """Return the manifest to embed: the one given, or one that is drafted beside the store.
+
+    Args:
+        store: `s.zarr` gets `s.toml`; a store in object storage gets it in the working directory.
+        dataset: as of `describe_data`.
+        episodes: which of the data, see `choose_episodes`; None is all.
+
+    Raises:
+        ManifestError, DatasetError: as of `describe_data`.
+        ConfigError: there are no such episodes, or another manifest is beside the store.
+    """
+    if dataset.endswith(MANIFEST_SUFFIX):
+        if episodes is not None:
+            raise ConfigError(
+                f"--episodes {episodes}: is for data without a manifest; write `episodes = "
+                f"{{only = [..]}}` into {dataset}"
+            )
+        return Path(dataset)
+    place = on_disk(store)
+    folder = Path() if place is None else place.parent
+    path = folder / f"{store.name.removesuffix('.zarr')}{MANIFEST_SUFFIX}"
+    draft = _complete_draft(dataset, episodes, path)
+    advice = f"vla-embed {path} --store"
+    if path.exists() and _content(path) != tomllib.loads(draft.text):
+        raise ConfigError(
+            f"{path}: holds another manifest than the one drafted of {dataset}; to use it, run "
+            f"`{advice} {store}`, else move it away or name another --store"
+        )
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, draft.text.encode())
+    logger.info(
+        "%s: no manifest, so this is assumed:\n%s\nTo change it, edit %s, then `%s NEW_STORE`",
+        dataset,
+        draft.assumed,
+        path,
+        advice,
+    )
+    return path
+
+
+def _complete_draft(
+    dataset: str, episodes: str | None = None, path: Path = Path("my.toml")
+) -> Draft:
+    draft = draft_manifest(parse_location(dataset), episodes=episodes)
+    if draft.missing:
+        raise ManifestError(
+            f"{dataset}: the files do not tell {'; '.join(draft.missing)}; run `vla-data init "
+            f"{dataset} --out {path}`, complete it there, and give {path} instead of the data"
+        )
+    return draft
+
+
+def _content(path: Path) -> object:
+    try:
+        return tomllib.loads(path.read_text())
+    except ValueError:
+        return None
