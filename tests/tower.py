@@ -20,7 +20,7 @@ from policy.encoders.registry import load_encoder
 from policy.encoders.siglip2 import PREPROCESSING
 from policy.spec import FRAME_SIZE
 
-WIDTH = 768
+WIDTH = 96
 
 
 @cache

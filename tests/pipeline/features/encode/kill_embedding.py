@@ -6,6 +6,7 @@ Runs as a program of its own: it loads everything once and forks a fresh embeddi
 """
 
 import json
+import math
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ import torch
 
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.store.records import COMPLETE_MARK
+from tests.tower import load
 
 
 def commits(store: Path) -> dict[str, tuple[int, bytes]]:
@@ -26,44 +28,41 @@ def commits(store: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def wait_for_commit(store: Path, timeout_s: float) -> None:
-    """Return when a unit was committed, or when an embedding would have ended."""
-    before, deadline = commits(store).keys(), time.monotonic() + timeout_s
-    while commits(store).keys() == before and time.monotonic() < deadline:
-        time.sleep(0.002)
-
-
 def embed_in_child(
     manifest: Path,
     store: Path,
     tower: str,
     kill_after_s: float | None,
-    commit_within_s: float | None = None,
+    *,
+    after_commit: bool = False,
 ) -> bool:
     """Embed in a forked process; return whether it was killed before it ended.
 
     It is killed after a time, counted from its next commit where that is waited for.
     """
+    before, kill_at = commits(store).keys(), math.inf
     child = os.fork()
     if child == 0:
         with Path(os.devnull).open("w") as silence:
             os.dup2(silence.fileno(), 2)
         embed_dataset(EmbedConfig(manifest=manifest, store=store, encoder=tower))
         os._exit(0)
-    if kill_after_s is not None:
-        if commit_within_s is not None:
-            wait_for_commit(store, commit_within_s)
-        time.sleep(kill_after_s)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    if kill_after_s is None:
-        assert os.waitstatus_to_exitcode(status) == 0
-    return os.WIFSIGNALED(status)
+    if kill_after_s is not None and not after_commit:
+        kill_at = time.monotonic() + kill_after_s
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if after_commit and commits(store).keys() != before:
+            after_commit, kill_at = False, time.monotonic() + kill_after_s
+        if time.monotonic() >= kill_at:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.004)
+    assert os.waitstatus_to_exitcode(ended[1]) in (0, -signal.SIGKILL)
+    return os.WIFSIGNALED(ended[1])
 
 
 def main(manifest: Path, folder: Path, tower: str, kills: int, seed: int) -> None:
     """Kill `kills` embeddings at random moments; a store that is complete makes room for a new."""
     torch.set_num_threads(1)
+    load(tower)  # so that transformers is imported once and not in every round
     numbers = random.Random(seed)
     started = time.monotonic()
     embed_in_child(manifest, folder / "reference.zarr", tower, None)
@@ -80,7 +79,7 @@ def main(manifest: Path, folder: Path, tower: str, kills: int, seed: int) -> Non
             killed += embed_in_child(manifest, store, tower, numbers.uniform(0, longest))
         else:
             soon = numbers.uniform(0, 0.1 * longest)
-            killed += embed_in_child(manifest, store, tower, soon, commit_within_s=longest)
+            killed += embed_in_child(manifest, store, tower, soon, after_commit=True)
         after = commits(store)
         rewritten += sum(after[name] != record for name, record in before.items())
         if (store / COMPLETE_MARK).exists():

@@ -22,7 +22,7 @@ from policy.errors import EncoderLoadError
 from tests.object_server import BUCKET
 from tests.pipeline.features.still_life import write_still_episode, write_still_life
 from tests.pipeline.tiny import VIEWS, create_store, tiny_identity, write_dataset
-from tests.tower import load, tiny_tower
+from tests.tower import WIDTH, load, tiny_tower
 
 BOTH = ("pooled", "grid")
 LENGTHS = (CHUNK_ROWS - 6, 20)  # two units
@@ -100,7 +100,7 @@ def test_in_passes_of_eight_cached_features_of_three_views_equal_live_ones(
 def test_all_features_are_stored_verified_and_live_the_same(embedded):
     manifest, store = embedded / "still.toml", embedded / "s.zarr"
     held = FeatureStore.open(store)
-    assert [spec.shape for spec in held.encoder.features] == [(768,), (4, 4, 64)]
+    assert [spec.shape for spec in held.encoder.features] == [(WIDTH,), (4, 4, 64)]
     assert held.attributes.fitted == ("grid",)
     assert_cached_equals_live(manifest, store, rows=slice(0, None, 55))
     assert not verify_checksums(store).damaged
