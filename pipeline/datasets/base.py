@@ -1,17 +1,17 @@
-"""The two seams of the datasets room: what a format offers, and what everything else reads.
+"""The two interfaces of datasets: `FormatReader` per file format, `EpisodeReader` per manifest.
 
-A `FormatReader` knows one file layout and nothing of manifests; `ManifestReader`
-(manifest_reader.py) turns one or several of them into the one `EpisodeReader` that embedding,
-checking and training see. Neither knows an encoder or a store.
+A `FormatReader` reads one file format. `ManifestReader` (manifest/reader.py) turns one or several
+of them into the `EpisodeReader` that embedding, checking and training use.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, UInt8
+from jaxtyping import Float, Float32, Float64, Shaped, UInt8
 
 from pipeline.errors import DatasetError, FrameReadError
 from pipeline.storage.location import Location, on_disk
@@ -19,138 +19,151 @@ from policy.spec import Fit
 
 
 def every_episode(number: int) -> bool:
-    """Want an episode, whatever its number."""
+    """Keep an episode, whatever its number."""
     return True
 
 
 @dataclass(frozen=True)
 class DatasetPlace:
-    """What a format's reader is asked to open."""
+    """What a `FormatReader` opens."""
 
     root: Location
-    """The data: a folder or a file, absolute, or an address."""
+    """The data: an absolute path of a folder or a file, or an address."""
     view_keys: tuple[str, ...]
-    """Where the format keeps each camera's frames, in view order."""
+    """The format's key of each camera's frames, in view order."""
     number_keys: tuple[str, ...]
-    """Where the format keeps the arrays that make up state and action; may repeat."""
+    """The format's keys of the arrays that make up state and action; may repeat."""
     allow_outside: bool = False
-    """Whether files may lie outside `root` (symbolic links, `..`)."""
+    """Whether files may be stored outside `root` (symbolic links, `..`)."""
     keeps: Callable[[int], bool] = every_episode
-    """Whether an episode with this number is wanted; others need not exist or be readable."""
+    """Whether the episode with this number is used; others need not exist or be readable."""
 
     @property
     def local_root(self) -> Path:
-        """The data, for layouts that are read from disks alone.
+        """The path of the data, for formats that are read from disks only.
 
         Raises:
-            DatasetError: it is an address.
+            DatasetError: `root` is an address.
         """
         root = on_disk(self.root)
         if root is None:
             raise DatasetError(
-                f"{self.root}: expected a layout that is read from object storage, found one that "
-                "is read from disks alone; copy the dataset to a disk, or mount its bucket"
+                f"{self.root}: expected a format that is read from object storage, found one that "
+                "is read from disks only; copy the dataset to a disk, or mount its bucket"
             )
         return root
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What the files say of the whole dataset, next to its arrays."""
+    """Metadata of a whole dataset."""
 
     is_simulated: bool | None = None
-    """Whether a simulator made it; None where the files do not say."""
+    """Whether a simulator made it; None if unknown."""
     gripper: str | None = None
-    """What the numbers of the gripper's action mean, where the layout's writer defines it."""
+    """Meaning of the action's gripper values, where the format defines it."""
     action_shift: int = 0
-    """`action_shift` that the layout's writer makes necessary."""
+    """`action_shift` that files of this format need."""
     remarks: tuple[str, ...] = ()
     """What reading leaves out or changes, a sentence each."""
 
 
 @dataclass(frozen=True)
 class EpisodeLabel:
-    """What the files say of one episode, next to its arrays."""
+    """Metadata of one episode."""
 
     success: bool | None = None
-    """Whether it solved its task; None where the files do not say."""
+    """Whether it solved its task; None if unknown."""
     task: str | None = None
     """Its task in words, or the name of its environment."""
 
 
 @dataclass(frozen=True)
 class FormatSurvey:
-    """What a look at a dataset finds, to start a manifest from."""
+    """Keys and metadata of a dataset, to draft a manifest from."""
 
     fps: float | None
-    """Control steps a second, where the files say so."""
+    """Control steps per second; None if unknown."""
     views: dict[str, tuple[int, int] | None]
-    """Keys of cameras, and (height, width) where the headers tell."""
+    """(height, width) per camera key; None if the headers do not contain it."""
     numbers: dict[str, tuple[str, ...]]
-    """Keys of number arrays, and the name of each column, or `0`, `1`, ... without names."""
+    """Column names per key of a number array; `0`, `1`, ... for columns without names."""
     notes: dict[str, str] = field(default_factory=dict)
-    """What the files say of themselves, by manifest key: `source`, `license`, ..."""
+    """Values of manifest keys that the files contain: `source`, `license`, ..."""
 
 
 def require_steps(start: int, stop: int, length: int, episode: str) -> None:
-    """Refuse a range of steps that an episode does not have; `episode` names it in messages.
+    """Refuse a range of steps outside an episode; `episode` names it in messages.
 
     Raises:
         FrameReadError: [start, stop) is not within [0, length).
     """
     if not 0 <= start <= stop <= length:
         raise FrameReadError(
-            f"{episode}: expected steps within 0..{length}, found [{start}, {stop}); ask for "
-            "steps that the episode has"
+            f"{episode}: expected steps within 0..{length}, found [{start}, {stop}); request "
+            "steps of the episode"
         )
 
 
-@runtime_checkable  # the test run checks return types
-class FormatReader(Protocol):
-    """One dataset of one file layout; constructed from a `DatasetPlace`.
+def as_floating(values: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Return real numbers of any type as float32 if that is exact, else as float64."""
+    is_small = values.dtype.kind == "f" and values.dtype.itemsize <= 4
+    return values.astype(np.float32 if is_small else np.float64)
 
-    Contains the episodes that `DatasetPlace.keeps` wants and no others. Construction checks every
-    file that these need by its headers (present, readable, of equal length, of one width over all
-    episodes), decodes no frame, and raises DatasetError; also where no episode is wanted.
-    Episodes are ordered by their number in the files; numbers may have gaps where the layout
-    allows them.
+
+class FormatReader(ABC):
+    """One dataset of one file format; constructed from a `DatasetPlace`.
+
+    Contains the episodes that `DatasetPlace.keeps` keeps, ordered by their number in the files
+    (which may have gaps). The constructor checks the headers of every file of these episodes
+    (present, readable, equal length, one width over all episodes), decodes no frame, and raises
+    DatasetError; also if no episode is kept.
     """
 
+    reads_objects: ClassVar[bool] = False
+    """Whether the format is read from object storage too."""
     num_episodes: int
-    """Number of wanted episodes, at least 1."""
+    """Number of kept episodes, at least 1."""
     fps: float | None
-    """Control steps a second as the files say; None where the layout does not keep it."""
+    """Control steps per second; None if the files do not contain it."""
     facts: DatasetFacts
-    """What the files say of the whole dataset."""
 
+    @abstractmethod
     def episode_number(self, episode: int) -> int:
-        """Return the number that the files give the episode at this position."""
+        """Return the number in the files of the episode at this position."""
 
+    @abstractmethod
     def episode_name(self, episode: int) -> str:
-        """Name an episode for messages: the path of its file, and the place in it."""
+        """Name an episode for messages: the path of its file, and its key or number."""
 
+    @abstractmethod
     def episode_length(self, episode: int) -> int:
         """Return the number of control steps of an episode, at least 1."""
 
     def label(self, episode: int) -> EpisodeLabel:
-        """Return what the files say of an episode.
+        """Return the metadata of an episode.
 
         Raises:
             DatasetError: it does not read.
         """
+        return EpisodeLabel()
 
+    @abstractmethod
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
         """Return (height, width) of a view's frames in pixels, decoding one frame at most."""
 
+    @abstractmethod
     def frames(
         self, episode: int, start: int, stop: int
     ) -> tuple[UInt8[np.ndarray, "t h w 3"], ...]:
-        """Read frames [start, stop) of one episode, one array a view key, upright, as RGB.
+        """Read frames [start, stop) of one episode, one array per view key, upright, as RGB.
 
         Raises:
-            FrameReadError: a frame is absent or does not decode; never fewer rows than asked.
+            FrameReadError: a step is out of range, or a frame is missing or does not decode;
+                never fewer rows than requested.
         """
 
+    @abstractmethod
     def numbers(self, episode: int, number_key: str) -> Float[np.ndarray, "t d"]:
         """Read one array of every step as float32 or float64; one-axis arrays have d = 1.
 
@@ -159,20 +172,36 @@ class FormatReader(Protocol):
         """
 
     def timestamp(self, episode: int) -> Float64[np.ndarray, " t"] | None:
-        """Return seconds since the episode's first step; None where the files keep no clock."""
+        """Return seconds since the episode's first step; None if the files contain no times.
+
+        Raises:
+            DatasetError: the times do not read.
+        """
+        return None
 
     def frame_drift(self, episode: int, view_key: str) -> float:
         """Return the largest distance in seconds between a step and its frame; 0 without times."""
+        return 0.0
 
     def subset(self, name: str) -> tuple[int, ...]:
         """Return the episode numbers of a subset that the files name (`valid`, `train`).
 
         Raises:
-            DatasetError: the files name no such subset; says which they name.
+            DatasetError: the files name no such subset.
         """
+        raise DatasetError(
+            f"{self.episode_name(0)}: expected a subset {name!r}, found a format without subsets; "
+            "list the episodes by number in the manifest"
+        )
 
+    @abstractmethod
     def close(self) -> None:
         """Close every open file; reading again opens them again."""
+
+    def _require_episode(self, episode: int) -> int:
+        if not 0 <= episode < self.num_episodes:
+            raise IndexError(f"episode {episode}, want 0..{self.num_episodes - 1}")
+        return episode
 
 
 @runtime_checkable
@@ -188,19 +217,18 @@ class EpisodeReader(Protocol):
     fps: float
     """Control steps per second."""
     fit: Fit
-    """What becomes of frames that are not square when they are resized."""
+    """How frames that are not square are resized."""
     num_episodes: int
-    """Number of episodes."""
     source_of: tuple[int, ...]
-    """Position of the manifest's source that each episode comes from, ascending."""
+    """Position of the manifest's source of each episode, ascending."""
     validation: tuple[int, ...] | None
-    """Episodes that the manifest keeps out of training; None where it leaves the choice open."""
+    """Episodes that the manifest keeps out of training; None if it has no split."""
 
     def episode_number(self, episode: int) -> int:
-        """Return the number that the files give the episode; sources number each for itself."""
+        """Return the number of the episode in its files; each source has its own numbers."""
 
     def episode_name(self, episode: int) -> str:
-        """Name an episode for messages: the path of its file, and the place in it."""
+        """Name an episode for messages: the path of its file, and its key or number."""
 
     def episode_length(self, episode: int) -> int:
         """Return the number of control steps of an episode, at least 1."""
@@ -211,10 +239,10 @@ class EpisodeReader(Protocol):
     def frames(
         self, episode: int, start: int, stop: int
     ) -> tuple[UInt8[np.ndarray, "t h w 3"], ...]:
-        """Read RGB frames [start, stop) of one episode, values in [0, 255], one array a view.
+        """Read RGB frames [start, stop) of one episode, values in [0, 255], one array per view.
 
         Raises:
-            FrameReadError: a frame is absent or does not decode; never fewer rows than asked.
+            FrameReadError: a frame is missing or does not decode; never fewer rows than requested.
         """
 
     def frame_drift(self, episode: int, view: str) -> float:
@@ -228,18 +256,18 @@ class EpisodeReader(Protocol):
         """
 
     def action(self, episode: int) -> Float32[np.ndarray, "t a"]:
-        """Read the action of every step, in the units of the manifest.
+        """Read the action of every step, in the units of the manifest, shifted as it states.
 
         Raises:
             DatasetError: a value is NaN or infinite as float32, or does not read.
         """
 
     def timestamp(self, episode: int) -> Float64[np.ndarray, " t"]:
-        """Return seconds since the episode's first step.
+        """Return seconds since the episode's first step; from `fps` if the files have no times.
 
         Raises:
             DatasetError: a time is NaN or infinite, or does not read.
         """
 
     def close(self) -> None:
-        """Close every open file."""
+        """Close every open file; reading again opens them again."""

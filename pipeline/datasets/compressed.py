@@ -1,11 +1,12 @@
-"""Compressed still images, JPEG and PNG, as datasets keep them: decoded whole or refused.
+"""JPEG and PNG images of datasets, decoded whole or refused.
 
-Damage inside a JPEG that ends properly cannot be told, because JPEG keeps no checksum.
+Damage inside a JPEG that ends properly is not found, because JPEG has no checksum.
 """
 
 import io
 import struct
 import zlib
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -13,13 +14,13 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.datasets.causes import one_line
-from pipeline.datasets.limits import MAX_PIXELS
 from pipeline.datasets.manifest.selection import LEAVE_OUT
+from pipeline.datasets.pixels import MAX_PIXELS
 from pipeline.errors import FrameReadError
 
 _COLOR_MODES: Final = ("RGB", "L", "RGBA")  # of Pillow; alpha is dropped
 _PNG_START: Final = b"\x89PNG\r\n\x1a\n"
-_PNG_END: Final = b"IEND\xaeB`\x82"  # the last chunk, without which Pillow does
+_PNG_END: Final = b"IEND\xaeB`\x82"  # the last chunk, which Pillow does not require
 _BROKEN: Final = (  # what Pillow raises for damaged files
     OSError,
     SyntaxError,
@@ -37,8 +38,7 @@ def decode_image(data: bytes | UInt8[np.ndarray, " n"], where: str) -> UInt8[np.
     """Decode one JPEG or PNG image of 8 bits a channel to RGB, values in [0, 255].
 
     Args:
-        data: the file's bytes; what follows its end is ignored, as the zeros with which arrays of
-            JPEGs are padded.
+        data: the file's bytes; bytes after its end are ignored, such as padding with zeros.
         where: names the image in messages.
 
     Returns:
@@ -48,7 +48,7 @@ def decode_image(data: bytes | UInt8[np.ndarray, " n"], where: str) -> UInt8[np.
         FrameReadError: the image is cut off, damaged, of another format, neither color nor gray, or
             larger than `MAX_PIXELS`.
     """
-    # Without its padding, a picture that was cut off ends too early, which Pillow notices.
+    # Without its padding, an image that was cut off ends too early, which Pillow notices.
     content = bytes(data).rstrip(b"\0")
     if content.startswith(_PNG_START) and _PNG_END not in content:
         raise _unreadable(where, f"a PNG that is cut off after {len(content)} bytes")
@@ -59,11 +59,31 @@ def decode_image(data: bytes | UInt8[np.ndarray, " n"], where: str) -> UInt8[np.
             raise _unreadable(where, str(error)) from error
 
 
+def decode_images(
+    files: Iterable[bytes], names: Iterable[str], size: tuple[int, int]
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Decode images of one size (height, width) to RGB; `names` names each in messages.
+
+    Raises:
+        FrameReadError: as `decode_image`, or an image is of another size.
+    """
+    images = []
+    for data, where in zip(files, names, strict=True):
+        image = decode_image(data, where)
+        if image.shape[:2] != size:
+            raise FrameReadError(
+                f"{where}: expected {size[0]}x{size[1]} pixels as the first frame, found "
+                f"{image.shape[0]}x{image.shape[1]}; {LEAVE_OUT}"
+            )
+        images.append(image)
+    return np.stack(images) if images else np.empty((0, *size, 3), np.uint8)
+
+
 def image_size(data: bytes | UInt8[np.ndarray, " n"], where: str) -> tuple[int, int]:
     """Return (height, width) in pixels from the header of a JPEG or PNG image.
 
     Raises:
-        FrameReadError: as of `decode_image`, as far as the header tells.
+        FrameReadError: as `decode_image`, by the header.
     """
     with _opened(bytes(data), where) as image:
         return image.height, image.width

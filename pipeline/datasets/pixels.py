@@ -1,20 +1,21 @@
-"""Raw frames as arrays hold them, turned into RGB of 8 bits.
+"""Raw frames of arrays, turned into RGB of 8 bits.
 
-Arrays differ in where the channels are (last or first), in how many there are (RGB or RGBA, of
-which alpha is dropped), and in what their numbers mean: bytes, or floating point of [0, 255] or
-[0, 1]. The scale of floating point belongs to a whole camera: a frame alone may be black in both.
+Channels are last or first, RGB or RGBA (alpha is dropped), of uint8 or of floating point in
+[0, 255] or [0, 1]. This scale is decided per camera: a single frame may be black in both.
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from pipeline.errors import FrameReadError
+from pipeline.errors import DatasetError, FrameReadError
 
-LOOKS: Final = 16  # episodes that are looked at to decide a scale
+MAX_PIXELS: Final = 64_000_000  # per frame; twice those of an 8K camera, 192 MB as RGB
+_MAX_LOOKS: Final = 16  # episodes of which a frame is read to decide a scale
 Scale = Literal["levels", "unit"]
 """Of floating point: whole numbers in [0, 255], or [0, 1]."""
 _TOP: Final[dict[Scale, int]] = {"levels": 255, "unit": 1}
@@ -22,7 +23,7 @@ _TOP: Final[dict[Scale, int]] = {"levels": 255, "unit": 1}
 
 @dataclass(frozen=True)
 class PixelLayout:
-    """How an array holds one frame."""
+    """The layout of one frame in an array."""
 
     size: tuple[int, int]
     """(height, width) in pixels."""
@@ -37,12 +38,12 @@ class PixelLayout:
 
         Args:
             frames: of this layout.
-            scale: of floating point; `decide_scale` tells it.
+            scale: of floating point; from `decide_scale`.
             where: names the camera in messages.
             start: step of the first frame, for messages.
 
         Raises:
-            FrameReadError: a floating-point value is none of its scale.
+            FrameReadError: a floating-point value is not of this scale.
         """
         if self.channels_first:
             frames = np.moveaxis(frames, 1, -1)
@@ -53,12 +54,7 @@ class PixelLayout:
 
 
 def pixel_layout(shape: tuple[int, ...], dtype: Any) -> PixelLayout | None:
-    """Tell by an array's header how it holds frames; None where it holds none.
-
-    Args:
-        shape: of the array: steps, then the axes of a frame.
-        dtype: of its numbers.
-    """
+    """Return the layout of an array of frames (first axis: steps); None for other arrays."""
     if len(shape) != 4 or not (dtype == np.uint8 or dtype.kind == "f"):
         return None
     for axis in (3, 1):
@@ -73,32 +69,64 @@ def pixel_layout(shape: tuple[int, ...], dtype: Any) -> PixelLayout | None:
     return None
 
 
-def kind_of_array(shape: tuple[int, ...], dtype: Any) -> str:
-    """Name an array that holds no color frames, for messages."""
-    is_single = len(shape) == 3 or (len(shape) == 4 and 1 in (shape[1], shape[3]))
-    if is_single and (dtype.kind == "f" or (dtype.kind in "iu" and dtype.itemsize == 2)):
-        bits = 8 * dtype.itemsize
-        return f"{bits}-bit depth, {dtype} {shape}"
-    return f"{dtype} {shape}"
-
-
-def decide_scale(looks: Iterable[Shaped[np.ndarray, "t _ _ _"]]) -> Scale:
-    """Tell the scale of a camera's floating-point frames from some of them.
+def require_layout(shape: tuple[int, ...], dtype: Any, where: str, others: str) -> PixelLayout:
+    """Return the layout of an array of frames.
 
     Args:
-        looks: frames, read one after the other until they tell; all of 0 and 1, as black ones
-            are, do not.
+        shape: of the array; the first axis are steps.
+        dtype: of the array.
+        where: names the array in messages.
+        others: what else the format accepts, for messages.
+
+    Raises:
+        DatasetError: the array contains no color frames, or they are too large.
     """
-    for frames in looks:
-        if not np.isfinite(frames).all() or (frames > 1).any():
-            return "levels"
-        if (frames != np.floor(frames)).any():
-            return "unit"
+    layout = pixel_layout(shape, dtype)
+    if layout is None:
+        is_single = len(shape) == 3 or (len(shape) == 4 and 1 in (shape[1], shape[3]))
+        is_depth = is_single and (dtype.kind == "f" or dtype in (np.uint16, np.int16))
+        raise DatasetError(
+            f"{where}: expected RGB frames (steps, height, width, 3) of uint8 or floating point"
+            f"{others}, found {'depth, ' if is_depth else ''}{dtype} {shape}; name a color camera"
+        )
+    require_pixels(*layout.size, where)
+    return layout
+
+
+def require_pixels(height: int, width: int, where: str) -> None:
+    """Refuse frames of no pixels or of more than `MAX_PIXELS`.
+
+    Raises:
+        DatasetError: the size is out of range.
+    """
+    if not 1 <= height * width <= MAX_PIXELS:
+        raise DatasetError(
+            f"{where}: expected frames of 1 to {MAX_PIXELS} pixels, found {height}x{width}; name "
+            "another camera, or write the frames again"
+        )
+
+
+def decide_scale(
+    read_frame: Callable[[int], Shaped[np.ndarray, "1 _ _ _"]], num_episodes: int
+) -> Scale:
+    """Decide the scale of a camera's floating-point frames from a frame of some episodes.
+
+    Args:
+        read_frame: reads a frame of an episode; frames of only 0 and 1 decide nothing.
+        num_episodes: number of episodes.
+    """
+    for episode in range(min(_MAX_LOOKS, num_episodes)):
+        with contextlib.suppress(DatasetError, FrameReadError):
+            frame = read_frame(episode)
+            if not np.isfinite(frame).all() or (frame > 1).any():
+                return "levels"
+            if (frame != np.floor(frame)).any():
+                return "unit"
     return "levels"
 
 
 def alpha_remarks(layouts: Mapping[str, PixelLayout | None]) -> tuple[str, ...]:
-    """Say once of each camera with an alpha channel that it is dropped."""
+    """Return a remark per camera whose alpha channel is dropped."""
     return tuple(
         f"alpha of {key} is dropped"
         for key, layout in layouts.items()

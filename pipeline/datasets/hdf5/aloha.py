@@ -1,27 +1,26 @@
-"""Episodes in the HDF5 layout of ACT and ALOHA, one file an episode.
+"""Episodes in the HDF5 format of ACT and ALOHA, one file per episode.
 
-A folder of `episode_<i>.hdf5`. In a file, `/observations/images/<camera>` holds raw frames
+A folder of `episode_<i>.hdf5`. In a file, `/observations/images/<camera>` contains raw frames
 (t, h, w, 3) uint8, or JPEG files (t, bytes) uint8, padded with zeros to the longest; `qpos`,
-`qvel` and `effort` of `/observations`, `/action` and `/base_action` hold numbers (t, d). Numbers of
-files may have gaps; the attributes `sim`, `compress` and `compress_len` are not needed.
+`qvel` and `effort` of `/observations`, `/action` and `/base_action` contain numbers (t, d). Numbers
+of files may have gaps; the attributes `sim`, `compress` and `compress_len` are not needed.
 Source: tonyzhaozh/act@42a5e2f, utils.py; MarkFzp/act-plus-plus@329a237, compress_data.py.
 Differs from the source: a file whose arrays differ in length is refused.
 """
 
 import re
 from dataclasses import replace
-from itertools import pairwise
 from typing import Final
 
 import h5py
 
 from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, FormatSurvey
 from pipeline.datasets.hdf5.episodes import (
-    EpisodePlace,
+    EpisodeGroup,
     Hdf5Layout,
     agreed_fps,
-    describe_episode,
     positive_number,
+    read_header,
     survey_episode,
     text,
     truth,
@@ -43,26 +42,26 @@ LAYOUT: Final = Hdf5Layout(
 )
 _EPISODE_NAME: Final = re.compile(r"episode_([0-9]{1,18})\.hdf5")  # 18 digits fit 64 bits
 _TASK_NAMES: Final = ("task", "instruction", "language_instruction", "env")  # attributes
-_COMPANIONS: Final = ("features", "mirror")  # files that users of ACT leave beside the episodes
+_COMPANIONS: Final = ("features", "mirror")  # files that users of ACT store next to episodes
 
 
 class AlohaHdf5Reader(Hdf5Reader):
-    """A folder of `episode_<i>.hdf5`, sorted by number; implements `FormatReader`."""
+    """A folder of `episode_<i>.hdf5`, sorted by number."""
 
     def __init__(self, place: DatasetPlace) -> None:
-        """Open the folder and check every wanted file by its headers; no frame or number is read.
+        """Check the headers of every kept file; no frame or number is read.
 
         Raises:
-            DatasetError: the folder holds no episode, or a file is damaged, lacks a key, links to
-                another file, was cut off while recording, or does not agree with itself or the
-                others.
+            DatasetError: the folder contains no episode, or a file is damaged, lacks a key, links
+                to another file, was cut off while recording, or its arrays differ in length or
+                from those of other files in width.
         """
         episodes, stated = [], []
         simulated: set[bool | None] = set()
         for number, path in _episode_files(place):
             with open_hdf5(path) as file:
-                where = EpisodePlace(path=path, group="", number=number)
-                facts = describe_episode(file, where, place, LAYOUT)
+                where = EpisodeGroup(path=path, group="", number=number)
+                facts = read_header(file, where, place, LAYOUT)
                 episodes.append(replace(facts, label=_label(file)))
                 stated.append((path, _fps(file)))
                 simulated.add(truth(file.attrs.get("sim")))
@@ -74,24 +73,11 @@ class AlohaHdf5Reader(Hdf5Reader):
             remarks=alpha_remarks(episodes[0].layouts),
         )
 
-    def subset(self, name: str) -> tuple[int, ...]:
-        """Refuse: the layout has no place for subsets.
-
-        Raises:
-            DatasetError: always.
-        """
-        root = self._episodes[0].place.path.parent
-        raise DatasetError(
-            f"{root}: expected a subset {name!r}, found that ACT's layout names none; list the "
-            "numbers of the episodes in the manifest"
-        )
-
     @staticmethod
     def recognizes(root: Location) -> bool:
-        """Whether there is a folder of `episode_<i>.hdf5`, the first of which has observations.
+        """Whether `root` is a folder of `episode_<i>.hdf5`, the first of which has observations.
 
-        A first file that does not open, or is a link to outside and is not opened, counts, so that
-        opening the dataset names it.
+        A first file that does not open counts, so that opening the dataset names it.
         """
         try:
             names = open_folder(root).children() or ()
@@ -104,30 +90,30 @@ class AlohaHdf5Reader(Hdf5Reader):
         try:
             with open_hdf5(file_in(root, first[0], allow_outside=False)) as file:
                 return isinstance(find_object(file, "observations"), h5py.Group)
-        except HDF5_ERRORS:  # our own errors are among them
+        except HDF5_ERRORS:
             return True
 
     @staticmethod
     def survey(root: Location) -> FormatSurvey:
-        """List what the first file holds; columns have no names in this layout.
+        """List the arrays of the first file; columns have no names in this format.
 
         Raises:
-            DatasetError: the folder holds no episode, or the first file is damaged or has no
+            DatasetError: the folder contains no episode, or the first file is damaged or has no
                 camera.
         """
         number, path = _episode_files(DatasetPlace(root, (), ()))[0]
         with open_hdf5(path) as file:
-            where = EpisodePlace(path=path, group="", number=number)
+            where = EpisodeGroup(path=path, group="", number=number)
             return survey_episode(file, where, LAYOUT, fps=_fps(file), notes={})
 
 
 def _fps(file: h5py.File) -> float | None:
-    """Return what our own recorder notes; ACT and ALOHA note no rate."""
+    """Return the attribute that our own recorder writes; ACT and ALOHA store no rate."""
     return positive_number(file.attrs.get("fps"))
 
 
 def _label(file: h5py.File) -> EpisodeLabel:
-    """Return what recorders note: ours `success` and `env`, others the task in words."""
+    """Return the attributes of recorders: ours `success` and `env`, others the task in words."""
     words = (text(file.attrs.get(name)) for name in _TASK_NAMES)
     return EpisodeLabel(
         success=truth(file.attrs.get("success")), task=next(filter(None, words), None)
@@ -135,7 +121,7 @@ def _label(file: h5py.File) -> EpisodeLabel:
 
 
 def _episode_files(place: DatasetPlace) -> list[tuple[int, Location]]:
-    """Return the wanted episodes' numbers and files, by number."""
+    """Return the kept episodes' numbers and files, by number."""
     root, folder = place.root, open_folder(place.root)
     names = folder.children()
     if names is None:
@@ -160,12 +146,6 @@ def _episode_files(place: DatasetPlace) -> list[tuple[int, Location]]:
         )
     wanted = wanted_numbers(place, (number for number, _ in numbered))
     numbered = sorted(pair for pair in numbered if pair[0] in wanted)
-    for (number, path), (following, twin) in pairwise(numbered):
-        if number == following:
-            raise DatasetError(
-                f"{twin}: expected one file for episode {number}, found {path.name} too; remove or "
-                "rename one"
-            )
     for _, path in numbered:
         file_in(root, path.name, allow_outside=place.allow_outside)
     return numbered

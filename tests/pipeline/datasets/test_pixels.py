@@ -121,7 +121,7 @@ def test_every_kind_of_picture_is_the_rgb_that_was_recorded(tmp_path, write, mak
 
 
 @pytest.mark.parametrize("write", [aloha, robomimic, zarr])
-def test_dropped_alpha_is_said_once(tmp_path, write):
+def test_dropped_alpha_is_a_remark(tmp_path, write):
     [remark] = write(tmp_path, with_alpha).facts.remarks
     assert remark.startswith("alpha of ")
 

