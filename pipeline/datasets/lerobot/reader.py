@@ -1,9 +1,9 @@
-"""Episodes of a LeRobot dataset, once it is known which rows and which stretch of video are theirs.
+"""Episodes of a LeRobot dataset, once their rows and clips are located; common to all versions.
 
-The versions differ in how they say that; the rest is the same and stands here.
 Source: huggingface/lerobot@7427f318:src/lerobot/datasets/dataset_reader.py (facts only).
 """
 
+from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, Final
@@ -15,18 +15,14 @@ from pipeline.datasets.base import (
     DatasetFacts,
     DatasetPlace,
     EpisodeLabel,
+    FormatReader,
     FormatSurvey,
     require_steps,
 )
 from pipeline.datasets.causes import one_line, why_unreadable
-from pipeline.datasets.compressed import decode_image, image_size
+from pipeline.datasets.compressed import decode_images, image_size
 from pipeline.datasets.lerobot.clock import step_seconds
-from pipeline.datasets.lerobot.episodes import (
-    EpisodeFiles,
-    HeaderChecks,
-    LocatedEpisodes,
-    view_kinds,
-)
+from pipeline.datasets.lerobot.episodes import EpisodeFiles, check_headers, view_kinds
 from pipeline.datasets.lerobot.info import (
     INFO_PATH,
     LeRobotInfo,
@@ -36,7 +32,7 @@ from pipeline.datasets.lerobot.info import (
     require_feature,
     survey_info,
 )
-from pipeline.datasets.lerobot.table import ParquetTable, StoredImage
+from pipeline.datasets.lerobot.table import ParquetTable
 from pipeline.datasets.manifest.paths import read_small_file
 from pipeline.datasets.video import VideoDecoder, match_frames
 from pipeline.errors import DatasetError, FrameReadError
@@ -45,44 +41,49 @@ SUCCESS_KEY: Final = "next.success"
 DECODER_THREADS: Final = 2  # of all cameras together; each takes one, a single camera both
 
 
-class LeRobotReader:
-    """A LeRobot dataset whose episodes have been located; implements `FormatReader`."""
+class LeRobotReader(FormatReader):
+    """A LeRobot dataset; subclasses locate the episodes of their versions."""
 
-    reads_objects = False
     versions: ClassVar[tuple[str, ...]]
-    """Versions of the layout that a subclass reads."""
+    """`codebase_version`s that a subclass reads."""
 
-    def __init__(self, place: DatasetPlace, info: LeRobotInfo, located: LocatedEpisodes) -> None:
-        """Check every file of the wanted episodes by its header; no frame is decoded.
-
-        Args:
-            place: what to open.
-            info: its `meta/info.json`.
-            located: where each episode lies.
+    def __init__(self, place: DatasetPlace) -> None:
+        """Read the index and check every file of the kept episodes by its header.
 
         Raises:
-            DatasetError: a key is no such feature, or a file is missing, damaged or too short.
+            DatasetError: another version, an index that lacks a kept episode, a key that is not a
+                feature, no kept episode, or a file that is missing, damaged, too short, of more
+                frames than rows, or outside the root.
         """
-        self._place, self._info, self._episodes = place, info, located.wanted
-        self._num_indexed = located.num_indexed
-        self._root = place.local_root
+        self._place, self._root = place, place.local_root
+        info = read_info(self._root, self.versions, allow_outside=place.allow_outside)
+        self._info, self._fps = info, info.fps
         self.fps: float | None = info.fps
         is_named = isinstance(info.robot_type, str) and info.robot_type not in ("", "unknown")
         robot = (f"robot: {one_line(info.robot_type)}",) if is_named else ()
         self.facts = DatasetFacts(remarks=robot)
-        self._fps = info.fps
-        self.num_episodes: int = len(located.wanted)
         self._kinds = view_kinds(place, info)
         self._videos = [key for key, kind in self._kinds.items() if kind == "video"]
-        self._video_sizes = HeaderChecks(place, info, located).run()
+        self._episodes, self._num_indexed = self.locate(place, info)
+        self.num_episodes: int = len(self._episodes)
+        self._video_sizes = check_headers(place, info, self._episodes)
         self._image_sizes: dict[str, tuple[int, int]] = {}
         self._table: ParquetTable | None = None
         self._decoders: dict[str, VideoDecoder] = {}
         self._positions: dict[str, tuple[int, Int64[np.ndarray, " t"]]] = {}  # key: episode, frames
 
+    @staticmethod
+    @abstractmethod
+    def locate(place: DatasetPlace, info: LeRobotInfo) -> tuple[tuple[EpisodeFiles, ...], int]:
+        """Return the files of the kept episodes, by number, and the number of all episodes.
+
+        Raises:
+            DatasetError: the index does not read, lacks a kept episode, or contradicts itself.
+        """
+
     @classmethod
     def recognizes(cls, root: Path) -> bool:
-        """Tell by `meta/info.json` whether this is a LeRobot dataset of these versions."""
+        """Whether `meta/info.json` is of a LeRobot dataset of these versions."""
         return has_version(root, cls.versions)
 
     @classmethod
@@ -95,20 +96,17 @@ class LeRobotReader:
         return survey_info(root, read_info(root, cls.versions))
 
     def episode_number(self, episode: int) -> int:
-        """Return the number that the files give the episode at this position."""
         return self._at(episode).number
 
     def episode_name(self, episode: int) -> str:
-        """Name an episode for messages: the path of its rows' file, and its number."""
         files = self._at(episode)
         return f"{files.table}: episode {files.number}"
 
     def episode_length(self, episode: int) -> int:
-        """Return the number of control steps of an episode, at least 1."""
         return self._at(episode).length
 
     def label(self, episode: int) -> EpisodeLabel:
-        """Return the task that the index names, and whether any step is marked as success.
+        """Return the task of the index, and whether any step is marked as success.
 
         Raises:
             DatasetError: the column `next.success` does not read.
@@ -116,7 +114,7 @@ class LeRobotReader:
         files = self._at(episode)
         success = None
         if SUCCESS_KEY in self._info.features:
-            marks = self._open_table(files).values_or_nan(SUCCESS_KEY)[self._rows(files)]
+            marks = self._open_table(files).flags(SUCCESS_KEY)[self._rows(files)]
             success = None if np.isnan(marks).all() else bool(np.nansum(marks) > 0)
         return EpisodeLabel(success=success, task=files.task)
 
@@ -124,47 +122,45 @@ class LeRobotReader:
         """Return (height, width) of a view's frames in pixels, from the header of its file.
 
         Raises:
-            DatasetError: the first picture of an image column does not read.
+            DatasetError: the first image of an image column does not read.
         """
         files = self._at(episode)
         if self._kinds[view_key] == "video":
             return self._video_sizes[view_key][files.clips[view_key].path]
         if view_key not in self._image_sizes:
-            where = f"{self.episode_name(0)}: {view_key}: frame 0"
             try:
-                (image,) = self._images(0, view_key, 0, 1)
-                size = image_size(self._image_bytes(image, where), where)
+                (data,), (name,) = self._images(0, view_key, 0, 1)
+                self._image_sizes[view_key] = image_size(data, name)
             except FrameReadError as error:
                 raise DatasetError(str(error)) from error
-            self._image_sizes[view_key] = size
         return self._image_sizes[view_key]
 
     def frames(
         self, episode: int, start: int, stop: int
     ) -> tuple[UInt8[np.ndarray, "t h w 3"], ...]:
-        """Read frames [start, stop) of one episode, one array a view key, as RGB.
+        """Read frames [start, stop) of one episode, as `FormatReader.frames` does.
 
         Reading in order decodes each frame of a video once, across episodes.
-
-        Raises:
-            FrameReadError: a step is out of range, or has no frame of its own, or it does not
-                decode; never fewer rows than asked.
         """
         require_steps(start, stop, self.episode_length(episode), self.episode_name(episode))
         try:
             videos = self._video_frames(episode, start, stop)
             return tuple(
-                videos[key] if key in videos else self._image_frames(episode, key, start, stop)
+                videos[key]
+                if key in videos
+                else decode_images(
+                    *self._images(episode, key, start, stop), self.frame_size(episode, key)
+                )
                 for key in self._place.view_keys
             )
         except DatasetError as error:
             raise FrameReadError(str(error)) from error
 
     def numbers(self, episode: int, number_key: str) -> Float[np.ndarray, "t d"]:
-        """Read one feature of every step, flattened; float32 stays so, integers become float64.
+        """Read one feature of every step, flattened.
 
         Raises:
-            DatasetError: the column does not read, or is not as wide as `meta/info.json` says.
+            DatasetError: the column does not read, or is not as wide as `meta/info.json` states.
         """
         files = self._at(episode)
         feature = require_feature(self._root, self._info, number_key, ("numbers",))
@@ -172,23 +168,18 @@ class LeRobotReader:
         if values.shape[1] != feature.width:
             raise DatasetError(
                 f"{self.episode_name(episode)}: {number_key}: expected width {feature.width} as "
-                f"{INFO_PATH} says, found {values.shape[1]}; correct one of them"
+                f"in {INFO_PATH}, found {values.shape[1]}; correct one of them"
             )
         return values
 
     def timestamp(self, episode: int) -> Float64[np.ndarray, " t"] | None:
-        """Return seconds since the episode's first step.
-
-        Raises:
-            DatasetError: the rows do not read, or a time is not finite.
-        """
         seconds = self._seconds(self._at(episode))
         return np.asarray(seconds - seconds[0])
 
     def frame_drift(self, episode: int, view_key: str) -> float:
         """Return the largest distance in seconds between a step and its frame; decodes nothing.
 
-        Image columns have no times of their own, and no drift.
+        Image columns have no times, and no drift.
 
         Raises:
             FrameReadError: a step has no frame.
@@ -203,15 +194,14 @@ class LeRobotReader:
         return float(np.abs(shown_s[positions] - wanted_s).max())
 
     def subset(self, name: str) -> tuple[int, ...]:
-        """Return the episode numbers of a split of `meta/info.json`, unwanted ones too.
+        """Return the episode numbers of a split of `meta/info.json`, also of episodes not kept.
 
         Raises:
-            DatasetError: there is no such split; says which there are.
+            DatasetError: there is no such split.
         """
         return read_split(self._root, self._info, name, self._num_indexed)
 
     def close(self) -> None:
-        """Close every open file; reading again opens them again."""
         for decoder in self._decoders.values():
             decoder.close()
         self._decoders.clear()
@@ -221,9 +211,7 @@ class LeRobotReader:
             self._table = None
 
     def _at(self, episode: int) -> EpisodeFiles:
-        if not 0 <= episode < self.num_episodes:
-            raise IndexError(f"episode {episode}, want 0..{self.num_episodes - 1}")
-        return self._episodes[episode]
+        return self._episodes[self._require_episode(episode)]
 
     def _view_name(self, episode: int, key: str) -> str:
         files = self._at(episode)
@@ -238,27 +226,22 @@ class LeRobotReader:
         return self._table
 
     def _rows(self, files: EpisodeFiles) -> slice:
-        """Find an episode's rows, and hold them against what its index says."""
+        """Find an episode's rows, and compare them with its index."""
         table = self._open_table(files)
-        first, wanted = 0, np.arange(files.length)
+        first, owners = 0, table.integers("episode_index")
         if files.first_index is not None:
-            wanted += files.first_index
-            first = int(np.searchsorted(table.integers("index"), files.first_index))
+            indices = table.integers("index")
+            first = int(np.searchsorted(indices, files.first_index))
         rows = slice(first, first + files.length)
+        is_good = len(owners[rows]) == files.length and (owners[rows] == files.number).all()
         if files.first_index is not None:
-            found = table.integers("index")[rows]
-            if not np.array_equal(found, wanted):
-                raise DatasetError(
-                    f"{files.table}: episode {files.number}: expected rows with index "
-                    f"{wanted[0]} to {wanted[-1]} one after the other, found others or none; "
-                    "download the files of this dataset again"
-                )
-        owners = table.integers("episode_index")[rows]
-        if len(owners) != files.length or (owners != files.number).any():
+            wanted = np.arange(files.first_index, files.first_index + files.length)
+            is_good = is_good and np.array_equal(indices[rows], wanted)
+        if not is_good:
             raise DatasetError(
                 f"{files.table}: episode {files.number}: expected {files.length} rows with its "
-                f"number in episode_index, found {(owners == files.number).sum()} of "
-                f"{len(owners)}; download the files of this dataset again"
+                f"number in episode_index and, in files of many episodes, consecutive index from "
+                f"{files.first_index}, found others; download the files of this dataset again"
             )
         return rows
 
@@ -268,7 +251,7 @@ class LeRobotReader:
         return step_seconds(self._open_table(files), self._rows(files), self._fps, where)
 
     def _decoder(self, episode: int, key: str) -> VideoDecoder:
-        """Return the camera's one open file, another than before only for another path."""
+        """Return the camera's only open file."""
         path = self._at(episode).clips[key].path
         decoder = self._decoders.get(key)
         if decoder is None or decoder.path != path:
@@ -280,7 +263,7 @@ class LeRobotReader:
         return decoder
 
     def _frame_positions(self, episode: int, key: str) -> Int64[np.ndarray, " t"]:
-        """Match the whole episode at once, so that no request sees a part of the defects."""
+        """Match the whole episode at once, so that every request finds every defect."""
         cached = self._positions.get(key)
         if cached is None or cached[0] != episode:
             files, where = self._at(episode), self._view_name(episode, key)
@@ -297,7 +280,7 @@ class LeRobotReader:
     def _video_frames(
         self, episode: int, start: int, stop: int
     ) -> dict[str, UInt8[np.ndarray, "t h w 3"]]:
-        """Decode all cameras side by side: more of a speed-up than threads within one video."""
+        """Decode all cameras in parallel: faster than threads within one video."""
         positions = {key: self._frame_positions(episode, key)[start:stop] for key in self._videos}
         decoders = {key: self._decoder(episode, key) for key in self._videos}
 
@@ -309,37 +292,25 @@ class LeRobotReader:
         with ThreadPoolExecutor(DECODER_THREADS) as threads:
             return dict(zip(positions, threads.map(decode, positions), strict=True))
 
-    def _image_frames(
+    def _images(
         self, episode: int, key: str, start: int, stop: int
-    ) -> UInt8[np.ndarray, "t h w 3"]:
-        size = self.frame_size(episode, key)
-        frames = np.empty((stop - start, *size, 3), np.uint8)
-        for row, image in enumerate(self._images(episode, key, start, stop)):
-            where = f"{self.episode_name(episode)}: {key}: frame {start + row}"
-            pixels = decode_image(self._image_bytes(image, where), where)
-            if pixels.shape[:2] != size:
-                raise FrameReadError(
-                    f"{where}: expected {size[0]}x{size[1]} pixels as in "
-                    f"{self.episode_name(0)}, found {pixels.shape[0]}x{pixels.shape[1]}; keep "
-                    "one size to a camera"
-                )
-            frames[row] = pixels
-        return frames
-
-    def _images(self, episode: int, key: str, start: int, stop: int) -> list[StoredImage]:
+    ) -> tuple[list[bytes], list[str]]:
+        """Return the encoded images of an image column, and their names for messages."""
         files = self._at(episode)
         first = self._rows(files).start
-        return self._open_table(files).images(key, first + start, first + stop)
+        stored = self._open_table(files).images(key, first + start, first + stop)
+        names = [f"{self.episode_name(episode)}: {key}: frame {n}" for n in range(start, stop)]
+        images = zip(stored, names, strict=True)
+        return [self._image_bytes(*image, name) for image, name in images], names
 
-    def _image_bytes(self, image: StoredImage, where: str) -> bytes:
-        if image.data is not None:
-            return image.data
-        assert image.path is not None
-        outside = self._place.allow_outside
+    def _image_bytes(self, data: bytes | None, path: str | None, name: str) -> bytes:
+        if data:
+            return data
+        assert path is not None
         try:
-            return read_small_file(self._root, image.path, allow_outside=outside)
+            return read_small_file(self._root, path, allow_outside=self._place.allow_outside)
         except OSError as error:
             raise FrameReadError(
-                f"{where}: expected an image file {image.path}, "
-                + why_unreadable(self._root / image.path, error, "download it again")
+                f"{name}: expected an image file {path}, "
+                + why_unreadable(self._root / path, error, "download it again")
             ) from error

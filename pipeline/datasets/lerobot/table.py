@@ -1,12 +1,10 @@
-"""Parquet files as arrays: the only file that knows pyarrow.
+"""Parquet files as arrays: the only file that imports pyarrow.
 
-Lists of fixed and of variable size, lists in lists and single values all become rows of numbers;
-pictures become their bytes.
-Source: Apache Parquet format; the columns that LeRobot writes, formats facts of
-huggingface/lerobot@7427f318:src/lerobot/datasets/utils.py.
+Source: Apache Parquet format; columns as huggingface/lerobot@7427f318:src/lerobot/datasets/utils.py
+writes them (facts only).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,40 +13,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float64, Int64
 
-from pipeline.datasets.causes import one_line, why_unreadable
-from pipeline.datasets.limits import MAX_NUMBERS
+from pipeline.datasets.base import as_floating
+from pipeline.datasets.causes import why_unreadable
 from pipeline.errors import DatasetError
 
 # What pyarrow raises for files that are damaged, cut off or of another kind.
-_DAMAGE: Final = (pa.ArrowException, OSError, ValueError, KeyError, EOFError, MemoryError)
-
-
-@dataclass(frozen=True)
-class StoredImage:
-    """A picture of an image column: its encoded bytes, or the path of a file that has them."""
-
-    data: bytes | None
-    path: str | None
+_DAMAGE: Final = (pa.ArrowException, OSError, ValueError, KeyError, EOFError)
 
 
 class ParquetTable:
-    """One parquet file, read column by column; columns of numbers are kept once read."""
+    """One parquet file, read column by column; columns of numbers stay in memory."""
 
     def __init__(self, path: Path) -> None:
         """Open a file and read its footer.
 
         Raises:
-            DatasetError: it is absent, damaged, no parquet file, or was never finished.
+            DatasetError: it is missing, damaged, not a parquet file, or was never finished.
         """
         self.path = path
-        self._arrays: dict[str, Any] = {}
-        self._pictures: dict[str, tuple[int, Any]] = {}  # key: (first row, rows of one row group)
+        self._arrays: dict[str, np.ndarray] = {}
+        self._images: dict[str, tuple[int, Any]] = {}  # key: (first row, rows of one row group)
         try:
             self._file = pq.ParquetFile(path)
         except _DAMAGE as error:
-            advice = "download the file again"
-            if "magic bytes" in str(error).lower():
-                advice = "finalize the recording if it was not finished, or copy it again"
+            advice = "finalize the recording if it was not finished, or download the file again"
             raise DatasetError(
                 f"{path}: expected a parquet file, {why_unreadable(path, error, advice)}"
             ) from error
@@ -58,175 +46,134 @@ class ParquetTable:
         self._group_starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         self.columns: tuple[str, ...] = tuple(self._file.schema_arrow.names)
 
-    def numbers(self, column: str) -> Float[np.ndarray, "t d"]:
-        """Read every row of a column; float32 and smaller become float32, others float64.
+    def rows(self, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Read some columns of every row as Python values.
 
         Raises:
-            DatasetError: the column is absent or damaged, holds no numbers, lacks some, its rows
-                differ in width, or there are more than `MAX_NUMBERS`.
+            DatasetError: a column is missing or damaged.
+        """
+        values = [self._column(column).to_pylist() for column in columns]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+
+    def numbers(self, column: str) -> Float[np.ndarray, "t d"]:
+        """Read every row of a column of numbers or lists as float32 if exact, else as float64.
+
+        Raises:
+            DatasetError: the column is missing or damaged, contains no numbers, lacks some, or its
+                rows differ in width.
         """
         if column not in self._arrays:
-            values = self._rectangle(column)
-            is_small = values.dtype.kind == "f" and values.dtype.itemsize <= 4
-            self._arrays[column] = values.astype(np.float32 if is_small else np.float64)
-        return np.asarray(self._arrays[column])
+            self._arrays[column] = as_floating(self._rectangle(column))
+        return self._arrays[column]
 
     def integers(self, column: str) -> Int64[np.ndarray, " t"]:
         """Read every row of a column of whole numbers.
 
         Raises:
-            DatasetError: the column is absent or damaged, or holds something else.
+            DatasetError: the column is missing or damaged, or contains other values.
         """
         key = f"int64 {column}"
         if key not in self._arrays:
             values = self._rectangle(column)
             if values.dtype.kind not in "iu" or values.shape[1] != 1:
                 raise DatasetError(
-                    f"{self.path}: {column}: expected one whole number a row, found "
+                    f"{self.path}: {column}: expected one whole number per row, found "
                     f"{values.shape[1]} of {values.dtype}; write the column again"
                 )
             self._arrays[key] = values[:, 0].astype(np.int64)
-        return np.asarray(self._arrays[key])
+        return self._arrays[key]
 
-    def values_or_nan(self, column: str) -> Float64[np.ndarray, " t"]:
-        """Read one number per row; a row without one is NaN.
+    def flags(self, column: str) -> Float64[np.ndarray, " t"]:
+        """Read one truth value per row as 0 or 1; NaN for an empty one.
 
         Raises:
-            DatasetError: the column is absent or damaged, or holds something else.
+            DatasetError: the column is missing or damaged, or contains other values.
         """
-        key = f"or nan {column}"
+        key = f"flags {column}"
         if key not in self._arrays:
-            self._require_memory(column)
             array = self._column(column)
-            if pa.types.is_nested(array.type) and len(flat := array.flatten()) == len(array):
-                array = flat  # a list of one number per row
-            kind = array.type
-            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-                if kind not in (pa.bool_(), pa.null()):
-                    raise DatasetError(
-                        f"{self.path}: {column}: expected one number per row, found "
-                        f"{one_line(kind)}; write the column again"
-                    )
-                array = array.cast(pa.int8())
-            self._arrays[key] = array.to_numpy(zero_copy_only=False).astype(np.float64)
-        return np.asarray(self._arrays[key])
+            try:
+                flat = array.flatten() if pa.types.is_nested(array.type) else array
+                values = flat.cast(pa.float64()).to_numpy(zero_copy_only=False)
+                self._arrays[key] = values.reshape(self.num_rows)
+            except _DAMAGE as error:
+                raise DatasetError(
+                    f"{self.path}: {column}: expected one truth value per row, found {array.type}; "
+                    "write the column again"
+                ) from error
+        return self._arrays[key]
 
-    def objects(self, column: str) -> list[Any]:
-        """Read every row of a column of texts or lists of them.
+    def images(self, column: str, start: int, stop: int) -> list[tuple[bytes | None, str | None]]:
+        """Read rows [start, stop) of a column of images; one row group stays in memory.
 
-        Raises:
-            DatasetError: the column is absent or damaged.
-        """
-        self._require_memory(column)
-        return list(self._column(column).to_pylist())
-
-    def images(self, column: str, start: int, stop: int) -> list[StoredImage]:
-        """Read rows [start, stop) of a column of pictures; keeps one row group in memory.
+        Returns:
+            The encoded bytes and the path of an image file; one of both may be None.
 
         Raises:
-            DatasetError: the column is absent or damaged, or holds something else.
+            DatasetError: the column is missing or damaged, or contains other values.
         """
-        found: list[StoredImage] = []
-        while start < stop:
-            first, rows = self._picture_rows(column, start)
-            upto = min(stop, first + len(rows))
-            for row in rows.slice(start - first, upto - start).to_pylist():
-                found.append(_stored_image(row, f"{self.path}: {column}: row {start}"))
-                start += 1
+        found = []
+        for row in range(start, stop):
+            first, rows = self._image_rows(column, row)
+            value = rows[row - first].as_py()
+            if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
+                raise DatasetError(
+                    f"{self.path}: {column}: row {row}: expected an image's bytes or path, found "
+                    f"{type(value).__name__}; write the column again"
+                )
+            found.append((value.get("bytes"), value.get("path")))
         return found
 
     def close(self) -> None:
-        """Close the file and forget what was read; no reading is possible after it."""
+        """Close the file; it cannot be read afterwards."""
         self._arrays.clear()
-        self._pictures.clear()
+        self._images.clear()
         self._file.close()
 
-    def _picture_rows(self, column: str, row: int) -> tuple[int, Any]:
-        first, rows = self._pictures.get(column, (0, ()))
+    def _image_rows(self, column: str, row: int) -> tuple[int, Any]:
+        first, rows = self._images.get(column, (0, ()))
         if not first <= row < first + len(rows):
             group = int(np.searchsorted(self._group_starts, row, side="right")) - 1
-            self._pictures.pop(column, None)  # so that never two row groups are held
+            self._images.pop(column, None)  # so that memory never contains two row groups
             first, rows = int(self._group_starts[group]), self._column(column, [group])
-            self._pictures[column] = (first, rows)
+            self._images[column] = (first, rows)
         return first, rows
 
     def _column(self, column: str, groups: list[int] | None = None) -> Any:
         """Read a column as one Arrow array, of some row groups or of all."""
-        if self.columns.count(column) != 1:
+        if column not in self.columns:
             raise DatasetError(
-                f"{self.path}: expected one column {column}, found "
-                f"{', '.join(sorted(self.columns)[:20])}; correct the key, or write the file again"
+                f"{self.path}: expected a column {column}, found "
+                f"{', '.join(sorted(self.columns)[:20])}; correct the key, or download the file "
+                "again"
             )
-        every = range(self._file.metadata.num_row_groups)
+        every = list(range(self._file.metadata.num_row_groups))
         try:
             # A name also selects columns that begin with it and a dot; `column` picks the one.
-            table = self._file.read_row_groups(groups or list(every), columns=[column])
-            rows = table.column(column)
-            return pa.concat_arrays(rows.chunks) if rows.num_chunks != 1 else rows.chunk(0)
+            table = self._file.read_row_groups(groups or every, columns=[column])
+            return table.column(column).combine_chunks()
         except _DAMAGE as error:
             raise DatasetError(
                 f"{self.path}: {column}: expected it to decode, "
                 f"{why_unreadable(self.path, error, 'download the file again')}"
             ) from error
 
-    def _require_memory(self, column: str) -> None:
-        """Refuse numbers that would fill the memory, however small they are in the file."""
-        metadata, num_values = self._file.metadata, 0
-        for group in map(metadata.row_group, range(metadata.num_row_groups)):
-            for part in map(group.column, range(group.num_columns)):
-                path = part.path_in_schema
-                num_values += part.num_values if f"{path}.".startswith(f"{column}.") else 0
-        if num_values > MAX_NUMBERS:
-            raise DatasetError(
-                f"{self.path}: {column}: expected at most {MAX_NUMBERS} numbers in a file, found "
-                f"{num_values}; spread the episodes over several files"
-            )
-
     def _rectangle(self, column: str) -> np.ndarray:
         """Flatten lists of any depth into rows of equal width."""
-        where = f"{self.path}: {column}"
-        self._require_memory(column)
         array = self._column(column)
-        if not self.num_rows:
-            raise DatasetError(f"{where}: expected rows, found none; download the file again")
-        while True:
-            if isinstance(array, pa.ExtensionArray):
-                array = array.storage
-            if array.null_count:
-                raise DatasetError(
-                    f"{where}: expected a value in every row, found {array.null_count} empty "
-                    "ones; write the column again"
-                )
-            kind = array.type
-            if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-                lengths = array.value_lengths().to_numpy(zero_copy_only=False)
-                if len(lengths) and (lengths != lengths[0]).any():
-                    raise DatasetError(
-                        f"{where}: expected rows of one width, found lists of {lengths.min()} to "
-                        f"{lengths.max()} values; write the column again"
-                    )
-            elif not pa.types.is_fixed_size_list(kind):
-                break
+        problem = None if self.num_rows else "no rows"
+        while not problem and pa.types.is_nested(array.type):
+            lengths = np.unique(array.value_lengths())
+            if array.null_count or len(lengths) != 1 or not lengths[0]:
+                problem = "empty values, or lists of different lengths"
             array = array.flatten()
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or kind == pa.bool_()):
+        kind = array.type
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or kind == pa.bool_()
+        if not problem and (array.null_count or not is_number):
+            problem = f"{array.null_count} empty values" if is_number else str(kind)
+        if problem:
             raise DatasetError(
-                f"{where}: expected numbers, found {one_line(kind)}; name a column of numbers"
+                f"{self.path}: {column}: expected rows of equally many numbers, found {problem}; "
+                "name a column of numbers, or write this one again"
             )
-        values = array.to_numpy(zero_copy_only=False)
-        if not len(values):
-            raise DatasetError(f"{where}: expected numbers in every row, found empty lists")
-        return np.asarray(values.reshape(self.num_rows, -1))
-
-
-def _stored_image(row: Any, where: str) -> StoredImage:
-    if isinstance(row, dict):
-        data, path = row.get("bytes"), row.get("path")
-        if isinstance(data, bytes) or isinstance(path, str):
-            return StoredImage(
-                data=data if isinstance(data, bytes) else None,
-                path=path if isinstance(path, str) else None,
-            )
-    raise DatasetError(
-        f"{where}: expected a picture's bytes or path, found {one_line(type(row).__name__)}; write "
-        "the column again"
-    )
+        return np.asarray(array.to_numpy(zero_copy_only=False).reshape(self.num_rows, -1))

