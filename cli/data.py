@@ -9,7 +9,7 @@ import typer
 from cli.exits import exit_on_vla_error
 from cli.options import DATASET, LOCATION, DeviceOption
 from pipeline.datasets.check.dataset import CheckConfig, check_dataset
-from pipeline.datasets.manifest.draft import draft_manifest
+from pipeline.datasets.manifest.assumed import draft_of
 from pipeline.errors import ConfigError
 from pipeline.features.identity.verify import verify_store
 from pipeline.features.store.integrity import verify_checksums
@@ -88,7 +88,7 @@ def init(
     with exit_on_vla_error("nothing was written"):
         if out is not None and out.exists():
             raise ConfigError(f"{out}: expected a new file, found one that exists; name another")
-        draft = draft_manifest(parse_location(path))
+        draft = draft_of(path)
         if out is None:
             typer.echo(draft.text, nl=False)
         else:

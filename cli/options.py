@@ -6,7 +6,7 @@ import typer
 
 from pipeline.rollout.gate.camera_verdict import CameraCheckMode
 
-DATASET: Final = "A dataset: its folder, file or address; or a manifest (.toml) of it."
+DATASET: Final = "A dataset: folder, file, hf://owner/name[@revision]; or its manifest."
 LOCATION: Final = ": a folder, s3://bucket/path or gs://bucket/path."  # ends the help of a store
 
 CheckpointOption = Annotated[str, typer.Option(help="latest, best or a step.")]

@@ -9,10 +9,11 @@ import typer
 from cli.exits import exit_on_vla_error
 from cli.options import LOCATION, DeviceOption
 from pipeline.errors import ConfigError
-from pipeline.features.store.local_copy import FeatureCache, default_cache_dir, parse_bytes
+from pipeline.features.store.local_copy import FeatureCache, parse_bytes
 from pipeline.rollout.play.loop import RolloutConfig
 from pipeline.rollout.play.validation import validate_by_rollouts
 from pipeline.rollout.report.page import write_report
+from pipeline.storage.local import user_cache
 from pipeline.storage.location import parse_location
 from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
@@ -70,7 +71,7 @@ def train_command(
         if encoder is not None and rollout_env is None:
             raise ConfigError("--encoder needs --rollout-env: training reads cached features")
         locations = [parse_location(store) for store in stores]
-        cache = FeatureCache(cache_dir or default_cache_dir(), parse_bytes(cache_bytes))
+        cache = FeatureCache(cache_dir or user_cache("features"), parse_bytes(cache_bytes))
         config = with_settings(preset_config(preset), settings or ())
         with ExitStack() as watching:
             watchers = []

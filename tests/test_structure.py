@@ -23,7 +23,7 @@ PIPELINE_ROOMS = [
 ]  # each imports those to its left
 OWNERS = {
     "transformers": {"policy/encoders/siglip2.py", "policy/encoders/stand_in.py"},
-    "huggingface_hub": {"policy/encoders/siglip2.py"},
+    "huggingface_hub": {"policy/encoders/siglip2.py", "pipeline/datasets/hub.py"},
     "PIL": {
         "policy/images.py",
         "policy/augment.py",

@@ -104,6 +104,19 @@ def open_format(name: FormatName | None, place: DatasetPlace) -> FormatReader:
     return reader(place)
 
 
+def episode_numbers(name: FormatName, root: Location) -> list[int]:
+    """List the numbers of all episodes of a dataset, whether or not their files are there."""
+    numbers: list[int] = []
+
+    def note(number: int) -> bool:
+        numbers.append(number)
+        return False
+
+    with contextlib.suppress(DatasetError):  # that none is wanted
+        open_format(name, DatasetPlace(root, (), (), keeps=note)).close()
+    return sorted(numbers)
+
+
 def detect_format(root: Location) -> FormatName:
     """Say which layout the files have, by their names and headers.
 

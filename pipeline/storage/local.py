@@ -87,6 +87,12 @@ def sync_tree(folder: Path) -> None:
         sync_folder(path) if path.is_dir() else sync_file(path)
 
 
+def user_cache(name: str) -> Path:
+    """Return one of this program's folders in the user's cache; it need not exist."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "frozen-vla" / name
+
+
 def is_vacant(path: Path) -> bool:
     """Whether there is nothing at `path`, or an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))

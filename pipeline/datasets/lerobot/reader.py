@@ -82,6 +82,21 @@ class LeRobotReader(FormatReader):
         """
 
     @classmethod
+    def files(cls, place: DatasetPlace) -> set[str]:
+        """List the files of the kept episodes, relative to the root; they need not be there.
+
+        Raises:
+            DatasetError: as of `locate`.
+        """
+        info, root = read_info(place.local_root, cls.versions), place.local_root.resolve()
+        found = {
+            path
+            for episode in cls.locate(place, info)[0]
+            for path in (episode.table, *(clip.path for clip in episode.clips.values()))
+        }
+        return {path.relative_to(root).as_posix() for path in found}
+
+    @classmethod
     def recognizes(cls, root: Path) -> bool:
         """Whether `meta/info.json` is of a LeRobot dataset of these versions."""
         return has_version(root, cls.versions)

@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Final
 
+from pipeline.datasets.hub import HUB, download_dataset
 from pipeline.datasets.manifest.draft import Draft, draft_manifest
 from pipeline.datasets.manifest.model import LoadedManifest, load_manifest, parse_manifest
 from pipeline.errors import ConfigError, ManifestError
@@ -20,7 +21,7 @@ def describe_data(dataset: str) -> LoadedManifest:
     """Load a manifest, or draft the one of a dataset that has none; writes nothing.
 
     Args:
-        dataset: a manifest (`.toml`); or a folder, a file or an address of data.
+        dataset: a manifest (`.toml`); or data: a folder, a file, an address, `hf://owner/name`.
 
     Raises:
         ManifestError: the manifest is wrong, or the files do not tell all that one needs.
@@ -75,10 +76,22 @@ def manifest_beside(store: Location, dataset: str, episodes: str | None = None) 
     return path
 
 
+def draft_of(dataset: str, episodes: str | None = None) -> Draft:
+    """Draft a manifest of data, after downloading what `hf://` names; see `draft_manifest`.
+
+    Raises:
+        DatasetError, ConfigError: as of `draft_manifest`.
+        ObjectStorageError: the hub refuses, or does not answer.
+    """
+    if dataset.startswith(HUB):
+        return draft_manifest(*download_dataset(dataset, episodes), episodes)
+    return draft_manifest(parse_location(dataset), episodes=episodes)
+
+
 def _complete_draft(
     dataset: str, episodes: str | None = None, path: Path = Path("my.toml")
 ) -> Draft:
-    draft = draft_manifest(parse_location(dataset), episodes=episodes)
+    draft = draft_of(dataset, episodes)
     if draft.missing:
         raise ManifestError(
             f"{dataset}: the files do not tell {'; '.join(draft.missing)}; run `vla-data init "

@@ -7,7 +7,6 @@ an empty string, which `load_manifest` refuses, so that a draft is never taken f
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +18,13 @@ from pipeline.datasets.base import DatasetPlace, FormatReader, FormatSurvey, eve
 from pipeline.datasets.check.labels import Labels, statements
 from pipeline.datasets.manifest.selection import choose_episodes
 from pipeline.datasets.manifest.toml import toml_text
-from pipeline.datasets.registry import FormatName, detect_format, format_class, open_format
+from pipeline.datasets.registry import (
+    FormatName,
+    detect_format,
+    episode_numbers,
+    format_class,
+    open_format,
+)
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location, on_disk
 from policy.spec import FRAME_SIZE
@@ -57,7 +62,7 @@ def draft_manifest(
 
     Args:
         path: the dataset: a folder, a file or an address.
-        notes: `source` and `revision`, where they are known.
+        notes: `name`, `source` and `revision`, where they are known.
         episodes: which are used, as `choose_episodes` takes them; None leaves out those that the
             files mark as failed.
 
@@ -85,7 +90,11 @@ def draft_manifest(
         "# with it: `vla-embed THIS_FILE --store STORE`. Optional, for reports: source, revision,",
         "# license, `units` of state and action. data_manifests/README.md explains every field.",
         "",
-        _line("name", _safe_name(root.name.split(".")[0]), "what reports call the dataset"),
+        _line(
+            "name",
+            _safe_name(notes.get("name", root.name.split(".")[0])),
+            "what reports call the dataset",
+        ),
         *(_line(key, notes[key]) for key in ("source", "revision", "license") if key in notes),
         _line("format", name),
         _line("path", str(root), 'or relative to this file, or as "${DATA_ROOT}/x"'),
@@ -132,7 +141,7 @@ class _Statements:
         self.episodes = "all"
         chosen = None
         if episodes is not None:
-            chosen = choose_episodes(episodes, _episode_numbers(name, root, keys))
+            chosen = choose_episodes(episodes, episode_numbers(name, root))
         if not keys:
             return
         try:
@@ -243,15 +252,6 @@ def _view_names(keys: list[str]) -> list[str]:
 def _usual_keys(usual: Iterable[str], numbers: Iterable[str]) -> tuple[str, ...]:
     found = (tuple(key for key in numbers if re.fullmatch(pattern, key)) for pattern in usual)
     return next(filter(None, found), ())
-
-
-def _episode_numbers(name: FormatName, root: Location, keys: tuple[str, ...]) -> list[int]:
-    """List the numbers of all episodes, whether or not their files are there."""
-    numbers: list[int] = []
-    with suppress(DatasetError):  # that none is wanted
-        keeps = numbers.append  # returns nothing: wants none
-        open_format(name, DatasetPlace(root, (), keys, keeps=lambda n: bool(keeps(n)))).close()
-    return sorted(numbers)
 
 
 def _array_lines(

@@ -85,12 +85,6 @@ def _copy_unit(store: FeatureStore, name: str, unit: int, path: Path) -> None:
     partial.replace(path)
 
 
-def default_cache_dir() -> Path:
-    """Return the folder of copies in the user's cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "frozen-vla/features"
-
-
 def parse_bytes(text: str) -> int:
     """Return the bytes of an amount as in 8GB, 1.5TB or 500MB; the units are powers of ten.
 

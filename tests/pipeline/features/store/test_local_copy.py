@@ -6,8 +6,9 @@ import torch
 
 from pipeline.errors import ConfigError, ObjectStorageError, StoreError
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.features.store.local_copy import FeatureCache, default_cache_dir, parse_bytes
+from pipeline.features.store.local_copy import FeatureCache, parse_bytes
 from pipeline.features.store.rows import StoredRows
+from pipeline.storage.local import user_cache
 from pipeline.storage.location import ObjectUrl
 from pipeline.storage.objects.requests import RETRY
 from pipeline.training.data.windows import WindowData
@@ -91,7 +92,7 @@ def test_copies_stay_within_their_room_and_what_is_needed_is_told(cache, tmp_pat
 
 def test_copies_are_kept_where_the_user_keeps_caches(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "frozen-vla/features"
+    assert user_cache("features") == tmp_path / "frozen-vla/features"
 
 
 @pytest.mark.parametrize(("text", "amount"), [("500MB", 5 * 10**8), ("1.5 TB", 15 * 10**11)])

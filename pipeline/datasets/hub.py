@@ -1,0 +1,92 @@
+"""Datasets on the Hugging Face hub: `hf://owner/name@revision`, fetched as far as needed.
+
+They get a folder of their own per commit in the user's cache, as real files: the hub's own cache
+keeps its files behind links, which a dataset must not lead through.
+"""
+
+import re
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
+
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from tqdm import tqdm
+
+from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.lerobot.info import INFO_PATH
+from pipeline.datasets.manifest.selection import choose_episodes
+from pipeline.datasets.registry import detect_format, episode_numbers, format_class
+from pipeline.errors import ConfigError, ObjectStorageError
+from pipeline.storage.local import user_cache
+from policy.errors import VlaError
+
+if TYPE_CHECKING:  # its libraries are an extra
+    from pipeline.datasets.lerobot.reader import LeRobotReader
+
+HUB: Final = "hf://"
+DOWNLOADS: Final = 8  # files at once, as of `snapshot_download`
+_ADDRESS: Final = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?/?")
+
+
+def download_dataset(address: str, episodes: str | None) -> tuple[Path, dict[str, str]]:
+    """Fetch a dataset, or the files of some episodes; what is there already is not fetched again.
+
+    Args:
+        address: `hf://owner/name`, or `hf://owner/name@revision`.
+        episodes: as `choose_episodes` takes them; None is all. Of layouts other than LeRobot's,
+            whose index names the files of an episode, everything is fetched.
+
+    Returns:
+        Its folder; and its `name`, `source` and `revision`, the resolved commit.
+
+    Raises:
+        ConfigError: it is no such address, or there are no such episodes.
+        ObjectStorageError: the hub refuses, or does not answer.
+        DatasetError: the index of the episodes does not read.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise ConfigError(f"{address}: want hf://owner/name or hf://owner/name@revision")
+    name, revision = match[1], match[2]
+    try:
+        commit = str(HfApi().dataset_info(name, revision=revision).sha)
+        folder = user_cache("datasets") / f"{name.replace('/', '--')}@{commit[:12]}"
+        snapshot = partial(
+            snapshot_download, name, repo_type="dataset", revision=commit, local_dir=folder
+        )
+        snapshot(allow_patterns=["meta/*", "README.md"])
+        if not (folder / INFO_PATH).exists():
+            snapshot()
+        elif episodes is None:
+            snapshot(allow_patterns=["data/*", "videos/*", "images/*"])
+        else:
+            fetch = partial(
+                hf_hub_download, name, repo_type="dataset", revision=commit, local_dir=folder
+            )
+            files = _files_of(folder, episodes)
+            with ThreadPoolExecutor(DOWNLOADS) as pool:
+                fetched = pool.map(fetch, files)
+                deque(tqdm(fetched, total=len(files), desc="download", disable=None), maxlen=0)
+    except VlaError:
+        raise
+    # The hub's client leaks the errors of whichever transport it uses; each means "not fetched".
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ObjectStorageError(
+            f"{address}: cannot be fetched from the Hugging Face hub ({reason[0]}); check name, "
+            "network and login (`hf auth login`) and run the same command again, or give the "
+            "folder of a copy; the manifest beside a store names what was fetched for it"
+        ) from error
+    source = f"{HUB}{name}"
+    return folder, {"name": name.replace("/", "-"), "source": source, "revision": commit}
+
+
+def _files_of(root: Path, episodes: str) -> list[str]:
+    """List the files of some episodes of a LeRobot dataset, of all of its cameras."""
+    name = detect_format(root)
+    reader = cast("LeRobotReader", format_class(name))
+    chosen = choose_episodes(episodes, episode_numbers(name, root))
+    views = tuple(reader.survey(root).views)
+    return sorted(reader.files(DatasetPlace(root, views, (), keeps=set(chosen).__contains__)))
