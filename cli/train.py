@@ -35,8 +35,11 @@ def train_command(
         typer.Option("--set", help="One field, as in steps=2000 or agent.head.n_layer=6."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in OUT, if there is one.")
+        bool, typer.Option("--resume", help="Go on with the run in OUT; --set steps=N adds steps.")
     ] = False,
+    init_from: Annotated[
+        Path | None, typer.Option(help="A run whose averaged weights a new run begins with.")
+    ] = None,
     weights: Annotated[
         str, typer.Option(help="How often a step of each store is drawn, as in 2,1; all alike.")
     ] = "",
@@ -99,6 +102,7 @@ def train_command(
                 out,
                 config,
                 resume=resume,
+                init_from=init_from,
                 weights=_parse_weights(weights),
                 cache=cache,
                 device=device,

@@ -3,6 +3,7 @@
 Knows stores, runs and the trainer; nothing about a step.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -31,6 +32,7 @@ from pipeline.training.run.folder import (
     write_run,
 )
 from pipeline.training.run.resume import is_new_run
+from pipeline.training.run.start import Start, lengthen
 from pipeline.training.run.tracking import (
     Tracker,
     check_trackers,
@@ -40,6 +42,8 @@ from pipeline.training.run.tracking import (
 from pipeline.training.run.watcher import TrainingWatcher
 from pipeline.training.trainer import Trainer
 from policy.device import open_device
+
+logger = logging.getLogger(__name__)
 
 ENOUGH_STARTS: Final = 8  # training episodes without which validation episodes help to know cameras
 MAX_RUN_STARTS: Final = 128  # episodes; 1.2 MB of three views
@@ -87,6 +91,7 @@ def train(
     config: TrainConfig,
     *,
     resume: bool,
+    init_from: Path | None = None,
     weights: Sequence[float] = (),
     cache: FeatureCache | None = None,
     device: str = "auto",
@@ -99,7 +104,9 @@ def train(
         stores: one or more that one encoder made from the same views.
         run: folder of the run.
         config: everything that decides the weights.
-        resume: go on with the run in `run` if there is one; otherwise one there is an error.
+        resume: go on with the run in `run` if there is one, with more steps where `config` has
+            more; otherwise one there is an error.
+        init_from: a run whose averaged weights a new run begins with; None: weights from the seed.
         weights: how often a step of each store is drawn, against the others; empty: all alike.
         cache: where a store in object storage or with compressed features is copied to; None
             refuses one.
@@ -124,15 +131,28 @@ def train(
         held = _open_data(stores, weights=weights, config=config, cache=cache)
         if ranks.is_primary:
             warn_of_leaks(held.data.leaks)
-        description = RunDescription(config=config, spec=held.data.spec, data=held.identity)
+        start = None if init_from is None else Start.read(init_from)
+        description = RunDescription(
+            config=config,
+            spec=held.data.spec,
+            data=held.identity,
+            init_from=start and start.name,
+        )
         trainer = Trainer(run, description, held.data, opened, ranks)
         if ranks.is_primary and not run.exists():
             run.mkdir(parents=True)
         with sole_writer(run, RunError) if ranks.is_primary else nullcontext():
             if ranks.is_primary and is_new_run(run, description, resume=resume):
                 write_run(run, description, held.probe, held.bases, held.starts)
+            elif ranks.is_primary:
+                lengthen(run, config)
             ranks.wait()
             resumed_from = trainer.restore()
+            if start is not None and not resumed_from:
+                differs = start.load_into(trainer.agent, description)
+                trainer.average.restore(trainer.agent.state_dict())
+                if ranks.is_primary:
+                    logger.info("begins with the weights of %s; differs: %s", start.name, differs)
             started = time.monotonic()
             trainer.fit(_open_trackers(track, trainer), watchers)
         if ranks.is_primary and not trainer.validated:  # the run was complete already

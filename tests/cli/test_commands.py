@@ -116,6 +116,7 @@ def test_flags_are_what_users_know():
         "--preset",
         "--set",
         "--resume",
+        "--init-from",
         "--weights",
         "--cache-dir",
         "--cache-bytes",

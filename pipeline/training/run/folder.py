@@ -8,6 +8,7 @@ Knows files and identities; nothing about the training loop. Below the folder:
     start_frames.safetensors              small first frames, to recognize the cameras by
     log.jsonl                             figures, one JSON object a line
     checkpoints/                          see `checkpoint.py`
+    steps.json                            the number of steps, if it was raised since
 """
 
 import hashlib
@@ -34,6 +35,7 @@ FORMAT_VERSION: Final = 8  # 7 had other names of settings, 6 one unnamed featur
 FEATURES: Final = "features/"
 BASES: Final = "bases/"
 PROBE_FILE: Final = "probe.safetensors"
+STEPS_FILE: Final = "steps.json"
 START_FRAMES_FILE: Final = "start_frames.safetensors"
 
 
@@ -100,6 +102,8 @@ class RunDescription(BaseModel):
     """What the data decides about the agent."""
     data: DataIdentity
     """The data, and its encoder."""
+    init_from: str | None = None
+    """The run whose averaged weights it began with; None: weights from the seed."""
 
 
 def write_run(
@@ -234,6 +238,8 @@ def read_run(run: Path) -> RunDescription:
             f"release of frozen-vla that trained it, or train again"
         )
     try:
+        if (run / STEPS_FILE).exists():
+            content["config"] |= json.loads((run / STEPS_FILE).read_text())
         return RunDescription.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]

@@ -60,6 +60,7 @@ def model_card(
             f"{config.agent.num_action_steps}",
         ),
         ("preset", config.preset),
+        ("began with", description.init_from or "weights from the seed"),
         ("optimizer steps", f"{step} of {config.steps}, {config.batch_size} windows each"),
         *((f"parameters: {part}", f"{size:,}") for part, size in sizes.items()),
         ("parameters: all", f"{sum(sizes.values()):,}"),

@@ -24,7 +24,7 @@ def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
     Args:
         run: folder of the run.
         description: what is about to be trained.
-        resume: go on with the run in `run` if there is one.
+        resume: go on with the run in `run` if there is one; it may get more steps.
 
     Raises:
         RunError: `run` holds something else, or a run that was started otherwise, or one although
@@ -39,8 +39,16 @@ def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
     if not resume:
         raise RunError(f"{run}: holds a run already; --resume goes on with it, or name another")
     held = read_run(run)
+    config = held.config.model_copy(
+        update={"steps": max(held.config.steps, description.config.steps)}
+    )
+    ours = description.model_copy(update={"init_from": held.init_from})
     change = _changed_stores(held.data.stores, description.data.stores) or next(
-        _changed_fields(held.model_dump(mode="json"), description.model_dump(mode="json")), None
+        _changed_fields(
+            held.model_copy(update={"config": config}).model_dump(mode="json"),
+            ours.model_dump(mode="json"),
+        ),
+        None,
     )
     if change is not None:
         raise RunError(

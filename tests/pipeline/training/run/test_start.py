@@ -1,0 +1,81 @@
+"""Going on from other weights, and from a run's own end with more steps."""
+
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import RunError
+from pipeline.training.config import with_settings
+from pipeline.training.data.windows import WindowData
+from pipeline.training.optimization import learning_rate
+from pipeline.training.presets import debug
+from pipeline.training.run.checkpoint import read_average, read_checkpoint
+from pipeline.training.run.folder import read_run
+from pipeline.training.session import train
+from tests.pipeline.tiny import complete_store
+
+# So small a step that the weights after one are those it began with, to six digits.
+STILL = ("steps=1", "optimizer.warmup_steps=0", "optimizer.learning_rate=1e-12")
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start")
+    return [complete_store(folder / f"{n}.zarr", (9, 9 + n)) for n in range(2)]
+
+
+@pytest.fixture(scope="module")
+def base(stores, tmp_path_factory):
+    run = tmp_path_factory.mktemp("base") / "base"
+    train([stores[0].path], run, debug(), resume=False)
+    return run
+
+
+def test_a_run_begins_with_the_averaged_weights_of_another(stores, base, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    config, run = with_settings(debug(), [*STILL, "seed=5"]), tmp_path / "run"
+    train([stores[1].path], run, config, resume=False, init_from=base)
+    (_, theirs), (_, ours) = read_average(base), read_average(run)
+    for name in theirs:
+        if "normalizer" not in name and "standardizer" not in name:
+            torch.testing.assert_close(ours[name], theirs[name])
+    data = WindowData(stores[1], features=("pooled",), validation_share=0.05)
+    rows = stores[1].read_steps().action[~data.is_validation.numpy()[data.episode_of]]
+    middle = (rows.min(axis=0) + rows.max(axis=0)) / 2  # the scales are those of the new data
+    np.testing.assert_allclose(ours["action_normalizer.center"], middle, atol=1e-5)
+    assert not torch.allclose(ours["action_normalizer.center"], theirs["action_normalizer.center"])
+    assert "differs: action statistics\n" in caplog.text
+    assert read_run(run).init_from.startswith("base (")
+    assert read_run(run).init_from.endswith("step 8")
+    again = train([stores[1].path], run, config, resume=True)  # need not be named again
+    assert again.resumed_from == 1
+
+
+def test_weights_that_do_not_fit_are_refused_by_name(stores, base, tmp_path):
+    for setting, part in (
+        ("agent.readers.pooled.projection_dim=4", "cond_projector, readers.pooled"),
+        ("agent.head.n_layer=3", "head"),
+    ):
+        config = with_settings(debug(), [setting])
+        with pytest.raises(RunError, match=f"other sizes of {part};"):
+            train([stores[0].path], tmp_path / "run", config, resume=False, init_from=base)
+
+
+def test_a_finished_run_takes_more_steps_and_says_what_the_schedule_does(
+    stores, base, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO)
+    run, config = tmp_path / "run", with_settings(debug(), ["steps=12"])
+    shutil.copytree(base, run)
+    report = train([stores[0].path], run, config, resume=True)
+    assert (report.resumed_from, report.steps) == (8, 12)
+    assert read_run(run).config == config
+    rate = learning_rate(config.optimizer, 8, 12)
+    assert "12 steps instead of 8; the cosine schedule is drawn out to the new end" in caplog.text
+    assert f"the learning rate of step 8 is {rate:.3g} instead of 0" in caplog.text
+    assert read_checkpoint(run, 8).step == 8  # still belongs to this run
+    with pytest.raises(RunError, match=r"config.steps=12, now it is 8"):
+        train([stores[0].path], run, debug(), resume=True)
