@@ -6,7 +6,7 @@ from pipeline.storage.objects.requests import RETRY
 from tests.object_server import failing_proxy, s3_server, use_server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server():
     with s3_server() as port:
         yield port

@@ -49,20 +49,18 @@ def roll_toy_out(run: Path, encoder: str) -> RolloutResult:
 
 
 def assert_cached_equals_live(store: FeatureStore, manifest: Path, run: Path, encoder: str) -> None:
-    """Step by step, as the rollout encodes them: every bit."""
+    """One step of each episode, as the rollout encodes it: every bit."""
     _, agent, _ = load_policy(run, encoder=encoder)
-    row = 0
-    for path in sorted((manifest.parent / "data").iterdir()):
+    assert store.num_rows == EPISODES * STEPS
+    for episode, path in enumerate(sorted((manifest.parent / "data").iterdir())):
+        step = episode + 1
         with h5py.File(path) as file:
-            views = [file[f"observations/images/{view}"][:] for view in VIEWS]
-        for frames in np.stack(views, axis=1):
-            live = agent.encode_views(frames[None])
-            assert set(live) == set(agent.config.readers)
-            for name, features in live.items():
-                cached = store.read_features(name)[row, : len(VIEWS)].astype(np.float32)
-                np.testing.assert_array_equal(features[0].numpy(), cached)
-            row += 1
-    assert row == store.num_rows == EPISODES * STEPS
+            frames = np.stack([file[f"observations/images/{view}"][step] for view in VIEWS])
+        live = agent.encode_views(frames[None])
+        assert set(live) == set(agent.config.readers)
+        for name, features in live.items():
+            cached = store.read_features(name)[episode * STEPS + step, : len(VIEWS)]
+            np.testing.assert_array_equal(features[0].numpy(), cached.astype(np.float32))
 
 
 def test_an_encoder_of_one_registry_entry_goes_all_the_way(manifest, tmp_path, monkeypatch):
@@ -94,22 +92,30 @@ class Dying:
         pass
 
 
-@pytest.fixture(scope="module", params=["efficientnet-lite0", "tiny SigLIP2"])
-def embedded(request, manifest, tmp_path_factory):
-    """A store of both features, and its encoder."""
-    encoder = tiny_tower() if request.param == "tiny SigLIP2" else request.param
-    path = tmp_path_factory.mktemp("embedded") / "s.zarr"
-    embed_dataset(
-        EmbedConfig(manifest=manifest, store=path, encoder=encoder, features=("pooled", "grid"))
-    )
-    return path, encoder
+@pytest.fixture(scope="module")
+def stores(manifest, tmp_path_factory):
+    """A store of both features of each encoder, by the encoder's name."""
+    paths = {}
+    for encoder in ("efficientnet-lite0", tiny_tower()):
+        paths[encoder] = tmp_path_factory.mktemp("embedded") / "s.zarr"
+        settings = {"encoder": encoder, "features": ("pooled", "grid")}
+        embed_dataset(EmbedConfig(manifest=manifest, store=paths[encoder], **settings))
+    return paths
 
 
 @pytest.mark.parametrize(
-    "readers", [{"pooled": LINEAR}, {"grid": GRID}, {"pooled": LINEAR, "grid": GRID}], ids=list
+    ("encoder", "readers"),
+    [
+        ("tiny SigLIP2", {"pooled": LINEAR}),
+        ("tiny SigLIP2", {"grid": GRID}),
+        ("efficientnet-lite0", {"pooled": LINEAR, "grid": GRID}),
+    ],
 )
-def test_each_feature_is_trained_on_resumed_and_rolled_out(embedded, manifest, tmp_path, readers):
-    path, encoder = embedded
+def test_each_feature_is_trained_on_resumed_and_rolled_out(
+    stores, manifest, tmp_path, encoder, readers
+):
+    encoder = tiny_tower() if encoder == "tiny SigLIP2" else encoder
+    path = stores[encoder]
     run, whole = tmp_path / "run", tmp_path / "whole"
     with pytest.raises(KeyboardInterrupt):
         train([path], run, config(readers), resume=False, watchers=[Dying()])

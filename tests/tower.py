@@ -53,5 +53,5 @@ def load_fitted(name: str, images_per_pass: int = 3, **settings) -> ImageEncoder
     encoder = load(name, images_per_pass, **settings)
     if encoder.unfitted:
         numbers = np.random.default_rng(9)
-        encoder.fit(numbers.integers(0, 256, (12, *FRAME_SIZE, 3), np.uint8))
+        encoder.fit(numbers.integers(0, 256, (6, *FRAME_SIZE, 3), np.uint8))
     return encoder

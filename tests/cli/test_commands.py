@@ -57,7 +57,7 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        timeout=120,
+        timeout=600,
         check=False,
     )
 
@@ -170,7 +170,7 @@ def test_flags_are_what_users_know():
 def test_every_command_that_runs_a_network_refuses_a_device_that_is_not_there(tmp_path):
     """So each has the option, and passes it on."""
     manifest, store = write_dataset(tmp_path, lengths=(2, 2)), tmp_path / "s.zarr"
-    assert invoke("vla-embed", manifest, "--store", store, "--encoder", "stand-in").exit_code == 0
+    assert invoke("vla-embed", manifest, "--store", store, "--encoder", tiny_tower()).exit_code == 0
     words = ("vla-train", store, "--preset", "debug", "--out", tmp_path / "run", "--device", "cpu")
     assert invoke(*words).exit_code == 0
 
@@ -291,16 +291,16 @@ def test_info_of_an_unfinished_store_says_so(tmp_path):
 
 def test_verify_ends_with_1_where_something_is_wrong_and_2_where_it_cannot_tell(tmp_path):
     manifest = write_dataset(tmp_path, lengths=(2, 2))
-    store = tmp_path / "s.zarr"
-    assert invoke("vla-embed", manifest, "--store", store, "--encoder", "stand-in").exit_code == 0
+    store, encoder = tmp_path / "s.zarr", ("--encoder", tiny_tower())
+    assert invoke("vla-embed", manifest, "--store", store, *encoder).exit_code == 0
 
-    good = invoke("vla-data", "verify", store, "--sample", 2)
+    good = invoke("vla-data", "verify", store, "--sample", 2, *encoder)
     assert good.exit_code == 0, good.output
     assert "100.0000%" in good.stdout
     assert "as it should be" in good.stdout
     with h5py.File(tmp_path / "data/episode_0.hdf5", "r+") as file:
         file["observations/images/top"][...] = 0
-    bad = invoke("vla-data", "verify", store)
+    bad = invoke("vla-data", "verify", store, *encoder)
     assert bad.exit_code == 1
     assert "2 frames of the dataset are not those that were embedded" in bad.stdout
 
@@ -320,26 +320,17 @@ def test_verify_ends_with_1_where_something_is_wrong_and_2_where_it_cannot_tell(
     )
 
 
-def test_commands_import_no_simulator_to_embed_or_train():
-    code = (
-        "import sys, cli.embed, cli.train; "
-        "print([m for m in ('mujoco', 'metaworld', 'ray') if m in sys.modules])"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert result.stdout.strip() == "[]"
-
-
-def test_importing_the_agent_needs_neither_store_nor_simulator_nor_transformers():
+def test_the_agent_imports_no_store_and_embedding_and_training_no_simulator():
     code = (
         "import sys, policy.agent; "
-        "print([m for m in ('zarr', 'h5py', 'mujoco', 'transformers') if m in sys.modules])"
+        "print([m for m in ('zarr', 'h5py', 'mujoco', 'transformers') if m in sys.modules]); "
+        "import cli.embed, cli.train; "
+        "print([m for m in ('mujoco', 'metaworld', 'ray', 'transformers') if m in sys.modules])"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
     )
-    assert result.stdout.strip() == "[]"
+    assert result.stdout.split() == ["[]", "[]"]
 
 
 def test_help_of_every_command_works():

@@ -112,7 +112,7 @@ def test_the_public_client_plays_an_episode_as_the_rollout_does(trained, server)
     assert episode.steps == 2 * CHUNK
 
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=600)
     assert (process.returncode, stdout, stderr) == (0, "stopped\n", "")
     with pytest.raises(ConnectionClosed, match="1001"):
         client.infer({})

@@ -21,15 +21,8 @@ from tests.object_server import (
     SECRET,
     failing_proxy,
     free_port,
-    s3_server,
     use_server,
 )
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as port:
-        yield port
 
 
 @pytest.fixture

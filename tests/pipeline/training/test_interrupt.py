@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM and a full disk: a checkpoint of the step, or the ones before it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,33 +35,43 @@ def start(store, run, *more, program=""):
 
 
 def wait_for(path, content, process):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not path.exists() or content not in path.read_text():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_an_interrupt_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_bits(store, tmp_path):
-    run = tmp_path / "run"
-    for kind, resume in ((signal.SIGINT, ()), (signal.SIGTERM, ("--resume",))):
-        before = checkpoint_steps(run)[-1] if run.exists() else 0
-        process = start(store, run, *resume)
-        wait_for(run / "log.jsonl", f'{{"step": {before - before % 20 + 40}', process)
-        process.send_signal(kind)
-        said = process.communicate(timeout=60)[1]
-        assert process.returncode == 130, said
-        assert "interrupted; add --resume" in said
-        assert "Traceback" not in said
-        assert checkpoint_steps(run)[-1] > before
-    stopped = checkpoint_steps(run)[-1]
+def interrupt(store, run, kind, *more):
+    """Interrupt a training after 40 steps of this start; return the step it stopped at."""
+    before = checkpoint_steps(run)[-1] if run.exists() else 0
+    process = start(store, run, *more)
+    wait_for(run / "log.jsonl", f'{{"step": {before - before % 20 + 40}', process)
+    process.send_signal(kind)
+    said = process.communicate(timeout=600)[1]
+    assert process.returncode == 130, said
+    assert "interrupted; add --resume" in said
+    assert "Traceback" not in said
+    assert checkpoint_steps(run)[-1] > before
+    return checkpoint_steps(run)[-1]
 
-    whole = tmp_path / "whole"
+
+@pytest.fixture(scope="module")
+def interrupted(store):
+    run = store.parent / "interrupted"
+    interrupt(store, run, signal.SIGINT)
+    return run
+
+
+def test_an_interrupt_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_bits(
+    store, interrupted, tmp_path
+):
+    run = shutil.copytree(interrupted, tmp_path / "run")
+    stopped = interrupt(store, run, signal.SIGTERM, "--resume")
     # The cosine ends where the run does, so the same configuration is stopped at the same step.
-    process = start(store, whole)
-    wait_for(whole / "run.json", "}", process)
-    process.kill()
-    process.communicate()
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    shutil.copy(run / "run.json", whole)
     straight = trainer_at(store, whole, stopped)
     ours = read_checkpoint(run, stopped)
     for name, tensor in straight.agent.state_dict().items():
@@ -84,12 +95,8 @@ def trainer_at(store, run, step):
     return trainer
 
 
-def test_a_full_disk_leaves_the_checkpoints_before_it(store, tmp_path):
-    run = tmp_path / "run"
-    process = start(store, run)
-    wait_for(run / "log.jsonl", '{"step": 20,', process)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+def test_a_full_disk_leaves_the_checkpoints_before_it(store, interrupted, tmp_path):
+    run = shutil.copytree(interrupted, tmp_path / "run")
     kept = checkpoint_steps(run)
     files = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}
 
@@ -98,7 +105,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_it(store, tmp_path):
     process = start(store, run, "--resume", program=limited)
     wait_for(run / "log.jsonl", f'{{"step": {kept[0] - kept[0] % 20 + 20},', process)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=600)[1]
     assert process.returncode == 2, said
     assert "File too large" in said
     assert "Traceback" not in said

@@ -43,17 +43,16 @@ class EncoderContract:
         encoder = self.load(images_per_pass)
         steps = images[:6].reshape(2, 3, 256, 256, 3)
         together = encoder.encode_views(steps)
-        for name, features in together.items():
-            for step in range(2):
-                alone = encoder.encode_views(steps[[step]])[name]
-                np.testing.assert_array_equal(alone[0], features[step])
+        for step in range(2):
+            for name, alone in encoder.encode_views(steps[[step]]).items():
+                np.testing.assert_array_equal(alone[0], together[name][step])
 
     def test_images_are_encoded_independently(self, encoder, images):
         """Another image in the same pass changes nothing; order and neighbors do not count."""
         places = np.zeros(2, np.int64)
+        swapped = encoder.encode(images[[1, 0]], places)
         for name, features in encoder.encode(images[:2], places).items():
-            swapped = encoder.encode(images[[1, 0]], places)[name]
-            np.testing.assert_array_equal(swapped, features[[1, 0]])
+            np.testing.assert_array_equal(swapped[name], features[[1, 0]])
             assert not np.array_equal(features[0], features[1])
 
     def test_loading_twice_gives_one_identity_and_the_same_bits(self, encoder, images):
@@ -62,8 +61,9 @@ class EncoderContract:
         assert again.environment == encoder.environment
         identity = encoder.identity
         assert EncoderIdentity.model_validate_json(identity.model_dump_json()) == identity
-        for name, features in encoder.encode(images).items():
-            np.testing.assert_array_equal(again.encode(images)[name], features)
+        expected = encoder.encode(images[:4])
+        for name, features in again.encode(images[:4]).items():
+            np.testing.assert_array_equal(features, expected[name])
 
     def test_each_feature_has_a_fingerprint_of_its_own(self, encoder):
         specs = encoder.identity.features

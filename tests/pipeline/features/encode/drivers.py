@@ -12,7 +12,7 @@ from pipeline.features.identity.source import SOURCE_NOTE
 from tests.pipeline.features.still_life import write_still_life
 from tests.tower import tiny_tower
 
-TIMEOUT_S = 120
+TIMEOUT_S = 600
 
 
 def write_one_view(folder: Path, lengths: tuple[int, ...] = (500, 400, 300)) -> Path:
@@ -52,7 +52,7 @@ def wait_until(holds: Callable[[], object]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while not holds():
         assert time.monotonic() < deadline
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 def processes_with(word: bytes, *, in_their: str) -> set[int]:

@@ -25,7 +25,7 @@ from policy.encoders.siglip2 import Siglip2Encoder
 from policy.encoders.stand_in import NAME as STAND_IN
 from policy.encoders.stand_in import build_stand_in
 from tests.pipeline.tiny import tiny_environment
-from tests.tower import load, load_fitted
+from tests.tower import load, load_fitted, tiny_tower
 
 NUM_VIEWS = 2
 FEATURES = ("pooled", "grid")
@@ -73,7 +73,7 @@ def by_way_of(size: int, resample: Image.Resampling) -> Change:
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def encoder(request):
-    return load_fitted(STAND_IN, features=FEATURES, compute_dtype=request.param)
+    return load_fitted(tiny_tower(), features=FEATURES, compute_dtype=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_frames_that_arrive_changed_are_refused(encoder, probe, change):
 
 def test_other_weights_with_the_same_fingerprint_are_refused(encoder, probe):
     dtype = encoder.identity.compute_dtype
-    other = load(STAND_IN, features=FEATURES, compute_dtype=dtype, bases=encoder.bases)
+    other = load(tiny_tower(), features=FEATURES, compute_dtype=dtype, bases=encoder.bases)
     with torch.no_grad():
         for name, weights in other._network.named_parameters():
             if name.endswith("fc2.weight"):

@@ -301,7 +301,7 @@ def test_an_environment_of_gymnasium_itself_renders_repeats_and_leaves_quietly(t
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert (done.stdout, done.stderr) == ("(1, 256, 256, 3) (6,) True\n", "")
@@ -330,11 +330,11 @@ def test_a_simulation_that_diverges_is_named_with_seed_and_step(tmp_path):
     (text,) = re.findall(r"```toml\n(id = .*?)```", manual, re.DOTALL)
     env = make_env(write(tmp_path, text), ("top",))
     env.reset(4)
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(1)
 
     def throw():
         for _ in range(env.max_steps):
-            env.step(draw.uniform(-3, 3, env.action_dim).astype(np.float32))
+            env.step(draw.uniform(-3000, 3000, env.action_dim).astype(np.float32))
 
     with pytest.raises(EpisodeError, match=r"seed 4, step \d+: step raised PhysicsError"):
         throw()

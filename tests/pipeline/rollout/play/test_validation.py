@@ -40,30 +40,25 @@ def rows(run: Path) -> dict[int, float]:
     return {row["step"]: row["rollout_success"] for row in lines if "rollout_success" in row}
 
 
-def test_success_reaches_the_log_and_no_file_is_left(store, tmp_path):
+def test_success_reaches_the_log_and_one_that_waits_gives_way_to_a_newer_one(
+    store, tmp_path, caplog
+):
+    """Training takes its 8 steps while the first rollout still imports its libraries."""
     run = tmp_path / "run"
-    config = with_settings(debug(), ["checkpoint_every=4", "keep_checkpoints=1"])
-    with validation(write_env(tmp_path / "env.toml"), every=4) as watcher:
+    config = with_settings(debug(), ["checkpoint_every=2", "keep_checkpoints=1"])
+    with validation(write_env(tmp_path / "env.toml", step_s=0.1), every=2) as watcher:
         train([store], run, config, resume=False, watchers=[watcher])
     assert watcher.failures == []
-    assert checkpoint_steps(run) == [8]  # the one of step 4 was read although it is deleted
+    assert checkpoint_steps(run) == [8]  # the one of step 2 was read although it is deleted
+    assert "step 4 is not rolled out" in caplog.text
+    assert "step 6 is not rolled out" in caplog.text
     folders = sorted((run / "rollouts").iterdir())
-    assert [folder.name for folder in folders] == ["step_00000004", "step_00000008"]
-    for step, folder in zip((4, 8), folders, strict=True):
+    assert [folder.name for folder in folders] == ["step_00000002", "step_00000008"]
+    assert sorted(rows(run)) == [2, 8]
+    for step, folder in zip((2, 8), folders, strict=True):
         found = json.loads((folder / "result.json").read_text())
         assert (found["run"], found["checkpoint_step"]) == ("run", step)
         assert rows(run)[step] == found["success_rate"]
-
-
-def test_one_that_waits_gives_way_to_a_newer_one_and_the_log_says_so(store, tmp_path, caplog):
-    """Training takes its 8 steps while the first rollout still imports its libraries."""
-    env = write_env(tmp_path / "env.toml", step_s=0.1)
-    config = with_settings(debug(), ["checkpoint_every=2"])
-    with validation(env, every=2) as watcher:
-        train([store], tmp_path / "run", config, resume=False, watchers=[watcher])
-    assert sorted(rows(tmp_path / "run")) == [2, 8]
-    assert "step 4 is not rolled out" in caplog.text
-    assert "step 6 is not rolled out" in caplog.text
 
 
 def test_a_rollout_that_fails_is_said_and_training_goes_on(store, tmp_path, caplog):

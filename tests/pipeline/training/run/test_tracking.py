@@ -76,7 +76,7 @@ def test_weights_and_biases_is_told_offline(store, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     (records,) = (tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb")
@@ -111,7 +111,7 @@ def type_train(store, run, home, *words):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
 
 
