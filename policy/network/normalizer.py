@@ -43,14 +43,19 @@ class Distribution:
     """Standard deviation."""
 
     def ends(self, scaling: Scaling) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-        """Return the values that a scaling maps to -1 and 1."""
-        match scaling:
-            case "range":
-                return self.minimum, self.maximum
-            case "quantiles":
-                return self.low, self.high
-            case "deviation":
-                return self.mean - self.std, self.mean + self.std
+        """Return the values that a scaling maps to -1 and 1.
+
+        A dimension that is constant between its quantiles is a switch that is seldom closed, as a
+        gripper's or a valve's: its range counts in every scaling, since any other would clip the
+        closed state away.
+        """
+        low, high = self.minimum, self.maximum
+        if scaling == "quantiles":
+            low, high = self.low, self.high
+        elif scaling == "deviation":
+            low, high = self.mean - self.std, self.mean + self.std
+        is_switch = self.high - self.low <= CONSTANT_RANGE
+        return self.minimum.where(is_switch, low), self.maximum.where(is_switch, high)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,16 @@ def test_quantiles_keep_their_scale_where_one_reading_is_wild():
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
+def test_a_switch_that_is_seldom_closed_stays_one(scaling):
+    """Eight steps of a thousand: a quantile's range would be nothing, and 5 deviations 0.45."""
+    values = torch.zeros(1000, 1)
+    values[500:508] = 1.0
+    normalizer = fitted(scaling, values)
+    assert normalizer.normalize(values).unique().tolist() == [-1, 1]
+    assert torch.equal(normalizer.unnormalize(normalizer.normalize(values)), values)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
 def test_what_is_far_outside_the_scale_is_clipped_on_both_ways(scaling):
     normalizer = Normalizer(1, scaling)
     normalizer.fit(between(torch.tensor([10.0]), torch.tensor([14.0])))
