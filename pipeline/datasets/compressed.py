@@ -19,6 +19,7 @@ from pipeline.datasets.pixels import MAX_PIXELS
 from pipeline.errors import FrameReadError
 
 _COLOR_MODES: Final = ("RGB", "L", "RGBA")  # of Pillow; alpha is dropped
+_ORIENTATION: Final = 0x112  # EXIF tag; 1 is upright. OpenCV obeys it, Pillow does not
 _PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_END: Final = b"IEND\xaeB`\x82"  # the last chunk, which Pillow does not require
 _BROKEN: Final = (  # what Pillow raises for damaged files
@@ -98,6 +99,11 @@ def _opened(content: bytes, where: str) -> Image.Image:
         raise _unreadable(where, str(error)) from error
     if image.width * image.height > MAX_PIXELS:
         raise _unreadable(where, f"a header of {image.height}x{image.width} pixels")
+    if image.format == "JPEG" and (turn := image.getexif().get(_ORIENTATION, 1)) != 1:
+        raise FrameReadError(
+            f"{where}: expected an upright image, found one whose EXIF asks viewers to turn it "
+            f"(orientation {turn}); store its pixels upright"
+        )
     if image.mode not in _COLOR_MODES:
         found = "a depth image of 16 bits or more" if image.mode[0] in "IF" else image.mode
         raise FrameReadError(

@@ -42,7 +42,8 @@ LAYOUT: Final = Hdf5Layout(
 )
 _EPISODE_NAME: Final = re.compile(r"episode_([0-9]{1,18})\.hdf5")  # 18 digits fit 64 bits
 _TASK_NAMES: Final = ("task", "instruction", "language_instruction", "env")  # attributes
-_COMPANIONS: Final = ("features", "mirror")  # files that users of ACT store next to episodes
+# Files that users of ACT store next to episodes, and the notes of macOS: `._episode_0.hdf5`.
+_COMPANIONS: Final = re.compile(r"features|mirror|\A\.")
 
 
 class AlohaHdf5Reader(Hdf5Reader):
@@ -134,7 +135,7 @@ def _episode_files(place: DatasetPlace) -> list[tuple[int, Location]]:
         match = _EPISODE_NAME.fullmatch(path.name)
         if match:
             numbered.append((int(match[1]), path))
-        elif path.suffix == ".hdf5" and not any(word in path.name for word in _COMPANIONS):
+        elif path.suffix == ".hdf5" and not _COMPANIONS.search(path.name):
             raise DatasetError(
                 f"{path}: expected the name episode_<i>.hdf5, found another .hdf5 file; rename it "
                 "or move it out of the folder"

@@ -99,6 +99,7 @@ class AlohaEnv:
         )
         self.view_names = views
         self.state_dim = self.action_dim = len(JOINTS)
+        self.action_bounds: np.ndarray | None = None
         self.control_hz: float = 1.0 / DT
         self.max_steps = MAX_STEPS
         self._scene = SCENES[task]

@@ -41,6 +41,9 @@ class RobotEnv(Protocol):
     """Width of `state`."""
     action_dim: int
     """Width of the action."""
+    action_bounds: Float32[np.ndarray, "2 a"] | None
+    """Lowest and highest action that `step` does not clip, where these are another's word that may
+    not be the recordings'; None where they are known to be right, or nothing is clipped."""
     control_hz: float
     """Control steps a second of simulated time."""
     max_steps: int

@@ -29,6 +29,7 @@ class GuardedEnv:
         self.view_names = env.view_names
         self.state_dim = env.state_dim
         self.action_dim = env.action_dim
+        self.action_bounds = env.action_bounds
         self.control_hz = env.control_hz
         self.max_steps = env.max_steps
         self.unguarded = env

@@ -79,8 +79,9 @@ class GymnasiumAction(BaseModel):
 
     units: Text
     """What each column is, in words."""
-    clip: bool = True
-    """Clip to the bounds of the action space; false where they are wrong, as in gym-aloha."""
+    clip: bool | None = None
+    """Clip to the bounds of the action space; false where they are wrong, as in gym-aloha. Unsaid:
+    clip, but roll out no policy that was trained on actions beyond them."""
 
 
 class GymnasiumSuccess(BaseModel):

@@ -78,6 +78,8 @@ class GymnasiumEnv:
                     "environment needs an adapter of its own"
                 )
             self.action_dim: int = space.shape[0]
+            is_sure = config.action.clip is not None
+            self.action_bounds = None if is_sure else np.stack([space.low, space.high])
             self._observation, _ = self._env.reset(seed=0)
             self._has_begun = True  # for the next two, which name what is missing
             self.state_dim = len(self.state())
@@ -152,7 +154,8 @@ class GymnasiumEnv:
         require_action(self.name, action, self.action_dim)
         require_time_left(self.name, is_over=self._is_over, max_steps=self.max_steps)
         space = self._env.action_space
-        applied = np.clip(action, space.low, space.high) if self._config.action.clip else action
+        clips = self._config.action.clip is not False
+        applied = np.clip(action, space.low, space.high) if clips else action
         self._observation, reward, terminated, truncated, info = self._env.step(
             applied.astype(space.dtype)
         )
@@ -210,7 +213,14 @@ class GymnasiumEnv:
         if success.info is None:
             assert success.reward_at_least is not None
             return reward >= success.reward_at_least
-        return bool(self._lookup(info, success.info, "success.info"))
+        found = np.asarray(self._lookup(info, success.info, "success.info"))
+        if found.size != 1 or found.item() not in (0, 1):
+            raise EnvError(
+                f"{self.name}: success.info: expected true or false, or 0 or 1, at {success.info}, "
+                f"found {np.array2string(found, threshold=4)}; name a truth value, or write "
+                "`reward_at_least`"
+            )
+        return bool(found.item())
 
     def _lookup(self, tree: Any, key: str, field: str) -> Any:
         """Follow a path such as `pixels/top`; `.` is the whole tree."""

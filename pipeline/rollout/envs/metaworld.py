@@ -81,6 +81,7 @@ class MetaWorldEnv:
         self.view_names = views
         self.state_dim = STATE_DIM
         self.action_dim = ACTION_DIM
+        self.action_bounds: np.ndarray | None = None
         self._task_name = task
         self._task = _build_task(task)
         self.control_hz: float = 1.0 / self._task.dt

@@ -5,6 +5,9 @@ Knows runs, encoders and environments; steps none. Every refusal names what diff
 
 import logging
 from pathlib import Path
+from typing import Final
+
+import numpy as np
 
 from pipeline.errors import EncoderMismatchError, EnvError, RunError
 from pipeline.features.identity.encoder import load_like, refuse_other_encoder
@@ -15,6 +18,8 @@ from pipeline.training.run.folder import RunDescription, read_bases, read_probe,
 from policy.agent import VLAAgent
 from policy.device import open_device
 from policy.errors import VlaError
+
+_MARGIN: Final = 0.01  # of the width of the bounds, by which training may reach beyond them
 
 logger = logging.getLogger(__name__)
 
@@ -116,3 +121,27 @@ def check_env(description: RunDescription, env: RobotEnv, gate: Gate | None = No
             if not field.startswith("control rate"):
                 raise error
             gate.refuse(error)
+
+
+def check_action_bounds(agent: VLAAgent, env: RobotEnv) -> None:
+    """Refuse an environment that would clip actions which training has shown the policy.
+
+    Raises:
+        EnvError: it would, in a column that the message names.
+    """
+    if env.action_bounds is None:
+        return
+    center, half_range = agent.action_normalizer.center, agent.action_normalizer.half_range
+    trained = np.stack([(center - half_range).cpu().numpy(), (center + half_range).cpu().numpy()])
+    low, high = env.action_bounds
+    margin = _MARGIN * (high - low)
+    beyond = np.flatnonzero((trained[0] < low - margin) | (trained[1] > high + margin))
+    if len(beyond):
+        column = int(beyond[0])
+        raise EnvError(
+            f"{env.name}: action[{column}]: training reached from {trained[0, column]:.4g} to "
+            f"{trained[1, column]:.4g}, and the action space from {low[column]:.4g} to "
+            f"{high[column]:.4g} would clip that ({len(beyond)} of {len(low)} columns so); write "
+            "`clip = false` below [action] if its bounds are not the robot's, `clip = true` if the "
+            "recordings were made with this clipping"
+        )

@@ -20,7 +20,7 @@ from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import definition, make_env
 from pipeline.rollout.gate.camera_check import CameraCheck
 from pipeline.rollout.gate.camera_verdict import CameraCheckMode, CameraCheckResult, StartFinding
-from pipeline.rollout.gate.checks import Gate, check_env, load_policy
+from pipeline.rollout.gate.checks import Gate, check_action_bounds, check_env, load_policy
 from pipeline.rollout.play.decide import Episode, decide
 from pipeline.rollout.play.episode import Progress
 from pipeline.rollout.play.eval_info import eval_info
@@ -126,6 +126,7 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
     env = make_env(config.env, description.spec.view_names, config.render_size, fit)
     try:
         check_env(description, env, gate)
+        check_action_bounds(agent, env)
         max_steps = min(config.max_steps or env.max_steps, env.max_steps)
         journal = Journal(config.out, _identity(config, description, agent, step, max_steps))
         player_config = PlayerConfig(

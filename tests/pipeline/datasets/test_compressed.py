@@ -37,6 +37,18 @@ def test_padding_with_zeros_is_ignored(kind, num_zeros):
     assert image_size(padded, "x") == (60, 80)
 
 
+def test_a_jpeg_that_its_exif_turns_is_refused_as_a_turned_video_is():
+    """OpenCV obeys this tag and Pillow does not: one of them shows the picture lying."""
+    exif, plain = Image.Exif(), encode(PICTURE, "JPEG")
+    exif[0x112] = 1
+    upright = encode(PICTURE, "JPEG", exif=exif)
+    np.testing.assert_array_equal(decode_image(upright, "x"), decode_image(plain, "x"))
+    exif[0x112] = 6
+    for read in (decode_image, image_size):
+        with pytest.raises(FrameReadError, match=r"upright image, found .*orientation 6"):
+            read(encode(PICTURE, "JPEG", exif=exif), "x")
+
+
 @pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
 def test_bytes_after_the_end_of_a_jpeg_are_ignored(settings):
     """As cameras append their own notes, or a buffer keeps the end of a longer picture."""

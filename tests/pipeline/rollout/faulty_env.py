@@ -14,8 +14,10 @@ GOOD_RESETS = 1  # the adapter's own, when it is built
 class FaultyDotEnv(ReachDotEnv):
     """Fails at a step of some episodes, at every reset, or is slow."""
 
-    def __init__(self, render_mode=None, *, fault="none", at=3, seeds=(), step_s=0.0, speed=0.1):
-        super().__init__(render_mode, speed)
+    def __init__(
+        self, render_mode=None, *, fault="none", at=3, seeds=(), step_s=0.0, speed=0.1, limit=1.0
+    ):
+        super().__init__(render_mode, speed, limit)
         self.fault = fault
         self.at = at
         self.seeds = seeds

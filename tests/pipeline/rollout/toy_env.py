@@ -15,12 +15,12 @@ class ReachDotEnv(gymnasium.Env):
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
 
-    def __init__(self, render_mode=None, speed=0.1):
+    def __init__(self, render_mode=None, speed=0.1, limit=1.0):
         self.render_mode = render_mode
         self.speed = speed
         self.is_open = True
         self.received = []
-        self.action_space = Box(-1, 1, (2,), np.float32)
+        self.action_space = Box(-limit, limit, (2,), np.float32)
         picture = {"front": Box(0, 255, (SIZE, SIZE, 3), np.uint8)}
         picture["top"] = Box(0, 255, (2 * SIZE, SIZE, 3), np.uint8)
         numbers = {

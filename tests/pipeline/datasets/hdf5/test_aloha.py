@@ -63,7 +63,8 @@ def test_episodes_are_sorted_by_number_and_named_after_the_place_of_their_file(r
 
 
 def test_companion_files_are_left_alone_and_other_hdf5_files_are_not_ignored(root):
-    for name in ("episode_9_features.hdf5", "mirror_episode_9.hdf5", "notes.txt", ".x.partial"):
+    others = ("episode_9_features.hdf5", "mirror_episode_9.hdf5", "notes.txt", ".x.partial")
+    for name in (*others, "._episode_9.hdf5"):
         (root / name).write_bytes(b"not HDF5")
     assert open_tiny(root).num_episodes == 2
     (root / "episode_x.hdf5").write_bytes(b"not HDF5")

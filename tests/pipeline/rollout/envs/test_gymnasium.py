@@ -202,6 +202,19 @@ def test_a_measure_of_success_that_is_not_there_is_an_error(tmp_path):
     env.close()
 
 
+@pytest.mark.parametrize("value", [0.4, np.float32([0.4]), "False", [True, False], np.nan])
+def test_a_share_or_a_word_is_no_success(tmp_path, value):
+    """As the covered area of Push-T, which any truth test would count as solved."""
+    env = make_env(write(tmp_path, TOY), ("front",))
+    env.reset(0)
+    toy = env.unguarded._env.unwrapped
+    step = toy.step
+    toy.step = lambda action: (*step(action)[:-1], {"task": {"is_success": value}})
+    with pytest.raises(EnvError, match=r"success\.info: expected true or false, .* found "):
+        env.step(np.zeros(2, np.float32))
+    env.close()
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"absent\.toml: expected a TOML file"):
         make_env(f"gymnasium:{tmp_path}/absent.toml", ("front",))

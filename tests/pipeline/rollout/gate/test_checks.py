@@ -30,6 +30,7 @@ class StillEnv:
 
     name = "still"
     max_steps = 10
+    action_bounds = None
 
     def __init__(self, view_names=("front", "top"), state_dim=5, action_dim=4, control_hz=50.0):
         self.view_names = view_names

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import EpisodeError, RunError
+from pipeline.errors import EnvError, EpisodeError, RunError
 from pipeline.rollout.play.journal import JOURNAL
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.storage.locks import sole_writer
@@ -49,6 +49,16 @@ def test_an_episode_that_its_simulator_ends_is_not_solved_and_the_others_are_pla
     assert caplog.messages == [f"{failed.failure}, so the episode is not solved"]
     assert result.alarms()[0].startswith("the simulator itself failed in 1 of 3 episodes")
     assert (tmp_path / "out/videos/seed_100001.mp4").exists()
+
+
+def test_an_action_space_that_would_clip_the_trainings_actions_needs_a_word(toy_run, tmp_path):
+    """As with joint targets in radians, and an environment that declares -1 to 1 for them."""
+    narrow = write_env(tmp_path / "env.toml", limit=0.5)
+    with pytest.raises(EnvError, match=r"action\[0\]: training reached from .* from -0\.5 to 0\.5"):
+        roll_out(config(toy_run, narrow, tmp_path / "out"))
+    file = tmp_path / "env.toml"
+    file.write_text(file.read_text().replace("[action]", "[action]\nclip = true"))
+    assert roll_out(config(toy_run, narrow, tmp_path / "out", episodes=1)).episodes
 
 
 def test_a_simulator_that_fails_before_the_policy_acts_is_an_error_and_episodes_are_kept(

@@ -26,6 +26,7 @@ class CountingEnv:
     view_names = VIEWS
     state_dim = STATE_DIM
     action_dim = ACTION_DIM
+    action_bounds = None
     control_hz = 50.0
 
     def __init__(self, max_steps: int = 100, solved_at: int | None = None):
