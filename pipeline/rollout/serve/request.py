@@ -8,15 +8,17 @@ Source: Physical-Intelligence/openpi@0e61745e, docs/remote_inference.md, for the
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from pipeline.errors import ConfigError, RequestError
-from pipeline.rollout.serve.wire import Value, clipped
 from policy.images import resize_images
 from policy.spec import AgentSpec, Fit
+
+Value: TypeAlias = np.ndarray | str | float | int | bool | None
+"""What a key of a message may hold."""
 
 PREFIX: Final = "observation/"
 STATE: Final = f"{PREFIX}state"
@@ -149,6 +151,13 @@ class RequestReader:
                 f"[{steps}{self._spec.state_dim}], found {_described(content)}"
             )
         return resize_images(content.reshape(-1, *content.shape[-3:]), self._fit)
+
+
+def clipped(content: object) -> str:
+    """Return a stranger's text as one short line, for a message to a person."""
+    text = repr(content) if not isinstance(content, str) else content
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text[:80])
+    return f"{printable}..." if len(text) > 80 else printable
 
 
 def _described(content: Value) -> str:

@@ -21,6 +21,7 @@ joins in the middle of an episode is not compared.
 import logging
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -34,8 +35,7 @@ from pipeline.errors import RequestError
 from pipeline.rollout.gate.camera_check import CameraCheck
 from pipeline.rollout.gate.camera_verdict import CameraCheckMode
 from pipeline.rollout.gate.checks import load_policy
-from pipeline.rollout.serve.request import Request, RequestReader
-from pipeline.rollout.serve.wire import decode_message
+from pipeline.rollout.serve.request import Request, RequestReader, Value
 from pipeline.training.data.sampling import seeded_generator
 from pipeline.training.run.folder import RunDescription
 from pipeline.training.run.model_card import NOT_STATED
@@ -158,7 +158,7 @@ class Decision:
     history: History
     """Whether the policy saw the steps that training would have shown it."""
     infer_s: float
-    """From the message's bytes to the actions."""
+    """From the message to the actions."""
     encode_s: float
     """Encoding the views."""
     head_s: float
@@ -193,19 +193,17 @@ class Session:
         self._seen: deque[_Seen] = deque(maxlen=policy.agent.config.obs_horizon)
         self._begin_episode()
 
-    def answer(self, message: bytes | str) -> Decision:
-        """Decide on one message.
+    def answer(self, fields: Mapping[str, Value]) -> Decision:
+        """Decide on one message, which is decoded already.
 
         Raises:
-            RequestError: the message is not an observation of this policy, or the policy's answer
+            RequestError: it is not an observation of this policy, or the policy's answer
                 is not finite, which no robot should be given.
             CameraMismatchError: an episode's first frames are not what training showed.
             FeatureRangeError: the encoder's features of these frames are not finite.
         """
         started = time.perf_counter()
-        if isinstance(message, str):
-            raise RequestError("message: expected bytes of msgpack, found text")
-        request = self._policy.reader.read(decode_message(message))
+        request = self._policy.reader.read(fields)
         if request.starts_episode and self._decision > 0:
             self._episode += 1
             self._begin_episode()

@@ -34,7 +34,7 @@ from websockets.http11 import Request, Response
 from pipeline.errors import ConfigError
 from pipeline.rollout.serve.config import ServeConfig, is_authorized
 from pipeline.rollout.serve.session import Decision, ServedPolicy, Session
-from pipeline.rollout.serve.wire import encode_message
+from pipeline.rollout.serve.wire import decode_message, encode_message
 from policy.errors import VlaError
 
 MIB: Final = 2**20  # bytes
@@ -166,7 +166,7 @@ class PolicyServer:
         """Return the decision; without one, tell the client why and close the connection."""
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._worker, session.answer, message)
+            return await loop.run_in_executor(self._worker, _answer, session, message)
         except VlaError as error:
             line, code = " ".join(str(error).split()), CloseCode.UNSUPPORTED_DATA
             logger.warning("%s: %s", connection.remote_address[0], line)
@@ -176,3 +176,7 @@ class PolicyServer:
         await connection.send(f"error: {line}")
         await connection.close(code, "see the text before")
         return None
+
+
+def _answer(session: Session, message: bytes | str) -> Decision:
+    return session.answer(decode_message(message))

@@ -11,15 +11,13 @@ Differs from the source: reads flat maps only, as observations are, and numbers 
 
 import math
 from collections.abc import Mapping
-from typing import Final, TypeAlias
+from typing import Final
 
 import msgpack
 import numpy as np
 
 from pipeline.errors import RequestError
-
-Value: TypeAlias = np.ndarray | str | float | int | bool | None
-"""What a key of a message may hold."""
+from pipeline.rollout.serve.request import Value, clipped
 
 MAX_CONTAINERS: Final = 512  # maps and lists in a message; a numpy array is two
 MAX_ITEMS: Final = 256  # entries of one map or array; openpi's clients send about ten
@@ -41,7 +39,7 @@ def encode_message(fields: Mapping[str, object]) -> bytes:
     return message
 
 
-def decode_message(message: bytes) -> dict[str, Value]:
+def decode_message(message: bytes | str) -> dict[str, Value]:
     """Read a message of at most a few megabytes; its size is bounded where it is received.
 
     Returns:
@@ -50,6 +48,8 @@ def decode_message(message: bytes) -> dict[str, Value]:
     Raises:
         RequestError: the message is no map from text to numbers, text and numeric arrays.
     """
+    if isinstance(message, str):
+        raise RequestError("message: expected bytes of msgpack, found text")
     budget = _Budget()
     try:
         content = msgpack.unpackb(
@@ -69,13 +69,6 @@ def decode_message(message: bytes) -> dict[str, Value]:
     if not isinstance(content, dict):
         raise RequestError(f"message: expected a map, found {type(content).__name__}")
     return {_name(key): _value(clipped(key), value) for key, value in content.items()}
-
-
-def clipped(content: object) -> str:
-    """Return a stranger's text as one short line, for a message to a person."""
-    text = repr(content) if not isinstance(content, str) else content
-    printable = "".join(letter if letter.isprintable() else "?" for letter in text[:80])
-    return f"{printable}..." if len(text) > 80 else printable
 
 
 class _Budget:

@@ -10,6 +10,7 @@ from openpi_client import msgpack_numpy
 from pipeline.errors import ConfigError, RequestError
 from pipeline.rollout.serve.request import RequestReader
 from pipeline.rollout.serve.session import Session
+from pipeline.rollout.serve.wire import decode_message
 from policy.images import resize_images
 from policy.spec import AgentSpec
 from tests.pipeline.rollout.serve.served import (
@@ -34,13 +35,13 @@ def session(policy):
 
 
 def ask(session: Session, *steps: int, **more: object):
-    decision = session.answer(msgpack_numpy.packb(observation(*steps, **more)))
+    decision = session.answer(decode_message(msgpack_numpy.packb(observation(*steps, **more))))
     return decision.actions, decision.history
 
 
 def refusal(session: Session, fields: dict[str, object]) -> str:
     with pytest.raises(RequestError) as caught:
-        session.answer(msgpack_numpy.packb(fields))
+        session.answer(decode_message(msgpack_numpy.packb(fields)))
     return str(caught.value)
 
 
@@ -118,7 +119,7 @@ def test_frames_of_any_size_go_through_the_one_resize(policy):
     answers = []
     for front in (picture, resized):
         fields = observation(1) | {"observation/front": front}
-        answers.append(Session(policy).answer(msgpack_numpy.packb(fields)).actions)
+        answers.append(Session(policy).answer(decode_message(msgpack_numpy.packb(fields))).actions)
     np.testing.assert_array_equal(*answers)
     assert (answers[0] != expected_actions(policy, [1, 1])).any()
 
@@ -126,7 +127,7 @@ def test_frames_of_any_size_go_through_the_one_resize(policy):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, ">f4"])
 def test_states_of_any_number_are_taken_as_float32(session, policy, dtype):
     fields = observation(10) | {"observation/state": state(10).astype(dtype)}
-    decision = session.answer(msgpack_numpy.packb(fields))
+    decision = session.answer(decode_message(msgpack_numpy.packb(fields)))
     np.testing.assert_array_equal(decision.actions, expected_actions(policy, [10, 10]))
 
 

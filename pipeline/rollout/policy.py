@@ -1,0 +1,77 @@
+"""A trained policy in Python: load a run, then ask it for actions, as a served one is asked."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
+from pipeline.rollout.gate.camera_verdict import CameraCheckMode
+from pipeline.rollout.serve.request import PREFIX, RESET, STATE, Value
+from pipeline.rollout.serve.session import ServedPolicy, Session
+
+
+class Policy:
+    """A policy that holds its encoder, and the episode that it is in; not safe for threads."""
+
+    def __init__(self, policy: ServedPolicy):
+        self._session = Session(policy)
+        self._starts_episode = False
+        self.views: tuple[str, ...] = policy.description.spec.view_names
+        """Names of the cameras."""
+        self.metadata = policy.metadata()
+        """Widths, units, horizons and rate, as a server sends them to its clients."""
+
+    @classmethod
+    def load(
+        cls,
+        run: Path | str,
+        *,
+        encoder: str | None = None,
+        device: str = "auto",
+        checkpoint: str = "latest",
+        nfe: int | None = None,
+        seed: int = FIRST_ROLLOUT_SEED,
+        camera_check: CameraCheckMode = "refuse",
+    ) -> "Policy":
+        """Load a run; the arguments and errors are those of `ServedPolicy.load`."""
+        return cls(
+            ServedPolicy.load(
+                Path(run),
+                encoder=encoder,
+                device=device,
+                checkpoint=checkpoint,
+                nfe=nfe,
+                first_seed=seed,
+                camera_check=camera_check,
+            )
+        )
+
+    def reset(self) -> None:
+        """Begin an episode with the next observation."""
+        self._starts_episode = True
+
+    def act(
+        self, frames: Mapping[str, np.ndarray], state: np.ndarray
+    ) -> Float32[np.ndarray, "n a"]:
+        """Decide what to do next.
+
+        Args:
+            frames: per view, RGB in [0, 255], uint8 [height, width, 3] of any size; or the latest
+                `obs_horizon` control steps, oldest first, [obs_horizon, height, width, 3]. A single
+                step in the middle of an episode stands for those before it too.
+            state: numbers [width], or [obs_horizon, width], in the dataset's units.
+
+        Returns:
+            The actions to execute before the next call, the first one now, in the dataset's units.
+
+        Raises:
+            RequestError: frames or state are not what the policy takes, or its actions not finite.
+            CameraMismatchError: an episode's first frames are not what training showed.
+        """
+        fields: dict[str, Value] = {f"{PREFIX}{view}": frame for view, frame in frames.items()}
+        fields |= {STATE: np.asarray(state), RESET: self._starts_episode}
+        actions = self._session.answer(fields).actions
+        self._starts_episode = False
+        return actions
