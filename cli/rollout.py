@@ -78,7 +78,7 @@ def rollout(
             typer.secho(f"ATTENTION: {alarm}", fg="red", bold=True, err=True)
         if folder.resolve().is_relative_to(run.resolve()):
             write_report([run], run / "report.html")
-            typer.echo(f"wrote {run / 'report.html'}")
+            typer.echo(f"wrote {run / 'report.html'}; next: look at it, or vla-serve {run}")
 
 
 def _parse_videos(text: str) -> Literal["all", "failed", "none"] | int:

@@ -112,7 +112,10 @@ def train_command(
         if report.is_primary:
             typer.echo(report.summary())
             write_report([out], out / "report.html")
-            typer.echo(f"wrote {out / 'report.html'}")
+            typer.echo(
+                f"wrote {out} and {out / 'report.html'}; next: vla-rollout {out} --env ENV, or "
+                f"vla-serve {out}"
+            )
             for watcher in watchers:
                 for failure in watcher.failures:
                     typer.echo(f"warning: {failure}", err=True)

@@ -153,6 +153,18 @@ def train(
                 trainer.average.restore(trainer.agent.state_dict())
                 if ranks.is_primary:
                     logger.info("begins with the weights of %s; differs: %s", start.name, differs)
+            if ranks.is_primary:
+                logger.info(
+                    "training from step %d to %d, %d windows each, on %d steps of %d episodes "
+                    "(%d held out), on %s",
+                    resumed_from,
+                    config.steps,
+                    config.batch_size,
+                    len(held.data.episode_of),
+                    len(held.data.is_validation),
+                    int(held.data.is_validation.sum()),
+                    opened,
+                )
             started = time.monotonic()
             trainer.fit(_open_trackers(track, trainer), watchers)
         if ranks.is_primary and not trainer.validated:  # the run was complete already

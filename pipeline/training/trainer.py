@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError, RunError
+from pipeline.progress import Estimate
 from pipeline.training.data.batches import Batches
 from pipeline.training.data.sampling import seeded_generator
 from pipeline.training.data.windows import WindowData, Windows
@@ -121,6 +122,7 @@ class Trainer:
         if not self.ranks.is_primary:
             self._follow()
             return
+        estimate = Estimate(self.config.steps - self.step, "step")
         bar = tqdm(
             total=self.config.steps, initial=self.step, desc="train", unit="step", disable=None
         )
@@ -128,6 +130,8 @@ class Trainer:
             while self.step < self.config.steps:
                 figures = self.advance()
                 bar.update()
+                if self.step % self.config.log_every == 0:
+                    estimate.advance(self.config.log_every)
                 is_stopped = self.ranks.any(is_asked())
                 is_last = is_stopped or self.step == self.config.steps
                 entry = self._entry(figures, log, is_last=is_last)

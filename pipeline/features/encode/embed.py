@@ -5,6 +5,7 @@ changed has its new frames encoded and nothing else.
 """
 
 import importlib.util
+import logging
 import time
 from collections.abc import Generator
 from contextlib import closing, suppress
@@ -60,6 +61,8 @@ from policy.encoders.base import EncoderSettings, ImageEncoder, default_images_p
 from policy.encoders.registry import DEFAULT_ENCODER, load_encoder
 from policy.errors import MissingExtraError, install_command
 from policy.spec import FRAME_SHAPE, FRAME_SIZE, ComputeDtype
+
+logger = logging.getLogger(__name__)
 
 PROBE_EPISODES: Final = 3  # first, middle and last give the probe a real step each
 SAMPLED_STEPS: Final = 64  # control steps whose views a PCA basis is fitted to
@@ -145,6 +148,16 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
             own = range(num_units) if part is None else part.units(num_units)
             missing = find_missing(
                 target, own, source, note, place_matters=encoder.environment.place_matters
+            )
+            logger.info(
+                "embedding %d episodes, %d steps x %d views, with %s on %s; %d of %d units to do",
+                reader.num_episodes,
+                target.store.num_rows,
+                len(reader.view_names),
+                encoder.identity.name,
+                device,
+                len(missing.units),
+                len(own),
             )
             tally = Tally(target.store)
             tally.seconds["compare"] = missing.compare_s

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from pipeline.errors import FailedUnitsError
 from pipeline.features.encode.unit_encoder import EncodeCounts, Stage, UnitOutcome
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.progress import Estimate
 from pipeline.storage.location import Location
 
 STAGES: Final[tuple[Stage, ...]] = ("compare", "read", "encode", "write")
@@ -36,7 +37,7 @@ class EmbedReport:
     """After a part that was not the last one: which units the store lacks still."""
 
     def summary(self) -> str:
-        """Return a line on what was done, one on the time and, after a part, what is left."""
+        """Return a line on what was done, one on the time then what is left or comes next."""
         counts = self.counts
         rate = counts.encoded / self.elapsed_s if self.elapsed_s else 0.0
         reused = "".join(
@@ -54,7 +55,7 @@ class EmbedReport:
             f"{self.num_views} views by {self.encoder}; {counts.encoded} images encoded"
             f"{reused}, {rate:.1f} images/s",
             f"{workers}: {shares or 'none'}",
-            self.remainder,
+            self.remainder or f"wrote {self.store}; next: vla-train {self.store} --out runs/first",
         ]
         return "\n".join(filter(None, lines))
 
@@ -66,19 +67,21 @@ class Tally:
         self.counts = EncodeCounts()
         self.seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
         self._store = store
-        self._bar = tqdm(disable=True)
+        self._bar, self._estimate = tqdm(disable=True), Estimate(0, "step")
 
     @contextmanager
     def progress(self, units: Collection[int]) -> Iterator[None]:
         """Show how many steps of these units are done."""
         rows = (self._store.unit_rows(unit) for unit in units)
         total = sum(stop - start for start, stop in rows)
+        self._estimate = Estimate(total, "step")
         with tqdm(total=total, desc="embed", unit="step", disable=None) as self._bar:
             yield
 
     def advance(self, steps: int) -> None:
         """Show that so many more steps are encoded."""
         self._bar.update(steps)
+        self._estimate.advance(steps)
 
     def add(self, outcome: UnitOutcome) -> None:
         """Add the outcome of a unit."""

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError, RunError
+from pipeline.progress import Estimate
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import definition, make_env
 from pipeline.rollout.gate.camera_check import CameraCheck
@@ -146,6 +147,15 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
             logger.warning("%s: resumes after %d finished episodes", config.out, len(kept))
         started = time.monotonic()
         count = min(config.num_envs, config.episodes - len(kept))
+        logger.info(
+            "rolling out %s (step %d) in %s: %d episodes of at most %d steps, on %s",
+            config.run,
+            step,
+            config.env,
+            config.episodes - len(kept),
+            max_steps,
+            agent.device,
+        )
         with players(player_config, env, count) as crew:
             for episode in play_episodes(agent, crew, config, nfe=nfe, done=kept, check=check):
                 journal.append(episode)
@@ -279,6 +289,7 @@ def play_episodes(
 
     for player in crew:
         begin(player)
+    estimate = Estimate(config.episodes - len(done), "episode")
     with tqdm(
         total=config.episodes, initial=len(done), desc="roll out", unit="episode", disable=None
     ) as progress_bar:
@@ -294,6 +305,7 @@ def play_episodes(
                     logger.warning("%s, so the episode is not solved", progress.result.failure)
                 solved, played = solved + progress.result.success, played + 1
                 progress_bar.update()
+                estimate.advance()
                 progress_bar.set_postfix(solved=f"{solved}/{played}")
                 yield playing[player].finished(progress.result)
                 begin(player)

@@ -78,7 +78,8 @@ class RecordReport:
         )
         return (
             f"{self.episodes} episodes in {self.manifest.parent} ({self.recorded} new with "
-            f"{self.steps} steps in {self.seconds:.0f} s{failed}); next: vla-embed {self.manifest}"
+            f"{self.steps} steps in {self.seconds:.0f} s{failed}); next: vla-embed {self.manifest} "
+            "--store my.zarr"
         )
 
 

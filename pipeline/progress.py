@@ -1,0 +1,30 @@
+"""How long the rest of a long command takes, said once in a line that job logs keep too."""
+
+import logging
+import time
+from typing import Final
+
+MINUTE_S: Final = 60
+
+logger = logging.getLogger(__name__)
+
+
+class Estimate:
+    """Says after the first units how long the others will take; progress bars go on from there."""
+
+    def __init__(self, total: int, unit: str):
+        """Start the clock; `total` are the units that are to be done from now on."""
+        self._total, self._unit = total, unit
+        self._done, self._is_said = 0, False
+        self._started = time.monotonic()
+
+    def advance(self, units: int = 1) -> None:
+        """Take note that more units are done."""
+        self._done += units
+        if self._is_said or self._done >= self._total:
+            return
+        self._is_said = True
+        rate = self._done / max(time.monotonic() - self._started, 1e-9)
+        left_s = (self._total - self._done) / rate
+        left = f"{left_s / MINUTE_S:.0f} min" if left_s > 2 * MINUTE_S else f"{left_s:.0f} s"
+        logger.info("%.3g %ss/s; about %s for the rest", rate, self._unit, left)
