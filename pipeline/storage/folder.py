@@ -56,11 +56,7 @@ class Folder(Protocol):
         """Return every file below, links followed, or the one at this very place; always sorted."""
 
     def read(self, name: str) -> bytes:
-        """Return a file's content.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
+        """Return a file's content (FileNotFoundError: there is none)."""
 
     def read_pieces(self, name: str) -> Iterator[bytes]:
         """Return a file's content in pieces that fit the memory.

@@ -69,11 +69,7 @@ class Ranks:
         return bool(said)
 
     def wait(self) -> None:
-        """Go on when every process is here.
-
-        Raises:
-            RankLostError: another process has ended.
-        """
+        """Go on when every process is here (RankLostError: another process has ended)."""
         self.any(False)
 
 

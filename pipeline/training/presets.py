@@ -69,11 +69,7 @@ PRESETS: Final[dict[str, Callable[[], TrainConfig]]] = {
 
 
 def preset_config(name: str) -> TrainConfig:
-    """Return the configuration of a preset.
-
-    Raises:
-        ConfigError: there is no preset of that name.
-    """
+    """Return the configuration of a preset (ConfigError: there is no preset of that name)."""
     if name not in PRESETS:
         raise ConfigError(f"preset {name!r}, want one of {', '.join(PRESETS)}")
     return PRESETS[name]()

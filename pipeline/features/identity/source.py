@@ -33,11 +33,7 @@ class SourceNote(BaseModel):
 
 
 def read_source(store: Folder) -> SourceNote | None:
-    """Read a store's note; None where there is none.
-
-    Raises:
-        StoreError: the note is damaged.
-    """
+    """Read a store's note; None where there is none (StoreError: the note is damaged)."""
     try:
         return SourceNote.model_validate(read_sealed(store, SOURCE_NOTE))
     except FileNotFoundError:

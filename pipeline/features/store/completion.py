@@ -39,11 +39,7 @@ class Completion:
         return self._read[1]
 
     def require_mark(self) -> CompleteMark:
-        """Return the mark.
-
-        Raises:
-            IncompleteStoreError: there is none; embedding again writes one.
-        """
+        """Return the mark (IncompleteStoreError: there is none; embedding again writes one)."""
         mark = self.mark()
         if mark is None:
             raise IncompleteStoreError(f"{self._folder}: not complete; run vla-embed again")
