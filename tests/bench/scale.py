@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -36,8 +35,8 @@ from pipeline.features.encode.known_frames import FrameIndex, StoredUnits
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.layout import FEATURES, FRAME_HASH
-from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS
-from pipeline.features.store.units import SHARD_ROWS, cut
+from pipeline.features.store.steps import STEP_ARRAYS, StepArrays
+from pipeline.features.store.units import SHARD_ROWS
 from tests.pipeline.tiny import VIEWS, create_store, tiny_environment, tiny_probe
 
 IMAGES_PER_S = 6_000
@@ -46,22 +45,15 @@ EPISODE_STEPS = 250  # DROID: 18.9 million steps in 76 thousand episodes
 SIZES = (100_000, 1_000_000, 10_000_000)
 
 
-class RandomSteps:
-    """Numbers of DROID's shapes that pass by as a dataset's do."""
-
-    def __init__(self, num_steps: int):
-        ends = np.arange(EPISODE_STEPS, num_steps, EPISODE_STEPS, dtype=np.int64)
-        self.episode_ends = np.append(ends, num_steps)
-
-    def pieces(self, name: str) -> Iterator[np.ndarray]:
-        """Give an array of `Steps` in pieces."""
-        if name == "episode_ends":
-            yield self.episode_ends
-            return
-        numbers, width = np.random.default_rng(0), {"state": (STATE_DIM,), "action": (ACTION_DIM,)}
-        for rows in cut(0, int(self.episode_ends[-1]), PIECE_ROWS):
-            drawn = numbers.random((rows.stop - rows.start, *width.get(name, ())))
-            yield drawn if name == "timestamp" else drawn.astype(np.float32)
+def random_steps(num_steps: int) -> StepArrays:
+    """Draw numbers of DROID's shapes."""
+    numbers, ends = np.random.default_rng(0), np.arange(EPISODE_STEPS, num_steps, EPISODE_STEPS)
+    return StepArrays(
+        state=numbers.random((num_steps, STATE_DIM), np.float32),
+        action=numbers.random((num_steps, ACTION_DIM), np.float32),
+        timestamp=numbers.random(num_steps),
+        episode_ends=np.append(ends, num_steps),
+    )
 
 
 def create(path: Path, num_steps: int) -> dict[str, float]:
@@ -69,7 +61,7 @@ def create(path: Path, num_steps: int) -> dict[str, float]:
     imports = peak_mb()
     described = create_store(path.with_suffix(".one"), (1,), rows_per_unit=SHARD_ROWS).attributes
     started = time.perf_counter()
-    FeatureStore.create(path, described, RandomSteps(num_steps), tiny_probe())
+    FeatureStore.create(path, described, random_steps(num_steps), tiny_probe())
     return {"create_s": time.perf_counter() - started, "imports_mb": imports}
 
 
@@ -113,7 +105,7 @@ def finish(path: Path) -> dict[str, float]:
     """Take stock of units and frames as a resumed run does, and mark the store complete."""
     store = FeatureStore.open(path, allow_incomplete=True, writable=True)
     started = time.perf_counter()
-    num_rows = sum(len(piece) for piece in store.read_step_pieces("state"))
+    num_rows = len(store.read_steps().state)
     index = FrameIndex.of([StoredUnits(store, frozenset(store.valid_units()))], place_matters=False)
     stock_s = time.perf_counter() - started
     assert len(index.hashes) == num_rows * len(VIEWS)

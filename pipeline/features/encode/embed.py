@@ -47,7 +47,7 @@ from pipeline.features.store.attributes import Codec, SourceShare, StoreAttribut
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import ROOT, is_vacant
 from pipeline.features.store.start_frames import MAX_STARTS, shrink_frames, spread_evenly
-from pipeline.features.store.steps import RecordedSteps
+from pipeline.features.store.steps import StepArrays
 from pipeline.features.store.units import (
     SHARD_ABOVE,
     EpisodeSlice,
@@ -130,7 +130,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
     note = SourceNote(manifest=config.manifest.absolute(), stamp=files_stamp(loaded.roots))
     with closing(ManifestReader(loaded)) as reader:
         _check_frame_sizes(config.manifest, manifest, reader)
-        steps = RecordedSteps(reader)
+        steps = StepArrays.recorded(reader)
         source = FrameSource(reader, steps.episode_ends, config.num_variants)
         with hold_store(place, part):
             encoder = _load_encoder(config, place, device, len(reader.view_names))
@@ -242,7 +242,7 @@ def _open_store(
     manifest: Manifest,
     *,
     reader: ManifestReader,
-    steps: RecordedSteps,
+    steps: StepArrays,
     encoder: ImageEncoder,
     note: SourceNote,
 ) -> Target:
@@ -294,7 +294,7 @@ def _probe_frames(reader: EpisodeReader) -> UInt8[np.ndarray, "q v 256 256 3"]:
     return np.concatenate([nothing, *found])
 
 
-def _sample_frames(reader: EpisodeReader, steps: RecordedSteps) -> UInt8[np.ndarray, "n 256 256 3"]:
+def _sample_frames(reader: EpisodeReader, steps: StepArrays) -> UInt8[np.ndarray, "n 256 256 3"]:
     """Read every view of steps that are spread over the dataset, without those that do not read."""
     ends = steps.episode_ends
     rows = np.unique(np.linspace(0, ends[-1] - 1, SAMPLED_STEPS).astype(np.int64))
@@ -328,7 +328,7 @@ def _describe_store(
     manifest: Manifest,
     reader: ManifestReader,
     encoder: ImageEncoder,
-    steps: RecordedSteps,
+    steps: StepArrays,
 ) -> StoreAttributes:
     attributes = StoreAttributes(
         encoder=encoder.identity,

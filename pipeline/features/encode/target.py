@@ -20,10 +20,8 @@ import glob
 import json
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +37,7 @@ from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.layout import ROOT
 from pipeline.features.store.records import discard_units, unmark
-from pipeline.features.store.steps import STEP_ARRAYS, Steps
+from pipeline.features.store.steps import STEP_ARRAYS, StepArrays
 from pipeline.storage.local import beside, json_bytes, sync_folder
 from pipeline.storage.location import Location, on_disk
 from pipeline.storage.open import open_folder
@@ -175,7 +173,7 @@ def continue_store(path: Location, encoder: ImageEncoder) -> None:
 def open_target(
     path: Location,
     attributes: StoreAttributes,
-    steps: Steps,
+    steps: StepArrays,
     encoder: ImageEncoder,
     made: Probe | None,
     *,
@@ -246,8 +244,7 @@ def _reopened(path: Path, attributes: StoreAttributes) -> FeatureStore | None:
     """Open a store that was being made, if it can be of use; None otherwise."""
     try:
         store = FeatureStore.open(path, allow_incomplete=True, writable=True)
-        for name in STEP_ARRAYS:
-            deque(store.read_step_pieces(name), maxlen=0)
+        store.read_steps()
     except StoreError:  # a crash left a part of it
         return None
     return store if _deciding(store.attributes) == _deciding(attributes) else None
@@ -296,13 +293,10 @@ def _settings(attributes: StoreAttributes) -> dict[str, object]:
     }
 
 
-def _has_rows(store: FeatureStore, steps: Steps) -> bool:
+def _has_rows(store: FeatureStore, steps: StepArrays) -> bool:
     # Episode ends first: they are short, and mostly tell.
-    return all(
-        held is not None and ours is not None and np.array_equal(held, ours)
-        for name in sorted(STEP_ARRAYS, key="episode_ends".__ne__)
-        for held, ours in zip_longest(store.read_step_pieces(name), steps.pieces(name))
-    )
+    names = sorted(STEP_ARRAYS, key="episode_ends".__ne__)
+    return all(np.array_equal(store.read_whole(name), getattr(steps, name)) for name in names)
 
 
 def _follow_manifest(store: FeatureStore, attributes: StoreAttributes) -> None:

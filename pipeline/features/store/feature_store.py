@@ -18,11 +18,9 @@ counts as complete if it has a mark. One scheme covers each byte: a crc32c per c
 hashes per unit, and the mark's hashes of everything else.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from itertools import count
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -62,7 +60,7 @@ from pipeline.features.store.records import (
     write_unit_record,
 )
 from pipeline.features.store.start_frames import StartFrames
-from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS, StepArrays, Steps
+from pipeline.features.store.steps import STEP_ARRAYS, StepArrays
 from pipeline.features.store.units import PASSING_ROWS, cut, num_units, unit_rows
 from pipeline.storage.folder import Folder
 from pipeline.storage.location import Location, on_disk
@@ -98,14 +96,13 @@ class FeatureStore:
         cls,
         path: Location,
         attributes: StoreAttributes,
-        steps: Steps,
+        steps: StepArrays,
         probe: Probe,
         bases: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> "FeatureStore":
         """Create a store with every array at full size and no features yet; see `create_arrays`.
 
         Raises:
-            DatasetError: some of the steps' numbers cannot be used; there is no store at `path`.
             StoreError: there is something at `path` other than an empty folder.
             OSError: the disk is full or not writable; there is no store at `path`.
         """
@@ -318,25 +315,14 @@ class FeatureStore:
         return self._read_checked(unit, FRAME_HASH)
 
     def read_steps(self) -> StepArrays:
-        """Read state, action, timestamps and episode ends into memory.
+        """Read everything but features into memory (StoreError: an array is damaged)."""
+        return StepArrays(**{name: self.read_whole(name) for name in STEP_ARRAYS})
 
-        Raises:
-            StoreError: an array is damaged; the message names it.
-        """
-        return StepArrays(
-            **{name: np.concatenate([*self.read_step_pieces(name)]) for name in STEP_ARRAYS}
-        )
-
-    def read_step_pieces(self, name: str) -> Iterator[np.ndarray]:
-        """Read an array of `StepArrays` in slices; StoreError, at the end, where it is damaged."""
-        digest = hashlib.sha256()
-        for start in count(0, PIECE_ROWS):
-            piece = self._read(name, slice(start, start + PIECE_ROWS))
-            if not len(piece):
-                break
-            digest.update(piece.tobytes())
-            yield piece
-        self.completion.check_array(name, digest.hexdigest())
+    def read_whole(self, name: str) -> np.ndarray:
+        """Read an array that belongs to no unit (StoreError: it is not what was written)."""
+        values = self._read(name)
+        self.completion.check_array(name, hash_rows([values]))
+        return values
 
     def read_episode_ends(self) -> Int64[np.ndarray, " e"]:
         """Read the row after each episode's last; StoreError where the array is damaged."""
@@ -356,10 +342,7 @@ class FeatureStore:
 
     def read_start_frames(self) -> StartFrames:
         """Read small copies of first frames; StoreError where an array is damaged."""
-        held = {name: self._read(name) for name in START_ARRAYS}
-        for name, values in held.items():
-            self.completion.check_array(name, hash_rows([values]))
-        return StartFrames(*held.values())
+        return StartFrames(*map(self.read_whole, START_ARRAYS))
 
     def _whole(self, what: str, read: Callable[[zarr.Group], Held]) -> Held:
         try:

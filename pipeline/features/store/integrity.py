@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from tqdm import tqdm
 
@@ -141,7 +142,7 @@ def _array_damage(store: FeatureStore) -> list[str]:
             damaged.append(f"{what}: {error}")
 
     for name in STEP_ARRAYS:
-        check(name, lambda name=name: hash_rows(store.read_step_pieces(name)))  # type: ignore[misc]
+        check(name, partial(store.read_whole, name))
     check(PROBE, store.read_probe)
     check(BASES, store.read_bases)
     check(START_ARRAYS[0], store.read_start_frames)
@@ -160,14 +161,10 @@ def _array_damage(store: FeatureStore) -> list[str]:
 
 def _hash_arrays(store: FeatureStore) -> dict[str, str]:
     """Return the sha256 of every array that belongs to no unit, by name."""
-    steps = {name: hash_rows(store.read_step_pieces(name)) for name in STEP_ARRAYS}
+    names = (*STEP_ARRAYS, *START_ARRAYS)
+    whole = {name: hash_rows([store.read_whole(name)]) for name in names}
     bases = {f"{BASES}/{name}": hash_rows([held]) for name, held in store.read_bases().items()}
-    starts = store.read_start_frames()
-    firsts = {
-        START_ARRAYS[0]: hash_rows([starts.frames]),
-        START_ARRAYS[1]: hash_rows([starts.episodes]),
-    }
-    return steps | bases | firsts | {PROBE: store.read_probe().digest()}
+    return whole | bases | {PROBE: store.read_probe().digest()}
 
 
 def _content_digest(store: FeatureStore, arrays: Mapping[str, str]) -> str:

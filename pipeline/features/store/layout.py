@@ -6,7 +6,6 @@ NaN or -1.
 """
 
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ from pipeline.features.identity.probe import Probe
 from pipeline.features.store.attributes import Codec, StoreAttributes
 from pipeline.features.store.records import COMMITS
 from pipeline.features.store.start_frames import MAX_STARTS, SIZE, spread_evenly
-from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS, Steps
+from pipeline.features.store.steps import STEP_ARRAYS, StepArrays
 from pipeline.features.store.units import CHUNK_ROWS
 from pipeline.storage.folder import Folder
 from pipeline.storage.location import on_disk
@@ -36,6 +35,7 @@ UNREADABLE: Final = (BaseZarrError, ValueError, RuntimeError, OSError, KeyError,
 PROBE: Final = "probe"
 ROOT: Final = "zarr.json"  # the store exists once this file does
 BASES: Final = "bases"  # the group with the array that a feature was fitted to
+STEP_CHUNK_ROWS: Final = 65_536  # control steps; about 1 MB of a 4-wide state
 START_ARRAYS: Final = ("start_frames", "start_episodes")
 ROOTS: Final = (ROOT, FEATURES, FRAME_HASH, *STEP_ARRAYS, *START_ARRAYS, PROBE, BASES)
 
@@ -59,7 +59,7 @@ def is_vacant(folder: Folder) -> bool:
 def create_arrays(
     folder: Folder,
     attributes: StoreAttributes,
-    steps: Steps,
+    steps: StepArrays,
     probe: Probe,
     bases: Mapping[str, np.ndarray],
 ) -> None:
@@ -73,7 +73,6 @@ def create_arrays(
         bases: what its features were fitted to.
 
     Raises:
-        DatasetError: some numbers cannot be used as they are; there is no store.
         StoreError: another process has created another store there meanwhile.
         OSError: the disk is full or not writable; there is no store.
     """
@@ -83,7 +82,7 @@ def create_arrays(
             group = zarr.create_group(partial, zarr_format=3, attributes=described)
             _create_unit_arrays(group, int(steps.episode_ends[-1]), attributes)
             for name in STEP_ARRAYS:
-                _create_filled(group, name, steps)
+                _create_steps(group, name, getattr(steps, name))
             _create_starts(group, len(steps.episode_ends), len(attributes.view_names))
             _create_probe(group, probe)
             fitted = group.create_group(BASES)
@@ -202,23 +201,15 @@ def _create_unit_arrays(group: zarr.Group, num_rows: int, attributes: StoreAttri
         )
 
 
-def _create_filled(group: zarr.Group, name: str, steps: Steps) -> None:
-    axes, ends, pieces = STEP_ARRAYS[name], steps.episode_ends, steps.pieces(name)
-    first, num_rows = next(pieces), int(ends[-1]) if "step" in axes else len(ends)
-    array = group.create_array(
+def _create_steps(group: zarr.Group, name: str, values: np.ndarray) -> None:
+    group.create_array(
         name,
-        shape=(num_rows, *first.shape[1:]),
-        chunks=(min(PIECE_ROWS, num_rows), *first.shape[1:]),
-        dtype=first.dtype,
-        fill_value=-1 if first.dtype.kind == "i" else float("nan"),
+        data=values,
+        chunks=(min(STEP_CHUNK_ROWS, len(values)), *values.shape[1:]),
+        fill_value=-1 if values.dtype.kind == "i" else float("nan"),
         compressors=[Crc32cCodec()],
-        dimension_names=axes,
+        dimension_names=STEP_ARRAYS[name],
     )
-    stop = 0
-    for piece in chain([first], pieces):
-        start, stop = stop, stop + len(piece)
-        array[start:stop] = piece
-    assert stop == num_rows, f"{name}: {stop} rows, want {num_rows}"
 
 
 def _create_starts(group: zarr.Group, num_episodes: int, num_views: int) -> None:

@@ -1,18 +1,15 @@
-"""State, action and time of every control step: as arrays, or passing by in pieces.
+"""State, action and time of every control step, all episodes one after the other, in memory.
 
-Knows episodes of numbers; no frames and no zarr. What a store is made from may be larger than the
-memory that whoever makes it should need: 18.9 million steps of DROID are 1.3 GB.
+The 18.9 million steps of DROID take 1.3 GB; training holds them in memory too.
 """
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from pipeline.datasets.base import EpisodeReader
-from pipeline.features.store.units import cut
 
 STEP_ARRAYS: Final = {
     "state": ("step", "state"),
@@ -20,29 +17,12 @@ STEP_ARRAYS: Final = {
     "timestamp": ("step",),
     "episode_ends": ("episode",),
 }
-"""The arrays beside the features, and what their axes are."""
-PIECE_ROWS: Final = 65_536  # control steps; about 1 MB of a 4-wide state
-
-
-@runtime_checkable  # the test run checks argument types
-class Steps(Protocol):
-    """Everything of a dataset but its frames, all episodes one after the other."""
-
-    @property
-    def episode_ends(self) -> Int64[np.ndarray, " e"]:
-        """Row after each episode's last step."""
-
-    def pieces(self, name: str) -> Iterator[np.ndarray]:
-        """Give one of `STEP_ARRAYS` in pieces of `PIECE_ROWS` rows; the last one may be short.
-
-        Raises:
-            DatasetError: some numbers cannot be used as they are.
-        """
+"""The arrays of a store that hold no features, and the names of their axes."""
 
 
 @dataclass(frozen=True)
 class StepArrays:
-    """All steps in memory."""
+    """Everything of a dataset but its frames."""
 
     state: Float32[np.ndarray, "n s"]
     """Robot state of every step, in the manifest's units."""
@@ -53,42 +33,13 @@ class StepArrays:
     episode_ends: Int64[np.ndarray, " e"]
     """Row after each episode's last step."""
 
-    def pieces(self, name: str) -> Iterator[np.ndarray]:
-        """Cut one of the arrays; see `Steps.pieces`."""
-        array: np.ndarray = getattr(self, name)
-        return (array[rows] for rows in cut(0, len(array), PIECE_ROWS))
-
-
-class RecordedSteps:
-    """The steps of a dataset, read whenever they are asked for."""
-
-    def __init__(self, reader: EpisodeReader):
-        """Learn where the episodes end; no numbers are read yet."""
-        lengths = map(reader.episode_length, range(reader.num_episodes))
-        self.episode_ends: Int64[np.ndarray, " e"] = np.cumsum([*lengths], dtype=np.int64)
-        self._reader = reader
-
-    def pieces(self, name: str) -> Iterator[np.ndarray]:
-        """Read an array; see `Steps.pieces`."""
-        if name == "episode_ends":
-            return _recut([self.episode_ends])
-        read = {
-            "state": self._reader.state,
-            "action": self._reader.action,
-            "timestamp": self._reader.timestamp,
-        }[name]
-        return _recut(map(read, range(self._reader.num_episodes)))
-
-
-def _recut(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    held: list[np.ndarray] = []
-    num_held = 0
-    for part in parts:
-        held.append(part)
-        num_held += len(part)
-        if num_held >= PIECE_ROWS:
-            joined, whole = np.concatenate(held), num_held - num_held % PIECE_ROWS
-            yield from (joined[rows] for rows in cut(0, whole, PIECE_ROWS))
-            held, num_held = [joined[whole:]], num_held - whole
-    if num_held:
-        yield np.concatenate(held)
+    @classmethod
+    def recorded(cls, reader: EpisodeReader) -> "StepArrays":
+        """Read the steps of a dataset (DatasetError: some numbers cannot be used as they are)."""
+        episodes = range(reader.num_episodes)
+        return cls(
+            state=np.concatenate([reader.state(episode) for episode in episodes]),
+            action=np.concatenate([reader.action(episode) for episode in episodes]),
+            timestamp=np.concatenate([reader.timestamp(episode) for episode in episodes]),
+            episode_ends=np.cumsum([*map(reader.episode_length, episodes)], dtype=np.int64),
+        )
