@@ -1,7 +1,7 @@
 """Where a store's frames came from: the manifest file, and a stamp of the files it leads to.
 
-Knows files, not frames. The note lies beside the arrays and promises nothing about them: it spares
-reading every frame again where no file was touched, and tells `vla-data verify` what to read.
+The note saves comparing every frame where no file was touched, and names the dataset for
+`vla-data verify`. No hash of the arrays covers it.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def read_source(store: Folder) -> SourceNote | None:
 
 
 def write_source(store: Folder, note: SourceNote) -> None:
-    """Write a store's note; whole or not at all, and sealed."""
+    """Write a store's note, sealed."""
     write_sealed(store, SOURCE_NOTE, note.model_dump(mode="json"))
 
 
@@ -64,8 +64,8 @@ def files_stamp(roots: Iterable[Location]) -> str:
     for root in roots:
         digest.update(b"\0root")
         for file in open_folder(root).files():
-            said = f"{file.name}\0{file.size}\0{file.stamp}\0"
-            digest.update(said.encode(errors="surrogateescape"))  # names that are no UTF-8
+            entry = f"{file.name}\0{file.size}\0{file.stamp}\0"
+            digest.update(entry.encode(errors="surrogateescape"))  # names that are no UTF-8
     return digest.hexdigest()
 
 

@@ -13,16 +13,16 @@ recorded, then each view of every augmented variant), states of width D and acti
     commits/000000.json                  one sealed record per unit: its rows and their sha256
     COMPLETE.json                        written last; readers refuse a store without it
 
-A unit counts as written if it has a commit record whose hashes fit its rows in every array; a store
-counts as complete if it has a mark. One scheme covers each byte: a crc32c per chunk, the record's
-hashes per unit, and the mark's hashes of everything else.
+A unit is committed if it has a commit record whose hashes fit its rows in every array; a store is
+complete if it has a mark. One scheme covers each byte: a crc32c per chunk, the record's hashes per
+unit, and the mark's hashes of everything else.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import zarr
@@ -31,7 +31,6 @@ from jaxtyping import Float16, Int64, UInt8, UInt64
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.identity.probe import Probe
 from pipeline.features.store.attributes import StoreAttributes, parse_attributes
-from pipeline.features.store.completion import Completion
 from pipeline.features.store.layout import (
     BASES,
     FEATURES,
@@ -45,15 +44,14 @@ from pipeline.features.store.layout import (
     open_array,
     open_group,
     open_unit_array,
-    read_bases,
     read_num_rows,
     read_probe,
     unit_arrays,
 )
 from pipeline.features.store.records import (
     COMMITS,
+    Completion,
     UnitRecord,
-    all_finite,
     hash_rows,
     read_unit_record,
     unmark,
@@ -66,8 +64,6 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.location import Location, on_disk
 from pipeline.storage.open import open_folder
 from policy.spec import EncoderIdentity
-
-Held = TypeVar("Held")
 
 
 class FeatureStore:
@@ -84,7 +80,6 @@ class FeatureStore:
         self.path = folder.location
         self.attributes = attributes
         self.completion = completion
-        """Its mark, and whether what was read is what it promises."""
         self._group = group
         self.num_rows = read_num_rows(group)
         self.num_units = num_units(self.num_rows, attributes.rows_per_unit)
@@ -100,7 +95,7 @@ class FeatureStore:
         probe: Probe,
         bases: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> "FeatureStore":
-        """Create a store with every array at full size and no features yet; see `create_arrays`.
+        """Create a store with every array at full size and no features yet.
 
         Raises:
             StoreError: there is something at `path` other than an empty folder.
@@ -156,7 +151,7 @@ class FeatureStore:
         return self.completion.mark() is not None
 
     def digest(self) -> str:
-        """Return the sha256 of a complete store's content; IncompleteStoreError otherwise."""
+        """Return the sha256 of the content (IncompleteStoreError: the store is not complete)."""
         return self.completion.require_mark().digest
 
     def source_digest(self) -> str:
@@ -164,12 +159,7 @@ class FeatureStore:
         return self.completion.require_mark().source_digest
 
     def unreplaced(self) -> AbstractContextManager[str]:
-        """Give the digest of what is read within; units of two stores never get mixed.
-
-        Raises:
-            IncompleteStoreError: the store is not complete.
-            StoreError: another store took its place meanwhile, or it was written.
-        """
+        """Yield the digest of what the caller reads; see `Completion.unreplaced`."""
         return self.completion.unreplaced()
 
     @property
@@ -178,7 +168,7 @@ class FeatureStore:
         return self.attributes.encoder
 
     def valid_units(self, among: Iterable[int] | None = None) -> set[int]:
-        """Return the units, of all or of some, whose record fits encoder and bytes on the disk."""
+        """Return the units, of all or of some, that match their commit record."""
         valid = set()
         for unit in range(self.num_units) if among is None else among:
             with suppress(StoreError):
@@ -187,44 +177,32 @@ class FeatureStore:
         return valid
 
     def check_unit(self, unit: int) -> None:
-        """Compare a unit's rows in every array with its record.
-
-        Raises:
-            StoreError: the unit was never committed, or is damaged; the message names the array.
-        """
+        """Compare a unit's rows in every array with its record (StoreError: see `check_rows`)."""
         for name in unit_arrays(self.attributes):
             self.check_rows(unit, name)
 
     def check_rows(self, unit: int, name: str, rows: Iterable[np.ndarray] | None = None) -> None:
-        """Compare a unit's rows in one array with its record, holding few at a time.
+        """Compare a unit's rows in one array with its record, with few of them in memory.
 
         Args:
             unit: its number.
-            name: of the array, as `unit_arrays` has it.
-            rows: the unit's rows in slices, as the caller has read them; None reads them here.
+            name: of the array, a key of `unit_arrays`.
+            rows: the unit's rows in slices, if the caller has read them already.
 
         Raises:
-            StoreError: see `check_unit`.
+            StoreError: the unit was never committed, or is damaged; the message names the array.
         """
         expected = self.unit_record(unit)  # first: without one there are no rows to read
         self._check_hash(expected, name, hash_rows(rows or self.read_slices(unit, name)))
 
     def read_slices(self, unit: int, name: str) -> Iterator[np.ndarray]:
-        """Read a unit's rows of an array in slices, for callers that keep none of them.
-
-        Raises:
-            StoreError: the array cannot be read.
-        """
+        """Read a unit's rows of an array in slices (StoreError: the array cannot be read)."""
         start, stop = self.unit_rows(unit)
         size = PASSING_ROWS if on_disk(self.path) else stop - start  # one request to a bucket
         return (self._read(name, rows) for rows in cut(start, stop, size))
 
     def unit_record(self, unit: int) -> UnitRecord:
-        """Read a unit's commit record.
-
-        Raises:
-            StoreError: it is missing, damaged, of other rows or another encoder.
-        """
+        """Read a commit record (StoreError: missing, damaged, of other rows or another encoder)."""
         made_by = self.encoder.fingerprint
         return read_unit_record(self.folder, unit, self.unit_rows(unit), made_by)
 
@@ -243,24 +221,18 @@ class FeatureStore:
 
         Args:
             unit: its number.
-            features: every feature of every row of the unit, by name.
+            features: every feature of every row of the unit, by name; finite.
             frame_hash: of the pixels behind them.
             environments: `ComputeEnvironment.digest` of each in which some were computed.
 
         Raises:
-            StoreError: a feature is not finite.
             OSError: the disk is full; the unit has no record and is encoded again next time.
         """
         start, stop = self.unit_rows(unit)
         written = {f"{FEATURES}/{name}": rows for name, rows in features.items()}
         written[FRAME_HASH] = frame_hash
         assert written.keys() == unit_arrays(self.attributes).keys()
-        for name, values in features.items():
-            assert len(values) == len(frame_hash) == stop - start
-            if not all_finite(values):
-                raise StoreError(
-                    f"{self.path}: rows {start}..{stop} of feature `{name}` are not finite"
-                )
+        assert all(len(rows) == stop - start for rows in written.values())
         unmark(self.folder)  # a damaged unit is being replaced
         hashes = {}
         with ThreadPoolExecutor(max_workers=1) as hasher:  # neither holds Python's lock for long
@@ -285,34 +257,18 @@ class FeatureStore:
         self.folder.settle("start_frames")
 
     def read_features(self, name: str) -> Float16[np.ndarray, "n s ..."]:
-        """Read one feature of all rows into memory; each unit is checked by its record.
-
-        Raises:
-            StoreError: a unit is damaged; the message names it.
-        """
-        units = [self.read_unit_feature(unit, name) for unit in range(self.num_units)]
-        return np.concatenate(units)
+        """Read one feature of all rows into memory (StoreError: a unit is damaged)."""
+        array = f"{FEATURES}/{name}"
+        return np.concatenate([self._read_unit(unit, array) for unit in range(self.num_units)])
 
     def read_unit_features(self, unit: int) -> dict[str, Float16[np.ndarray, "n s ..."]]:
-        """Read all features of a unit by name, checked against its record.
-
-        Raises:
-            StoreError: the unit was never committed, or is damaged.
-        """
+        """Read all features of a unit by name (StoreError: it is not committed, or damaged)."""
         names = self.encoder.feature_names
-        return {name: self.read_unit_feature(unit, name) for name in names}
-
-    def read_unit_feature(self, unit: int, name: str) -> Float16[np.ndarray, "n s ..."]:
-        """Read one feature of a unit; see `read_unit_features`."""
-        return self._read_checked(unit, f"{FEATURES}/{name}")
+        return {name: self._read_unit(unit, f"{FEATURES}/{name}") for name in names}
 
     def read_unit_hashes(self, unit: int) -> UInt64[np.ndarray, "n s"]:
-        """Read the hash of the pixels of every frame of a unit, checked against its record.
-
-        Raises:
-            StoreError: the unit was never committed, or is damaged.
-        """
-        return self._read_checked(unit, FRAME_HASH)
+        """Read the hash of the pixels of every frame of a unit (StoreError: as above)."""
+        return self._read_unit(unit, FRAME_HASH)
 
     def read_steps(self) -> StepArrays:
         """Read everything but features into memory (StoreError: an array is damaged)."""
@@ -329,30 +285,23 @@ class FeatureStore:
         return self._read("episode_ends")
 
     def read_probe(self) -> Probe:
-        """Read what an encoder is compared with; StoreError where it is damaged."""
-        names = self.encoder.feature_names
-        return self._whole(PROBE, lambda group: read_probe(group, names))
-
-    def read_bases(self) -> dict[str, np.ndarray]:
-        """Read what features were fitted to, by feature; StoreError where one is damaged."""
-        bases = self._whole(BASES, lambda group: read_bases(group, self.attributes.fitted))
-        for name, basis in bases.items():
-            self.completion.check_array(f"{BASES}/{name}", hash_rows([basis]))
-        return bases
-
-    def read_start_frames(self) -> StartFrames:
-        """Read small copies of first frames; StoreError where an array is damaged."""
-        return StartFrames(*map(self.read_whole, START_ARRAYS))
-
-    def _whole(self, what: str, read: Callable[[zarr.Group], Held]) -> Held:
+        """Read the frames and features to compare an encoder with (StoreError: damaged)."""
         try:
-            return read(self._group)
+            return read_probe(self._group, self.encoder.feature_names)
         except UNREADABLE as error:
             raise StoreError(
-                f"{self.path}/{what}: damaged ({error}); embed into another --store"
+                f"{self.path}/{PROBE}: damaged ({error}); embed into another --store"
             ) from error
 
-    def _read_checked(self, unit: int, name: str) -> np.ndarray:
+    def read_bases(self) -> dict[str, np.ndarray]:
+        """Read the arrays that were fitted to the dataset, by feature (StoreError: damaged)."""
+        return {name: self.read_whole(f"{BASES}/{name}") for name in self.attributes.fitted}
+
+    def read_start_frames(self) -> StartFrames:
+        """Read small copies of first frames (StoreError: an array is damaged)."""
+        return StartFrames(*map(self.read_whole, START_ARRAYS))
+
+    def _read_unit(self, unit: int, name: str) -> np.ndarray:
         rows = self._read(name, slice(*self.unit_rows(unit)))
         self._check_hash(self.unit_record(unit), name, hash_rows([rows]))
         return rows

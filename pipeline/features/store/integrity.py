@@ -1,4 +1,4 @@
-"""Whether every byte of a store is the one that was written: the mark, and what it promises.
+"""Whether every byte of a store is the one that was written.
 
 The mark of a complete store holds the hash of each zarr.json and of each array that belongs to no
 unit; a commit record holds the hashes of its unit. Neither needs an encoder or the dataset.
@@ -13,7 +13,6 @@ from functools import partial
 from tqdm import tqdm
 
 from pipeline.errors import IncompleteStoreError, StoreError
-from pipeline.features.store.completion import Completion
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import (
     BASES,
@@ -27,12 +26,13 @@ from pipeline.features.store.records import (
     COMPLETE_MARK,
     SOURCE_NOTE,
     CompleteMark,
+    Completion,
     hash_files,
     hash_rows,
     read_mark,
     read_sealed,
     source_digest,
-    write_mark,
+    write_sealed,
 )
 from pipeline.features.store.steps import STEP_ARRAYS
 from pipeline.storage.folder import Folder
@@ -42,7 +42,7 @@ from pipeline.storage.open import open_folder
 
 @dataclass(frozen=True)
 class ChecksumReport:
-    """What reading every byte of a store showed."""
+    """The result of reading every byte of a store."""
 
     store: Location
     num_units: int
@@ -50,7 +50,7 @@ class ChecksumReport:
     """What is damaged, and how: an array with its unit, or a file."""
 
     def summary(self) -> str:
-        """Say it in a line per damage, and one for the whole."""
+        """Return a line per damage, and one for the whole."""
         lines = [f"{self.store}: {damage}" for damage in self.damaged]
         verdict = f"{len(self.damaged)} DAMAGED" if self.damaged else "all whole"
         return "\n".join([*lines, f"{self.store}: {self.num_units} units: {verdict}"])
@@ -76,11 +76,11 @@ def mark_complete(store: FeatureStore) -> None:
         arrays=arrays,
         metadata=hash_files(store.folder, metadata_names(store.attributes)),
     )
-    write_mark(store.folder, mark)
+    write_sealed(store.folder, COMPLETE_MARK, mark.model_dump(mode="json"))
 
 
 def check_digest(store: FeatureStore) -> None:
-    """Compare what a store's mark promises with attributes, arrays and commit records.
+    """Compare attributes, arrays and commit records of a store with its mark.
 
     Features are compared with the commit records when they are read.
 
@@ -95,12 +95,9 @@ def check_digest(store: FeatureStore) -> None:
 def verify_checksums(location: Location) -> ChecksumReport:
     """Read every byte of a complete store and compare it with what was written.
 
-    Args:
-        location: of the store.
-
     Raises:
         StoreError: there is no store.
-        IncompleteStoreError: its embedding has not finished, so that nothing is promised yet.
+        IncompleteStoreError: its embedding has not finished.
     """
     folder = open_folder(location)
     if not any(map(folder.exists, (ROOT, COMPLETE_MARK))):
@@ -153,9 +150,9 @@ def _array_damage(store: FeatureStore) -> list[str]:
             damaged.append(f"commit record of unit {unit}: {error}")
             continue
         for name in unit_arrays(store.attributes):
-            check(f"{name}, unit {unit}", lambda u=unit, n=name: store.check_rows(u, n))  # type: ignore[misc]
+            check(f"{name}, unit {unit}", partial(store.check_rows, unit, name))
     if not damaged:
-        check("content", lambda: check_digest(store))
+        check("content", partial(check_digest, store))
     return damaged
 
 

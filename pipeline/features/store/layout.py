@@ -10,7 +10,6 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import zarr
-from pydantic import ValidationError
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import BaseZarrError
 
@@ -29,8 +28,8 @@ Codecs = list[BloscCodec | Crc32cCodec]
 
 FEATURES: Final = "features"  # the group with an array per named feature
 FRAME_HASH: Final = "frame_hash"
-# What damage makes zarr and numcodecs raise: a wrong checksum is a ValueError, a chunk that does
-# not decompress a RuntimeError, a codec with an unknown field a TypeError.
+# What zarr and numcodecs raise for damage: ValueError for a wrong checksum, RuntimeError for a
+# chunk that does not decompress, TypeError for a codec with an unknown field.
 UNREADABLE: Final = (BaseZarrError, ValueError, RuntimeError, OSError, KeyError, TypeError)
 PROBE: Final = "probe"
 ROOT: Final = "zarr.json"  # the store exists once this file does
@@ -41,18 +40,12 @@ ROOTS: Final = (ROOT, FEATURES, FRAME_HASH, *STEP_ARRAYS, *START_ARRAYS, PROBE, 
 
 
 def feature_codecs(codec: Codec) -> Codecs:
-    """Return what a chunk of features passes through on its way to the disk."""
-    if codec == "none":
-        return [Crc32cCodec()]
-    return [_blosc(np.dtype(np.float16)), Crc32cCodec()]
+    """Return the codecs of a feature's chunks."""
+    return [Crc32cCodec()] if codec == "none" else [_blosc(np.dtype(np.float16)), Crc32cCodec()]
 
 
 def is_vacant(folder: Folder) -> bool:
-    """Whether a store may be created: nothing is there but what a creation that was cut off left.
-
-    Raises:
-        OSError, ObjectStorageError: the place cannot be looked at.
-    """
+    """Whether a store may be created: the folder is empty, or holds an interrupted creation."""
     return folder.is_vacant(ROOTS[1:])
 
 
@@ -63,14 +56,7 @@ def create_arrays(
     probe: Probe,
     bases: Mapping[str, np.ndarray],
 ) -> None:
-    """Create a store with every array at full size, whole or not at all; no features yet.
-
-    Args:
-        folder: to create; it must be vacant.
-        attributes: of its root.
-        steps: of the dataset.
-        probe: of the encoder that will fill the store.
-        bases: what its features were fitted to.
+    """Create a store in a vacant folder, every array at full size, whole or not at all.
 
     Raises:
         StoreError: another process has created another store there meanwhile.
@@ -92,32 +78,23 @@ def create_arrays(
     except FileExistsError as error:
         raise StoreError(
             f"{folder}: another process has created a store here meanwhile; run the same command "
-            f"again, it goes on with that one or says what differs"
+            f"again, to resume that one or to read what differs"
         ) from error
 
 
 def open_group(folder: Folder, *, writable: bool) -> zarr.Group:
-    """Open a store's arrays.
-
-    Raises:
-        Exception: one of `UNREADABLE`; there are none, or they are damaged.
-    """
+    """Open a store's arrays (one of `UNREADABLE`: there are none, or they are damaged)."""
     mode: Literal["r+", "r"] = "r+" if writable else "r"
     path = on_disk(folder.location)
     if path is not None:
         return zarr.open_group(path, mode=mode, zarr_format=3)
-    # obstore is an extra, and without it there is no other folder than a local one.
     from pipeline.features.store.object_arrays import object_arrays  # noqa: PLC0415 - optional
 
     return zarr.open_group(object_arrays(folder), mode=mode, zarr_format=3)
 
 
 def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """Open an array; its description is read from the disk each time.
-
-    Raises:
-        Exception: one of `UNREADABLE`; it is absent, damaged or something else.
-    """
+    """Open an array (one of `UNREADABLE`: it is absent, damaged or something else)."""
     array = group[name]
     if not isinstance(array, zarr.Array):
         raise ValueError(f"{name} is no array")
@@ -125,11 +102,7 @@ def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
 
 
 def read_num_rows(group: zarr.Group) -> int:
-    """Return how many control steps a store's state has.
-
-    Raises:
-        Exception: one of `UNREADABLE`; its state is absent or has no rows and columns.
-    """
+    """Return the control steps of a store (one of `UNREADABLE`: its state is not a matrix)."""
     shape = open_array(group, "state").shape
     if len(shape) != len(STEP_ARRAYS["state"]):
         raise ValueError(f"state: expected 2 axes, found shape {list(shape)}")
@@ -147,11 +120,7 @@ def unit_arrays(attributes: StoreAttributes) -> dict[str, tuple[str, tuple[int, 
 def open_unit_array(
     group: zarr.Group, name: str, attributes: StoreAttributes, num_rows: int
 ) -> zarr.Array[Any]:
-    """Open one of `unit_arrays`, of a store with so many rows.
-
-    Raises:
-        Exception: one of `UNREADABLE`; it is absent, damaged, or of another shape, dtype or size.
-    """
+    """Open one of `unit_arrays` (one of `UNREADABLE`: it is not as the attributes describe it)."""
     dtype, axes = unit_arrays(attributes)[name]
     array, shape = open_array(group, name), (num_rows, attributes.num_slots, *axes)
     if (array.shape, str(array.dtype)) != (shape, dtype):
@@ -175,7 +144,7 @@ def metadata_names(attributes: StoreAttributes) -> list[str]:
         *unit_arrays(attributes),
         *STEP_ARRAYS,
         *START_ARRAYS,
-        *(f"{PROBE}{part}" for part in ("", "/frames", f"/{FEATURES}")),
+        *(f"{PROBE}{below}" for below in ("", "/frames", f"/{FEATURES}")),
         *(f"{PROBE}/{FEATURES}/{name}" for name in features),
         BASES,
         *(f"{BASES}/{name}" for name in attributes.fitted),
@@ -264,50 +233,18 @@ def _create_whole(group: zarr.Group, name: str, values: np.ndarray) -> None:
 
 
 def read_probe(group: zarr.Group, features: Iterable[str]) -> Probe:
-    """Read a store's probe, which has these features.
-
-    Raises:
-        Exception: one of `UNREADABLE`; it is absent or damaged.
-    """
-    held = _open_group(group, PROBE)
-    attributes = dict(held.attrs)
-    try:
-        environment = ComputeEnvironment.model_validate(attributes["environment"])
-    except ValidationError as error:
-        raise ValueError(f"no compute environment ({error})") from error
+    """Read the probe of these features (one of `UNREADABLE`: it is absent or damaged)."""
+    attributes = dict(group[PROBE].attrs)
+    names = {name: f"{PROBE}/{FEATURES}/{name}" for name in features}
     probe = Probe(
-        frames=_read_whole(held, "frames"),
-        features=_read_all(_open_group(held, FEATURES), features),
-        environment=environment,
+        frames=np.asarray(open_array(group, f"{PROBE}/frames")[:]),
+        features={name: np.asarray(open_array(group, path)[:]) for name, path in names.items()},
+        environment=ComputeEnvironment.model_validate(attributes["environment"]),
         tolerance=float(str(attributes["tolerance"])),
     )
     if probe.digest() != attributes["digest"]:
         raise ValueError("its frames and features do not hash to its digest")
     return probe
-
-
-def read_bases(group: zarr.Group, features: Iterable[str]) -> dict[str, np.ndarray]:
-    """Read what these features of a store were fitted to, by feature.
-
-    Raises:
-        Exception: one of `UNREADABLE`; an array is absent or damaged.
-    """
-    return _read_all(_open_group(group, BASES), features)
-
-
-def _open_group(group: zarr.Group, name: str) -> zarr.Group:
-    held = group[name]
-    if not isinstance(held, zarr.Group):
-        raise ValueError(f"{name} is no group")
-    return held
-
-
-def _read_all(group: zarr.Group, names: Iterable[str]) -> dict[str, np.ndarray]:
-    return {name: _read_whole(group, name) for name in names}
-
-
-def _read_whole(group: zarr.Group, name: str) -> np.ndarray:
-    return np.asarray(open_array(group, name)[:])
 
 
 def _blosc(dtype: np.dtype[Any]) -> BloscCodec:

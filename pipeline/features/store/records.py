@@ -1,29 +1,29 @@
-"""Sealed notes next to a store's arrays: what was written, and what it must hash to.
+"""Sealed files next to a store's arrays: what was written, and what it must hash to.
 
 A sealed file is JSON whose last field is a sha256 over the rest, and whose bytes are exactly those
-that `write_sealed` would write again: any single bit that flips in it is noticed.
+that `write_sealed` writes again: any bit that flips in it is noticed.
 
-The order is the rule, on a disk as in object storage: a unit's arrays, then its record; every
-record, then the mark. Nothing depends on who wrote last: a record holds the hashes of its rows, so
-that two writers of one dataset in one environment write the same bytes, and of two that differ a
-mixture is refused and encoded again.
+The order is the rule, on a disk and in object storage: a unit's arrays, then its record; every
+record, then the mark. A record holds the hashes of its rows. Two writers of one dataset in one
+environment write the same bytes; where two differ, a mixture is refused and encoded again.
 
     commits/000000.json   one per unit: its rows, the hashes of their bytes, who computed them
-    COMPLETE.json         written last: the hashes of all that is not in a unit
+    COMPLETE.json         written last: the hashes of everything that is not in a unit
     source.json           where the frames came from; see identity/source.py
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from jaxtyping import Float16, Int64, UInt64
+from jaxtyping import Int64, UInt64
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.errors import StoreError
+from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.storage.folder import Folder
 
 COMPLETE_MARK: Final = "COMPLETE.json"
@@ -35,7 +35,7 @@ Note = TypeVar("Note", bound=BaseModel)
 
 
 class UnitRecord(BaseModel):
-    """Says that a unit's rows were written, by what, and what they must hash to."""
+    """A unit's rows were written: by what, and what they must hash to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,12 +67,80 @@ class CompleteMark(BaseModel):
     """sha256 of every zarr.json, by its name."""
 
 
-def all_finite(features: Float16[np.ndarray, "n s ..."]) -> bool:
-    """Whether a unit's features, one or more, may be written: none is NaN or infinite."""
-    # By their bits: as signed numbers infinity and NaN are above every positive value, as unsigned
-    # ones those with a sign above every negative value. Numpy's isfinite takes ten times as long.
-    positive, negative = features.view(np.int16), features.view(np.uint16)
-    return int(positive.max()) < 0x7C00 and int(negative.max()) < 0xFC00
+class Completion:
+    """The complete mark of a store, read again whenever it was written."""
+
+    def __init__(self, folder: Folder):
+        self._folder = folder
+        self._read: tuple[object, CompleteMark | None] | None = None
+
+    def mark(self) -> CompleteMark | None:
+        """Return the mark; None where it is absent or damaged: then it marks nothing."""
+        try:
+            stamp = self._folder.stamp(COMPLETE_MARK)
+        except FileNotFoundError:
+            return None
+        if self._read is None or self._read[0] != stamp:
+            try:
+                self._read = stamp, read_mark(self._folder)
+            except (StoreError, FileNotFoundError):
+                self._read = stamp, None
+        return self._read[1]
+
+    def require_mark(self) -> CompleteMark:
+        """Return the mark (IncompleteStoreError: there is none)."""
+        mark = self.mark()
+        if mark is None:
+            raise IncompleteStoreError(f"{self._folder}: not complete; run vla-embed again")
+        return mark
+
+    def damaged_metadata(self) -> list[str]:
+        """Return the names of a complete store's zarr.json files that were changed since."""
+        mark = self.mark()
+        if mark is None:
+            return []
+        found = hash_files(self._folder, mark.metadata)
+        return sorted(name for name in mark.metadata if found.get(name) != mark.metadata[name])
+
+    def check_metadata(self) -> None:
+        """Refuse a complete store if a zarr.json is not that of its mark (StoreError names it)."""
+        damaged = self.damaged_metadata()
+        if damaged:
+            raise StoreError(
+                f"{self._folder}/{damaged[0]}: is missing or was changed since the store was "
+                f"completed; restore it from a copy, or embed into another --store"
+            )
+
+    def check_array(self, name: str, found: str) -> None:
+        """Compare the hash of an array with the mark if there is one (StoreError: they differ)."""
+        mark = self.mark()
+        if mark is not None and mark.arrays.get(name) != found:
+            raise StoreError(
+                f"{self._folder}/{name}: is not what was embedded (a chunk is missing or was "
+                f"changed); restore it from a copy, or embed into another --store"
+            )
+
+    @contextmanager
+    def unreplaced(self) -> Iterator[str]:
+        """Yield the digest of what the caller reads; units of two stores are never mixed.
+
+        Raises:
+            IncompleteStoreError: the store is not complete.
+            StoreError: another store replaced it meanwhile, or it was written.
+        """
+        digest, problem = self.require_mark().digest, None
+        try:
+            yield digest
+        except StoreError as error:  # the change may have caused it
+            problem = error
+        mark = self.mark()
+        if mark is None or mark.digest != digest:
+            raise StoreError(
+                f"{self._folder}: another store took its place, or it was changed, while it was "
+                f"read; run the same command again"
+            ) from problem
+        if problem is not None:
+            raise problem
 
 
 def hash_rows(rows: Iterable[np.ndarray]) -> str:
@@ -88,27 +156,20 @@ def source_digest(
     episode_ends: Int64[np.ndarray, " e"],
     frame_hash: Iterable[UInt64[np.ndarray, "_ v"]],
 ) -> str:
-    """Return the sha256 of what was seen: views, episode borders, and the units' frame hashes."""
-    digest = hashlib.sha256(json.dumps(view_names).encode())
-    digest.update(episode_ends.tobytes())
-    for hashes in frame_hash:
-        digest.update(np.ascontiguousarray(hashes).data)
-    return digest.hexdigest()
+    """Return the sha256 over views, episode ends, and the frame hashes of all units."""
+    names = np.frombuffer(json.dumps(view_names).encode(), np.uint8)
+    return hash_rows(chain([names, episode_ends], frame_hash))
 
 
 def sealed(content: dict[str, Any]) -> bytes:
-    """Return JSON that notices every change to itself; NaN and infinity are refused."""
+    """Return JSON with a hash of itself; NaN and infinity are refused."""
     canonical = json.dumps(content, sort_keys=True, allow_nan=False).encode()
     seal = hashlib.sha256(canonical).hexdigest()
     return f"{json.dumps(content | {SEAL: seal}, indent=1, allow_nan=False)}\n".encode()
 
 
 def write_sealed(store: Folder, name: str, content: dict[str, Any]) -> None:
-    """Write a sealed file, whole or not at all.
-
-    Raises:
-        OSError: the disk is full or not writable; the file is untouched.
-    """
+    """Write a sealed file, whole or not at all (OSError: the disk is full or not writable)."""
     store.write(name, sealed(content))
 
 
@@ -144,13 +205,13 @@ def write_unit_record(store: Folder, record: UnitRecord) -> None:
 
 
 def missing_units(store: Folder, num_units: int) -> set[int]:
-    """Return the units of a store without a record; what others say is not read."""
+    """Return the units of a store without a record; the content of the others is not read."""
     held = set(store.names(COMMITS))
     return {unit for unit in range(num_units) if record_name(unit) not in held}
 
 
 def discard_units(store: Folder, units: Iterable[int]) -> None:
-    """Take back that units were written; their rows count as absent from here on."""
+    """Delete the records of units; their rows count as absent from here on."""
     unmark(store)
     held = set(store.names(COMMITS))
     store.delete(name for unit in units if (name := record_name(unit)) in held)
@@ -160,13 +221,7 @@ def discard_units(store: Folder, units: Iterable[int]) -> None:
 def read_unit_record(
     store: Folder, unit: int, rows: tuple[int, int], fingerprint: str
 ) -> UnitRecord:
-    """Read a unit's commit record.
-
-    Args:
-        store: where the store lies.
-        unit: the unit's number.
-        rows: the rows [start, stop) that it must be of.
-        fingerprint: of the encoder that must have made them.
+    """Read the commit record of a unit that must have these rows, by this encoder.
 
     Raises:
         StoreError: there is none, it is damaged, or it is of other rows or another encoder.
@@ -184,27 +239,17 @@ def read_unit_record(
 
 
 def read_mark(store: Folder) -> CompleteMark:
-    """Read a store's complete mark.
-
-    Raises:
-        FileNotFoundError: there is none.
-        StoreError: it is damaged.
-    """
+    """Read a complete mark (FileNotFoundError: there is none; StoreError: it is damaged)."""
     return _validated(CompleteMark, store, COMPLETE_MARK)
 
 
 def hash_files(store: Folder, names: Iterable[str]) -> dict[str, str]:
-    """Return the sha256 of some files of a store, by name; of none where one is missing."""
+    """Return the sha256 of files of a store by name, without those that are missing."""
     hashes = {}
     for name in names:
         with suppress(FileNotFoundError):
             hashes[name] = hashlib.sha256(store.read(name)).hexdigest()
     return hashes
-
-
-def write_mark(store: Folder, mark: CompleteMark) -> None:
-    """Write a store's complete mark, after everything else."""
-    write_sealed(store, COMPLETE_MARK, mark.model_dump(mode="json"))
 
 
 def unmark(store: Folder) -> None:
@@ -218,7 +263,7 @@ def _validated(kind: type[Note], store: Folder, name: str) -> Note:
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        field = ".".join(map(str, first["loc"]))
         raise StoreError(
-            f"{store}/{name}: {place}: {first['msg']}; written by another program"
+            f"{store}/{name}: {field}: {first['msg']}; written by another program"
         ) from error

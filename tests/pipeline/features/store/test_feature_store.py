@@ -149,15 +149,6 @@ def test_rewriting_a_unit_takes_the_complete_mark_away_first(tmp_path):
     assert store.digest() == digest
 
 
-@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_features_that_are_not_finite_are_refused(tmp_path, value):
-    store = create_store(tmp_path / "s.zarr", (4,))
-    features = tiny_features(4)
-    features[0], features[2, 1, 0] = 65504, value  # the largest finite one is no reason
-    with pytest.raises(StoreError, match="not finite"):
-        store.write_unit(0, {"pooled": features}, np.zeros((4, 3), np.uint64), {"0" * 64})
-
-
 def test_creating_over_something_is_refused(tmp_path):
     create_store(tmp_path / "s.zarr", (4,))
     with pytest.raises(StoreError, match="holds something already"):
