@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from pipeline.storage.location import Location
-from policy.errors import VlaError
 
 READ_BYTES: Final = 2**20  # of a file that is read in pieces
 
@@ -108,16 +107,3 @@ class Folder(Protocol):
         Raises:
             FileExistsError: somebody else has made this folder meanwhile.
         """
-
-    def lock(self, refusal: type[VlaError]) -> AbstractContextManager[None]:
-        """Keep everybody else out who asks for a lock; in object storage there are none.
-
-        Raises:
-            VlaError: another process holds it; of the class `refusal`.
-        """
-
-    def shared_lock(self, refusal: type[VlaError]) -> AbstractContextManager[None]:
-        """Keep out who asks for `lock`, and let in who asks for this; see there."""
-
-    def turn(self, refusal: type[VlaError]) -> AbstractContextManager[None]:
-        """Wait for one's turn among those who hold `shared_lock`; in object storage all have it."""

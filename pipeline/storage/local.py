@@ -9,14 +9,12 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
 
 from pipeline.storage.folder import READ_BYTES, FileEntry, Stamp
-from pipeline.storage.locks import shared_writer, sole_writer
-from policy.errors import VlaError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -180,18 +178,6 @@ class LocalFolder:
         """Fill a folder beside this place, flush it and rename it; see `Folder.made`."""
         with made_whole(self.location) as partial:
             yield partial
-
-    def lock(self, refusal: type[VlaError]) -> AbstractContextManager[None]:
-        """Hold `.NAME.lock` beside the folder, alone; it is removed afterwards."""
-        return sole_writer(self.location, refusal, lock=beside(self.location, "lock"))
-
-    def shared_lock(self, refusal: type[VlaError]) -> AbstractContextManager[None]:
-        """Hold `.NAME.lock` beside the folder, with others; it stays there."""
-        return shared_writer(self.location, refusal, lock=beside(self.location, "lock"))
-
-    def turn(self, refusal: type[VlaError]) -> AbstractContextManager[None]:
-        """Wait for `.NAME.turn` beside the folder."""
-        return sole_writer(self.location, refusal, lock=beside(self.location, "turn"), wait=True)
 
 
 def beside(path: Path, what: str) -> Path:

@@ -70,7 +70,7 @@ MOST_PROBED: Final = 20  # episodes tried where those do not read
 
 
 class EmbedConfig(BaseModel):
-    """What to embed, with which encoder, into which store."""
+    """The settings of one embedding."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -111,7 +111,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
     """Encode every frame of a dataset that is not in the store yet, or one part of them.
 
     Raises:
-        ConfigError, MissingExtraError: Ray cannot be used as asked.
+        ConfigError, MissingExtraError: Ray cannot be used as configured.
         ManifestError, DatasetError, FrameReadError: the dataset cannot be used as described.
         FailedUnitsError: some frames do not read; everything else is committed.
         EncoderLoadError: the encoder cannot be loaded.
@@ -123,7 +123,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         raise MissingExtraError(f"Ray is not installed; {install_command('ray')}")
     part = config.part
     device = open_device(config.device)
-    place = config.store.resolve()  # a store behind a link grows where it is
+    path = config.store.resolve()  # a store behind a link grows where it is
     loaded = load_manifest(config.manifest)
     manifest = loaded.manifest
     verify_checksums(loaded)
@@ -132,12 +132,12 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         _check_frame_sizes(config.manifest, manifest, reader)
         steps = StepArrays.recorded(reader)
         source = FrameSource(reader, steps.episode_ends, config.num_variants)
-        with hold_store(place, part):
-            encoder = _load_encoder(config, place, device, len(reader.view_names))
+        with hold_store(path, part):
+            encoder = _load_encoder(config, path, device, len(reader.view_names))
             started = time.monotonic()
             target = _open_store(
                 config,
-                place,
+                path,
                 manifest,
                 reader=reader,
                 steps=steps,
@@ -164,16 +164,17 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
             with tally.progress(missing.units):
                 if config.ray_workers is None:
                     units = UnitEncoder(target.store, source, encoder, missing.index)
-                    with closing(units.encode(missing.units, tally.advance)) as outcomes:
-                        for outcome in outcomes:
-                            tally.add(outcome)
+                    outcomes = units.encode(missing.units, tally.advance)
                 else:
                     del encoder, steps  # each worker has its own
-                    with closing(_encode_with_ray(config, device, target, missing)) as outcomes:
-                        for outcome in outcomes:
-                            tally.add_whole(outcome)
+                    outcomes = _encode_with_ray(config, device, target.store, missing)
+                with closing(outcomes):
+                    for outcome in outcomes:
+                        tally.add(outcome)
+                        if config.ray_workers is not None:
+                            tally.advance(target.store.num_unit_rows(outcome.unit))
             tally.refuse_failures()
-            with take_turn(place, part):
+            with take_turn(path, part):
                 store, remainder = finish_store(target, part, partial(_read_start_frames, reader))
     return EmbedReport(
         store=config.store,
@@ -190,7 +191,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
 
 
 def _encode_with_ray(
-    config: EmbedConfig, device: torch.device, target: Target, missing: Missing
+    config: EmbedConfig, device: torch.device, store: FeatureStore, missing: Missing
 ) -> Generator[UnitOutcome]:
     from pipeline.features.encode.ray_pool import WorkerPlan, encode_with_ray  # noqa: PLC0415  an extra
 
@@ -198,24 +199,24 @@ def _encode_with_ray(
     is_folder = Path(config.encoder).is_dir()  # a worker may run in another working directory
     plan = WorkerPlan(
         manifest=config.manifest.absolute(),
-        store=target.store.path,
+        store=store.path,
         encoder=str(Path(config.encoder).absolute()) if is_folder else None,
         device=str(device),
         compiled=config.compiled,
         threads=torch.get_num_threads(),
         index=missing.index,
     )
-    return encode_with_ray(plan, config.ray_workers, missing.units, target.is_committed)
+    return encode_with_ray(plan, config.ray_workers, missing.units)
 
 
 def _load_encoder(
-    config: EmbedConfig, place: Location, device: torch.device, num_views: int
+    config: EmbedConfig, path: Location, device: torch.device, num_views: int
 ) -> ImageEncoder:
-    """Load the encoder as it was asked for, or else as the store that is there has it."""
+    """Load the encoder as configured, and else as the existing store has it."""
     features = config.features
     images_per_pass = config.images_per_pass or default_images_per_pass(device, num_views)
-    if open_folder(place).exists(ROOT):
-        held = FeatureStore.open(place, allow_incomplete=True)
+    if open_folder(path).exists(ROOT):
+        held = FeatureStore.open(path, allow_incomplete=True)
         features = features or held.encoder.feature_names
         kept = held.attributes.environment.images_per_pass
         images_per_pass = config.images_per_pass or kept
@@ -238,7 +239,7 @@ def _load_encoder(
 
 def _open_store(
     config: EmbedConfig,
-    place: Location,
+    path: Location,
     manifest: Manifest,
     *,
     reader: ManifestReader,
@@ -247,18 +248,18 @@ def _open_store(
     note: SourceNote,
 ) -> Target:
     is_part = config.part is not None
-    with take_turn(place, config.part):
+    with take_turn(path, config.part):
         made = None
-        is_new = is_vacant(open_folder(place))
+        is_new = is_vacant(open_folder(path))
         if not is_new:
-            continue_store(place, encoder)
+            continue_store(path, encoder)
         elif encoder.unfitted:
             encoder.fit(_sample_frames(reader, steps))
         attributes = _describe_store(config, manifest, reader, encoder, steps)
         if is_new:
             made = make_probe(encoder, _probe_frames(reader))
-            FeatureStore.create(place, attributes, steps, made, encoder.bases)
-        target = open_target(place, attributes, steps, encoder, made, may_grow=not is_part)
+            FeatureStore.create(path, attributes, steps, made, encoder.bases)
+        target = open_target(path, attributes, steps, encoder, made, may_grow=not is_part)
         if is_part:
             require_same_files(target.store, note)
     return target
@@ -281,28 +282,27 @@ def _check_frame_sizes(path: Path, manifest: Manifest, reader: EpisodeReader) ->
 def _probe_frames(reader: EpisodeReader) -> UInt8[np.ndarray, "q v 256 256 3"]:
     """Read the first step of a few episodes, spread over the dataset; of others if they do not."""
     last = reader.num_episodes - 1
-    spread = [round(last * part / (PROBE_EPISODES - 1)) for part in range(PROBE_EPISODES)]
+    spread = [round(last * i / (PROBE_EPISODES - 1)) for i in range(PROBE_EPISODES)]
     tried = dict.fromkeys([*spread, *range(min(reader.num_episodes, MOST_PROBED))])
     wanted = min(PROBE_EPISODES, reader.num_episodes)
     found: list[np.ndarray] = []
     for episode in tried:
         if len(found) < wanted:
-            part = EpisodeSlice(episode, 0, 1)
-            with suppress(FrameReadError):  # its unit will say so
-                found.append(read_slots(reader, part, num_variants=0))
+            with suppress(FrameReadError):  # its unit fails with this error
+                found.append(read_slots(reader, EpisodeSlice(episode, 0, 1), num_variants=0))
     nothing = np.zeros((0, len(reader.view_names), *FRAME_SHAPE), np.uint8)
     return np.concatenate([nothing, *found])
 
 
 def _sample_frames(reader: EpisodeReader, steps: StepArrays) -> UInt8[np.ndarray, "n 256 256 3"]:
-    """Read every view of steps that are spread over the dataset, without those that do not read."""
+    """Read every view of steps spread over the dataset, without those that do not read."""
     ends = steps.episode_ends
     rows = np.unique(np.linspace(0, ends[-1] - 1, SAMPLED_STEPS).astype(np.int64))
     found: list[np.ndarray] = []
     for row in tqdm(rows.tolist(), desc="sample", unit="step", disable=None):
-        [part] = episode_slices(ends, row, row + 1)
-        with suppress(FrameReadError):  # its unit will say so
-            found.append(read_slots(reader, part, num_variants=0)[0])
+        [step] = episode_slices(ends, row, row + 1)
+        with suppress(FrameReadError):  # its unit fails with this error
+            found.append(read_slots(reader, step, num_variants=0)[0])
     if not found:
         raise FrameReadError(
             f"{reader.episode_name(0)} and others: none of {len(rows)} sampled steps reads; run "
@@ -312,15 +312,12 @@ def _sample_frames(reader: EpisodeReader, steps: StepArrays) -> UInt8[np.ndarray
 
 
 def _read_start_frames(reader: EpisodeReader) -> UInt8[np.ndarray, "k v 32 32 3"]:
-    """Read small copies of the first frames of episodes spread over the dataset.
-
-    Raises:
-        FrameReadError, DatasetError: a frame does not read.
-    """
+    """Read small copies of the first frames of episodes spread over the dataset."""
     chosen = spread_evenly(reader.num_episodes, MAX_STARTS).tolist()
     starts = [EpisodeSlice(episode, 0, 1) for episode in chosen]
-    steps = [read_slots(reader, start, num_variants=0) for start in starts]
-    return np.concatenate([shrink_frames(step) for step in steps])
+    return np.concatenate(
+        [shrink_frames(read_slots(reader, start, num_variants=0)) for start in starts]
+    )
 
 
 def _describe_store(
@@ -341,8 +338,8 @@ def _describe_store(
         manifest=manifest.to_dict(),
         manifest_digest=manifest.digest(),
         sources=tuple(
-            SourceShare(num_episodes=reader.source_of.count(source), weight=place.weight)
-            for source, place in enumerate(manifest.places)
+            SourceShare(num_episodes=reader.source_of.count(number), weight=source.weight)
+            for number, source in enumerate(manifest.places)
         ),
         validation=reader.validation,
         fitted=tuple(sorted(encoder.bases)),

@@ -17,12 +17,12 @@ from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.units import EpisodeSlice, episode_slices
 from policy.images import augment_images, draw_augmentation, resize_images
 
-PIECE_STEPS: Final = 32  # control steps read at once; 19 MB of three views
-PIECES_AHEAD: Final = 3
+CHUNK_STEPS: Final = 32  # control steps read at once; 19 MB of three views
+CHUNKS_AHEAD: Final = 3
 
 
 @dataclass(frozen=True)
-class Piece:
+class FrameChunk:
     """Consecutive rows of one unit."""
 
     unit: int
@@ -31,8 +31,8 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class PieceFrames:
-    """The frames of a piece, in the size that the encoder takes."""
+class ChunkFrames:
+    """The frames of a chunk, in the size that the encoder takes."""
 
     frames: UInt8[np.ndarray, "n s 256 256 3"]
     hashes: UInt64[np.ndarray, "n s"]
@@ -46,32 +46,21 @@ class FrameSource:
     def __init__(
         self, reader: EpisodeReader, episode_ends: Int64[np.ndarray, " e"], num_variants: int
     ):
-        """Prepare; nothing is read yet.
-
-        Args:
-            reader: of a dataset.
-            episode_ends: its row after each episode's last.
-            num_variants: augmented variants of every frame.
-        """
         self._reader = reader
         self._episode_ends = episode_ends
         self._num_variants = num_variants
 
-    def read(self, piece: Piece) -> PieceFrames:
-        """Return a piece's frames and their hashes.
-
-        Raises:
-            FrameReadError, DatasetError: a frame does not read.
-        """
+    def read(self, chunk: FrameChunk) -> ChunkFrames:
+        """Read a chunk's frames (FrameReadError, DatasetError: one does not read)."""
         started = time.perf_counter()
         frames = np.concatenate(
             [
                 read_slots(self._reader, part, num_variants=self._num_variants)
-                for part in episode_slices(self._episode_ends, piece.start, piece.stop)
+                for part in episode_slices(self._episode_ends, chunk.start, chunk.stop)
             ]
         )
         hashes = hash_frames(frames)
-        return PieceFrames(frames, hashes, time.perf_counter() - started)
+        return ChunkFrames(frames, hashes, time.perf_counter() - started)
 
     def changed_units(self, store: FeatureStore, units: Iterable[int]) -> set[int]:
         """Read the frames of committed units again; return the units that hold other pixels.
@@ -80,22 +69,22 @@ class FrameSource:
         """
         held: tuple[int, np.ndarray] = (-1, np.zeros(0))
         rows = {unit: store.unit_rows(unit) for unit in units}
-        total = sum(stop - start for start, stop in rows.values())
-        pieces = (piece for unit in rows for piece in cut_pieces(unit, *rows[unit]))
+        total = sum(map(store.num_unit_rows, rows))
+        chunks = (chunk for unit in rows for chunk in cut_chunks(unit, *rows[unit]))
         changed = set()
         with tqdm(total=total, desc="compare", unit="step", disable=None) as progress:
-            for piece, frames in ahead(self.read, pieces, PIECES_AHEAD):
-                progress.update(piece.stop - piece.start)
-                first = rows[piece.unit][0]
-                if held[0] != piece.unit:
-                    held = piece.unit, store.read_unit_hashes(piece.unit)
-                expected = held[1][piece.start - first : piece.stop - first]
+            for chunk, frames in ahead(self.read, chunks, CHUNKS_AHEAD):
+                progress.update(chunk.stop - chunk.start)
+                first = rows[chunk.unit][0]
+                if held[0] != chunk.unit:
+                    held = chunk.unit, store.read_unit_hashes(chunk.unit)
+                expected = held[1][chunk.start - first : chunk.stop - first]
                 try:
                     is_same = np.array_equal(frames.result().hashes, expected)
                 except (FrameReadError, DatasetError):
                     is_same = False
                 if not is_same:
-                    changed.add(piece.unit)
+                    changed.add(chunk.unit)
         return changed
 
 
@@ -132,7 +121,7 @@ def hash_frames(frames: UInt8[np.ndarray, "n v h w 3"]) -> UInt64[np.ndarray, "n
     return np.frombuffer(b"".join(hashes), np.uint64).reshape(frames.shape[:2])
 
 
-def cut_pieces(unit: int, first: int, last: int) -> Iterator[Piece]:
-    """Cut the rows [first, last) of a unit into pieces."""
-    for start in range(first, last, PIECE_STEPS):
-        yield Piece(unit, start, min(start + PIECE_STEPS, last))
+def cut_chunks(unit: int, first: int, last: int) -> Iterator[FrameChunk]:
+    """Cut the rows [first, last) of a unit into chunks."""
+    for start in range(first, last, CHUNK_STEPS):
+        yield FrameChunk(unit, start, min(start + CHUNK_STEPS, last))

@@ -1,8 +1,8 @@
 """Frames whose features are known already: pixel-equal frames are never encoded twice.
 
-A feature is a function of its frame's pixels (and of the frame's place in a pass where an encoder's
-kernels make it so), so that a row may be copied wherever the same pixels come again: a camera that
-sees nothing move, an episode that another dataset has too, a dataset that has grown.
+A feature is a function of its frame's pixels (and of the frame's place in a pass if the encoder's
+kernels make it so), so that a row may be copied wherever the same pixels return: a camera that sees
+nothing move, an episode that another dataset has too, a dataset that has grown.
 """
 
 from collections import OrderedDict
@@ -18,7 +18,7 @@ from pipeline.storage.location import Location
 from policy.encoders.environment import ComputeEnvironment
 from policy.spec import FeatureSpec
 
-RECENT_FRAMES: Final = 8_192  # different frames kept at hand at most; 12.6 MB of 1,536 bytes each
+RECENT_FRAMES: Final = 8_192  # different frames kept in memory; 12.6 MB of 1,536 bytes each
 RECENT_BYTES: Final = 64 * 10**6  # fewer frames of larger features
 PLACE_FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads any number
 NEW, RECENT, STORED = range(3)  # where a frame's feature was found
@@ -47,16 +47,12 @@ class FrameIndex:
     """Position after each unit's last."""
     hashes: UInt64[np.ndarray, " n"]
     """`frame_keys` of every frame, sorted."""
-    places: UInt[np.ndarray, " n"]
+    positions: UInt[np.ndarray, " n"]
     """Of the frames behind `hashes`; uint32 below 2^32 frames."""
 
     @classmethod
     def of(cls, stored: Sequence[StoredUnits], *, place_matters: bool) -> "FrameIndex":
-        """Index the frames of stored units.
-
-        Args:
-            stored: made by the same encoder.
-            place_matters: see `ComputeEnvironment`, of the encoder that makes further features.
+        """Index the frames of stored units, which the same encoder made; see `frame_keys`.
 
         Raises:
             StoreError: a unit was damaged since it was found valid.
@@ -75,24 +71,25 @@ class FrameIndex:
             num_views = len(held.attributes.view_names)
             keys = frame_keys(held.read_unit_hashes(unit), num_views, place_matters)
             hashes[start:stop] = keys.ravel()
-        places = _sorting(hashes)
-        hashes.sort()
+        order = np.argsort(hashes, kind="stable").astype(
+            np.uint32 if len(hashes) < 2**32 else np.uint64
+        )
         return cls(
             stores=tuple(store.path for store in stores),
             units=np.array(units, np.int64).reshape(-1, 2),
             ends=ends[1:],
-            hashes=hashes,
-            places=places,
+            hashes=hashes[order],
+            positions=order,
         )
 
     def find(self, hashes: UInt64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
-        """Return the place of each frame, -1 where no stored unit holds it."""
+        """Return the position of each frame, -1 if no stored unit holds it."""
         if not len(self.hashes):
             return np.full(len(hashes), -1)
         first = np.searchsorted(self.hashes, hashes)
         nearest = np.minimum(first, len(self.hashes) - 1)
         is_held = self.hashes[nearest] == hashes
-        return np.where(is_held, self.places[nearest].astype(np.int64), -1)
+        return np.where(is_held, self.positions[nearest].astype(np.int64), -1)
 
 
 class KnownFrames:
@@ -104,15 +101,12 @@ class KnownFrames:
         environment: ComputeEnvironment,
         index: FrameIndex,
     ):
-        """Open the stores of an index.
+        """Open the stores of an index (StoreError: one cannot be opened).
 
         Args:
             features: of every frame.
             environment: in which those that will be added are computed.
             index: of units whose features may be copied.
-
-        Raises:
-            StoreError: a store cannot be opened.
         """
         self._specs = features
         size = sum(spec.num_bytes for spec in self._specs)
@@ -126,14 +120,11 @@ class KnownFrames:
     def look_up(
         self, keys: UInt64[np.ndarray, " n"]
     ) -> tuple[dict[str, Float16[np.ndarray, "n ..."]], Int8[np.ndarray, " n"], set[str]]:
-        """Return the features of frames, and where each was found: STORED, RECENT or NEW.
-
-        Args:
-            keys: `frame_keys` of the frames.
+        """Look up the features of frames by their `frame_keys`.
 
         Returns:
-            The features by name, zeros for new frames; where each was found; and the digests of
-            the environments that computed those that were found.
+            The features by name, zeros for new frames; where each was found (STORED, RECENT or
+            NEW); and the digests of the environments that computed those that were found.
         """
         features = {
             spec.name: np.zeros((len(keys), *spec.shape), np.float16) for spec in self._specs
@@ -152,12 +143,11 @@ class KnownFrames:
                 self._recent.move_to_end(int(key))
                 put(row, recent, RECENT)
                 environments.add(self._environment)
-        places = np.where(status == RECENT, -1, self._index.find(keys))
-        for row in np.argsort(
-            places, kind="stable"
-        ).tolist():  # a unit's frames together: it is read once
-            if places[row] >= 0:
-                found, computed_in = self._copy(int(places[row]))
+        positions = np.where(status == RECENT, -1, self._index.find(keys))
+        # Sorted, so that a unit is read once for all of its frames.
+        for row in np.argsort(positions, kind="stable").tolist():
+            if positions[row] >= 0:
+                found, computed_in = self._copy(int(positions[row]))
                 put(row, found, STORED)
                 environments |= computed_in
         return features, status, environments
@@ -165,14 +155,14 @@ class KnownFrames:
     def add(
         self, keys: UInt64[np.ndarray, " n"], features: Mapping[str, Float16[np.ndarray, "n ..."]]
     ) -> None:
-        """Remember features; forgets those that were not needed for the longest."""
+        """Add features, and drop those that were not used for the longest."""
         for row, key in enumerate(keys):
             self._recent[int(key)] = {name: rows[row].copy() for name, rows in features.items()}
         while len(self._recent) > self._num_recent:
             self._recent.popitem(last=False)
 
-    def _copy(self, place: int) -> tuple[dict[str, np.ndarray], frozenset[str]]:
-        which = int(np.searchsorted(self._index.ends, place, side="right"))
+    def _copy(self, position: int) -> tuple[dict[str, np.ndarray], frozenset[str]]:
+        which = int(np.searchsorted(self._index.ends, position, side="right"))
         if self._loaded is None or self._loaded[0] != which:
             number, unit = map(int, self._index.units[which])
             store = self._stores[number]
@@ -182,7 +172,7 @@ class KnownFrames:
             }
             self._loaded = which, flat, store.unit_environments(unit)
         _, held, environments = self._loaded
-        row = place - int(self._index.ends[which])  # counted from the end
+        row = position - int(self._index.ends[which])  # counted from the end
         return {name: rows[row] for name, rows in held.items()}, environments
 
 
@@ -200,19 +190,3 @@ def frame_keys(
         return frame_hash
     views = np.arange(frame_hash.shape[1], dtype=np.uint64) % np.uint64(num_views)
     return np.asarray(frame_hash + views * PLACE_FACTOR)  # modulo 2^64
-
-
-def _sorting(hashes: UInt64[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:
-    """Return what sorts the hashes, equal ones in their order, in little memory besides.
-
-    A sixteenth of the hashes is sorted at a time, for numpy's own order has 64 bits a number.
-    """
-    order = np.empty(len(hashes), np.uint32 if len(hashes) < 2**32 else np.uint64)
-    top = hashes.astype("<u8", copy=False).view(np.uint8)[7::8] >> 4
-    filled = 0
-    for sixteenth in range(16):
-        places = np.flatnonzero(top == sixteenth)
-        places = places[np.argsort(hashes[places], kind="stable")]
-        order[filled : filled + len(places)] = places
-        filled += len(places)
-    return order

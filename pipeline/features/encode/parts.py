@@ -1,10 +1,9 @@
 """One dataset embedded by several independent commands, each with its own part of the units.
 
-For job arrays, where nobody coordinates. Parts share a store: the whole of each runs under a shared
-lock, which keeps commands without a part out, and takes turns with the others where it creates or
-opens the store and where it marks it complete. The locks are flock's: parts on several machines
-need a file system that carries them (NFS and Lustre do, where mounted so). In object storage there
-are none: let one part create the store before the others begin.
+For job arrays, where no process coordinates. Each part runs under a shared lock, which excludes
+commands without a part, and waits for its turn to create, open or complete the store. The locks are
+flock's: parts on several machines need a file system that supports them (NFS and Lustre do, if
+mounted so). Object storage has no locks: let one part create the store before the others begin.
 """
 
 import re
@@ -19,8 +18,9 @@ from pipeline.features.encode.target import Target, finish_growth
 from pipeline.features.identity.source import SourceNote, read_source, write_source
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.records import missing_units
-from pipeline.storage.location import Location
-from pipeline.storage.open import open_folder
+from pipeline.storage.local import beside
+from pipeline.storage.location import Location, on_disk
+from pipeline.storage.locks import shared_writer, sole_writer
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Part:
             (self.number - 1) * num_units // self.total, self.number * num_units // self.total
         )
 
-    def say_missing(self, units: Iterable[int], num_units: int) -> str:
-        """Say how many of the units that are missing belong to which part."""
+    def describe_missing(self, units: Iterable[int], num_units: int) -> str:
+        """Return how many of the missing units belong to which part."""
         parts = [Part(number, self.total) for number in range(1, self.total + 1)]
         missing = set(units)
         counts = {part: len(missing.intersection(part.units(num_units))) for part in parts}
@@ -64,42 +64,43 @@ class Part:
 
 
 @contextmanager
-def hold_store(place: Location, part: Part | None) -> Iterator[None]:
-    """Keep other commands out of a local store; a part lets other parts in.
-
-    Who holds it alone finishes what a crash has cut off; a part does so in its turn.
+def hold_store(store: Location, part: Part | None) -> Iterator[None]:
+    """Exclude other commands from a local store; parts exclude only commands without a part.
 
     Raises:
-        StoreError: a command that does not go together with this one is writing there.
+        StoreError: such a command is writing there.
     """
-    folder = open_folder(place)
-    if part is not None:
-        with folder.shared_lock(StoreError):
-            yield
-        return
-    with folder.lock(StoreError):
-        finish_growth(place)
+    path = on_disk(store)
+    if path is None:
         yield
+    elif part is not None:
+        with shared_writer(path, StoreError, lock=beside(path, "lock")):
+            yield
+    else:
+        with sole_writer(path, StoreError, lock=beside(path, "lock")):
+            finish_growth(path)
+            yield
 
 
 @contextmanager
-def take_turn(place: Location, part: Part | None) -> Iterator[None]:
-    """Wait until no other part opens or completes the store; who holds it alone need not wait."""
-    if part is None:
+def take_turn(store: Location, part: Part | None) -> Iterator[None]:
+    """Wait until no other part opens or completes the store."""
+    path = on_disk(store)
+    if path is None or part is None:
         yield
         return
-    with open_folder(place).turn(StoreError):
-        finish_growth(place)
+    with sole_writer(path, StoreError, lock=beside(path, "turn"), wait=True):
+        finish_growth(path)
         yield
 
 
 def require_same_files(store: FeatureStore, note: SourceNote) -> None:
-    """Refuse a part where units were committed from files that were touched since.
+    """Refuse a part if units were committed from files that were changed since.
 
-    A part compares its own units at most; another one might never look at its own again.
+    A part compares at most its own units with the files; another part may never run again.
 
     Raises:
-        StoreError: files were touched since, or the store's note is damaged.
+        StoreError: files were changed since, or the store's note is damaged.
     """
     held = read_source(store.folder)
     if held is not None and held.stamp == note.stamp:
@@ -115,10 +116,10 @@ def require_same_files(store: FeatureStore, note: SourceNote) -> None:
 def finish_store(
     target: Target, part: Part | None, read_start_frames: Callable[[], np.ndarray]
 ) -> tuple[FeatureStore, str]:
-    """Mark a store complete, if no part is missing; arguments as in `Target.finish`.
+    """Mark a store complete if no part is missing; arguments as in `Target.finish`.
 
     Returns:
-        The store in its place, and in words what is still missing.
+        The completed store, and in words what is still missing.
 
     Raises:
         StoreError: a unit that was committed is damaged.
@@ -129,5 +130,5 @@ def finish_store(
         return target.finish(read_start_frames), ""
     return store, (
         f"part {part} is done; {len(missing)} of {store.num_units} units are missing: "
-        f"{part.say_missing(missing, store.num_units)}; who ends last completes the store"
+        f"{part.describe_missing(missing, store.num_units)}; the last part completes the store"
     )

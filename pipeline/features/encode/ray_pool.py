@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,18 +40,17 @@ LOSSES_ALLOWED: Final = 3  # of actors at one unit, or while they open, without 
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """What an actor must know."""
+    """The settings of every actor."""
 
     manifest: Path
-    """Of the dataset, whose files the actor reads itself."""
+    """Of the dataset, whose files the actor reads."""
     store: Location
-    """Created already, with a probe that the actor's encoder must pass."""
+    """With a probe that the actor's encoder must pass."""
     encoder: str | None
-    """A local folder with the store's encoder; None: it is known by its name."""
+    """A local folder with the store's encoder; None: the store names it."""
     device: str
     """torch's name."""
     compiled: bool
-    """As `vla-embed` was passed it."""
     threads: int
     """torch's threads in each actor, which Ray reserves as CPUs."""
     index: FrameIndex
@@ -71,12 +70,7 @@ class _Actor:
 
 
 def open_encoder(plan: WorkerPlan) -> UnitEncoder:
-    """Open encoder, store and dataset.
-
-    Raises:
-        VlaError: one of them cannot be opened here, they do not fit each other, or this machine
-            computes other features than the store's probe holds.
-    """
+    """Open encoder, store and dataset (VlaError: one fails, or the probe differs here)."""
     torch.set_num_threads(plan.threads)
     store = FeatureStore.open(plan.store, allow_incomplete=True, writable=True)
     where = f"{store.path}, a worker"
@@ -97,18 +91,9 @@ def open_encoder(plan: WorkerPlan) -> UnitEncoder:
 
 
 def encode_with_ray(
-    plan: WorkerPlan,
-    num_workers: int,
-    units: Sequence[int],
-    is_committed: Callable[[int], bool],
+    plan: WorkerPlan, num_workers: int, units: Sequence[int]
 ) -> Generator[UnitOutcome]:
-    """Encode units with actors: the next few go to the actor that is done first.
-
-    Args:
-        plan: of every actor.
-        num_workers: how many to start; no more than there are units.
-        units: in the order in which they are handed out.
-        is_committed: whether a unit that a lost actor held has valid rows nevertheless.
+    """Encode units with actors, the next few with the first actor that is free.
 
     Yields:
         The outcome of each unit, in any order.
@@ -120,9 +105,10 @@ def encode_with_ray(
     """
     if not units:  # no actor need load an encoder
         return
+    store = FeatureStore.open(plan.store, allow_incomplete=True)
     needs = {"CPU": float(plan.threads), "GPU": float(plan.device.startswith("cuda"))}
     waiting, lost_at = deque(units), Counter[int | None]()
-    # What every actor works on: the units it was passed and has not done, none while it opens.
+    # The units that every actor was passed and has not finished; none while it opens.
     work: dict[Any, tuple[Any, list[int]]] = {}
     with _connected(needs):
         held = ray.put(plan)  # its index is kept once per machine, not per actor
@@ -146,9 +132,10 @@ def encode_with_ray(
                 del work[call]
                 ray.kill(actor)  # one that is only out of reach must not write on
                 # It may have committed a unit without having reported it.
-                for unit in filter(is_committed, left):
+                committed = store.valid_units(left)
+                for unit in committed:
                     yield UnitOutcome(unit, EncodeCounts(), {})
-                lost = [unit for unit in left if not is_committed(unit)]
+                lost = [unit for unit in left if unit not in committed]
                 waiting.extendleft(reversed(lost))
                 lost_at[lost[0] if lost else None] += 1  # the others were hardly begun
                 _refuse_more_losses(lost_at, _first_line(error))
@@ -167,7 +154,7 @@ def encode_with_ray(
 
 
 def _result(call: Any) -> UnitOutcome | None:
-    """Return the next outcome of an actor; None if it has opened, or done what it was passed."""
+    """Return the next outcome of an actor; None if it has opened, or finished its units."""
     outcome: UnitOutcome | None = None
     if isinstance(call, ray.ObjectRef):
         ray.get(call)

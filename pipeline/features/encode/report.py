@@ -1,4 +1,4 @@
-"""What an embedding has done so far, with a progress bar, and what it reports at its end."""
+"""Counts and times of an embedding, with a progress bar, and its report."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -18,26 +18,25 @@ STAGES: Final[tuple[Stage, ...]] = ("compare", "read", "encode", "write")
 
 @dataclass(frozen=True)
 class EmbedReport:
-    """What a finished embedding did."""
+    """The result of a finished embedding."""
 
     store: Location
     encoder: str
-    """Its name, and a word of caution where its weights are random."""
+    """Its name, and a warning if its weights are random."""
     num_episodes: int
     num_steps: int
     num_views: int
     counts: EncodeCounts
-    """What became of the frames that this run read."""
     seconds: dict[Stage, float]
     """Time in each stage, of all workers; reading and writing overlap with encoding."""
     elapsed_s: float
     workers: int
-    """How many encoded: 1 in this process, 0 where nothing was missing."""
+    """How many encoded: 1 in this process, 0 if nothing was missing."""
     remainder: str = ""
-    """After a part that was not the last one: which units the store lacks still."""
+    """After a part that was not the last one: which units are missing."""
 
     def summary(self) -> str:
-        """Return a line on what was done, one on the time then what is left or comes next."""
+        """Return a line with counts, one with times, and what is missing or comes next."""
         counts = self.counts
         rate = counts.encoded / self.elapsed_s if self.elapsed_s else 0.0
         reused = "".join(
@@ -61,7 +60,7 @@ class EmbedReport:
 
 
 class Tally:
-    """Counts and times of all who encode, with a progress bar."""
+    """Counts and times of all workers, with a progress bar."""
 
     def __init__(self, store: FeatureStore):
         self.counts = EncodeCounts()
@@ -72,8 +71,7 @@ class Tally:
     @contextmanager
     def progress(self, units: Collection[int]) -> Iterator[None]:
         """Show how many steps of these units are done."""
-        rows = (self._store.unit_rows(unit) for unit in units)
-        total = sum(stop - start for start, stop in rows)
+        total = sum(map(self._store.num_unit_rows, units))
         self._estimate = Estimate(total, "step")
         with tqdm(total=total, desc="embed", unit="step", disable=None) as self._bar:
             yield
@@ -89,18 +87,8 @@ class Tally:
         for stage, spent in outcome.seconds.items():
             self.seconds[stage] += spent
 
-    def add_whole(self, outcome: UnitOutcome) -> None:
-        """Add the outcome of a unit, none of whose steps were shown before."""
-        start, stop = self._store.unit_rows(outcome.unit)
-        self.advance(stop - start)
-        self.add(outcome)
-
     def refuse_failures(self) -> None:
-        """Raise an error if frames do not read.
-
-        Raises:
-            FailedUnitsError: units have no rows; all others are committed.
-        """
+        """Raise an error if frames do not read (FailedUnitsError: all other units are written)."""
         failed = self.counts.failed_units
         if not failed:
             return

@@ -12,12 +12,7 @@ Result = TypeVar("Result")
 def ahead(
     do: Callable[[Task], Result], tasks: Iterable[Task], depth: int
 ) -> Iterator[tuple[Task, Future[Result]]]:
-    """Run tasks one after the other in a thread, at most `depth` ahead of the caller.
-
-    Args:
-        do: what to do with a task, in the thread.
-        tasks: iterated in the caller's thread.
-        depth: how many tasks may be done, or in work, before their results are taken.
+    """Run `do` on tasks in a thread, at most `depth` of them ahead of the caller.
 
     Yields:
         Every task in order, and its result; the task's error is raised by `result()`.

@@ -1,19 +1,19 @@
-"""Which store an embedding writes: the one there is, or one that will replace it.
+"""Which store an embedding writes: the present one, or one that will replace it.
 
-Knows stores, not frames. Where the dataset has the rows of the store, missing units are filled in
-place. Where it has other rows (episodes were added, removed or recorded again), a store of the new
-size grows beside the old one, takes every feature whose frame the old one holds, and replaces it
-when it is complete. Until then readers see the old one. Nothing can be renamed or locked in object
-storage: there a store of other rows is refused, and two that fill one store at once write the same
-bytes twice (see records.py). A crash on a disk may leave, beside `x.zarr`:
+If the dataset has the rows of the store, missing units are filled in place. If it has other rows
+(episodes were added, removed or recorded again), a store of the new size grows next to the old one,
+copies every feature whose frame the old one has, and replaces it when it is complete. Until then
+readers see the old one. Nothing can be renamed or locked in object storage: there a store of other
+rows is refused, and two processes that fill one store write the same bytes twice (see records.py).
+A crash on a disk may leave, next to `x.zarr`:
 
     .x.zarr.growing      the store that is being made
     .x.zarr.outdated     one that was being made before the dataset changed once more
     .x.zarr.outgrown     the old store, between the last two renames
     .x.zarr.discarded    a folder that is being removed
     .x.zarr.1234.partial a store that process 1234 was creating
-    .x.zarr.lock         empty; whoever embeds held it, and parts of a job leave it there
-    .x.zarr.turn         empty; a part of a job held it while it opened or completed the store
+    .x.zarr.lock         empty; the embedding process locks it, and parts of a job leave it
+    .x.zarr.turn         empty; a part of a job locks it to open or complete the store
 """
 
 import glob
@@ -52,18 +52,10 @@ class Target:
     stored: tuple[StoredUnits, ...] = ()
     """Units of other stores."""
     replaces: Path | None = None
-    """The store's place once it is complete, where it grows beside an old one."""
-
-    def is_committed(self, unit: int) -> bool:
-        """Whether a unit has valid rows by now."""
-        return bool(self.store.valid_units([unit]))
+    """The path of the old store that it replaces once it is complete."""
 
     def finish(self, read_start_frames: Callable[[], np.ndarray]) -> FeatureStore:
-        """Mark the store complete and put it in its place.
-
-        Args:
-            read_start_frames: gives what `FeatureStore.write_start_frames` takes, of the pictures
-                that the features come from.
+        """Write the start frames, mark the store complete, and replace the old one.
 
         Raises:
             StoreError: some unit has no valid record.
@@ -81,26 +73,26 @@ class Target:
 
 @dataclass(frozen=True)
 class Missing:
-    """What a store lacks."""
+    """The units that a store lacks."""
 
     units: list[int]
     """To encode, ascending."""
     index: FrameIndex
     """Frames that need no encoding."""
     compare_s: float
-    """Time that comparing frames with the store's took."""
+    """Seconds of comparing frames with the store's."""
 
 
 def find_missing(
     target: Target, own: range, source: FrameSource, note: SourceNote, *, place_matters: bool
 ) -> Missing:
-    """Find the units that hold no valid rows of these files, and discard their records.
+    """Find the units without valid rows of these files, and discard their records.
 
     Args:
         target: open for writing.
-        own: the units that may be looked at and written.
-        source: of the dataset; its frames are compared with the store's where files were touched.
-        note: of the dataset as it is now; left next to the store.
+        own: the units that may be read and written.
+        source: of the dataset; its frames are compared with the store's if files were touched.
+        note: of the dataset as it is now; written next to the store.
         place_matters: see `ComputeEnvironment`, of the encoder.
 
     Raises:
@@ -126,14 +118,11 @@ def find_missing(
     return Missing(sorted(invalid), index, compare_s)
 
 
-def finish_growth(location: Location) -> None:
-    """Finish what a crash may have cut off between the renames of `Target.finish`.
+def finish_growth(path: Path) -> None:
+    """Finish what a crash may have interrupted between the renames of `Target.finish`.
 
     The caller holds the store's lock.
     """
-    path = on_disk(location)
-    if path is None:  # where nothing grows
-        return
     shutil.rmtree(beside(path, "discarded"), ignore_errors=True)
     for created in (path, beside(path, "growing")):
         for partial in path.parent.glob(f".{glob.escape(created.name)}.*.partial"):
@@ -150,11 +139,11 @@ def finish_growth(location: Location) -> None:
 
 
 def continue_store(path: Location, encoder: ImageEncoder) -> None:
-    """Give an encoder what the features of an existing store were fitted to.
+    """Load the bases of an existing store's features into an encoder.
 
     Raises:
         EncoderMismatchError: the store was made by another encoder.
-        StoreError: there is something else at `path`, or a store of other features.
+        StoreError: `path` holds something else, or a store of other features.
     """
     if not open_folder(path).exists(ROOT):
         raise StoreError(f"{path}: holds something that is no feature store; name another --store")
@@ -179,15 +168,14 @@ def open_target(
     *,
     may_grow: bool = True,
 ) -> Target:
-    """Go on with the store at `path`, or grow one beside it.
+    """Resume the store at `path`, or grow one next to it.
 
     Args:
         path: a store that `continue_store` has accepted, or that was just created.
-        attributes: what it must be.
+        attributes: that it must have.
         steps: of the dataset as it is now.
-        encoder: which will fill it.
-        made: the probe that this encoder has made for it just now, where this process has created
-            the store: it would pass.
+        encoder: of the store.
+        made: the probe that this encoder has just made, if this process has created the store.
         may_grow: whether a store of other rows than the dataset's is grown, or refused.
 
     Raises:
@@ -199,7 +187,7 @@ def open_target(
     probe = held.read_probe()
     if made is None or probe.digest() != made.digest():
         check_probe(encoder, probe, where=str(path))
-    # In object storage somebody else may have put the same root meanwhile: it names no rows.
+    # In object storage another process may have put the same root meanwhile: it names no rows.
     disk = on_disk(path)
     is_ours = made is not None and disk is not None
     has_rows = is_ours or _has_rows(held, steps)
@@ -220,32 +208,26 @@ def open_target(
     if not may_grow:
         raise StoreError(f"{differs}; one vla-embed without --units brings the store up to it")
     growing, outdated = beside(disk, "growing"), beside(disk, "outdated")
-    if growing.exists():
-        store = _reopened(growing, attributes)
-        if store is not None and _has_rows(store, steps):
-            _follow_manifest(store, attributes)
-            stored = _stored_units(held, _reopened(outdated, attributes))
-            return Target(store, stored, replaces=disk)
-        _discard(outdated)
-        growing.rename(outdated)
-    described = attributes.model_copy(update={"environment": probe.environment})
-    store = FeatureStore.create(growing, described, steps, probe, held.read_bases())
-    stored = _stored_units(held, _reopened(outdated, attributes))
+    store = _reopened(growing, attributes)
+    if store is not None and _has_rows(store, steps):
+        _follow_manifest(store, attributes)
+    else:
+        if growing.exists():
+            _discard(outdated)
+            growing.rename(outdated)
+        described = attributes.model_copy(update={"environment": probe.environment})
+        store = FeatureStore.create(growing, described, steps, probe, held.read_bases())
+    sources = filter(None, (held, _reopened(outdated, attributes)))
+    stored = tuple(StoredUnits(source, frozenset(source.valid_units())) for source in sources)
     return Target(store, stored, replaces=disk)
 
 
-def _stored_units(*stores: FeatureStore | None) -> tuple[StoredUnits, ...]:
-    return tuple(
-        StoredUnits(store, frozenset(store.valid_units())) for store in stores if store is not None
-    )
-
-
 def _reopened(path: Path, attributes: StoreAttributes) -> FeatureStore | None:
-    """Open a store that was being made, if it can be of use; None otherwise."""
+    """Open a store that was being made; None if there is none, or it is damaged or another's."""
     try:
         store = FeatureStore.open(path, allow_incomplete=True, writable=True)
         store.read_steps()
-    except StoreError:  # a crash left a part of it
+    except StoreError:
         return None
     return store if _deciding(store.attributes) == _deciding(attributes) else None
 
@@ -300,16 +282,13 @@ def _has_rows(store: FeatureStore, steps: StepArrays) -> bool:
 
 
 def _follow_manifest(store: FeatureStore, attributes: StoreAttributes) -> None:
-    """Take over splits and weights, which change no row; words alone leave the store as it is."""
+    """Copy splits and weights, which change no row; other words leave the store as it is."""
     held = store.attributes
     kept = {"environment": held.environment, "rows_per_unit": held.rows_per_unit}
-    ours = attributes.model_copy(update=kept)
-    if (held.validation, held.sources, held.encoder) != (
-        ours.validation,
-        ours.sources,
-        ours.encoder,
+    if any(
+        getattr(held, f) != getattr(attributes, f) for f in ("validation", "sources", "encoder")
     ):
-        replace_attributes(store, ours)
+        replace_attributes(store, attributes.model_copy(update=kept))
 
 
 def replace_attributes(store: FeatureStore, attributes: StoreAttributes) -> None:
@@ -322,7 +301,7 @@ def replace_attributes(store: FeatureStore, attributes: StoreAttributes) -> None
 
 
 def _discard(path: Path) -> None:
-    """Remove a folder; what a crash leaves of it has a name that nobody opens."""
+    """Remove a folder; what a crash leaves of it has a name that nothing opens."""
     if path.exists():
         discarded = path.with_name(f"{path.name.rpartition('.')[0]}.discarded")
         shutil.rmtree(discarded, ignore_errors=True)

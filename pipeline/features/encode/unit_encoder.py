@@ -15,11 +15,11 @@ import numpy as np
 
 from pipeline.errors import DatasetError, FrameReadError
 from pipeline.features.encode.frames import (
-    PIECES_AHEAD,
+    CHUNKS_AHEAD,
+    ChunkFrames,
+    FrameChunk,
     FrameSource,
-    Piece,
-    PieceFrames,
-    cut_pieces,
+    cut_chunks,
 )
 from pipeline.features.encode.known_frames import (
     NEW,
@@ -37,7 +37,7 @@ Stage = Literal["compare", "read", "encode", "write"]
 
 @dataclass
 class EncodeCounts:
-    """What became of frames."""
+    """How many frames were encoded, and how many copied."""
 
     encoded: int = 0
     """Frames that went through the encoder."""
@@ -49,7 +49,7 @@ class EncodeCounts:
     """Units that stay without rows, and why."""
 
     def add(self, other: "EncodeCounts") -> None:
-        """Add what became of other frames."""
+        """Add other counts."""
         self.encoded += other.encoded
         self.repeated += other.repeated
         self.copied += other.copied
@@ -58,7 +58,7 @@ class EncodeCounts:
 
 @dataclass(frozen=True)
 class UnitOutcome:
-    """What became of one unit: it is committed, or one of its frames does not read."""
+    """The result of one unit: it is committed, or one of its frames does not read."""
 
     unit: int
     counts: EncodeCounts
@@ -68,7 +68,7 @@ class UnitOutcome:
 
 @dataclass
 class EncodedUnit:
-    """One unit on its way to the store; grows by a piece at a time."""
+    """One unit on its way to the store; grows by a chunk at a time."""
 
     unit: int
     features: list[dict[str, np.ndarray]] = field(default_factory=list)
@@ -91,16 +91,13 @@ class UnitEncoder:
         encoder: ImageEncoder,
         index: FrameIndex,
     ):
-        """Prepare; nothing is read yet.
+        """Open the stores of the index (StoreError: one cannot be opened).
 
         Args:
             store: open for writing.
             source: of the dataset that the store was created for.
             encoder: the store's.
             index: frames whose features may be copied, of none of the units to encode.
-
-        Raises:
-            StoreError: a store of the index cannot be opened.
         """
         self._store = store
         self._source = source
@@ -113,52 +110,45 @@ class UnitEncoder:
     def encode(
         self, units: Iterable[int], advance: Callable[[int], object] = lambda steps: None
     ) -> Generator[UnitOutcome]:
-        """Read, encode and commit units; idempotent and deterministic.
+        """Read, encode and commit units in this order, and yield the outcome of each.
 
         While a unit is encoded, frames of the next are read and the one before is written. A frame
         that does not read fails its unit alone, which then has no rows. Close the iterator to stop
-        early: units that are committed stay.
-
-        Args:
-            units: their numbers, each once, in the order in which they are encoded.
-            advance: called with a number of control steps when these are done.
-
-        Yields:
-            The outcome of each unit once it is committed, or has failed.
+        early: units that are committed stay. `advance` is called with a number of encoded steps.
 
         Raises:
             FeatureRangeError: the encoder gives no finite features.
             StoreError: a stored unit that features are copied from was damaged meanwhile.
             OSError: a unit could not be written.
         """
-        for _, written in ahead(self._write, self._encode_pieces(units, advance), 1):
+        for _, written in ahead(self._write, self._encode_chunks(units, advance), 1):
             yield written.result()
 
-    def _encode_pieces(
+    def _encode_chunks(
         self, units: Iterable[int], advance: Callable[[int], object]
     ) -> Iterator[EncodedUnit]:
         failed: set[int] = set()  # no further frames of these are read
-        read = ahead(self._source.read, self._unit_pieces(units, failed), PIECES_AHEAD)
-        for unit, pieces in groupby(read, lambda task: task[0].unit):
+        read = ahead(self._source.read, self._unit_chunks(units, failed), CHUNKS_AHEAD)
+        for unit, chunks in groupby(read, lambda task: task[0].unit):
             encoded = EncodedUnit(unit)
-            for piece, frames in pieces:
+            for chunk, frames in chunks:
                 if unit not in failed:
                     try:
                         self._add(encoded, frames.result())
                     except (FrameReadError, DatasetError) as error:
                         failed.add(unit)
                         encoded.counts.failed_units[unit] = str(error)
-                advance(piece.stop - piece.start)
+                advance(chunk.stop - chunk.start)
             yield encoded
 
-    def _unit_pieces(self, units: Iterable[int], failed: Collection[int]) -> Iterator[Piece]:
+    def _unit_chunks(self, units: Iterable[int], failed: Collection[int]) -> Iterator[FrameChunk]:
         for unit in units:
-            for piece in cut_pieces(unit, *self._store.unit_rows(unit)):
+            for chunk in cut_chunks(unit, *self._store.unit_rows(unit)):
                 if unit not in failed:
-                    yield piece
+                    yield chunk
 
-    def _add(self, unit: EncodedUnit, read: PieceFrames) -> None:
-        """Add a piece's rows to its unit's, encoding only what is seen for the first time."""
+    def _add(self, unit: EncodedUnit, read: ChunkFrames) -> None:
+        """Add a chunk's rows to its unit's, encoding only what is seen for the first time."""
         started = time.perf_counter()
         keys = frame_keys(read.hashes, self._num_views, self._place_matters).ravel()
         first = np.sort(np.unique(keys, return_index=True)[1])  # in the order of live views
@@ -194,7 +184,7 @@ class UnitEncoder:
         started = time.perf_counter()
         if not unit.counts.failed_units:
             features = {
-                name: np.concatenate([piece[name] for piece in unit.features])
+                name: np.concatenate([rows[name] for rows in unit.features])
                 for name in self._encoder.feature_names
             }
             hashes = np.concatenate(unit.hashes)

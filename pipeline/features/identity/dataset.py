@@ -1,8 +1,4 @@
-"""The dataset that a store was made from, opened again.
-
-Knows manifests, readers and stores; no encoder. What the store says of its rows is compared with
-what the dataset holds now; the pixels are the caller's to compare.
-"""
+"""The dataset that a store was made from, opened again; the pixels are not compared here."""
 
 from pathlib import Path
 
@@ -22,7 +18,7 @@ def open_source(store: FeatureStore, manifest: Path | None = None) -> ManifestRe
 
     Args:
         store: complete or not.
-        manifest: the dataset's; None takes the one that the store was made from.
+        manifest: of the dataset; None is the one that the store was made from.
 
     Raises:
         StoreError: the store was made from other data, or its dataset is not known.
@@ -49,7 +45,7 @@ def _manifest_of(store: Folder) -> Path:
     if note is None or not note.manifest.is_file():
         gone = "" if note is None else f" ({note.manifest} is gone)"
         raise StoreError(
-            f"{store}: does not say where its dataset lies{gone}; name it with --manifest, or run "
+            f"{store}: the path of its dataset is not known{gone}; name it with --manifest, or run "
             f"vla-embed again"
         )
     return note.manifest

@@ -27,14 +27,11 @@ def load_like(
     Args:
         made_by: the encoder of the features.
         environment: in which they were computed; passes keep its number of images.
-        bases: what the features were fitted to.
-        name: repository, local folder or registered encoder; None takes `made_by`'s own name.
+        bases: arrays that the features were fitted with.
+        name: repository, local folder or registered encoder; None is `made_by`'s own name.
         where: what holds the features, for the message.
         device: where it runs.
         compiled: see `EncoderSettings.compiled`.
-
-    Returns:
-        An encoder that makes features of the same names; see `refuse_other_encoder`.
 
     Raises:
         EncoderLoadError: it cannot be loaded, or makes no such features.
@@ -60,11 +57,7 @@ def load_like(
 
 
 def refuse_other_encoder(encoder: ImageEncoder, made_by: EncoderIdentity, *, where: str) -> None:
-    """Refuse an encoder that does not make the features of `made_by`.
-
-    Raises:
-        EncoderMismatchError: it is another encoder, or derives a feature in another way.
-    """
+    """Refuse another encoder than `made_by`, or other features of it (EncoderMismatchError)."""
     found = encoder.identity
     if found.fingerprint == made_by.fingerprint:
         return

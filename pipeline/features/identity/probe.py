@@ -1,12 +1,11 @@
-"""The probe: a few frames and the features they had, which tell encoders apart by what they do.
+"""The probe: a few frames with their features, which tell encoders apart by their output.
 
-A fingerprint says what an encoder is made of; the probe catches what a fingerprint cannot see: a
-compute environment that gives other values, frames that arrive flipped or in another color order, a
-changed resize.
+It shows what a fingerprint cannot: a compute environment that gives other values, frames that
+arrive flipped or in another color order, a changed resize.
 
-The synthetic frames are drawn again at every check and the last of them is resized on the spot, so
-that the probe also passes through the project's one resize. They have no symmetry: a flip, another
-order of channels or of views, or a blur changes each of them.
+The synthetic frames are drawn again at every check and the last of them is resized then, so that
+the probe also covers the project's one resize. They have no symmetry: a flip, another order of
+channels or views, or a blur changes each of them.
 """
 
 import hashlib
@@ -68,12 +67,7 @@ class Probe:
 
 
 def make_probe(encoder: ImageEncoder, real_frames: UInt8[np.ndarray, "q v 256 256 3"]) -> Probe:
-    """Encode the synthetic frames and some real ones.
-
-    Args:
-        encoder: which is about to fill a store.
-        real_frames: RGB in [0, 255], of the dataset; every view of each step.
-    """
+    """Encode the synthetic frames and some real ones, RGB in [0, 255], every view of each step."""
     frames = np.concatenate([synthetic_frames(real_frames.shape[1]), real_frames])
     return Probe(
         frames=frames,
@@ -90,8 +84,8 @@ def check_probe(encoder: ImageEncoder, probe: Probe, *, where: str) -> None:
     within the probe's tolerance.
 
     Args:
-        encoder: about to be used; its fingerprint was compared already.
-        probe: of the store or the run whose features it must continue.
+        encoder: its fingerprint was compared already.
+        probe: of a store or a run.
         where: what holds the probe, for the message.
 
     Raises:
@@ -110,11 +104,11 @@ def check_probe(encoder: ImageEncoder, probe: Probe, *, where: str) -> None:
         if differences and worst <= probe.tolerance:
             continue
         row, view = np.unravel_index(int(distance.argmax()), distance.shape)
-        is_drawn_alike = np.array_equal(frames[row], probe.frames[row])
+        is_drawn_equally = np.array_equal(frames[row], probe.frames[row])
         found = (
             f"{where}: {encoder.identity.name} gives probe frame `{_frame_name(int(row))}` of view "
             f"{view} another feature `{name}` than was stored: relative L2 {worst:.2g}"
-            f"{'' if is_drawn_alike else ', its pixels are drawn or resized another way now'}"
+            f"{'' if is_drawn_equally else ', its pixels are drawn or resized another way now'}"
         )
         if differences:
             want = (
@@ -155,13 +149,13 @@ def _draw(view: int) -> tuple[np.ndarray, ...]:
 
 
 def _noise(shape: tuple[int, int, int], view: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Draw every value for itself: nothing tells one resize from another as well."""
+    """Draw every value independently: no other picture shows a changed resize as clearly."""
     # numpy's RandomState is frozen by NEP 19: every version draws the same numbers.
     return np.random.RandomState(NOISE_SEED + view).randint(0, 256, shape, np.uint8)
 
 
 def _checkerboard(cell: int) -> UInt8[np.ndarray, "256 256 3"]:
-    """Draw two colors of unlike channels, darker towards the lower right."""
+    """Draw two colors with different channels, darker towards the lower right."""
     height, width = FRAME_SIZE
     y, x = np.mgrid[:height, :width]
     is_light = ((x // cell + y // cell) % 2 == 0)[..., None]

@@ -1,10 +1,10 @@
 """Whether a store holds what its encoder makes of its dataset: random rows, encoded again.
 
-The frames go the way of embedding and rollout. In the environment that computed a row every bit
+The frames are read and encoded as in embedding. In the environment that computed a row every bit
 must be equal; in another one each feature must be within the tolerance of the store's probe.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -70,23 +70,23 @@ class VerifyReport:
     store: Location
     damaged_units: tuple[int, ...]
     """Units that were committed and are not valid any more; no step of them is drawn."""
-    num_steps: int
-    num_images: int
-    num_committed_steps: int
-    """The steps that were drawn from."""
-    distances: dict[str, Distances]
-    """By feature; empty where no unit is valid, so that nothing could be compared."""
-    worst: dict[str, str]
-    """By feature, episode, step and view of the farthest one."""
     tolerance: float
     """Largest relative L2 allowed in another environment."""
-    num_exact_steps: int
+    num_steps: int = 0
+    num_images: int = 0
+    num_committed_steps: int = 0
+    """The steps that were drawn from."""
+    distances: dict[str, Distances] = field(default_factory=dict)
+    """By feature; empty where no unit is valid, so that nothing could be compared."""
+    worst: dict[str, str] = field(default_factory=dict)
+    """By feature, episode, step and view of the farthest one."""
+    num_exact_steps: int = 0
     """Steps that were computed in this very environment, so that every bit must be equal."""
-    num_broken_steps: int
+    num_broken_steps: int = 0
     """Those of them that are not."""
-    other_environment: tuple[str, ...]
+    other_environment: tuple[str, ...] = ()
     """In what this environment differs from the one of the store's probe."""
-    changed: tuple[str, ...]
+    changed: tuple[str, ...] = ()
     """Frames of the dataset whose pixels are not those that were embedded."""
 
     @property
@@ -98,7 +98,7 @@ class VerifyReport:
         return is_near and not self.num_broken_steps and not self.changed
 
     def summary(self) -> str:
-        """Say it in a line a figure, the verdict last."""
+        """Return a line per figure, the verdict last."""
         lines = [
             f"{self.num_images} images of {self.num_steps} random steps out of "
             f"{self.num_committed_steps}, encoded again"
@@ -151,10 +151,10 @@ def verify_store(
     Args:
         store_path: the store, complete or not.
         manifest: the dataset's; None takes the one that the store was made from.
-        sample: steps to encode, every view and variant of each; all where fewer are committed.
+        sample: steps to encode, every view and variant of each; all if fewer are committed.
         seed: decides which.
         encoder: path or name of the encoder, if it moved; None takes the name in the store.
-        device: where it runs: `auto`, or torch's name of a device.
+        device: `auto`, or torch's name of a device.
 
     Raises:
         StoreError: there is no store, no row of it is committed, it was made from other data, or
@@ -169,7 +169,7 @@ def verify_store(
     if not valid and not damaged:
         raise StoreError(f"{store_path}: no unit is committed yet; run vla-embed")
     if not valid:
-        return _nothing_to_compare(store, damaged)
+        return VerifyReport(store_path, damaged, store.read_probe().tolerance)
     reader = open_source(store, manifest)
     try:
         loaded = load_like(
@@ -198,23 +198,6 @@ def _damaged_units(store: FeatureStore, valid: set[int]) -> tuple[int, ...]:
     )
 
 
-def _nothing_to_compare(store: FeatureStore, damaged: tuple[int, ...]) -> VerifyReport:
-    return VerifyReport(
-        store=store.path,
-        damaged_units=damaged,
-        num_steps=0,
-        num_images=0,
-        num_committed_steps=0,
-        distances={},
-        worst={},
-        tolerance=store.read_probe().tolerance,
-        num_exact_steps=0,
-        num_broken_steps=0,
-        other_environment=(),
-        changed=(),
-    )
-
-
 def _compare(
     store: FeatureStore,
     reader: EpisodeReader,
@@ -224,10 +207,10 @@ def _compare(
     num_committed: int,
     damaged: tuple[int, ...],
 ) -> VerifyReport:
-    probe, ends = store.read_probe(), store.read_steps().episode_ends
-    places = [next(episode_slices(ends, row, row + 1)) for row in rows.tolist()]
+    probe, ends = store.read_probe(), store.read_episode_ends()
+    steps = [next(episode_slices(ends, row, row + 1)) for row in rows.tolist()]
     num_variants = store.attributes.num_variants
-    ours, hashes = _encode(reader, encoder, places, num_variants)
+    ours, hashes = _encode(reader, encoder, steps, num_variants)
     theirs, held_hashes = _read_rows(store, rows)
     slots = [
         f"view {view}{f', variant {variant}' if variant else ''}"
@@ -236,7 +219,7 @@ def _compare(
     ]
     names = [
         [f"{reader.episode_name(p.episode)}, step {p.start}, {slot}" for slot in slots]
-        for p in places
+        for p in steps
     ]
     worst = {}
     is_equal = np.ones(len(rows), bool)
@@ -264,26 +247,28 @@ def _compare(
 
 
 def _encode(
-    reader: EpisodeReader, encoder: ImageEncoder, places: list[EpisodeSlice], num_variants: int
+    reader: EpisodeReader, encoder: ImageEncoder, steps: list[EpisodeSlice], num_variants: int
 ) -> tuple[dict[str, Float16[np.ndarray, "n s ..."]], UInt64[np.ndarray, "n s"]]:
     """Encode steps, variants included; return features and the hashes of their frames."""
     found, hashes = [], []
-    with tqdm(total=len(places), desc="verify", unit="step", disable=None) as progress:
-        for first in range(0, len(places), STEPS_AT_ONCE):
-            parts = places[first : first + STEPS_AT_ONCE]
-            read = (read_slots(reader, p, num_variants=num_variants) for p in parts)
-            frames: UInt8[np.ndarray, "n s 256 256 3"] = np.concatenate(list(read))
+    with tqdm(total=len(steps), desc="verify", unit="step", disable=None) as progress:
+        for first in range(0, len(steps), STEPS_AT_ONCE):
+            read = [
+                read_slots(reader, step, num_variants=num_variants)
+                for step in steps[first : first + STEPS_AT_ONCE]
+            ]
+            frames: UInt8[np.ndarray, "n s 256 256 3"] = np.concatenate(read)
             hashes.append(hash_frames(frames))
-            num_steps, num_slots = frames.shape[:2]
-            views = np.tile(np.arange(num_slots) % len(reader.view_names), num_steps)
-            encoded = encoder.encode(frames.reshape(-1, *frames.shape[2:]), views)
+            encoded = encoder.encode_views(
+                frames.reshape(-1, len(reader.view_names), *frames.shape[2:])
+            )
             found.append(
                 {
-                    name: rows.reshape(num_steps, num_slots, *rows.shape[1:])
+                    name: rows.reshape(*frames.shape[:2], *rows.shape[2:])
                     for name, rows in encoded.items()
                 }
             )
-            progress.update(num_steps)
+            progress.update(len(read))
     return _joined(found), np.concatenate(hashes)
 
 
@@ -292,23 +277,23 @@ def _read_rows(
 ) -> tuple[dict[str, Float16[np.ndarray, "n s ..."]], UInt64[np.ndarray, "n s"]]:
     """Read features and frame hashes of some rows, variants included; `rows` ascend."""
     units, within = np.divmod(rows, store.attributes.rows_per_unit)
-    places = [(int(unit), within[units == unit]) for unit in np.unique(units)]
-    features = [
-        {name: values[inside] for name, values in store.read_unit_features(unit).items()}
-        for unit, inside in places
-    ]
-    hashes = [store.read_unit_hashes(unit)[inside] for unit, inside in places]
+    features, hashes = [], []
+    for unit in np.unique(units).tolist():
+        inside = within[units == unit]
+        held = store.read_unit_features(unit)
+        features.append({name: values[inside] for name, values in held.items()})
+        hashes.append(store.read_unit_hashes(unit)[inside])
     return _joined(features), np.concatenate(hashes)
 
 
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def _joined(slices: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([rows[name] for rows in slices]) for name in slices[0]}
 
 
 def _computed_here(
     store: FeatureStore, environment: ComputeEnvironment, rows: Int64[np.ndarray, " n"]
 ) -> Bool[np.ndarray, " n"]:
-    """Say which rows must be equal bit for bit."""
+    """Return which rows must be equal bit for bit."""
     units = rows // store.attributes.rows_per_unit
     ours = {
         int(unit): store.unit_environments(int(unit)) == {environment.digest()}

@@ -145,6 +145,11 @@ class FeatureStore:
         """Return the rows [start, stop) of a unit; the last one may be short."""
         return unit_rows(unit, self.num_rows, self.attributes.rows_per_unit)
 
+    def num_unit_rows(self, unit: int) -> int:
+        """Return how many rows a unit has."""
+        start, stop = self.unit_rows(unit)
+        return stop - start
+
     @property
     def is_complete(self) -> bool:
         """Whether every row of every view was written."""

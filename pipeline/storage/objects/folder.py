@@ -5,7 +5,7 @@ writers wins; `made` writes its last file on the condition that nobody else has.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from io import RawIOBase
 from pathlib import Path
@@ -20,7 +20,6 @@ from pipeline.storage.local import LocalFolder
 from pipeline.storage.location import ObjectUrl
 from pipeline.storage.objects.file import ObjectFile
 from pipeline.storage.objects.requests import RETRY, open_bucket, reaching, until_whole
-from policy.errors import VlaError
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -131,18 +130,6 @@ class ObjectFolder:
                     self._put(name, Path(temporary, name))
                 self.delete(leftovers)
             self._create(last, filled.read(last))
-
-    def lock(self, refusal: type[VlaError]) -> AbstractContextManager[None]:
-        """Do nothing: there are no locks, and two that write the same content do no harm."""
-        return nullcontext()
-
-    def shared_lock(self, refusal: type[VlaError]) -> AbstractContextManager[None]:
-        """Do nothing; see `lock`."""
-        return nullcontext()
-
-    def turn(self, refusal: type[VlaError]) -> AbstractContextManager[None]:
-        """Do nothing; see `lock`."""
-        return nullcontext()
 
     def _entries(self, below: str = "") -> Iterator["ObjectMeta"]:
         page = self._page(below, None)

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from pipeline.errors import ConfigError, ObjectStorageError, StoreError
 from pipeline.storage.folder import Folder
 from pipeline.storage.local import LocalFolder
 from pipeline.storage.location import ObjectUrl, parse_location
+from pipeline.storage.locks import shared_writer, sole_writer
 from pipeline.storage.objects import folder as object_folder
 from pipeline.storage.objects.requests import RETRY
 from pipeline.storage.open import open_folder
@@ -122,18 +124,18 @@ class TestLocalFolder(FolderContract):
         with pytest.raises(OSError, match="something else"):
             folder.open("pipe")
 
-    def test_a_lock_keeps_others_out_and_shared_ones_go_together_in_turns(self, folder):
-        self.make(folder)
-        with folder.lock(StoreError), pytest.raises(StoreError, match="another process is writing"):
-            folder.shared_lock(StoreError).__enter__()
-        with folder.shared_lock(StoreError), folder.shared_lock(StoreError):
-            with pytest.raises(StoreError, match="another process is writing"):
-                folder.lock(StoreError).__enter__()
-            with folder.turn(StoreError):
-                pass
-        with folder.lock(StoreError):
-            pass
-        assert [path.name for path in folder.location.parent.iterdir()] == ["folder"]
+
+def test_a_lock_keeps_others_out_and_shared_ones_go_together(tmp_path):
+    folder, lock = tmp_path / "folder", tmp_path / ".folder.lock"
+    alone = partial(sole_writer, folder, StoreError, lock=lock)
+    shared = partial(shared_writer, folder, StoreError, lock=lock)
+    with alone(), pytest.raises(StoreError, match="another process is writing"):
+        shared().__enter__()
+    with shared(), shared(), pytest.raises(StoreError, match="another process is writing"):
+        alone().__enter__()
+    with alone():
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 class TestObjectFolder(FolderContract):
