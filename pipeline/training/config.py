@@ -1,7 +1,4 @@
-"""What a training run is made of; saved whole with the run.
-
-Knows settings only. Presets are functions in `presets.py`.
-"""
+"""The configuration of a training run, saved with it. Presets are functions in `presets.py`."""
 
 import tomllib
 from collections.abc import Sequence
@@ -49,17 +46,17 @@ class TrainConfig(BaseModel):
     steps: int = Field(default=50_000, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(default=64, ge=1, le=65_536)
-    """Windows an optimizer step."""
+    """Windows per optimizer step."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Parts a batch is cut into, each with a pass and a gradient of its own: less memory, the same
-    step size. The processes of torchrun share them."""
+    """Chunks of a batch, each with a pass and a gradient of its own: less memory, the same step
+    size. The processes of torchrun share them."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides initial weights, batches and noise."""
     compute_dtype: ComputeDtype = "float32"
     """Dtype of the head's products in the pass with gradient; du/dt always stays in float32."""
     validation_share: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the episodes kept out of training, to measure the error on; 0 keeps none. Where the
-    manifest has a split, any other share means the episodes of that split."""
+    """Share of the episodes kept out of training, to measure the error on. If the manifest has a
+    split, any share above 0 means the episodes of that split."""
     log_every: int = Field(default=50, ge=1)
     """Steps between two lines of log.jsonl."""
     validate_every: int = Field(default=1_000, ge=1)
@@ -67,7 +64,7 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(default=1_000, ge=1)
     """Steps between two checkpoints; a killed job loses at most these."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """How many of the latest checkpoints stay on the disk, beside the best one."""
+    """How many of the latest checkpoints stay on the disk, in addition to the best one."""
 
     @model_validator(mode="after")
     def _the_warmup_ends_before_the_run(self) -> "TrainConfig":
@@ -79,7 +76,7 @@ class TrainConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _the_parts_of_a_batch_are_of_one_size(self) -> "TrainConfig":
+    def _the_chunks_of_a_batch_are_of_one_size(self) -> "TrainConfig":
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"batch_size={self.batch_size}, want a multiple of "
@@ -91,8 +88,7 @@ class TrainConfig(BaseModel):
 def with_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
     """Return `config` with `group.field=value` settings applied in order, values as in TOML.
 
-    A group's `kind` decides which fields it has: setting it puts the group at that kind's defaults,
-    and the settings after it name the new fields.
+    Setting a group's `kind` resets it to that kind's defaults; later settings name its fields.
 
     Raises:
         ConfigError: a setting names no field, or its value is out of range.
@@ -118,7 +114,7 @@ def with_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
 def _defaults_of_kind(
     config: TrainConfig, groups: Sequence[str], kind: str, setting: str
 ) -> dict[str, Any]:
-    """Return all fields of a group of that kind; in a valid configuration only it can be wrong."""
+    # In a valid configuration only this group can be wrong.
     content = config.model_dump()
     target = _group(content, groups)
     assert target is not None
@@ -135,19 +131,19 @@ def _group(content: dict[str, Any], groups: Sequence[str]) -> dict[str, Any] | N
 
 
 def _nearest_group(content: dict[str, Any], groups: Sequence[str]) -> dict[str, Any]:
-    """Return the last of the groups that is there, the whole configuration if none is."""
+    """Return the innermost of the groups that exists."""
     while (target := _group(content, groups)) is None:
         groups = groups[:-1]
     return target
 
 
-def _validated(content: dict[str, Any], said: str) -> TrainConfig:
+def _validated(content: dict[str, Any], settings: str) -> TrainConfig:
     try:
         return TrainConfig.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "settings"
-        raise ConfigError(f"--set {said}: {place}: {first['msg']}") from error
+        field = ".".join(map(str, first["loc"])) or "settings"
+        raise ConfigError(f"--set {settings}: {field}: {first['msg']}") from error
 
 
 def _parse_value(text: str) -> object:

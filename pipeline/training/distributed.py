@@ -1,7 +1,7 @@
 """Several processes that train one run, as torchrun starts them.
 
-Each takes some of the parts that a batch is cut into; gradients and figures are added up. Knows
-processes and tensors; nothing about runs or agents. Untested on GPUs (nccl); tested with gloo.
+Each trains some of the chunks of a batch; gradients and figures are added up. Tested with gloo, not
+on GPUs (nccl).
 """
 
 import os
@@ -26,62 +26,48 @@ class Ranks:
     """This process among those of the same training; by default it is alone."""
 
     rank: int = PRIMARY
-    """Number of this process."""
     size: int = 1
-    """How many there are."""
 
     @property
     def is_primary(self) -> bool:
         """Whether this process writes, validates and reports."""
         return self.rank == PRIMARY
 
-    def share(self, num_parts: int) -> range:
-        """Return the parts of a batch that are this process's own."""
-        return range(self.rank, num_parts, self.size)
+    def share(self, num_chunks: int) -> range:
+        """Return the chunks of a batch that this process trains."""
+        return range(self.rank, num_chunks, self.size)
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors, of one dtype on one device, by their sums over all processes.
-
-        Raises:
-            RankLostError: another process has ended.
-        """
+        """Replace tensors of one dtype by their sums over all processes (RankLostError)."""
         if self.size == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         with _other_ranks_needed():
             torch.distributed.all_reduce(flat)
-        sizes = [tensor.numel() for tensor in tensors]
-        parts = torch.split(flat, sizes)
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
+        sums = torch.split(flat, [tensor.numel() for tensor in tensors])
+        for tensor, total in zip(tensors, sums, strict=True):
+            tensor.copy_(total.view_as(tensor))
 
     def any(self, flag: bool) -> bool:
-        """Return whether any process says so; all must ask.
-
-        Raises:
-            RankLostError: another process has ended.
-        """
+        """Return whether the flag of any process is set; all must call this (RankLostError)."""
         if self.size == 1:
             return flag
-        said = torch.tensor(int(flag), device=_collective_device())
+        is_nccl = torch.distributed.get_backend() == "nccl"
+        flags = torch.tensor(int(flag), device="cuda" if is_nccl else "cpu")
         with _other_ranks_needed():
-            torch.distributed.all_reduce(said, op=torch.distributed.ReduceOp.MAX)
-        return bool(said)
+            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+        return bool(flags)
 
     def wait(self) -> None:
-        """Go on when every process is here (RankLostError: another process has ended)."""
+        """Return when every process has called this (RankLostError)."""
         self.any(False)
 
 
 @contextmanager
 def joined_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the processes that torchrun started; alone where it started none.
+    """Join the processes that torchrun started, if any; yield the ranks and this process's device.
 
-    Args:
-        device: asked for; of a GPU without a number, each process takes its own.
-
-    Yields:
-        This process's place, and its device.
+    If `device` is a GPU without a number, each process takes its own.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield Ranks(), device
@@ -95,11 +81,6 @@ def joined_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
         yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size()), device
     finally:
         torch.distributed.destroy_process_group()
-
-
-def _collective_device() -> torch.device:
-    is_nccl = torch.distributed.get_backend() == "nccl"
-    return torch.device("cuda" if is_nccl else "cpu")
 
 
 @contextmanager

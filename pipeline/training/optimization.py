@@ -41,7 +41,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, agent: VLAAgent) -> dict
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, agent: VLAAgent, tensors: dict[str, Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` returned."""
+    """Restore the state that `optimizer_tensors` returned."""
     parameters = dict(agent.named_parameters())
     for key, value in tensors.items():
         kind, name = key.split("/", maxsplit=1)

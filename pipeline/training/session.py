@@ -1,7 +1,4 @@
-"""One call of training: open the stores, begin or resume the run, train, report.
-
-Knows stores, runs and the trainer; nothing about a step.
-"""
+"""One call of training: open the stores, begin or resume the run, train, report."""
 
 import logging
 import time
@@ -39,8 +36,7 @@ from pipeline.training.run.tracking import (
     flat_configuration,
     open_trackers,
 )
-from pipeline.training.run.watcher import TrainingWatcher
-from pipeline.training.trainer import Trainer
+from pipeline.training.trainer import Trainer, TrainingWatcher
 from policy.device import open_device
 
 logger = logging.getLogger(__name__)
@@ -51,7 +47,7 @@ MAX_RUN_STARTS: Final = 128  # episodes; 1.2 MB of three views
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a finished training did."""
+    """The result of a finished training."""
 
     run: Path
     steps: int
@@ -61,10 +57,10 @@ class TrainReport:
     """Root mean squared action error on validation episodes, normalized; None without."""
     elapsed_s: float
     is_primary: bool
-    """Whether this is the process that reports, out of those of the run."""
+    """Whether this process of the run reports."""
 
     def summary(self) -> str:
-        """Say it in one line."""
+        """Return one line."""
         start = f", resumed at step {self.resumed_from}" if self.resumed_from else ""
         error = "" if self.val_error is None else f", validation error {self.val_error:.4f}"
         return (
@@ -76,7 +72,7 @@ class TrainReport:
 
 @dataclass(frozen=True)
 class _Held:
-    """What training takes from its stores."""
+    """The content of the stores that training reads."""
 
     data: WindowData
     identity: DataIdentity
@@ -104,15 +100,15 @@ def train(
         stores: one or more that one encoder made from the same views.
         run: folder of the run.
         config: everything that decides the weights.
-        resume: go on with the run in `run` if there is one, with more steps where `config` has
-            more; otherwise one there is an error.
+        resume: the run in `run` if there is one, with more steps if `config` has more; otherwise
+            an existing run is an error.
         init_from: a run whose averaged weights a new run begins with; None: weights from the seed.
-        weights: how often a step of each store is drawn, against the others; empty: all alike.
+        weights: how often a step of each store is drawn, against the others; empty: all equal.
         cache: where a store in object storage or with compressed features is copied to; None
             refuses one.
-        device: where to train: `auto`, or torch's name of a device.
-        track: names of trackers, out of `TRACKERS`, that are told every figure of the log.
-        watchers: told of every checkpoint.
+        device: `auto`, or torch's name of a device.
+        track: names of trackers, out of `TRACKERS`, that get every figure of the log.
+        watchers: called at every checkpoint.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint of the step was written.
@@ -121,7 +117,7 @@ def train(
         TrackerError: a tracker cannot be opened.
         StoreError, IncompleteStoreError: a store cannot be used, or differs from the first.
         ConfigError: the weights do not fit the stores, the stores lack a feature that the policy
-            reads, or a store needs a local copy for which there is no cache or no room.
+            reads, or a store needs a local copy for which there is no cache or no space.
         RunError: `run` holds another run, or holds one and `resume` is False.
         NonFiniteLossError: the loss is not finite; checkpoints before it stay valid.
     """
@@ -173,7 +169,7 @@ def train(
             run=run,
             steps=config.steps,
             resumed_from=resumed_from,
-            num_parameters=sum(part.numel() for part in trainer.agent.parameters()),
+            num_parameters=sum(tensor.numel() for tensor in trainer.agent.parameters()),
             val_error=trainer.validated.get("val_error"),
             elapsed_s=time.monotonic() - started,
             is_primary=ranks.is_primary,

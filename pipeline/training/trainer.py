@@ -1,13 +1,17 @@
 """The training loop: batches, AdamW, moving average, log, checkpoints, exact resume.
 
-Knows windows, the agent and checkpoints; never loads the encoder. Every random number is a
-function of seed and step, so that a run that was killed and resumed gives the same bits as one
-that was not. A batch is trained in `gradient_accumulation_steps` parts, which the processes of a
-run share, so that any number of processes takes the same steps.
+Every random number is a function of seed and step, so that a run that was killed and resumed gives
+the same bits as one that was not. A batch is trained in `gradient_accumulation_steps` chunks, which
+the processes of a run share, so that any number of processes takes the same steps.
 """
 
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +23,6 @@ from pipeline.training.data.batches import Batches
 from pipeline.training.data.sampling import seeded_generator
 from pipeline.training.data.windows import WindowData, Windows
 from pipeline.training.distributed import Ranks
-from pipeline.training.interrupt import deferred_interrupt
 from pipeline.training.optimization import (
     build_optimizer,
     learning_rate,
@@ -36,11 +39,24 @@ from pipeline.training.run.folder import RunDescription
 from pipeline.training.run.log import RunLog
 from pipeline.training.run.model_card import model_card
 from pipeline.training.run.tracking import Tracker
-from pipeline.training.run.watcher import TrainingWatcher
 from pipeline.training.validation import ValidationWindows
 from policy.agent import VLAAgent
 from policy.errors import NonFiniteLossError
 from policy.network.ema import WeightAverage
+
+
+@runtime_checkable  # the test run checks types
+class TrainingWatcher(Protocol):
+    """Follows a run while it trains, in processes of its own, as rollouts do."""
+
+    def checkpoint_written(self, run: Path, step: int) -> None:
+        """Take note of a checkpoint; must return at once, and may keep the run's files open."""
+
+    def figures(self) -> Sequence[tuple[int, Mapping[str, float]]]:
+        """Return the figures that are new since the last call, with their steps."""
+
+    def finish(self) -> None:
+        """Wait for the remaining work; `figures` is called once more afterwards."""
 
 
 class Trainer:
@@ -54,11 +70,7 @@ class Trainer:
         device: torch.device,
         ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     ):
-        """Build the agent at its initial weights; `restore` moves it on.
-
-        Raises:
-            ConfigError: the processes cannot share the parts of a batch evenly.
-        """
+        """Build the agent with its initial weights (ConfigError: the batch cannot be shared)."""
         self.run = run
         self.description = description
         self.config = config = description.config
@@ -79,19 +91,15 @@ class Trainer:
         self.agent.to(device)
         self.average = WeightAverage(self.agent)
         self.teacher = self.average.mirror(self.agent) if self.agent.is_taught else None
-        """The averaged weights as an agent, if the loss asks them."""
+        """The averaged weights as an agent, if the loss needs them."""
         self.optimizer = build_optimizer(self.agent, config.optimizer)
         self.validation = ValidationWindows(data, config.seed, device)
         self.validated: dict[str, float] = {}
-        """What `validate` last returned."""
+        """The last result of `validate`."""
         self.batches = Batches(data, config, ranks)
 
     def restore(self) -> int:
-        """Go to the run's latest checkpoint, if there is one, and return its step.
-
-        Raises:
-            RunError: the checkpoint is damaged or of another agent.
-        """
+        """Load the latest checkpoint if there is one (RunError: damaged, or of another agent)."""
         steps = checkpoint_steps(self.run)
         if not steps:
             return 0
@@ -108,14 +116,11 @@ class Trainer:
     def fit(
         self, trackers: Sequence[Tracker] = (), watchers: Sequence[TrainingWatcher] = ()
     ) -> None:
-        """Train up to the configured number of steps, and leave a checkpoint of the last one.
-
-        Ctrl-C and SIGTERM end the step, leave a checkpoint of it, and are raised then.
+        """Train up to the configured number of steps, and write a checkpoint of the last one.
 
         Raises:
-            KeyboardInterrupt: one of them came.
-            NonFiniteLossError: see `advance`.
-            RankLostError: another process of the run has ended.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and its checkpoint written.
+            NonFiniteLossError, RankLostError: see `advance`.
         """
         if self.step == self.config.steps:
             return
@@ -126,13 +131,13 @@ class Trainer:
         bar = tqdm(
             total=self.config.steps, initial=self.step, desc="train", unit="step", disable=None
         )
-        with RunLog(self.run, self.step, trackers) as log, bar, deferred_interrupt() as is_asked:
+        with RunLog(self.run, self.step, trackers) as log, bar, deferred_interrupt() as interrupted:
             while self.step < self.config.steps:
                 figures = self.advance()
                 bar.update()
                 if self.step % self.config.log_every == 0:
                     estimate.advance(self.config.log_every)
-                is_stopped = self.ranks.any(is_asked())
+                is_stopped = self.ranks.any(interrupted())
                 is_last = is_stopped or self.step == self.config.steps
                 entry = self._entry(figures, log, is_last=is_last)
                 if "raw_mse" in entry:
@@ -151,17 +156,17 @@ class Trainer:
             _take_figures(watchers, log)
 
     def _follow(self) -> None:
-        """Take the same steps as the process that writes."""
-        with deferred_interrupt() as is_asked:
+        """Take the same steps as the primary process, which writes."""
+        with deferred_interrupt() as interrupted:
             while self.step < self.config.steps:
                 self.advance()
-                if self.ranks.any(is_asked()) and self.step < self.config.steps:
+                if self.ranks.any(interrupted()) and self.step < self.config.steps:
                     raise KeyboardInterrupt
 
     def _entry(
         self, figures: Mapping[str, Tensor], log: RunLog, *, is_last: bool
     ) -> dict[str, float]:
-        """Return what the log gets of this step; empty at most of them."""
+        """Return the log's entry of this step; empty at most steps."""
         config = self.config
         entry: dict[str, float] = {}
         if self.step % config.log_every == 0 or is_last:
@@ -182,16 +187,16 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: the loss or its gradient is NaN or infinite; the message names the
-                episodes of this process's parts, and no weight was changed.
+                episodes of this process's chunks, and no weight was changed.
             RankLostError: another process of the run has ended.
         """
         config = self.config
         sums: dict[str, Tensor] = {}
         rows = []
-        own_parts = self.ranks.share(config.gradient_accumulation_steps)
-        for part, windows in zip(own_parts, self.batches.parts(self.step), strict=True):
+        own_chunks = self.ranks.share(config.gradient_accumulation_steps)
+        for chunk, windows in zip(own_chunks, self.batches.chunks(self.step), strict=True):
             rows.append(windows.rows)
-            figures = self._backward(part, windows)
+            figures = self._backward(chunk, windows)
             sums = {name: sums.get(name, 0) + value for name, value in figures.items()}
         gradients = [
             parameter.grad for parameter in self.agent.parameters() if parameter.grad is not None
@@ -211,11 +216,11 @@ class Trainer:
         self.step += 1
         return sums | {"grad_norm": norm}
 
-    def _backward(self, part: int, windows: Windows) -> dict[str, Tensor]:
-        """Add a part's share of the batch's gradient, and return its share of the figures."""
+    def _backward(self, chunk: int, windows: Windows) -> dict[str, Tensor]:
+        """Add a chunk's share of the batch's gradient, and return its share of the figures."""
         config = self.config
         batch = windows.to(self.device)
-        index = self.step * config.gradient_accumulation_steps + part
+        index = self.step * config.gradient_accumulation_steps + chunk
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.compute_dtype == "bfloat16"
         ):
@@ -244,11 +249,7 @@ class Trainer:
         )
 
     def save(self, figures: Mapping[str, float]) -> None:
-        """Write a checkpoint of the present state.
-
-        Args:
-            figures: go into its model card; its `val_error` decides whether it is the best.
-        """
+        """Write a checkpoint; `figures` go into its card, `val_error` decides if it is the best."""
         checkpoint = Checkpoint(
             step=self.step,
             agent=dict(self.agent.state_dict()),
@@ -269,3 +270,31 @@ def _take_figures(watchers: Sequence[TrainingWatcher], log: RunLog) -> None:
     for watcher in watchers:
         for step, figures in watcher.figures():
             log.write(step, figures)
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Yield whether Ctrl-C or SIGTERM has come, instead of raising it; a second one ends at once.
+
+    Outside the main thread, which alone gets signals, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came = threading.Event()
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+    def remember(_number: int, _frame: FrameType | None) -> None:
+        came.set()
+        restore()
+
+    for kind in before:
+        signal.signal(kind, remember)
+    try:
+        yield came.is_set
+    finally:
+        restore()

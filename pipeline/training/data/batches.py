@@ -18,34 +18,24 @@ from pipeline.training.distributed import Ranks
 
 BATCHES_AHEAD: Final = 2  # announced to the system while one is trained on
 
-Part = tuple[Int64[Tensor, " b"], Int64[Tensor, "b v"] | None]
+Chunk = tuple[Int64[Tensor, " b"], Int64[Tensor, "b v"] | None]
 
 
 class Batches:
-    """The parts of each batch that are this process's own."""
+    """The chunks of each batch that this process trains on."""
 
     def __init__(self, data: WindowData, config: TrainConfig, ranks: Ranks):
-        """Read nothing yet.
-
-        Args:
-            data: of the run.
-            config: of the run.
-            ranks: this process among those that share every batch.
-        """
+        """Draw nothing yet; `ranks` is this process among those that share every batch."""
         self._data, self._config, self._ranks = data, config, ranks
         self._sampler = BatchSampler(
             data.train_rows, config.batch_size, config.seed, draws=data.draws
         )
         self._next_step = 0
-        """That the first of the announced batches is of."""
-        self._announced: deque[list[Part]] = deque()
+        """Of the first of the announced batches."""
+        self._announced: deque[list[Chunk]] = deque()
 
-    def parts(self, step: int) -> Iterator[Windows]:
-        """Give this process's parts of the batch of optimizer step `step`, counted from 0.
-
-        Raises:
-            StoreError: a store was replaced or written since the training began.
-        """
+    def chunks(self, step: int) -> Iterator[Windows]:
+        """Yield this process's chunks of the batch of a step (StoreError: a store was replaced)."""
         if step != self._next_step:
             self._announced.clear()
         while len(self._announced) <= BATCHES_AHEAD:
@@ -60,15 +50,15 @@ class Batches:
                 variants=variants,
             )
 
-    def _announce(self, step: int) -> list[Part]:
+    def _announce(self, step: int) -> list[Chunk]:
         """Draw this process's windows of a step, and have the system begin to read them."""
         config, rows = self._config, self._sampler.batch(step)
         generator = seeded_generator(config.seed, "variants", step)
         variants = self._data.draw_variants(len(rows), generator)
         size = config.batch_size // config.gradient_accumulation_steps
-        parts: list[Part] = []
+        chunks: list[Chunk] = []
         for number in self._ranks.share(config.gradient_accumulation_steps):
             own = slice(number * size, (number + 1) * size)
-            parts.append((rows[own], None if variants is None else variants[own]))
-            self._data.announce(*parts[-1], obs_horizon=config.agent.obs_horizon)
-        return parts
+            chunks.append((rows[own], None if variants is None else variants[own]))
+            self._data.announce(*chunks[-1], obs_horizon=config.agent.obs_horizon)
+        return chunks

@@ -1,7 +1,7 @@
-"""Which windows a step trains on: shuffled epochs, of all rows alike or by weighted sources.
+"""Which windows a step trains on: shuffled epochs of all rows, or of weighted sources.
 
-Knows row numbers and seeds; nothing about features. Every number drawn is a function of the seed,
-its purpose and an index, so that a resumed run needs no saved position.
+Every number drawn is a function of the seed, its purpose and an index, so that a resumed run needs
+no saved position.
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SourceDraws:
-    """How often an epoch draws the training rows of one source."""
+    """How many draws of an epoch go to the training rows of one source, each as often."""
 
     rows: Int64[Tensor, " n"]
-    """Its rows."""
     count: int
-    """How many draws of an epoch are its own; they take its rows in turn, each as often."""
 
 
 class BatchSampler:
-    """Which rows make up the batch of a step: shuffled epochs, one after the other.
-
-    A pure function of seed and step, so that a resumed run needs no saved position.
-    """
+    """The rows of every batch: shuffled epochs, one after the other."""
 
     def __init__(
         self,
@@ -37,15 +32,7 @@ class BatchSampler:
         *,
         draws: Sequence[SourceDraws] = (),
     ):
-        """Draw every row once an epoch, or by sources.
-
-        Args:
-            rows: the rows to train on.
-            batch_size: rows a step.
-            seed: decides the order.
-            draws: the same rows by sources, and how many of each an epoch of `len(rows)` draws;
-                empty draws every row once.
-        """
+        """Draw every row once per epoch, or, with `draws` of the same rows, by sources."""
         self._rows = rows
         self._draws = draws
         self._batch_size = batch_size
@@ -56,13 +43,12 @@ class BatchSampler:
     def batch(self, step: int) -> Int64[Tensor, " b"]:
         """Return the rows of optimizer step `step`, counted from 0."""
         position, wanted = step * self._batch_size, self._batch_size
-        parts = []
+        slices = []
         while wanted:
             epoch, offset = divmod(position, len(self._rows))
-            part = self._epoch_order(epoch)[offset : offset + wanted]
-            parts.append(part)
-            position, wanted = position + len(part), wanted - len(part)
-        return torch.cat(parts)
+            slices.append(self._epoch_order(epoch)[offset : offset + wanted])
+            position, wanted = position + len(slices[-1]), wanted - len(slices[-1])
+        return torch.cat(slices)
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
@@ -76,16 +62,16 @@ class BatchSampler:
         """Each source is an endless stream of its own shuffled rows, cut into epochs of draws."""
         if not self._draws:
             return self._rows
-        parts = []
+        slices = []
         for source, draws in enumerate(self._draws):
             position, stop = epoch * draws.count, (epoch + 1) * draws.count
             while position < stop:
                 turn, offset = divmod(position, len(draws.rows))
                 generator = seeded_generator(self._seed, f"source {source}", turn)
                 order = draws.rows[torch.randperm(len(draws.rows), generator=generator)]
-                parts.append(order[offset : offset + stop - position])
-                position += len(parts[-1])
-        return torch.cat(parts)
+                slices.append(order[offset : offset + stop - position])
+                position += len(slices[-1])
+        return torch.cat(slices)
 
 
 def seeded_generator(seed: int, purpose: str, index: int) -> torch.Generator:
@@ -95,18 +81,16 @@ def seeded_generator(seed: int, purpose: str, index: int) -> torch.Generator:
 
 
 def source_draws(rows: list[Tensor], weights: list[float]) -> tuple[SourceDraws, ...]:
-    """Share an epoch's draws out: to each source in proportion to its rows times its weight.
+    """Give each source draws in proportion to its rows times its weight, one or more.
 
-    Every source with training rows gets one draw or more; what rounding leaves over goes to the
-    largest remainders, so that a share is off by less than one draw an epoch, or a small source's
-    one draw.
+    Rounding goes to the largest remainders, so that a share is off by less than one draw per epoch.
     """
     if len(set(weights)) == 1:
         return ()
-    sources = [(part, weight) for part, weight in zip(rows, weights, strict=True) if len(part)]
-    num_rows = sum(len(part) for part, _ in sources)
-    total = sum(len(part) * weight for part, weight in sources)
-    exact = [len(part) * weight / total * num_rows for part, weight in sources]
+    sources = [(own, weight) for own, weight in zip(rows, weights, strict=True) if len(own)]
+    num_rows = sum(len(own) for own, _ in sources)
+    total = sum(len(own) * weight for own, weight in sources)
+    exact = [len(own) * weight / total * num_rows for own, weight in sources]
     counts = [max(1, int(value)) for value in exact]
     while sum(counts) != num_rows:
         step = 1 if sum(counts) < num_rows else -1
@@ -115,7 +99,4 @@ def source_draws(rows: list[Tensor], weights: list[float]) -> tuple[SourceDraws,
             for value, count in zip(exact, counts, strict=True)
         ]
         counts[gaps.index(max(gaps))] += step
-    return tuple(
-        SourceDraws(rows=part, count=count)
-        for (part, _), count in zip(sources, counts, strict=True)
-    )
+    return tuple(SourceDraws(own, count) for (own, _), count in zip(sources, counts, strict=True))

@@ -1,7 +1,4 @@
-"""Mean and spread of features, distributions of states and actions, over the training episodes.
-
-Features pass by once, in pieces; memory holds the sums of what has passed.
-"""
+"""Mean and spread of features, distributions of states and actions, over the training episodes."""
 
 from typing import Final
 
@@ -17,7 +14,7 @@ SUMMED_ROWS: Final = 256  # rows of features summed at once in float64; 4.7 MB o
 
 
 class Moments:
-    """Mean and spread of all rows that have passed."""
+    """Mean and spread of all rows that were added."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -52,10 +49,7 @@ class Moments:
 
 
 def distribution(values: Float[Tensor, "n d"], rows: Int64[Tensor, " m"]) -> Distribution:
-    """Return how the values of every column are distributed over some rows.
-
-    Columns are looked at one by one, so that memory holds a copy of one.
-    """
+    """Return the distribution of every column over some rows; one column is copied at a time."""
     found = [_column(values[:, column][rows].numpy()) for column in range(values.shape[1])]
     fields = zip(*found, strict=True)
     return Distribution(*(torch.tensor(field, dtype=torch.float32) for field in fields))

@@ -1,7 +1,7 @@
-"""Several feature stores as the data of one run: what must agree, and how often each is drawn.
+"""Feature stores as the data of one run: in what they must agree, and which episodes validate.
 
-Knows stores; nothing about windows or runs. Features of two stores may meet in a batch only where
-one encoder made both, from the same views, for a robot of the same widths and rate.
+Features of two stores may meet in a batch only if one encoder made both, from the same views, for a
+robot of the same widths and rate.
 """
 
 import hashlib
@@ -26,21 +26,13 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def unreplaced(stores: Sequence[FeatureStore]) -> Iterator[tuple[str, ...]]:
-    """Give the digests of complete stores; see `FeatureStore.unreplaced`.
-
-    Raises:
-        StoreError: a store was replaced or written meanwhile.
-    """
+    """Yield the digests of complete stores; see `FeatureStore.unreplaced`."""
     with ExitStack() as held:
         yield tuple(held.enter_context(store.unreplaced()) for store in stores)
 
 
 def check_weights(weights: Sequence[float], num_stores: int) -> tuple[float, ...]:
-    """Return a weight a store; none given means 1 for each.
-
-    Raises:
-        ConfigError: there are more or fewer than stores, or one is not positive and finite.
-    """
+    """Return a weight per store, 1 if none is given (ConfigError: a number or a value is wrong)."""
     if not weights:
         return (1.0,) * num_stores
     if len(weights) != num_stores or not all(0 < w < math.inf for w in weights):
@@ -52,16 +44,12 @@ def check_weights(weights: Sequence[float], num_stores: int) -> tuple[float, ...
 
 
 def check_agreement(stores: Sequence[FeatureStore], features: Sequence[str]) -> None:
-    """Refuse stores whose rows cannot be one run's data.
-
-    Args:
-        stores: of the run.
-        features: names of those that its policy reads.
+    """Refuse stores whose rows cannot be one run's data, for a policy that reads these features.
 
     Raises:
-        ConfigError: a store lacks a feature; the message lists what it has.
+        ConfigError: a store lacks a feature; the message lists the features it has.
         StoreError: a store differs from the first in a field that decides rows or features, or two
-            hold the same content; the message names both and the field.
+            have the same content; the message names both and the field.
     """
     for store in stores:
         lacking = [name for name in features if name not in store.encoder.feature_names]
@@ -77,16 +65,16 @@ def check_agreement(stores: Sequence[FeatureStore], features: Sequence[str]) -> 
     expected = _deciding_fields(first, features)
     seen = {first.digest(): first}
     for store in others:
-        for (field, ours, said), (_, theirs, asked) in zip(
+        for (field, ours, shown), (_, theirs, expected_shown) in zip(
             _deciding_fields(store, features), expected, strict=True
         ):
             if ours != theirs:
                 raise StoreError(
-                    f"{store.path}: {field} is {said}, in {first.path} it is {asked}; stores of "
-                    f"one run must agree, so embed both alike, or train on one of them"
+                    f"{store.path}: {field} is {shown}, in {first.path} it is {expected_shown}; "
+                    f"stores of one run must agree, so embed both equally, or train on one of them"
                 )
         _check_probes(store, first, features)
-        # The same episode in training and held out would make the validation error a lie.
+        # The same episode in training and validation would make the validation error too small.
         twin = seen.setdefault(store.digest(), store)
         if twin is not store:
             raise StoreError(
@@ -95,22 +83,51 @@ def check_agreement(stores: Sequence[FeatureStore], features: Sequence[str]) -> 
             )
 
 
+def validation_episodes(num_episodes: int, share: float, store: FeatureStore) -> Bool[Tensor, " e"]:
+    """Choose the validation episodes of a store.
+
+    Args:
+        num_episodes: of the store.
+        share: of the episodes, spread evenly over the store; any share above 0 means one episode
+            or more, but never all. Where the manifest has a split, any share above 0 means the
+            episodes of that split. 0 means none.
+        store: whose manifest may have a split.
+
+    Raises:
+        StoreError: no episode would be left to train on, or a single one cannot be split.
+    """
+    chosen = torch.empty(0, dtype=torch.int64)
+    if share and store.attributes.validation is not None:
+        chosen = torch.tensor(store.attributes.validation, dtype=torch.int64)
+    elif share:
+        if num_episodes <= 1:
+            raise StoreError(
+                f"{store.path}: {num_episodes} episode, want 2 or more to hold one out; record "
+                f"more, or set validation_share=0"
+            )
+        count = min(max(1, round(share * num_episodes)), num_episodes - 1)
+        # The middle of each of `count` equal slices: recordings often drift from first to last.
+        chosen = ((torch.arange(count) + 0.5) * num_episodes / count).long()
+    is_validation = torch.isin(torch.arange(num_episodes), chosen)
+    if is_validation.all():
+        raise StoreError(
+            f"{store.path}: no step to train on, {int(is_validation.sum())} of {num_episodes} "
+            f"episodes are held out; set validation_share=0, or train without this store"
+        )
+    return is_validation
+
+
 def find_leaks(
     stores: Sequence[FeatureStore],
     steps: Sequence[StepArrays],
     is_validation: Sequence[Bool[Tensor, " _"]],
 ) -> tuple[tuple[str, str], ...]:
-    """Find validation episodes that are trained on too: by another store, or another number.
+    """Find validation episodes that are also trained on, in another store or under another number.
 
-    Two episodes count as one where their states and actions are equal, bit for bit.
-
-    Args:
-        stores: of the run.
-        steps: of each store.
-        is_validation: which of its episodes are held out.
+    Two episodes are the same if their states and actions are equal, bit for bit.
 
     Returns:
-        What names such an episode, and what names an equal one among the training's.
+        The name of each such episode, and the name of the same one among the training's.
     """
     if not any(map(torch.any, is_validation)):
         return ()
@@ -120,26 +137,26 @@ def find_leaks(
         for episode, (start, stop) in enumerate(pairwise([0, *arrays.episode_ends])):
             hashed = hashlib.sha256(arrays.state[start:stop].tobytes())
             hashed.update(arrays.action[start:stop].tobytes())
-            digest, place = hashed.digest(), f"episode {episode} of {store.path}"
+            digest, name = hashed.digest(), f"episode {episode} of {store.path}"
             if is_out[episode]:
-                validation.append((digest, place))
+                validation.append((digest, name))
             else:
-                trained.setdefault(digest, place)
-    return tuple((place, trained[digest]) for digest, place in validation if digest in trained)
+                trained.setdefault(digest, name)
+    return tuple((name, trained[digest]) for digest, name in validation if digest in trained)
 
 
 def warn_of_leaks(leaks: Sequence[tuple[str, str]]) -> None:
-    """Say if there are any of those that `find_leaks` finds."""
+    """Log a warning about what `find_leaks` has found."""
     if leaks:
-        told = (
+        warning = (
             "%d validation episodes are trained on too (%s is %s, by its states and actions), and "
             "validation errors flatter; leave one out, or name both under splits.validation"
         )
-        logger.warning(told, len(leaks), *leaks[0])
+        logger.warning(warning, len(leaks), *leaks[0])
 
 
 def _deciding_fields(store: FeatureStore, features: Sequence[str]) -> list[tuple[str, object, str]]:
-    """Return name, value and words of every field in which stores of a run must agree."""
+    """Return name, value and text of every field in which stores of a run must agree."""
     held, steps = store.attributes, store.read_steps()
     encoder = held.encoder.only(features)
     made_by = f"{encoder.name}, {encoder.compute_dtype} ({encoder.fingerprint[:12]})"

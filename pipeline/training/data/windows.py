@@ -1,4 +1,4 @@
-"""Training windows: states, actions and episodes of stores in memory, features read when asked for.
+"""Training windows: states and actions of stores in memory, features read for each batch.
 
 The rows of several stores follow one another, and so do their episodes. A window is named by its
 current step: it holds the `obs_horizon` steps that end there and the `pred_horizon` actions that
@@ -23,9 +23,13 @@ from pipeline.features.store.local_copy import FeatureCache
 from pipeline.features.store.rows import StoredRows
 from pipeline.features.store.units import PASSING_ROWS, cut
 from pipeline.training.data.sampling import SourceDraws, source_draws
-from pipeline.training.data.split import validation_episodes
 from pipeline.training.data.statistics import Moments, distribution
-from pipeline.training.data.stores import check_agreement, check_weights, find_leaks
+from pipeline.training.data.stores import (
+    check_agreement,
+    check_weights,
+    find_leaks,
+    validation_episodes,
+)
 from policy.network.normalizer import DataStatistics
 from policy.spec import AgentSpec
 
@@ -72,25 +76,23 @@ class WindowData:
         weights: Sequence[float] = (),
         cache: FeatureCache | None = None,
     ):
-        """Load all of complete stores but their features, and read those through once.
+        """Load complete stores without their features, and read those through once.
 
         Every unit is checked against its commit record, and the statistics of the features are
-        taken on the way; memory holds a piece of a unit at a time.
+        computed on the way, with a slice of a unit in memory at a time.
 
         Args:
             stores: one or more that agree.
-            features: names of those that the policy reads; no others are looked at.
-            validation_share: share of each store's episodes kept out of training; see
-                `validation_episodes`.
+            features: names of those that the policy reads; no others are read.
+            validation_share: see `validation_episodes`.
             weights: how often a step of each store is drawn, against the others; a source inside
                 a store has its own weight times the store's. Empty: all equal.
             cache: where a store in object storage or with compressed features is copied to.
 
         Raises:
-            StoreError: a store is damaged, disagrees with the first, or is too small to hold an
-                episode out and train on another.
+            StoreError: a store is damaged, disagrees with the first, or has too few episodes.
             ConfigError: the weights do not fit the stores, a store needs a copy for which there is
-                no cache or no room, or the stores lack a feature.
+                no cache or no space, or the stores lack a feature.
         """
         weights = check_weights(weights, len(stores))
         check_agreement(stores, features)
@@ -120,9 +122,8 @@ class WindowData:
             for count, store in zip(counts, stores, strict=True)
         ]
         self.leaks = find_leaks(stores, steps, validation)
-        """Validation episodes that are trained on too, and under which names."""
+        """See `find_leaks`."""
         self.is_validation: Bool[Tensor, " e"] = torch.cat(validation)
-        """Which episodes are held out."""
         is_validation = self.is_validation[self.episode_of]
         self.train_rows: Int64[Tensor, " n"] = torch.nonzero(~is_validation)[:, 0]
         self.validation_rows: Int64[Tensor, " n"] = torch.nonzero(is_validation)[:, 0]
@@ -150,7 +151,7 @@ class WindowData:
         *,
         obs_horizon: int,
     ) -> None:
-        """Have the system begin to read what `gather` will need for these windows."""
+        """Have the system begin to read the features of these windows."""
         places = self._places(self.observed_rows(rows, obs_horizon), variants)
         for stored in self._features.values():
             stored.announce(places)
@@ -169,8 +170,8 @@ class WindowData:
             rows: current steps.
             obs_horizon: observation steps, the last one current.
             pred_horizon: actions.
-            variants: which variant of its frames each view shows, the same in all observation
-                steps; 0 and None are the frames as they were recorded.
+            variants: of each view, the same in all observation steps; 0 and None are the frames as
+                they were recorded.
 
         Raises:
             StoreError: a store was replaced or written since it was opened.
@@ -195,7 +196,7 @@ class WindowData:
     def draw_variants(
         self, num_windows: int, generator: torch.Generator
     ) -> Int64[Tensor, "b v"] | None:
-        """Draw a variant for every view of some windows; None where the store keeps none."""
+        """Draw a variant for every view of some windows; None if the store has none."""
         if not self.num_variants:
             return None
         shape = (num_windows, self.spec.num_views)
@@ -213,7 +214,7 @@ class WindowData:
     def _read_through(
         self, stores: Sequence[FeatureStore], is_trained: Bool[Tensor, " n"]
     ) -> DataStatistics:
-        """Check every unit against its commit record; return what is known of all of them then."""
+        """Check every unit against its commit record, and return the statistics."""
         moments = {
             name: self._read_feature(name, stores, is_trained.numpy()) for name in self._features
         }
@@ -233,12 +234,12 @@ class WindowData:
             places = [
                 torch.arange(p.start * self._num_slots, p.stop * self._num_slots) for p in rows
             ]
-            for number, piece in enumerate(rows):
+            for number, own in enumerate(rows):
                 for ahead in places[number + 1 : number + 2]:
                     stored.announce(ahead)
                 features = stored.read(places[number]).numpy()
                 features = features.reshape(-1, self._num_slots, *features.shape[1:])
-                moments.add(features[is_trained[piece], : self.spec.num_views])
+                moments.add(features[is_trained[own], : self.spec.num_views])
                 yield features
 
         for store in stores:

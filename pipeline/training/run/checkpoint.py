@@ -1,13 +1,11 @@
-"""Checkpoints of a run in safetensors and JSON. No pickle anywhere.
+"""Checkpoints of a run in safetensors and JSON, below the run's folder. No pickle anywhere.
 
-Knows files and tensors; nothing about the training loop. Layout below the run's folder:
-
-    checkpoints/step_00000500/            whole or absent: written under another name, then renamed
-        agent.safetensors                 the weights being trained
-        average.safetensors               their moving average: the ones to roll out
-        optimizer.safetensors             AdamW's state
-        README.md                         the model card, for people
-        checkpoint.json                   step, error on validation episodes, sha256 of each file
+checkpoints/step_00000500/            whole or absent: written under another name, then renamed
+agent.safetensors                 the weights being trained
+average.safetensors               their moving average: the ones to roll out
+optimizer.safetensors             AdamW's state
+README.md                         the model card, for people
+checkpoint.json                   step, error on validation episodes, sha256 of each file
 """
 
 import hashlib
@@ -47,9 +45,9 @@ def write_checkpoint(
         run: folder of the run.
         checkpoint: the state.
         card: the model card, in Markdown.
-        keep: how many of the latest stay; the best one does too.
-        val_error: of the averaged weights; None where it was not measured at this step, which
-            then cannot be the best.
+        keep: how many of the latest stay, in addition to the best one.
+        val_error: of the averaged weights; None if it was not measured at this step, which then
+            cannot be the best.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
@@ -90,25 +88,13 @@ def checkpoint_steps(run: Path) -> list[int]:
 
 
 def read_checkpoint(run: Path, step: int) -> Checkpoint:
-    """Read a checkpoint, each file checked against its hash.
-
-    Raises:
-        RunError: the checkpoint is absent or damaged; the message names the file.
-    """
+    """Read a checkpoint, each file checked against its hash (RunError: absent or damaged)."""
     agent, average, optimizer = (_read_tensors(run, step, name) for name in TENSOR_FILES)
     return Checkpoint(step=step, agent=agent, average=average, optimizer=optimizer)
 
 
 def resolve_step(run: Path, which: str) -> int:
-    """Return the step of the checkpoint that is asked for.
-
-    Args:
-        run: folder of the run.
-        which: `latest`, `best` or a step.
-
-    Raises:
-        RunError: there is no such checkpoint; the message names those there are.
-    """
+    """Return the step of a checkpoint: `latest`, `best` or a step (RunError: there is none)."""
     steps = checkpoint_steps(run)
     if not steps:
         raise RunError(f"{run}: no checkpoint yet; let vla-train reach its first one")
@@ -128,11 +114,7 @@ def resolve_step(run: Path, which: str) -> int:
 
 
 def read_average(run: Path, step: int | None = None) -> tuple[int, dict[str, Tensor]]:
-    """Read the averaged weights of a checkpoint, by default the latest, and its step.
-
-    Raises:
-        RunError: the run has no checkpoint yet, or it is damaged.
-    """
+    """Read the averaged weights of a checkpoint and its step (RunError: absent or damaged)."""
     found = resolve_step(run, "latest") if step is None else step
     return found, _read_tensors(run, found, "average")
 

@@ -1,7 +1,4 @@
-"""What a store, a run or a dataset is, in a few fields, for `vla-data info`.
-
-Knows them by their own descriptions; reads no features but the probe's, no weights.
-"""
+"""The fields of a store, a run or a dataset that `vla-data info` shows."""
 
 from contextlib import closing
 from pathlib import Path
@@ -25,10 +22,7 @@ UNFINISHED: Final = "none until complete"
 
 
 def describe(what: str) -> Fields:
-    """Describe a feature store, a training run or a dataset, one plain value a field.
-
-    Args:
-        what: a path, an address or a manifest (`.toml`).
+    """Describe what a path, address or manifest (`.toml`) names, one plain value per field.
 
     Raises:
         DatasetError: it is none of them, or a dataset that does not read.
@@ -127,7 +121,6 @@ def _describe_run(path: Path) -> Fields:
 
 
 def _describe_probe(probe: Probe) -> Fields:
-    """Describe the environment that the features come from, and what another one is allowed."""
     environment = probe.environment
     return {
         "device": environment.device,

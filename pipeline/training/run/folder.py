@@ -1,12 +1,12 @@
-"""A run's folder apart from its checkpoints: what it is, its encoder's probe, its start frames.
+"""A run's folder apart from its checkpoints.
 
-Knows files and identities; nothing about the training loop. Below the folder:
+Below the folder:
 
     run.json                              configuration, data and encoder; written when a run starts
-    probe.safetensors                     frames and their features, to know the encoder by, and
-                                          what these features were fitted to
-    start_frames.safetensors              small first frames, to recognize the cameras by
-    log.jsonl                             figures, one JSON object a line
+    probe.safetensors                     frames with their features, to recognize the encoder, and
+                                          the bases of these features
+    start_frames.safetensors              small first frames, to recognize the cameras
+    log.jsonl                             figures, one JSON object per line
     checkpoints/                          see `checkpoint.py`
     steps.json                            the number of steps, if it was raised since
 """
@@ -55,22 +55,22 @@ class StoreIdentity(BaseModel):
 
 
 class DataIdentity(BaseModel):
-    """Which data a run was trained on, and which encoder saw it."""
+    """The data of a run, and the encoder of its features."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stores: tuple[StoreIdentity, ...] = Field(min_length=1)
-    """Where its windows come from, in the order of their rows."""
+    """In the order of their rows."""
     fps: float
     """Control steps per second."""
     fit: Fit = "stretch"
     """How images that are not square are resized."""
     encoder: EncoderIdentity
-    """Which encoder made the features that the policy reads; only these are listed."""
+    """With only the features that the policy reads."""
     probe_digest: str
-    """`Probe.digest` of the first store's probe, which the run carries on."""
+    """`Probe.digest` of the first store's probe, of which the run has a copy."""
     start_frames_digest: str
-    """`StartFrames.digest` of the first frames that the run carries."""
+    """`StartFrames.digest` of the run's first frames."""
 
     @property
     def name(self) -> str:
@@ -79,18 +79,15 @@ class DataIdentity(BaseModel):
 
     @property
     def store_digest(self) -> str:
-        """One digest of all the data: of the one store, or of the digests and weights of several.
-
-        Weights decide what a policy was trained on as much as rows do.
-        """
+        """The digest of the one store, or one of the digests and weights of several."""
         if len(self.stores) == 1:
             return self.stores[0].digest
-        parts = [f"{store.digest} {store.weight!r}" for store in self.stores]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        lines = [f"{store.digest} {store.weight!r}" for store in self.stores]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 class RunDescription(BaseModel):
-    """What a run is: enough to continue it and to roll it out."""
+    """Everything that is needed to resume a run and to roll it out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -99,9 +96,7 @@ class RunDescription(BaseModel):
     config: TrainConfig
     """Everything that decides the weights, given the data."""
     spec: AgentSpec
-    """What the data decides about the agent."""
     data: DataIdentity
-    """The data, and its encoder."""
     init_from: str | None = None
     """The run whose averaged weights it began with; None: weights from the seed."""
 
@@ -113,42 +108,31 @@ def write_run(
     bases: Mapping[str, np.ndarray],
     starts: StartFrames,
 ) -> None:
-    """Write a new run's probe and start frames, then its description.
-
-    Args:
-        run: the folder.
-        description: of the run.
-        probe: of the features that its policy reads.
-        bases: what these were fitted to.
-        starts: what the cameras showed at the start of training episodes.
+    """Write a new run's probe, bases and start frames, then its description.
 
     Raises:
         OSError: the folder is not writable.
     """
     run.mkdir(parents=True, exist_ok=True)
-    words = {"environment": probe.environment.model_dump_json(), "tolerance": repr(probe.tolerance)}
+    notes = {"environment": probe.environment.model_dump_json(), "tolerance": repr(probe.tolerance)}
     features = {f"{FEATURES}{name}": values for name, values in probe.features.items()}
     fitted = {f"{BASES}{name}": values for name, values in bases.items()}
-    _write_arrays(run / PROBE_FILE, {"frames": probe.frames} | features | fitted, words=words)
+    _write_arrays(run / PROBE_FILE, {"frames": probe.frames} | features | fitted, notes=notes)
     arrays = {"frames": starts.frames, "episodes": starts.episodes}
-    _write_arrays(run / START_FRAMES_FILE, arrays, words={})
+    _write_arrays(run / START_FRAMES_FILE, arrays, notes={})
     write_json(run / "run.json", description.model_dump(mode="json"))
 
 
 def read_probe(run: Path, description: RunDescription) -> Probe:
-    """Read the probe that a run carries.
-
-    Raises:
-        RunError: it is absent, damaged, or not the one that the run started with.
-    """
+    """Read a run's probe (RunError: it is absent, damaged, or not the one of run.json)."""
     path = run / PROBE_FILE
-    arrays, words = _read_arrays(path)
+    arrays, notes = _read_arrays(path)
     try:
         probe = Probe(
             frames=arrays["frames"],
             features=_below(FEATURES, arrays),
-            environment=ComputeEnvironment.model_validate_json(words["environment"]),
-            tolerance=float(words["tolerance"]),
+            environment=ComputeEnvironment.model_validate_json(notes["environment"]),
+            tolerance=float(notes["tolerance"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise _unreadable(path, error) from error
@@ -157,11 +141,7 @@ def read_probe(run: Path, description: RunDescription) -> Probe:
 
 
 def read_bases(run: Path) -> dict[str, np.ndarray]:
-    """Read what the features of a run were fitted to, by feature; their fingerprints cover it.
-
-    Raises:
-        RunError: the probe's file is absent or damaged.
-    """
+    """Read the bases of a run's features (RunError: the file is absent or damaged)."""
     arrays, _ = _read_arrays(run / PROBE_FILE)
     return _below(BASES, arrays)
 
@@ -175,11 +155,7 @@ def _below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 def read_start_frames(run: Path, description: RunDescription) -> StartFrames:
-    """Read the first frames that a run carries.
-
-    Raises:
-        RunError: they are absent, damaged, or not those that the run started with.
-    """
+    """Read a run's start frames (RunError: absent, damaged, or not those of run.json)."""
     path = run / START_FRAMES_FILE
     arrays, _ = _read_arrays(path)
     try:
@@ -191,13 +167,12 @@ def read_start_frames(run: Path, description: RunDescription) -> StartFrames:
     return starts
 
 
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray], *, words: dict[str, str]) -> None:
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray], *, notes: dict[str, str]) -> None:
     tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
-    write_atomically(path, save(tensors, metadata=words))
+    write_atomically(path, save(tensors, metadata=notes))
 
 
 def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read arrays and words of a safetensors file, as `_write_arrays` wrote them."""
     try:
         with safe_open(path, framework="numpy") as file:
             names = list(file.keys())
@@ -219,11 +194,7 @@ def _check_digest(path: Path, what: str, found: str, expected: str) -> None:
 
 
 def read_run(run: Path) -> RunDescription:
-    """Read a run's description.
-
-    Raises:
-        RunError: `run` holds none, or one that this program does not read.
-    """
+    """Read a run's description (RunError: there is none, or this program does not read it)."""
     path = run / "run.json"
     try:
         content = json.loads(path.read_text())

@@ -1,13 +1,9 @@
-"""A run's figures: one JSON object a line, and whatever trackers were asked for.
-
-Knows names and numbers; nothing about what they measure.
-"""
+"""A run's figures: one JSON object per line, and the trackers."""
 
 import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TextIO
 
 from pipeline.storage.local import write_atomically
@@ -20,7 +16,7 @@ class RunLog:
     """The open log of a run; a context manager."""
 
     def __init__(self, run: Path, step: int, trackers: Sequence[Tracker] = ()):
-        """Open the log behind `step`: what a run that died wrote after it is written again."""
+        """Open the log and drop its lines after `step`, which a resumed run writes again."""
         self._path = run / LOG_FILE
         self._trackers = trackers
         self._clock = time.monotonic(), step
@@ -30,12 +26,7 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._file.close()
         for tracker in self._trackers:
             tracker.close()
@@ -48,7 +39,7 @@ class RunLog:
             tracker.log(step, figures)
 
     def speed(self, step: int) -> float:
-        """Return the optimizer steps a second since it was last asked."""
+        """Return the optimizer steps per second since the last call."""
         now = time.monotonic()
         started, first = self._clock
         self._clock = now, step
@@ -56,7 +47,6 @@ class RunLog:
 
 
 def _cut_log(path: Path, step: int) -> None:
-    """Drop the lines after `step`: a resumed run writes them again."""
     if not path.exists():
         return
     kept = []

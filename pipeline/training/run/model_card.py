@@ -14,14 +14,7 @@ NOT_STATED: Final = "not stated"
 def model_card(
     description: RunDescription, agent: nn.Module, step: int, figures: Mapping[str, float]
 ) -> str:
-    """Return the card of a checkpoint.
-
-    Args:
-        description: the run.
-        agent: counted part by part.
-        step: optimizer steps behind the weights.
-        figures: the latest figures of the log, by name.
-    """
+    """Return the card of a checkpoint, with the parameters of `agent` and the latest figures."""
     config, data, encoder = description.config, description.data, description.data.encoder
     head = config.agent.head
     pretrained = "pretrained" if encoder.pretrained else "**not pretrained**"

@@ -16,19 +16,14 @@ from pipeline.training.run.folder import (
 
 
 def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
-    """Say whether a run begins here, and refuse whatever else `run` may hold.
+    """Return whether a run begins here, and refuse anything else that the folder may hold.
 
-    One that ended before its first checkpoint holds nothing to resume, so it begins anew, with
-    whatever settings.
-
-    Args:
-        run: folder of the run.
-        description: what is about to be trained.
-        resume: go on with the run in `run` if there is one; it may get more steps.
+    A run that ended before its first checkpoint has nothing to resume: it begins again, with any
+    settings. A resumed run may get more steps.
 
     Raises:
-        RunError: `run` holds something else, or a run that was started otherwise, or one although
-            `resume` is False.
+        RunError: `run` holds something else, or a run of other settings, or `resume` is False and
+            it holds a run.
     """
     if not (run / "run.json").exists():
         if not is_vacant(run) and not _was_cut_off(run):
@@ -37,7 +32,7 @@ def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
     if not checkpoint_steps(run):
         return True
     if not resume:
-        raise RunError(f"{run}: holds a run already; --resume goes on with it, or name another")
+        raise RunError(f"{run}: holds a run already; --resume continues it, or name another")
     held = read_run(run)
     config = held.config.model_copy(
         update={"steps": max(held.config.steps, description.config.steps)}
@@ -58,13 +53,13 @@ def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
 
 
 def _was_cut_off(run: Path) -> bool:
-    """Whether all there is was left by a run that was killed before it had written run.json."""
+    """Whether everything there is from a run that was killed before it had written run.json."""
     names = {path.name for path in run.iterdir()}
     return {n for n in names if not n.endswith(".partial")} <= {PROBE_FILE, START_FRAMES_FILE}
 
 
 def _changed_stores(held: Sequence[StoreIdentity], ours: Sequence[StoreIdentity]) -> str | None:
-    """Say what became of a run's stores; None where they are the same, alike weighted."""
+    """Return how a run's stores differ; None if they are the same, with the same weights."""
     before, now = ([store.digest for store in side] for side in (held, ours))
     pairs = enumerate(zip(held, ours, strict=False), start=1)
     if len(before) != len(now):
@@ -77,18 +72,18 @@ def _changed_stores(held: Sequence[StoreIdentity], ours: Sequence[StoreIdentity]
         if not changed:
             return None
         what = f"the {field} of store {', '.join(changed)} differs"
-    theirs, mine = (", ".join(map(_words, side)) for side in (held, ours))
+    theirs, mine = (", ".join(map(_describe, side)) for side in (held, ours))
     return f"stores {theirs}, now they are {mine}: {what}"
 
 
-def _words(store: StoreIdentity) -> str:
+def _describe(store: StoreIdentity) -> str:
     return f"{store.name} ({store.digest[:12]}, weight {store.weight:g})"
 
 
-def _changed_fields(held: object, ours: object, place: str = "") -> Iterator[str]:
-    """Name every field in which two descriptions differ, with both values."""
+def _changed_fields(held: object, ours: object, field: str = "") -> Iterator[str]:
+    """Yield every field in which two descriptions differ, with both values."""
     if isinstance(held, dict) and isinstance(ours, dict) and held.keys() == ours.keys():
         for key in held:
-            yield from _changed_fields(held[key], ours[key], f"{place}.{key}".lstrip("."))
+            yield from _changed_fields(held[key], ours[key], f"{field}.{key}".lstrip("."))
     elif held != ours:
-        yield f"{place}={held}, now it is {ours}"
+        yield f"{field}={held}, now it is {ours}"

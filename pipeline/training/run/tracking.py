@@ -1,16 +1,15 @@
 """Experiment trackers that a run can report to, in addition to its own log; each is optional.
 
-A resumed run reports to the same place. What a killed run had reported of steps after its
-checkpoint is reported again; TensorBoard shows it once, Weights & Biases keeps both. A tracker that
-cannot be opened is an error; one that fails later ends with a warning, and the training continues:
-every figure is in the run's own log.
+A resumed run reports to the same run of the tracker. Figures that a killed run had reported of
+steps after its checkpoint are reported again; TensorBoard shows them once, Weights & Biases keeps
+both. A tracker that cannot be opened is an error; one that fails later ends with a warning, and the
+training continues: every figure is in the run's own log.
 """
 
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -24,20 +23,20 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable  # the test run checks types
 class Tracker(Protocol):
-    """Takes the figures of steps."""
+    """Shows the figures of steps."""
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Take figures; steps come in order, but for those of watchers."""
+        """Write figures; steps are in order, except those of watchers."""
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Write figures that are still in memory."""
 
 
 class TensorBoard:
     """Event files in `RUN/tensorboard`."""
 
     def __init__(self, run: Path, configuration: Mapping[str, Any], step: int):
-        """Open them; events after `step` are dropped by whoever shows them."""
+        """Open them; TensorBoard then hides events after `step`."""
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
 
         self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
@@ -46,20 +45,20 @@ class TensorBoard:
             self._writer.add_text("configuration", lines)
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Take figures; see `Tracker`."""
+        """Write figures."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is still in memory; see `Tracker`."""
+        """Write figures that are still in memory."""
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases; the place is what WANDB_PROJECT and its like say."""
+    """A run of Weights & Biases, in the project that WANDB_PROJECT names."""
 
     def __init__(self, run: Path, configuration: Mapping[str, Any], step: int):
-        """Begin, or go on with the one that this folder has begun."""
+        """Begin, or resume the one that this folder has begun."""
         import wandb  # noqa: PLC0415 - optional
 
         identity = (run / "run.json").read_bytes() + bytes(run.resolve())
@@ -70,43 +69,39 @@ class WeightsAndBiases:
             config=dict(configuration),
             resume="allow" if step else None,
         )
-        # Their own step must never fall, and a watcher's figures come late: ours is a figure.
+        # wandb's own step must never decrease, and a watcher's figures are late: ours is a figure.
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Take figures; see `Tracker`."""
+        """Write figures."""
         self._run.log({**figures, "step": step})
 
     def close(self) -> None:
-        """Write what is still in memory; see `Tracker`."""
+        """Write figures that are still in memory."""
         self._run.finish()
 
 
 class GuardedTracker:
-    """The one door to other people's trackers: one that raises is warned of once, and left."""
+    """A tracker that is dropped with a warning if it raises."""
 
     def __init__(self, name: str, tracker: Tracker):
-        """Guard a tracker that has just been opened."""
         self._name = name
         self._tracker: Tracker | None = tracker
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Take figures; see `Tracker`."""
-        with self._guarded():
-            if self._tracker is not None:
-                self._tracker.log(step, figures)
+        """Write figures."""
+        self._guarded(lambda tracker: tracker.log(step, figures))
 
     def close(self) -> None:
-        """Write what is still in memory; see `Tracker`."""
-        with self._guarded():
-            if self._tracker is not None:
-                self._tracker.close()
+        """Write figures that are still in memory."""
+        self._guarded(lambda tracker: tracker.close())
 
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guarded(self, call: Callable[[Tracker], None]) -> None:
+        if self._tracker is None:
+            return
         try:
-            yield
-        except Exception as error:  # noqa: BLE001 - a tracker raises whatever it likes
+            call(self._tracker)
+        except Exception as error:  # noqa: BLE001 - a tracker may raise anything
             self._tracker = None
             logger.warning(
                 "--track %s: ends here (%s); the training continues, and log.jsonl has every "
@@ -127,7 +122,7 @@ TRACKERS: Final[dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]]] = 
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Find out before a run begins whether its trackers can be opened.
+    """Check before a run begins whether its trackers can be opened.
 
     Raises:
         ConfigError: there is no tracker of that name.
@@ -138,7 +133,7 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"tracker {name!r}, want one of {', '.join(TRACKERS)}")
         try:
             is_there = importlib.util.find_spec(name) is not None
-        except ValueError:  # what stands for a module that must not be imported
+        except ValueError:  # a module that was replaced by None or a stand-in
             is_there = False
         if not is_there:
             raise MissingExtraError(
@@ -149,16 +144,10 @@ def check_trackers(names: Sequence[str]) -> None:
 def open_trackers(
     names: Sequence[str], run: Path, configuration: Mapping[str, Any], step: int
 ) -> list[Tracker]:
-    """Open trackers by name.
-
-    Args:
-        names: out of `TRACKERS`.
-        run: folder of the run.
-        configuration: of the run, flat: `optimizer.learning_rate`.
-        step: how far the run has come; what was told of later steps is told again.
+    """Open trackers by name, for a run with this flat configuration that has come to `step`.
 
     Raises:
-        ConfigError, MissingExtraError: as `check_trackers` raises them.
+        ConfigError, MissingExtraError: see `check_trackers`.
         TrackerError: one cannot be opened.
     """
     check_trackers(names)
@@ -166,7 +155,7 @@ def open_trackers(
     for name in names:
         try:
             opened.append(GuardedTracker(name, TRACKERS[name](run, configuration, step)))
-        except Exception as error:  # a tracker raises whatever it likes
+        except Exception as error:  # a tracker may raise anything
             for tracker in opened:
                 tracker.close()
             raise TrackerError(

@@ -158,7 +158,7 @@ def test_a_worker_that_computes_something_else_is_refused(tmp_path, address):
         index=FrameIndex.of([], place_matters=False),
     )
     with pytest.raises(EncoderMismatchError, match="gives probe frame"):
-        list(encode_with_ray(plan, 1, [0], bool))
+        list(encode_with_ray(plan, 1, [0]))
     assert not commits(tmp_path / "s.zarr")
 
 
