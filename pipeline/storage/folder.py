@@ -1,7 +1,6 @@
-"""What a folder of files promises, on a disk (`local.py`) as in object storage (`objects/`).
+"""The interface of a folder of files, on a disk (`local.py`) or in object storage (`objects/`).
 
-Files are written whole or not at all. What differs is said there; callers that need what disks
-alone can do ask `on_disk` for the path.
+Files are written whole or not at all. Callers that need a path use `on_disk`.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -12,98 +11,78 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from pipeline.storage.location import Location
 
-READ_BYTES: Final = 2**20  # of a file that is read in pieces
+READ_BYTES: Final = 2**20  # of a file that is read in blocks
 
 Stamp = tuple[object, ...]
 
 
 class FileEntry(NamedTuple):
-    """A file as a listing names it."""
+    """A file of a listing."""
 
     name: str
-    """Below the place that was listed; `.` (empty in a bucket) for the file at that very place."""
+    """Below the folder; `.` (empty in a bucket) if the location is a file."""
     size: int
     """Bytes."""
     stamp: str
-    """Differs once other bytes were written: the time of change, or an etag."""
+    """Changes with the content: the time of change, or an etag."""
 
 
 @runtime_checkable
 class Folder(Protocol):
-    """Files by their names below one place, with forward slashes.
+    """Files by their names below one location, with forward slashes.
 
-    A dataset may be a single file at that very place: `is_there`, `children` and `files` allow it.
+    A dataset may be a single file: `is_there`, `children` and `files` allow that location.
 
-    Every method raises `OSError` where the disk refuses and `ObjectStorageError` where object
-    storage refuses or does not answer.
+    Every method raises `OSError` if the disk fails and `ObjectStorageError` if object storage
+    refuses or does not answer; those that read a file raise `FileNotFoundError` if there is none.
     """
 
     @property
     def location(self) -> Location:
-        """Where it lies; `str` of the folder says the same."""
+        """The path or address, as `str` of the folder."""
 
     def is_there(self) -> bool:
-        """Whether there is anything at this very place, a folder or a file."""
+        """Whether the location is a folder or a file."""
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
 
     def children(self) -> list[str] | None:
-        """Return the names of what lies directly here, in no order; None where no folder is."""
+        """Return the names directly below, in no order; None if there is no folder."""
 
     def files(self) -> Iterable[FileEntry]:
-        """Return every file below, links followed, or the one at this very place; always sorted."""
+        """Return every file below, links followed, or the one at the location; sorted."""
 
     def read(self, name: str) -> bytes:
-        """Return a file's content (FileNotFoundError: there is none)."""
+        """Return a file's content."""
 
     def read_pieces(self, name: str) -> Iterator[bytes]:
-        """Return a file's content in pieces that fit the memory.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
+        """Yield a file's content in blocks of about `READ_BYTES`."""
 
     def open(self, name: str) -> RawIOBase:
-        """Open a file to read from any position; of an object only what is read is fetched.
-
-        Raises:
-            FileNotFoundError: there is none.
-            OSError: it is something else, as a pipe, which would wait for its writer.
-        """
+        """Open a file to read from any position; only those ranges of an object are fetched."""
 
     def stamp(self, name: str) -> Stamp:
-        """Return what differs once other bytes were written under this name.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
+        """Return a value that changes with the content of a file."""
 
     def names(self, below: str = "") -> Iterator[str]:
         """Return the names of all files, or of those in a folder below this one."""
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file so that the old one or the new one is there, never a part."""
+        """Write a file so that there is the old one or the new one, never a part."""
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove files; those that are not there are passed over."""
+        """Remove files; missing ones are ignored."""
 
     def settle(self, name: str) -> None:
         """Return when everything below a folder of this name would survive a power cut."""
 
     def is_vacant(self, parts: Collection[str]) -> bool:
-        """Whether `made` may fill this place: nothing is there, or what a crash in `made` left.
-
-        Args:
-            parts: first parts of the names that `made` writes, without that of its last file.
-        """
+        """Whether the folder is empty, or holds an interrupted `made` of only these folders."""
 
     def made(self, last: str) -> AbstractContextManager[Path]:
-        """Give an empty local folder to fill, and put its files here when it is full.
-
-        Args:
-            last: name of the file without which the others count as absent.
+        """Yield an empty local folder to fill, whose files are then moved here, `last` at the end.
 
         Raises:
-            FileExistsError: somebody else has made this folder meanwhile.
+            FileExistsError: another process has made this folder meanwhile.
         """

@@ -1,7 +1,6 @@
 """Files and folders on a disk, written whole or not at all.
 
-What is written has a temporary name, is flushed to the disk and then renamed: it would survive a
-power cut.
+A file is written under a temporary name, flushed to the disk and renamed: it survives a power cut.
 """
 
 import errno
@@ -18,11 +17,7 @@ from pipeline.storage.folder import READ_BYTES, FileEntry, Stamp
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part.
-
-    Raises:
-        OSError: the disk is full or not writable; `path` is untouched.
-    """
+    """Write a file so that a crash leaves the old one or the new one (OSError: disk full)."""
     partial = beside(path, f"{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -32,7 +27,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync_file(path.parent)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -47,11 +42,7 @@ def json_bytes(value: object) -> bytes:
 
 @contextmanager
 def made_whole(path: Path) -> Iterator[Path]:
-    """Give a folder to fill; it takes the name `path` when it is full and on the disk, not before.
-
-    Raises:
-        OSError: the disk is full or not writable; nothing is left at `path`.
-    """
+    """Yield a folder to fill, then flush it and rename it to `path` (OSError: disk full)."""
     partial = beside(path, f"{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -61,17 +52,11 @@ def made_whole(path: Path) -> Iterator[Path]:
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    sync_folder(path.parent)
+    sync_file(path.parent)
 
 
 def sync_file(path: Path) -> None:
-    """Force a file's content onto the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Force a folder's list of names onto the disk, so that a rename survives a power cut."""
+    """Force a file's content, or a folder's list of names, onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -82,7 +67,7 @@ def sync_folder(path: Path) -> None:
 def sync_tree(folder: Path) -> None:
     """Force a folder and everything below it onto the disk."""
     for path in (folder, *folder.rglob("*")):
-        sync_folder(path) if path.is_dir() else sync_file(path)
+        sync_file(path)
 
 
 def user_cache(name: str) -> Path:
@@ -98,7 +83,7 @@ def is_vacant(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class LocalFolder:
-    """A folder on a disk; `Folder` says what each method promises."""
+    """A folder on a disk; see `Folder`."""
 
     location: Path
 
@@ -106,7 +91,7 @@ class LocalFolder:
         return str(self.location)
 
     def is_there(self) -> bool:
-        """Whether there is anything at this very place, a folder or a file."""
+        """Whether the location is a folder or a file."""
         return self.location.exists()
 
     def exists(self, name: str) -> bool:
@@ -114,7 +99,7 @@ class LocalFolder:
         return (self.location / name).is_file()
 
     def children(self) -> list[str] | None:
-        """Return the names of what lies directly here, folders too; None where no folder is."""
+        """Return the names directly below, folders too; None if there is no folder."""
         if not self.location.is_dir():
             return None
         return [path.name for path in self.location.iterdir()]
@@ -132,10 +117,10 @@ class LocalFolder:
         return (self.location / name).read_bytes()
 
     def read_pieces(self, name: str) -> Iterator[bytes]:
-        """Return a file's content in pieces; see `Folder.read_pieces`."""
+        """Yield a file's content in blocks."""
         with (self.location / name).open("rb") as file:
-            while piece := file.read(READ_BYTES):
-                yield piece
+            while block := file.read(READ_BYTES):
+                yield block
 
     def open(self, name: str) -> RawIOBase:
         """Open a file; see `Folder.open`."""
@@ -160,28 +145,28 @@ class LocalFolder:
         write_atomically(self.location / name, content)
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove files; those that are not there are passed over."""
+        """Remove files; missing ones are ignored."""
         for name in names:
             (self.location / name).unlink(missing_ok=True)
 
     def settle(self, name: str) -> None:
-        """Flush a folder and all that lies below it; see `Folder.settle`."""
+        """Flush a folder and everything below it; see `Folder.settle`."""
         sync_tree(self.location / name)
-        sync_folder((self.location / name).parent)
+        sync_file((self.location / name).parent)
 
     def is_vacant(self, parts: Collection[str]) -> bool:
-        """Whether nothing is there, or an empty folder: a crash in `made` leaves no part here."""
+        """Whether there is no folder, or an empty one: a crash in `made` leaves nothing here."""
         return is_vacant(self.location)
 
     @contextmanager
     def made(self, last: str) -> Iterator[Path]:
-        """Fill a folder beside this place, flush it and rename it; see `Folder.made`."""
+        """Fill a folder next to this one, flush it and rename it; see `Folder.made`."""
         with made_whole(self.location) as partial:
             yield partial
 
 
 def beside(path: Path, what: str) -> Path:
-    """Return the hidden name beside a folder or file that something about it has."""
+    """Return a hidden path next to a folder or file, for its lock or a temporary copy."""
     return path.with_name(f".{path.name}.{what}")
 
 

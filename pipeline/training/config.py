@@ -97,44 +97,31 @@ def with_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
     for setting in settings:
         key, separator, text = setting.partition("=")
         *groups, field = key.strip().split(".")
-        target = _group(content, groups)
-        if not separator or target is None or field not in target or field == "preset":
-            known = ", ".join(_nearest_group(content, groups))
+        target, is_found = _find_group(content, groups)
+        if not separator or not is_found or field not in target or field == "preset":
+            known = ", ".join(target)
             raise ConfigError(f"--set {setting}: want group.field=value, known here: {known}")
+        value = _parse_value(text.strip())
         if field == "kind":
-            kind = str(_parse_value(text.strip()))
-            defaults = _defaults_of_kind(config, groups, kind, setting)
+            valid = config.model_dump()  # in it only this group can be wrong
+            group, _ = _find_group(valid, groups)
+            group.clear()
+            group["kind"] = str(value)
+            defaults, _ = _find_group(_validated(valid, setting).model_dump(), groups)
             target.clear()
             target.update(defaults)
         else:
-            target[field] = _parse_value(text.strip())
+            target[field] = value
     return _validated(content, " ".join(settings))
 
 
-def _defaults_of_kind(
-    config: TrainConfig, groups: Sequence[str], kind: str, setting: str
-) -> dict[str, Any]:
-    # In a valid configuration only this group can be wrong.
-    content = config.model_dump()
-    target = _group(content, groups)
-    assert target is not None
-    target.clear()
-    target["kind"] = kind
-    return _group(_validated(content, setting).model_dump(), groups) or {}
-
-
-def _group(content: dict[str, Any], groups: Sequence[str]) -> dict[str, Any] | None:
-    target: Any = content
+def _find_group(content: dict[str, Any], groups: Sequence[str]) -> tuple[dict[str, Any], bool]:
+    """Return a nested group, or the innermost one that exists, and whether it was found."""
     for group in groups:
-        target = target.get(group) if isinstance(target, dict) else None
-    return target if isinstance(target, dict) else None
-
-
-def _nearest_group(content: dict[str, Any], groups: Sequence[str]) -> dict[str, Any]:
-    """Return the innermost of the groups that exists."""
-    while (target := _group(content, groups)) is None:
-        groups = groups[:-1]
-    return target
+        if not isinstance(content.get(group), dict):
+            return content, False
+        content = content[group]
+    return content, True
 
 
 def _validated(content: dict[str, Any], settings: str) -> TrainConfig:

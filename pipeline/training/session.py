@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ from pipeline.features.store.start_frames import StartFrames, spread_evenly
 from pipeline.storage.location import Location
 from pipeline.storage.locks import sole_writer
 from pipeline.training.config import TrainConfig
-from pipeline.training.data.stores import check_weights, unreplaced, warn_of_leaks
+from pipeline.training.data.stores import check_weights, warn_of_leaks
 from pipeline.training.data.windows import WindowData
 from pipeline.training.distributed import joined_ranks
 from pipeline.training.run.folder import (
@@ -31,7 +31,6 @@ from pipeline.training.run.folder import (
 from pipeline.training.run.resume import is_new_run
 from pipeline.training.run.start import Start, lengthen
 from pipeline.training.run.tracking import (
-    Tracker,
     check_trackers,
     flat_configuration,
     open_trackers,
@@ -162,7 +161,11 @@ def train(
                     opened,
                 )
             started = time.monotonic()
-            trainer.fit(_open_trackers(track, trainer), watchers)
+            trackers = []
+            if ranks.is_primary:
+                settings = flat_configuration(config.model_dump(mode="json"))
+                trackers = open_trackers(track, run, settings, trainer.step)
+            trainer.fit(trackers, watchers)
         if ranks.is_primary and not trainer.validated:  # the run was complete already
             trainer.validate()
         return TrainReport(
@@ -176,13 +179,6 @@ def train(
         )
 
 
-def _open_trackers(names: Sequence[str], trainer: Trainer) -> list[Tracker]:
-    if not trainer.ranks.is_primary:
-        return []
-    configuration = flat_configuration(trainer.config.model_dump(mode="json"))
-    return open_trackers(names, trainer.run, configuration, trainer.step)
-
-
 def _open_data(
     paths: Sequence[Location],
     *,
@@ -192,7 +188,8 @@ def _open_data(
 ) -> _Held:
     stores = [FeatureStore.open(path) for path in paths]
     features = tuple(config.agent.readers)
-    with unreplaced(stores) as digests:
+    with ExitStack() as held:
+        digests = [held.enter_context(store.unreplaced()) for store in stores]
         for store in stores:
             check_digest(store)
         data = WindowData(
@@ -203,10 +200,19 @@ def _open_data(
             cache=cache,
         )
         probe = stores[0].read_probe().only(features)
-        bases = {name: held for name, held in stores[0].read_bases().items() if name in features}
+        fitted = stores[0].read_bases()
+        bases = {name: fitted[name] for name in features if name in fitted}
     starts = _join_starts(stores, data.is_validation.numpy())
     identity = DataIdentity(
-        stores=_identify(stores, digests, weights),
+        stores=tuple(
+            StoreIdentity(
+                name=str(store.attributes.manifest["name"]),
+                digest=digest,
+                weight=weight,
+                manifest=store.attributes.manifest,
+            )
+            for store, digest, weight in zip(stores, digests, weights, strict=True)
+        ),
         fps=stores[0].attributes.fps,
         fit=stores[0].attributes.fit,
         encoder=stores[0].encoder.only(features),
@@ -214,20 +220,6 @@ def _open_data(
         start_frames_digest=starts.digest(),
     )
     return _Held(data, identity, probe, bases, starts)
-
-
-def _identify(
-    stores: Sequence[FeatureStore], digests: Sequence[str], weights: Sequence[float]
-) -> tuple[StoreIdentity, ...]:
-    return tuple(
-        StoreIdentity(
-            name=str(store.attributes.manifest["name"]),
-            digest=digest,
-            weight=weight,
-            manifest=store.attributes.manifest,
-        )
-        for store, digest, weight in zip(stores, digests, weights, strict=True)
-    )
 
 
 def _join_starts(stores: Sequence[FeatureStore], is_validation: np.ndarray) -> StartFrames:

@@ -13,8 +13,7 @@ from jaxtyping import Float16, Int64, UInt8
 from torch import Tensor
 
 from pipeline.datasets.base import EpisodeReader
-from pipeline.features.encode.frames import read_slots
-from pipeline.features.encode.stages import ahead
+from pipeline.features.encode.frames import ahead, read_slots
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.units import EpisodeSlice, episode_slices
 from pipeline.training.data.windows import WindowData

@@ -2,9 +2,11 @@
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt64
@@ -12,13 +14,15 @@ from tqdm import tqdm
 
 from pipeline.datasets.base import EpisodeReader
 from pipeline.errors import DatasetError, FrameReadError
-from pipeline.features.encode.stages import ahead
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.units import EpisodeSlice, episode_slices
 from policy.images import augment_images, draw_augmentation, resize_images
 
 CHUNK_STEPS: Final = 32  # control steps read at once; 19 MB of three views
 CHUNKS_AHEAD: Final = 3
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -125,3 +129,24 @@ def cut_chunks(unit: int, first: int, last: int) -> Iterator[FrameChunk]:
     """Cut the rows [first, last) of a unit into chunks."""
     for start in range(first, last, CHUNK_STEPS):
         yield FrameChunk(unit, start, min(start + CHUNK_STEPS, last))
+
+
+def ahead(
+    do: Callable[[Task], Result], tasks: Iterable[Task], depth: int
+) -> Iterator[tuple[Task, Future[Result]]]:
+    """Run `do` on tasks in a thread, at most `depth` of them ahead of the caller.
+
+    Yields:
+        Every task in order, and its result; the task's error is raised by `result()`.
+    """
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        waiting: deque[tuple[Task, Future[Result]]] = deque()
+        for task in tasks:
+            waiting.append((task, pool.submit(do, task)))
+            if len(waiting) > depth:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -23,9 +23,9 @@ from pipeline.errors import ConfigError, WorkerLostError
 from pipeline.features.encode.frames import FrameSource
 from pipeline.features.encode.known_frames import FrameIndex
 from pipeline.features.encode.unit_encoder import EncodeCounts, UnitEncoder, UnitOutcome
-from pipeline.features.identity.dataset import open_source
 from pipeline.features.identity.encoder import load_like, refuse_other_encoder
 from pipeline.features.identity.probe import check_probe
+from pipeline.features.identity.source import open_source
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.storage.location import Location
 from policy.device import open_device

@@ -38,7 +38,7 @@ from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.layout import ROOT
 from pipeline.features.store.records import discard_units, unmark
 from pipeline.features.store.steps import STEP_ARRAYS, StepArrays
-from pipeline.storage.local import beside, json_bytes, sync_folder
+from pipeline.storage.local import beside, json_bytes, sync_file
 from pipeline.storage.location import Location, on_disk
 from pipeline.storage.open import open_folder
 from policy.encoders.base import ImageEncoder
@@ -133,7 +133,7 @@ def finish_growth(path: Path) -> None:
     if not path.exists():
         grown = beside(path, "growing")
         (grown if grown.exists() else outgrown).rename(path)
-        sync_folder(path.parent)
+        sync_file(path.parent)
     if outgrown.exists():
         _discard(outgrown)
 

@@ -19,6 +19,7 @@ from pipeline.features.encode.frames import (
     ChunkFrames,
     FrameChunk,
     FrameSource,
+    ahead,
     cut_chunks,
 )
 from pipeline.features.encode.known_frames import (
@@ -28,7 +29,6 @@ from pipeline.features.encode.known_frames import (
     KnownFrames,
     frame_keys,
 )
-from pipeline.features.encode.stages import ahead
 from pipeline.features.store.feature_store import FeatureStore
 from policy.encoders.base import ImageEncoder
 

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from pipeline.datasets.base import EpisodeReader
 from pipeline.errors import StoreError
 from pipeline.features.encode.frames import hash_frames, read_slots
-from pipeline.features.identity.dataset import open_source
 from pipeline.features.identity.encoder import load_like, refuse_other_encoder
 from pipeline.features.identity.probe import relative_l2
+from pipeline.features.identity.source import open_source
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.records import record_name
 from pipeline.features.store.units import EpisodeSlice, episode_slices

@@ -1,41 +1,39 @@
 """Local copies of features that cannot be read in place: in object storage, or compressed.
 
-A unit's copy is the raw rows in one file, made from pieces that are checked against the unit's
-commit record; it takes its name when it is whole, so that a copy that was cut off is resumed. The
-folder is named by the digest of the store's content: another store never reads it, and it can be
-removed at any time that no training reads it.
+A unit's copy is the raw rows in one file, checked against the unit's commit record; it gets its
+name when it is whole, so that an interrupted copy is resumed. The folder is named by the digest of
+the store's content: another store never reads it, and it can be removed when no training reads it.
 """
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from pydantic import ByteSize, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import unit_arrays
-from pipeline.storage.local import sync_folder
+from pipeline.storage.local import sync_file
 from pipeline.storage.locks import sole_writer
 
-UNITS: Final = {"MB": 10**6, "GB": 10**9, "TB": 10**12}  # bytes
+LEAST_BYTES: Final = 10**6  # a smaller amount lacks its unit
 NAME_DIGITS: Final = 32  # of a digest, in a folder's name
 
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """A folder of copies."""
+    """A folder of copies, which take at most `max_bytes` together."""
 
     folder: Path
     max_bytes: int
-    """That all copies may take together."""
 
     def copied(self, store: FeatureStore, name: str) -> list[Path]:
-        """Return one file of raw rows per unit, after copying those that are not there yet.
+        """Return one file of raw rows per unit, after copying those that are missing.
 
         Processes that need the same copy wait for the one that makes it.
 
@@ -53,7 +51,7 @@ class FeatureCache:
             self._require_room(store, name, missing)
             for unit in tqdm(missing, desc="copy", unit="unit", disable=None if missing else True):
                 _copy_unit(store, name, unit, paths[unit])
-            sync_folder(folder)
+            sync_file(folder)
         return paths
 
     def _require_room(self, store: FeatureStore, name: str, missing: list[int]) -> None:
@@ -75,9 +73,9 @@ def _copy_unit(store: FeatureStore, name: str, unit: int, path: Path) -> None:
     with partial.open("wb") as file:
 
         def written() -> Iterator[np.ndarray]:
-            for piece in store.read_slices(unit, name):
-                file.write(np.ascontiguousarray(piece).data)
-                yield piece
+            for rows in store.read_slices(unit, name):
+                file.write(np.ascontiguousarray(rows).data)
+                yield rows
 
         store.check_rows(unit, name, written())
         file.flush()
@@ -86,13 +84,11 @@ def _copy_unit(store: FeatureStore, name: str, unit: int, path: Path) -> None:
 
 
 def parse_bytes(text: str) -> int:
-    """Return the bytes of an amount as in 8GB, 1.5TB or 500MB; the units are powers of ten.
-
-    Raises:
-        ConfigError: it is written differently, or is less than a byte.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(MB|GB|TB)", text)
-    amount = round(float(match[1]) * UNITS[match[2]]) if match else 0
-    if not amount:
+    """Return the bytes of an amount as in 8GB or 1.5TB (ConfigError: no amount of a MB or more)."""
+    try:
+        amount = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        amount = ByteSize(0)
+    if amount < LEAST_BYTES:
         raise ConfigError(f"--cache-bytes {text}: want a number and its unit, as in 8GB or 500MB")
-    return amount
+    return int(amount)

@@ -7,8 +7,7 @@ robot of the same widths and rate.
 import hashlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -22,13 +21,6 @@ from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.steps import StepArrays
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def unreplaced(stores: Sequence[FeatureStore]) -> Iterator[tuple[str, ...]]:
-    """Yield the digests of complete stores; see `FeatureStore.unreplaced`."""
-    with ExitStack() as held:
-        yield tuple(held.enter_context(store.unreplaced()) for store in stores)
 
 
 def check_weights(weights: Sequence[float], num_stores: int) -> tuple[float, ...]:

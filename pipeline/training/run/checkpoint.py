@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.errors import RunError
-from pipeline.storage.local import sync_folder, write_atomically, write_json
+from pipeline.storage.local import sync_file, write_atomically, write_json
 from pipeline.training.run.folder import run_hash
 
 TENSOR_FILES: Final = ("agent", "average", "optimizer")
@@ -73,7 +73,7 @@ def write_checkpoint(
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    sync_folder(folder.parent)
+    sync_file(folder.parent)
     best = _best_step(run)
     for step in checkpoint_steps(run)[:-keep]:
         if step != best:

@@ -1,4 +1,4 @@
-"""Experiment trackers that a run can report to, in addition to its own log; each is optional.
+"""The figures of a run: its log, one JSON object per line, and optional experiment trackers.
 
 A resumed run reports to the same run of the tracker. Figures that a killed run had reported of
 steps after its checkpoint are reported again; TensorBoard shows them once, Weights & Biases keeps
@@ -8,12 +8,15 @@ training continues: every figure is in the run's own log.
 
 import hashlib
 import importlib.util
+import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, TextIO, runtime_checkable
 
 from pipeline.errors import ConfigError, TrackerError
+from pipeline.storage.local import write_atomically
 from policy.errors import MissingExtraError, install_command
 
 MAX_REASON: Final = 300  # characters of a foreign message
@@ -175,3 +178,50 @@ def flat_configuration(content: Mapping[str, Any], prefix: str = "") -> dict[str
         else:
             flat[name] = value
     return flat
+
+
+class RunLog:
+    """The open log of a run; a context manager."""
+
+    def __init__(self, run: Path, step: int, trackers: Sequence[Tracker] = ()):
+        """Open the log and drop its lines after `step`, which a resumed run writes again."""
+        self._path = run / "log.jsonl"
+        self._trackers = trackers
+        self._clock = time.monotonic(), step
+        _cut_log(self._path, step)
+        self._file: TextIO = self._path.open("a")
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Write the figures of a step."""
+        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+        self._file.flush()
+        for tracker in self._trackers:
+            tracker.log(step, figures)
+
+    def speed(self, step: int) -> float:
+        """Return the optimizer steps per second since the last call."""
+        now = time.monotonic()
+        started, first = self._clock
+        self._clock = now, step
+        return (step - first) / max(now - started, 1e-9)
+
+
+def _cut_log(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+        except (ValueError, KeyError, TypeError):
+            continue  # a line that a crash cut short
+    write_atomically(path, "".join(kept).encode())

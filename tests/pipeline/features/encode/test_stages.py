@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline.features.encode.stages import ahead
+from pipeline.features.encode.frames import ahead
 
 
 def test_results_come_in_order_and_at_most_so_many_ahead():

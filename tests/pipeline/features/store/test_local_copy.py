@@ -100,7 +100,7 @@ def test_an_amount_of_bytes_names_its_unit(text, amount):
     assert parse_bytes(text) == amount
 
 
-@pytest.mark.parametrize("text", ["8", "8gb", "8GiB", "-8GB", "0GB", ""])
+@pytest.mark.parametrize("text", ["8", "8XB", "-8GB", "0GB", ""])
 def test_an_amount_without_its_unit_is_refused(text):
     with pytest.raises(ConfigError, match=r"want a number and its unit, as in 8GB or 500MB"):
         parse_bytes(text)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
-from pipeline.features.identity.dataset import open_source
+from pipeline.features.identity.source import open_source
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.training.config import with_settings
 from pipeline.training.data.windows import WindowData
