@@ -1,8 +1,4 @@
-"""Where something lies: a path of this machine, or an address in object storage.
-
-What a user writes is parsed here once, at the command line and in manifests. Reading and writing is
-the matter of a `Folder`, which `open.py` opens.
-"""
+"""A location: a path of this machine, or an address in object storage; `open.py` opens it."""
 
 import re
 from dataclasses import dataclass
@@ -14,20 +10,20 @@ from pipeline.errors import ConfigError
 
 OBJECT_SCHEMES: Final = ("s3", "gs")
 
-# Nothing that could part credentials, a query or a fragment from an address.
+# Without the characters that separate credentials, a query or a fragment.
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PATH: Final = re.compile(r"[A-Za-z0-9._=+-]+(/[A-Za-z0-9._=+-]+)*")
 
 
 @dataclass(frozen=True)
 class ObjectUrl:
-    """A prefix of a bucket, as `s3://bucket/path`; never with credentials in it."""
+    """A prefix of a bucket, as `s3://bucket/path`; never with credentials."""
 
     scheme: str
     """One of `OBJECT_SCHEMES`."""
     bucket: str
     path: str
-    """Below the bucket; neither begins nor ends with a slash."""
+    """In the bucket; without a slash at either end."""
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.bucket}/{self.path}"
@@ -37,21 +33,21 @@ class ObjectUrl:
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
+        """The last component of the path."""
         return self.path.rpartition("/")[2]
 
     @property
     def suffix(self) -> str:
-        """What the name ends with, from its last dot."""
+        """The end of the name, from its last dot."""
         return PurePosixPath(self.path).suffix
 
     @property
     def parent(self) -> "ObjectUrl":
-        """The address without its last part; the bucket's own has the path ``."""
+        """The address without its last component."""
         return ObjectUrl(self.scheme, self.bucket, self.path.rpartition("/")[0])
 
     def resolve(self) -> "ObjectUrl":
-        """Return the address itself, for there are no links in a bucket; see `Path.resolve`."""
+        """Return the address; see `Path.resolve`."""
         return self
 
 
@@ -59,11 +55,10 @@ Location = Path | ObjectUrl
 
 
 def parse_location(text: str) -> Location:
-    """Return where a path or an address leads: `s3://bucket/path`, `gs://...`, `file:///path`.
+    """Parse a path, `s3://bucket/path`, `gs://...` or `file:///path`.
 
     Raises:
-        ConfigError: an address of another kind, or one with more in it than bucket and path;
-            what it holds is not repeated, because it may be a secret.
+        ConfigError: it is another address; not repeated there, because it may hold a secret.
     """
     if not is_address(text):
         return Path(text)
@@ -88,8 +83,5 @@ def is_address(text: str) -> bool:
 
 
 def on_disk(location: Location) -> Path | None:
-    """Return the path of a place of this machine, for what disks alone can do; None of an address.
-
-    Links, renames, memory maps and libraries that open paths are such.
-    """
+    """Return a local path, for renames, locks and libraries that open paths; None of an address."""
     return location if isinstance(location, Path) else None

@@ -1,6 +1,6 @@
-"""Locks of folders on a disk, by the system's flock: it frees what a process held that has ended.
+"""Locks of folders on a disk, by the system's flock, which frees the locks of ended processes.
 
-On several machines they need a file system that carries them (NFS and Lustre do, where mounted so).
+On several machines they need a file system that supports them (NFS and Lustre do, if mounted so).
 """
 
 import fcntl
@@ -16,17 +16,13 @@ from policy.errors import VlaError
 def sole_writer(
     folder: Path, refusal: type[VlaError], *, lock: Path | None = None, wait: bool = False
 ) -> Iterator[None]:
-    """Hold a folder against every other process that asks for it; the system frees it at a crash.
+    """Lock a folder for this process alone (`refusal`: another process holds it).
 
     Args:
-        folder: what is held.
+        folder: what is locked.
         refusal: class of the error.
-        lock: a file to hold in its stead while it lasts, for a folder that does not exist yet or
-            will be replaced.
-        wait: until whoever holds it is done, instead of refusing.
-
-    Raises:
-        VlaError: another process holds it; of the class `refusal`.
+        lock: a file to lock instead, for a folder that does not exist yet or will be replaced.
+        wait: until the folder is free, instead of raising.
     """
     held = folder if lock is None else lock
     with _locked(held, folder, refusal, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
@@ -39,13 +35,7 @@ def sole_writer(
 
 @contextmanager
 def shared_writer(folder: Path, refusal: type[VlaError], *, lock: Path) -> Iterator[None]:
-    """Hold a folder's lock together with others that do so, and against every sole writer.
-
-    The file stays: who removed it would not know that another one has just opened it.
-
-    Raises:
-        VlaError: a sole writer holds it; of the class `refusal`.
-    """
+    """Lock a folder's `lock` file with other shared writers, against every sole writer."""
     with _locked(lock, folder, refusal, fcntl.LOCK_SH | fcntl.LOCK_NB):
         yield
 
@@ -61,7 +51,7 @@ def _locked(held: Path, folder: Path, refusal: type[VlaError], operation: int) -
                 raise refusal(
                     f"{folder}: another process is writing here; wait for it, or stop it"
                 ) from error
-            # Whoever held a lock file may have removed it since: then it says nothing any more.
+            # The last holder may have removed the lock file since: then this lock means nothing.
             if held == folder or _is_at(descriptor, held):
                 yield
                 return

@@ -111,11 +111,10 @@ class Trainer:
     def fit(
         self, trackers: Sequence[Tracker] = (), watchers: Sequence[TrainingWatcher] = ()
     ) -> None:
-        """Train up to the configured number of steps, and write a checkpoint of the last one.
+        """Train to the configured number of steps, and write a checkpoint of the last one.
 
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and its checkpoint written.
-            NonFiniteLossError, RankLostError: see `advance`.
         """
         if self.step == self.config.steps:
             return

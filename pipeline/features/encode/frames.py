@@ -95,11 +95,10 @@ class FrameSource:
 def read_slots(
     reader: EpisodeReader, part: EpisodeSlice, *, num_variants: int
 ) -> UInt8[np.ndarray, "n s 256 256 3"]:
-    """Read steps of an episode, every view as recorded and then every view of each variant.
+    """Read steps of an episode in the encoder's size: every view, then every view of each variant.
 
-    Frames have the size that the encoder takes. A variant is one crop and color change for a view
-    of an episode; it depends on the numbers of source, episode, view and variant alone, so that a
-    dataset that grows keeps its variants.
+    A variant is one crop and color change for a view of an episode. It depends only on the numbers
+    of source, episode, view and variant, so that a dataset that grows keeps its variants.
 
     Raises:
         FrameReadError, DatasetError: a frame does not read.

@@ -52,11 +52,7 @@ class FrameIndex:
 
     @classmethod
     def of(cls, stored: Sequence[StoredUnits], *, place_matters: bool) -> "FrameIndex":
-        """Index the frames of stored units, which the same encoder made; see `frame_keys`.
-
-        Raises:
-            StoreError: a unit was damaged since it was found valid.
-        """
+        """Index the frames of committed units, all by one encoder (StoreError: one is damaged)."""
         units = [
             (number, unit) for number, held in enumerate(stored) for unit in sorted(held.units)
         ]
@@ -101,13 +97,7 @@ class KnownFrames:
         environment: ComputeEnvironment,
         index: FrameIndex,
     ):
-        """Open the stores of an index (StoreError: one cannot be opened).
-
-        Args:
-            features: of every frame.
-            environment: in which those that will be added are computed.
-            index: of units whose features may be copied.
-        """
+        """Open the stores of an index; `environment` computes the frames that will be added."""
         self._specs = features
         size = sum(spec.num_bytes for spec in self._specs)
         self._num_recent = min(RECENT_FRAMES, RECENT_BYTES // size)
@@ -181,10 +171,7 @@ def frame_keys(
 ) -> UInt64[np.ndarray, "n s"]:
     """Return what decides the features of frames: their pixels and, if it matters, their view.
 
-    Args:
-        frame_hash: of the pixels of every slot of some steps.
-        num_views: cameras; slot s shows view s modulo this number.
-        place_matters: whether an image's place in a pass changes its features' last bits.
+    `num_views` is the number of cameras: slot s shows view s modulo this number.
     """
     if not place_matters:
         return frame_hash

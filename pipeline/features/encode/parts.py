@@ -33,11 +33,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> "Part":
-        """Read `i/n`, as in `--units 3/8`.
-
-        Raises:
-            ConfigError: it is anything else, or i is not in 1..n.
-        """
+        """Parse `i/n`, as in `--units 3/8` (ConfigError: another text, or i is not in 1..n)."""
         match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise ConfigError(
@@ -65,11 +61,7 @@ class Part:
 
 @contextmanager
 def hold_store(store: Location, part: Part | None) -> Iterator[None]:
-    """Exclude other commands from a local store; parts exclude only commands without a part.
-
-    Raises:
-        StoreError: such a command is writing there.
-    """
+    """Exclude other commands from a local store (StoreError); parts exclude only whole commands."""
     path = on_disk(store)
     if path is None:
         yield
@@ -95,12 +87,9 @@ def take_turn(store: Location, part: Part | None) -> Iterator[None]:
 
 
 def require_same_files(store: FeatureStore, note: SourceNote) -> None:
-    """Refuse a part if units were committed from files that were changed since.
+    """Refuse a part (StoreError) if units were committed from files that were touched since.
 
     A part compares at most its own units with the files; another part may never run again.
-
-    Raises:
-        StoreError: files were changed since, or the store's note is damaged.
     """
     held = read_source(store.folder)
     if held is not None and held.stamp == note.stamp:
@@ -116,14 +105,7 @@ def require_same_files(store: FeatureStore, note: SourceNote) -> None:
 def finish_store(
     target: Target, part: Part | None, read_start_frames: Callable[[], np.ndarray]
 ) -> tuple[FeatureStore, str]:
-    """Mark a store complete if no part is missing; arguments as in `Target.finish`.
-
-    Returns:
-        The completed store, and in words what is still missing.
-
-    Raises:
-        StoreError: a unit that was committed is damaged.
-    """
+    """Complete a store if no part is missing; return it, and in words what is missing."""
     store = target.store
     missing = set() if part is None else missing_units(store.folder, store.num_units)
     if part is None or not missing:

@@ -55,11 +55,7 @@ class Target:
     """The path of the old store that it replaces once it is complete."""
 
     def finish(self, read_start_frames: Callable[[], np.ndarray]) -> FeatureStore:
-        """Write the start frames, mark the store complete, and replace the old one.
-
-        Raises:
-            StoreError: some unit has no valid record.
-        """
+        """Write the start frames, mark the store complete, and replace the old one."""
         if not self.store.is_complete:
             self.store.write_start_frames(read_start_frames())
             mark_complete(self.store)
@@ -86,17 +82,10 @@ class Missing:
 def find_missing(
     target: Target, own: range, source: FrameSource, note: SourceNote, *, place_matters: bool
 ) -> Missing:
-    """Find the units without valid rows of these files, and discard their records.
+    """Find this command's units without valid rows of these files, and discard their records.
 
-    Args:
-        target: open for writing.
-        own: the units that may be read and written.
-        source: of the dataset; its frames are compared with the store's if files were touched.
-        note: of the dataset as it is now; written next to the store.
-        place_matters: see `ComputeEnvironment`, of the encoder.
-
-    Raises:
-        StoreError: a unit is damaged while it is read, or the store's note is.
+    If files were touched since the store's note, every frame is compared with the store's. `note`
+    is of the dataset as it is now, and is written next to the store.
     """
     store, compare_s = target.store, 0.0
     valid, held = store.valid_units(own), read_source(store.folder)
@@ -139,12 +128,7 @@ def finish_growth(path: Path) -> None:
 
 
 def continue_store(path: Location, encoder: ImageEncoder) -> None:
-    """Load the bases of an existing store's features into an encoder.
-
-    Raises:
-        EncoderMismatchError: the store was made by another encoder.
-        StoreError: `path` holds something else, or a store of other features.
-    """
+    """Load the bases of an existing store's features into an encoder, or refuse one of the two."""
     if not open_folder(path).exists(ROOT):
         raise StoreError(f"{path}: holds something that is no feature store; name another --store")
     store = FeatureStore.open(path, allow_incomplete=True)

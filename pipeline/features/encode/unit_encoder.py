@@ -91,14 +91,7 @@ class UnitEncoder:
         encoder: ImageEncoder,
         index: FrameIndex,
     ):
-        """Open the stores of the index (StoreError: one cannot be opened).
-
-        Args:
-            store: open for writing.
-            source: of the dataset that the store was created for.
-            encoder: the store's.
-            index: frames whose features may be copied, of none of the units to encode.
-        """
+        """Open the stores of an index of frames whose features may be copied."""
         self._store = store
         self._source = source
         self._encoder = encoder

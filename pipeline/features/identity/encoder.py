@@ -22,7 +22,7 @@ def load_like(
     device: torch.device,
     compiled: bool = False,
 ) -> ImageEncoder:
-    """Load the encoder of that name, set up to make the features of `made_by`.
+    """Load an encoder, set up to make the features of `made_by`.
 
     Args:
         made_by: the encoder of the features.

@@ -56,14 +56,10 @@ def write_source(store: Folder, note: SourceNote) -> None:
 
 
 def files_stamp(roots: Iterable[Location]) -> str:
-    """Return a sha256 over name, size and time of change of every file below the roots.
+    """Return a sha256 over name, size and time of change (or etag) of every file below the roots.
 
-    Of objects over name, size and etag. Links are followed. Equal stamps mean that no file was
-    written, added or removed, and that the same versions of the libraries decode them; otherwise a
-    dataset is compared frame by frame.
-
-    Raises:
-        ObjectStorageError: object storage refuses, or does not answer.
+    Equal stamps mean that no file was written, added or removed, and that the same versions of the
+    libraries decode them; otherwise a dataset is compared frame by frame.
     """
     digest = hashlib.sha256(" ".join(_decoders()).encode())
     for root in roots:
@@ -83,11 +79,7 @@ def _decoders() -> Iterator[str]:
 
 
 def open_source(store: FeatureStore, manifest: Path | None = None) -> ManifestReader:
-    """Open a store's dataset; close the reader after use.
-
-    Args:
-        store: complete or not.
-        manifest: of the dataset; None is the one that the store was made from.
+    """Open a store's dataset, by default that of its manifest; close the reader after use.
 
     Raises:
         StoreError: the store was made from other data, or its dataset is not known.

@@ -76,12 +76,7 @@ class StoreAttributes(BaseModel):
 
 
 def parse_attributes(where: Location, held: dict[str, Any]) -> StoreAttributes:
-    """Return the attributes of a store's root.
-
-    Raises:
-        StoreError: they are of another format version.
-        ValidationError: they are no store's.
-    """
+    """Validate the attributes of a store's root (StoreError: of another format version)."""
     version = held.get("format_version")
     if held.get("format") == FORMAT and version != FORMAT_VERSION:
         raise StoreError(

@@ -95,12 +95,7 @@ class FeatureStore:
         probe: Probe,
         bases: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> "FeatureStore":
-        """Create a store with every array at full size and no features yet.
-
-        Raises:
-            StoreError: there is something at `path` other than an empty folder.
-            OSError: the disk is full or not writable; there is no store at `path`.
-        """
+        """Create a store with every array at full size (StoreError: `path` is taken)."""
         folder = open_folder(path)
         if not is_vacant(folder):
             raise StoreError(f"{path}: holds something already; choose another path")

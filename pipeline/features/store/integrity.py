@@ -57,12 +57,7 @@ class ChecksumReport:
 
 
 def mark_complete(store: FeatureStore) -> None:
-    """Write a store's complete mark, after checking every unit against its record.
-
-    Raises:
-        StoreError: some unit has no valid record.
-        OSError: the disk is full; the store stays incomplete.
-    """
+    """Check every unit and write the complete mark (StoreError: some unit has no valid record)."""
     for unit in range(store.num_units):
         store.check_unit(unit)
     views, ends = store.attributes.view_names, store.read_episode_ends()
@@ -80,25 +75,14 @@ def mark_complete(store: FeatureStore) -> None:
 
 
 def check_digest(store: FeatureStore) -> None:
-    """Compare attributes, arrays and commit records of a store with its mark.
-
-    Features are compared with the commit records when they are read.
-
-    Raises:
-        StoreError: something was changed after the store was completed.
-    """
+    """Compare attributes, step arrays and records with the mark (StoreError: something differs)."""
     if _content_digest(store, _hash_arrays(store)) != store.digest():
         what = "attributes or commit records are not those that were embedded"
         raise StoreError(f"{store.path}: {what}; embed the dataset into another --store")
 
 
 def verify_checksums(location: Location) -> ChecksumReport:
-    """Read every byte of a complete store and compare it with what was written.
-
-    Raises:
-        StoreError: there is no store.
-        IncompleteStoreError: its embedding has not finished.
-    """
+    """Compare every byte of a complete store with what was written (StoreError: there is none)."""
     folder = open_folder(location)
     if not any(map(folder.exists, (ROOT, COMPLETE_MARK))):
         raise StoreError(f"{folder}: no feature store here; make one with vla-embed")

@@ -56,12 +56,7 @@ def create_arrays(
     probe: Probe,
     bases: Mapping[str, np.ndarray],
 ) -> None:
-    """Create a store in a vacant folder, every array at full size, whole or not at all.
-
-    Raises:
-        StoreError: another process has created another store there meanwhile.
-        OSError: the disk is full or not writable; there is no store.
-    """
+    """Create a store in a vacant folder, whole or not at all (StoreError: another process has)."""
     try:
         with folder.made(ROOT) as partial:
             described = attributes.model_dump(mode="json")

@@ -33,14 +33,11 @@ class FeatureCache:
     max_bytes: int
 
     def copied(self, store: FeatureStore, name: str) -> list[Path]:
-        """Return one file of raw rows per unit, after copying those that are missing.
-
-        Processes that need the same copy wait for the one that makes it.
+        """Return one file of raw rows per unit; copy those that are missing, one process at a time.
 
         Raises:
             StoreError: a unit is damaged.
             ConfigError: the copies would take more than `max_bytes`; nothing was copied.
-            OSError: the disk is full or not writable.
         """
         folder = self.folder / store.digest()[:NAME_DIGITS] / name
         paths = [folder / f"{unit:06d}" for unit in range(store.num_units)]

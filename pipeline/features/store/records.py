@@ -125,8 +125,7 @@ class Completion:
         """Yield the digest of what the caller reads; units of two stores are never mixed.
 
         Raises:
-            IncompleteStoreError: the store is not complete.
-            StoreError: another store replaced it meanwhile, or it was written.
+            StoreError: another store replaced it meanwhile, it was written, or it is not complete.
         """
         digest, problem = self.require_mark().digest, None
         try:
@@ -221,11 +220,7 @@ def discard_units(store: Folder, units: Iterable[int]) -> None:
 def read_unit_record(
     store: Folder, unit: int, rows: tuple[int, int], fingerprint: str
 ) -> UnitRecord:
-    """Read the commit record of a unit that must have these rows, by this encoder.
-
-    Raises:
-        StoreError: there is none, it is damaged, or it is of other rows or another encoder.
-    """
+    """Read the record of a unit of these rows by this encoder (StoreError: there is none)."""
     where = f"{store}: rows {rows[0]}..{rows[1]} (unit {unit})"
     try:
         record = _validated(UnitRecord, store, record_name(unit))

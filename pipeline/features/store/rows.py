@@ -1,14 +1,12 @@
-"""Rows of a store's arrays, read from its files by position: what training gathers batches from.
+"""Rows of a store's arrays, read from its files by position, for the batches of training.
 
 An uncompressed array needs no decoding: a chunk is the raw rows and four bytes of checksum, and a
-shard is 64 such chunks with an index at its end. So a row of any step is one read at a known
-offset, and memory holds what was asked for and nothing else; what was read before comes from the
-system's page cache. `announce` starts reading without waiting, which keeps a disk busy with a whole
-batch at a time: random pairs of rows cost 10 microseconds of one core, whether the array fits the
-memory or not.
+shard is 64 such chunks with an index at its end. So a row is one read at a known offset, memory
+holds only the requested rows, and rows that were read before come from the system's page cache.
+`announce` starts reading without waiting, so that a disk reads a whole batch at once.
 
-Values are addressed by their place: `row * num_slots + slot`, so that one slot of a row can be read
-without the others. A file must stay the one that it was when it was opened.
+Values are addressed by `row * num_slots + slot`, so that one slot of a row can be read without the
+others. A file must not change after it was opened.
 """
 
 import os
@@ -37,12 +35,11 @@ class _Slice(NamedTuple):
     """Neighboring values of one file."""
 
     start: int
-    """Their first place in the result."""
+    """In the result, as `stop`."""
     stop: int
-    """One past their last place in the result."""
     file: int
     offset: int
-    """Of the first one, in bytes."""
+    """Bytes."""
 
 
 class StoredRows:
@@ -54,17 +51,16 @@ class StoredRows:
         name: str,
         cache: FeatureCache | None = None,
     ):
-        """Open the files; the first use of a store that needs a local copy makes it.
+        """Open the files, after copying those of stores that need a local copy.
 
         Args:
             stores: one or more complete ones, of the same slots and features.
-            name: of the array, as `unit_arrays` has it.
+            name: of the array, a key of `unit_arrays`.
             cache: where a store in object storage or with compressed features is copied to.
 
         Raises:
             StoreError: a file is absent or damaged.
-            ConfigError: a store needs a copy, and there is no cache or too little room in it.
-            OSError: the cache is full or not writable.
+            ConfigError: a store needs a copy, and there is no cache or too little space in it.
         """
         dtype, axes = unit_arrays(stores[0].attributes)[name]
         self.num_slots = stores[0].attributes.num_slots
@@ -79,41 +75,37 @@ class StoredRows:
             self._paths += paths
             first_row += store.num_rows
         self._starts, self._files, self._offsets = map(np.concatenate, (starts, files, offsets))
-        """First place, file and offset of every chunk."""
+        """First value, file and offset of every chunk."""
         self._stamps = [_stamp(path.stat()) for path in self._paths]
 
     def announce(self, places: Int64[Tensor, "*b"]) -> None:
-        """Have the system read values into its page cache, and do not wait for it."""
+        """Have the system read values into its page cache, without waiting."""
         if sys.platform != "linux":
             return
-        for part in self._slices(places):
-            size = (part.stop - part.start) * self._value.itemsize
-            descriptor = os.open(self._paths[part.file], os.O_RDONLY)
+        for own in self._slices(places):
+            size = (own.stop - own.start) * self._value.itemsize
+            descriptor = os.open(self._paths[own.file], os.O_RDONLY)
             try:
-                os.posix_fadvise(descriptor, part.offset, size, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(descriptor, own.offset, size, os.POSIX_FADV_WILLNEED)
             finally:
                 os.close(descriptor)
 
     def read(self, places: Int64[Tensor, "*b"]) -> Float16[Tensor, "..."]:
-        """Read values into new memory; the axes of `places` come first, those of a value last.
-
-        Raises:
-            StoreError: a file cannot be read, or is not the one that was opened.
-        """
+        """Read values, shape `[*places, *value]` (StoreError: a file changed or does not read)."""
         values = np.empty(places.numel(), self._value)
         content = memoryview(values.reshape(-1).view(np.uint8).data)
-        for part in self._slices(places):
+        for own in self._slices(places):
             size = self._value.itemsize
-            self._read(part, content[part.start * size : part.stop * size])
+            self._read(own, content[own.start * size : own.stop * size])
         return torch.from_numpy(values).view(*places.shape, *values.shape[1:])
 
-    def _read(self, part: _Slice, into: memoryview) -> None:
-        path = self._paths[part.file]
+    def _read(self, own: _Slice, into: memoryview) -> None:
+        path = self._paths[own.file]
         try:
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                is_same = _stamp(os.fstat(descriptor)) == self._stamps[part.file]
-                size = os.preadv(descriptor, [into], part.offset)
+                is_same = _stamp(os.fstat(descriptor)) == self._stamps[own.file]
+                size = os.preadv(descriptor, [into], own.offset)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -128,7 +120,7 @@ class StoredRows:
             )
 
     def _slices(self, places: Int64[Tensor, "*b"]) -> Iterator[_Slice]:
-        """Cut places into neighbors that one chunk holds one after the other."""
+        """Cut values into runs that are consecutive in one chunk."""
         flat = places.reshape(-1).numpy()
         chunks = np.searchsorted(self._starts, flat, side="right") - 1
         is_cut = (np.diff(flat) != 1) | (np.diff(chunks) != 0)
@@ -146,7 +138,7 @@ Chunks = tuple[
 
 
 def _chunks(store: FeatureStore, name: str, value_bytes: int, cache: FeatureCache | None) -> Chunks:
-    """Return a store's files, and of every chunk in them the first row, the file and the offset."""
+    """Return a store's files, and the first row, file and offset of every chunk in them."""
     unit_starts = np.arange(store.num_units) * store.attributes.rows_per_unit
     whole_files = unit_starts, np.arange(store.num_units), np.zeros(store.num_units, np.int64)
     folder = on_disk(store.path)
@@ -170,7 +162,7 @@ def _chunks(store: FeatureStore, name: str, value_bytes: int, cache: FeatureCach
 def _shard_offsets(
     store: FeatureStore, unit: int, path: Path, chunk_bytes: int
 ) -> Int64[np.ndarray, " c"]:
-    """Read where the chunks of a shard begin, those that hold rows of the store."""
+    """Read the offsets of the chunks of a shard that hold rows of the store."""
     start, stop = store.unit_rows(unit)
     num_chunks = store.attributes.rows_per_unit // CHUNK_ROWS
     index_bytes = num_chunks * INDEX_ENTRY * 8
@@ -190,5 +182,5 @@ def _shard_offsets(
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
-    """Return what differs once another file has the name, or the file was written."""
+    """Return a value that changes when the file is replaced or written."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -25,15 +25,10 @@ MAX_BLOCKS: Final = 16  # kept of a file
 
 
 class ObjectFile(io.RawIOBase):
-    """One object, read-only; all that is read comes from the bytes that it had when opened."""
+    """One object, read-only, with the content that it had when it was opened."""
 
     def __init__(self, url: ObjectUrl):
-        """Ask for the object's size.
-
-        Raises:
-            FileNotFoundError: there is no such object.
-            ObjectStorageError: object storage refuses, or does not answer.
-        """
+        """Request the object's size (FileNotFoundError: there is no such object)."""
         self._url = url
         self._objects = open_bucket(url.scheme, url.bucket)
         held = until_whole(str(url), partial(obstore.head, self._objects, url.path))
@@ -65,12 +60,10 @@ class ObjectFile(io.RawIOBase):
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         """Fill a buffer from the position; return how many of its bytes the object has.
 
-        The rest becomes zeros, as HDF5's own driver has it: h5py does not look at the number.
+        The rest becomes zeros, as in HDF5's own driver: h5py ignores the number.
 
         Raises:
-            FileNotFoundError: the object was removed.
-            ObjectStorageError: object storage refuses or does not answer, or the object was
-                replaced.
+            FileNotFoundError, ObjectStorageError: the object was removed or replaced, or no answer.
         """
         target = memoryview(buffer).cast("B")
         start = self._position

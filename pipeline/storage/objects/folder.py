@@ -1,7 +1,7 @@
 """Objects below a prefix of a bucket, as a folder of files.
 
 Nothing can be renamed or locked here. An answered PUT is durable and whole, and the last of two
-writers wins; `made` writes its last file on the condition that nobody else has.
+writers wins; `made` writes its last file only if no other process has.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -29,10 +29,10 @@ NAMES_A_PAGE = 1_000  # what S3 lists in an answer
 
 
 class ObjectFolder:
-    """Objects below a prefix; `Folder` says what each method promises."""
+    """Objects below a prefix; see `Folder`."""
 
     def __init__(self, location: ObjectUrl):
-        """Prepare; nothing is asked of the object store yet."""
+        """Send no request yet."""
         self.location = location
 
     def __str__(self) -> str:
@@ -40,16 +40,12 @@ class ObjectFolder:
 
     @cached_property  # takes about 0.1 s, and who opens files one by one never needs it
     def objects(self) -> "ObjectStore":
-        """The handle that obstore has of it; paths are relative to the location.
-
-        Raises:
-            ObjectStorageError: the settings in the environment cannot be used.
-        """
+        """The handle of obstore, with paths relative to the location."""
         with reaching(str(self)):
             return from_url(str(self), retry_config=RETRY)
 
     def is_there(self) -> bool:
-        """Whether there is any object below the address, or one at it."""
+        """Whether there is an object below the address, or at it."""
         return any(self._listed())
 
     def exists(self, name: str) -> bool:
@@ -61,7 +57,7 @@ class ObjectFolder:
         return True
 
     def children(self) -> list[str] | None:
-        """Return the names of the objects directly here; None where none lies below."""
+        """Return the names of the objects directly below; None if there are none at all."""
         names = list(self.names())
         return [name for name in names if "/" not in name] if any(names) else None
 
@@ -74,12 +70,12 @@ class ObjectFolder:
         return b"".join(self.read_pieces(name))
 
     def read_pieces(self, name: str) -> Iterator[bytes]:
-        """Return an object's content in pieces; see `Folder.read_pieces`."""
-        place = f"{self}/{name}"
-        answer = until_whole(place, partial(obstore.get, self.objects, name))
-        with reaching(place):
-            for piece in answer.stream(min_chunk_size=READ_BYTES):
-                yield bytes(piece)
+        """Yield an object's content in blocks."""
+        url = f"{self}/{name}"
+        answer = until_whole(url, partial(obstore.get, self.objects, name))
+        with reaching(url):
+            for block in answer.stream(min_chunk_size=READ_BYTES):
+                yield bytes(block)
 
     def open(self, name: str) -> RawIOBase:
         """Open an object; see `Folder.open`."""
@@ -100,7 +96,7 @@ class ObjectFolder:
         self._put(name, content)
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove objects; those that are not there are passed over."""
+        """Remove objects; missing ones are ignored."""
         for name in names:
             with suppress(FileNotFoundError):
                 until_whole(f"{self}/{name}", partial(obstore.delete, self.objects, name))
@@ -109,15 +105,14 @@ class ObjectFolder:
         """Do nothing: an answered PUT is durable."""
 
     def is_vacant(self, parts: Collection[str]) -> bool:
-        """Whether nothing is here, or what a crash in `made` left; see `Folder.is_vacant`."""
+        """See `Folder.is_vacant`."""
         return all(name.split("/")[0] in parts for name in self.names())
 
     @contextmanager
     def made(self, last: str) -> Iterator[Path]:
-        """Fill a temporary folder and put its files, the last one if no other is there by then.
+        """Fill a temporary folder and put its files, `last` if no other process has by then.
 
-        See `Folder.made`. Two processes that make the same folder put the same bytes, and both
-        succeed.
+        Two processes that make the same folder put the same bytes, and both succeed.
         """
         with TemporaryDirectory() as temporary:
             yield Path(temporary)

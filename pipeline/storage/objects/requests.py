@@ -1,9 +1,9 @@
-"""One request to an S3 or Google bucket through obstore: sent again where it may be, and our words.
+"""One request to an S3 or Google bucket through obstore: repeated if it may be, with our errors.
 
 Credentials, endpoint and region are those that obstore finds in the environment (AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_ENDPOINT_URL, AWS_REGION, AWS_ALLOW_HTTP,
-GOOGLE_APPLICATION_CREDENTIALS, ...). Of what object storage answers, messages repeat the status and
-the error's code alone: the rest may quote the key's id and the signed request.
+GOOGLE_APPLICATION_CREDENTIALS, ...). Messages repeat only the status and the code of an answer: the
+rest may quote the key's id and the signed request.
 """
 
 import re
@@ -40,72 +40,61 @@ Answer = TypeVar("Answer")
 
 @lru_cache(maxsize=8)
 def open_bucket(scheme: str, bucket: str) -> "ObjectStore":
-    """Return obstore's handle of a bucket; one for all files, which so share its connections.
-
-    Raises:
-        ObjectStorageError: the settings in the environment cannot be used.
-    """
+    """Return obstore's handle of a bucket, shared by all files, which share its connections."""
     url = f"{scheme}://{bucket}"
     with reaching(url):
         return from_url(url, retry_config=RETRY)
 
 
-def until_whole(place: str, request: Callable[[], Answer]) -> Answer:
-    """Send a request that may be sent twice, again where its answer breaks off.
-
-    Raises:
-        FileNotFoundError, FileExistsError, ObjectStorageError: as `reaching`.
-    """
+def until_whole(url: str, request: Callable[[], Answer]) -> Answer:
+    """Send a repeatable request, again if its answer breaks off; errors as in `reaching`."""
     for _ in range(CUT_ANSWERS - 1):
-        with suppress(CutAnswerError), reaching(place):
+        with suppress(CutAnswerError), reaching(url):
             return request()
-    with reaching(place):
+    with reaching(url):
         return request()
 
 
-async def until_whole_async(place: str, request: Callable[[], Awaitable[Answer]]) -> Answer:
-    """Do as `until_whole`, for zarr."""
+async def until_whole_async(url: str, request: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The same as `until_whole`, for zarr."""
     for _ in range(CUT_ANSWERS - 1):
-        with suppress(CutAnswerError), reaching(place):
+        with suppress(CutAnswerError), reaching(url):
             return await request()
-    with reaching(place):
+    with reaching(url):
         return await request()
 
 
 @contextmanager
-def reaching(place: str) -> Iterator[None]:
-    """Say in our words what obstore says of a request, and nothing that may be secret.
-
-    Args:
-        place: the address that is asked for.
+def reaching(url: str) -> Iterator[None]:
+    """Replace obstore's errors by ours, without anything that may be secret.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        FileExistsError: it must be new, and is there already.
-        ObjectStorageError: the bucket is not there, access is refused, or there is no answer.
+        FileNotFoundError: there is no object at `url`.
+        FileExistsError: it must be new, and exists.
+        ObjectStorageError: the bucket does not exist, access is refused, or there is no answer.
         CutAnswerError: the answer broke off.
     """
     # `from None`: a traceback would print the answer, which may quote the signed request.
     try:
         yield
     except AlreadyExistsError:
-        raise FileExistsError(f"{place}: is there already") from None
+        raise FileExistsError(f"{url}: is there already") from None
     except FileNotFoundError as error:
         if NO_BUCKET not in str(error):
-            raise FileNotFoundError(f"{place}: is not there") from None
-        raise ObjectStorageError(f"{place}: {_said(str(error))}") from None
+            raise FileNotFoundError(f"{url}: is not there") from None
+        raise ObjectStorageError(f"{url}: {_explain(str(error))}") from None
     except BaseError as error:
         is_cut = "response body error" in str(error)
         kind = CutAnswerError if is_cut else ObjectStorageError
-        raise kind(f"{place}: {_said(str(error))}") from None
+        raise kind(f"{url}: {_explain(str(error))}") from None
 
 
-def _said(text: str) -> str:
-    """Return what went wrong and what to do, from obstore's words without their details."""
+def _explain(text: str) -> str:
+    """Return what went wrong and what to do, without the details of obstore's message."""
     status = re.search(r"status code: (\d{3}[A-Za-z ]*)", text)
     code = re.search(r"<Code>(\w+)</Code>", text)
     tries = re.search(r"after (\d+) retries", text)
-    if "/latest/" in text:  # where a cloud's machines ask for theirs
+    if "/latest/" in text:  # the address of a cloud machine's own credentials
         return (
             "no credentials for object storage; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "or what else your provider takes, in the environment"

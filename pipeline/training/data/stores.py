@@ -39,9 +39,8 @@ def check_agreement(stores: Sequence[FeatureStore], features: Sequence[str]) -> 
     """Refuse stores whose rows cannot be one run's data, for a policy that reads these features.
 
     Raises:
-        ConfigError: a store lacks a feature; the message lists the features it has.
-        StoreError: a store differs from the first in a field that decides rows or features, or two
-            have the same content; the message names both and the field.
+        ConfigError: a store lacks a feature.
+        StoreError: two stores differ in a field that decides rows or features, or are the same.
     """
     for store in stores:
         lacking = [name for name in features if name not in store.encoder.feature_names]
@@ -80,9 +79,8 @@ def validation_episodes(num_episodes: int, share: float, store: FeatureStore) ->
 
     Args:
         num_episodes: of the store.
-        share: of the episodes, spread evenly over the store; any share above 0 means one episode
-            or more, but never all. Where the manifest has a split, any share above 0 means the
-            episodes of that split. 0 means none.
+        share: of the episodes, spread evenly, one or more but never all. If the manifest has a
+            split, any share above 0 means the episodes of that split. 0 means none.
         store: whose manifest may have a split.
 
     Raises:
@@ -116,10 +114,8 @@ def find_leaks(
 ) -> tuple[tuple[str, str], ...]:
     """Find validation episodes that are also trained on, in another store or under another number.
 
-    Two episodes are the same if their states and actions are equal, bit for bit.
-
-    Returns:
-        The name of each such episode, and the name of the same one among the training's.
+    Two episodes are the same if their states and actions are equal, bit for bit. Return pairs of
+    names: of the validation episode, and of the same one among the training's.
     """
     if not any(map(torch.any, is_validation)):
         return ()

@@ -108,11 +108,7 @@ def write_run(
     bases: Mapping[str, np.ndarray],
     starts: StartFrames,
 ) -> None:
-    """Write a new run's probe, bases and start frames, then its description.
-
-    Raises:
-        OSError: the folder is not writable.
-    """
+    """Write a new run's probe, bases and start frames, then its description."""
     run.mkdir(parents=True, exist_ok=True)
     notes = {"environment": probe.environment.model_dump_json(), "tolerance": repr(probe.tolerance)}
     features = {f"{FEATURES}{name}": values for name, values in probe.features.items()}

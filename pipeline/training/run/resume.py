@@ -16,14 +16,10 @@ from pipeline.training.run.folder import (
 
 
 def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
-    """Return whether a run begins here, and refuse anything else that the folder may hold.
+    """Return whether a run begins here, and refuse anything else in the folder (RunError).
 
     A run that ended before its first checkpoint has nothing to resume: it begins again, with any
     settings. A resumed run may get more steps.
-
-    Raises:
-        RunError: `run` holds something else, or a run of other settings, or `resume` is False and
-            it holds a run.
     """
     if not (run / "run.json").exists():
         if not is_vacant(run) and not _was_cut_off(run):

@@ -125,12 +125,7 @@ TRACKERS: Final[dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]]] = 
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Check before a run begins whether its trackers can be opened.
-
-    Raises:
-        ConfigError: there is no tracker of that name.
-        MissingExtraError: its library is not installed.
-    """
+    """Refuse unknown trackers (ConfigError) and those without a library (MissingExtraError)."""
     for name in names:
         if name not in TRACKERS:
             raise ConfigError(f"tracker {name!r}, want one of {', '.join(TRACKERS)}")
@@ -147,12 +142,7 @@ def check_trackers(names: Sequence[str]) -> None:
 def open_trackers(
     names: Sequence[str], run: Path, configuration: Mapping[str, Any], step: int
 ) -> list[Tracker]:
-    """Open trackers by name, for a run with this flat configuration that has come to `step`.
-
-    Raises:
-        ConfigError, MissingExtraError: see `check_trackers`.
-        TrackerError: one cannot be opened.
-    """
+    """Open trackers for a run at `step`, or raise TrackerError; see `check_trackers`."""
     check_trackers(names)
     opened: list[Tracker] = []
     for name in names:
