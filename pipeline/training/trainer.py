@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Protocol, runtime_checkable
@@ -116,46 +116,38 @@ class Trainer:
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and its checkpoint written.
         """
-        if self.step == self.config.steps:
+        steps = self.config.steps
+        if self.step == steps:
             return
-        if not self.ranks.is_primary:
-            self._follow()
-            return
-        estimate = Estimate(self.config.steps - self.step, "step")
-        bar = tqdm(
-            total=self.config.steps, initial=self.step, desc="train", unit="step", disable=None
-        )
-        with RunLog(self.run, self.step, trackers) as log, bar, deferred_interrupt() as interrupted:
-            while self.step < self.config.steps:
+        log = RunLog(self.run, self.step, trackers) if self.ranks.is_primary else None
+        estimate = Estimate(steps - self.step, "step")
+        hidden = None if log is not None else True  # None: hidden unless there is a terminal
+        bar = tqdm(total=steps, initial=self.step, desc="train", unit="step", disable=hidden)
+        with log or nullcontext(), bar, deferred_interrupt() as interrupted:
+            while self.step < steps:
                 figures = self.advance()
                 bar.update()
-                if self.step % self.config.log_every == 0:
-                    estimate.advance(self.config.log_every)
                 is_stopped = self.ranks.any(interrupted())
-                is_last = is_stopped or self.step == self.config.steps
-                entry = self._entry(figures, log, is_last=is_last)
-                if "raw_mse" in entry:
-                    bar.set_postfix(mse=f"{entry['raw_mse']:.4f}", refresh=False)
-                if entry:
-                    log.write(self.step, entry)
-                if self.step % self.config.checkpoint_every == 0 or is_last:
-                    self.save(entry)
-                    for watcher in watchers:
-                        watcher.checkpoint_written(self.run, self.step)
-                _take_figures(watchers, log)
-                if is_stopped and self.step < self.config.steps:
+                if log is not None:
+                    if self.step % self.config.log_every == 0:
+                        estimate.advance(self.config.log_every)
+                    is_last = is_stopped or self.step == steps
+                    entry = self._entry(figures, log, is_last=is_last)
+                    if "raw_mse" in entry:
+                        bar.set_postfix(mse=f"{entry['raw_mse']:.4f}", refresh=False)
+                    if entry:
+                        log.write(self.step, entry)
+                    if self.step % self.config.checkpoint_every == 0 or is_last:
+                        self.save(entry)
+                        for watcher in watchers:
+                            watcher.checkpoint_written(self.run, self.step)
+                    _log_figures(watchers, log)
+                if is_stopped and self.step < steps:
                     raise KeyboardInterrupt
-            for watcher in watchers:
-                watcher.finish()
-            _take_figures(watchers, log)
-
-    def _follow(self) -> None:
-        """Take the same steps as the primary process, which writes."""
-        with deferred_interrupt() as interrupted:
-            while self.step < self.config.steps:
-                self.advance()
-                if self.ranks.any(interrupted()) and self.step < self.config.steps:
-                    raise KeyboardInterrupt
+            if log is not None:
+                for watcher in watchers:
+                    watcher.finish()
+                _log_figures(watchers, log)
 
     def _entry(
         self, figures: Mapping[str, Tensor], log: RunLog, *, is_last: bool
@@ -260,7 +252,7 @@ class Trainer:
         )
 
 
-def _take_figures(watchers: Sequence[TrainingWatcher], log: RunLog) -> None:
+def _log_figures(watchers: Sequence[TrainingWatcher], log: RunLog) -> None:
     for watcher in watchers:
         for step, figures in watcher.figures():
             log.write(step, figures)

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.features.encode.known_frames import FrameIndex, StoredUnits
+from pipeline.features.encode.known_frames import FrameIndex
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.layout import FEATURES, FRAME_HASH
@@ -106,7 +106,7 @@ def finish(path: Path) -> dict[str, float]:
     store = FeatureStore.open(path, allow_incomplete=True, writable=True)
     started = time.perf_counter()
     num_rows = len(store.read_steps().state)
-    index = FrameIndex.of([StoredUnits(store, frozenset(store.valid_units()))], place_matters=False)
+    index = FrameIndex.of([(store, store.valid_units())], place_matters=False)
     stock_s = time.perf_counter() - started
     assert len(index.hashes) == num_rows * len(VIEWS)
     del index  # handed to the workers

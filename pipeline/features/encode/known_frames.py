@@ -6,7 +6,7 @@ nothing move, an episode that another dataset has too, a dataset that has grown.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,13 +24,8 @@ PLACE_FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spre
 NEW, RECENT, STORED = range(3)  # where a frame's feature was found
 
 
-@dataclass(frozen=True)
-class StoredUnits:
-    """Committed units of a store whose features may be copied."""
-
-    store: FeatureStore
-    units: frozenset[int]
-    """Not written while they are copied from; each is checked when it is read."""
+StoredUnits = tuple[FeatureStore, Collection[int]]
+"""Committed units of a store, which are not written while features are copied from them."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +48,11 @@ class FrameIndex:
     @classmethod
     def of(cls, stored: Sequence[StoredUnits], *, place_matters: bool) -> "FrameIndex":
         """Index the frames of committed units, all by one encoder (StoreError: one is damaged)."""
-        units = [
-            (number, unit) for number, held in enumerate(stored) for unit in sorted(held.units)
+        stores = [store for store, _ in stored]
+        units = [(i, unit) for i, (_, held) in enumerate(stored) for unit in sorted(held)]
+        sizes = [
+            stores[i].num_unit_rows(unit) * stores[i].attributes.num_slots for i, unit in units
         ]
-        stores = [held.store for held in stored]
-        rows = [stores[number].unit_rows(unit) for number, unit in units]
-        slots = [stores[number].attributes.num_slots for number, _ in units]
-        sizes = [(stop - start) * width for (start, stop), width in zip(rows, slots, strict=True)]
         ends = np.cumsum([0, *sizes], dtype=np.int64)
         hashes = np.empty(ends[-1], np.uint64)
         for (number, unit), start, stop in zip(units, ends[:-1], ends[1:], strict=True):

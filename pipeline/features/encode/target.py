@@ -101,9 +101,7 @@ def find_missing(
     # Written before the first unit: from here on, what is committed comes from these files.
     if held != note:
         write_source(store.folder, note)
-    index = FrameIndex.of(
-        [StoredUnits(store, frozenset(valid)), *target.stored], place_matters=place_matters
-    )
+    index = FrameIndex.of([(store, valid), *target.stored], place_matters=place_matters)
     return Missing(sorted(invalid), index, compare_s)
 
 
@@ -202,7 +200,7 @@ def open_target(
         described = attributes.model_copy(update={"environment": probe.environment})
         store = FeatureStore.create(growing, described, steps, probe, held.read_bases())
     sources = filter(None, (held, _reopened(outdated, attributes)))
-    stored = tuple(StoredUnits(source, frozenset(source.valid_units())) for source in sources)
+    stored = tuple((source, source.valid_units()) for source in sources)
     return Target(store, stored, replaces=disk)
 
 

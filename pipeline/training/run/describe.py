@@ -122,16 +122,9 @@ def _describe_run(path: Path) -> Fields:
 
 def _describe_probe(probe: Probe) -> Fields:
     environment = probe.environment
-    return {
-        "device": environment.device,
-        "hardware": ", ".join(environment.hardware),
-        "torch": environment.torch_version,
-        "library": environment.library,
-        "tf32": environment.tf32,
-        "compiled": environment.compiled,
-        "threads": environment.threads,
-        "images_per_pass": environment.images_per_pass,
-        "place_matters": environment.place_matters,
+    fields = environment.model_dump() | {"hardware": ", ".join(environment.hardware)}
+    return fields | {
+        "torch": fields.pop("torch_version"),
         "environment_digest": environment.digest(),
         "probe": f"{len(probe.frames)} steps, {len(probe.real_frames)} of them real",
         "probe_digest": probe.digest(),

@@ -9,7 +9,6 @@ from pipeline.features.encode.known_frames import (
     STORED,
     FrameIndex,
     KnownFrames,
-    StoredUnits,
 )
 from pipeline.features.store.feature_store import FeatureStore
 from tests.pipeline.tiny import VIEWS, complete_store, tiny_environment, tiny_identity
@@ -21,7 +20,7 @@ POOLED, ENVIRONMENT = tiny_identity().features, tiny_environment(threads=2)
 def stored(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stores")
     stores = [complete_store(folder / f"{n}.zarr", (300, 20 + n)) for n in range(2)]
-    return [StoredUnits(stores[0], frozenset({1})), StoredUnits(stores[1], frozenset({0, 1}))]
+    return [(stores[0], {1}), (stores[1], {0, 1})]
 
 
 def held_frames(stored) -> dict[int, np.ndarray]:

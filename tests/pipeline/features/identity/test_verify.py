@@ -67,7 +67,6 @@ def test_a_store_of_this_environment_is_confirmed_bit_for_bit(folder):
     assert list(report.distances) == ["pooled", "grid"]
     for found in report.distances.values():
         assert (found.max_abs, found.relative_l2_worst, found.equal_share) == (0, 0, 1)
-        assert found.cosine_worst == pytest.approx(1, abs=1e-12)
     assert "as it should be (8 steps bit for bit" in report.summary()
 
 
@@ -118,8 +117,7 @@ def test_another_environment_has_its_limit(folder):
     report = verify(folder)
     found = report.distances["pooled"]
     assert not report.is_within_tolerance
-    assert found.cosine_worst > 0.999999  # the direction is right, the length is not
-    assert found.relative_l2_mean == pytest.approx(2 * report.tolerance, rel=0.05)
+    assert found.relative_l2_worst == pytest.approx(2 * report.tolerance, rel=0.1)
     assert report.distances["grid"].equal_share == 1
 
 
@@ -283,10 +281,7 @@ def test_distances_are_those_of_a_closed_form():
     assert dataclasses.asdict(Distances.between(found, expected)) == pytest.approx(
         {
             "max_abs": 11,
-            "relative_l2_mean": 125**0.5 / 10 / 2,
             "relative_l2_worst": 125**0.5 / 10,
-            "cosine_mean": 0.5,
-            "cosine_worst": 0,
             "equal_share": 1 - 2 / 1536,
         }
     )
