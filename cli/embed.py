@@ -24,7 +24,7 @@ main = typer.Typer(add_completion=False)
 @main.command()
 def embed(
     dataset: Annotated[str, typer.Argument(help=DATASET)],
-    store: Annotated[str, typer.Option(help=f"Feature store to create or go on with{LOCATION}")],
+    store: Annotated[str, typer.Option(help=f"Feature store to create or resume{LOCATION}")],
     encoder: Annotated[
         str, typer.Option(help=f"Hub repository, local folder, or one of {', '.join(ENCODERS)}.")
     ] = DEFAULT_ENCODER,
@@ -53,7 +53,7 @@ def embed(
     ] = None,
 ) -> None:
     """Encode every frame of a dataset once and cache the features. Resumable."""
-    with exit_on_vla_error("the same command goes on from here"), _every_failed_unit():
+    with exit_on_vla_error("the same command resumes"), _every_failed_unit():
         location = parse_location(store)
         config = EmbedConfig(
             manifest=manifest_beside(location, dataset, episodes),
@@ -86,7 +86,7 @@ def _with_settings(config: EmbedConfig, settings: Sequence[str]) -> EmbedConfig:
 
 @contextmanager
 def _every_failed_unit() -> Iterator[None]:
-    """List the failed units, a line each, before the error says how many there are."""
+    """Print a line per failed unit before the error, which has their number."""
     try:
         yield
     except FailedUnitsError as error:

@@ -35,13 +35,14 @@ def train_command(
         typer.Option("--set", help="One field, as in steps=2000 or agent.head.n_layer=6."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in OUT; --set steps=N adds steps.")
+        bool, typer.Option("--resume", help="Resume the run in OUT; --set steps=N adds steps.")
     ] = False,
     init_from: Annotated[
         Path | None, typer.Option(help="A run whose averaged weights a new run begins with.")
     ] = None,
     weights: Annotated[
-        str, typer.Option(help="How often a step of each store is drawn, as in 2,1; all alike.")
+        str,
+        typer.Option(help="How often a step of each store is drawn, as in 2,1; default: equally."),
     ] = "",
     cache_dir: Annotated[
         Path | None,
@@ -50,7 +51,7 @@ def train_command(
         ),
     ] = None,
     cache_bytes: Annotated[
-        str, typer.Option(help="Room of all copies in --cache-dir, as in 500MB or 2TB.")
+        str, typer.Option(help="Space for all copies in --cache-dir, as in 500MB or 2TB.")
     ] = "100GB",
     encoder: Annotated[
         str | None, typer.Option(help="Path or name of the encoder for --rollout-env, if it moved.")
@@ -58,19 +59,19 @@ def train_command(
     device: DeviceOption = "auto",
     rollout_env: Annotated[
         str | None,
-        typer.Option(help="Roll checkpoints out meanwhile, as in metaworld/drawer-open-v3."),
+        typer.Option(help="Roll out checkpoints during training, as in metaworld/drawer-open-v3."),
     ] = None,
     rollout_every: Annotated[
         int, typer.Option(min=1, help="Steps between rollouts; want a checkpoint at each.")
     ] = 5_000,
-    rollout_episodes: Annotated[int, typer.Option(min=1, help="Episodes a rollout.")] = 5,
+    rollout_episodes: Annotated[int, typer.Option(min=1, help="Episodes per rollout.")] = 5,
     track: Annotated[
         list[str] | None,
-        typer.Option(help=f"Tell {' or '.join(TRACKERS)} too; each is an extra of its name."),
+        typer.Option(help=f"Also log to {' or '.join(TRACKERS)}; each is an extra of its name."),
     ] = None,
 ) -> None:
     """Train a policy on cached features."""
-    with exit_on_vla_error("add --resume to go on from the last checkpoint"):
+    with exit_on_vla_error("add --resume to continue from the last checkpoint"):
         if encoder is not None and rollout_env is None:
             raise ConfigError("--encoder needs --rollout-env: training reads cached features")
         locations = [parse_location(store) for store in stores]
@@ -125,4 +126,4 @@ def _parse_weights(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError as error:
-        raise ConfigError(f"--weights {text}: want a number a store, as in 2,1") from error
+        raise ConfigError(f"--weights {text}: want a number per store, as in 2,1") from error

@@ -40,21 +40,6 @@ def json_bytes(value: object) -> bytes:
     return f"{json.dumps(value, indent=2, allow_nan=False)}\n".encode()
 
 
-@contextmanager
-def made_whole(path: Path) -> Iterator[Path]:
-    """Yield a folder to fill, then flush it and rename it to `path` (OSError: disk full)."""
-    partial = beside(path, f"{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        sync_tree(partial)
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync_file(path.parent)
-
-
 def sync_file(path: Path) -> None:
     """Force a file's content, or a folder's list of names, onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -161,8 +146,16 @@ class LocalFolder:
     @contextmanager
     def made(self, last: str) -> Iterator[Path]:
         """Fill a folder next to this one, flush it and rename it; see `Folder.made`."""
-        with made_whole(self.location) as partial:
+        partial = beside(self.location, f"{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
             yield partial
+            sync_tree(partial)
+            partial.rename(self.location)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        sync_file(self.location.parent)
 
 
 def beside(path: Path, what: str) -> Path:

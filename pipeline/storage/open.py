@@ -1,4 +1,4 @@
-"""Opens the folder at a location, the one place that tells the two kinds apart."""
+"""Opens the folder at a location, on a disk or in object storage."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from policy.errors import MissingExtraError, install_command
 
 
 def open_folder(location: Location) -> Folder:
-    """Return the folder at a location, whether anything is there or not.
+    """Return the folder at a location, whether it exists or not.
 
     Raises:
         MissingExtraError: it is in object storage, and obstore is not installed.

@@ -11,7 +11,7 @@ from pipeline.training.data.sampling import seeded_generator
 from pipeline.training.data.windows import WindowData
 from policy.agent import VLAAgent
 
-MAX_WINDOWS: Final = 512  # at most; enough for a mean error, a second of compute
+MAX_WINDOWS: Final = 512  # at most; enough for a mean error, one second of compute
 
 
 class ValidationWindows:

@@ -59,7 +59,7 @@ class LiveWindowData(WindowData):
         self, observed: Int64[Tensor, "b t"], variants: Int64[Tensor, "b v"] | None
     ) -> dict[str, Float16[Tensor, "b t v ..."]]:
         """Encode the frames of the rows `observed`, each distinct one once."""
-        places, place_of = torch.unique(self._places(observed, variants), return_inverse=True)
+        places, place_of = torch.unique(self._addresses(observed, variants), return_inverse=True)
         blocks = torch.split(places, BLOCK_IMAGES)
         encoded = [
             self._encoder.encode(frames.result(), (block % self.spec.num_views).numpy())

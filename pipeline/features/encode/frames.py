@@ -59,8 +59,8 @@ class FrameSource:
         started = time.perf_counter()
         frames = np.concatenate(
             [
-                read_slots(self._reader, part, num_variants=self._num_variants)
-                for part in episode_slices(self._episode_ends, chunk.start, chunk.stop)
+                read_slots(self._reader, steps, num_variants=self._num_variants)
+                for steps in episode_slices(self._episode_ends, chunk.start, chunk.stop)
             ]
         )
         hashes = hash_frames(frames)
@@ -69,7 +69,7 @@ class FrameSource:
     def changed_units(self, store: FeatureStore, units: Iterable[int]) -> set[int]:
         """Read the frames of committed units again; return the units that hold other pixels.
 
-        A unit whose frames do not read counts as changed: encoding it says why.
+        A unit whose frames do not read counts as changed: encoding it reports the error.
         """
         held: tuple[int, np.ndarray] = (-1, np.zeros(0))
         rows = {unit: store.unit_rows(unit) for unit in units}
@@ -93,7 +93,7 @@ class FrameSource:
 
 
 def read_slots(
-    reader: EpisodeReader, part: EpisodeSlice, *, num_variants: int
+    reader: EpisodeReader, steps: EpisodeSlice, *, num_variants: int
 ) -> UInt8[np.ndarray, "n s 256 256 3"]:
     """Read steps of an episode in the encoder's size: every view, then every view of each variant.
 
@@ -103,8 +103,8 @@ def read_slots(
     Raises:
         FrameReadError, DatasetError: a frame does not read.
     """
-    names = reader.source_of[part.episode], reader.episode_number(part.episode)
-    views = reader.frames(part.episode, part.start, part.stop)
+    names = reader.source_of[steps.episode], reader.episode_number(steps.episode)
+    views = reader.frames(steps.episode, steps.start, steps.stop)
     plain = [resize_images(view, reader.fit) for view in views]
     variants = [
         augment_images(frames, draw_augmentation(*names, view, variant))

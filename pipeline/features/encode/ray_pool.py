@@ -22,7 +22,7 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline.errors import ConfigError, WorkerLostError
 from pipeline.features.encode.frames import FrameSource
 from pipeline.features.encode.known_frames import FrameIndex
-from pipeline.features.encode.unit_encoder import EncodeCounts, UnitEncoder, UnitOutcome
+from pipeline.features.encode.unit_encoder import UnitEncoder, UnitOutcome
 from pipeline.features.identity.encoder import load_like, refuse_other_encoder
 from pipeline.features.identity.probe import check_probe
 from pipeline.features.identity.source import open_source
@@ -134,12 +134,12 @@ def encode_with_ray(
                 # It may have committed a unit without having reported it.
                 committed = store.valid_units(left)
                 for unit in committed:
-                    yield UnitOutcome(unit, EncodeCounts(), {})
+                    yield UnitOutcome(unit)
                 lost = [unit for unit in left if unit not in committed]
                 waiting.extendleft(reversed(lost))
                 lost_at[lost[0] if lost else None] += 1  # the others were hardly begun
                 _refuse_more_losses(lost_at, _first_line(error))
-                logger.warning("a worker was lost (%s); another takes its place", error)
+                logger.warning("a worker was lost (%s); another replaces it", error)
                 start()
                 continue
             if outcome is not None:

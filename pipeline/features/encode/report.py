@@ -95,7 +95,7 @@ class Tally:
         reasons = [f"unit {unit}: {' '.join(failed[unit].split())}" for unit in sorted(failed)]
         raise FailedUnitsError(
             f"{self._store.path}: {len(failed)} of {self._store.num_units} units failed and hold "
-            f"no rows, the others are committed; correct these places and run the same command "
+            f"no rows, the others are committed; correct these files and run the same command "
             f"again; first {reasons[0]}",
             reasons,
         )

@@ -56,29 +56,26 @@ class EncodeCounts:
         self.failed_units |= other.failed_units
 
 
-@dataclass(frozen=True)
+@dataclass
 class UnitOutcome:
     """The result of one unit: it is committed, or one of its frames does not read."""
 
     unit: int
-    counts: EncodeCounts
-    seconds: dict[Stage, float]
-    """Time that each stage spent on it."""
+    counts: EncodeCounts = field(default_factory=EncodeCounts)
+    seconds: dict[Stage, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0})
+    """Time that each stage took."""
 
 
 @dataclass
-class EncodedUnit:
+class EncodedUnit(UnitOutcome):
     """One unit on its way to the store; grows by a chunk at a time."""
 
-    unit: int
     features: list[dict[str, np.ndarray]] = field(default_factory=list)
     """By name, float16 [n, s, ...] each."""
     hashes: list[np.ndarray] = field(default_factory=list)
     """uint64 [n, s] each."""
     environments: set[str] = field(default_factory=set)
     """Digests of the environments that computed some of the features."""
-    counts: EncodeCounts = field(default_factory=EncodeCounts)
-    seconds: dict[Stage, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0})
 
 
 class UnitEncoder:

@@ -176,7 +176,7 @@ def verify_store(
 
 
 def _damaged_units(store: FeatureStore, valid: set[int]) -> tuple[int, ...]:
-    """Return the units that were committed and do not hold what their record says, in order."""
+    """Return the units that were committed and no longer match their record, in order."""
     return tuple(
         unit
         for unit in range(store.num_units)

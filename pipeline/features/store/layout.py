@@ -1,6 +1,6 @@
 """The arrays of a feature store: their shapes, chunks and codecs, in Zarr format 3.
 
-Every array ends in a crc32c: raw and compressed chunks would otherwise read a flipped bit as data.
+Every chunk ends in a crc32c: without it a flipped bit would be read as data.
 An absent chunk reads as the fill value without an error, so that features and steps are filled with
 NaN or -1.
 """
@@ -216,15 +216,13 @@ def _create_probe(group: zarr.Group, probe: Probe) -> None:
 
 
 def _create_whole(group: zarr.Group, name: str, values: np.ndarray) -> None:
-    array = group.create_array(
+    group.create_array(
         name,
-        shape=values.shape,
+        data=values,
         chunks=values.shape,
-        dtype=values.dtype,
         fill_value=0,
         compressors=[_blosc(values.dtype), Crc32cCodec()],
     )
-    array[:] = values
 
 
 def read_probe(group: zarr.Group, features: Iterable[str]) -> Probe:

@@ -1,7 +1,6 @@
-"""Zarr's arrays in object storage, with our words for what object storage answers.
+"""Zarr's arrays in object storage, with our errors.
 
-Knows zarr's store interface and object folders; nothing about which arrays there are. zarr lets
-obstore's errors through as they are, and they quote the signed request.
+zarr lets obstore's errors through as they are, and they quote the signed request.
 """
 
 from functools import partial
@@ -30,7 +29,7 @@ class ObjectArrays(ObjectStore[obstore.store.ObjectStore]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return an object, or a part of it; None where there is none."""
+        """Return an object or a range of it; None if there is none."""
         get = partial(super().get, key, prototype, byte_range)
         return await until_whole_async(f"{self._folder}/{key}", get)
 

@@ -78,11 +78,11 @@ class StoredRows:
         """First value, file and offset of every chunk."""
         self._stamps = [_stamp(path.stat()) for path in self._paths]
 
-    def announce(self, places: Int64[Tensor, "*b"]) -> None:
+    def announce(self, addresses: Int64[Tensor, "*b"]) -> None:
         """Have the system read values into its page cache, without waiting."""
         if sys.platform != "linux":
             return
-        for own in self._slices(places):
+        for own in self._slices(addresses):
             size = (own.stop - own.start) * self._value.itemsize
             descriptor = os.open(self._paths[own.file], os.O_RDONLY)
             try:
@@ -90,14 +90,14 @@ class StoredRows:
             finally:
                 os.close(descriptor)
 
-    def read(self, places: Int64[Tensor, "*b"]) -> Float16[Tensor, "..."]:
-        """Read values, shape `[*places, *value]` (StoreError: a file changed or does not read)."""
-        values = np.empty(places.numel(), self._value)
+    def read(self, addresses: Int64[Tensor, "*b"]) -> Float16[Tensor, "..."]:
+        """Read values, shape `[*addresses, *value]` (StoreError: a file changed or does not read)."""
+        values = np.empty(addresses.numel(), self._value)
         content = memoryview(values.reshape(-1).view(np.uint8).data)
-        for own in self._slices(places):
+        for own in self._slices(addresses):
             size = self._value.itemsize
             self._read(own, content[own.start * size : own.stop * size])
-        return torch.from_numpy(values).view(*places.shape, *values.shape[1:])
+        return torch.from_numpy(values).view(*addresses.shape, *values.shape[1:])
 
     def _read(self, own: _Slice, into: memoryview) -> None:
         path = self._paths[own.file]
@@ -119,9 +119,9 @@ class StoredRows:
                 f"written; run the same command again"
             )
 
-    def _slices(self, places: Int64[Tensor, "*b"]) -> Iterator[_Slice]:
+    def _slices(self, addresses: Int64[Tensor, "*b"]) -> Iterator[_Slice]:
         """Cut values into runs that are consecutive in one chunk."""
-        flat = places.reshape(-1).numpy()
+        flat = addresses.reshape(-1).numpy()
         chunks = np.searchsorted(self._starts, flat, side="right") - 1
         is_cut = (np.diff(flat) != 1) | (np.diff(chunks) != 0)
         first = np.concatenate([[0], np.flatnonzero(is_cut) + 1])

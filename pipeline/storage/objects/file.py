@@ -5,8 +5,7 @@ here and a few there.
 """
 
 import io
-from collections import OrderedDict
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
 import obstore
@@ -34,7 +33,7 @@ class ObjectFile(io.RawIOBase):
         held = until_whole(str(url), partial(obstore.head, self._objects, url.path))
         self._size, self._e_tag = held["size"], held["e_tag"]
         self._position = 0
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()  # by position, last used last
+        self._block = lru_cache(MAX_BLOCKS)(self._read_block)  # by position
 
     def __repr__(self) -> str:
         return str(self._url)  # what h5py takes for the file's name
@@ -78,13 +77,8 @@ class ObjectFile(io.RawIOBase):
         self._position = stop
         return stop - start
 
-    def _block(self, first: int) -> bytes:
-        if first not in self._blocks:
-            self._blocks[first] = self._get(first, min(first + BLOCK_BYTES, self._size))
-            if len(self._blocks) > MAX_BLOCKS:
-                self._blocks.popitem(last=False)
-        self._blocks.move_to_end(first)
-        return self._blocks[first]
+    def _read_block(self, first: int) -> bytes:
+        return self._get(first, min(first + BLOCK_BYTES, self._size))
 
     def _get(self, start: int, stop: int) -> bytes:
         options: GetOptions = {"range": (start, stop)}

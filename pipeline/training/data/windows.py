@@ -141,8 +141,8 @@ class WindowData:
         self, observed: Int64[Tensor, "b t"], variants: Int64[Tensor, "b v"] | None
     ) -> dict[str, Float16[Tensor, "b t v ..."]]:
         """Return the features of the rows `observed`, each view in its variant; see `gather`."""
-        places = self._places(observed, variants)
-        return {name: stored.read(places) for name, stored in self._features.items()}
+        addresses = self._addresses(observed, variants)
+        return {name: stored.read(addresses) for name, stored in self._features.items()}
 
     def announce(
         self,
@@ -152,9 +152,9 @@ class WindowData:
         obs_horizon: int,
     ) -> None:
         """Have the system begin to read the features of these windows."""
-        places = self._places(self.observed_rows(rows, obs_horizon), variants)
+        addresses = self._addresses(self.observed_rows(rows, obs_horizon), variants)
         for stored in self._features.values():
-            stored.announce(places)
+            stored.announce(addresses)
 
     def gather(
         self,
@@ -202,7 +202,7 @@ class WindowData:
         shape = (num_windows, self.spec.num_views)
         return torch.randint(0, self.num_variants + 1, shape, generator=generator)
 
-    def _places(
+    def _addresses(
         self, observed: Int64[Tensor, "b t"], variants: Int64[Tensor, "b v"] | None
     ) -> Int64[Tensor, "b t v"]:
         """Return where a feature of each view is; see `StoredRows`."""
@@ -231,13 +231,13 @@ class WindowData:
         moments, stored, first_row = Moments(), self._features[name], 0
 
         def slices(rows: Sequence[slice]) -> Iterator[np.ndarray]:
-            places = [
+            addresses = [
                 torch.arange(p.start * self._num_slots, p.stop * self._num_slots) for p in rows
             ]
             for number, own in enumerate(rows):
-                for ahead in places[number + 1 : number + 2]:
+                for ahead in addresses[number + 1 : number + 2]:
                     stored.announce(ahead)
-                features = stored.read(places[number]).numpy()
+                features = stored.read(addresses[number]).numpy()
                 features = features.reshape(-1, self._num_slots, *features.shape[1:])
                 moments.add(features[is_trained[own], : self.spec.num_views])
                 yield features
@@ -251,13 +251,10 @@ class WindowData:
         return moments
 
     def _draws(self, sources: Sequence[SourceShare]) -> tuple[SourceDraws, ...]:
-        weights = [source.weight for source in sources]
-        if len(set(weights)) == 1:
-            return ()
         counts_of = torch.tensor([source.num_episodes for source in sources])
         source_of = torch.repeat_interleave(torch.arange(len(sources)), counts_of)[self.episode_of]
         rows = [self.train_rows[source_of[self.train_rows] == i] for i in range(len(sources))]
-        return source_draws(rows, weights)
+        return source_draws(rows, [source.weight for source in sources])
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> Tensor:
