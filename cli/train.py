@@ -42,7 +42,7 @@ def train_command(
     ] = None,
     weights: Annotated[
         str,
-        typer.Option(help="How often a step of each store is drawn, as in 2,1; default: equally."),
+        typer.Option(help="How often steps of each store are drawn, as in 2,1."),
     ] = "",
     cache_dir: Annotated[
         Path | None,

@@ -33,7 +33,7 @@ def embedded(recorded):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert "the same command goes on from here" in stderr
+    assert "the same command resumes" in stderr
     assert "Traceback" not in stderr
     assert not (store / "COMPLETE.json").exists()
     assert "units; run the same" in refusal("vla-train", store, "--out", store.parent / "no")

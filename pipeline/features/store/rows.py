@@ -91,7 +91,7 @@ class StoredRows:
                 os.close(descriptor)
 
     def read(self, addresses: Int64[Tensor, "*b"]) -> Float16[Tensor, "..."]:
-        """Read values, shape `[*addresses, *value]` (StoreError: a file changed or does not read)."""
+        """Read values, as `[*addresses, *value]` (StoreError: a file changed or does not read)."""
         values = np.empty(addresses.numel(), self._value)
         content = memoryview(values.reshape(-1).view(np.uint8).data)
         for own in self._slices(addresses):
