@@ -9,7 +9,6 @@ import typer
 from cli.exits import exit_on_vla_error
 from cli.options import LOCATION, DeviceOption
 from pipeline.errors import ConfigError
-from pipeline.features.store.local_copy import FeatureCache, parse_bytes
 from pipeline.rollout.play.loop import RolloutConfig
 from pipeline.rollout.play.validation import validate_by_rollouts
 from pipeline.rollout.report.page import write_report
@@ -50,9 +49,6 @@ def train_command(
             help="Local copies of stores in buckets and of compressed ones; by default in ~/.cache."
         ),
     ] = None,
-    cache_bytes: Annotated[
-        str, typer.Option(help="Space for all copies in --cache-dir, as in 500MB or 2TB.")
-    ] = "100GB",
     encoder: Annotated[
         str | None, typer.Option(help="Path or name of the encoder for --rollout-env, if it moved.")
     ] = None,
@@ -75,7 +71,6 @@ def train_command(
         if encoder is not None and rollout_env is None:
             raise ConfigError("--encoder needs --rollout-env: training reads cached features")
         locations = [parse_location(store) for store in stores]
-        cache = FeatureCache(cache_dir or user_cache("features"), parse_bytes(cache_bytes))
         config = with_settings(preset_config(preset), settings or ())
         with ExitStack() as watching:
             watchers = []
@@ -105,7 +100,7 @@ def train_command(
                 resume=resume,
                 init_from=init_from,
                 weights=_parse_weights(weights),
-                cache=cache,
+                cache=cache_dir or user_cache("features"),
                 device=device,
                 track=track or (),
                 watchers=watchers,

@@ -14,7 +14,6 @@ from pipeline.errors import RunError
 from pipeline.features.identity.probe import Probe
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import check_digest
-from pipeline.features.store.local_copy import FeatureCache
 from pipeline.features.store.start_frames import StartFrames, spread_evenly
 from pipeline.storage.location import Location
 from pipeline.storage.locks import sole_writer
@@ -88,7 +87,7 @@ def train(
     resume: bool,
     init_from: Path | None = None,
     weights: Sequence[float] = (),
-    cache: FeatureCache | None = None,
+    cache: Path | None = None,
     device: str = "auto",
     track: Sequence[str] = (),
     watchers: Sequence[TrainingWatcher] = (),
@@ -184,7 +183,7 @@ def _open_data(
     *,
     weights: Sequence[float],
     config: TrainConfig,
-    cache: FeatureCache | None,
+    cache: Path | None,
 ) -> _Held:
     stores = [FeatureStore.open(path) for path in paths]
     features = tuple(config.agent.readers)

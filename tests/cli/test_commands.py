@@ -119,7 +119,6 @@ def test_flags_are_what_users_know():
         "--init-from",
         "--weights",
         "--cache-dir",
-        "--cache-bytes",
         "--encoder",
         "--device",
         "--track",

@@ -23,7 +23,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError, StoreError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import unit_arrays
-from pipeline.features.store.local_copy import FeatureCache
+from pipeline.features.store.local_copy import copy_units
 from pipeline.features.store.units import CHUNK_ROWS
 from pipeline.storage.location import on_disk
 
@@ -49,7 +49,7 @@ class StoredRows:
         self,
         stores: Sequence[FeatureStore],
         name: str,
-        cache: FeatureCache | None = None,
+        cache: Path | None = None,
     ):
         """Open the files, after copying those of stores that need a local copy.
 
@@ -60,7 +60,7 @@ class StoredRows:
 
         Raises:
             StoreError: a file is absent or damaged.
-            ConfigError: a store needs a copy, and there is no cache or too little space in it.
+            ConfigError: a store needs a copy, and there is no cache or too little space.
         """
         dtype, axes = unit_arrays(stores[0].attributes)[name]
         self.num_slots = stores[0].attributes.num_slots
@@ -137,7 +137,7 @@ Chunks = tuple[
 ]
 
 
-def _chunks(store: FeatureStore, name: str, value_bytes: int, cache: FeatureCache | None) -> Chunks:
+def _chunks(store: FeatureStore, name: str, value_bytes: int, cache: Path | None) -> Chunks:
     """Return a store's files, and the first row, file and offset of every chunk in them."""
     unit_starts = np.arange(store.num_units) * store.attributes.rows_per_unit
     whole_files = unit_starts, np.arange(store.num_units), np.zeros(store.num_units, np.int64)
@@ -148,7 +148,7 @@ def _chunks(store: FeatureStore, name: str, value_bytes: int, cache: FeatureCach
                 f"{store.path}: features in object storage, or compressed, are read from a local "
                 f"copy; name a folder for it"
             )
-        return cache.copied(store, name), *whole_files
+        return copy_units(store, name, cache), *whole_files
     trailing = "/0" * (1 + len(unit_arrays(store.attributes)[name][1]))
     paths = [folder / f"{name}/c/{unit}{trailing}" for unit in range(store.num_units)]
     if store.attributes.rows_per_unit == CHUNK_ROWS:

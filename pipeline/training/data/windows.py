@@ -9,6 +9,7 @@ leaves its episode.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from pipeline.errors import StoreError
 from pipeline.features.store.attributes import SourceShare
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import FEATURES
-from pipeline.features.store.local_copy import FeatureCache
 from pipeline.features.store.rows import StoredRows
 from pipeline.features.store.units import PASSING_ROWS, cut
 from pipeline.training.data.sampling import SourceDraws, source_draws
@@ -74,7 +74,7 @@ class WindowData:
         features: Sequence[str],
         validation_share: float,
         weights: Sequence[float] = (),
-        cache: FeatureCache | None = None,
+        cache: Path | None = None,
     ):
         """Load complete stores without their features, and read those through once.
 

@@ -6,7 +6,6 @@ import torch
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.features.store.local_copy import FeatureCache
 from pipeline.features.store.rows import StoredRows
 from tests.pipeline.tiny import complete_store
 from tests.pipeline.training.data.test_stores import make_store
@@ -32,7 +31,7 @@ def test_values_of_any_places_are_those_of_zarr(tmp_path, attributes):
         make_store(tmp_path / "b.zarr", num_variants=2),
     ]
     expected = np.concatenate([store.read_features("pooled") for store in stores]).reshape(-1, 768)
-    rows = StoredRows(stores, NAME, cache=FeatureCache(tmp_path / "cache", 10**9))
+    rows = StoredRows(stores, NAME, cache=tmp_path / "cache")
     numbers = np.random.default_rng(0)
     runs = [np.arange(row * SLOTS - 5, row * SLOTS + 7) for row in (256, 512, 768, sum(LENGTHS))]
     places = np.concatenate([numbers.integers(0, len(expected), 300), *runs, [0, 0]])
