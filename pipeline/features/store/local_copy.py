@@ -24,7 +24,7 @@ NAME_DIGITS: Final = 32  # of a digest, in a folder's name
 
 
 def copy_units(store: FeatureStore, name: str, cache: Path) -> list[Path]:
-    """Return one file of raw rows per unit; copy those that are missing, one process at a time.
+    """Return one file of raw rows per unit; copy those that are missing.
 
     Raises:
         StoreError: a unit is damaged.
