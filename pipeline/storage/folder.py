@@ -13,8 +13,6 @@ from pipeline.storage.location import Location
 
 READ_BYTES: Final = 2**20  # of a file that is read in blocks
 
-Stamp = tuple[object, ...]
-
 
 class FileEntry(NamedTuple):
     """A file of a listing."""
@@ -61,9 +59,6 @@ class Folder(Protocol):
 
     def open(self, name: str) -> RawIOBase:
         """Open a file to read from any position; only those ranges of an object are fetched."""
-
-    def stamp(self, name: str) -> Stamp:
-        """Return a value that changes with the content of a file."""
 
     def names(self, below: str = "") -> Iterator[str]:
         """Return the names of all files, or of those in a folder below this one."""

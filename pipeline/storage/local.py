@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
 
-from pipeline.storage.folder import READ_BYTES, FileEntry, Stamp
+from pipeline.storage.folder import READ_BYTES, FileEntry
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -113,11 +113,6 @@ class LocalFolder:
         if path.exists() and not path.is_file():  # a pipe would wait, a device never end
             raise OSError(errno.EINVAL, "something else", str(path))
         return path.open("rb", buffering=0)
-
-    def stamp(self, name: str) -> Stamp:
-        """Return device, inode, size and time of change; see `Folder.stamp`."""
-        status = (self.location / name).stat()
-        return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
     def names(self, below: str = "") -> Iterator[str]:
         """Return the names of all files, or of those in a folder below this one."""

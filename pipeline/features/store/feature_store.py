@@ -54,8 +54,9 @@ from pipeline.features.store.records import (
     UnitRecord,
     hash_rows,
     read_unit_record,
+    record_name,
     unmark,
-    write_unit_record,
+    write_sealed,
 )
 from pipeline.features.store.start_frames import StartFrames
 from pipeline.features.store.steps import STEP_ARRAYS, StepArrays
@@ -248,7 +249,7 @@ class FeatureStore:
             fingerprint=self.encoder.fingerprint,
             environments=tuple(sorted(environments)),
         )
-        write_unit_record(self.folder, record)
+        write_sealed(self.folder, record_name(unit), record.model_dump(mode="json"))
 
     def write_start_frames(self, frames: UInt8[np.ndarray, "k v 32 32 3"]) -> None:
         """Write small copies of the first frames of the episodes in `start_episodes`."""

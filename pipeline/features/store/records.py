@@ -68,24 +68,17 @@ class CompleteMark(BaseModel):
 
 
 class Completion:
-    """The complete mark of a store, read again whenever it was written."""
+    """The complete mark of a store, read at every call: another process may write the store."""
 
     def __init__(self, folder: Folder):
         self._folder = folder
-        self._read: tuple[object, CompleteMark | None] | None = None
 
     def mark(self) -> CompleteMark | None:
         """Return the mark; None where it is absent or damaged: then it marks nothing."""
         try:
-            stamp = self._folder.stamp(COMPLETE_MARK)
-        except FileNotFoundError:
+            return read_mark(self._folder)
+        except (StoreError, FileNotFoundError):
             return None
-        if self._read is None or self._read[0] != stamp:
-            try:
-                self._read = stamp, read_mark(self._folder)
-            except (StoreError, FileNotFoundError):
-                self._read = stamp, None
-        return self._read[1]
 
     def require_mark(self) -> CompleteMark:
         """Return the mark (IncompleteStoreError: there is none)."""
@@ -196,11 +189,6 @@ def read_sealed(store: Folder, name: str) -> dict[str, Any]:
 def record_name(unit: int) -> str:
     """Return the name of a unit's commit record below the store."""
     return f"{COMMITS}/{unit:06d}.json"
-
-
-def write_unit_record(store: Folder, record: UnitRecord) -> None:
-    """Write a unit's commit record, after its rows."""
-    write_sealed(store, record_name(record.unit), record.model_dump(mode="json"))
 
 
 def missing_units(store: Folder, num_units: int) -> set[int]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import obstore
 from obstore.store import from_url
 
-from pipeline.storage.folder import READ_BYTES, FileEntry, Stamp
+from pipeline.storage.folder import READ_BYTES, FileEntry
 from pipeline.storage.local import LocalFolder
 from pipeline.storage.location import ObjectUrl
 from pipeline.storage.objects.file import ObjectFile
@@ -51,7 +51,8 @@ class ObjectFolder:
     def exists(self, name: str) -> bool:
         """Whether there is an object of this name."""
         try:
-            self.stamp(name)
+            with reaching(f"{self}/{name}"):
+                obstore.head(self.objects, name)
         except FileNotFoundError:
             return False
         return True
@@ -80,12 +81,6 @@ class ObjectFolder:
     def open(self, name: str) -> RawIOBase:
         """Open an object; see `Folder.open`."""
         return ObjectFile(self.location / name)
-
-    def stamp(self, name: str) -> Stamp:
-        """Return etag, version, size and time; an etag follows the content. See `Folder.stamp`."""
-        with reaching(f"{self}/{name}"):
-            held = obstore.head(self.objects, name)
-        return held["e_tag"], held["version"], held["size"], held["last_modified"]
 
     def names(self, below: str = "") -> Iterator[str]:
         """Return the names of all objects, or of those below a prefix."""

@@ -54,16 +54,13 @@ class FolderContract:
         assert (folder.read("notes/a"), folder.read("last")) == (b"one", b"end")
         assert not folder.is_vacant(("notes",))
         assert not folder.exists("notes/b")
-        for ask_for in (folder.read, folder.stamp, lambda name: list(folder.read_pieces(name))):
+        for ask_for in (folder.read, lambda name: list(folder.read_pieces(name))):
             with pytest.raises(FileNotFoundError):
                 ask_for("notes/b")
 
-    def test_a_file_is_replaced_and_its_stamp_tells(self, folder):
+    def test_a_file_is_replaced(self, folder):
         self.make(folder, notes__a="one")
-        before = folder.stamp("notes/a")
-        assert folder.stamp("notes/a") == before
         folder.write("notes/a", b"two")
-        assert folder.stamp("notes/a") != before
         assert b"".join(folder.read_pieces("notes/a")) == b"two"
         folder.settle("notes")
 

@@ -8,7 +8,6 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.features.encode.target import replace_attributes
-from pipeline.features.store import records
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.records import COMPLETE_MARK, discard_units
@@ -104,16 +103,8 @@ def test_arrays_of_another_shape_or_dtype_are_a_store_error(
     assert "embed into another" in str(caught.value) or "name another --store" in str(caught.value)
 
 
-def test_the_mark_is_parsed_once_and_again_after_every_change(tmp_path, monkeypatch):
-    complete_store(tmp_path / "s.zarr", LENGTHS)
-    parsed, read = [], records.read_mark
-    monkeypatch.setattr(records, "read_mark", lambda path: (parsed.append(path), read(path))[1])
-    store = FeatureStore.open(tmp_path / "s.zarr", writable=True)
-    for _ in range(3):
-        assert store.is_complete
-        store.digest()
-        store.read_steps()
-    assert len(parsed) == 1
+def test_every_change_takes_the_mark_away(tmp_path):
+    store = complete_store(tmp_path / "s.zarr", LENGTHS)
     changes = [
         lambda: fill_store(store, [1]),
         lambda: replace_attributes(store, store.attributes),
