@@ -20,7 +20,7 @@ unit, and the mark's hashes of everything else.
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -50,8 +50,10 @@ from pipeline.features.store.layout import (
 )
 from pipeline.features.store.records import (
     COMMITS,
-    Completion,
+    CompleteMark,
     UnitRecord,
+    damaged_metadata,
+    find_mark,
     hash_rows,
     read_unit_record,
     record_name,
@@ -75,12 +77,10 @@ class FeatureStore:
         folder: Folder,
         group: zarr.Group,
         attributes: StoreAttributes,
-        completion: Completion,
     ):
         self.folder = folder
         self.path = folder.location
         self.attributes = attributes
-        self.completion = completion
         self._group = group
         self.num_rows = read_num_rows(group)
         self.num_units = num_units(self.num_rows, attributes.rows_per_unit)
@@ -117,11 +117,15 @@ class FeatureStore:
         folder = open_folder(path)
         if not folder.exists(ROOT):
             raise StoreError(f"{path}: no feature store here; make one with vla-embed")
-        completion = Completion(folder)
-        completion.check_metadata()  # before zarr believes it
+        damaged = damaged_metadata(folder)  # before zarr reads it
+        if damaged:
+            raise StoreError(
+                f"{path}/{damaged[0]}: is missing or was changed since the store was completed; "
+                f"restore it from a copy, or embed into another --store"
+            )
         try:
             group = open_group(folder, writable=writable)
-            store = cls(folder, group, parse_attributes(path, dict(group.attrs)), completion)
+            store = cls(folder, group, parse_attributes(path, dict(group.attrs)))
         except StoreError:
             raise
         except UNREADABLE as error:
@@ -129,7 +133,7 @@ class FeatureStore:
                 f"{path}: not a feature store of this program ({error}); restore it from a copy, "
                 f"or name another --store"
             ) from error
-        if completion.mark() is None and not allow_incomplete:
+        if not store.is_complete and not allow_incomplete:
             done = sum(name.endswith(".json") for name in folder.names(COMMITS))
             raise IncompleteStoreError(
                 f"{path}: embedding stopped after {done} of {store.num_units} units; run the same "
@@ -149,19 +153,42 @@ class FeatureStore:
     @property
     def is_complete(self) -> bool:
         """Whether every row of every view was written."""
-        return self.completion.mark() is not None
+        return find_mark(self.folder) is not None
 
     def digest(self) -> str:
         """Return the sha256 of the content (IncompleteStoreError: the store is not complete)."""
-        return self.completion.require_mark().digest
+        return self._mark().digest
 
     def source_digest(self) -> str:
         """Return the sha256 over views, episode ends and decoded frames, whichever the encoder."""
-        return self.completion.require_mark().source_digest
+        return self._mark().source_digest
 
-    def unreplaced(self) -> AbstractContextManager[str]:
-        """Yield the digest of what the caller reads; see `Completion.unreplaced`."""
-        return self.completion.unreplaced()
+    @contextmanager
+    def unreplaced(self) -> Iterator[str]:
+        """Yield the digest of what the caller reads; units of two stores are never mixed.
+
+        Raises:
+            StoreError: another store replaced it meanwhile, it was written, or it is not complete.
+        """
+        digest, problem = self.digest(), None
+        try:
+            yield digest
+        except StoreError as error:  # the change may have caused it
+            problem = error
+        mark = find_mark(self.folder)
+        if mark is None or mark.digest != digest:
+            raise StoreError(
+                f"{self.path}: another store took its place, or it was changed, while it was "
+                f"read; run the same command again"
+            ) from problem
+        if problem is not None:
+            raise problem
+
+    def _mark(self) -> CompleteMark:
+        mark = find_mark(self.folder)
+        if mark is None:
+            raise IncompleteStoreError(f"{self.path}: not complete; run vla-embed again")
+        return mark
 
     @property
     def encoder(self) -> EncoderIdentity:
@@ -278,7 +305,12 @@ class FeatureStore:
     def read_whole(self, name: str) -> np.ndarray:
         """Read an array that belongs to no unit (StoreError: it is not what was written)."""
         values = self._read(name)
-        self.completion.check_array(name, hash_rows([values]))
+        mark = find_mark(self.folder)
+        if mark is not None and mark.arrays.get(name) != hash_rows([values]):
+            raise StoreError(
+                f"{self.path}/{name}: is not what was embedded (a chunk is missing or was "
+                f"changed); restore it from a copy, or embed into another --store"
+            )
         return values
 
     def read_episode_ends(self) -> Int64[np.ndarray, " e"]:

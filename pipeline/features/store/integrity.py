@@ -26,7 +26,7 @@ from pipeline.features.store.records import (
     COMPLETE_MARK,
     SOURCE_NOTE,
     CompleteMark,
-    Completion,
+    damaged_metadata,
     hash_files,
     hash_rows,
     read_mark,
@@ -94,9 +94,7 @@ def verify_checksums(location: Location) -> ChecksumReport:
         ) from error
     except StoreError as error:
         return ChecksumReport(location, 0, (f"{COMPLETE_MARK}: {error}",))
-    damaged = [
-        f"{name}: is missing or was changed" for name in Completion(folder).damaged_metadata()
-    ]
+    damaged = [f"{name}: is missing or was changed" for name in damaged_metadata(folder)]
     damaged += _note_damage(folder)
     if not damaged:
         damaged += _array_damage(FeatureStore.open(location))

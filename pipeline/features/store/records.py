@@ -14,8 +14,8 @@ environment write the same bytes; where two differ, a mixture is refused and enc
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Final, TypeVar
 
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.errors import IncompleteStoreError, StoreError
+from pipeline.errors import StoreError
 from pipeline.storage.folder import Folder
 
 COMPLETE_MARK: Final = "COMPLETE.json"
@@ -67,72 +67,21 @@ class CompleteMark(BaseModel):
     """sha256 of every zarr.json, by its name."""
 
 
-class Completion:
-    """The complete mark of a store, read at every call: another process may write the store."""
+def find_mark(store: Folder) -> CompleteMark | None:
+    """Return a store's mark; None if it is absent or damaged: then it marks nothing."""
+    try:
+        return read_mark(store)
+    except (StoreError, FileNotFoundError):
+        return None
 
-    def __init__(self, folder: Folder):
-        self._folder = folder
 
-    def mark(self) -> CompleteMark | None:
-        """Return the mark; None where it is absent or damaged: then it marks nothing."""
-        try:
-            return read_mark(self._folder)
-        except (StoreError, FileNotFoundError):
-            return None
-
-    def require_mark(self) -> CompleteMark:
-        """Return the mark (IncompleteStoreError: there is none)."""
-        mark = self.mark()
-        if mark is None:
-            raise IncompleteStoreError(f"{self._folder}: not complete; run vla-embed again")
-        return mark
-
-    def damaged_metadata(self) -> list[str]:
-        """Return the names of a complete store's zarr.json files that were changed since."""
-        mark = self.mark()
-        if mark is None:
-            return []
-        found = hash_files(self._folder, mark.metadata)
-        return sorted(name for name in mark.metadata if found.get(name) != mark.metadata[name])
-
-    def check_metadata(self) -> None:
-        """Refuse a complete store if a zarr.json is not that of its mark (StoreError names it)."""
-        damaged = self.damaged_metadata()
-        if damaged:
-            raise StoreError(
-                f"{self._folder}/{damaged[0]}: is missing or was changed since the store was "
-                f"completed; restore it from a copy, or embed into another --store"
-            )
-
-    def check_array(self, name: str, found: str) -> None:
-        """Compare the hash of an array with the mark if there is one (StoreError: they differ)."""
-        mark = self.mark()
-        if mark is not None and mark.arrays.get(name) != found:
-            raise StoreError(
-                f"{self._folder}/{name}: is not what was embedded (a chunk is missing or was "
-                f"changed); restore it from a copy, or embed into another --store"
-            )
-
-    @contextmanager
-    def unreplaced(self) -> Iterator[str]:
-        """Yield the digest of what the caller reads; units of two stores are never mixed.
-
-        Raises:
-            StoreError: another store replaced it meanwhile, it was written, or it is not complete.
-        """
-        digest, problem = self.require_mark().digest, None
-        try:
-            yield digest
-        except StoreError as error:  # the change may have caused it
-            problem = error
-        mark = self.mark()
-        if mark is None or mark.digest != digest:
-            raise StoreError(
-                f"{self._folder}: another store took its place, or it was changed, while it was "
-                f"read; run the same command again"
-            ) from problem
-        if problem is not None:
-            raise problem
+def damaged_metadata(store: Folder) -> list[str]:
+    """Return the names of a complete store's zarr.json files that were changed since."""
+    mark = find_mark(store)
+    if mark is None:
+        return []
+    found = hash_files(store, mark.metadata)
+    return sorted(name for name in mark.metadata if found.get(name) != mark.metadata[name])
 
 
 def hash_rows(rows: Iterable[np.ndarray]) -> str:
