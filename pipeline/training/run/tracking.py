@@ -129,11 +129,7 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in TRACKERS:
             raise ConfigError(f"tracker {name!r}, want one of {', '.join(TRACKERS)}")
-        try:
-            is_there = importlib.util.find_spec(name) is not None
-        except ValueError:  # a module that was replaced by None or a stand-in
-            is_there = False
-        if not is_there:
+        if importlib.util.find_spec(name) is None:
             raise MissingExtraError(
                 f"--track {name}: its library is not installed; {install_command(name)}"
             )
