@@ -80,7 +80,7 @@ def windows_per_s(batches: Batches) -> float:
     """Draw batches, and return the rate."""
     started = time.perf_counter()
     for step in range(DRAWN_STEPS):
-        for _ in batches.parts(step):
+        for _ in batches.chunks(step):
             pass
     return DRAWN_STEPS * BATCH / (time.perf_counter() - started)
 

@@ -117,7 +117,7 @@ def seconds_of_data(trainer: Trainer, steps: int) -> float:
     spent = []
     for step in range(steps):
         started = time.perf_counter()
-        for _ in trainer.batches.parts(step):
+        for _ in trainer.batches.chunks(step):
             pass
         spent.append(time.perf_counter() - started)
     return sorted(spent)[len(spent) // 2]

@@ -48,7 +48,7 @@ def trainer_of(store, run, ranks=Ranks()):  # noqa: B008
 
 def test_the_gradient_of_a_batch_is_the_mean_over_its_parts(store, alone):
     trainer = trainer_of(store, alone)
-    batches = list(trainer.batches.parts(0))
+    batches = list(trainer.batches.chunks(0))
     expected = {}
     for part, batch in enumerate(batches):
         loss = trainer.agent.compute_loss(

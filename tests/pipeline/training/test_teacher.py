@@ -40,7 +40,7 @@ def test_the_averaged_weights_of_the_step_teach(store, uninterrupted):
     trainer = trainer_of(store, uninterrupted)
     teacher = VLAAgent(CONFIG.agent, trainer.data.spec)
     for step in range(4):
-        (batch,) = trainer.batches.parts(step)
+        (batch,) = trainer.batches.chunks(step)
         teacher.load_state_dict(trainer.average.averaged)
         taught, alone = (
             trainer.agent.compute_loss(

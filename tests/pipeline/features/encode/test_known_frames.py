@@ -28,7 +28,7 @@ def held_frames(stored) -> dict[int, np.ndarray]:
     for held in stored:
         for unit in sorted(held.units):
             hashes = held.store.read_unit_hashes(unit).ravel()
-            features = held.store.read_unit_feature(unit, "pooled").reshape(len(hashes), -1)
+            features = held.store.read_unit_features(unit)["pooled"].reshape(len(hashes), -1)
             for frame_hash, feature in zip(hashes, features, strict=True):
                 found.setdefault(int(frame_hash), feature)
     return found

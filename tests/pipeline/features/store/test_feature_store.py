@@ -291,7 +291,7 @@ def test_a_flipped_bit_is_no_data_in_either_codec(tmp_path, codec):
         content[place] ^= 8
         path.write_bytes(content)
         with pytest.raises(StoreError):
-            store.read_unit_feature(0, "pooled")
+            store.read_unit_features(0)
         content[place] ^= 8
     # For readers that know no commit records: the checksum that Zarr itself verifies.
     assert bytes(content[-4:]) == google_crc32c.value(bytes(content[:-4])).to_bytes(4, "little")

@@ -44,7 +44,7 @@ def data(stores):
 
 def drawn(data: WindowData, steps: range, ranks: Ranks = Ranks()) -> list[list[Windows]]:  # noqa: B008
     batches = Batches(data, CONFIG, ranks)
-    return [list(batches.parts(step)) for step in steps]
+    return [list(batches.chunks(step)) for step in steps]
 
 
 def expect_equal(ours: Windows, expected: Windows) -> None:
@@ -90,7 +90,7 @@ def test_a_step_is_the_same_wherever_one_begins(data):
     jumps = [227, 228, 5, 6, 6, 229]
     batches = Batches(data, CONFIG, Ranks())
     for step in jumps:
-        for ours, expected in zip(batches.parts(step), straight[step], strict=True):
+        for ours, expected in zip(batches.chunks(step), straight[step], strict=True):
             expect_equal(ours, expected)
 
 
@@ -102,7 +102,7 @@ def test_memory_holds_no_features_but_those_of_a_few_batches(tmp_path):
         WindowData(store, features=("pooled",), validation_share=0.2), CONFIG, Ranks()
     )
     for step in range(0, 1_300, 25):
-        list(batches.parts(step))
+        list(batches.chunks(step))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 40 * MB
@@ -113,11 +113,11 @@ def test_a_store_that_takes_the_place_of_another_in_training_is_found(tmp_path):
     other = make_store(tmp_path / "b.zarr", LENGTHS)
     data = WindowData(store, features=("pooled",), validation_share=0.2)
     batches = Batches(data, CONFIG, Ranks())
-    list(batches.parts(0))
+    list(batches.chunks(0))
     store.path.rename(tmp_path / "old.zarr")
     other.path.rename(store.path)
     with pytest.raises(StoreError, match="another store took its place"):
-        list(batches.parts(1))
+        list(batches.chunks(1))
 
 
 def test_a_damaged_unit_is_found_before_training(tmp_path):
