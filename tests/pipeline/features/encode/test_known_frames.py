@@ -10,7 +10,6 @@ from pipeline.features.encode.known_frames import (
     FrameIndex,
     KnownFrames,
 )
-from pipeline.features.store.feature_store import FeatureStore
 from tests.pipeline.tiny import VIEWS, complete_store, tiny_environment, tiny_identity
 
 POOLED, ENVIRONMENT = tiny_identity().features, tiny_environment(threads=2)
@@ -25,10 +24,10 @@ def stored(tmp_path_factory):
 
 def held_frames(stored) -> dict[int, np.ndarray]:
     found: dict[int, np.ndarray] = {}
-    for held in stored:
-        for unit in sorted(held.units):
-            hashes = held.store.read_unit_hashes(unit).ravel()
-            features = held.store.read_unit_features(unit)["pooled"].reshape(len(hashes), -1)
+    for store, units in stored:
+        for unit in sorted(units):
+            hashes = store.read_unit_hashes(unit).ravel()
+            features = store.read_unit_features(unit)["pooled"].reshape(len(hashes), -1)
             for frame_hash, feature in zip(hashes, features, strict=True):
                 found.setdefault(int(frame_hash), feature)
     return found
@@ -45,7 +44,7 @@ def test_every_stored_frame_is_found_and_no_other(stored):
         assert found == (STORED if int(frame_hash) in expected else NEW)
         np.testing.assert_array_equal(feature, expected.get(int(frame_hash), np.zeros(768)))
     assert environments == {
-        e for held in stored for u in held.units for e in held.store.unit_environments(u)
+        e for store, units in stored for u in units for e in store.unit_environments(u)
     }
 
 
@@ -66,7 +65,7 @@ def test_an_index_of_nothing_finds_nothing():
 def test_the_index_is_sorted_first_come_first_found_and_12_bytes_a_frame(stored):
     index = FrameIndex.of(stored, place_matters=False)
     stored_hashes = np.concatenate(
-        [held.store.read_unit_hashes(u).ravel() for held in stored for u in sorted(held.units)]
+        [store.read_unit_hashes(u).ravel() for store, units in stored for u in sorted(units)]
     )
     order = np.argsort(stored_hashes, kind="stable")
     np.testing.assert_array_equal(index.hashes, stored_hashes[order])
@@ -74,4 +73,3 @@ def test_the_index_is_sorted_first_come_first_found_and_12_bytes_a_frame(stored)
     assert index.hashes.nbytes + index.positions.nbytes == 12 * len(stored_hashes)
     assert len(stored_hashes) == (320 - 256 + 321) * len(VIEWS)
     assert len(np.unique(stored_hashes)) < len(stored_hashes)  # else nothing was said about ties
-    assert all(isinstance(held.store, FeatureStore) for held in stored)
