@@ -1,11 +1,13 @@
-"""Checkpoints of a run in safetensors and JSON, below the run's folder. No pickle anywhere.
+"""Checkpoints of a run in safetensors and JSON. No pickle anywhere.
 
-checkpoints/step_00000500/            whole or absent: written under another name, then renamed
-agent.safetensors                 the weights being trained
-average.safetensors               their moving average: the ones to roll out
-optimizer.safetensors             AdamW's state
-README.md                         the model card, for people
-checkpoint.json                   step, error on validation episodes, sha256 of each file
+Below the run's folder:
+
+    checkpoints/step_00000500/            whole or absent: written under another name, then renamed
+        agent.safetensors                 the weights being trained
+        average.safetensors               their moving average: the ones to roll out
+        optimizer.safetensors             AdamW's state
+        README.md                         the model card, for people
+        checkpoint.json                   step, error on validation episodes, sha256 of each file
 """
 
 import hashlib

@@ -13,11 +13,12 @@ from pipeline.storage.locks import sole_writer
 from pipeline.training import session as session_module
 from pipeline.training.config import OptimizerConfig, with_settings
 from pipeline.training.data.windows import WindowData
+from pipeline.training.optimization import learning_rate
 from pipeline.training.presets import debug
 from pipeline.training.run.checkpoint import checkpoint_steps, read_average, read_checkpoint
 from pipeline.training.run.folder import PROBE_FILE, START_FRAMES_FILE, read_probe, read_run
 from pipeline.training.session import train
-from pipeline.training.trainer import Trainer, learning_rate
+from pipeline.training.trainer import Trainer
 from policy.errors import DeviceError, NonFiniteLossError
 from tests.pipeline.tiny import complete_store, create_store
 

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from pipeline.training.optimization import learning_rate
 
 from pipeline.errors import RunError
 from pipeline.training.config import with_settings
 from pipeline.training.data.windows import WindowData
+from pipeline.training.optimization import learning_rate
 from pipeline.training.presets import debug
 from pipeline.training.run.checkpoint import read_average, read_checkpoint
 from pipeline.training.run.folder import read_run
