@@ -203,7 +203,7 @@ def test_a_rate_that_differs_from_the_clock_is_found(tmp_path):
     report = check(tmp_path, manifest=MANIFEST.replace("fps = 10.0", "fps = 30.0"))
     assert {(f.severity, f.kind) for f in report.findings} == {("error", "fps")}
     assert len(report.findings) == 7
-    assert "10 steps a second from the first" in report.findings[0].found
+    assert "10 steps per second from the first" in report.findings[0].found
 
 
 @pytest.mark.parametrize("fps", [30.0, 60.0, 24.0])

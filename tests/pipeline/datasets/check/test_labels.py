@@ -185,7 +185,7 @@ def test_what_the_files_say_is_shown(tmp_path):
     assert "# The files say: made by a simulator" in draft_manifest(root).text
     report = check(root, started(root))
     assert "1 task: metaworld/drawer-open-v3" in report.statements
-    assert "the files say: made by a simulator; 1 task" in report.table()
+    assert "the files state: made by a simulator; 1 task" in report.table()
     isaac = demonstrations(tmp_path / "lift.hdf5")
     assert "gripper: above 0 opens, below 0 closes, as Isaac Lab defines it" in (
         draft_manifest(isaac).text
