@@ -1,21 +1,20 @@
-"""The two interfaces of datasets: `FormatReader` per file format, `EpisodeReader` per manifest.
+"""The interface of a file format: `FormatReader`.
 
-A `FormatReader` reads one file format. `ManifestReader` (manifest/reader.py) turns one or several
-of them into the `EpisodeReader` that embedding, checking and training use.
+`ManifestReader` (manifest/reader.py) turns one or several of them into the episodes that
+embedding, checking and training use.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Shaped, UInt8
+from jaxtyping import Float, Float64, Shaped, UInt8
 
 from pipeline.errors import DatasetError, FrameReadError
 from pipeline.storage.location import Location, on_disk
-from policy.spec import Fit
 
 
 def every_episode(number: int) -> bool:
@@ -202,72 +201,3 @@ class FormatReader(ABC):
         if not 0 <= episode < self.num_episodes:
             raise IndexError(f"episode {episode}, want 0..{self.num_episodes - 1}")
         return episode
-
-
-@runtime_checkable
-class EpisodeReader(Protocol):
-    """Recorded episodes as a manifest describes them, whatever their file format.
-
-    Episodes are numbered 0..num_episodes-1 in a fixed order; the frame at step t was seen before
-    the action at step t was taken.
-    """
-
-    view_names: tuple[str, ...]
-    """Camera names, in the order of every array below."""
-    fps: float
-    """Control steps per second."""
-    fit: Fit
-    """How frames that are not square are resized."""
-    num_episodes: int
-    source_of: tuple[int, ...]
-    """Position of the manifest's source of each episode, ascending."""
-    validation: tuple[int, ...] | None
-    """Episodes that the manifest keeps out of training; None if it has no split."""
-
-    def episode_number(self, episode: int) -> int:
-        """Return the number of the episode in its files; each source has its own numbers."""
-
-    def episode_name(self, episode: int) -> str:
-        """Name an episode for messages: the path of its file, and its key or number."""
-
-    def episode_length(self, episode: int) -> int:
-        """Return the number of control steps of an episode, at least 1."""
-
-    def frame_size(self, episode: int, view: str) -> tuple[int, int]:
-        """Return (height, width) of a view's frames in pixels, decoding one frame at most."""
-
-    def frames(
-        self, episode: int, start: int, stop: int
-    ) -> tuple[UInt8[np.ndarray, "t h w 3"], ...]:
-        """Read RGB frames [start, stop) of one episode, values in [0, 255], one array per view.
-
-        Raises:
-            FrameReadError: a frame is missing or does not decode; never fewer rows than requested.
-        """
-
-    def frame_drift(self, episode: int, view: str) -> float:
-        """Return the largest distance in seconds between a step and its frame; 0 without times."""
-
-    def state(self, episode: int) -> Float32[np.ndarray, "t s"]:
-        """Read the robot state of every step, in the units of the manifest.
-
-        Raises:
-            DatasetError: a value is NaN or infinite as float32, or does not read.
-        """
-
-    def action(self, episode: int) -> Float32[np.ndarray, "t a"]:
-        """Read the action of every step, in the units of the manifest, shifted as it states.
-
-        Raises:
-            DatasetError: a value is NaN or infinite as float32, or does not read.
-        """
-
-    def timestamp(self, episode: int) -> Float64[np.ndarray, " t"]:
-        """Return seconds since the episode's first step; from `fps` if the files have no times.
-
-        Raises:
-            DatasetError: a time is NaN or infinite, or does not read.
-        """
-
-    def close(self) -> None:
-        """Close every open file; reading again opens them again."""

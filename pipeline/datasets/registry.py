@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal, Protocol, cast, runtime_checkable
 
 from pipeline.datasets.base import DatasetPlace, FormatReader, FormatSurvey
-from pipeline.datasets.manifest.paths import read_small_file
+from pipeline.datasets.manifest.paths import read_file
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location, on_disk
 from pipeline.storage.open import open_folder
@@ -172,7 +172,7 @@ def _what_it_is(root: Path) -> str:
     """Name what is known and not read; what is looked for where it is something else."""
     for info in ("meta/info.json", "meta_data/info.json"):
         try:
-            content = json.loads(read_small_file(root, info, allow_outside=False))
+            content = json.loads(read_file(root, info, allow_outside=False))
         except (OSError, ValueError, RecursionError):  # our own errors are among them
             continue
         if isinstance(content, dict):

@@ -33,7 +33,7 @@ from pipeline.datasets.lerobot.info import (
     survey_info,
 )
 from pipeline.datasets.lerobot.table import ParquetTable
-from pipeline.datasets.manifest.paths import read_small_file
+from pipeline.datasets.manifest.paths import read_file
 from pipeline.datasets.video import VideoDecoder, match_frames
 from pipeline.errors import DatasetError, FrameReadError
 
@@ -323,7 +323,7 @@ class LeRobotReader(FormatReader):
             return data
         assert path is not None
         try:
-            return read_small_file(self._root, path, allow_outside=self._place.allow_outside)
+            return read_file(self._root, path, allow_outside=self._place.allow_outside)
         except OSError as error:
             raise FrameReadError(
                 f"{name}: expected an image file {path}, "

@@ -21,7 +21,7 @@ from pipeline.datasets.lerobot.episodes import (
 )
 from pipeline.datasets.lerobot.info import INFO_PATH, LeRobotInfo, fill_template
 from pipeline.datasets.lerobot.reader import LeRobotReader
-from pipeline.datasets.manifest.paths import read_small_file, resolve_inside
+from pipeline.datasets.manifest.paths import read_file, resolve_inside
 from pipeline.errors import DatasetError
 
 INDEX_PATH: Final = "meta/episodes.jsonl"
@@ -64,7 +64,7 @@ class LeRobotV2Reader(LeRobotReader):
 def _read_index(place: DatasetPlace) -> list[dict[str, Any]]:
     path = place.local_root / INDEX_PATH
     try:
-        content = read_small_file(place.local_root, INDEX_PATH, allow_outside=place.allow_outside)
+        content = read_file(place.local_root, INDEX_PATH, allow_outside=place.allow_outside)
         return [dict(json.loads(line)) for line in content.splitlines() if line.strip()]
     except DatasetError:  # which is a ValueError
         raise

@@ -1,4 +1,4 @@
-"""Whether files are those that a manifest's checksums name."""
+"""Compares files with a manifest's checksums."""
 
 import hashlib
 import os
@@ -13,10 +13,10 @@ from pipeline.storage.open import open_folder
 
 
 def verify_checksums(loaded: LoadedManifest) -> None:
-    """Compare every file that the manifest gives a sha256 of with it, reading each file whole.
+    """Compare every file with its sha256 in the manifest, reading each file whole.
 
     Raises:
-        DatasetError: a file is absent, unreadable, outside of the dataset, or another one.
+        DatasetError: a file is missing, unreadable, outside of the dataset, or a different one.
         ObjectStorageError: object storage refuses, or does not answer.
     """
     for error in wrong_checksums(loaded):
@@ -24,7 +24,7 @@ def verify_checksums(loaded: LoadedManifest) -> None:
 
 
 def wrong_checksums(loaded: LoadedManifest) -> Iterator[DatasetError]:
-    """Yield an error for every file that is absent, unreadable, outside, or another one."""
+    """Yield an error for every file that is missing, unreadable, outside, or a different one."""
     for place, root in zip(loaded.manifest.places, loaded.roots, strict=True):
         for relative, expected in (place.checksums or {}).items():
             try:
@@ -46,7 +46,7 @@ def _path(root: Location, relative: str, *, allow_outside: bool) -> Location:
         parts = posixpath.normpath(relative).split("/")
         if parts[0] in ("", ".."):
             raise DatasetError(
-                f"{root}: expected a name below this place, found {relative!r} in `checksums`; "
+                f"{root}: expected a name below this folder, found {relative!r} in `checksums`; "
                 "correct it"
             )
         folder = root.parent if open_folder(root).children() is None else root
@@ -54,7 +54,7 @@ def _path(root: Location, relative: str, *, allow_outside: bool) -> Location:
     if not place.is_file():
         return resolve_inside(place, relative, allow_outside=allow_outside)
     if os.path.normpath(place.parent / relative) == str(place):
-        return place  # wherever it links to: `path` of the manifest names it
+        return place  # even behind a link: `path` of the manifest names it
     return resolve_inside(place.parent, relative, allow_outside=allow_outside)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8, UInt64
 from tqdm import tqdm
 
-from pipeline.datasets.base import EpisodeReader
+from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import DatasetError, FrameReadError
 from pipeline.features.encode.stages import ahead
 from pipeline.features.store.feature_store import FeatureStore
@@ -44,7 +44,7 @@ class FrameSource:
     """Reads the frames of rows, hashed, in the size that the encoder takes."""
 
     def __init__(
-        self, reader: EpisodeReader, episode_ends: Int64[np.ndarray, " e"], num_variants: int
+        self, reader: ManifestReader, episode_ends: Int64[np.ndarray, " e"], num_variants: int
     ):
         """Prepare; nothing is read yet.
 
@@ -100,7 +100,7 @@ class FrameSource:
 
 
 def read_slots(
-    reader: EpisodeReader, part: EpisodeSlice, *, num_variants: int
+    reader: ManifestReader, part: EpisodeSlice, *, num_variants: int
 ) -> UInt8[np.ndarray, "n s 256 256 3"]:
     """Read steps of an episode, every view as recorded and then every view of each variant.
 

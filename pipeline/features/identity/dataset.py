@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets.base import EpisodeReader
 from pipeline.datasets.manifest.model import load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import StoreError
@@ -55,7 +54,7 @@ def _manifest_of(store: Folder) -> Path:
     return note.manifest
 
 
-def _check_same_data(store: FeatureStore, reader: EpisodeReader) -> None:
+def _check_same_data(store: FeatureStore, reader: ManifestReader) -> None:
     lengths = [reader.episode_length(episode) for episode in range(reader.num_episodes)]
     ends = np.cumsum(lengths, dtype=np.int64)
     held = store.read_episode_ends()

@@ -11,7 +11,7 @@ from typing import Final, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from pipeline.datasets.base import EpisodeReader
+from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.features.store.units import cut
 
 STEP_ARRAYS: Final = {
@@ -62,7 +62,7 @@ class StepArrays:
 class RecordedSteps:
     """The steps of a dataset, read whenever they are asked for."""
 
-    def __init__(self, reader: EpisodeReader):
+    def __init__(self, reader: ManifestReader):
         """Learn where the episodes end; no numbers are read yet."""
         lengths = map(reader.episode_length, range(reader.num_episodes))
         self.episode_ends: Int64[np.ndarray, " e"] = np.cumsum([*lengths], dtype=np.int64)

@@ -246,7 +246,7 @@ def test_the_index_is_not_read_from_elsewhere(tmp_path):
         (tmp_path / "outside").write_bytes(content)
         (root / name).unlink()
         (root / name).symlink_to(tmp_path / "outside")
-        refused(root, f"{name}' inside this place, .*allow_outside")
+        refused(root, f"{name}' inside this folder, .*allow_outside")
         assert open_v2(root, allow_outside=True).num_episodes == 2
         (root / name).unlink()
         (root / name).write_bytes(content)

@@ -333,7 +333,7 @@ def test_headers_are_not_read_from_elsewhere(tmp_path):
     for name in ("meta/info.json", INDEX):
         (root / name).rename(tmp_path / "outside")
         (root / name).symlink_to(tmp_path / "outside")
-        refused(root, f"{name}' inside this place, .*allow_outside")
+        refused(root, f"{name}' inside this folder, .*allow_outside")
         assert LeRobotV3Reader.recognizes(root)  # so that opening names the link
         assert open_v3(root, allow_outside=True).num_episodes == 2
         if name == "meta/info.json":

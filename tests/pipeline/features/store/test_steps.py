@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from pipeline.datasets.base import EpisodeReader
+from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.features.store.steps import PIECE_ROWS, STEP_ARRAYS, RecordedSteps, StepArrays
 from tests.pipeline.tiny import tiny_steps
 
 
-class Recordings:
+class Recordings(ManifestReader):
     """A reader of episodes without frames."""
 
     view_names: tuple[str, ...] = ()
@@ -51,7 +51,6 @@ class Recordings:
 def test_pieces_of_recorded_steps_are_those_of_the_whole_arrays(name, lengths):
     held = tiny_steps(lengths)
     reader = Recordings(held)
-    assert isinstance(reader, EpisodeReader)
     recorded = RecordedSteps(reader)
     assert recorded.episode_ends.tolist() == held.episode_ends.tolist()
     ours, theirs = list(recorded.pieces(name)), list(held.pieces(name))
