@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from cli.exits import exit_on_vla_error
 from cli.options import DATASET, LOCATION, DeviceOption
-from pipeline.datasets.manifest.assumed import manifest_beside
+from pipeline.datasets.manifest.assumed import manifest_next_to
 from pipeline.errors import ConfigError, FailedUnitsError
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.encode.parts import Part
@@ -56,7 +56,7 @@ def embed(
     with exit_on_vla_error("the same command goes on from here"), _every_failed_unit():
         location = parse_location(store)
         config = EmbedConfig(
-            manifest=manifest_beside(location, dataset, episodes),
+            manifest=manifest_next_to(location, dataset, episodes),
             store=location,
             encoder=encoder,
             features=tuple(features.split(",")) if features else (),

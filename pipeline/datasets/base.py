@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Float64, Shaped, UInt8
@@ -23,7 +23,7 @@ def every_episode(number: int) -> bool:
 
 
 @dataclass(frozen=True)
-class DatasetPlace:
+class DatasetConfig:
     """What a `FormatReader` opens."""
 
     root: Location
@@ -39,17 +39,9 @@ class DatasetPlace:
 
     @property
     def local_root(self) -> Path:
-        """The path of the data, for formats that are read from disks only.
-
-        Raises:
-            DatasetError: `root` is an address.
-        """
+        """The path of the data, for formats that are read from disks only."""
         root = on_disk(self.root)
-        if root is None:
-            raise DatasetError(
-                f"{self.root}: expected a format that is read from object storage, found one that "
-                "is read from disks only; copy the dataset to a disk, or mount its bucket"
-            )
+        assert root is not None, "`open_format` refuses addresses for these formats"
         return root
 
 
@@ -111,9 +103,9 @@ def as_floating(values: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 
 
 class FormatReader(ABC):
-    """One dataset of one file format; constructed from a `DatasetPlace`.
+    """One dataset of one file format; constructed from a `DatasetConfig`.
 
-    Contains the episodes that `DatasetPlace.keeps` keeps, ordered by their number in the files
+    Contains the episodes that `DatasetConfig.keeps` keeps, ordered by their number in the files
     (which may have gaps). The constructor checks the headers of every file of these episodes
     (present, readable, equal length, one width over all episodes), decodes no frame, and raises
     DatasetError; also if no episode is kept.
@@ -126,6 +118,27 @@ class FormatReader(ABC):
     fps: float | None
     """Control steps per second; None if the files do not contain it."""
     facts: DatasetFacts
+
+    @abstractmethod
+    def __init__(self, config: DatasetConfig) -> None: ...
+
+    @classmethod
+    @abstractmethod
+    def recognizes(cls, root: Any) -> bool:
+        """Whether `root` (a Path; a Location if `reads_objects`) is of this format, by headers.
+
+        Raises:
+            ObjectStorageError: object storage refuses, or does not answer.
+        """
+
+    @classmethod
+    @abstractmethod
+    def survey(cls, root: Any) -> FormatSurvey:
+        """List the keys and metadata of a dataset, to draft a manifest from.
+
+        Raises:
+            DatasetError: the dataset does not read.
+        """
 
     @abstractmethod
     def episode_number(self, episode: int) -> int:

@@ -20,7 +20,7 @@ from typing import Final
 import h5py
 import numpy as np
 
-from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, FormatSurvey
+from pipeline.datasets.base import DatasetConfig, DatasetFacts, EpisodeLabel, FormatSurvey
 from pipeline.datasets.causes import one_line
 from pipeline.datasets.hdf5.episodes import (
     EpisodeGroup,
@@ -71,7 +71,7 @@ class RobomimicHdf5Reader(Hdf5Reader):
     episodes are numbered 0, 1, ... in the order of (file name, demonstration's number).
     """
 
-    def __init__(self, place: DatasetPlace) -> None:
+    def __init__(self, config: DatasetConfig) -> None:
         """Check the headers of every kept demonstration; no frame is read.
 
         Raises:
@@ -79,9 +79,11 @@ class RobomimicHdf5Reader(Hdf5Reader):
                 key, contains no frames, links to another file, or its arrays differ in length or
                 from those of other files in width.
         """
-        paths = _files(place.root, allow_outside=place.allow_outside)
+        paths = _files(config.root, allow_outside=config.allow_outside)
         listed = _listed(paths)
-        wanted = wanted_numbers(place, (demo.number for demos in listed.values() for demo in demos))
+        wanted = wanted_numbers(
+            config, (demo.number for demos in listed.values() for demo in demos)
+        )
         # Per file with a kept demonstration: episode numbers of all its demonstrations, by name.
         self._numbers: dict[Location, dict[str, int]] = {}
         episodes: list[EpisodeHeader] = []
@@ -93,19 +95,19 @@ class RobomimicHdf5Reader(Hdf5Reader):
             self._numbers[path] = {demo.group.rpartition("/")[2]: demo.number for demo in demos}
             with open_hdf5(path) as file:
                 for demo in kept:
-                    header = read_header(file, demo, place, LAYOUT)
+                    header = read_header(file, demo, config, LAYOUT)
                     _check_num_samples(file, header)
                     episodes.append(replace(header, label=_label(file, demo)))
                 stated.append((path, _fps(file)))
                 written.append(_facts(file))
                 if _is_upside_down(file, path):
                     upside_down.add(path)
-        super().__init__(place, episodes, upside_down=frozenset(upside_down))
+        super().__init__(config, episodes, upside_down=frozenset(upside_down))
         self.fps = agreed_fps(stated)
         self.facts = replace(written[0], remarks=alpha_remarks(episodes[0].layouts))
         if len({of_file.action_shift for of_file in written}) > 1:
             raise DatasetError(
-                f"{place.root}: expected files of one kind, found some of LIBERO next to some of "
+                f"{config.root}: expected files of one kind, found some of LIBERO next to some of "
                 "robomimic, whose actions are shifted against each other; put each kind into a "
                 "folder of its own"
             )
@@ -124,8 +126,8 @@ class RobomimicHdf5Reader(Hdf5Reader):
                 found |= {numbers[demo] for demo in _mask(file, path, name) if demo in numbers}
         return tuple(sorted(found))
 
-    @staticmethod
-    def recognizes(root: Location) -> bool:
+    @classmethod
+    def recognizes(cls, root: Location) -> bool:
         """Whether `root` is a file with `/data/demo_<i>`, or one of a folder's first files is."""
         try:
             paths = _hdf5_files_in(root)
@@ -133,8 +135,8 @@ class RobomimicHdf5Reader(Hdf5Reader):
             return False
         return any(map(_has_demos, paths[:_MAX_LOOKS] if paths is not None else [root]))
 
-    @staticmethod
-    def survey(root: Location) -> FormatSurvey:
+    @classmethod
+    def survey(cls, root: Location) -> FormatSurvey:
         """List the arrays of the first demonstration of the first file; columns have no names.
 
         Raises:

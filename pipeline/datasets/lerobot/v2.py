@@ -9,7 +9,7 @@ import json
 import math
 from typing import Any, Final
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.lerobot.episodes import (
     Clip,
@@ -35,24 +35,24 @@ class LeRobotV2Reader(LeRobotReader):
     versions = ("v2.1", "v2.0")
 
     @staticmethod
-    def locate(place: DatasetPlace, info: LeRobotInfo) -> tuple[tuple[EpisodeFiles, ...], int]:
+    def locate(config: DatasetConfig, info: LeRobotInfo) -> tuple[tuple[EpisodeFiles, ...], int]:
         """Read `meta/episodes.jsonl`, as `LeRobotReader.locate` describes."""
-        path, where = place.local_root / INDEX_PATH, place.local_root / INFO_PATH
-        rows = _read_index(place)
+        path, where = config.local_root / INDEX_PATH, config.local_root / INFO_PATH
+        rows = _read_index(config)
 
         def find(template: str, field: str, **names: int | str) -> Any:
             filled = fill_template(template, names, f"{where}: {field}")
-            return resolve_inside(place.local_root, filled, allow_outside=place.allow_outside)
+            return resolve_inside(config.local_root, filled, allow_outside=config.allow_outside)
 
         found = []
-        for row in wanted_rows(place, info, path, rows):
+        for row in wanted_rows(config, info, path, rows):
             number = integer(row, "episode_index", path)
             length = integer(row, "length", path, least=1)
             names = {"episode_index": number, "episode_chunk": number // info.chunks_size}
             template = info.video_path or _VIDEO_PATH
             clips = {
                 key: Clip(find(template, "video_path", video_key=key, **names), 0.0, math.inf)
-                for key, kind in view_kinds(place, info).items()
+                for key, kind in view_kinds(config, info).items()
                 if kind == "video"
             }
             table = find(info.data_path or _DATA_PATH, "data_path", **names)
@@ -61,10 +61,10 @@ class LeRobotV2Reader(LeRobotReader):
         return tuple(found), 1 + max(integer(row, "episode_index", path) for row in rows)
 
 
-def _read_index(place: DatasetPlace) -> list[dict[str, Any]]:
-    path = place.local_root / INDEX_PATH
+def _read_index(config: DatasetConfig) -> list[dict[str, Any]]:
+    path = config.local_root / INDEX_PATH
     try:
-        content = read_file(place.local_root, INDEX_PATH, allow_outside=place.allow_outside)
+        content = read_file(config.local_root, INDEX_PATH, allow_outside=config.allow_outside)
         return [dict(json.loads(line)) for line in content.splitlines() if line.strip()]
     except DatasetError:  # which is a ValueError
         raise

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.lerobot.episodes import (
     Clip,
     EpisodeFiles,
@@ -43,14 +43,14 @@ class LeRobotV3Reader(LeRobotReader):
     versions = ("v3.0",)
 
     @staticmethod
-    def locate(place: DatasetPlace, info: LeRobotInfo) -> tuple[tuple[EpisodeFiles, ...], int]:
+    def locate(config: DatasetConfig, info: LeRobotInfo) -> tuple[tuple[EpisodeFiles, ...], int]:
         """Read `meta/episodes`, as `LeRobotReader.locate` describes."""
-        folder = place.local_root / INDEX_FOLDER
-        video_keys = [key for key, kind in view_kinds(place, info).items() if kind == "video"]
-        rows = _read_index(place, video_keys)
-        files = _FileFinder(place, info)
+        folder = config.local_root / INDEX_FOLDER
+        video_keys = [key for key, kind in view_kinds(config, info).items() if kind == "video"]
+        rows = _read_index(config, video_keys)
+        files = _FileFinder(config, info)
         found = []
-        for row in wanted_rows(place, info, folder, rows):
+        for row in wanted_rows(config, info, folder, rows):
             number = integer(row, "episode_index", folder)
             length = integer(row, "length", folder, least=1)
             first = integer(row, "dataset_from_index", folder)
@@ -77,13 +77,13 @@ class LeRobotV3Reader(LeRobotReader):
 class _FileFinder:
     """Paths of a dataset's files, each resolved once."""
 
-    def __init__(self, place: DatasetPlace, info: LeRobotInfo) -> None:
-        self._place, self._info = place, info
+    def __init__(self, config: DatasetConfig, info: LeRobotInfo) -> None:
+        self._config, self._info = config, info
         self._found: dict[tuple[str, int, int], Path] = {}
 
     def find(self, row: dict[str, Any], prefix: str, key: str = "") -> Path:
         """Return the path of the file that a row of the index names."""
-        root = self._place.local_root
+        root = self._config.local_root
         chunk, file = (integer(row, f"{prefix}{name}", root / INDEX_FOLDER) for name in _FILE_KEYS)
         if (key, chunk, file) not in self._found:
             names: dict[str, int | str] = {"chunk_index": chunk, "file_index": file}
@@ -92,14 +92,14 @@ class _FileFinder:
                 template, field = self._info.video_path or _VIDEO_PATH, "video_path"
                 names["video_key"] = key
             relative = fill_template(template, names, f"{root / INFO_PATH}: {field}")
-            path = resolve_inside(root, relative, allow_outside=self._place.allow_outside)
+            path = resolve_inside(root, relative, allow_outside=self._config.allow_outside)
             self._found[key, chunk, file] = path
         return self._found[key, chunk, file]
 
 
-def _read_index(place: DatasetPlace, video_keys: list[str]) -> list[dict[str, Any]]:
+def _read_index(config: DatasetConfig, video_keys: list[str]) -> list[dict[str, Any]]:
     """Read the columns of `meta/episodes` that locate episodes, and the task, row by row."""
-    root = place.local_root
+    root = config.local_root
     paths = sorted(  # macOS stores metadata next to files as `._file-000.parquet`
         path.relative_to(root)
         for path in (root / INDEX_FOLDER).glob("*/*.parquet")
@@ -116,7 +116,7 @@ def _read_index(place: DatasetPlace, video_keys: list[str]) -> list[dict[str, An
     ]
     rows: list[dict[str, Any]] = []
     for path in paths:
-        table = ParquetTable(resolve_inside(root, str(path), allow_outside=place.allow_outside))
+        table = ParquetTable(resolve_inside(root, str(path), allow_outside=config.allow_outside))
         rows += table.rows([*keys, *({"tasks"} & set(table.columns))])
         table.close()
     return rows

@@ -1,14 +1,13 @@
 """Compares files with a manifest's checksums."""
 
 import hashlib
-import os
 import posixpath
 from collections.abc import Iterator
 
 from pipeline.datasets.manifest.model import LoadedManifest
-from pipeline.datasets.manifest.paths import resolve_inside
+from pipeline.datasets.manifest.paths import file_in
 from pipeline.errors import DatasetError
-from pipeline.storage.location import Location, on_disk
+from pipeline.storage.location import Location
 from pipeline.storage.open import open_folder
 
 
@@ -25,10 +24,10 @@ def verify_checksums(loaded: LoadedManifest) -> None:
 
 def wrong_checksums(loaded: LoadedManifest) -> Iterator[DatasetError]:
     """Yield an error for every file that is missing, unreadable, outside, or a different one."""
-    for place, root in zip(loaded.manifest.places, loaded.roots, strict=True):
-        for relative, expected in (place.checksums or {}).items():
+    for source, root in zip(loaded.manifest.data_sources, loaded.roots, strict=True):
+        for relative, expected in (source.checksums or {}).items():
             try:
-                path = _path(root, relative, allow_outside=place.allow_outside)
+                path = _path(root, relative, allow_outside=source.allow_outside)
                 found = _sha256(path, loaded.origin)
             except DatasetError as error:
                 yield error
@@ -41,21 +40,12 @@ def wrong_checksums(loaded: LoadedManifest) -> Iterator[DatasetError]:
 
 
 def _path(root: Location, relative: str, *, allow_outside: bool) -> Location:
-    place = on_disk(root)
-    if place is None:
-        parts = posixpath.normpath(relative).split("/")
-        if parts[0] in ("", ".."):
-            raise DatasetError(
-                f"{root}: expected a name below this folder, found {relative!r} in `checksums`; "
-                "correct it"
-            )
-        folder = root.parent if open_folder(root).children() is None else root
-        return folder / "/".join(parts)
-    if not place.is_file():
-        return resolve_inside(place, relative, allow_outside=allow_outside)
-    if os.path.normpath(place.parent / relative) == str(place):
-        return place  # even behind a link: `path` of the manifest names it
-    return resolve_inside(place.parent, relative, allow_outside=allow_outside)
+    """Return the path of a file next to `root`, if that is a file, or else below it."""
+    is_folder = open_folder(root).children() is not None
+    folder, name = root if is_folder else root.parent, posixpath.normpath(relative)
+    if str(folder / name) == str(root):
+        return root  # even a link to outside: `path` of the manifest names it
+    return file_in(folder, name, allow_outside=allow_outside)
 
 
 def _sha256(path: Location, origin: str) -> str:

@@ -127,7 +127,7 @@ class Manifest(BaseModel):
         return self
 
     @property
-    def places(self) -> tuple[DataSource, ...]:
+    def data_sources(self) -> tuple[DataSource, ...]:
         """The sources in order; a single one from `path` if the manifest has no `sources`."""
         if self.sources:
             return self.sources
@@ -146,7 +146,7 @@ class Manifest(BaseModel):
         Path, format, weights, splits, checksums, name, source, license and units are left out:
         data may move and texts may be corrected without a new embedding.
         """
-        filters = [place.episodes for place in self.places]
+        filters = [source.episodes for source in self.data_sources]
         deciding = {
             "revision": self.revision,
             "fps": self.fps,
@@ -200,7 +200,7 @@ class LoadedManifest:
 
     manifest: Manifest
     roots: tuple[Location, ...]
-    """The path or the address of each of `manifest.places`; it need not exist."""
+    """The path or the address of each of `manifest.data_sources`; it need not exist."""
     origin: str
     """The manifest file, for messages."""
 
@@ -237,8 +237,8 @@ def parse_manifest(text: str, path: Path) -> LoadedManifest:
     """Check the text of a manifest whose file is, or would be, at `path`; see `load_manifest`."""
     manifest = Manifest.from_dict(tomllib.loads(text), origin=str(path))
     roots = tuple(
-        _resolve(place.path, path, f"sources[{index}].path" if manifest.sources else "path")
-        for index, place in enumerate(manifest.places)
+        _resolve(source.path, path, f"sources[{index}].path" if manifest.sources else "path")
+        for index, source in enumerate(manifest.data_sources)
     )
     return LoadedManifest(manifest, roots, str(path))
 

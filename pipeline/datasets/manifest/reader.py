@@ -94,14 +94,14 @@ class ManifestReader:
         self._episodes: list[tuple[int, int]] = []  # source, position in it
         validation: list[int] = []
         try:
-            for source in range(len(manifest.places)):
+            for source in range(len(manifest.data_sources)):
                 validation += self._add_source(source, on_problem)
         except BaseException:
             self.close()
             raise
         self.num_episodes = len(self._episodes)
         self.source_of = tuple(source for source, _ in self._episodes)
-        has_splits = any(place.splits for place in manifest.places)
+        has_splits = any(source.splits for source in manifest.data_sources)
         self.validation = tuple(validation) if has_splits else None
         if len(validation) == self.num_episodes:
             self.close()
@@ -217,13 +217,13 @@ class ManifestReader:
 
     def _add_source(self, source: int, on_problem: OnProblem | None) -> list[int]:
         """Open a source and return its validation episodes, as this reader numbers them."""
-        manifest, place = self._manifest, self._manifest.places[source]
+        manifest, data = self._manifest, self._manifest.data_sources[source]
         opener = SourceOpener(self._loaded, source)
         reader = opener.open(on_problem)
         self._readers.append(reader)
         self._check_fps(reader, on_problem)
         numbers = [reader.episode_number(position) for position in range(reader.num_episodes)]
-        named = place.splits.validation if place.splits is not None else ()
+        named = data.splits.validation if data.splits is not None else ()
         if isinstance(named, str):
             validation = self._subset(reader, named, numbers, opener.where)
         else:

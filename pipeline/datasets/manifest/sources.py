@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import Final, Literal
 
-from pipeline.datasets.base import DatasetPlace, FormatReader
+from pipeline.datasets.base import DatasetConfig, FormatReader
 from pipeline.datasets.manifest.model import LoadedManifest
 from pipeline.datasets.manifest.parts import key_path
 from pipeline.datasets.registry import detect_format, open_format
@@ -25,10 +25,10 @@ class SourceOpener:
             DatasetError: there is no data, or not of a known format.
         """
         self._manifest, self._origin = loaded.manifest, loaded.origin
-        self._place, self._root = loaded.manifest.places[source], loaded.roots[source]
-        self._format = self._place.format or detect_format(self._root)
+        self._source, self._root = loaded.manifest.data_sources[source], loaded.roots[source]
+        self._format = self._source.format or detect_format(self._root)
         self._named: set[int] = set()
-        episodes = self._place.episodes
+        episodes = self._source.episodes
         self._only = None if episodes is None or episodes.only is None else set(episodes.only)
         self._except = set() if episodes is None else set(episodes.except_ or ())
         self.where = f"sources[{source}]." if loaded.manifest.sources else ""
@@ -96,11 +96,11 @@ class SourceOpener:
         numbers = (*manifest.state.key_paths, *manifest.action.key_paths)
         return open_format(
             self._format,
-            DatasetPlace(
+            DatasetConfig(
                 root=self._root,
                 view_keys=tuple(key_path(view.key) for view in manifest.views),
                 number_keys=tuple(dict.fromkeys(numbers)),
-                allow_outside=self._place.allow_outside,
+                allow_outside=self._source.allow_outside,
                 keeps=keeps,
             ),
         )

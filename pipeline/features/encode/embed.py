@@ -343,7 +343,7 @@ def _describe_store(
         manifest_digest=manifest.digest(),
         sources=tuple(
             SourceShare(num_episodes=reader.source_of.count(source), weight=place.weight)
-            for source, place in enumerate(manifest.places)
+            for source, place in enumerate(manifest.data_sources)
         ),
         validation=reader.validation,
         fitted=tuple(sorted(encoder.bases)),

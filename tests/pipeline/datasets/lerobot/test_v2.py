@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.lerobot.v2 import LeRobotV2Reader
 from pipeline.datasets.lerobot.v3 import LeRobotV3Reader
 from pipeline.errors import DatasetError, FrameReadError
@@ -26,7 +26,7 @@ NUMBERS = ("observation.state", "action")
 
 
 def open_v2(root, **place):
-    return LeRobotV2Reader(DatasetPlace(root, VIEWS, NUMBERS, **place))
+    return LeRobotV2Reader(DatasetConfig(root, VIEWS, NUMBERS, **place))
 
 
 def refused(root, match):

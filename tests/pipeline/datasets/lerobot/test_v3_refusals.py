@@ -6,7 +6,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.lerobot.v3 import LeRobotV3Reader
 from pipeline.errors import DatasetError, FrameReadError
 from tests.pipeline.datasets.lerobot.lerobot_files import (
@@ -32,7 +32,7 @@ TABLE = "data/chunk-000/file-000.parquet"
 
 
 def open_v3(root, views=VIEWS, numbers=NUMBERS, **place):
-    return LeRobotV3Reader(DatasetPlace(root, views, numbers, **place))
+    return LeRobotV3Reader(DatasetConfig(root, views, numbers, **place))
 
 
 def open_v3_without(root, *numbers):

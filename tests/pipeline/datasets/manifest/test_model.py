@@ -281,7 +281,7 @@ def test_several_sources_are_read_as_written(tmp_path):
     manifest = described(write(tmp_path, SEVERAL))
     loaded = load_manifest(tmp_path / "towel.toml")
     assert loaded.roots == (tmp_path / "ours", Path("/srv/theirs"))
-    first, second = manifest.places
+    first, second = manifest.data_sources
     assert (first.format, first.weight, first.allow_outside) == ("robomimic_hdf5", 1.0, False)
     assert (second.format, second.weight, second.allow_outside) == (None, 0.25, True)
     assert second.episodes is not None
@@ -343,7 +343,7 @@ def test_the_example_in_the_readme_is_a_manifest(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_ROOT", "/data")
     assert load_manifest(write(tmp_path, example)).roots == (Path("/data/fold_towel"),)
     several = re.sub(r"format = .*\npath = .*\n", "", example) + sources
-    assert [place.weight for place in described(write(tmp_path, several)).places] == [1, 3]
+    assert [place.weight for place in described(write(tmp_path, several)).data_sources] == [1, 3]
 
 
 def test_the_readme_explains_every_field():
