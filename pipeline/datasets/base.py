@@ -49,8 +49,6 @@ class DatasetConfig:
 class DatasetFacts:
     """Metadata of a whole dataset."""
 
-    is_simulated: bool | None = None
-    """Whether a simulator made it; None if unknown."""
     gripper: str | None = None
     """Meaning of the action's gripper values, where the format defines it."""
     action_shift: int = 0

@@ -134,7 +134,7 @@ def _check_numbers(
     """Read state, action and clock of every episode."""
     state, action = ColumnStatistics("state"), ColumnStatistics("action")
     odd = ColumnOddities("state"), ColumnOddities("action")
-    seen: dict[tuple[bytes, bytes], str] = {}
+    seen: dict[bytes, str] = {}
     for episode in tqdm(range(reader.num_episodes), desc="numbers", unit="episode", disable=None):
         name = reader.episode_name(episode)
         try:
@@ -151,8 +151,7 @@ def _check_numbers(
         action.add(values[1])
         for oddities, of_role in zip(odd, values, strict=True):
             oddities.add(of_role, name)
-        content = (values[0].tobytes(), values[1].tobytes())
-        key = (sha256(content[0]).digest(), sha256(content[1]).digest())
+        key = sha256(b"".join(array.tobytes() for array in values)).digest()
         if key in seen:
             findings.add(
                 "warning",

@@ -91,7 +91,7 @@ class ViewScan:
             if places:
                 findings.add(
                     "error",
-                    "black" if kind == "black" else "flat",
+                    kind,
                     f"view {self.name}",
                     f"{len(places)} of {self.num_frames} frames are {what}, the first in "
                     f"{places[0]}",

@@ -79,8 +79,6 @@ def check_action_shift(
 
 def statements(facts: DatasetFacts, labels: Labels) -> Iterable[str]:
     """Describe the metadata of a source in words."""
-    if facts.is_simulated is not None:
-        yield "made by a simulator" if facts.is_simulated else "recorded on a real robot"
     if labels.tasks:
         names = [task[:60] for task in labels.tasks]
         more = ", ..." if len(names) > _MAX_TASKS else ""

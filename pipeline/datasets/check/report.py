@@ -7,30 +7,8 @@ from typing import Any, Final, Literal
 DOCUMENT_VERSION: Final = 1  # increases when a field of `to_dict` is renamed or removed
 _MAX_LISTED: Final = 20  # findings of one kind that are listed
 Severity = Literal["error", "warning"]
-Kind = Literal[
-    "unreadable",
-    "checksum",
-    "numbers",
-    "constant",
-    "tiny_spread",
-    "outlier",
-    "wrap",
-    "units",
-    "duplicate",
-    "failed",
-    "tasks",
-    "shift",
-    "clock",
-    "jitter",
-    "fps",
-    "drift",
-    "frames",
-    "size",
-    "black",
-    "flat",
-    "repeated",
-    "same_view",
-]
+Kind = str
+"""Of a finding; data_manifests/README.md lists all."""
 
 
 @dataclass(frozen=True)
@@ -136,17 +114,11 @@ class CheckReport:
         ]
         if self.sheet:
             blocks.append(f"contact sheet: {self.sheet}; look for flips and swapped colors")
-        return "\n\n".join([*blocks, self._verdict()])
-
-    def _verdict(self) -> str:
-        if self.is_clean:
-            return "nothing found"
         counts = Counter(finding.severity for finding in self.findings)
-        return ", ".join(
-            f"{counts[s]} {s}{'s' if counts[s] > 1 else ''}"
-            for s in ("error", "warning")
-            if counts[s]
+        verdict = ", ".join(
+            f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items()
         )
+        return "\n\n".join([*blocks, verdict or "nothing found"])
 
 
 @dataclass

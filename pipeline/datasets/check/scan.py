@@ -112,21 +112,16 @@ class FrameScan:
         names, reader = self._reader.view_names, self._reader
         several = len(set(reader.source_of)) > 1
         where = [f"source {source}  " if several else "" for source in reader.source_of]
-        return contact_sheet(
-            [
-                [
-                    SheetFrame(
-                        f"{name}  {where[episode]}episode {reader.episode_number(episode)}  "
-                        f"step {step}",
-                        resize_images(frame[None], reader.fit)[0]
-                        if resized and frame is not None
-                        else frame,
-                    )
-                    for name, frame in zip(names, frames, strict=True)
-                ]
-                for (episode, step), frames in self._rows.items()
-            ]
-        )
+        rows: list[list[SheetFrame]] = []
+        for (episode, step), frames in self._rows.items():
+            at = f"{where[episode]}episode {reader.episode_number(episode)}  step {step}"
+            rows.append([])
+            for name, frame in zip(names, frames, strict=True):
+                shown = frame
+                if resized and frame is not None:
+                    shown = resize_images(frame[None], reader.fit)[0]
+                rows[-1].append((f"{name}  {at}", shown))
+        return contact_sheet(rows)
 
     def _note_sizes(self, episode: int) -> int:
         """Note sizes and drifts of an episode's views; return the bytes of a step's frames."""

@@ -58,18 +58,15 @@ class AlohaHdf5Reader(Hdf5Reader):
                 from those of other files in width.
         """
         episodes, stated = [], []
-        simulated: set[bool | None] = set()
         for number, path in _episode_files(config):
             with open_hdf5(path) as file:
                 where = EpisodeGroup(path=path, group="", number=number)
                 facts = read_header(file, where, config, LAYOUT)
                 episodes.append(replace(facts, label=_label(file)))
                 stated.append((path, _fps(file)))
-                simulated.add(truth(file.attrs.get("sim")))
         super().__init__(config, episodes, upside_down=frozenset())
         self.fps = agreed_fps(stated)
         self.facts = DatasetFacts(
-            is_simulated=simulated.pop() if len(simulated) == 1 else None,
             gripper="0 closed to 1 open, as ACT and ALOHA write it",
             remarks=alpha_remarks(episodes[0].layouts),
         )

@@ -214,8 +214,7 @@ def _demos(file: h5py.File, path: Location) -> list[tuple[int, str]]:
 
 
 def _check_num_samples(file: h5py.File, header: EpisodeHeader) -> None:
-    group = find_object(file, header.at.group)
-    stated = None if group is None else single_value(group.attrs.get("num_samples"))
+    stated = single_value(file[header.at.group].attrs.get("num_samples"))
     if stated is not None and (np.ndim(stated) != 0 or stated != header.length):
         raise DatasetError(
             f"{header.at.name}: expected {stated} steps as its attribute `num_samples`, found "
@@ -246,7 +245,6 @@ def _facts(file: h5py.File) -> DatasetFacts:
     if is_isaac or is_robosuite:
         gripper = "above 0 opens, below 0 closes" if is_isaac else "-1 opens, 1 closes"
     return DatasetFacts(
-        is_simulated=True if is_isaac or is_libero or "type" in args else None,
         gripper=gripper and f"{gripper}, as {'Isaac Lab' if is_isaac else 'robosuite'} defines it",
         action_shift=-1 if is_libero else 0,
     )
@@ -256,9 +254,8 @@ def _label(file: h5py.File, demo: EpisodeGroup) -> EpisodeLabel:
     args = _json(file, "env_args")
     problem = _json(file, "problem_info")  # of LIBERO
     words = (problem.get("language_instruction"), args.get("env_lang"), args.get("env_name"))
-    success = find_object(file, demo.group)
     return EpisodeLabel(
-        success=None if success is None else truth(success.attrs.get("success")),
+        success=truth(file[demo.group].attrs.get("success")),
         task=next((one_line(word) for word in words if isinstance(word, str) and word), None),
     )
 

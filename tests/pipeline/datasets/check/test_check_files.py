@@ -87,7 +87,7 @@ def test_the_sheet_names_episodes_by_the_numbers_of_their_files(root, tmp_path, 
             real = frame_scan.contact_sheet
             patch.setattr(frame_scan, "contact_sheet", lambda rows: told.append(rows) or real(rows))
             check(root, manifest, tmp_path / "sheet.png")
-        return {cell.label for row in told[0] for cell in row}
+        return {label for row in told[0] for label, _ in row}
 
     assert {f"front  episode {number}  step 6" for number in (3, 12, 40)} < labels(MANIFEST)
     several = MANIFEST.replace('path = "data"\n', "")
