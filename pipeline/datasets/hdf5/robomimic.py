@@ -54,7 +54,7 @@ LAYOUT: Final = Hdf5Layout(
     folders=("obs", "action_dict", ""),
     jpeg=False,
     without_cameras=(
-        "robomimic's `low_dim` and `demo` files keep no frames: render them with its "
+        "robomimic's `low_dim` and `demo` files contain no frames: render them with its "
         "dataset_states_to_obs.py and --camera_names, and name the new file in `path`"
     ),
 )
@@ -166,7 +166,7 @@ def _files(root: Location, *, allow_outside: bool) -> list[Location]:
 
 
 def _hdf5_files_in(root: Location) -> list[Location] | None:
-    """List the HDF5 files of a folder by name; None where there is no folder."""
+    """List the HDF5 files of a folder by name; None if `root` is not a folder."""
     names = open_folder(root).children()
     if names is None:
         return None

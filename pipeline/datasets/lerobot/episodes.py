@@ -4,16 +4,18 @@ Reads footers of parquet files, and size, length and frame count of videos.
 Source: huggingface/lerobot@7427f318:src/lerobot/datasets/dataset_reader.py (facts only).
 """
 
+import functools
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pipeline.datasets.base import DatasetConfig
-from pipeline.datasets.lerobot.info import INFO_PATH, LeRobotInfo, require_feature
+from pipeline.datasets.lerobot.info import INFO_PATH, LeRobotInfo, fill_template, require_feature
 from pipeline.datasets.lerobot.table import ParquetTable
+from pipeline.datasets.manifest.paths import resolve_inside
 from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
 from pipeline.datasets.video import count_frames, read_header
 from pipeline.errors import DatasetError
@@ -51,6 +53,21 @@ class EpisodeFiles:
     def rows_end_s(self, key: str, fps: float) -> float:
         """Return the seconds in a camera's video at which the last row ends."""
         return self.clips[key].start_s + self.length / fps
+
+
+def file_finder(config: DatasetConfig) -> Callable[..., Path]:
+    """Return a function that fills a path template with names, and resolves each path once.
+
+    It raises DatasetError for a template with other fields, and for a path outside the root.
+    """
+    root = config.local_root
+
+    @functools.cache
+    def find(template: str, **names: int | str) -> Path:
+        relative = fill_template(template, names, f"{root / INFO_PATH}")
+        return resolve_inside(root, relative, allow_outside=config.allow_outside)
+
+    return find
 
 
 def task_of(listed: object) -> str | None:

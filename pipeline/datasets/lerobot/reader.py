@@ -83,10 +83,10 @@ class LeRobotReader(FormatReader):
 
     @classmethod
     def files(cls, config: DatasetConfig) -> set[str]:
-        """List the files of the kept episodes, relative to the root; they need not be there.
+        """List the files of the kept episodes, relative to the root; they need not exist.
 
         Raises:
-            DatasetError: as of `locate`.
+            DatasetError: as `locate`.
         """
         info, root = read_info(config.local_root, cls.versions), config.local_root.resolve()
         found = {

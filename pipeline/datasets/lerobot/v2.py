@@ -14,14 +14,15 @@ from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.lerobot.episodes import (
     Clip,
     EpisodeFiles,
+    file_finder,
     integer,
     task_of,
     view_kinds,
     wanted_rows,
 )
-from pipeline.datasets.lerobot.info import INFO_PATH, LeRobotInfo, fill_template
+from pipeline.datasets.lerobot.info import LeRobotInfo
 from pipeline.datasets.lerobot.reader import LeRobotReader
-from pipeline.datasets.manifest.paths import read_file, resolve_inside
+from pipeline.datasets.manifest.paths import read_file
 from pipeline.errors import DatasetError
 
 INDEX_PATH: Final = "meta/episodes.jsonl"
@@ -37,13 +38,8 @@ class LeRobotV2Reader(LeRobotReader):
     @staticmethod
     def locate(config: DatasetConfig, info: LeRobotInfo) -> tuple[tuple[EpisodeFiles, ...], int]:
         """Read `meta/episodes.jsonl`, as `LeRobotReader.locate` describes."""
-        path, where = config.local_root / INDEX_PATH, config.local_root / INFO_PATH
+        path, find = config.local_root / INDEX_PATH, file_finder(config)
         rows = _read_index(config)
-
-        def find(template: str, field: str, **names: int | str) -> Any:
-            filled = fill_template(template, names, f"{where}: {field}")
-            return resolve_inside(config.local_root, filled, allow_outside=config.allow_outside)
-
         found = []
         for row in wanted_rows(config, info, path, rows):
             number = integer(row, "episode_index", path)
@@ -51,11 +47,11 @@ class LeRobotV2Reader(LeRobotReader):
             names = {"episode_index": number, "episode_chunk": number // info.chunks_size}
             template = info.video_path or _VIDEO_PATH
             clips = {
-                key: Clip(find(template, "video_path", video_key=key, **names), 0.0, math.inf)
+                key: Clip(find(template, video_key=key, **names), 0.0, math.inf)
                 for key, kind in view_kinds(config, info).items()
                 if kind == "video"
             }
-            table = find(info.data_path or _DATA_PATH, "data_path", **names)
+            table = find(info.data_path or _DATA_PATH, **names)
             task = task_of(row.get("tasks"))
             found.append(EpisodeFiles(number, length, table, None, clips, task))
         return tuple(found), 1 + max(integer(row, "episode_index", path) for row in rows)

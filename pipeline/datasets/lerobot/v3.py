@@ -7,19 +7,19 @@ only).
 """
 
 import math
-from pathlib import Path
 from typing import Any, Final
 
 from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.lerobot.episodes import (
     Clip,
     EpisodeFiles,
+    file_finder,
     integer,
     task_of,
     view_kinds,
     wanted_rows,
 )
-from pipeline.datasets.lerobot.info import INFO_PATH, LeRobotInfo, fill_template
+from pipeline.datasets.lerobot.info import LeRobotInfo
 from pipeline.datasets.lerobot.reader import LeRobotReader
 from pipeline.datasets.lerobot.table import ParquetTable
 from pipeline.datasets.manifest.paths import resolve_inside
@@ -48,7 +48,7 @@ class LeRobotV3Reader(LeRobotReader):
         folder = config.local_root / INDEX_FOLDER
         video_keys = [key for key, kind in view_kinds(config, info).items() if kind == "video"]
         rows = _read_index(config, video_keys)
-        files = _FileFinder(config, info)
+        find = file_finder(config)
         found = []
         for row in wanted_rows(config, info, folder, rows):
             number = integer(row, "episode_index", folder)
@@ -68,33 +68,14 @@ class LeRobotV3Reader(LeRobotReader):
                         f"{folder}: episode {number}: expected seconds at which its clip of {key} "
                         f"begins and ends, found {times}; download `meta` again, or {LEAVE_OUT}"
                     )
-                clips[key] = Clip(files.find(row, f"videos/{key}/", key), times[0], times[1])
-            table, task = files.find(row, "data/"), task_of(row.get("tasks"))
+                names = {name: integer(row, f"videos/{key}/{name}", folder) for name in _FILE_KEYS}
+                path = find(info.video_path or _VIDEO_PATH, video_key=key, **names)
+                clips[key] = Clip(path, times[0], times[1])
+            names = {name: integer(row, f"data/{name}", folder) for name in _FILE_KEYS}
+            table = find(info.data_path or _DATA_PATH, **names)
+            task = task_of(row.get("tasks"))
             found.append(EpisodeFiles(number, length, table, first, clips, task))
         return tuple(found), 1 + max(integer(row, "episode_index", folder) for row in rows)
-
-
-class _FileFinder:
-    """Paths of a dataset's files, each resolved once."""
-
-    def __init__(self, config: DatasetConfig, info: LeRobotInfo) -> None:
-        self._config, self._info = config, info
-        self._found: dict[tuple[str, int, int], Path] = {}
-
-    def find(self, row: dict[str, Any], prefix: str, key: str = "") -> Path:
-        """Return the path of the file that a row of the index names."""
-        root = self._config.local_root
-        chunk, file = (integer(row, f"{prefix}{name}", root / INDEX_FOLDER) for name in _FILE_KEYS)
-        if (key, chunk, file) not in self._found:
-            names: dict[str, int | str] = {"chunk_index": chunk, "file_index": file}
-            template, field = self._info.data_path or _DATA_PATH, "data_path"
-            if key:
-                template, field = self._info.video_path or _VIDEO_PATH, "video_path"
-                names["video_key"] = key
-            relative = fill_template(template, names, f"{root / INFO_PATH}: {field}")
-            path = resolve_inside(root, relative, allow_outside=self._config.allow_outside)
-            self._found[key, chunk, file] = path
-        return self._found[key, chunk, file]
 
 
 def _read_index(config: DatasetConfig, video_keys: list[str]) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ class DiffusionPolicyZarrReader(FormatReader):
             self.num_episodes: int = len(self._numbers)
             self._require_ascending()
             file = self._file()
-            clock = [CLOCK_KEY] if CLOCK_KEY in array_keys(self._root) else []
+            clock = [CLOCK_KEY] if CLOCK_KEY in file.keys else []
             arrays = {
                 key: file.array(key) for key in (*config.view_keys, *config.number_keys, *clock)
             }
@@ -113,7 +113,7 @@ class DiffusionPolicyZarrReader(FormatReader):
         """
         file = ReplayBufferFile(root, allow_outside=False)
         try:
-            arrays = {key: file.array(key) for key in array_keys(root) if key != ENDS_KEY}
+            arrays = {key: file.array(key) for key in file.keys if key != ENDS_KEY}
         finally:
             file.close()
         layouts = {key: pixel_layout(array.shape, array.dtype) for key, array in arrays.items()}

@@ -56,7 +56,7 @@ def refused(root, match, views=VIEWS, numbers=NUMBERS):
         ({"total_episodes": 3}, "expected one row for episode 2 of 3, found 0"),
         ({"data_path": "../{chunk_index}/{file_index}"}, "allow_outside"),
         ({"video_path": "/etc/{video_key}"}, "allow_outside"),
-        ({"data_path": "data/{episode_index}"}, "data_path: expected a path with fields"),
+        ({"data_path": "data/{episode_index}"}, "expected a path with fields"),
     ],
 )
 def test_info_that_cannot_be_used_is_refused(tmp_path, changes, match):

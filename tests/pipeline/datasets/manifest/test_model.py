@@ -73,17 +73,10 @@ def test_a_manifest_is_read_as_written(tmp_path):
         ("fps = 50\n", 'fps = "50"\n', r"fps: expected .*number, found '50'"),
         ('key = "observations/qpos"\n', "", r"state\.key: expected this key"),
         ("fps = 50\n", "fps = 0\n", r"fps: expected .*greater than 0, found 0"),
-        ("fps = 50\n", "fps = inf\n", r"fps: expected .*finite.*, found inf"),
-        ("fps = 50\n", "fps = true\n", r"fps: expected .*number, found True"),
         ("fps = 50\n", "fps = 50\nfsp = 3\n", r"fsp: expected one of name, .*unknown key"),
         ("\n[state]", 'color = "red"\n[state]', r"views\[1\]\.color: expected one of name, key"),
         ('name = "left"', 'name = "top"', r"views: expected names that differ, found top"),
         ("cam_left_wrist", "cam_high", r"views: expected keys that differ, found .*cam_high more"),
-        (
-            "observations/images/cam_left_wrist",
-            "/observations/images/cam_high",
-            r"views: expected keys that differ, found .*cam_high more than once; give",
-        ),
         ('name = "left"', 'name = "a/b"', r"views\[1\]\.name: expected .*found 'a/b'"),
         ('"aloha_hdf5"', '"lerobot"', r"format: expected .*'aloha_hdf5', .*, found 'lerobot'"),
         ('license = "CC-BY-4.0"', 'license = " "', r"license: expected .*at least 1 character"),
@@ -92,14 +85,10 @@ def test_a_manifest_is_read_as_written(tmp_path):
         ("fps = 50\n", "fps = [\n", r"TOML in UTF-8, found: .*line"),
         ('"CC-BY-4.0"', "3", r"license: expected a valid string, found 3"),
         ('"action"', "[]", r"action\.key: expected a key or a list of keys, found \[\]"),
-        ('"action"', "3", r"action\.key: expected a key or a list of keys, found 3"),
         ('"action"', '["a", "b//c"]', r"action\.key\[1\]: expected names .*found 'b//c'"),
-        ('"action"\n', '"action"\ncolumns = []\n', r"action\.columns: expected .*at least 1"),
         ('"action"\n', '"action"\ncolumns = [-1]\n', r"action\.columns\[0\]: .*found -1"),
         ('"action"\n', '"action"\ncolumns = [1, 1]\n', r"action\.columns: .*each number once.*1"),
         ("fps = 50\n", 'fps = 50\ncolor_order = "grb"\n', r"color_order: expected .*'bgr'"),
-        ("fps = 50\n", "fps = 50\naction_shift = 0.5\n", r"action_shift: expected .*found 0\.5"),
-        ("fps = 50\n", "fps = 50\nepisodes = {}\n", r"episodes: expected either `only` or"),
         ("fps = 50\n", "fps = 50\nepisodes = [1]\n", r"episodes: expected .*found \[1\]"),
         (
             "fps = 50\n",
@@ -116,7 +105,6 @@ def test_a_manifest_is_read_as_written(tmp_path):
             'fps = 50\nepisodes = {except = ["demo_1"]}\n',
             r"episodes\.except\[0\]: expected .*integer, found 'demo_1'",
         ),
-        ("fps = 50\n", "fps = 50\nsplits = {validation = []}\n", r"splits\.validation: expected "),
         ("fps = 50\n", "fps = 50\nsplits = {validation = 3}\n", r"splits\.validation: .*found 3"),
         (
             "fps = 50\n",
@@ -128,7 +116,6 @@ def test_a_manifest_is_read_as_written(tmp_path):
             'fps = 50\nchecksums = {"a.hdf5" = "abc"}\n',
             r"checksums\.a\.hdf5: expected .*found 'abc'",
         ),
-        ("fps = 50\n", "fps = 50\nallow_outside = 3\n", r"allow_outside: expected .*found 3"),
     ],
 )
 def test_a_wrong_field_is_told_in_one_line(tmp_path, old, new, pattern):
