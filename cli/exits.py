@@ -3,6 +3,7 @@
 Knows exit codes; nothing about what a command does.
 """
 
+import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,10 @@ def exit_on_vla_error(after_interrupt: str) -> Iterator[None]:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or error
-        typer.echo(f"error: {place}{reason}; want a place that can be read and written", err=True)
+        advice = "want a place that can be read and written"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "free some room there, then run the same command again"
+        typer.echo(f"error: {place}{reason}; {advice}", err=True)
         raise typer.Exit(USER_ERROR) from error
     except MemoryError as error:
         reason = " ".join(f"the memory is full: {error}".split()).removesuffix(":")

@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 import typer
 
@@ -12,9 +14,17 @@ from cli.exits import exit_on_vla_error
             MemoryError("Unable to allocate\n9 GiB"),
             "error: the memory is full: Unable to allocate ",
         ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/a"),
+            "error: runs/a: No space left on device; free some room there",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "a"),
+            "error: a: Read-only file system; want",
+        ),
     ],
 )
-def test_a_full_memory_is_one_line_and_not_a_traceback(capsys, error, line):
+def test_a_full_memory_or_disk_is_one_line_and_not_a_traceback(capsys, error, line):
     with pytest.raises(typer.Exit) as caught, exit_on_vla_error("nothing was changed"):
         raise error
     assert caught.value.exit_code == 2

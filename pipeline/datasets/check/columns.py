@@ -15,6 +15,7 @@ _MAX_FEW: Final = 63  # values at an end of a column that can be outliers
 _FEW_SHARE: Final = 0.01  # of a column's values
 _FAR: Final = 3.0  # times the range of the others; tails of usual motion reach 2
 _TURNS: Final = ((2 * np.pi, "2 pi"), (360.0, "360 degrees"))
+_FLIP_COSINE: Final = -0.9  # of two steps; rotations of a robot turn by less between them
 _TURN_TOLERANCE: Final = 0.1  # of a turn, which a joint may move within the step of a jump
 _UNITS: Final = (
     (180 / np.pi, "degrees against radians"),
@@ -40,6 +41,7 @@ class ColumnOddities:
         self._magnitudes: list[Float32[np.ndarray, " d"]] = []  # of each episode
         self._num_jumps: dict[tuple[int, str], int] = {}
         self._first_jump: dict[tuple[int, str], str] = {}
+        self._flips: dict[tuple[int, int], list[str]] = {}  # by first column and number of columns
 
     def add(self, values: Float32[np.ndarray, "t d"], episode: str) -> None:
         """Add one episode; `episode` names it in messages."""
@@ -48,6 +50,7 @@ class ColumnOddities:
         self._magnitudes.append(np.abs(values).max(axis=0))
         self._keep_ends(values)
         self._count_jumps(values, episode)
+        self._find_flips(values.astype(np.float64), episode)
 
     def report(self, findings: Findings) -> None:
         """Add findings of columns with outliers, jumps of a full turn, or two units."""
@@ -66,6 +69,31 @@ class ColumnOddities:
                 f"{self._first_jump[column, turn]}",
                 "unwrap the angle, or store its sine and cosine",
             )
+
+        for (column, width), places in self._flips.items():
+            findings.add(
+                "warning",
+                "wrap",
+                f"{self._role}[{column}..{column + width - 1}]",
+                f"{len(places)} jumps of a {'quaternion' if width == 4 else 'rotation vector'} to "
+                f"its opposite, which is the same rotation, the first in {places[0]}",
+                "store two columns of the rotation matrix, or turn signs so that steps follow each "
+                "other, here and on the robot: to a policy both ends of the range are far apart",
+            )
+
+    def _find_flips(self, values: Float64[np.ndarray, "t d"], episode: str) -> None:
+        """Find q and -q, or angles on both sides of half a turn, from one step to the next."""
+        for width, low, high in ((4, 0.99, 1.01), (3, np.pi - 0.5, np.pi + 0.01)):
+            for column in range(values.shape[1] - width + 1):
+                part = values[:, column : column + width]
+                sizes = np.linalg.norm(part, axis=1)
+                fits = (low < sizes) & (sizes < high)
+                if width == 4 and not fits.all():
+                    continue
+                cosines = (part[1:] * part[:-1]).sum(axis=1) / np.maximum(sizes[1:] * sizes[:-1], 1)
+                for step in np.flatnonzero(fits[1:] & fits[:-1] & (cosines < _FLIP_COSINE)):
+                    places = self._flips.setdefault((column, width), [])
+                    places.append(f"{episode}, step {step + 1}")
 
     def _keep_ends(self, values: Float32[np.ndarray, "t d"]) -> None:
         """Keep the smallest and the largest values of every column, with episode and step."""

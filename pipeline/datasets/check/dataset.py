@@ -135,6 +135,7 @@ def _check_numbers(
     state, action = ColumnStatistics("state"), ColumnStatistics("action")
     odd = ColumnOddities("state"), ColumnOddities("action")
     seen: dict[bytes, str] = {}
+    is_copy = []
     for episode in tqdm(range(reader.num_episodes), desc="numbers", unit="episode", disable=None):
         name = reader.episode_name(episode)
         try:
@@ -147,6 +148,7 @@ def _check_numbers(
         except (DatasetError, OSError) as error:
             findings.add_error("numbers", name, error)
             continue
+        is_copy.append(np.array_equal(*values))
         state.add(values[0])
         action.add(values[1])
         for oddities, of_role in zip(odd, values, strict=True):
@@ -161,6 +163,15 @@ def _check_numbers(
                 "leave one of them out with `episodes = {except = [...]}`",
             )
         seen.setdefault(key, name)
+    if is_copy and all(is_copy):
+        findings.add(
+            "warning",
+            "shift",
+            "action",
+            "every action is the state of its own step: a policy learns to stay where it is",
+            "name what the robot was told in `action.key`; where only its state was recorded, "
+            "write `action_shift = -1`, which makes the next step's state the action",
+        )
     for statistics in (state, action, *odd):
         statistics.report(findings)
     return state, action

@@ -187,6 +187,8 @@ def _dataset(
     if dataset is not None:
         return dataset
     found = _cameras(file, at, layout) if kind == "frames" else _columns(file, at, layout)
+    if not found and not _columns(file, at, layout):
+        raise DatasetError(f"{at.name}: expected at least one step, found no array; {LEAVE_OUT}")
     if kind == "frames" and not found:
         raise _no_cameras(at, layout)
     raise DatasetError(

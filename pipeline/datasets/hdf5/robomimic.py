@@ -60,6 +60,10 @@ LAYOUT: Final = Hdf5Layout(
 )
 _DEMO_NAME: Final = re.compile(r"demo_([0-9]{1,18})")  # 18 digits fit 64 bits
 _ROBOSUITE: Final = 1  # `type` in the environment's arguments
+_NO_DEMOS: Final = (
+    "record again if the recorder was stopped before it kept one, correct the path to it, or move "
+    "this file out of the folder"
+)
 _MAX_LOOKS: Final = 16  # files of a folder that are opened to recognize it
 _SUFFIXES: Final = (".hdf5", ".h5")  # of the files of a folder, in letters of either case
 
@@ -133,7 +137,9 @@ class RobomimicHdf5Reader(Hdf5Reader):
             paths = _hdf5_files_in(root)
         except OSError:
             return False
-        return any(map(_has_demos, paths[:_MAX_LOOKS] if paths is not None else [root]))
+        if paths is None:
+            return _has_demos(root, is_alone=True)
+        return any(map(_has_demos, paths[:_MAX_LOOKS]))
 
     @classmethod
     def survey(cls, root: Location) -> FormatSurvey:
@@ -194,8 +200,7 @@ def _demos(file: h5py.File, path: Location) -> list[tuple[int, str]]:
     data = find_object(file, "data")
     if not isinstance(data, h5py.Group):
         raise DatasetError(
-            f"{path}: expected a group `data` of demonstrations, found none; correct the path "
-            "to it, or move this file out of the folder"
+            f"{path}: expected a group `data` of demonstrations, found none; {_NO_DEMOS}"
         )
     demos = []
     for name in data:
@@ -206,10 +211,7 @@ def _demos(file: h5py.File, path: Location) -> list[tuple[int, str]]:
             )
         demos.append((int(match[1]), f"data/{name}"))
     if not demos:
-        raise DatasetError(
-            f"{path}: expected at least one demonstration, found none; correct the path "
-            "to it, or move this file out of the folder"
-        )
+        raise DatasetError(f"{path}: expected at least one demonstration, found none; {_NO_DEMOS}")
     return sorted(demos)
 
 
@@ -287,10 +289,12 @@ def _mask(file: h5py.File, path: Location, name: str) -> list[str]:
     return [bytes(demo).decode() for demo in dataset[:]]
 
 
-def _has_demos(path: Location) -> bool:
+def _has_demos(path: Location, *, is_alone: bool = False) -> bool:
     try:
         with open_hdf5(path) as file:
             data = find_object(file, "data")
+            if is_alone and not len(file if data is None else data):
+                return True  # a recorder was stopped before it kept one; opening it says so
             return isinstance(data, h5py.Group) and any(map(_DEMO_NAME.fullmatch, data))
     except HDF5_ERRORS:
         return False

@@ -185,7 +185,8 @@ def _check_table(path: Path, users: list[EpisodeFiles]) -> None:
         raise DatasetError(
             f"{path}: expected {num_rows} rows for {_span(users)}, as `length` in meta/episodes, "
             f"found {table.num_rows}; correct `length` if the videos have {table.num_rows} frames "
-            f"too, else download the file again, or {LEAVE_OUT}"
+            f"too, else download the file again, convert the dataset again where its index names "
+            f"another file than the one with these rows, or {LEAVE_OUT}"
         )
 
 

@@ -89,7 +89,8 @@ def _read_index(config: DatasetConfig, video_keys: list[str]) -> list[dict[str, 
     if not paths:
         raise DatasetError(
             f"{root / INDEX_FOLDER}: expected the index of the episodes "
-            "(chunk-000/file-000.parquet), found none; download it"
+            "(chunk-000/file-000.parquet), found none; finalize the recording if it was "
+            "not finished, or download it"
         )
     keys = [
         *_ROW_KEYS,

@@ -300,6 +300,17 @@ def test_an_episode_that_is_there_twice_is_found(tmp_path):
     assert finding.found.endswith("episode 2")
 
 
+def test_actions_that_are_copies_of_their_states_are_found_and_the_next_states_are_none(tmp_path):
+    def plant(arrays):
+        arrays["action"] = arrays["state"]
+
+    finding = only(check(tmp_path, plant))
+    assert (finding.severity, finding.kind, finding.place) == ("warning", "shift", "action")
+    assert "`action_shift = -1`" in finding.to_do
+    mended = MANIFEST.replace("fps = 10.0", "fps = 10.0\naction_shift = -1")
+    assert check(tmp_path, plant, mended).is_clean
+
+
 def test_several_defects_are_all_told_errors_first(tmp_path):
     def plant(arrays):
         arrays["state"][:, 0] = 1

@@ -105,7 +105,15 @@ def test_an_index_that_lacks_or_repeats_a_wanted_episode_is_refused(tmp_path):
     edit_json(tmp_path / "meta/info.json", total_episodes=2)
     refused(tmp_path, "expected one row for episode 0 of 2, found 2")
     (tmp_path / INDEX).unlink()
-    refused(tmp_path, "expected the index of the episodes")
+    refused(tmp_path, "expected the index of the episodes .* found none; finalize the recording")
+
+
+def test_an_index_that_names_the_file_before_is_not_taken_for_a_damaged_file(tmp_path):
+    """As LeRobot's converter wrote it for the episode at which a file had become full."""
+    write_v3(tmp_path, counted_episodes(2, 2, 2), tables=[[0], [1, 2]])
+    first = {"data/file_index": 0}
+    edit_parquet(tmp_path / INDEX, lambda row: row | (first if row["episode_index"] == 1 else {}))
+    refused(tmp_path, "file-000.*expected 4 rows .* found 2; .*convert the dataset again where its")
 
 
 DAMAGED_ROWS = {
