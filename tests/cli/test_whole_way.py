@@ -64,7 +64,7 @@ def trained(embedded):
 
 @pytest.mark.sim
 def test_the_way_from_demonstrations_to_a_rollout(trained):
-    result = run("vla-rollout", trained, "--env", TASK, "--episodes", 2, "--max-steps", 12)
+    result = run("vla-rollout", trained, "--env", TASK, "--episodes", 2, "--set", "max_steps=12")
     assert result.returncode == 0, result.stderr
     assert "of 2 unseen episodes" in result.stdout
     assert "Wilson interval" in result.stdout
@@ -77,7 +77,7 @@ def test_the_way_from_demonstrations_to_a_rollout(trained):
     assert not found["encoder"]["pretrained"]
 
     again = trained.parent / "again"
-    words = ("--episodes", 2, "--max-steps", 12, "--out", again)
+    words = ("--episodes", 2, "--set", "max_steps=12", "--out", again)
     assert invoke("vla-rollout", trained, "--env", TASK, *words).exit_code == 0
     repeated = json.loads((again / "result.json").read_text())
     assert repeated["episodes"] == found["episodes"]

@@ -120,7 +120,7 @@ class CameraCheck:
         if not verdict.matches and mode == "refuse":
             raise CameraMismatchError(
                 f"cameras: expected what training showed, found: {verdict.line()}; correct the "
-                f"cameras or their order, or continue anyway with --camera-check warn"
+                f"cameras or their order, or continue anyway with --set camera_check=warn"
             )
         if not verdict.matches:
             logger.warning("%s", verdict.line())
