@@ -1,7 +1,8 @@
 """What a rollout found: episodes, success with its interval, latency; and its file on the disk."""
 
 import math
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -135,8 +136,40 @@ class RolloutResult(BaseModel):
                 found.append(f"cameras at seed {start.seed}: {start.verdict.line()}")
         return found
 
+    def eval_info(self, videos: list[Path], seconds: float) -> dict[str, Any]:
+        """Return the same as the content of LeRobot's `eval_info.json`, for tools that read it.
+
+        Args:
+            videos: that were kept.
+            seconds: that all episodes took together.
+
+        Source: huggingface/lerobot@7427f318:src/lerobot/scripts/lerobot_eval.py, eval_policy_all.
+        """
+        group = self.env.partition("/")[0]
+        rewards = [episode.reward for episode in self.episodes]
+        largest = [episode.max_reward for episode in self.episodes]
+        shared = {"video_paths": [str(path) for path in videos], "predicted_video_paths": []}
+        overall = {
+            "avg_sum_reward": math.fsum(rewards) / len(rewards),
+            "avg_max_reward": math.fsum(largest) / len(largest),
+            "pc_success": 100.0 * self.success_rate,
+            "n_episodes": len(rewards),
+            **shared,
+        }
+        metrics = {
+            "sum_rewards": rewards,
+            "max_rewards": largest,
+            "successes": [episode.success for episode in self.episodes],
+            **shared,
+        }
+        return {
+            "per_task": [{"task_group": group, "task_id": 0, "metrics": metrics}],
+            "per_group": {group: overall},
+            "overall": {**overall, "eval_s": seconds, "eval_ep_s": seconds / len(rewards)},
+        }
+
     def summary(self) -> str:
-        """Say it in two lines; `alarms` say what makes it doubtful."""
+        """Return two lines; see `alarms` for what makes the figures doubtful."""
         solved = sum(episode.success for episode in self.episodes)
         low, high = self.success_interval
         parts = (("render", self.render_s), ("encode", self.encode_s), ("head", self.head_s))
