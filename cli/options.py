@@ -43,6 +43,6 @@ def build_config(model: type[Config], settings: Sequence[str] | None, **options:
         return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        field = str(first["loc"][0])
+        field = ".".join(map(str, first["loc"][:1]))
         option = f"--{field} " if field in options else f"--set {field}="
         raise ConfigError(f"{option}{first['input']}: {first['msg']}") from error

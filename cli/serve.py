@@ -13,14 +13,19 @@ from cli.options import (
     SettingsOption,
     build_config,
 )
-from pipeline.rollout.serve.config import TOKEN_VARIABLE, ServeConfig, read_token
-from pipeline.rollout.serve.server import serve
+from pipeline.rollout.serve.config import (
+    TOKEN_VARIABLE,
+    ServeConfig,
+    check_exposure,
+    read_token,
+)
+from policy.errors import MissingExtraError, install_command
 
 main = typer.Typer(add_completion=False)
 
 
-@main.command("serve")
-def serve_run(
+@main.command()
+def serve(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     host: Annotated[str, typer.Option(help="Address; other than loopback needs a token.")] = (
         "127.0.0.1"
@@ -47,5 +52,13 @@ def serve_run(
             encoder=encoder,
             device=device,
         )
-        serve(config, typer.echo)
+        check_exposure(config.host, config.token)
+        try:
+            from pipeline.rollout.serve.sockets import serve_until_signal  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"{run}: expected the libraries of openpi's protocol, found no module "
+                f"{error.name}; {install_command('serve')}"
+            ) from error
+        serve_until_signal(config, typer.echo)
         typer.echo("stopped")

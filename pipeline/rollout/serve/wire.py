@@ -1,9 +1,8 @@
 """openpi's wire format: msgpack maps that hold numpy arrays; nothing in it is ever executed.
 
 An array travels as a map of the byte-string keys `__ndarray__`, `data`, `dtype` and `shape`, a
-numpy scalar as one of `__npgeneric__`, `data` and `dtype`. Knows bytes and arrays; nothing about
-observations, policies or sockets. Whoever wrote a message is not trusted: whatever it holds,
-`decode_message` returns numbers and text or raises `RequestError`.
+numpy scalar as one of `__npgeneric__`, `data` and `dtype`. The sender is not trusted: for any
+message, `decode_message` returns numbers and text or raises `RequestError`.
 
 Source: msgpack_numpy.py of openpi-client 0.1.2 on PyPI, for the facts of the format.
 Differs from the source: reads flat maps only, as observations are, and numbers of fixed size only.
@@ -34,7 +33,7 @@ _SCALAR_TYPES: Final[dict[str, tuple[type, ...]]] = {"b": (bool,), "f": (float,)
 
 
 def encode_message(fields: Mapping[str, object]) -> bytes:
-    """Return a map as a message; its values are what msgpack knows, and numpy arrays."""
+    """Return a map as a message; its values are msgpack's own types, and numpy arrays."""
     message: bytes = msgpack.packb(fields, default=_array_as_map)
     return message
 
