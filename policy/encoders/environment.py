@@ -59,15 +59,7 @@ class ComputeEnvironment(BaseModel):
 def describe_environment(
     device: torch.device, *, library: str, compiled: bool, images_per_pass: int, place_matters: bool
 ) -> ComputeEnvironment:
-    """Describe this process's environment as torch is set now.
-
-    Args:
-        device: where the encoder runs.
-        library: see `ComputeEnvironment.library`.
-        compiled: whether torch.compile fused the network.
-        images_per_pass: images that share one pass.
-        place_matters: see `ComputeEnvironment.place_matters`.
-    """
+    """Describe this process's environment as torch is set now; see `ComputeEnvironment`."""
     return ComputeEnvironment.model_validate(
         {
             "device": device.type,
