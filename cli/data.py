@@ -32,7 +32,7 @@ main = typer.Typer(
 def record(
     env: Annotated[str, typer.Option(help="Environment, such as metaworld/drawer-open-v3.")],
     episodes: Annotated[int, typer.Option(min=1, help="Number of demonstrations.")],
-    out: Annotated[Path, typer.Option(help="Folder to create or to resume.")],
+    out: Annotated[Path, typer.Option(help="Folder to create or resume.")],
     views: Annotated[str, typer.Option(help="Cameras, comma-separated, in the policy's order.")],
     first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode.")] = 0,
     keep: Annotated[

@@ -1,6 +1,6 @@
 """`vla-train`: fit the trainable part of a policy on cached features."""
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from cli.options import LOCATION, DeviceOption
 from pipeline.errors import ConfigError
 from pipeline.features.store.local_copy import FeatureCache, parse_bytes
 from pipeline.rollout.play.loop import RolloutConfig
-from pipeline.rollout.play.validation import validate_by_rollouts
+from pipeline.rollout.play.validation import RolloutValidation, validate_by_rollouts
 from pipeline.rollout.report.page import write_report
 from pipeline.storage.local import user_cache
 from pipeline.storage.location import parse_location
@@ -35,13 +35,16 @@ def train_command(
         typer.Option("--set", help="One field, as in steps=2000 or agent.head.n_layer=6."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in OUT; --set steps=N adds steps.")
+        bool, typer.Option("--resume", help="Resume the run in OUT; --set steps=N adds steps.")
     ] = False,
     init_from: Annotated[
         Path | None, typer.Option(help="A run whose averaged weights a new run begins with.")
     ] = None,
     weights: Annotated[
-        str, typer.Option(help="How often a step of each store is drawn, as in 2,1; all alike.")
+        str,
+        typer.Option(
+            help="How often a step of each store is drawn, as in 2,1; default equal."
+        ),
     ] = "",
     cache_dir: Annotated[
         Path | None,
@@ -50,7 +53,7 @@ def train_command(
         ),
     ] = None,
     cache_bytes: Annotated[
-        str, typer.Option(help="Room of all copies in --cache-dir, as in 500MB or 2TB.")
+        str, typer.Option(help="Size of all copies in --cache-dir, as in 500MB or 2TB.")
     ] = "100GB",
     encoder: Annotated[
         str | None, typer.Option(help="Path or name of the encoder for --rollout-env, if it moved.")
@@ -58,45 +61,39 @@ def train_command(
     device: DeviceOption = "auto",
     rollout_env: Annotated[
         str | None,
-        typer.Option(help="Roll checkpoints out meanwhile, as in metaworld/drawer-open-v3."),
+        typer.Option(help="Environment to roll checkpoints out in, as metaworld/drawer-open-v3."),
     ] = None,
     rollout_every: Annotated[
         int, typer.Option(min=1, help="Steps between rollouts; want a checkpoint at each.")
     ] = 5_000,
-    rollout_episodes: Annotated[int, typer.Option(min=1, help="Episodes a rollout.")] = 5,
+    rollout_episodes: Annotated[int, typer.Option(min=1, help="Episodes per rollout.")] = 5,
     track: Annotated[
         list[str] | None,
-        typer.Option(help=f"Tell {' or '.join(TRACKERS)} too; each is an extra of its name."),
+        typer.Option(help=f"Also log to {' or '.join(TRACKERS)}; each is an extra of its name."),
     ] = None,
 ) -> None:
     """Train a policy on cached features."""
-    with exit_on_vla_error("add --resume to go on from the last checkpoint"):
+    with exit_on_vla_error("add --resume to resume from the last checkpoint"):
         if encoder is not None and rollout_env is None:
             raise ConfigError("--encoder needs --rollout-env: training reads cached features")
         locations = [parse_location(store) for store in stores]
         cache = FeatureCache(cache_dir or user_cache("features"), parse_bytes(cache_bytes))
         config = with_settings(preset_config(preset), settings or ())
-        with ExitStack() as watching:
-            watchers = []
-            if rollout_env is not None:
-                watchers.append(
-                    watching.enter_context(
-                        validate_by_rollouts(
-                            RolloutConfig(
-                                run=out,
-                                out=out / "rollouts",
-                                env=rollout_env,
-                                episodes=rollout_episodes,
-                                videos="none",
-                                encoder=encoder,
-                                device=device,
-                            ),
-                            every=rollout_every,
-                            store=locations[0],
-                            config=config,
-                        )
-                    )
-                )
+        validation: AbstractContextManager[RolloutValidation | None] = nullcontext()
+        if rollout_env is not None:
+            rollout = RolloutConfig(
+                run=out,
+                out=out / "rollouts",
+                env=rollout_env,
+                episodes=rollout_episodes,
+                videos="none",
+                encoder=encoder,
+                device=device,
+            )
+            validation = validate_by_rollouts(
+                rollout, every=rollout_every, store=locations[0], config=config
+            )
+        with validation as watcher:
             report = train(
                 locations,
                 out,
@@ -107,7 +104,7 @@ def train_command(
                 cache=cache,
                 device=device,
                 track=track or (),
-                watchers=watchers,
+                watchers=[watcher] if watcher else (),
             )
         if report.is_primary:
             typer.echo(report.summary())
@@ -116,13 +113,12 @@ def train_command(
                 f"wrote {out} and {out / 'report.html'}; next: vla-rollout {out} --env ENV, or "
                 f"vla-serve {out}"
             )
-            for watcher in watchers:
-                for failure in watcher.failures:
-                    typer.echo(f"warning: {failure}", err=True)
+            for failure in watcher.failures if watcher else ():
+                typer.echo(f"warning: {failure}", err=True)
 
 
 def _parse_weights(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError as error:
-        raise ConfigError(f"--weights {text}: want a number a store, as in 2,1") from error
+        raise ConfigError(f"--weights {text}: want a number per store, as in 2,1") from error
