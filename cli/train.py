@@ -42,9 +42,7 @@ def train_command(
     ] = None,
     weights: Annotated[
         str,
-        typer.Option(
-            help="How often a step of each store is drawn, as in 2,1; default equal."
-        ),
+        typer.Option(help="How often a step of each store is drawn, as in 2,1; default equal."),
     ] = "",
     cache_dir: Annotated[
         Path | None,

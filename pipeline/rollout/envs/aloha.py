@@ -9,7 +9,6 @@ multisampling are off; the poses of objects belong to the environment instead of
 variable, so that several can be in one process.
 """
 
-import difflib
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from pipeline.errors import EnvError
 from pipeline.rollout.envs.base import StepResult
-from pipeline.rollout.envs.guard import require_views
+from pipeline.rollout.envs.guard import require_views, unknown_task
 from pipeline.rollout.envs.rendering import build_renderer, project_point
 
 # isort: split
@@ -180,17 +178,12 @@ class AlohaTransferCubeEnv(AlohaEnv):
     )
     """Where recordings come from, in words."""
 
-    def __init__(self, views: tuple[str, ...], render_size: int) -> None:
-        """Load the scene; arguments and errors as for `AlohaEnv`."""
-        super().__init__("transfer-cube", views, render_size)
-        self._plan: Float32[np.ndarray, "t 14"]
-
     def reset(self, seed: int) -> None:
         """Start an episode; see `AlohaEnv.reset`."""
         super().reset(seed)
         robot: np.ndarray = self._task.get_qpos(self._physics)
         x, y = self._data.body("box").xpos[:2]
-        self._plan = plan_transfer(robot, (x, y), MAX_STEPS)
+        self._plan: Float32[np.ndarray, "t 14"] = plan_transfer(robot, (x, y), MAX_STEPS)
 
     def expert_action(self) -> Float32[np.ndarray, " a"]:
         """Return the plan's target for the current step; the plan knows where the cube was."""
@@ -205,11 +198,6 @@ def make_aloha_env(task: str, views: tuple[str, ...], render_size: int) -> Aloha
         EnvError: there is no such task.
     """
     if task not in SCENES:
-        close = difflib.get_close_matches(task, SCENES, n=1, cutoff=0.0)
-        raise EnvError(
-            f"aloha/{task}: expected one of {', '.join(f'aloha/{name}' for name in SCENES)}, found "
-            f"none of that name; did you mean aloha/{close[0]}?"
-        )
-    if task == "transfer-cube":
-        return AlohaTransferCubeEnv(views, render_size)
-    return AlohaEnv(task, views, render_size)
+        raise unknown_task("aloha", task, SCENES)
+    env_class = AlohaTransferCubeEnv if task == "transfer-cube" else AlohaEnv
+    return env_class(task, views, render_size)

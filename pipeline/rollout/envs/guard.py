@@ -7,6 +7,7 @@ environment, seed and step. Errors of this project pass unchanged.
 """
 
 import atexit
+import difflib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -32,6 +33,15 @@ def require_views(name: str, views: tuple[str, ...], offered: Collection[str]) -
             f"{name}: expected different views out of {', '.join(offered)}, found "
             f"{', '.join(views) or 'none'}; correct the views"
         )
+
+
+def unknown_task(simulator: str, task: str, known: Collection[str]) -> EnvError:
+    """Return the error for a task that a simulator does not have."""
+    close = difflib.get_close_matches(task, known, n=1, cutoff=0.0)
+    return EnvError(
+        f"{simulator}/{task}: expected one of {', '.join(sorted(known))}, found none of that name; "
+        f"did you mean {simulator}/{close[0]}?"
+    )
 
 
 class GuardedEnv:

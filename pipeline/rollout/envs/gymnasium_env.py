@@ -1,8 +1,7 @@
-"""Any Gymnasium environment that shows pictures, as a `RobotEnv`, described by a TOML file.
+"""Any Gymnasium environment with images, as a `RobotEnv`, described by a TOML file.
 
-Views are brought to the
-encoder's size here, by the project's one resize, because an environment may have views of
-different sizes. Whether a seed gives the same episode is up to the environment.
+Views are resized for the encoder here, because an environment may have views of different sizes.
+Whether a seed gives the same episode depends on the environment.
 Source: Farama-Foundation/Gymnasium 1.4.0, core.py, envs/registration.py.
 """
 
@@ -40,7 +39,7 @@ class GymnasiumEnv:
         views: tuple[str, ...],
         fit: Fit = "stretch",
     ) -> None:
-        """Build the environment and look at one observation; `reset` must follow.
+        """Build the environment and read one observation; `reset` must follow.
 
         Args:
             config: which environment, and how to use it.
@@ -154,7 +153,7 @@ class GymnasiumEnv:
                 render_mode="rgb_array" if needs_render else None,
                 **config.kwargs,
             )
-        except Exception as error:  # an environment raises whatever it likes
+        except Exception as error:  # an environment raises anything
             reason = " ".join(str(error).split())[:300]
             raise EnvError(
                 f"{self.name}: expected gymnasium.make to build {config.id}, found "
@@ -163,15 +162,15 @@ class GymnasiumEnv:
 
     def _frame(self, view: GymnasiumView) -> UInt8[np.ndarray, "256 256 3"]:
         if view.key == RENDER_KEY:
-            picture = np.asarray(self._env.render())
+            image = np.asarray(self._env.render())
         else:
-            picture = np.asarray(self._lookup(self._observation, view.key, f"view {view.name}"))
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            image = np.asarray(self._lookup(self._observation, view.key, f"view {view.name}"))
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise EnvError(
                 f"{self.name}: view {view.name}: expected uint8 (height, width, 3) RGB at "
-                f"{view.key}, found {picture.dtype} {picture.shape}; name a picture"
+                f"{view.key}, found {image.dtype} {image.shape}; name an image"
             )
-        turned = picture[::-1, ::-1] if view.rotate_180 else picture
+        turned = image[::-1, ::-1] if view.rotate_180 else image
         return np.asarray(resize_images(np.ascontiguousarray(turned)[None], self._fit)[0])
 
     def _is_solved(self, reward: float, info: Mapping[str, Any]) -> bool:
@@ -209,7 +208,7 @@ def make_gymnasium_env(
 
     Raises:
         ConfigError: the file is wrong.
-        EnvError: as for `GymnasiumEnv`; or a size of pictures is asked for, which only the
+        EnvError: as for `GymnasiumEnv`; or a size of images is asked for, which only the
             environment's own arguments can change.
     """
     name = f"gymnasium:{file}"

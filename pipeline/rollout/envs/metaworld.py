@@ -6,7 +6,6 @@ Differs from the source: `reset` obeys its seed and leaves no stale positions, i
 cameras that are mounted upside-down are turned, and shadows, reflections and multisampling are off.
 """
 
-import difflib
 import importlib.metadata
 import warnings
 from typing import Any, Final
@@ -14,9 +13,8 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from pipeline.errors import EnvError
 from pipeline.rollout.envs.base import StepResult
-from pipeline.rollout.envs.guard import require_views
+from pipeline.rollout.envs.guard import require_views, unknown_task
 from pipeline.rollout.envs.rendering import build_renderer, project_point
 
 # isort: split
@@ -59,14 +57,7 @@ class MetaWorldEnv:
             RenderingError: neither EGL nor OSMesa works.
         """
         if task not in ALL_V3_ENVIRONMENTS:
-            close = difflib.get_close_matches(task, ALL_V3_ENVIRONMENTS, n=3, cutoff=0.4)
-            raise EnvError(
-                f"metaworld/{task}: expected one of Meta-World's {len(ALL_V3_ENVIRONMENTS)} tasks, "
-                f"found none of that name; try {', '.join(f'metaworld/{name}' for name in close)}"
-                if close
-                else f"metaworld/{task}: expected a task such as metaworld/drawer-open-v3, found "
-                f"none of that name; all are {', '.join(sorted(ALL_V3_ENVIRONMENTS))}"
-            )
+            raise unknown_task("metaworld", task, ALL_V3_ENVIRONMENTS)
         version = importlib.metadata.version("metaworld")
         self.source = f"scripted expert of metaworld {version}, recorded with vla-data record"
         self.revision = f"metaworld {version}, mujoco {importlib.metadata.version('mujoco')}"

@@ -1,4 +1,4 @@
-"""What a rollout found: episodes, success with its interval, latency; and its file on the disk."""
+"""The result of a rollout: episodes, success with its interval, latency; stored as JSON."""
 
 import math
 from pathlib import Path
@@ -29,14 +29,14 @@ class EpisodeResult(BaseModel):
     max_reward: float
     """The largest of them."""
     decisions: int
-    """How often the policy was asked."""
+    """Number of decisions of the policy."""
     failure: str | None = None
-    """What the simulator raised or showed when it failed after `steps` steps, in one line; the
-    episode ended there, unsolved. None where it ended by itself."""
+    """Why the simulator failed after `steps` steps, in one line; the episode ended there, unsolved.
+    None where it did not fail."""
 
 
 class Latency(BaseModel):
-    """How long one decision took, in seconds, over all decisions of a rollout."""
+    """Duration of one decision in seconds, over all decisions of a rollout."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,10 +52,10 @@ class Latency(BaseModel):
 
 
 class Disagreement(BaseModel):
-    """How far one jump of the head is from two, relative to their length, over all decisions.
+    """Difference of one jump of the head and two, relative to their length, over all decisions.
 
-    0 is perfect and 2 the worst. It needs no labels: a policy that jumps from noise to actions at
-    once is unsure of itself where it is large.
+    0 is perfect and 2 the worst. It needs no labels: a one-step policy is uncertain where it is
+    large.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,7 +73,7 @@ class Disagreement(BaseModel):
 
 
 class RolloutResult(BaseModel):
-    """A rollout as `result.json` keeps it."""
+    """A rollout, as stored in `result.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,23 +84,23 @@ class RolloutResult(BaseModel):
     checkpoint_step: int
     """Optimizer steps behind the averaged weights."""
     nfe: int
-    """Passes through the head a decision."""
+    """Number of function evaluations per decision."""
     max_steps: int
     """Control steps after which an episode counts as failed."""
     encoder: EncoderIdentity
-    """What encoded the views live."""
+    """The encoder of the live views."""
     dataset: str
-    """Names of the datasets that the policy was trained on."""
+    """Names of the training's datasets."""
     store_digest: str
-    """Content of the stores that they are cached in."""
+    """Digest of the training's stores."""
     code_version: str
     """Of this package."""
     render_size: int
-    """Pixels a side of the pictures, before they were brought to the encoder's size."""
+    """Width and height in pixels of rendered images, before they were resized for the encoder."""
     num_envs: int
     """Environments that ran at once; changes no episode, only times."""
     gate_overridden: tuple[str, ...]
-    """What the gate would have refused, where it was told to let everything pass."""
+    """What the gate would have refused, where it was overridden."""
     episodes: tuple[EpisodeResult, ...]
     """In the order of their seeds."""
     success_rate: float
@@ -112,7 +112,7 @@ class RolloutResult(BaseModel):
     encode_s: Latency
     """Encoding their views."""
     head_s: Latency
-    """Condition and action head; without the passes that measure `disagreement`."""
+    """Condition and action head; without the evaluations that measure `disagreement`."""
     disagreement: Disagreement | None = None
     """Of the head with itself; None where the objective does not learn jumps."""
 
@@ -120,7 +120,7 @@ class RolloutResult(BaseModel):
     """Whether the cameras showed what they showed in training."""
 
     def alarms(self) -> list[str]:
-        """Return what makes the figures doubtful, a sentence each; a report prints them in red."""
+        """Return one sentence per reason to doubt the figures; a report prints them in red."""
         found = [f"the gate was overridden: {reason}" for reason in self.gate_overridden]
         failures = [episode.failure for episode in self.episodes if episode.failure is not None]
         if failures:

@@ -1,10 +1,10 @@
-"""What a report is made of: runs with their logs and rollouts, read and checked.
+"""The data of a report: runs with their logs and rollouts, read and checked.
 
 The folder of a run:
 
     run.json, log.jsonl, checkpoints/     see pipeline/training
     rollouts/NAME/result.json             a rollout; NAME is `step_00001000` where the trainer
-                                          validated itself
+                                          rolled out by itself
     rollouts/NAME/videos/seed_SEED.mp4    an episode's video, H.264
     rollouts/NAME/paths/seed_SEED.png     its first frame with the end-effector's path
 """
@@ -154,8 +154,8 @@ def _read_rollout(path: Path) -> Rollout:
         result = RolloutResult.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first: Any = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "content"
-        raise _damaged(path, f"{place}: {first['msg']}") from error
+        field = ".".join(map(str, first["loc"])) or "content"
+        raise _damaged(path, f"{field}: {first['msg']}") from error
     seeds = [episode.seed for episode in result.episodes]
     if not seeds or len(set(seeds)) != len(seeds):
         raise _damaged(path, f"episodes: {len(seeds)} with {len(set(seeds))} seeds, want distinct")
