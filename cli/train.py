@@ -1,6 +1,6 @@
 """`vla-train`: fit the trainable part of a policy on cached features."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -88,8 +88,10 @@ def train_command(
                 encoder=encoder,
                 device=device,
             )
-            validation = validate_by_rollouts(
-                rollout, every=rollout_every, store=locations[0], config=config
+            validation = closing(
+                validate_by_rollouts(
+                    rollout, every=rollout_every, store=locations[0], config=config
+                )
             )
         with validation as watcher:
             report = train(

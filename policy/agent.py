@@ -183,17 +183,17 @@ class VLAAgent(nn.Module):
         """Return action chunks that start at the last observation step, in the manifest's units.
 
         Args:
-            features: of `obs_horizon` steps, the last one current.
-            state: of the same steps, in the manifest's units.
+            features: as in `compute_loss`.
+            state: as in `compute_loss`.
             noise: from `noise`, at the same NFE; decides which of the likely chunks is drawn.
-            nfe: NFE, how often the head is evaluated; None is the objective's default.
+            nfe: number of function evaluations of the head; None is the objective's default.
 
         Raises:
             AgentMismatchError: the objective's sampler cannot take that NFE.
         """
         nfe = self.evaluations(nfe)
         cond = self._build_cond(features, state)
-        # A single evaluation encodes the condition itself, which saves a pass over the weights.
+        # A single evaluation encodes the condition itself, which reads the weights once.
         condition = cond if nfe == 1 else self.head.encode_condition(cond)
         normalized = self.objective.sample(bind(self.head, condition), noise, nfe)
         return self.action_normalizer.unnormalize(normalized)
@@ -202,10 +202,9 @@ class VLAAgent(nn.Module):
     def additivity_residual(
         self, features: Features, state: Float[Tensor, "b t s"], noise: Noise
     ) -> Times | None:
-        """Return how far one jump from noise to actions is from two, relative to their length.
+        """Return `JumpObjective.additivity_residual`, or None where no jumps are learned.
 
-        None where the objective does not learn jumps. Large where a one-step policy is unsure of
-        itself; a few evaluations of the head. See `JumpObjective.additivity_residual`.
+        It is large where a one-step policy is uncertain; it takes a few evaluations of the head.
         """
         if not isinstance(self.objective, JumpObjective):
             return None

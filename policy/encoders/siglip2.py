@@ -326,19 +326,15 @@ def _load_network(folder: Path) -> SiglipVisionModel:
             f"{folder}: {len(strange)} tensors have no place in the vision network of config.json, "
             f"the first is {strange[0]}; want the config.json that belongs to these weights"
         )
-    _check_architecture(folder, network.config)
+    expected = {"image_size": FRAME_SIZE[0], "vision_use_head": True}
+    found = {field: getattr(network.config, field) for field in expected}
+    if found != expected:
+        raise EncoderLoadError(f"{folder}/config.json: found {found}, want {expected}")
     return network
 
 
-def _check_architecture(folder: Path, config: SiglipVisionConfig) -> None:
-    expected = {"image_size": FRAME_SIZE[0], "vision_use_head": True}
-    found = {field: getattr(config, field) for field in expected}
-    if found != expected:
-        raise EncoderLoadError(f"{folder}/config.json: found {found}, want {expected}")
-
-
 def _check_preprocessing(path: Path) -> None:
-    """Ask for every field: a missing one would silently mean bicubic and 224 pixels."""
+    """Require every field: a missing one would silently mean bicubic and 224 pixels."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:

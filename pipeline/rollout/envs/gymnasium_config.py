@@ -28,7 +28,6 @@ from pydantic import (
 from pipeline.errors import ConfigError
 
 RENDER_KEY: Final = "render()"
-MAX_FILE_BYTES: Final = 2**20
 _RESERVED: Final = {  # gymnasium.make's own arguments, which this file's other fields decide
     "id",
     "max_episode_steps",
@@ -154,16 +153,12 @@ def load_gymnasium_config(file: Path) -> GymnasiumConfig:
             field; or its module belongs to no installed package that requires gymnasium.
     """
     try:
-        with file.open("rb") as stream:
-            text = stream.read(MAX_FILE_BYTES + 1)
-        if len(text) > MAX_FILE_BYTES:
-            raise ConfigError(f"{file}: expected at most {MAX_FILE_BYTES} bytes, found more")
-        content = tomllib.loads(text.decode())
+        content = tomllib.loads(file.read_text())
     except OSError as error:
         raise ConfigError(
             f"{file}: expected a TOML file, found {error.strerror}; correct gymnasium:<file>"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: expected TOML, found {error}; correct the file") from error
     try:
         config = GymnasiumConfig.model_validate(content)

@@ -20,7 +20,6 @@ no mistake explains is unknown where its distance is above `SPREADS` spreads plu
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -54,17 +53,6 @@ _UNDO: Final[dict[Mistake, Callable[[Tensor], Tensor]]] = {
 }
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A mistake that may explain what a view shows."""
-
-    mistake: Mistake
-    compared: int
-    """Number of the view whose starts it is compared with."""
-    away: float
-    """Distance with the mistake undone."""
 
 
 class CameraCheck:
@@ -153,25 +141,27 @@ class CameraCheck:
         )
         if as_is <= spread:
             return found
+        undone: list[tuple[float, Mistake, int]] = [  # distance, mistake, view compared with
+            (away[index], mistake, view) for index, mistake in enumerate(_UNDO)
+        ]
+        others = [other for other in range(len(self._view_names)) if other != view]
+        undone += [(away[len(_UNDO) + other], "another view", other) for other in others]
         explaining = sorted(
-            (
-                candidate
-                for candidate in self._candidates(view, away)
-                if candidate.away <= self._limit(candidate.compared)
-                and candidate.away * self._margin[view] + MIN_DIFFERENCE < as_is
-            ),
-            key=lambda candidate: candidate.away,
+            (distance, mistake, compared)
+            for distance, mistake, compared in undone
+            if distance <= self._limit(compared)
+            and distance * self._margin[view] + MIN_DIFFERENCE < as_is
         )
         if explaining:
-            best = explaining[0]
-            just_as_well = best.away * MIN_MARGIN + MIN_DIFFERENCE
+            distance, best, compared = explaining[0]
+            just_as_well = distance * MIN_MARGIN + MIN_DIFFERENCE
             change = {
-                "mistake": best.mistake,
+                "mistake": best,
                 "alternatives": tuple(
-                    other.mistake for other in explaining[1:] if other.away <= just_as_well
+                    mistake for other, mistake, _ in explaining[1:] if other <= just_as_well
                 ),
-                "shows": None if best.compared == view else self._view_names[best.compared],
-                "undone_distance": best.away,
+                "shows": None if compared == view else self._view_names[compared],
+                "undone_distance": distance,
             }
             return found.model_copy(update=change)
         if as_is <= self._limit(view):
@@ -181,15 +171,6 @@ class CameraCheck:
     def _limit(self, view: int) -> float:
         """Return the largest distance of a view that looks like training."""
         return SPREADS * self._spread[view] + TOLERANCE
-
-    def _candidates(self, view: int, away: list[float]) -> list[_Candidate]:
-        undone = [_Candidate(mistake, view, away[i]) for i, mistake in enumerate(_UNDO)]
-        others = [
-            _Candidate("another view", other, away[len(_UNDO) + other])
-            for other in range(len(self._view_names))
-            if other != view
-        ]
-        return undone + others
 
     def _away(
         self, shown: Float32[Tensor, "n v 32 32 3"], *, leave_one_out: bool = False

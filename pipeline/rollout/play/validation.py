@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 from pydantic import ValidationError
@@ -45,7 +44,7 @@ class _Rollout:
 
 
 class RolloutValidation:
-    """A `TrainingWatcher`; leaving its context ends a process that still runs."""
+    """A `TrainingWatcher`, to be closed."""
 
     def __init__(self, config: RolloutConfig, *, every: int):
         """Prepare; nothing runs yet.
@@ -62,15 +61,8 @@ class RolloutValidation:
         self.failures: list[str] = []
         """A line for each rollout that did not end well."""
 
-    def __enter__(self) -> "RolloutValidation":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End a process that still runs, and remove its files."""
         if self._waiting is not None:
             shutil.rmtree(self._waiting[0].parent, ignore_errors=True)
         if self._current is not None:

@@ -10,13 +10,15 @@ Differs from the source: reads flat maps only, as observations are, and numbers 
 
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 import msgpack
 import numpy as np
 
 from pipeline.errors import RequestError
 from pipeline.rollout.serve.request import Value, clipped
+
+Container = TypeVar("Container")
 
 MAX_CONTAINERS: Final = 512  # maps and lists in a message; a numpy array is two
 MAX_ITEMS: Final = 256  # entries of one map or array; openpi's clients send about ten
@@ -49,12 +51,27 @@ def decode_message(message: bytes | str) -> dict[str, Value]:
     """
     if isinstance(message, str):
         raise RequestError("message: expected bytes of msgpack, found text")
-    budget = _Budget()
+    left = MAX_CONTAINERS  # 16 MB could announce 16 million empty maps
+
+    def count(container: Container) -> Container:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise RequestError(
+                f"message: expected {MAX_CONTAINERS} maps and lists or fewer, found more"
+            )
+        return container
+
+    def take_map(pairs: list[tuple[str | bytes, object]]) -> dict[str | bytes, object]:
+        if len(content := dict(pairs)) < len(pairs):
+            raise RequestError("message: expected each key once, found one twice")
+        return count(content)
+
     try:
         content = msgpack.unpackb(
             message,
-            object_pairs_hook=budget.take_map,
-            list_hook=budget.take_list,
+            object_pairs_hook=take_map,
+            list_hook=count,
             max_array_len=MAX_ITEMS,  # a header is 5 bytes long and could announce 2^32 entries
             max_map_len=MAX_ITEMS,
         )
@@ -68,31 +85,6 @@ def decode_message(message: bytes | str) -> dict[str, Value]:
     if not isinstance(content, dict):
         raise RequestError(f"message: expected a map, found {type(content).__name__}")
     return {_name(key): _value(clipped(key), value) for key, value in content.items()}
-
-
-class _Budget:
-    """Ends the reading of a message that would grow: 16 MB can announce 16 million empty maps."""
-
-    def __init__(self) -> None:
-        self._left = MAX_CONTAINERS
-
-    def take_map(self, pairs: list[tuple[str | bytes, object]]) -> dict[str | bytes, object]:
-        self._take()
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            raise RequestError("message: expected each key once, found one twice")
-        return content
-
-    def take_list(self, items: list[object]) -> list[object]:
-        self._take()
-        return items
-
-    def _take(self) -> None:
-        self._left -= 1
-        if self._left < 0:
-            raise RequestError(
-                f"message: expected {MAX_CONTAINERS} maps and lists or fewer, found more"
-            )
 
 
 def _array_as_map(content: object) -> dict[bytes, object]:

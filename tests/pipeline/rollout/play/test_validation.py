@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,8 @@ def store(toy_run):
     return toy_run.parent / "features.zarr"
 
 
-def validation(env: str, every: int) -> RolloutValidation:
+@contextmanager
+def validation(env: str, every: int) -> Iterator[RolloutValidation]:
     config = RolloutConfig(
         run=Path("run"),
         out=Path("out"),
@@ -32,7 +35,8 @@ def validation(env: str, every: int) -> RolloutValidation:
         encoder=tiny_tower(),
         camera_check="warn",
     )
-    return RolloutValidation(config, every=every)
+    with closing(RolloutValidation(config, every=every)) as watcher:
+        yield watcher
 
 
 def rows(run: Path) -> dict[int, float]:
