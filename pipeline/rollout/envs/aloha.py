@@ -11,7 +11,6 @@ variable, so that several can be in one process.
 
 import importlib.metadata
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -38,21 +37,11 @@ GRIPPER_COLUMNS: Final = (6, 13)
 EFFECTOR_SITE: Final = "cali_right_site1"  # between the right gripper's fingers
 
 
-@dataclass(frozen=True)
-class Scene:
-    """One of gym-aloha's tasks."""
-
-    file: str
-    """Its MJCF file in gym-aloha's assets."""
-    build_task: Callable[[], BimanualViperXTask]
-    """Control, state and reward."""
-    sample_poses: Callable[[int], Any]
-    """From a seed to the pose of every object: x, y, z in meters, quaternion wxyz."""
-
-
-SCENES: Final = {
-    "transfer-cube": Scene("bimanual_viperx_transfer_cube.xml", TransferCubeTask, sample_box_pose),
-    "insertion": Scene("bimanual_viperx_insertion.xml", InsertionTask, sample_insertion_pose),
+# Of each task: its MJCF file; control, state and reward; from a seed to the pose of every object
+# (x, y, z in meters, quaternion wxyz).
+SCENES: Final[dict[str, tuple[str, type[BimanualViperXTask], Callable[[int], Any]]]] = {
+    "transfer-cube": ("bimanual_viperx_transfer_cube.xml", TransferCubeTask, sample_box_pose),
+    "insertion": ("bimanual_viperx_insertion.xml", InsertionTask, sample_insertion_pose),
 }
 
 
@@ -64,11 +53,9 @@ class AlohaEnv:
     state_units: str = (
         "left arm: 6 joints in radians, gripper 0 closed to 1 open; right arm: the same"
     )
-    """The columns of `state`."""
     action_units: str = (
         "joint targets, absolute, columns as in the state: radians, gripper 0 closed to 1 open"
     )
-    """The columns of the action."""
 
     def __init__(self, task: str, views: tuple[str, ...], render_size: int) -> None:
         """Load the scene and its renderer; `reset` must follow.
@@ -93,9 +80,9 @@ class AlohaEnv:
         self.action_bounds: np.ndarray | None = None
         self.control_hz: float = 1.0 / DT
         self.max_steps = MAX_STEPS
-        self._scene = SCENES[task]
-        self._task = self._scene.build_task()
-        self._physics = Physics.from_xml_path(str(ASSETS_DIR / self._scene.file))
+        file, build_task, self._sample_poses = SCENES[task]
+        self._task: BimanualViperXTask = build_task()
+        self._physics = Physics.from_xml_path(str(ASSETS_DIR / file))
         self._model: Any = self._physics.model.ptr
         self._data: Any = self._physics.data.ptr
         self._substeps = round(DT / self._model.opt.timestep)
@@ -110,7 +97,7 @@ class AlohaEnv:
     def reset(self, seed: int) -> None:
         """Start an episode; the same seed gives the same episode, bit for bit."""
         with self._physics.reset_context():  # clears all state, the solver's warm start too
-            poses = np.ravel(self._scene.sample_poses(seed))
+            poses = np.ravel(self._sample_poses(seed))
             self._data.qpos[:] = np.concatenate([START_ARM_POSE, poses])
             self._data.ctrl[:] = START_ARM_POSE
         # gym-aloha resets within a reset: the solver resumes from where it ended the first time,
@@ -176,7 +163,6 @@ class AlohaTransferCubeEnv(AlohaEnv):
         "scripted handover of frozen-vla (aloha_expert.py) in gym-aloha, recorded with vla-data "
         "record"
     )
-    """Where recordings come from, in words."""
 
     def reset(self, seed: int) -> None:
         """Start an episode; see `AlohaEnv.reset`."""

@@ -28,14 +28,6 @@ from pydantic import (
 from pipeline.errors import ConfigError
 
 RENDER_KEY: Final = "render()"
-_RESERVED: Final = {  # gymnasium.make's own arguments, which this file's other fields decide
-    "id",
-    "max_episode_steps",
-    "disable_env_checker",
-    "additional_wrappers",
-    "render_mode",
-    "vectorization_mode",
-}
 _MANUAL: Final = "data_manifests/README.md explains every field"
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
@@ -125,16 +117,6 @@ class GymnasiumConfig(BaseModel):
     """The robot's action."""
     success: GymnasiumSuccess
     """When the task is solved."""
-
-    @field_validator("kwargs")
-    @classmethod
-    def _are_not_reserved(cls, kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        if reserved := sorted(_RESERVED.intersection(kwargs)):
-            raise ValueError(
-                f"expected arguments of the environment, found {', '.join(reserved)} of "
-                "gymnasium.make; remove them, this file's other fields decide them"
-            )
-        return kwargs
 
     @field_validator("views")
     @classmethod

@@ -21,7 +21,6 @@ from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, StepResult
 from pipeline.rollout.envs.guard import require_views
 from pipeline.rollout.envs.gymnasium_config import (
     RENDER_KEY,
-    GymnasiumConfig,
     GymnasiumView,
     load_gymnasium_config,
 )
@@ -33,23 +32,27 @@ class GymnasiumEnv:
     """One Gymnasium environment; implements `RobotEnv`."""
 
     def __init__(
-        self,
-        config: GymnasiumConfig,
-        name: str,
-        views: tuple[str, ...],
-        fit: Fit = "stretch",
+        self, file: str, views: tuple[str, ...], render_size: int, *, fit: Fit = "stretch"
     ) -> None:
         """Build the environment and read one observation; `reset` must follow.
 
         Args:
-            config: which environment, and how to use it.
-            name: its name in reports.
-            views: names out of `config.views`, in the order in which the policy sees them.
+            file: the TOML file.
+            views: names out of it, in the order in which the policy sees them.
+            render_size: must be the default; only the environment's own arguments can change it.
             fit: how images that are not square become square.
 
         Raises:
-            EnvError: the environment cannot be built, or does not have what the configuration says.
+            ConfigError: the file is wrong.
+            EnvError: the environment cannot be built, or does not have what the file describes.
         """
+        name = f"gymnasium:{file}"
+        if render_size != DEFAULT_RENDER_SIZE:
+            raise EnvError(
+                f"{name}: expected render size {DEFAULT_RENDER_SIZE}, found {render_size}; the "
+                "environment decides its image size: set its own argument for that in [kwargs]"
+            )
+        config = load_gymnasium_config(Path(file))
         require_views(name, views, [view.name for view in config.views])
         self.name = name
         self.view_names = views
@@ -199,22 +202,3 @@ class GymnasiumEnv:
                 )
             node = node[part]
         return node
-
-
-def make_gymnasium_env(
-    file: str, views: tuple[str, ...], render_size: int, fit: Fit = "stretch"
-) -> GymnasiumEnv:
-    """Build the environment that a TOML file describes.
-
-    Raises:
-        ConfigError: the file is wrong.
-        EnvError: as for `GymnasiumEnv`; or a size of images is asked for, which only the
-            environment's own arguments can change.
-    """
-    name = f"gymnasium:{file}"
-    if render_size != DEFAULT_RENDER_SIZE:
-        raise EnvError(
-            f"{name}: expected render size {DEFAULT_RENDER_SIZE}, found {render_size}; the "
-            "environment decides how large it renders: set its own argument for that in [kwargs]"
-        )
-    return GymnasiumEnv(load_gymnasium_config(Path(file)), name, views, fit)

@@ -32,17 +32,14 @@ class MetaWorldEnv:
     """One Meta-World v3 task; implements `ExpertEnv`."""
 
     source: str
-    """Where recordings come from, in words."""
     license: str = "MIT"
     """Meta-World's license; a recording is its simulator's output."""
     # sawyer_xyz_env.py: the distance of the claws, divided by 0.1 m and clipped to [0, 1].
     state_units: str = "hand position x y z in meters; gripper openness, 0 closed to 1 open"
-    """The columns of `state`."""
     # sawyer_xyz_env.py: action_scale 1/100; _reset_hand opens the gripper with effort -1.
     action_units: str = (
         "hand displacement x y z, 1 = 0.01 m a step; gripper effort, -1 opens to 1 closes"
     )
-    """The columns of the action."""
 
     def __init__(self, task: str, views: tuple[str, ...], render_size: int) -> None:
         """Load the task and its renderer; `reset` must follow.

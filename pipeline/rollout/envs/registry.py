@@ -89,9 +89,9 @@ def _builder(simulator: str, fit: Fit) -> Callable[[str, tuple[str, ...], int], 
         from pipeline.rollout.envs.aloha import make_aloha_env  # noqa: PLC0415
 
         return make_aloha_env
-    from pipeline.rollout.envs.gymnasium_env import make_gymnasium_env  # noqa: PLC0415
+    from pipeline.rollout.envs.gymnasium_env import GymnasiumEnv  # noqa: PLC0415
 
-    return partial(make_gymnasium_env, fit=fit)
+    return partial(GymnasiumEnv, fit=fit)
 
 
 def make_expert_env(

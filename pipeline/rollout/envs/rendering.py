@@ -7,24 +7,20 @@ they are imported.
 import gc
 import os
 import sys
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from pipeline.errors import RenderingError
 
-_HOW_TO_RENDER: Final = (
-    "run `apt-get install libegl1 libgl1-mesa-dri` (with MUJOCO_GL=egl or unset), or set "
-    "MUJOCO_GL=osmesa and install libosmesa6"
-)
-
 
 def _rendering_error(reason: str) -> RenderingError:
     chosen = os.environ.get("MUJOCO_GL", "(unset when mujoco was imported)")
     return RenderingError(
         f"expected MuJoCo to render without a screen, found MUJOCO_GL={chosen} unusable "
-        f"({' '.join(reason.split())[:160]}); {_HOW_TO_RENDER}"
+        f"({' '.join(reason.split())[:160]}); run `apt-get install libegl1 libgl1-mesa-dri` (with "
+        "MUJOCO_GL=egl or unset), or set MUJOCO_GL=osmesa and install libosmesa6"
     )
 
 

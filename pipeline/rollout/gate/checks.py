@@ -33,11 +33,7 @@ class Gate:
         """What would have been refused."""
 
     def refuse(self, error: VlaError) -> None:
-        """Raise `error`, or note it where the gate is overridden.
-
-        Raises:
-            VlaError: `error`.
-        """
+        """Raise `error`, or note it where the gate is overridden."""
         if not self.is_overridden:
             raise error
         reason = " ".join(str(error).split())

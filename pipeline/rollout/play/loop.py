@@ -104,7 +104,14 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         CameraMismatchError: see `play_episodes`.
         MissingExtraError: videos are requested and cannot be made.
     """
-    _refuse_early(config)
+    if config.first_seed < FIRST_ROLLOUT_SEED:
+        raise ConfigError(
+            f"seed {config.first_seed}: recordings may have used it, want {FIRST_ROLLOUT_SEED} or "
+            f"more"
+        )
+    if config.videos not in ("none", 0):
+        require_encoder()
+    config.out.mkdir(parents=True, exist_ok=True)
     with sole_writer(config.out, RunError):
         return _roll_out(config)
 
@@ -188,18 +195,6 @@ def _build_player(
     player: Callable[[RobotEnv], EpisodePlayer], build_env: Callable[[], RobotEnv]
 ) -> EpisodePlayer:
     return player(build_env())
-
-
-def _refuse_early(config: RolloutConfig) -> None:
-    """Refuse before anything is loaded, and before hours of episodes."""
-    if config.first_seed < FIRST_ROLLOUT_SEED:
-        raise ConfigError(
-            f"seed {config.first_seed}: recordings may have used it, want {FIRST_ROLLOUT_SEED} or "
-            f"more"
-        )
-    if config.videos not in ("none", 0):
-        require_encoder()
-    config.out.mkdir(parents=True, exist_ok=True)
 
 
 def _sum_up(episodes: Sequence[FinishedEpisode], mode: CameraCheckMode) -> dict[str, Any]:
@@ -308,7 +303,11 @@ def play_episodes(
             for player in ready(list(playing)):
                 progress: Progress = player.receive()
                 if progress.result is None:
-                    _check_start(playing[player], progress, config.camera_check, check)
+                    episode = playing[player]
+                    if check is not None and episode.decisions == 0:
+                        frames = progress.observations[-1].frames
+                        verdict = check.admit(frames, config.camera_check)
+                        episode.start = StartFinding(seed=episode.seed, verdict=verdict)
                     undecided.append((player, progress))
                     continue
                 if progress.result.failure is not None:
@@ -329,15 +328,3 @@ def play_episodes(
             )
             for (player, _), chunk in zip(undecided, chunks, strict=True):
                 player.send("act", chunk)
-
-
-def _check_start(
-    episode: Episode,
-    progress: Progress,
-    mode: CameraCheckMode,
-    check: CameraCheck | None,
-) -> None:
-    if check is None or episode.decisions > 0:
-        return
-    verdict = check.admit(progress.observations[-1].frames, mode)
-    episode.start = StartFinding(seed=episode.seed, verdict=verdict)

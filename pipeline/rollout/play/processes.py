@@ -12,17 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.errors import EnvError
 from policy.errors import VlaError
-
-
-class Closable(Protocol):
-    """What a worker holds, usually around a simulator."""
-
-    def close(self) -> None:
-        """Free it."""
 
 
 class Worker:
@@ -106,11 +99,11 @@ def start_process(target: Callable[..., None], arguments: tuple[Any, ...]) -> Ba
 
 
 @contextmanager
-def workers(build: Callable[[], Closable], count: int) -> Iterator[list[Worker]]:
+def workers(build: Callable[[], Any], count: int) -> Iterator[list[Worker]]:
     """Start processes; end them at once if the block is left by an error or Ctrl-C.
 
     Args:
-        build: makes the object that each holds; picklable.
+        build: makes the object that each holds, which has a `close`; picklable.
         count: how many.
     """
     started: list[Worker] = []
@@ -131,7 +124,7 @@ def workers(build: Callable[[], Closable], count: int) -> Iterator[list[Worker]]
             worker.process.join()
 
 
-def _work(build: Callable[[], Closable], connection: Connection) -> None:
+def _work(build: Callable[[], Any], connection: Connection) -> None:
     """Execute calls until the pipe closes; runs in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Mesa's software renderer starts one thread per core in each process; set before OpenGL loads.

@@ -69,7 +69,7 @@ class RecordReport:
     """What a recording session did."""
 
     manifest: Path
-    """The manifest to give to `vla-embed`."""
+    """The manifest for `vla-embed`."""
     episodes: int
     """Demonstrations in the folder."""
     recorded: int

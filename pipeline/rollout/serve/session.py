@@ -140,29 +140,17 @@ class Decision:
     """`num_action_steps` actions in the manifest's units, the first for the observation's step."""
     history: History
     """Whether the policy saw the steps that training would have shown it."""
-    infer_s: float
-    """From the message to the actions."""
-    encode_s: float
-    """Encoding the views."""
-    head_s: float
-    """Condition and action head."""
+    timing: dict[str, float]
+    """Milliseconds from the message to the actions, of the encoder, and of the head."""
 
-    def reply(self, timing: dict[str, float]) -> dict[str, object]:
+    def reply(self, **timing: float) -> dict[str, object]:
         """Return the reply; its only array is `actions`, because openpi's broker slices arrays.
 
         Args:
             timing: further entries of `server_timing`, in milliseconds.
         """
-        return {
-            "actions": self.actions,
-            "history": self.history,
-            "server_timing": {
-                "infer_ms": 1e3 * self.infer_s,
-                "encode_ms": 1e3 * self.encode_s,
-                "head_ms": 1e3 * self.head_s,
-                **timing,
-            },
-        }
+        timing = self.timing | timing
+        return {"actions": self.actions, "history": self.history, "server_timing": timing}
 
 
 class Session:
@@ -211,13 +199,12 @@ class Session:
                 "showed the policy; send %d steps, or every step with `step`",
                 self._policy.agent.config.obs_horizon,
             )
-        return Decision(
-            actions=chunk,
-            history=history,
-            infer_s=ended - started,
-            encode_s=encoded - encoding,
-            head_s=ended - encoded,
-        )
+        timing = {
+            "infer_ms": 1e3 * (ended - started),
+            "encode_ms": 1e3 * (encoded - encoding),
+            "head_ms": 1e3 * (ended - encoded),
+        }
+        return Decision(chunk, history, timing)
 
     def _begin_episode(self) -> None:
         self._decision = 0

@@ -147,7 +147,8 @@ class PolicyServer:
         return None
 
     async def _converse(self, connection: ServerConnection) -> None:
-        session, previous_s = Session(self._policy), None
+        session = Session(self._policy)
+        previous: dict[str, float] = {}
         with suppress(ConnectionClosed):  # clients come and go, and some are killed
             await connection.send(self._metadata)
             async for message in connection:
@@ -155,11 +156,10 @@ class PolicyServer:
                 decision = await self._decide(connection, session, message)
                 if decision is None:
                     return
-                timing = {"queue_ms": 1e3 * (time.perf_counter() - received - decision.infer_s)}
-                if previous_s is not None:
-                    timing["prev_total_ms"] = 1e3 * previous_s
-                await connection.send(encode_message(decision.reply(timing)))
-                previous_s = time.perf_counter() - received
+                waited_ms = 1e3 * (time.perf_counter() - received)
+                reply = decision.reply(queue_ms=waited_ms - decision.timing["infer_ms"], **previous)
+                await connection.send(encode_message(reply))
+                previous = {"prev_total_ms": 1e3 * (time.perf_counter() - received)}
 
     async def _decide(
         self, connection: ServerConnection, session: Session, message: bytes | str

@@ -159,7 +159,6 @@ def test_what_the_file_says_is_what_happens(tmp_path):
         ('name = "top"', 'name = "front"', "different names, found front, front, side"),
         ("[action]", "action", "expected TOML"),
         ('info = "task/is_success"', "", "either info or reward_at_least"),
-        ("[action]", "[kwargs]\nmax_episode_steps = 3\n[action]", "max_episode_steps of gymn"),
         (toy_env.ID, "os:system", "id: String should match"),
         ("control_hz", 'module = "os; x"\ncontrol_hz', "module: String should match"),
         # Beside the project, but not of a package that requires gymnasium:
@@ -181,6 +180,7 @@ def test_a_wrong_file_is_answered_in_one_line(tmp_path, old, new, pattern):
     [
         (toy_env.ID, "NoSuchEnv-v3", "gymnasium.make to build NoSuchEnv-v3, found NameNotFound"),
         ("[action]", "[kwargs]\nspede = 1\n[action]", "found TypeError: .*spede"),
+        ("[action]", "[kwargs]\nmax_episode_steps = 3\n[action]", "TypeError: .*max_episode_s"),
         ("pixels/front", "pixels/frnt", "view front: expected pixels/frnt, found front, top"),
         ("pixels/front", "agent_pos", r"view front: expected uint8 .* found float64 \(2,\)"),
         ("agent_pos", "agent", "state: expected agent, found pixels, agent_pos"),
