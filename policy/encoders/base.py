@@ -231,7 +231,7 @@ def feature_spec(
     """Describe a feature.
 
     Args:
-        name: as it is asked for.
+        name: of the feature.
         shape: per image.
         source: from which output it is derived and how, in words that change with it.
         basis: a fitted matrix it depends on.

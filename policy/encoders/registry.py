@@ -1,4 +1,4 @@
-"""Which encoders there are: a name, and the module that loads it when it is asked for."""
+"""The encoders: a name, and the module that loads it on request."""
 
 from importlib import import_module
 from typing import Final

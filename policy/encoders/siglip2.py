@@ -323,7 +323,7 @@ def _load_network(folder: Path) -> SiglipVisionModel:
     strange = sorted(str(k) for k in report["unexpected_keys"] if not k.startswith(TEXT_PART))
     if strange:
         raise EncoderLoadError(
-            f"{folder}: {len(strange)} tensors have no place in the vision network of config.json, "
+            f"{folder}: {len(strange)} tensors do not belong to the vision network of config.json, "
             f"the first is {strange[0]}; want the config.json that belongs to these weights"
         )
     expected = {"image_size": FRAME_SIZE[0], "vision_use_head": True}
@@ -350,7 +350,7 @@ def _check_preprocessing(path: Path) -> None:
     }
     if further:
         raise EncoderLoadError(
-            f"{path}: asks for {', '.join(sorted(further))}, a step that this project does not do"
+            f"{path}: requires {', '.join(sorted(further))}, a step that this project does not do"
         )
 
 

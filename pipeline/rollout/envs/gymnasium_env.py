@@ -94,7 +94,7 @@ class GymnasiumEnv:
         return np.stack([self._frame(view) for view in self._views])
 
     def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
-        """Return NaN for every view: Gymnasium does not say where an end-effector is."""
+        """Return NaN for every view: Gymnasium does not know the end-effector."""
         return np.full((len(self._views), 2), np.nan)
 
     def state(self) -> Float32[np.ndarray, " s"]:

@@ -36,7 +36,7 @@ from policy.images import resize_images
 
 MANIFEST_NAME: Final = "manifest.toml"
 FAILURES_NAME: Final = "failed_seeds.json"
-ATTEMPTS_PER_EPISODE: Final = 3  # seeds tried at most, for each episode asked for
+ATTEMPTS_PER_EPISODE: Final = 3  # seeds tried at most, per requested episode
 Keep = Literal["successes", "all"]
 
 

@@ -90,11 +90,11 @@ class Chart:
 
     def x(self, step: int | float) -> float:
         """Return where an optimizer step is."""
-        return round(self.left + self.across.place(step) * (self.right - self.left), 1)
+        return round(self.left + self.across.position(step) * (self.right - self.left), 1)
 
     def y(self, value: float) -> float:
         """Return where a value is."""
-        return round(self.bottom - self.upward.place(value) * (self.bottom - self.top), 1)
+        return round(self.bottom - self.upward.position(value) * (self.bottom - self.top), 1)
 
     def text(self, value: float, trials: int | None) -> str:
         """Return a value to read."""

@@ -88,8 +88,8 @@ class RunContents:
     @property
     def final_rollouts(self) -> tuple[Rollout, ...]:
         """The rollouts by vla-rollout; the latest validation where there is none."""
-        asked = tuple(rollout for rollout in self.rollouts if not rollout.is_validation)
-        return asked or self.rollouts[:1]
+        requested = tuple(rollout for rollout in self.rollouts if not rollout.is_validation)
+        return requested or self.rollouts[:1]
 
     @property
     def validation_error(self) -> tuple[Point, Point] | None:

@@ -20,7 +20,7 @@ class Scale:
     is_log: bool
     ticks: tuple[float, ...]
 
-    def place(self, value: int | float) -> float:
+    def position(self, value: int | float) -> float:
         """Return where a value is: 0 at `low`, 1 at `high`, held in between."""
         if self.is_log:
             share = math.log(value / self.low) / math.log(self.high / self.low)
