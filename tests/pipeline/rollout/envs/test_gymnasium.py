@@ -12,39 +12,13 @@ from pipeline.errors import ConfigError, EnvError, EpisodeError
 from pipeline.rollout.envs.gymnasium_config import GymnasiumConfig
 from pipeline.rollout.envs.registry import make_env, make_expert_env
 from policy.images import resize_images
-from tests.pipeline.rollout import toy_env
+from tests.pipeline.rollout import faulty_env, toy_env
 from tests.pipeline.rollout.envs.env_contract import EnvContract
-from tests.pipeline.rollout.toy_run import install
+from tests.pipeline.rollout.toy_run import ENV, install
 
 ROOT = Path(__file__).parents[4]
 
-TOY = f"""
-id = "{toy_env.ID}"
-control_hz = 10.0
-max_steps = 50
-
-[[views]]
-name = "front"
-key = "pixels/front"
-
-[[views]]
-name = "top"
-key = "pixels/top"
-
-[[views]]
-name = "side"
-key = "render()"
-
-[state]
-key = ["agent_pos", "speed"]
-units = "x and y of the dot, half widths; its speed, half widths a step"
-
-[action]
-units = "speed along x and y, 1 = the largest"
-
-[success]
-info = "task/is_success"
-"""
+TOY = f"max_steps = 50\n{ENV}".replace(faulty_env.ID, toy_env.ID)
 
 
 def write(folder: Path, text: str) -> str:
