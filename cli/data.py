@@ -1,4 +1,4 @@
-"""`vla-data`: the toolbox around datasets, stores and runs."""
+"""`vla-data`: tools for datasets, feature stores and runs."""
 
 import json
 from pathlib import Path
@@ -21,25 +21,29 @@ from pipeline.training.run.describe import describe
 
 FOUND_SOMETHING: Final = 1
 
-main = typer.Typer(add_completion=False, no_args_is_help=True, help="The toolbox around the data.")
+main = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Datasets, stores and runs: record, check, draft, describe, verify.",
+)
 
 
 @main.command()
 def record(
-    env: Annotated[str, typer.Option(help="Environment, as metaworld/drawer-open-v3.")],
-    episodes: Annotated[int, typer.Option(min=1, help="Demonstrations wanted.")],
-    out: Annotated[Path, typer.Option(help="Folder to create, or to go on with.")],
+    env: Annotated[str, typer.Option(help="Environment, such as metaworld/drawer-open-v3.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Number of demonstrations.")],
+    out: Annotated[Path, typer.Option(help="Folder to create or resume.")],
     views: Annotated[str, typer.Option(help="Cameras, comma-separated, in the policy's order.")],
     first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode.")] = 0,
     keep: Annotated[
-        Keep, typer.Option(help="Whether episodes that the expert fails are kept too.")
+        Keep, typer.Option(help="Whether to keep episodes that the expert fails too.")
     ] = "successes",
     render_size: Annotated[
-        int, typer.Option(help="Pixels a side to render; recorded at 256x256, as rollouts see it.")
+        int, typer.Option(help="Pixels per side to render; recorded at 256x256, as in rollouts.")
     ] = DEFAULT_RENDER_SIZE,
 ) -> None:
     """Record a simulator's scripted expert as an ACT/ALOHA HDF5 dataset. Resumable."""
-    with exit_on_vla_error("the same command goes on from here"):
+    with exit_on_vla_error("the same command resumes from here"):
         names = tuple(name.strip() for name in views.split(",") if name.strip())
         config = RecordConfig(
             env=env,
@@ -58,7 +62,7 @@ def check(
     dataset: Annotated[str, typer.Argument(help=DATASET)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     sheet: Annotated[
-        Path | None, typer.Option(help="PNG to draw first, middle and last frames on.")
+        Path | None, typer.Option(help="PNG of first, middle and last frames to write.")
     ] = None,
     episodes: Annotated[
         int, typer.Option(min=1, help="Episodes whose frames are read, spread evenly.")
@@ -67,7 +71,7 @@ def check(
         bool, typer.Option("--all", help="Read the frames of all episodes.")
     ] = False,
 ) -> None:
-    """Look a dataset over before hours of compute. Exit code 1 where something is found."""
+    """Check a dataset before hours of compute. Exit code 1 if something is found."""
     with exit_on_vla_error("nothing was changed"):
         report = check_dataset(
             CheckConfig(dataset=dataset, sheet=sheet, episodes=None if all_frames else episodes)
@@ -82,11 +86,9 @@ def check(
 @main.command()
 def init(
     path: Annotated[str, typer.Argument(help="A dataset: its folder, file or address.")],
-    out: Annotated[
-        Path | None, typer.Option(help="File to write; without it the text is printed.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; default: print.")] = None,
 ) -> None:
-    """Look at a dataset and draft a manifest for it, to edit by hand."""
+    """Draft a manifest of a dataset, to edit by hand."""
     with exit_on_vla_error("nothing was written"):
         if out is not None and out.exists():
             raise ConfigError(f"{out}: expected a new file, found one that exists; name another")
@@ -105,7 +107,7 @@ def info(
     path: Annotated[str, typer.Argument(help=f"A run, a dataset, or a feature store{LOCATION}")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Say what a dataset, a feature store or a training run is."""
+    """Describe a dataset, a feature store or a training run."""
     with exit_on_vla_error("nothing was changed"):
         fields = describe(path)
         if as_json:
@@ -119,21 +121,22 @@ def info(
 def verify(
     store: Annotated[str, typer.Argument(help=f"A feature store{LOCATION}")],
     manifest: Annotated[
-        Path | None, typer.Option(help="Its dataset's manifest; default the one in the store.")
+        Path | None, typer.Option(help="Its dataset's manifest; default: the one in the store.")
     ] = None,
     sample: Annotated[int, typer.Option(min=1, help="Random steps to encode again.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Decides which steps.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random steps.")] = 0,
     checksums: Annotated[
-        bool, typer.Option("--checksums", help="Read every byte instead; encodes nothing.")
+        bool,
+        typer.Option("--checksums", help="Compare checksums instead; encodes nothing."),
     ] = False,
     encoder: Annotated[
         str | None, typer.Option(help="Path or name of the store's encoder, if it moved.")
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Prove that a store holds what its encoder makes of its data. Exit code 1 where it does not.
+    """Verify that a store contains its encoder's features of its data. Exit code 1 if not.
 
-    Encodes random steps again, from the dataset; or compares every file with its checksum.
+    Encodes random steps of the dataset again, or compares every file with its checksum.
     """
     with exit_on_vla_error("nothing was changed"):
         location = parse_location(store)

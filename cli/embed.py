@@ -1,22 +1,19 @@
 """`vla-embed`: encode every frame of a dataset once and cache the features."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from cli.exits import exit_on_vla_error
-from cli.options import DATASET, LOCATION, DeviceOption
-from pipeline.datasets.manifest.assumed import manifest_beside
-from pipeline.errors import ConfigError, FailedUnitsError
+from cli.options import DATASET, LOCATION, DeviceOption, SettingsOption, build_config
+from pipeline.datasets.manifest.assumed import manifest_next_to
+from pipeline.errors import FailedUnitsError
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.encode.parts import Part
 from pipeline.storage.location import parse_location
 from policy.encoders.registry import DEFAULT_ENCODER, ENCODERS
-
-SETTABLE: Final = ("compute_dtype", "images_per_pass", "compiled", "codec", "shard_above")
 
 main = typer.Typer(add_completion=False)
 
@@ -47,16 +44,15 @@ def embed(
     ray_workers: Annotated[
         int | None, typer.Option(min=1, help="Encode with so many actors of Ray, see RAY_ADDRESS.")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help=f"A field of the configuration: {', '.join(SETTABLE)}."),
-    ] = None,
+    settings: SettingsOption = None,
 ) -> None:
     """Encode every frame of a dataset once and cache the features. Resumable."""
-    with exit_on_vla_error("the same command resumes"), _every_failed_unit():
+    with exit_on_vla_error("the same command resumes from here"), _every_failed_unit():
         location = parse_location(store)
-        config = EmbedConfig(
-            manifest=manifest_beside(location, dataset, episodes),
+        config = build_config(
+            EmbedConfig,
+            settings,
+            manifest=manifest_next_to(location, dataset, episodes),
             store=location,
             encoder=encoder,
             features=tuple(features.split(",")) if features else (),
@@ -66,27 +62,13 @@ def embed(
             part=None if units is None else Part.parse(units),
             ray_workers=ray_workers,
         )
-        report = embed_dataset(_with_settings(config, settings or ()))
+        report = embed_dataset(config)
         typer.echo(report.summary())
-
-
-def _with_settings(config: EmbedConfig, settings: Sequence[str]) -> EmbedConfig:
-    content = dict(config)
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        if name not in SETTABLE:
-            raise ConfigError(f"--set {setting}: want field=value, known: {', '.join(SETTABLE)}")
-        content[name] = value
-    try:
-        return EmbedConfig.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"--set {first['loc'][0]}={first['input']}: {first['msg']}") from error
 
 
 @contextmanager
 def _every_failed_unit() -> Iterator[None]:
-    """Print a line per failed unit before the error, which has their number."""
+    """List the failed units, one line per unit, before the error says how many there are."""
     try:
         yield
     except FailedUnitsError as error:

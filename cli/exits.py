@@ -1,8 +1,6 @@
-"""How every command ends: one line and exit code 2 for a user's error, 130 for Ctrl-C.
+"""How every command ends: one line and exit code 2 for a user's error, 130 for Ctrl-C."""
 
-Knows exit codes; nothing about what a command does.
-"""
-
+import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +12,13 @@ from policy.errors import VlaError
 
 USER_ERROR: Final = 2
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells count
+DISK_FIXES: Final = {
+    errno.ENOSPC: "; free some room there, then run the same command again",
+    errno.EDQUOT: "; free some room there, then run the same command again",
+    errno.EACCES: "; want a path that can be read and written",
+    errno.EROFS: "; want a path that can be read and written",
+    errno.ENOTDIR: "; want a folder above it, not a file",
+}
 
 
 @contextmanager
@@ -21,25 +26,26 @@ def exit_on_vla_error(after_interrupt: str) -> Iterator[None]:
     """Turn a user's error into one line on stderr and an exit code; let our defects show.
 
     Args:
-        after_interrupt: what Ctrl-C leaves behind and how to go on, in a few words.
+        after_interrupt: what Ctrl-C leaves behind and how to resume, in a few words.
     """
     logging.addLevelName(logging.INFO, "note")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("pipeline").setLevel(logging.INFO)
+    cause: Exception
     try:
         yield
+        return
     except VlaError as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(USER_ERROR) from error
+        line, cause = str(error), error
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        reason = error.strerror or error
-        typer.echo(f"error: {place}{reason}; want a place that can be read and written", err=True)
-        raise typer.Exit(USER_ERROR) from error
+        where = f"{error.filename}: " if error.filename else ""
+        fix = DISK_FIXES.get(error.errno or 0, "")
+        line, cause = f"{where}{error.strerror or error}{fix}", error
     except MemoryError as error:
-        reason = " ".join(f"the memory is full: {error}".split()).removesuffix(":")
-        typer.echo(f"error: {reason}; want more of it, or smaller frames and arrays", err=True)
-        raise typer.Exit(USER_ERROR) from error
+        reason = f"the memory is full: {error}".removesuffix(": ")
+        line, cause = f"{reason}; want more of it, or smaller frames and arrays", error
     except KeyboardInterrupt as interrupt:
         typer.echo(f"\ninterrupted; {after_interrupt}", err=True)
         raise typer.Exit(INTERRUPTED) from interrupt
+    typer.echo(f"error: {' '.join(line.split())}", err=True)
+    raise typer.Exit(USER_ERROR) from cause

@@ -1,4 +1,4 @@
-"""`vla-serve`: let a robot ask a trained policy for actions, over openpi's websocket protocol."""
+"""`vla-serve`: serve a trained policy to robots, over openpi's websocket protocol."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,21 +7,25 @@ import typer
 
 from cli.exits import exit_on_vla_error
 from cli.options import (
-    CameraCheckOption,
     CheckpointOption,
     DeviceOption,
     EncoderOption,
-    EvaluationsOption,
+    SettingsOption,
+    build_config,
 )
-from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
-from pipeline.rollout.serve.config import TOKEN_VARIABLE, ServeConfig, read_token
-from pipeline.rollout.serve.server import serve
+from pipeline.rollout.serve.config import (
+    TOKEN_VARIABLE,
+    ServeConfig,
+    check_exposure,
+    read_token,
+)
+from policy.errors import MissingExtraError, install_command
 
 main = typer.Typer(add_completion=False)
 
 
-@main.command("serve")
-def serve_run(
+@main.command()
+def serve(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     host: Annotated[str, typer.Option(help="Address; other than loopback needs a token.")] = (
         "127.0.0.1"
@@ -31,31 +35,30 @@ def serve_run(
         Path | None, typer.Option(help=f"File with the token; default ${TOKEN_VARIABLE}.")
     ] = None,
     checkpoint: CheckpointOption = "latest",
-    evaluations: EvaluationsOption = None,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Decides the noise of a connection's first episode.")
-    ] = FIRST_ROLLOUT_SEED,
-    max_message_mib: Annotated[
-        int, typer.Option(min=1, max=1024, help="Largest message of a client, in MiB.")
-    ] = 16,
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
-    camera_check: CameraCheckOption = "refuse",
+    settings: SettingsOption = None,
 ) -> None:
     """Serve a trained policy to robots, through the encoder of its training, until Ctrl-C."""
     with exit_on_vla_error("nothing was served yet"):
-        config = ServeConfig(
+        config = build_config(
+            ServeConfig,
+            settings,
             run=run,
             host=host,
             port=port,
             token=read_token(token_file),
-            max_message_mib=max_message_mib,
             checkpoint=checkpoint,
-            nfe=evaluations,
-            first_seed=seed,
             encoder=encoder,
             device=device,
-            camera_check=camera_check,
         )
-        serve(config, typer.echo)
+        check_exposure(config.host, config.token)
+        try:
+            from pipeline.rollout.serve.sockets import serve_until_signal  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"{run}: expected the libraries of openpi's protocol, found no module "
+                f"{error.name}; {install_command('serve')}"
+            ) from error
+        serve_until_signal(config, typer.echo)
         typer.echo("stopped")

@@ -1,6 +1,6 @@
 """`vla-train`: fit the trainable part of a policy on cached features."""
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from cli.exits import exit_on_vla_error
 from cli.options import LOCATION, DeviceOption
 from pipeline.errors import ConfigError
 from pipeline.rollout.play.loop import RolloutConfig
-from pipeline.rollout.play.validation import validate_by_rollouts
+from pipeline.rollout.play.validation import RolloutValidation, validate_by_rollouts
 from pipeline.rollout.report.page import write_report
 from pipeline.storage.local import user_cache
 from pipeline.storage.location import parse_location
@@ -41,7 +41,7 @@ def train_command(
     ] = None,
     weights: Annotated[
         str,
-        typer.Option(help="How often steps of each store are drawn, as in 2,1."),
+        typer.Option(help="How often a step of each store is drawn, as in 2,1; default equal."),
     ] = "",
     cache_dir: Annotated[
         Path | None,
@@ -55,7 +55,7 @@ def train_command(
     device: DeviceOption = "auto",
     rollout_env: Annotated[
         str | None,
-        typer.Option(help="Roll out checkpoints during training, as in metaworld/drawer-open-v3."),
+        typer.Option(help="Environment to roll checkpoints out in, as metaworld/drawer-open-v3."),
     ] = None,
     rollout_every: Annotated[
         int, typer.Option(min=1, help="Steps between rollouts; want a checkpoint at each.")
@@ -67,32 +67,28 @@ def train_command(
     ] = None,
 ) -> None:
     """Train a policy on cached features."""
-    with exit_on_vla_error("add --resume to continue from the last checkpoint"):
+    with exit_on_vla_error("add --resume to resume from the last checkpoint"):
         if encoder is not None and rollout_env is None:
             raise ConfigError("--encoder needs --rollout-env: training reads cached features")
         locations = [parse_location(store) for store in stores]
         config = with_settings(preset_config(preset), settings or ())
-        with ExitStack() as watching:
-            watchers = []
-            if rollout_env is not None:
-                watchers.append(
-                    watching.enter_context(
-                        validate_by_rollouts(
-                            RolloutConfig(
-                                run=out,
-                                out=out / "rollouts",
-                                env=rollout_env,
-                                episodes=rollout_episodes,
-                                videos="none",
-                                encoder=encoder,
-                                device=device,
-                            ),
-                            every=rollout_every,
-                            store=locations[0],
-                            config=config,
-                        )
-                    )
+        validation: AbstractContextManager[RolloutValidation | None] = nullcontext()
+        if rollout_env is not None:
+            rollout = RolloutConfig(
+                run=out,
+                out=out / "rollouts",
+                env=rollout_env,
+                episodes=rollout_episodes,
+                videos="none",
+                encoder=encoder,
+                device=device,
+            )
+            validation = closing(
+                validate_by_rollouts(
+                    rollout, every=rollout_every, store=locations[0], config=config
                 )
+            )
+        with validation as watcher:
             report = train(
                 locations,
                 out,
@@ -103,7 +99,7 @@ def train_command(
                 cache=cache_dir or user_cache("features"),
                 device=device,
                 track=track or (),
-                watchers=watchers,
+                watchers=[watcher] if watcher else (),
             )
         if report.is_primary:
             typer.echo(report.summary())
@@ -112,9 +108,8 @@ def train_command(
                 f"wrote {out} and {out / 'report.html'}; next: vla-rollout {out} --env ENV, or "
                 f"vla-serve {out}"
             )
-            for watcher in watchers:
-                for failure in watcher.failures:
-                    typer.echo(f"warning: {failure}", err=True)
+            for failure in watcher.failures if watcher else ():
+                typer.echo(f"warning: {failure}", err=True)
 
 
 def _parse_weights(text: str) -> tuple[float, ...]:

@@ -6,7 +6,6 @@ last observation step: `chunk[0]` is the action to take now, and the rollout exe
 """
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from policy.errors import AgentMismatchError
 from policy.network.head import ActionHead, Condition, HeadConfig
 from policy.network.normalizer import DataStatistics, Normalizer, Scaling
 from policy.network.readers import FeatureReader, LinearReaderConfig, ReaderConfig, build_reader
-from policy.objectives.base import Batch, Loss
-from policy.objectives.meanflow import ImprovedMeanFlowConfig
+from policy.objectives.base import Batch, Chunks, Loss, Noise, Times, bind
+from policy.objectives.meanflow import ImprovedMeanFlowConfig, JumpObjective
 from policy.objectives.registry import ObjectiveConfig, build_objective
 from policy.spec import AgentSpec
 
@@ -166,7 +165,7 @@ class VLAAgent(nn.Module):
             return self.objective.loss(self.head, batch)
         with torch.no_grad():
             known = teacher._encode_condition(features, state)
-        return self.objective.loss(self.head, batch, teacher=partial(teacher.head, condition=known))
+        return self.objective.loss(self.head, batch, teacher=bind(teacher.head, known))
 
     @property
     def is_taught(self) -> bool:
@@ -178,70 +177,56 @@ class VLAAgent(nn.Module):
         self,
         features: Features,
         state: Float[Tensor, "b t s"],
-        noise: Float[Tensor, "b draws horizon a"],
+        noise: Noise,
         nfe: int | None = None,
-    ) -> Float[Tensor, "b horizon a"]:
+    ) -> Chunks:
         """Return action chunks that start at the last observation step, in the manifest's units.
 
         Args:
-            features: of `obs_horizon` steps, the last one current.
-            state: of the same steps, in the manifest's units.
+            features: as in `compute_loss`.
+            state: as in `compute_loss`.
             noise: from `noise`, at the same NFE; decides which of the likely chunks is drawn.
-            nfe: NFE, how often the head is evaluated; None is the objective's default.
+            nfe: number of function evaluations of the head; None is the objective's default.
 
         Raises:
             AgentMismatchError: the objective's sampler cannot take that NFE.
         """
         nfe = self.evaluations(nfe)
         cond = self._build_cond(features, state)
-        # A single evaluation encodes the condition itself, which saves a pass over the weights.
+        # A single evaluation encodes the condition itself, which reads the weights once.
         condition = cond if nfe == 1 else self.head.encode_condition(cond)
-        network = partial(self.head, condition=condition)
-        normalized = self.objective.sample(network, noise, nfe)
+        normalized = self.objective.sample(bind(self.head, condition), noise, nfe)
         return self.action_normalizer.unnormalize(normalized)
 
     @torch.no_grad()
     def additivity_residual(
-        self,
-        features: Features,
-        state: Float[Tensor, "b t s"],
-        noise: Float[Tensor, "b draws horizon a"],
-    ) -> Float[Tensor, " b"] | None:
-        """Return how far one jump from noise to actions is from two, relative to their length.
+        self, features: Features, state: Float[Tensor, "b t s"], noise: Noise
+    ) -> Times | None:
+        """Return `JumpObjective.additivity_residual`, or None where no jumps are learned.
 
-        None where the objective does not learn jumps. Large where a one-step policy is unsure of
-        itself; a few evaluations of the head. See `Objective.additivity_residual`.
+        It is large where a one-step policy is uncertain; it takes a few evaluations of the head.
         """
-        if not self.objective.learns_jumps:
+        if not isinstance(self.objective, JumpObjective):
             return None
-        network = partial(self.head, condition=self._encode_condition(features, state))
+        network = bind(self.head, self._encode_condition(features, state))
         return self.objective.additivity_residual(network, noise)
 
-    def noise(
-        self, batch_size: int, generator: Generator, nfe: int | None = None
-    ) -> Float[Tensor, "b draws horizon a"]:
-        """Draw the noise that `predict` needs for that many passes, on the CPU.
-
-        Raises:
-            AgentMismatchError: the objective cannot take that many passes.
-        """
+    def noise(self, batch_size: int, generator: Generator, nfe: int | None = None) -> Noise:
+        """Draw the noise that `predict` needs at that NFE, on the CPU; errors as `evaluations`."""
         draws = self.objective.num_noise_draws(self.evaluations(nfe))
         horizon, width = self.config.head.pred_horizon, self.spec.action_dim
         return torch.randn(batch_size, draws, horizon, width, generator=generator)
 
-    def evaluations(self, asked: int | None) -> int:
-        """Return how many passes through the head a decision takes.
-
-        Args:
-            asked: a number, or None for the objective's own.
+    def evaluations(self, nfe: int | None) -> int:
+        """Return the NFE of a decision: `nfe`, or the objective's own where it is None.
 
         Raises:
-            AgentMismatchError: the objective cannot take that many passes.
+            AgentMismatchError: the objective cannot take that NFE.
         """
-        if asked is None:
+        if nfe is None:
             return self.objective.default_evaluations
-        self.objective.check_evaluations(asked)
-        return asked
+        self.objective.check_evaluations(nfe)
+        return nfe
 
     def _encode_condition(self, features: Features, state: Float[Tensor, "b t s"]) -> Condition:
         return self.head.encode_condition(self._build_cond(features, state))

@@ -7,7 +7,7 @@ traceback.
 
 
 class VlaError(Exception):
-    """What the user gave or asked for cannot be used; the message says where and what to do."""
+    """The user's input cannot be used; the message has the location and what to do."""
 
 
 def install_command(extra: str) -> str:
@@ -20,7 +20,7 @@ class ImageFormatError(VlaError, ValueError):
 
 
 class EncoderLoadError(VlaError, RuntimeError):
-    """An encoder cannot be loaded as asked (hub, folder, weights, preprocessing, feature)."""
+    """An encoder cannot be loaded (hub, folder, weights, preprocessing, feature)."""
 
 
 class FeatureRangeError(VlaError, ArithmeticError):
@@ -28,7 +28,7 @@ class FeatureRangeError(VlaError, ArithmeticError):
 
 
 class DeviceError(VlaError, ValueError):
-    """A device was asked for that this machine does not have."""
+    """This machine does not have the requested device."""
 
 
 class AgentMismatchError(VlaError, ValueError):

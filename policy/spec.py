@@ -58,7 +58,7 @@ class EncoderIdentity(BaseModel):
     weights: str
     """sha256 over weights, architecture, preprocessing, input contract and compute dtype."""
     features: tuple[FeatureSpec, ...] = Field(min_length=1)
-    """What it makes of an image, in the order in which it was asked for."""
+    """Its features of an image, in the requested order."""
 
     @property
     def fingerprint(self) -> str:

@@ -29,7 +29,7 @@ OWNERS = {
         "policy/augment.py",
         "pipeline/datasets/compressed.py",
         "pipeline/datasets/check/contact_sheet.py",
-        "pipeline/rollout/play/path_image.py",
+        "pipeline/rollout/play/episode.py",
     },
     "pyarrow": {"pipeline/datasets/lerobot/table.py"},
     "av": {

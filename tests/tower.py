@@ -24,8 +24,8 @@ WIDTH = 96
 
 
 @cache
-def tiny_tower() -> str:
-    """Return the folder of the checkpoint, the same random weights in every process."""
+def tiny_tower(seed: int = 0) -> str:
+    """Return the folder of the checkpoint; a seed's random weights are the same everywhere."""
     folder = Path(tempfile.mkdtemp(prefix="tower"))
     atexit.register(shutil.rmtree, folder)
     config = SiglipVisionConfig(
@@ -36,7 +36,7 @@ def tiny_tower() -> str:
         num_hidden_layers=1,
     )
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         tower = SiglipVisionModel(config)
     tower.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))

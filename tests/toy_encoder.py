@@ -3,7 +3,6 @@
 Tests add the line for their time: `monkeypatch.setitem(ENCODERS, toy_encoder.NAME, MODULE)`.
 """
 
-from dataclasses import replace
 from typing import Final
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from policy.encoders.base import (
     EncoderSettings,
     ImageEncoder,
-    check_feature_names,
     feature_spec,
     hash_weights,
 )
@@ -27,9 +25,10 @@ STEPS: Final = (1, 2, 4, 8, 16)  # pixels between the columns that `edges` compa
 class ToyEncoder(ImageEncoder):
     """Sums of differences, and mean colors of six parts of an image."""
 
+    default_features = tuple(FEATURES)
+
     def __init__(self, settings: EncoderSettings):
-        super().__init__(settings, library="toy 1")
-        check_feature_names(settings, tuple(FEATURES))
+        super().__init__(settings, library="toy 1", known=tuple(FEATURES))
         self._identity = EncoderIdentity(
             name=settings.name,
             revision="1",
@@ -37,7 +36,7 @@ class ToyEncoder(ImageEncoder):
             compute_dtype="float32",
             weights=hash_weights({}, {"steps": STEPS}),
             features=tuple(
-                feature_spec(name, FEATURES[name], source=name) for name in settings.features
+                feature_spec(name, FEATURES[name], source=name) for name in self.feature_names
             ),
         )
 
@@ -56,4 +55,4 @@ class ToyEncoder(ImageEncoder):
 
 def load(settings: EncoderSettings) -> ImageEncoder:
     """Load it with the features that were asked for, by default both."""
-    return ToyEncoder(replace(settings, features=settings.features or tuple(FEATURES)))
+    return ToyEncoder(settings)

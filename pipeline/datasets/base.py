@@ -1,21 +1,20 @@
-"""The two interfaces of datasets: `FormatReader` per file format, `EpisodeReader` per manifest.
+"""The interface of a file format: `FormatReader`.
 
-A `FormatReader` reads one file format. `ManifestReader` (manifest/reader.py) turns one or several
-of them into the `EpisodeReader` that embedding, checking and training use.
+`ManifestReader` (manifest/reader.py) turns one or several of them into the episodes that
+embedding, checking and training use.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Shaped, UInt8
+from jaxtyping import Float, Float64, Shaped, UInt8
 
 from pipeline.errors import DatasetError, FrameReadError
 from pipeline.storage.location import Location, on_disk
-from policy.spec import Fit
 
 
 def every_episode(number: int) -> bool:
@@ -24,7 +23,7 @@ def every_episode(number: int) -> bool:
 
 
 @dataclass(frozen=True)
-class DatasetPlace:
+class DatasetConfig:
     """What a `FormatReader` opens."""
 
     root: Location
@@ -40,17 +39,9 @@ class DatasetPlace:
 
     @property
     def local_root(self) -> Path:
-        """The path of the data, for formats that are read from disks only.
-
-        Raises:
-            DatasetError: `root` is an address.
-        """
+        """The path of the data, for formats that are read from disks only."""
         root = on_disk(self.root)
-        if root is None:
-            raise DatasetError(
-                f"{self.root}: expected a format that is read from object storage, found one that "
-                "is read from disks only; copy the dataset to a disk, or mount its bucket"
-            )
+        assert root is not None, "`open_format` refuses addresses for these formats"
         return root
 
 
@@ -58,8 +49,6 @@ class DatasetPlace:
 class DatasetFacts:
     """Metadata of a whole dataset."""
 
-    is_simulated: bool | None = None
-    """Whether a simulator made it; None if unknown."""
     gripper: str | None = None
     """Meaning of the action's gripper values, where the format defines it."""
     action_shift: int = 0
@@ -112,9 +101,9 @@ def as_floating(values: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 
 
 class FormatReader(ABC):
-    """One dataset of one file format; constructed from a `DatasetPlace`.
+    """One dataset of one file format; constructed from a `DatasetConfig`.
 
-    Contains the episodes that `DatasetPlace.keeps` keeps, ordered by their number in the files
+    Contains the episodes that `DatasetConfig.keeps` keeps, ordered by their number in the files
     (which may have gaps). The constructor checks the headers of every file of these episodes
     (present, readable, equal length, one width over all episodes), decodes no frame, and raises
     DatasetError; also if no episode is kept.
@@ -127,6 +116,27 @@ class FormatReader(ABC):
     fps: float | None
     """Control steps per second; None if the files do not contain it."""
     facts: DatasetFacts
+
+    @abstractmethod
+    def __init__(self, config: DatasetConfig) -> None: ...
+
+    @classmethod
+    @abstractmethod
+    def recognizes(cls, root: Any) -> bool:
+        """Whether `root` (a Path; a Location if `reads_objects`) is of this format, by headers.
+
+        Raises:
+            ObjectStorageError: object storage refuses, or does not answer.
+        """
+
+    @classmethod
+    @abstractmethod
+    def survey(cls, root: Any) -> FormatSurvey:
+        """List the keys and metadata of a dataset, to draft a manifest from.
+
+        Raises:
+            DatasetError: the dataset does not read.
+        """
 
     @abstractmethod
     def episode_number(self, episode: int) -> int:
@@ -202,72 +212,3 @@ class FormatReader(ABC):
         if not 0 <= episode < self.num_episodes:
             raise IndexError(f"episode {episode}, want 0..{self.num_episodes - 1}")
         return episode
-
-
-@runtime_checkable
-class EpisodeReader(Protocol):
-    """Recorded episodes as a manifest describes them, whatever their file format.
-
-    Episodes are numbered 0..num_episodes-1 in a fixed order; the frame at step t was seen before
-    the action at step t was taken.
-    """
-
-    view_names: tuple[str, ...]
-    """Camera names, in the order of every array below."""
-    fps: float
-    """Control steps per second."""
-    fit: Fit
-    """How frames that are not square are resized."""
-    num_episodes: int
-    source_of: tuple[int, ...]
-    """Position of the manifest's source of each episode, ascending."""
-    validation: tuple[int, ...] | None
-    """Episodes that the manifest keeps out of training; None if it has no split."""
-
-    def episode_number(self, episode: int) -> int:
-        """Return the number of the episode in its files; each source has its own numbers."""
-
-    def episode_name(self, episode: int) -> str:
-        """Name an episode for messages: the path of its file, and its key or number."""
-
-    def episode_length(self, episode: int) -> int:
-        """Return the number of control steps of an episode, at least 1."""
-
-    def frame_size(self, episode: int, view: str) -> tuple[int, int]:
-        """Return (height, width) of a view's frames in pixels, decoding one frame at most."""
-
-    def frames(
-        self, episode: int, start: int, stop: int
-    ) -> tuple[UInt8[np.ndarray, "t h w 3"], ...]:
-        """Read RGB frames [start, stop) of one episode, values in [0, 255], one array per view.
-
-        Raises:
-            FrameReadError: a frame is missing or does not decode; never fewer rows than requested.
-        """
-
-    def frame_drift(self, episode: int, view: str) -> float:
-        """Return the largest distance in seconds between a step and its frame; 0 without times."""
-
-    def state(self, episode: int) -> Float32[np.ndarray, "t s"]:
-        """Read the robot state of every step, in the units of the manifest.
-
-        Raises:
-            DatasetError: a value is NaN or infinite as float32, or does not read.
-        """
-
-    def action(self, episode: int) -> Float32[np.ndarray, "t a"]:
-        """Read the action of every step, in the units of the manifest, shifted as it states.
-
-        Raises:
-            DatasetError: a value is NaN or infinite as float32, or does not read.
-        """
-
-    def timestamp(self, episode: int) -> Float64[np.ndarray, " t"]:
-        """Return seconds since the episode's first step; from `fps` if the files have no times.
-
-        Raises:
-            DatasetError: a time is NaN or infinite, or does not read.
-        """
-
-    def close(self) -> None:
-        """Close every open file; reading again opens them again."""

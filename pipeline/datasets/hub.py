@@ -1,7 +1,7 @@
-"""Datasets on the Hugging Face hub: `hf://owner/name@revision`, fetched as far as needed.
+"""Datasets of the Hugging Face hub, `hf://owner/name@revision`, downloaded as far as needed.
 
-They get a folder of their own per commit in the user's cache, as real files: the hub's own cache
-keeps its files behind links, which a dataset must not lead through.
+Each commit has a folder in the user's cache, with real files: the hub's own cache consists of links
+to outside, which readers refuse.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from tqdm import tqdm
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.lerobot.info import INFO_PATH
 from pipeline.datasets.manifest.selection import choose_episodes
 from pipeline.datasets.registry import detect_format, episode_numbers, format_class
@@ -26,23 +26,23 @@ if TYPE_CHECKING:  # its libraries are an extra
     from pipeline.datasets.lerobot.reader import LeRobotReader
 
 HUB: Final = "hf://"
-DOWNLOADS: Final = 8  # files at once, as of `snapshot_download`
+DOWNLOADS: Final = 8  # files in parallel, as `snapshot_download`
 _ADDRESS: Final = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?/?")
 
 
 def download_dataset(address: str, episodes: str | None) -> tuple[Path, dict[str, str]]:
-    """Fetch a dataset, or the files of some episodes; what is there already is not fetched again.
+    """Download a dataset, or the files of some episodes, without those already downloaded.
 
     Args:
         address: `hf://owner/name`, or `hf://owner/name@revision`.
-        episodes: as `choose_episodes` takes them; None is all. Of layouts other than LeRobot's,
-            whose index names the files of an episode, everything is fetched.
+        episodes: argument of `choose_episodes`; None is all. Formats other than LeRobot's, whose
+            index names the files of an episode, are downloaded completely.
 
     Returns:
         Its folder; and its `name`, `source` and `revision`, the resolved commit.
 
     Raises:
-        ConfigError: it is no such address, or there are no such episodes.
+        ConfigError: the address is invalid, or there are no such episodes.
         ObjectStorageError: the hub refuses, or does not answer.
         DatasetError: the index of the episodes does not read.
     """
@@ -71,13 +71,13 @@ def download_dataset(address: str, episodes: str | None) -> tuple[Path, dict[str
                 deque(tqdm(fetched, total=len(files), desc="download", disable=None), maxlen=0)
     except VlaError:
         raise
-    # The hub's client leaks the errors of whichever transport it uses; each means "not fetched".
+    # The hub's client raises errors of various libraries; each means that the download failed.
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ObjectStorageError(
-            f"{address}: cannot be fetched from the Hugging Face hub ({reason[0]}); check name, "
-            "network and login (`hf auth login`) and run the same command again, or give the "
-            "folder of a copy; the manifest beside a store names what was fetched for it"
+            f"{address}: cannot be downloaded from the Hugging Face hub ({reason[0]}); check name, "
+            "network and login (`hf auth login`) and run the same command again, or pass the "
+            "folder of a copy; the manifest next to a store contains the path of its data"
         ) from error
     source = f"{HUB}{name}"
     return folder, {"name": name.replace("/", "-"), "source": source, "revision": commit}
@@ -89,4 +89,4 @@ def _files_of(root: Path, episodes: str) -> list[str]:
     reader = cast("LeRobotReader", format_class(name))
     chosen = choose_episodes(episodes, episode_numbers(name, root))
     views = tuple(reader.survey(root).views)
-    return sorted(reader.files(DatasetPlace(root, views, (), keeps=set(chosen).__contains__)))
+    return sorted(reader.files(DatasetConfig(root, views, (), keeps=set(chosen).__contains__)))

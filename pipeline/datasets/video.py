@@ -1,11 +1,10 @@
 """MP4 files decoded forward: frames by their presentation times, each exactly or not at all.
 
-A pass over the packets, which decodes nothing, first lists every frame's time; a step is matched to
-a frame there, and decoding then delivers that very frame or fails. Decoding carries on where it
-stopped, so that reading in order decodes each frame once; it goes back, or far ahead, from a key
-frame. Damage that the decoder notices is an error; formats keep no checksums, so that some is not
-noticed. Colors: RGB of 8 bits by the matrix and range that the file states; a file that states no
-matrix is taken as BT.601, which is what encoding from RGB with FFmpeg's defaults means.
+A pass over the packets, which decodes nothing, first lists every frame's time; each step is matched
+to a frame, and decoding returns that frame or fails. Decoding continues where it stopped, so that
+reading in order decodes each frame once; it seeks from a key frame to go back or far ahead. Damage
+that the decoder notices is an error; videos have no checksums, so some is not noticed. Colors: RGB
+of 8 bits by the file's matrix and range; BT.601, FFmpeg's default, if the file states no matrix.
 Source: LeRobot's data, huggingface/lerobot@7427f318:src/lerobot/datasets/video_utils.py (facts
 only); presentation and decoding times, ISO/IEC 14496-12, section 8.6.1.
 """
@@ -22,37 +21,37 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, Int64, UInt8
 
 from pipeline.datasets.causes import one_line, why_unreadable
-from pipeline.datasets.limits import MAX_PIXELS
 from pipeline.datasets.manifest.selection import LEAVE_OUT
+from pipeline.datasets.pixels import require_pixels
 from pipeline.errors import DatasetError, FrameReadError
 
-_SEEK_GAIN: Final = 16  # frames; leaping to a key frame costs about as much as decoding these
+_SEEK_GAIN: Final = 16  # frames; seeking a key frame costs about as much as decoding these
 _ROUNDING_S: Final = 1e-6  # seconds; half a frame is compared after sums of float64
 _MICROSECONDS: Final = 1_000_000  # a second in the unit of a container's duration
 
 
 @dataclass(frozen=True)
 class VideoHeader:
-    """What a file says of itself before anything is decoded."""
+    """The header of a file."""
 
     size: tuple[int, int]
     """(height, width) in pixels."""
     num_frames: int | None
-    """Number of frames; None where the file does not say."""
+    """Number of frames; None if unknown."""
     end_s: float | None
-    """Seconds at which the last frame's time on screen ends; None where the file does not say."""
+    """Seconds at which the last frame's time on screen ends; None if unknown."""
 
 
 @dataclass(frozen=True)
 class _Clock:
-    """When each frame of a file is shown, in ticks of the file's own clock."""
+    """Presentation times of a file's frames, in ticks of the file's own clock."""
 
     pts: Int64[np.ndarray, " n"]
-    """Ascending presentation times of the frames that are shown."""
+    """Ascending presentation times of the shown frames."""
     key_pts: Int64[np.ndarray, " k"]
-    """Ascending presentation times of the frames from which decoding can start."""
+    """Ascending presentation times of the key frames, from which decoding can start."""
     key_dts: Int64[np.ndarray, " k"]
-    """Their decoding times, by which a file is sought."""
+    """Decoding times of the key frames, for seeking."""
     seconds: Float64[np.ndarray, " n"]
     """`pts` in seconds."""
 
@@ -61,11 +60,11 @@ def read_header(path: Path) -> VideoHeader:
     """Read the header of an MP4 file.
 
     Raises:
-        DatasetError: no MP4 file, no picture in it, or it ends before its last frame.
+        DatasetError: not an MP4 file, without video, or cut off before its last frame.
     """
     try:
         with _open(path) as container:
-            stream = _picture_stream(container, path)
+            stream = _video_stream(container, path)
             size, entries = (stream.height, stream.width), stream.index_entries
             end = entries[-1].pos + entries[-1].size if len(entries) else 0
             is_whole = end <= path.stat().st_size
@@ -73,11 +72,7 @@ def read_header(path: Path) -> VideoHeader:
             start = container.start_time or 0
     except (av.FFmpegError, OSError) as error:
         raise DatasetError(_no_video(path, error)) from error
-    if not 0 < size[0] * size[1] <= MAX_PIXELS:
-        raise DatasetError(
-            f"{path}: expected frames of 1 to {MAX_PIXELS} pixels, found a header of "
-            f"{size[0]}x{size[1]}; download the file again"
-        )
+    require_pixels(*size, str(path))
     if not is_whole:
         raise DatasetError(
             f"{path}: expected a whole file of {end} bytes or more, found "
@@ -88,7 +83,7 @@ def read_header(path: Path) -> VideoHeader:
 
 
 def count_frames(path: Path) -> int:
-    """Count the frames that are shown, in a pass over the packets that decodes nothing.
+    """Count the shown frames, in a pass over the packets that decodes nothing.
 
     Raises:
         DatasetError: the file does not read to its end.
@@ -110,7 +105,7 @@ def match_frames(
     Args:
         shown_s: ascending seconds at which the frames of a file are shown.
         wanted_s: seconds at which the steps were taken, on the same clock.
-        fps: steps a second.
+        fps: steps per second.
         where: names file, episode and view in messages.
 
     Returns:
@@ -128,13 +123,13 @@ def match_frames(
     found = np.where(is_before, before, after).astype(np.int64)
     distance = np.abs(shown_s[found] - wanted_s)
     # `not <=` so that NaN counts as too far
-    alone = np.flatnonzero(~(distance <= 0.5 / fps + _ROUNDING_S))
-    if len(alone):
-        step = int(alone[0])
+    unmatched = np.flatnonzero(~(distance <= 0.5 / fps + _ROUNDING_S))
+    if len(unmatched):
+        step = int(unmatched[0])
         raise FrameReadError(
             f"{where}: frame {step}: expected a frame within {0.5 / fps:.4g} s of "
             f"{wanted_s[step]:.4f} s, found the nearest of {len(shown_s)} at "
-            f"{shown_s[found[step]]:.4f} s ({len(alone)} of {len(wanted_s)} steps have none); "
+            f"{shown_s[found[step]]:.4f} s ({len(unmatched)} of {len(wanted_s)} steps have none); "
             f"compare the video's rate with `fps`, download it again, or {LEAVE_OUT}"
         )
     shared = np.flatnonzero(np.diff(found) < 1)
@@ -149,10 +144,10 @@ def match_frames(
 
 
 class VideoDecoder:
-    """One MP4 file, decoded forward as far as it is read; opens at the first reading."""
+    """One MP4 file, decoded forward; opened at the first read."""
 
     def __init__(self, path: Path, size: tuple[int, int], num_threads: int) -> None:
-        """Remember what to open.
+        """Store the path; nothing is opened.
 
         Args:
             path: the file.
@@ -161,7 +156,7 @@ class VideoDecoder:
         """
         self.path = path
         self._size, self._num_threads = size, num_threads
-        self._to_rgb = VideoReformatter()  # one for all frames, because setting it up takes long
+        self._to_rgb = VideoReformatter()  # one for all frames: creating it is slow
         self._clock: _Clock | None = None
         self._container: av.container.InputContainer | None = None
         self._coming: Iterator[av.VideoFrame] = iter(())
@@ -186,7 +181,7 @@ class VideoDecoder:
             first_step: the step of the first position, for messages.
 
         Raises:
-            FrameReadError: a frame does not decode, or is of another size than the header says.
+            FrameReadError: a frame does not decode, or is of another size than in the header.
         """
         pts = self._times(where).pts[positions]
         frames = np.empty((len(pts), *self._size, 3), np.uint8)
@@ -195,13 +190,13 @@ class VideoDecoder:
             frame = self._frame_at(int(pts[row]), step)
             if (frame.height, frame.width) != self._size:
                 raise FrameReadError(
-                    f"{step}: expected {self._size[0]}x{self._size[1]} pixels as the file's "
-                    f"header says, found {frame.height}x{frame.width}; encode the video again"
+                    f"{step}: expected {self._size[0]}x{self._size[1]} pixels as in the file's "
+                    f"header, found {frame.height}x{frame.width}; encode the video again"
                 )
             if frame.rotation % 360:
                 raise FrameReadError(
-                    f"{step}: expected an upright video, found one that asks players to turn it "
-                    f"by {frame.rotation} degrees; encode it again without the turn"
+                    f"{step}: expected an upright video, found one that players rotate "
+                    f"by {frame.rotation} degrees; encode it again without the rotation"
                 )
             rgb = self._to_rgb.reformat(frame, format="rgb24", threads=1)
             frames[row] = rgb.to_ndarray()
@@ -224,13 +219,13 @@ class VideoDecoder:
         return self._clock
 
     def _frame_at(self, pts: int, where: str) -> av.VideoFrame:
-        """Decode up to the frame shown at `pts`; from the file's start where a leap fails."""
-        leap = self._leap(pts, where)
-        if leap is not None:
+        """Decode up to the frame shown at `pts`; from the file's start if seeking fails."""
+        target = self._seek_target(pts, where)
+        if target is not None:
             try:
-                self._seek(leap)
+                self._seek(target)
                 frame = self._advance(pts)
-            except av.FFmpegError:  # frames around a key frame may lean on those before it
+            except av.FFmpegError:  # frames around a key frame may depend on those before it
                 frame = None
             if frame is not None:
                 return frame
@@ -247,8 +242,8 @@ class VideoDecoder:
             raise _undecodable(where, "that the decoder left it out or marked it as damaged")
         return frame
 
-    def _leap(self, pts: int, where: str) -> int | None:
-        """Return the decoding time of the key frame to go to; None where to carry on."""
+    def _seek_target(self, pts: int, where: str) -> int | None:
+        """Return the decoding time of the key frame to seek; None to continue."""
         clock = self._times(where)
         key = int(np.searchsorted(clock.key_pts, pts, side="right")) - 1
         last = -1 if self._last_pts is None else self._last_pts
@@ -262,9 +257,9 @@ class VideoDecoder:
 
     def _start(self) -> None:
         self._container = _open(self.path)
-        stream = _picture_stream(self._container, self.path)
+        stream = _video_stream(self._container, self.path)
         stream.thread_count, stream.thread_type = self._num_threads, "AUTO"
-        # Otherwise a damaged frame comes out patched from its neighbors, without a word.
+        # Otherwise a damaged frame is silently patched from its neighbors.
         stream.codec_context.options = {"err_detect": "explode"}
         self._coming = self._container.decode(stream)
         self._last_pts = None
@@ -279,7 +274,7 @@ class VideoDecoder:
         self._last_pts = None
 
     def _advance(self, pts: int) -> av.VideoFrame | None:
-        """Decode forward to the frame shown at `pts`; None where it does not come out whole."""
+        """Decode forward to the frame shown at `pts`; None if it is missing or damaged."""
         for frame in self._coming:
             if frame.pts is None:
                 continue
@@ -290,13 +285,12 @@ class VideoDecoder:
 
 
 def _open(path: Path) -> av.container.InputContainer:
-    # One demuxer only: others follow addresses that a file names, to other files or hosts.
-    return av.open(str(path), format="mp4", options={"protocol_whitelist": "file"})
+    return av.open(str(path), format="mp4")
 
 
-def _picture_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
     if not container.streams.video:
-        raise DatasetError(f"{path}: expected a video, found no picture in it; name another camera")
+        raise DatasetError(f"{path}: expected a video, found none in it; name another camera")
     return container.streams.video[0]
 
 
@@ -304,10 +298,10 @@ def _read_clock(path: Path) -> _Clock:
     shown: list[int] = []
     keys: list[tuple[int, int]] = []
     with _open(path) as container:
-        stream = _picture_stream(container, path)
+        stream = _video_stream(container, path)
         time_base = stream.time_base
         for packet in container.demux(stream):
-            if packet.size == 0:  # the sign for the end of the stream
+            if packet.size == 0:  # the end of the stream
                 continue
             if packet.pts is None or packet.dts is None or packet.is_corrupt:
                 raise DatasetError(

@@ -8,6 +8,7 @@ from jaxtyping import Float32
 
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.gate.camera_verdict import CameraCheckMode
+from pipeline.rollout.serve.config import ServeConfig
 from pipeline.rollout.serve.request import PREFIX, RESET, STATE, Value
 from pipeline.rollout.serve.session import ServedPolicy, Session
 
@@ -35,18 +36,17 @@ class Policy:
         seed: int = FIRST_ROLLOUT_SEED,
         camera_check: CameraCheckMode = "refuse",
     ) -> "Policy":
-        """Load a run; the arguments and errors are those of `ServedPolicy.load`."""
-        return cls(
-            ServedPolicy.load(
-                Path(run),
-                encoder=encoder,
-                device=device,
-                checkpoint=checkpoint,
-                nfe=nfe,
-                first_seed=seed,
-                camera_check=camera_check,
-            )
+        """Load a run; see `ServeConfig` for the arguments, `ServedPolicy.load` for the errors."""
+        config = ServeConfig(
+            run=Path(run),
+            encoder=encoder,
+            device=device,
+            checkpoint=checkpoint,
+            nfe=nfe,
+            first_seed=seed,
+            camera_check=camera_check,
         )
+        return cls(ServedPolicy.load(config))
 
     def reset(self) -> None:
         """Begin an episode with the next observation."""

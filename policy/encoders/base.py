@@ -93,16 +93,29 @@ class ImageEncoder(ABC):
     eval_image_resize_shape: ClassVar[tuple[int, int]] = FRAME_SIZE
     """(height, width) in pixels that a simulator's or a robot's images are resized to."""
 
-    def __init__(self, settings: EncoderSettings, *, library: str):
-        """Keep what all encoders need.
+    default_features: ClassVar[tuple[str, ...]]
+    """Names of the features where the settings name none."""
+
+    def __init__(self, settings: EncoderSettings, *, library: str, known: tuple[str, ...]):
+        """Prepare.
 
         Args:
-            settings: with at least one feature name.
+            settings: which features, and how it computes.
             library: see `ComputeEnvironment.library`.
+            known: names of all features that the encoder can make.
+
+        Raises:
+            EncoderLoadError: a requested feature is unknown, or requested twice.
         """
         self.device = settings.device
         self.images_per_pass = settings.images_per_pass
-        self.feature_names = settings.features
+        self.feature_names = settings.features or self.default_features
+        for name in self.feature_names:
+            if name not in known or self.feature_names.count(name) > 1:
+                raise EncoderLoadError(
+                    f"{settings.name}: feature {name!r}, want each of {', '.join(known)} at most "
+                    "once"
+                )
         self.bases = dict(settings.bases)
         """Fitted arrays by feature; see `fit`."""
         self._compiled = settings.compiled
@@ -208,23 +221,6 @@ class ImageEncoder(ABC):
         return any((values != values[:1]).any() for values in features.values())
 
 
-def check_feature_names(settings: EncoderSettings, known: tuple[str, ...]) -> None:
-    """Refuse features that an encoder does not make.
-
-    Args:
-        settings: what was asked for.
-        known: what there is, in words.
-
-    Raises:
-        EncoderLoadError: a name is not among them, or is there twice.
-    """
-    for name in settings.features:
-        if name not in known or settings.features.count(name) > 1:
-            raise EncoderLoadError(
-                f"{settings.name}: feature {name!r}, want each of {', '.join(known)} at most once"
-            )
-
-
 def feature_spec(
     name: str,
     shape: tuple[int, ...],
@@ -235,7 +231,7 @@ def feature_spec(
     """Describe a feature.
 
     Args:
-        name: as it is asked for.
+        name: of the feature.
         shape: per image.
         source: from which output it is derived and how, in words that change with it.
         basis: a fitted matrix it depends on.

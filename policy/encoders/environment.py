@@ -59,15 +59,7 @@ class ComputeEnvironment(BaseModel):
 def describe_environment(
     device: torch.device, *, library: str, compiled: bool, images_per_pass: int, place_matters: bool
 ) -> ComputeEnvironment:
-    """Describe this process's environment as torch is set now.
-
-    Args:
-        device: where the encoder runs.
-        library: see `ComputeEnvironment.library`.
-        compiled: whether torch.compile fused the network.
-        images_per_pass: images that share one pass.
-        place_matters: see `ComputeEnvironment.place_matters`.
-    """
+    """Describe this process's environment as torch is set now; see `ComputeEnvironment`."""
     return ComputeEnvironment.model_validate(
         {
             "device": device.type,
@@ -104,7 +96,7 @@ def _hardware(device: torch.device) -> tuple[str, ...]:
     if device.type == "mps":
         return ("Apple GPU",)
     held = torch.cpu.get_capabilities()
-    # Counts of cores are left out: threads say what of them is used. Cache sizes are not, because
+    # Counts of cores are left out: the number of threads is recorded instead. Cache sizes are kept:
     # they decide how a product is cut into blocks.
     named = {key for key, value in held.items() if value is True}
     sized = {f"{key}={held[key]}" for key in ("l1d_cache_size", "l2_cache_size") if key in held}

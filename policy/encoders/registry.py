@@ -1,9 +1,10 @@
-"""Which encoders there are: a name, and the module that loads it when it is asked for."""
+"""The encoders: a name, and the module that loads it on request."""
 
 from importlib import import_module
 from typing import Final
 
 from policy.encoders.base import EncoderSettings, ImageEncoder
+from policy.errors import EncoderLoadError
 
 DEFAULT_ENCODER: Final = "google/siglip2-base-patch16-256"
 CHECKPOINTS: Final = "policy.encoders.siglip2"  # loads what is not listed: repositories and folders
@@ -22,6 +23,10 @@ def load_encoder(settings: EncoderSettings) -> ImageEncoder:
             a file is missing, or weights or preprocessing are not what the encoder needs.
         MissingExtraError: the encoder needs a package that is not installed.
     """
+    if settings.revision is not None and settings.name in ENCODERS:
+        raise EncoderLoadError(
+            f"{settings.name}: revision {settings.revision!r} given, want none: it is no repository"
+        )
     module = import_module(ENCODERS.get(settings.name, CHECKPOINTS))
     encoder: ImageEncoder = module.load(settings)
     return encoder

@@ -20,7 +20,6 @@ A fixed-resolution SigLIP2 checkpoint is of the architecture `siglip`: `SiglipVi
 import json
 import re
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -38,7 +37,6 @@ from policy.encoders.base import (
     EncoderSettings,
     ImageEncoder,
     best_compute_dtype,
-    check_feature_names,
     feature_spec,
     hash_weights,
 )
@@ -49,7 +47,6 @@ from policy.spec import FRAME_SIZE, EncoderIdentity, FeatureSpec
 AttentionKernel = Literal["sdpa", "eager"]
 
 DEFAULT_REVISION: Final = "3f9f96cb90da5dbc758b01813f2f6f1aee24c1ab"  # the hub's main in 2025-2026
-DEFAULT_FEATURES: Final = ("pooled",)
 GRID_SIDE: Final = 8  # positions per side; a patch16-256 encoder's 16x16 are averaged 2x2
 GRID_CHANNELS: Final = 64  # components of the PCA; 8 kB per image in float16
 
@@ -64,11 +61,24 @@ PREPROCESSING: Final[dict[str, object]] = {  # preprocessor_config.json of the d
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
 }
+ARCHITECTURE: Final = (  # fields of config.json that decide the features
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+)
 TEXT_PART: Final = ("text_model.", "logit_scale", "logit_bias")  # of a full checkpoint
 
 
 class Siglip2Encoder(ImageEncoder):
     """SigLIP2's vision network without gradients."""
+
+    default_features = ("pooled",)
 
     def __init__(
         self,
@@ -85,21 +95,23 @@ class Siglip2Encoder(ImageEncoder):
         Args:
             network: of any size that `siglip` checkpoints have, for 256x256 images.
             settings: how it computes.
-            name: for people; see `EncoderIdentity`.
-            revision: for people.
+            name: see `EncoderIdentity`, also for the next two.
+            revision: of the weights.
             pretrained: whether its weights were trained.
-            attention: which implementation of attention; `eager` is slower, and for comparing.
+            attention: which implementation of attention; `eager` is slower, for comparisons.
 
         Raises:
             EncoderLoadError: it makes no such feature, or a basis is of other patches.
         """
-        super().__init__(settings, library=f"transformers {transformers_version}, {attention}")
-        self._config = network.config
+        layers = range(1, network.config.num_hidden_layers)
+        super().__init__(
+            settings,
+            library=f"transformers {transformers_version}, {attention}",
+            known=("pooled", "grid", *(f"grid@{layer}" for layer in layers)),
+        )
         self._width: int = network.config.hidden_size
         patches = FRAME_SIZE[0] // cast(int, network.config.patch_size)
         self._side = GRID_SIDE if patches % GRID_SIDE == 0 else patches
-        layers = range(1, network.config.num_hidden_layers)
-        check_feature_names(settings, ("pooled", "grid", *(f"grid@{layer}" for layer in layers)))
         for feature, basis in self.bases.items():
             if basis.shape[0] != self._width + 1:
                 raise EncoderLoadError(
@@ -109,7 +121,7 @@ class Siglip2Encoder(ImageEncoder):
                 )
         compute_dtype = settings.compute_dtype or best_compute_dtype(settings.device)
         weights = hash_weights(
-            dict(_module(network).named_parameters()), _contract(self._config, compute_dtype)
+            dict(_module(network).named_parameters()), _contract(network.config, compute_dtype)
         )
         self._described = {
             "name": name,
@@ -132,7 +144,7 @@ class Siglip2Encoder(ImageEncoder):
 
     @property
     def identity(self) -> EncoderIdentity:
-        """Which encoder this is; a feature without its basis has a fingerprint of its own."""
+        """Which encoder this is; fitting a basis changes a fingerprint."""
         return EncoderIdentity(
             features=tuple(map(self._describe, self.feature_names)), **self._described
         )
@@ -249,8 +261,6 @@ def load(settings: EncoderSettings) -> Siglip2Encoder:
     default one needs its revision named.
     """
     name = settings.name
-    if not settings.features:
-        settings = replace(settings, features=DEFAULT_FEATURES)
     if Path(name).exists() and settings.revision is not None:
         raise EncoderLoadError(
             f"{name}: revision {settings.revision!r} given, want none: it is no repository"
@@ -313,22 +323,18 @@ def _load_network(folder: Path) -> SiglipVisionModel:
     strange = sorted(str(k) for k in report["unexpected_keys"] if not k.startswith(TEXT_PART))
     if strange:
         raise EncoderLoadError(
-            f"{folder}: {len(strange)} tensors have no place in the vision network of config.json, "
+            f"{folder}: {len(strange)} tensors do not belong to the vision network of config.json, "
             f"the first is {strange[0]}; want the config.json that belongs to these weights"
         )
-    _check_architecture(folder, network.config)
+    expected = {"image_size": FRAME_SIZE[0], "vision_use_head": True}
+    found = {field: getattr(network.config, field) for field in expected}
+    if found != expected:
+        raise EncoderLoadError(f"{folder}/config.json: found {found}, want {expected}")
     return network
 
 
-def _check_architecture(folder: Path, config: SiglipVisionConfig) -> None:
-    expected = {"image_size": FRAME_SIZE[0], "vision_use_head": True}
-    found = {field: getattr(config, field) for field in expected}
-    if found != expected:
-        raise EncoderLoadError(f"{folder}/config.json: found {found}, want {expected}")
-
-
 def _check_preprocessing(path: Path) -> None:
-    """Ask for every field: a missing one would silently mean bicubic and 224 pixels."""
+    """Require every field: a missing one would silently mean bicubic and 224 pixels."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -344,24 +350,14 @@ def _check_preprocessing(path: Path) -> None:
     }
     if further:
         raise EncoderLoadError(
-            f"{path}: asks for {', '.join(sorted(further))}, a step that this project does not do"
+            f"{path}: requires {', '.join(sorted(further))}, a step that this project does not do"
         )
 
 
 def _contract(config: SiglipVisionConfig, compute_dtype: str) -> dict[str, object]:
     """Return everything but the weights that decides the features' bits, but the environment."""
     return {
-        "vision_config": {
-            "hidden_size": config.hidden_size,
-            "intermediate_size": config.intermediate_size,
-            "num_hidden_layers": config.num_hidden_layers,
-            "num_attention_heads": config.num_attention_heads,
-            "num_channels": config.num_channels,
-            "image_size": config.image_size,
-            "patch_size": config.patch_size,
-            "hidden_act": config.hidden_act,
-            "layer_norm_eps": config.layer_norm_eps,
-        },
+        "vision_config": {name: getattr(config, name) for name in ARCHITECTURE},
         "preprocessing": PREPROCESSING,
         "preprocessing_version": PREPROCESSING_VERSION,
         "input": "uint8 HWC RGB",

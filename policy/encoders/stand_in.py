@@ -3,7 +3,6 @@
 It needs no download, has the sizes and the features of the real encoder, and sees next to nothing.
 """
 
-from dataclasses import replace
 from typing import Final, cast
 
 import numpy as np
@@ -12,8 +11,7 @@ from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from policy.encoders.base import EncoderSettings
-from policy.encoders.siglip2 import DEFAULT_FEATURES, Siglip2Encoder
-from policy.errors import EncoderLoadError
+from policy.encoders.siglip2 import Siglip2Encoder
 from policy.spec import FRAME_SIZE
 
 NAME: Final = "stand-in"
@@ -24,12 +22,6 @@ WIDTH: Final = 768  # as SigLIP2 base
 
 def load(settings: EncoderSettings) -> Siglip2Encoder:
     """Build the stand-in; see `load_encoder`."""
-    if settings.revision is not None:
-        raise EncoderLoadError(
-            f"{NAME}: revision {settings.revision!r} given, want none: it is no repository"
-        )
-    if not settings.features:
-        settings = replace(settings, features=DEFAULT_FEATURES)
     return Siglip2Encoder(
         build_stand_in(), settings, name=NAME, revision=f"seed-{SEED}", pretrained=False
     )
@@ -41,13 +33,9 @@ def build_stand_in() -> SiglipVisionModel:
     The scales follow transformers' own initialization of `siglip` networks. numpy's RandomState is
     frozen by NEP 19, so that every machine draws the same numbers.
     """
-    height, width = FRAME_SIZE
-    assert height == width
+    height, _ = FRAME_SIZE
     config = SiglipVisionConfig(
-        hidden_size=WIDTH,
-        image_size=height,
-        patch_size=16,
-        num_hidden_layers=LAYERS,
+        hidden_size=WIDTH, image_size=height, patch_size=16, num_hidden_layers=LAYERS
     )
     network = SiglipVisionModel(config)
     numbers = np.random.RandomState(SEED)

@@ -27,17 +27,19 @@ class WeightAverage:
 
     def __init__(self, module: nn.Module):
         """Start from a copy of the module's present weights."""
-        self.averaged = {name: tensor.detach().clone() for name, tensor in _tensors(module).items()}
+        self.averaged = {
+            name: tensor.detach().clone() for name, tensor in module.state_dict().items()
+        }
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Move the average towards `module` after optimizer step `step`, counted from 0."""
-        current = _tensors(module)
+        current = module.state_dict()
         targets = [current[name] for name in self.averaged]
         torch._foreach_lerp_(list(self.averaged.values()), targets, 1 - ema_decay(step))
 
     def restore(self, averaged: Mapping[str, Tensor]) -> None:
-        """Go on from an average that was saved.
+        """Resume from an average that was saved.
 
         Raises:
             KeyError: it lacks a tensor.
@@ -54,7 +56,3 @@ class WeightAverage:
         copy = deepcopy(module).requires_grad_(False)
         copy.load_state_dict(self.averaged, assign=True)
         return copy
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return dict(module.state_dict())

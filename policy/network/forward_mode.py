@@ -5,7 +5,7 @@ Linear layers take both as one batch; each nonlinear function has its rule here.
 without gradient.
 
 `torch.func.jvp` of the head gives the same numbers, which the tests hold together in float64, but
-takes 4.3 times as long as a plain pass where two passes' worth of matrix products are needed; this
+takes 4.3 times as long as a plain evaluation, with two evaluations' worth of matrix products; this
 takes 2.3 times (n_emb 384, n_layer 12, 32 chunks, float32 on a CPU).
 """
 

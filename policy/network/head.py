@@ -109,8 +109,8 @@ class ActionHead(nn.Module):
 
     def encode_condition(self, cond: Float[Tensor, "b t c"]) -> Condition:
         """Turn observation tokens into the keys and values that every later pass reads."""
-        place = slice(0, self.num_cond_tokens)
-        _, keys_values = self._run_blocks(self.embed_cond(cond), place)
+        slots = slice(0, self.num_cond_tokens)
+        _, keys_values = self._run_blocks(self.embed_cond(cond), slots)
         return Condition(keys_values)
 
     def forward(
@@ -132,8 +132,8 @@ class ActionHead(nn.Module):
         """
         actions = torch.cat([self.embed_t(t), self.embed_h(h), self.embed_action(z)], dim=1)
         if isinstance(condition, Condition):
-            place = slice(self.num_cond_tokens, None)
-            output, _ = self._run_blocks(actions, place, context=condition.keys_values)
+            slots = slice(self.num_cond_tokens, None)
+            output, _ = self._run_blocks(actions, slots, context=condition.keys_values)
         else:
             tokens = torch.cat([self.embed_cond(condition), actions], dim=1)
             output, _ = self._run_blocks(tokens, slice(0, None), may_see=self.may_see)
@@ -162,7 +162,7 @@ class ActionHead(nn.Module):
             condition: from `encode_condition`, same batch size; stays where it is.
             direction: dz/dt, the velocity along which to derive.
         """
-        place = slice(self.num_cond_tokens, None)
+        slots = slice(self.num_cond_tokens, None)
         with torch.autocast(z.device.type, enabled=False):
             times = [
                 forward_mode.embed_time(self.embed_t, t),
@@ -171,8 +171,8 @@ class ActionHead(nn.Module):
             actions = forward_mode.linear(self.embed_action, torch.stack([z, direction]))
             tokens = torch.cat([*times, actions], dim=2)
             if self.positions is not None:
-                tokens[0] += self.positions[place]
-            rotations = self._rotations(place)
+                tokens[0] += self.positions[slots]
+            rotations = self._rotations(slots)
             stream = forward_mode.open_stream(self.residuals, tokens)
             for block, context in zip(self._blocks(), condition.keys_values, strict=True):
                 attended = forward_mode.attend(block.attention, stream.read(), rotations, context)
@@ -184,7 +184,7 @@ class ActionHead(nn.Module):
     def _run_blocks(
         self,
         tokens: Float[Tensor, "b t d"],
-        place: slice,
+        slots: slice,
         *,
         context: tuple[KeysValues, ...] | None = None,
         may_see: Bool[Tensor, "t t"] | None = None,
@@ -193,16 +193,16 @@ class ActionHead(nn.Module):
 
         Args:
             tokens: embedded.
-            place: their positions in the sequence of observation, time and action tokens.
+            slots: their positions in the sequence of observation, time and action tokens.
             context: keys and values of each block that the tokens attend to, before their own.
             may_see: which tokens attend to which; None is all to all.
 
         Returns:
             The last mixture of the residual stream, and each block's keys and values of the tokens.
         """
-        rotations = self._rotations(place)
+        rotations = self._rotations(slots)
         stream = self.residuals.open(
-            tokens if self.positions is None else tokens + self.positions[place]
+            tokens if self.positions is None else tokens + self.positions[slots]
         )
         own: list[KeysValues] = []
         for depth, block in enumerate(self._blocks()):
@@ -224,15 +224,15 @@ class ActionHead(nn.Module):
         positions = [] if self.positions is None else [self.positions]
         return [*self.residuals.parameters(), *positions]
 
-    def _rotations(self, place: slice) -> Tensor | None:
-        return None if self.rotations is None else self.rotations[:, place]
+    def _rotations(self, slots: slice) -> Tensor | None:
+        return None if self.rotations is None else self.rotations[:, slots]
 
     def _blocks(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))  # ModuleList forgets what it holds
 
 
 def build_residuals(config: HeadConfig) -> DepthMixer | ResidualSum:
-    """Build what carries sublayer outputs forward, as the configuration says."""
+    """Build the residual stream of a configuration."""
     if config.residuals == "prenorm":
         return ResidualSum()
     block_size = config.residual_block_size if config.residuals == "block" else 1

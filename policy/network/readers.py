@@ -1,7 +1,7 @@
-"""Feature readers: from one named feature of every view to the vector that joins the condition.
+"""Feature readers: from one named feature of every view to a vector of the condition.
 
-A reader is chosen per feature in the configuration (`agent.readers`). Each has weights per view,
-and standardizes the raw values that a store keeps with the training split's statistics.
+The configuration (`agent.readers`) chooses a reader per feature. Each has weights per view, and
+standardizes the raw values of a store with the training split's statistics.
 """
 
 from abc import ABC, abstractmethod
@@ -16,52 +16,41 @@ from policy.errors import AgentMismatchError
 from policy.network.normalizer import FeatureStandardizer
 
 
-class LinearReaderConfig(BaseModel):
-    """All values of a view through one linear map, standardized value by value."""
-
+class _ReaderSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["linear"] = "linear"
+    kind: str
     """Which reader."""
     projection_dim: int = Field(default=96, ge=1, le=8_192)
     """Width per view; 96 and 192 are the original design's named experiments."""
 
 
-class GridReaderConfig(BaseModel):
+class LinearReaderConfig(_ReaderSettings):
+    """All values of a view through one linear map, standardized value by value."""
+
+    kind: Literal["linear"] = "linear"
+
+
+class GridReaderConfig(_ReaderSettings):
     """A grid's positions and channels through one linear map, standardized channel by channel."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["grid"] = "grid"
-    """Which reader."""
-    projection_dim: int = Field(default=96, ge=1, le=8_192)
-    """Width per view."""
 
 
-class KeypointsReaderConfig(BaseModel):
+class KeypointsReaderConfig(_ReaderSettings):
     """Where learned patterns are on a grid: the expected row and column of a spatial softmax."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["keypoints"] = "keypoints"
-    """Which reader."""
     num_keypoints: int = Field(default=32, ge=1, le=4_096)
     """Patterns per view; each gives two numbers."""
-    projection_dim: int = Field(default=96, ge=1, le=8_192)
-    """Width per view."""
 
 
-class AttentionReaderConfig(BaseModel):
+class AttentionReaderConfig(_ReaderSettings):
     """What learned queries gather from a grid by attention over its positions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["attention"] = "attention"
-    """Which reader."""
     num_queries: int = Field(default=8, ge=1, le=4_096)
     """Queries per view, each with a distribution over the positions."""
-    projection_dim: int = Field(default=96, ge=1, le=8_192)
-    """Width per view."""
 
 
 ReaderConfig = Annotated[
@@ -74,7 +63,6 @@ class FeatureReader(nn.Module, ABC):
     """Standardizes the features of each view and reduces them to a vector per view."""
 
     def __init__(self, standardizer: FeatureStandardizer):
-        """Keep what gives the raw values zero mean and unit spread."""
         super().__init__()
         self.standardizer = standardizer
 

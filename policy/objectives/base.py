@@ -17,21 +17,32 @@ from torch import Generator, Tensor
 from policy.errors import AgentMismatchError
 from policy.network.head import Condition
 
+Chunks = Float[Tensor, "b horizon a"]
+"""Normalized action chunks, and what has their shape: noise and velocities."""
+Outputs = Float[Tensor, "b horizon outputs"]
+"""Several chunks next to each other in the last axis, as the network returns them."""
+Times = Float[Tensor, " b"]
+"""A time, or a span of time, in [0, 1] per row."""
+Noise = Float[Tensor, "b draws horizon a"]
+"""Standard normal chunks, as many per row as a sampler needs."""
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A network with its condition bound: (z, t, h) -> `num_outputs` chunks side by side."""
+"""A network with its condition bound: (z, t, h) -> `num_outputs` chunks next to each other."""
 
 
 class ObjectiveSettings(BaseModel):
-    """What the settings of every objective have in common; each adds a `kind` of its own."""
+    """What the settings of every objective have in common."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    kind: str
+    """Names the objective in a saved configuration."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """What a loss is computed from."""
 
-    actions: Float[Tensor, "b horizon a"]
+    actions: Chunks
     """Data, normalized to [-1, 1]."""
     valid: Bool[Tensor, "b horizon"]
     """False where a chunk runs past the end of its episode; such steps do not count."""
@@ -40,7 +51,7 @@ class Batch:
     generator: Generator
     """On the CPU; the only source of randomness."""
 
-    def draw_noise(self) -> Float[Tensor, "b horizon a"]:
+    def draw_noise(self) -> Chunks:
         """Draw standard normal noise of the shape of the actions."""
         return torch.randn(self.actions.shape, generator=self.generator).to(self.actions)
 
@@ -59,29 +70,16 @@ class Loss:
 class ActionNetwork(Protocol):
     """The network that an objective trains: `ActionHead`, or a closed form in the tests."""
 
-    def __call__(
-        self,
-        z: Float[Tensor, "b horizon a"],
-        t: Float[Tensor, " b"],
-        h: Float[Tensor, " b"],
-        condition: Condition,
-        /,
-    ) -> Float[Tensor, "b horizon outputs"]:
-        """Predict `num_outputs` chunks of actions side by side; see `ActionHead.forward`."""
+    def __call__(self, z: Chunks, t: Times, h: Times, condition: Condition | Tensor, /) -> Outputs:
+        """Predict `num_outputs` chunks of actions; see `ActionHead.forward`."""
 
     def derivative(
-        self,
-        z: Float[Tensor, "b horizon a"],
-        t: Float[Tensor, " b"],
-        h: Float[Tensor, " b"],
-        condition: Condition,
-        direction: Float[Tensor, "b horizon a"],
-        /,
-    ) -> Float[Tensor, "b horizon outputs"]:
+        self, z: Chunks, t: Times, h: Times, condition: Condition, direction: Chunks, /
+    ) -> Outputs:
         """Differentiate along (direction, 1, 1) in (z, t, h); see `ActionHead.derivative`."""
 
 
-def bind(head: ActionNetwork, condition: Condition) -> Predictor:
+def bind(head: ActionNetwork, condition: Condition | Tensor) -> Predictor:
     """Return the network as a function of (z, t, h) alone."""
     return lambda z, t, h: head(z, t, h, condition)
 
@@ -90,20 +88,28 @@ class Objective(ABC):
     """Trains a head on action chunks and draws action chunks from it."""
 
     num_outputs: int = 1
-    """Chunks that the network predicts side by side; its output is that many actions wide."""
+    """Chunks that the network predicts; its output is that many actions wide."""
     default_evaluations: int = 1
-    """NFE, the number of function evaluations (passes through the network) of one decision."""
+    """NFE, the number of function evaluations (of the network) of one decision."""
+    is_nfe_fixed: bool = False
+    """Whether the default is the only NFE that the sampler can take."""
     is_taught: bool = False
     """Whether `loss` uses a target network."""
-    learns_jumps: bool = False
-    """Whether there is an `additivity_residual`."""
+
+    def __init__(self, config: ObjectiveSettings):
+        self.config = config
 
     def check_evaluations(self, nfe: int) -> None:
-        """Refuse an NFE that the sampler cannot take; by default any from 1 is accepted.
+        """Refuse an NFE that the sampler cannot take.
 
         Raises:
-            AgentMismatchError: it cannot; the message says which numbers it can take.
+            AgentMismatchError: it cannot; the message lists the numbers it can take.
         """
+        if self.is_nfe_fixed and nfe != self.default_evaluations:
+            raise AgentMismatchError(
+                f"nfe={nfe}, but objective {self.config.kind} always takes "
+                f"{self.default_evaluations}; set {self.default_evaluations}, or leave it out"
+            )
         if nfe < 1:
             raise AgentMismatchError(f"nfe={nfe}, want 1 or more")
 
@@ -122,48 +128,21 @@ class Objective(ABC):
                 the same rows; evaluated without gradient. None is the network itself.
         """
 
-    @abstractmethod
-    def sample(
-        self,
-        network: Predictor,
-        noise: Float[Tensor, "b draws horizon a"],
-        nfe: int,
-    ) -> Float[Tensor, "b horizon a"]:
+    @torch.no_grad()
+    def sample(self, network: Predictor, noise: Noise, nfe: int) -> Chunks:
         """Draw normalized actions, without gradient.
 
         Args:
             network: the trained network under the condition of the rows of `noise`.
-            noise: standard normal, `num_noise_draws` chunks per row; the only source of
-                randomness, so that a row's actions do not depend on the other rows.
+            noise: `num_noise_draws` chunks per row; the only source of randomness, so that a row's
+                actions do not depend on the other rows.
             nfe: how often the network is evaluated.
 
         Raises:
             AgentMismatchError: see `check_evaluations`.
         """
+        self.check_evaluations(nfe)
+        return self._sample(network, noise, nfe)
 
-    def additivity_residual(
-        self, network: Predictor, noise: Float[Tensor, "b draws horizon a"]
-    ) -> Float[Tensor, " b"] | None:
-        """Return how far one jump from noise to data is from two, relative to their length.
-
-        Objectives that learn jumps must learn jumps that add up, so a policy can check itself
-        without labels, in a few evaluations. 0 is perfect; at most 2. None without `learns_jumps`.
-
-        Args:
-            network: the trained network under the condition of the rows of `noise`.
-            noise: as for `sample` with one evaluation.
-        """
-        return None
-
-
-def check_fixed_evaluations(kind: str, accepted: int, nfe: int) -> None:
-    """Refuse every NFE but the one that a kind of objective takes.
-
-    Raises:
-        AgentMismatchError: another was requested.
-    """
-    if nfe != accepted:
-        raise AgentMismatchError(
-            f"nfe={nfe}, but objective {kind} always takes {accepted}; "
-            f"set {accepted}, or leave the number out"
-        )
+    @abstractmethod
+    def _sample(self, network: Predictor, noise: Noise, nfe: int) -> Chunks: ...

@@ -17,19 +17,18 @@ Differs from the source: the error is a mean over action values, without the fac
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from policy.objectives.base import (
     ActionNetwork,
     Batch,
+    Chunks,
     Loss,
+    Noise,
     Objective,
     ObjectiveSettings,
     Predictor,
     bind,
-    check_fixed_evaluations,
 )
 from policy.objectives.masked_error import mean_error
 
@@ -38,14 +37,12 @@ class RegressionConfig(ObjectiveSettings):
     """Settings of regression, which has none."""
 
     kind: Literal["regression"] = "regression"
-    """Names the objective in a saved configuration."""
 
 
 class MipConfig(ObjectiveSettings):
     """Settings of the minimal iterative policy."""
 
     kind: Literal["mip"] = "mip"
-    """Names the objective in a saved configuration."""
     second_time: float = Field(default=0.9, gt=0, lt=1)
     """s, the time of the second evaluation, which is trained to remove noise of spread 1 - s from
     normalized actions; nearer to 1 it corrects less, and its errors weigh more."""
@@ -54,11 +51,7 @@ class MipConfig(ObjectiveSettings):
 class Deterministic(Objective):
     """An objective without noise, whose sampler takes one fixed NFE."""
 
-    config: RegressionConfig | MipConfig
-
-    def check_evaluations(self, nfe: int) -> None:
-        """Refuse every NFE but the one; see `Objective.check_evaluations`."""
-        check_fixed_evaluations(self.config.kind, self.default_evaluations, nfe)
+    is_nfe_fixed = True
 
     def num_noise_draws(self, nfe: int) -> int:
         """Return 0; see `Objective.num_noise_draws`."""
@@ -68,9 +61,6 @@ class Deterministic(Objective):
 class Regression(Deterministic):
     """The mean action, in one evaluation."""
 
-    def __init__(self, config: RegressionConfig):
-        self.config = config
-
     def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
         """Compute the loss, which takes no random number; see `Objective.loss`."""
         zeros = torch.zeros_like(batch.actions)
@@ -78,25 +68,15 @@ class Regression(Deterministic):
         error = mean_error(predicted, batch.actions, batch.valid)
         return Loss(error, {"raw_mse": error.detach()})
 
-    @torch.no_grad()
-    def sample(
-        self,
-        network: Predictor,
-        noise: Float[Tensor, "b draws horizon a"],
-        nfe: int,
-    ) -> Float[Tensor, "b horizon a"]:
-        """Predict once; see `Objective.sample`."""
-        self.check_evaluations(nfe)
+    def _sample(self, network: Predictor, noise: Noise, nfe: int) -> Chunks:
         return _predict(network, _zero_actions(noise), 0.0)
 
 
 class Mip(Deterministic):
     """Actions in two evaluations, of which the second corrects the first."""
 
+    config: MipConfig
     default_evaluations = 2
-
-    def __init__(self, config: MipConfig):
-        self.config: MipConfig = config
 
     def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
         """Compute the loss; see `Objective.loss`."""
@@ -111,27 +91,17 @@ class Mip(Deterministic):
             {"raw_mse": first.detach(), "second_mse": second.detach()},
         )
 
-    @torch.no_grad()
-    def sample(
-        self,
-        network: Predictor,
-        noise: Float[Tensor, "b draws horizon a"],
-        nfe: int,
-    ) -> Float[Tensor, "b horizon a"]:
-        """Predict twice; see `Objective.sample`."""
-        self.check_evaluations(nfe)
+    def _sample(self, network: Predictor, noise: Noise, nfe: int) -> Chunks:
         first = _predict(network, _zero_actions(noise), 0.0)
         return _predict(network, first, self.config.second_time)
 
 
-def _predict(
-    network: Predictor, actions: Float[Tensor, "b horizon a"], time: float
-) -> Float[Tensor, "b horizon a"]:
+def _predict(network: Predictor, actions: Chunks, time: float) -> Chunks:
     """Evaluate the network at the same time in every row and at h = 0."""
     t = actions.new_full((len(actions),), time)
     return network(actions, t, torch.zeros_like(t))
 
 
-def _zero_actions(noise: Float[Tensor, "b draws horizon a"]) -> Float[Tensor, "b horizon a"]:
+def _zero_actions(noise: Noise) -> Chunks:
     """Return one chunk of zeros per row, in the shape that the noise, even of 0 draws, has."""
     return noise.new_zeros((noise.shape[0], *noise.shape[2:]))

@@ -15,15 +15,15 @@ real-stanford/diffusion_policy@4bf419a:diffusion_policy/policy/diffusion_transfo
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from policy.errors import AgentMismatchError, MissingExtraError, install_command
 from policy.objectives.base import (
     ActionNetwork,
     Batch,
+    Chunks,
     Loss,
+    Noise,
     Objective,
     ObjectiveSettings,
     Predictor,
@@ -35,7 +35,6 @@ class DiffusionConfig(ObjectiveSettings):
     """Settings of diffusion; the defaults are Diffusion Policy's."""
 
     kind: Literal["diffusion"] = "diffusion"
-    """Names the objective in a saved configuration."""
     num_train_timesteps: int = Field(default=100, ge=10, multiple_of=10)
     """Steps between data and noise in training; `ddpm` takes them all by default."""
     sampler: Literal["ddpm", "ddim"] = "ddim"
@@ -49,6 +48,8 @@ class DiffusionConfig(ObjectiveSettings):
 class Diffusion(Objective):
     """The objective; see the module docstring."""
 
+    config: DiffusionConfig
+
     def __init__(self, config: DiffusionConfig):
         try:
             from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: PLC0415 - optional
@@ -57,7 +58,7 @@ class Diffusion(Objective):
                 f"objective diffusion needs the module {error.name}, which is not installed; "
                 f"{install_command('baselines')}"
             ) from error
-        self.config = config
+        super().__init__(config)
         self._is_ancestral = config.sampler == "ddpm"
         # 10 DDIM steps are Diffusion Policy's on a robot, and what its successors compare with.
         self.default_evaluations = config.num_train_timesteps if self._is_ancestral else 10
@@ -102,15 +103,7 @@ class Diffusion(Objective):
         error = mean_error(predicted, noise, batch.valid)
         return Loss(error, {"raw_mse": error.detach()})
 
-    @torch.no_grad()
-    def sample(
-        self,
-        network: Predictor,
-        noise: Float[Tensor, "b draws horizon a"],
-        nfe: int,
-    ) -> Float[Tensor, "b horizon a"]:
-        """Remove noise step by step; see `Objective.sample`."""
-        self.check_evaluations(nfe)
+    def _sample(self, network: Predictor, noise: Noise, nfe: int) -> Chunks:
         self._scheduler.set_timesteps(nfe)
         z = noise[:, 0]
         later_noise = [*noise[:, 1:].unbind(dim=1), torch.zeros_like(z)]  # none at the last step

@@ -12,38 +12,43 @@ import itertools
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from policy.objectives.base import (
     ActionNetwork,
     Batch,
+    Chunks,
     Loss,
+    Noise,
     Objective,
     ObjectiveSettings,
     Predictor,
 )
 from policy.objectives.masked_error import mean_error
 
-Start = Literal["gaussian", "zero"]
+
+class StartConfig(ObjectiveSettings):
+    """What the settings of samplers that go from noise to data have in common."""
+
+    start: Literal["gaussian", "zero"] = "gaussian"
+    """Where sampling starts; `zero` always gives the same, most central actions."""
+
+    def starting_point(self, noise: Noise) -> Chunks:
+        """Return the noise [b, 1, horizon, a] itself, or zeros, which make it deterministic."""
+        drawn = noise.squeeze(1)
+        return torch.zeros_like(drawn) if self.start == "zero" else drawn
 
 
-class FlowMatchingConfig(ObjectiveSettings):
+class FlowMatchingConfig(StartConfig):
     """Settings of flow matching."""
 
     kind: Literal["flow_matching"] = "flow_matching"
-    """Names the objective in a saved configuration."""
-    start: Start = "gaussian"
-    """Where sampling starts; `zero` always gives the same, most central actions."""
 
 
 class FlowMatching(Objective):
     """The objective; see the module docstring for its equation."""
 
+    config: FlowMatchingConfig
     default_evaluations = 10  # Euler steps; pi0, arXiv 2410.24164, and as many as DDIM here
-
-    def __init__(self, config: FlowMatchingConfig):
-        self.config = config
 
     def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
         """Compute the loss; see `Objective.loss`."""
@@ -55,33 +60,15 @@ class FlowMatching(Objective):
         error = mean_error(velocity, target, batch.valid)
         return Loss(error, {"raw_mse": error.detach()})
 
-    @torch.no_grad()
-    def sample(
-        self,
-        network: Predictor,
-        noise: Float[Tensor, "b draws horizon a"],
-        nfe: int,
-    ) -> Float[Tensor, "b horizon a"]:
-        """Integrate from noise to data; see `Objective.sample`."""
-        self.check_evaluations(nfe)
+    def _sample(self, network: Predictor, noise: Noise, nfe: int) -> Chunks:
         return jump_to_data(
             lambda z, t, h: network(z, t, torch.zeros_like(h)),
-            starting_point(noise, self.config.start),
+            self.config.starting_point(noise),
             nfe,
         )
 
 
-def starting_point(
-    noise: Float[Tensor, "b 1 horizon a"], start: Start
-) -> Float[Tensor, "b horizon a"]:
-    """Return where sampling starts: the noise itself, or zeros, which make it deterministic."""
-    drawn = noise.squeeze(1)
-    return torch.zeros_like(drawn) if start == "zero" else drawn
-
-
-def jump_to_data(
-    velocity: Predictor, start: Float[Tensor, "b horizon a"], nfe: int
-) -> Float[Tensor, "b horizon a"]:
+def jump_to_data(velocity: Predictor, start: Chunks, nfe: int) -> Chunks:
     """Go from time 1 to time 0 in equal jumps z <- z - h velocity(z, t, h), without new noise.
 
     Args:

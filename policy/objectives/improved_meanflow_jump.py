@@ -35,38 +35,35 @@ over a chunk, so that the balance of the two does not depend on the chunk's size
 from typing import Final, Literal
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Generator, Tensor
 
 from policy.objectives.base import (
     ActionNetwork,
     Batch,
+    Chunks,
     Loss,
-    Objective,
-    ObjectiveSettings,
     Predictor,
+    Times,
     bind,
-    check_fixed_evaluations,
 )
-from policy.objectives.flow_matching import Start, jump_to_data, starting_point
+from policy.objectives.flow_matching import StartConfig
 from policy.objectives.masked_error import (
     adaptively_weighted,
     masked_rms,
     num_values,
     summed_error,
 )
-from policy.objectives.meanflow import average_velocity, relative_difference
+from policy.objectives.meanflow import JumpObjective, average_velocity
 
 SHARE_LEFT: Final = (0.1, 0.6)  # (s - r) / (t - r); 0.3 to 0.9 drew wider modes
 MIDPOINT_STEPS: Final = 2  # of the velocity, from t to s; second order in their length
 
 
-class ImprovedMeanFlowJumpConfig(ObjectiveSettings):
+class ImprovedMeanFlowJumpConfig(StartConfig):
     """Settings of improved MeanFlow by jumps."""
 
     kind: Literal["improved_meanflow_jump"] = "improved_meanflow_jump"
-    """Names the objective in a saved configuration."""
     noise_share: float = Field(default=0.3, ge=0, lt=1)
     """Share of a batch at t = 1, where a decision evaluates u; the others, at least one, are
     uniform in [0, 1], where jumps land."""
@@ -76,23 +73,15 @@ class ImprovedMeanFlowJumpConfig(ObjectiveSettings):
     """c of that weight, in mean squared normalized actions."""
     velocity_weight: float = Field(default=1.4, gt=0)
     """Weight of the velocity's loss, relative to u's; only the velocity sees the data."""
-    start: Start = "gaussian"
-    """Where sampling starts; `zero` always gives the same, most central actions."""
 
 
-class ImprovedMeanFlowJump(Objective):
+class ImprovedMeanFlowJump(JumpObjective):
     """The objective; see the module docstring for its equation."""
 
+    config: ImprovedMeanFlowJumpConfig
     num_outputs = 2
+    is_nfe_fixed = True  # other spans are not trained
     is_taught = True
-    learns_jumps = True
-
-    def __init__(self, config: ImprovedMeanFlowJumpConfig):
-        self.config = config
-
-    def check_evaluations(self, nfe: int) -> None:
-        """Refuse every NFE but one: other spans are not trained."""
-        check_fixed_evaluations(self.config.kind, self.default_evaluations, nfe)
 
     def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
         """Compute the loss; see `Objective.loss`.
@@ -125,32 +114,12 @@ class ImprovedMeanFlowJump(Objective):
             },
         )
 
-    @torch.no_grad()
-    def sample(
-        self,
-        network: Predictor,
-        noise: Float[Tensor, "b draws horizon a"],
-        nfe: int,
-    ) -> Float[Tensor, "b horizon a"]:
-        """Jump from noise to data at once; see `Objective.sample`."""
-        self.check_evaluations(nfe)
-        start = starting_point(noise, self.config.start)
-        return jump_to_data(average_velocity(network), start, nfe)
-
-    def additivity_residual(
-        self, network: Predictor, noise: Float[Tensor, "b draws horizon a"]
-    ) -> Float[Tensor, " b"]:
-        """Compare the one jump with one whose first half follows the velocity.
-
-        See `Objective.additivity_residual`; six evaluations.
-        """
-        start = starting_point(noise, self.config.start)
+    def _two_ways(self, network: Predictor, start: Chunks) -> tuple[Chunks, Chunks]:
+        """Return the one jump, and one whose first half follows the velocity; six evaluations."""
         t = start.new_ones(len(start))
-        with torch.no_grad():
-            one = average_velocity(network)(start, t, t)
-        return relative_difference(one, teacher_target(network, start, t, t / 2))
+        return average_velocity(network)(start, t, t), teacher_target(network, start, t, t / 2)
 
-    def _draw_times(self, batch_size: int, generator: Generator) -> Float[Tensor, " b"]:
+    def _draw_times(self, batch_size: int, generator: Generator) -> Times:
         """Draw times of which the last are 1; the rows of a batch are shuffled."""
         num_uniform = batch_size - min(round(self.config.noise_share * batch_size), batch_size - 1)
         t = torch.ones(batch_size)
@@ -158,19 +127,14 @@ class ImprovedMeanFlowJump(Objective):
         return t
 
 
-def draw_shares_left(count: int, generator: Generator) -> Float[Tensor, " n"]:
+def draw_shares_left(count: int, generator: Generator) -> Times:
     """Draw the share of its way that each jump leaves to u, on the CPU."""
     low, high = SHARE_LEFT
     return low + (high - low) * torch.rand(count, generator=generator)
 
 
 @torch.no_grad()
-def teacher_target(
-    teacher: Predictor,
-    z: Float[Tensor, "n horizon a"],
-    t: Float[Tensor, " n"],
-    left: Float[Tensor, " n"],
-) -> Float[Tensor, "n horizon a"]:
+def teacher_target(teacher: Predictor, z: Chunks, t: Times, left: Times) -> Chunks:
     """Return the target network's `jump_target` from (z, t) to the data.
 
     Args:
@@ -187,15 +151,8 @@ def teacher_target(
 
 
 def jump_target(
-    velocity: Predictor,
-    average: Predictor,
-    at: tuple[
-        Float[Tensor, "n horizon a"],
-        Float[Tensor, " n"],
-        Float[Tensor, " n"],
-    ],
-    left: Float[Tensor, " n"],
-) -> Float[Tensor, "n horizon a"]:
+    velocity: Predictor, average: Predictor, at: tuple[Chunks, Times, Times], left: Times
+) -> Chunks:
     """Return the right side of the additivity, divided by t - r, at points (z, t, h).
 
     Args:
@@ -216,5 +173,5 @@ def jump_target(
     return _times((1 - left) / MIDPOINT_STEPS, passed) + _times(left, average(z, now, rest))
 
 
-def _times(factor: Float[Tensor, " n"], chunks: Tensor) -> Tensor:
+def _times(factor: Times, chunks: Chunks) -> Chunks:
     return factor[:, None, None] * chunks

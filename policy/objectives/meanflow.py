@@ -15,66 +15,78 @@ and differ in the tangent v of du/dt:
 MeanFlow writes the same error as u - stopgrad( (e - x) - h du/dt ): same value, same gradient.
 
 Source: MeanFlow, arXiv 2505.13447 (identity, weighting, sampler; three quarters of the items at
-r = t, p = 1); improved MeanFlow, arXiv 2512.02012; the velocity head as in
-Lyy-iiis/imeanflow@a1cc3a9:imf.py: its loss is taken where the gradient pass is, at the drawn h,
-under the same weight.
+r = t, p = 1); improved MeanFlow, arXiv 2512.02012; times and velocity head as in
+Lyy-iiis/imeanflow@a1cc3a9:imf.py: that head's loss is taken where the gradient pass is, at the
+drawn h, under the same weight.
 Differs from the source: no guidance; its velocity head branches off before the last blocks, here
-both outputs read the same last layer; see `times.py` for the times.
+both outputs read the same last layer. A share of the items ends at the data (r = 0), where the
+logit-normal sampler hardly goes: it reaches the query of a one-step policy (t = 1, r = 0) about
+three times in ten thousand. These anchored items are drawn at that query, or in part at every t:
+the identity of an average velocity then carries what is known at small t along r = 0 up to it,
+instead of leaving it to the network's extrapolation.
 """
 
-from dataclasses import dataclass
+from abc import abstractmethod
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Generator, Tensor
 
 from policy.objectives.base import (
     ActionNetwork,
     Batch,
+    Chunks,
     Loss,
+    Noise,
     Objective,
     Predictor,
+    Times,
     bind,
 )
-from policy.objectives.flow_matching import Start, jump_to_data, starting_point
+from policy.objectives.flow_matching import StartConfig, jump_to_data
 from policy.objectives.masked_error import (
     adaptively_weighted,
     masked_rms,
     num_values,
     summed_error,
 )
-from policy.objectives.times import TimeSamplingConfig, num_flow_items, sample_times
 
 
-class AverageVelocityConfig(TimeSamplingConfig):
+class AverageVelocityConfig(StartConfig):
     """Settings that MeanFlow and improved MeanFlow share."""
 
+    time_logit_mean: float = -0.4
+    """Mean of the logit of a time; lower samples nearer to the data."""
+    time_logit_std: float = Field(default=1.0, gt=0)
+    """Spread of the logit of a time."""
+    flow_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of a batch trained at r = t, which is plain flow matching and costs no JVP."""
+    anchored_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of a batch drawn at r = 0, the end of a one-step policy; never r = t items."""
+    anchored_noise_share: float = Field(default=1.0, ge=0, le=1)
+    """Share of those at t = 1, where a one-step policy is evaluated; the others are uniform in
+    [0, 1], which its output builds on."""
     weight_power: float = Field(default=1.0, ge=0)
     """p of the adaptive weight; 0 is the plain squared error."""
     weight_constant: float = Field(default=0.01, gt=0)
     """c of the adaptive weight, in summed squared normalized actions."""
-    start: Start = "gaussian"
-    """Where sampling starts; `zero` always gives the same, most central actions."""
 
 
 class MeanFlowConfig(AverageVelocityConfig):
     """Settings of MeanFlow; as in its source, no item is drawn at the one-step query."""
 
     kind: Literal["meanflow"] = "meanflow"
-    """Names the objective in a saved configuration."""
     flow_share: float = Field(default=0.75, ge=0, le=1)
-    """Share of a batch trained at r = t, which is plain flow matching and costs no JVP."""
+    """See `AverageVelocityConfig`."""
     anchored_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of a batch drawn at r = 0, the end of a one-step policy; never r = t items."""
+    """See `AverageVelocityConfig`."""
 
 
 class ImprovedMeanFlowConfig(AverageVelocityConfig):
     """Settings of improved MeanFlow."""
 
     kind: Literal["improved_meanflow"] = "improved_meanflow"
-    """Names the objective in a saved configuration."""
     tangent: Literal["boundary", "velocity_head"] = "boundary"
     """Where the velocity along which to derive comes from: the network at h = 0, or its own head,
     which doubles the last layer's width."""
@@ -82,156 +94,95 @@ class ImprovedMeanFlowConfig(AverageVelocityConfig):
     """Weight of the velocity head's own loss, added to the main one; without that head unused."""
 
 
-@dataclass(frozen=True)
-class NoisyActions:
-    """Points between actions and noise at which a loss evaluates the network."""
+class JumpObjective(Objective):
+    """An objective that learns average velocities u(z, t, h), which jump from noise to data.
 
-    z: Float[Tensor, "b horizon a"]
-    """(1-t) x + t e."""
-    t: Float[Tensor, " b"]
-    """Times in [0, 1]."""
-    h: Float[Tensor, " b"]
-    """Spans in [0, t]."""
-    target: Float[Tensor, "b horizon a"]
-    """e - x, the velocity of this pair."""
-    spans: slice
-    """The rows with h > 0, which need du/dt."""
+    Such jumps must add up, so a policy can check itself without labels.
+    """
 
+    config: StartConfig
 
-class AverageVelocityObjective(Objective):
-    """The common part; `MeanFlow` and `ImprovedMeanFlow` add their loss."""
-
-    learns_jumps = True
-    config: MeanFlowConfig | ImprovedMeanFlowConfig
+    def _sample(self, network: Predictor, noise: Noise, nfe: int) -> Chunks:
+        return jump_to_data(average_velocity(network), self.config.starting_point(noise), nfe)
 
     @torch.no_grad()
-    def sample(
-        self,
-        network: Predictor,
-        noise: Float[Tensor, "b draws horizon a"],
-        nfe: int,
-    ) -> Float[Tensor, "b horizon a"]:
-        """Jump from noise to data in equal steps; see `Objective.sample`."""
-        self.check_evaluations(nfe)
-        start = starting_point(noise, self.config.start)
-        return jump_to_data(average_velocity(network), start, nfe)
-
-    @torch.no_grad()
-    def additivity_residual(
-        self, network: Predictor, noise: Float[Tensor, "b draws horizon a"]
-    ) -> Float[Tensor, " b"]:
-        """Compare one jump with two, root mean squared over the chunk.
-
-        The exact average velocity obeys (t-r) u(z_t,r,t) = (t-s) u(z_t,s,t) + (s-r) u(z_s,r,s);
-        here t = 1, s = 0.5, r = 0. The difference is divided by the longer side.
-        See `Objective.additivity_residual`.
-        """
-        start = starting_point(noise, self.config.start)
-        velocity = average_velocity(network)
-        one, two = (start - jump_to_data(velocity, start, jumps) for jumps in (1, 2))
-        return relative_difference(one, two)
-
-    def draw(self, batch: Batch) -> NoisyActions:
-        """Mix actions with noise at random times."""
-        noise = batch.draw_noise()
-        times = sample_times(self.config, len(noise), batch.generator)
-        t, h = (drawn.to(noise) for drawn in times)
-        target = noise - batch.actions
-        return NoisyActions(
-            z=batch.actions + t[:, None, None] * target,
-            t=t,
-            h=h,
-            target=target,
-            spans=slice(num_flow_items(self.config, len(noise)), None),
-        )
-
-    def compound_loss(
-        self,
-        average: Float[Tensor, "b horizon a"],
-        drawn: NoisyActions,
-        batch: Batch,
-        *,
-        head: ActionNetwork,
-        tangent: Float[Tensor, "n horizon a"],
-    ) -> Loss:
-        """Return the loss of V = u + h du/dt.
+    def additivity_residual(self, network: Predictor, noise: Noise) -> Times:
+        """Return how far one jump from noise to data is from two, relative to the longer one.
 
         Args:
-            average: u at the drawn points, with gradient.
-            drawn: the points.
-            batch: the batch that they were drawn from.
-            head: the network, for du/dt.
-            tangent: the velocity along which to derive, without gradient, of the rows
-                `drawn.spans`.
-        """
-        spans = drawn.spans
-        derivative = torch.zeros_like(drawn.z)
-        at = drawn.z[spans], drawn.t[spans], drawn.h[spans], batch.condition.select(spans).detach()
-        derivative[spans] = head.derivative(*at, tangent)[..., : tangent.shape[-1]]
-        correction = drawn.h[:, None, None] * derivative
-        error = summed_error(average + correction, drawn.target, batch.valid)
-        values = average.detach().to(error)
-        return Loss(
-            value=self.weighted(error).mean(),
-            figures={
-                "raw_mse": error.detach().sum() / num_values(values, batch.valid),
-                "average_velocity_rms": masked_rms(values, batch.valid),
-                "correction_rms": masked_rms(correction, batch.valid),
-            },
-        )
+            network: the trained network under the condition of the rows of `noise`.
+            noise: as for `sample` with one evaluation.
 
-    def weighted(self, error: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Put summed squared errors under the adaptive weight."""
+        Returns:
+            A number per row, in [0, 2]; 0 is perfect.
+        """
+        one, two = self._two_ways(network, self.config.starting_point(noise))
+        length = torch.maximum(_chunk_rms(one), _chunk_rms(two))
+        return _chunk_rms(one - two) / length.clamp_min(torch.finfo(length.dtype).tiny)
+
+    @abstractmethod
+    def _two_ways(self, network: Predictor, start: Chunks) -> tuple[Chunks, Chunks]:
+        """Return the sum of the velocities of one jump and of two, from noise to data."""
+
+
+class MeanFlow(JumpObjective):
+    """MeanFlow or improved MeanFlow, as the configuration's kind is."""
+
+    config: MeanFlowConfig | ImprovedMeanFlowConfig
+
+    def __init__(self, config: MeanFlowConfig | ImprovedMeanFlowConfig):
+        super().__init__(config)
+        if isinstance(config, ImprovedMeanFlowConfig) and config.tangent == "velocity_head":
+            self.num_outputs = 2
+
+    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
+        """Compute the loss; see `Objective.loss`."""
+        config, noise = self.config, batch.draw_noise()
+        times = sample_times(config, len(noise), batch.generator)
+        t, h = (drawn.to(noise) for drawn in times)
+        target = noise - batch.actions
+        z = batch.actions + t[:, None, None] * target
+        predicted = head(z, t, h, batch.condition)
+        width = target.shape[-1]
+        average = predicted[..., :width]
+        spans = slice(num_flow_items(config, len(noise)), None)  # h > 0: these need du/dt
+        condition = batch.condition.select(spans).detach()
+        tangent = target[spans]
+        if isinstance(config, ImprovedMeanFlowConfig):
+            tangent = _predicted_velocity(bind(head, condition), z[spans], t[spans])
+        derivative = torch.zeros_like(z)
+        derivative[spans] = head.derivative(z[spans], t[spans], h[spans], condition, tangent)[
+            ..., :width
+        ]
+        correction = h[:, None, None] * derivative
+        error = summed_error(average + correction, target, batch.valid)
+        values = average.detach().to(error)
+        value = self._weighted(error).mean()
+        figures = {
+            "raw_mse": error.detach().sum() / num_values(values, batch.valid),
+            "average_velocity_rms": masked_rms(values, batch.valid),
+            "correction_rms": masked_rms(correction, batch.valid),
+        }
+        if isinstance(config, ImprovedMeanFlowConfig) and self.num_outputs == 2:
+            own = summed_error(predicted[..., width:], target, batch.valid)
+            value = value + config.velocity_weight * self._weighted(own).mean()
+            figures["velocity_mse"] = own.detach().sum() / num_values(target, batch.valid)
+        return Loss(value, figures)
+
+    def _weighted(self, error: Times) -> Times:
         return adaptively_weighted(error, self.config.weight_power, self.config.weight_constant)
 
-
-class MeanFlow(AverageVelocityObjective):
-    """An average velocity, derived along the velocity of the drawn pair."""
-
-    def __init__(self, config: MeanFlowConfig):
-        self.config = config
-
-    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
-        """Compute the loss; see `Objective.loss`."""
-        drawn = self.draw(batch)
-        average = head(drawn.z, drawn.t, drawn.h, batch.condition)
-        tangent = drawn.target[drawn.spans]
-        return self.compound_loss(average, drawn, batch, head=head, tangent=tangent)
-
-
-class ImprovedMeanFlow(AverageVelocityObjective):
-    """An average velocity, derived along a velocity that the network predicts."""
-
-    def __init__(self, config: ImprovedMeanFlowConfig):
-        self.config: ImprovedMeanFlowConfig = config
-        self.num_outputs = 2 if config.tangent == "velocity_head" else 1
-
-    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
-        """Compute the loss; see `Objective.loss`."""
-        drawn = self.draw(batch)
-        width = batch.actions.shape[-1]
-        predicted = head(drawn.z, drawn.t, drawn.h, batch.condition)
-        tangent = _predicted_velocity(head, drawn, batch)
-        loss = self.compound_loss(predicted[..., :width], drawn, batch, head=head, tangent=tangent)
-        if self.config.tangent == "boundary":
-            return loss
-        error = summed_error(predicted[..., width:], drawn.target, batch.valid)
-        velocity_mse = error.detach().sum() / num_values(drawn.target, batch.valid)
-        return Loss(
-            loss.value + self.config.velocity_weight * self.weighted(error).mean(),
-            loss.figures | {"velocity_mse": velocity_mse},
-        )
+    def _two_ways(self, network: Predictor, start: Chunks) -> tuple[Chunks, Chunks]:
+        velocity = average_velocity(network)
+        one, two = (start - jump_to_data(velocity, start, jumps) for jumps in (1, 2))
+        return one, two
 
 
 @torch.no_grad()
-def _predicted_velocity(head: ActionNetwork, drawn: NoisyActions, batch: Batch) -> Tensor:
-    """Return the network's velocity at the rows that need du/dt, in full precision."""
-    z, t = drawn.z[drawn.spans], drawn.t[drawn.spans]
-    network = bind(head, batch.condition.select(drawn.spans).detach())
+def _predicted_velocity(network: Predictor, z: Chunks, t: Times) -> Chunks:
+    """Return the network's velocity in full precision: its last output, be it u itself."""
     with torch.autocast(z.device.type, enabled=False):
-        predicted = network(z, t, torch.zeros_like(t))
-    # The last chunk is the velocity head's where there is one, and u itself elsewhere.
-    return predicted[..., -z.shape[-1] :]
+        return network(z, t, torch.zeros_like(t))[..., -z.shape[-1] :]
 
 
 def average_velocity(network: Predictor) -> Predictor:
@@ -239,13 +190,37 @@ def average_velocity(network: Predictor) -> Predictor:
     return lambda z, t, h: network(z, t, h)[..., : z.shape[-1]]
 
 
-def relative_difference(
-    first: Float[Tensor, "b horizon a"], second: Float[Tensor, "b horizon a"]
-) -> Float[Tensor, " b"]:
-    """Return the length of the difference over that of the longer one, in [0, 2]; 0 for zeros."""
-    length = torch.maximum(_chunk_rms(first), _chunk_rms(second))
-    return _chunk_rms(first - second) / length.clamp_min(torch.finfo(length.dtype).tiny)
-
-
 def _chunk_rms(chunks: Tensor) -> Tensor:
     return chunks.square().mean(dim=(1, 2)).sqrt()
+
+
+def num_flow_items(config: AverageVelocityConfig, batch_size: int) -> int:
+    """Return how many items, the first of a batch, are trained at r = t.
+
+    By position instead of at random, as in the source, so that every step has the same shapes.
+    """
+    return round(config.flow_share * batch_size)
+
+
+def sample_times(
+    config: AverageVelocityConfig, batch_size: int, generator: Generator
+) -> tuple[Times, Times]:
+    """Draw times t and spans h = t - r, each in [0, 1].
+
+    Returns:
+        t and h; h is 0 for the first `flow_share` of the items, h = t for the last
+        `anchored_share`, of which the last `anchored_noise_share` are at t = 1, and 0 < h <= t
+        between them. The order carries no information about the data, whose rows are shuffled.
+    """
+    logits = torch.randn(2, batch_size, generator=generator)
+    times = torch.sigmoid(logits * config.time_logit_std + config.time_logit_mean)
+    t, r = times.amax(dim=0), times.amin(dim=0)
+    num_flow = num_flow_items(config, batch_size)
+    r[:num_flow] = t[:num_flow]
+    num_anchored = min(round(config.anchored_share * batch_size), batch_size - num_flow)
+    num_uniform = num_anchored - round(config.anchored_noise_share * num_anchored)
+    anchored = slice(batch_size - num_anchored, None)
+    t[anchored] = 1.0
+    t[anchored][:num_uniform] = torch.rand(num_uniform, generator=generator)
+    r[anchored] = 0.0
+    return t, t - r

@@ -1,10 +1,10 @@
 """Every objective by its `kind`, as `--set agent.objective.kind=...` names it."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
-from policy.objectives.base import Objective
+from policy.objectives.base import Objective, ObjectiveSettings
 from policy.objectives.deterministic import Mip, MipConfig, Regression, RegressionConfig
 from policy.objectives.diffusion import Diffusion, DiffusionConfig
 from policy.objectives.flow_matching import FlowMatching, FlowMatchingConfig
@@ -12,12 +12,17 @@ from policy.objectives.improved_meanflow_jump import (
     ImprovedMeanFlowJump,
     ImprovedMeanFlowJumpConfig,
 )
-from policy.objectives.meanflow import (
-    ImprovedMeanFlow,
-    ImprovedMeanFlowConfig,
-    MeanFlow,
-    MeanFlowConfig,
-)
+from policy.objectives.meanflow import ImprovedMeanFlowConfig, MeanFlow, MeanFlowConfig
+
+OBJECTIVES: Final[dict[type[ObjectiveSettings], type[Objective]]] = {
+    ImprovedMeanFlowConfig: MeanFlow,
+    ImprovedMeanFlowJumpConfig: ImprovedMeanFlowJump,
+    MeanFlowConfig: MeanFlow,
+    FlowMatchingConfig: FlowMatching,
+    DiffusionConfig: Diffusion,
+    RegressionConfig: Regression,
+    MipConfig: Mip,
+}
 
 ObjectiveConfig = Annotated[
     ImprovedMeanFlowConfig
@@ -31,24 +36,10 @@ ObjectiveConfig = Annotated[
 ]
 
 
-def build_objective(config: ObjectiveConfig) -> Objective:  # noqa: PLR0911 - one per objective
+def build_objective(config: ObjectiveConfig) -> Objective:
     """Build the objective that a configuration describes.
 
     Raises:
         MissingExtraError: the objective needs a library that is not installed.
     """
-    match config:
-        case ImprovedMeanFlowConfig():
-            return ImprovedMeanFlow(config)
-        case ImprovedMeanFlowJumpConfig():
-            return ImprovedMeanFlowJump(config)
-        case MeanFlowConfig():
-            return MeanFlow(config)
-        case FlowMatchingConfig():
-            return FlowMatching(config)
-        case DiffusionConfig():
-            return Diffusion(config)
-        case RegressionConfig():
-            return Regression(config)
-        case MipConfig():
-            return Mip(config)
+    return OBJECTIVES[type(config)](config)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float16, Int64, UInt8
 from torch import Tensor
 
-from pipeline.datasets.base import EpisodeReader
+from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.features.encode.frames import ahead, read_slots
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.units import EpisodeSlice, episode_slices
@@ -29,7 +29,7 @@ class LiveWindowData(WindowData):
     def __init__(
         self,
         *stores: FeatureStore,
-        readers: Sequence[EpisodeReader],
+        readers: Sequence[ManifestReader],
         encoder: ImageEncoder,
         validation_share: float,
         weights: Sequence[float] = (),

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.lerobot.reader import DECODER_THREADS
 from pipeline.datasets.lerobot.v3 import LeRobotV3Reader
 from pipeline.datasets.video import VideoDecoder, read_header
@@ -135,7 +135,7 @@ def measure(read: Callable[[Path], int], root: Path) -> Spent:
 
 def read_in_order(root: Path) -> int:
     """Read every frame through the reader."""
-    reader = LeRobotV3Reader(DatasetPlace(root, VIEWS, ()))
+    reader = LeRobotV3Reader(DatasetConfig(root, VIEWS, ()))
     count = 0
     for episode in range(EPISODES):
         for start in range(0, LENGTH, BLOCK):

@@ -131,17 +131,13 @@ def test_flags_are_what_users_know():
         "--env",
         "--episodes",
         "--seed",
-        "--evaluations",
         "--device",
-        "--max-steps",
         "--encoder",
         "--out",
         "--envs",
         "--checkpoint",
         "--videos",
-        "--render-size",
-        "--override-gate",
-        "--camera-check",
+        "--set",
     }
     assert flags(cli.data.main, "record") == {
         "--env",

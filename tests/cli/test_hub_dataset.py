@@ -61,7 +61,7 @@ def test_a_dataset_of_the_hub_is_fetched_once_and_embedded(hub, tmp_path):
 def test_only_the_files_of_the_episodes_are_fetched_and_a_cut_download_goes_on(hub, tmp_path):
     hub.broken = {f"videos/{WRIST}/chunk-000/file-000.mp4"}
     words = ("vla-embed", f"hf://{NAME}", "--store", tmp_path / "s.zarr", "--episodes", "1")
-    assert "cannot be fetched" in refusal(*words)
+    assert "cannot be downloaded" in refusal(*words)
     assert not (tmp_path / "s.toml").exists()
     hub.broken = set()
     assert embed(tmp_path, f"hf://{NAME}", "--episodes", "1").num_rows == 3
@@ -72,12 +72,12 @@ def test_only_the_files_of_the_episodes_are_fetched_and_a_cut_download_goes_on(h
 def test_what_cannot_be_fetched_is_one_line_that_says_what_to_do(hub, tmp_path, monkeypatch):
     words = ("--store", tmp_path / "s.zarr")
     assert "want hf://owner/name" in refusal("vla-embed", "hf://tiny", *words)
-    assert "cannot be fetched" in refusal("vla-embed", "hf://lerobot/absent", *words)
-    assert "cannot be fetched" in refusal("vla-embed", f"hf://{NAME}@absent", *words)
-    assert "episode 7 is not there" in refusal(
+    assert "cannot be downloaded" in refusal("vla-embed", "hf://lerobot/absent", *words)
+    assert "cannot be downloaded" in refusal("vla-embed", f"hf://{NAME}@absent", *words)
+    assert "episode 7 does not exist" in refusal(
         "vla-embed", f"hf://{NAME}", *words, "--episodes", "0,7"
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     said = refusal("vla-embed", f"hf://{NAME}", *words)
-    assert "give the folder of a copy" in said
+    assert "pass the folder of a copy" in said
     assert not list(tmp_path.glob("s.*"))

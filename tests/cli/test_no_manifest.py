@@ -48,7 +48,7 @@ def test_a_folder_is_embedded_and_the_manifest_of_it_gives_the_same_store(tmp_pa
     assert len(digests) == 1
 
 
-def test_another_manifest_beside_the_store_is_kept(tmp_path):
+def test_another_manifest_next_to_the_store_is_kept(tmp_path):
     data, manifest = aloha(tmp_path / "data"), tmp_path / "s.toml"
     manifest.write_text("mine = 1\n")
     said = refusal("vla-embed", data, "--store", tmp_path / "s.zarr", "--encoder", tiny_tower())
@@ -76,7 +76,7 @@ def test_episodes_are_the_first_ones_or_a_list(tmp_path):
         assert written["episodes"] == {"only": only}
     words = ("vla-embed", data, "--store", tmp_path / "c.zarr", "--episodes")
     assert "want 10 for the first ten" in refusal(*words, "one")
-    assert "episode 2 is not there" in refusal(*words, "1-2")
+    assert "episode 2 does not exist" in refusal(*words, "1-2")
     assert "write `episodes =" in refusal(
         "vla-embed", tmp_path / "a.toml", "--store", tmp_path / "c.zarr", "--episodes", "1"
     )

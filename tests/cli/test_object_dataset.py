@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.hdf5.aloha import AlohaHdf5Reader
 from pipeline.datasets.hdf5.robomimic import RobomimicHdf5Reader
 from pipeline.errors import ObjectStorageError
@@ -142,13 +142,13 @@ def test_a_broken_frame_fails_its_unit_alone(url, proxy, tmp_path):
 
 def aloha(root: Location) -> AlohaHdf5Reader:
     keys = (aloha_files.FRONT, aloha_files.WRIST), (aloha_files.STATE, aloha_files.ACTION)
-    return AlohaHdf5Reader(DatasetPlace(root, *keys))
+    return AlohaHdf5Reader(DatasetConfig(root, *keys))
 
 
 def robomimic(root: Location) -> RobomimicHdf5Reader:
     keys = robomimic_files.FRONT, robomimic_files.WRIST
     numbers = robomimic_files.STATE, robomimic_files.ACTION
-    return RobomimicHdf5Reader(DatasetPlace(root, keys, numbers))
+    return RobomimicHdf5Reader(DatasetConfig(root, keys, numbers))
 
 
 def write_tiny(folder: Path, layout: str) -> Path:
@@ -230,7 +230,7 @@ def test_what_cannot_be_read_from_there_is_said_in_a_line(recorded, url, proxy, 
     assert f"{url}: expected a dataset, found nothing" in said_of(url)
     open_folder(url).write("meta/info.json", b"{}")
     for said in (said_of(url), said_of(url, 'format = "lerobot_v3"\n')):
-        assert f"{url}: expected one of the layouts that are read from object storage" in said
+        assert f"{url}: expected one of the formats that are read from object storage" in said
         assert "(aloha_hdf5, robomimic_hdf5)" in said
     said = said_of(f"s3://{KEY_ID}:{SECRET}@{BUCKET}/x")
     assert "path: s3://...: expected s3://bucket/path" in said

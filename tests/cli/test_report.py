@@ -39,9 +39,7 @@ def test_a_run_gets_its_page_and_mistakes_one_line(tmp_path):
     assert "no training run here" in refusal(tmp_path / "absent")
     assert "named twice" in refusal(run, run)
     assert "is a folder" in refusal(run, "--out", tmp_path)
-    assert "want a place that can be read and written" in refusal(
-        run, "--out", tmp_path / "absent" / "page.html"
-    )
+    assert "No such file or directory" in refusal(run, "--out", tmp_path / "absent" / "page.html")
     (run / "rollouts" / "drawer" / "result.json").write_text("{}")
     line = refusal(run)
     assert "result.json: damaged at env" in line

@@ -61,7 +61,7 @@ def server(trained):
     token_file = trained.parent / "token"
     token_file.write_text(f"{TOKEN}\n")
     words = ["serve", str(trained), "--port", "0", "--token-file", str(token_file)]
-    words += ["--checkpoint", "2", "--camera-check", "off"]  # it was trained on noise
+    words += ["--checkpoint", "2", "--set", "camera_check=off"]  # it was trained on noise
     code = "import sys; from cli.serve import main; sys.argv = sys.argv[1:]; main()"
     with subprocess.Popen(
         [sys.executable, "-c", code, *words],
@@ -169,10 +169,7 @@ def test_flags_are_what_users_know():
         "--port",
         "--token-file",
         "--checkpoint",
-        "--evaluations",
-        "--seed",
-        "--max-message-mib",
         "--encoder",
         "--device",
-        "--camera-check",
+        "--set",
     }

@@ -12,6 +12,7 @@ from pipeline.errors import StoreError
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.rollout.envs.registry import make_env
+from pipeline.rollout.serve.config import ServeConfig
 from pipeline.rollout.serve.session import ServedPolicy
 from pipeline.training.presets import debug
 from pipeline.training.session import train
@@ -56,15 +57,7 @@ def test_cache_run_and_server_make_frames_square_as_the_manifest_says(tmp_path, 
     np.testing.assert_array_equal(FeatureStore.open(path).read_features("pooled")[0], live)
 
     train([path], run, debug(), resume=False)
-    served = ServedPolicy.load(
-        run,
-        encoder=tiny_tower(),
-        device="cpu",
-        checkpoint="latest",
-        nfe=None,
-        first_seed=0,
-        camera_check="refuse",
-    )
+    served = ServedPolicy.load(ServeConfig(run=run, encoder=tiny_tower(), device="cpu"))
     observation = {f"observation/{view}": recorded[i] for i, view in enumerate(VIEWS)}
     request = served.reader.read({**observation, "observation/state": np.zeros(5, np.float32)})
     np.testing.assert_array_equal(request.frames[0], expected)

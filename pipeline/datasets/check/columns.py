@@ -1,21 +1,21 @@
-"""Values of a column that are odd among the others: a few far away, jumps of a turn, other units.
+"""Findings about values of a column: a few outliers, jumps of a full turn, other units.
 
-Training scales the range of every column to [-1, 1], so that both ends of it decide how every
-value is seen: a single wrong one squeezes all the others, and a policy answers with it.
+Training scales the range of every column to [-1, 1]: a single outlier squeezes all other values.
 """
 
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64
 
 from pipeline.datasets.check.report import Findings
 from policy.network.normalizer import CONSTANT_RANGE
 
-_MAX_FEW: Final = 63  # values at an end of a column that can be a handful
+_MAX_FEW: Final = 63  # values at an end of a column that can be outliers
 _FEW_SHARE: Final = 0.01  # of a column's values
 _FAR: Final = 3.0  # times the range of the others; tails of usual motion reach 2
 _TURNS: Final = ((2 * np.pi, "2 pi"), (360.0, "360 degrees"))
+_FLIP_COSINE: Final = -0.9  # of two steps; rotations of a robot turn by less between them
 _TURN_TOLERANCE: Final = 0.1  # of a turn, which a joint may move within the step of a jump
 _UNITS: Final = (
     (180 / np.pi, "degrees against radians"),
@@ -29,28 +29,31 @@ _MIN_EPISODES: Final = 3
 
 
 class ColumnOddities:
-    """Looks at every value of state or action, episode after episode, and keeps a few of each."""
+    """Checks every value of state or action, episode after episode; keeps a few per column."""
 
     def __init__(self, role: str) -> None:
-        """Begin with no episode; `role` is `state` or `action`."""
+        """Start with no episode; `role` is `state` or `action`."""
         self._role = role
         self._names: list[str] = []
         self._num_values = 0
-        self._ends: list[tuple[np.ndarray, np.ndarray]] = []  # of low and high: values, places
+        # Of low and high: values, and (episode, step) of each.
+        self._ends: list[tuple[np.ndarray, np.ndarray]] = []
         self._magnitudes: list[Float32[np.ndarray, " d"]] = []  # of each episode
         self._num_jumps: dict[tuple[int, str], int] = {}
         self._first_jump: dict[tuple[int, str], str] = {}
+        self._flips: dict[tuple[int, int], list[str]] = {}  # by first column and number of columns
 
     def add(self, values: Float32[np.ndarray, "t d"], episode: str) -> None:
-        """Take in one episode; `episode` names it in messages."""
+        """Add one episode; `episode` names it in messages."""
         self._names.append(episode)
         self._num_values += len(values)
         self._magnitudes.append(np.abs(values).max(axis=0))
         self._keep_ends(values)
         self._count_jumps(values, episode)
+        self._find_flips(values.astype(np.float64), episode)
 
     def report(self, findings: Findings) -> None:
-        """Tell columns with a few values far from the others, jumps of a turn, or two units."""
+        """Add findings of columns with outliers, jumps of a full turn, or two units."""
         if not self._names:
             return
         for column in range(len(self._magnitudes[0])):
@@ -64,29 +67,48 @@ class ColumnOddities:
                 f"{self._role}[{column}]",
                 f"{count} jumps of {turn} from one step to the next, the first in "
                 f"{self._first_jump[column, turn]}",
-                "unwrap the angle, or store its sine and cosine: to a policy both ends of the "
-                "range are far apart",
+                "unwrap the angle, or store its sine and cosine",
             )
+
+        for (column, width), places in self._flips.items():
+            findings.add(
+                "warning",
+                "wrap",
+                f"{self._role}[{column}..{column + width - 1}]",
+                f"{len(places)} jumps of a {'quaternion' if width == 4 else 'rotation vector'} to "
+                f"its opposite, which is the same rotation, the first in {places[0]}",
+                "store two columns of the rotation matrix, or turn signs so that steps follow each "
+                "other, here and on the robot: to a policy both ends of the range are far apart",
+            )
+
+    def _find_flips(self, values: Float64[np.ndarray, "t d"], episode: str) -> None:
+        """Find q and -q, or angles on both sides of half a turn, from one step to the next."""
+        for width, low, high in ((4, 0.99, 1.01), (3, np.pi - 0.5, np.pi + 0.01)):
+            for column in range(values.shape[1] - width + 1):
+                part = values[:, column : column + width]
+                sizes = np.linalg.norm(part, axis=1)
+                fits = (low < sizes) & (sizes < high)
+                if width == 4 and not fits.all():
+                    continue
+                cosines = (part[1:] * part[:-1]).sum(axis=1) / np.maximum(sizes[1:] * sizes[:-1], 1)
+                for step in np.flatnonzero(fits[1:] & fits[:-1] & (cosines < _FLIP_COSINE)):
+                    places = self._flips.setdefault((column, width), [])
+                    places.append(f"{episode}, step {step + 1}")
 
     def _keep_ends(self, values: Float32[np.ndarray, "t d"]) -> None:
         """Keep the smallest and the largest values of every column, with episode and step."""
-        places = np.empty((len(values), 2), np.int64)
-        places[:, 0], places[:, 1] = len(self._names) - 1, np.arange(len(values))
-        everywhere = np.broadcast_to(places[:, None], (*values.shape, 2))
-        kept = []
+        steps = np.stack(np.broadcast_arrays(len(self._names) - 1, np.arange(len(values))), axis=-1)
+        places = np.broadcast_to(steps[:, None], (*values.shape, 2))
+        if not self._ends:
+            self._ends = [(values[:0], places[:0])] * 2
         for end, sign in enumerate((1, -1)):
-            all_values, all_places = values, everywhere
-            if self._ends:
-                all_values = np.concatenate([self._ends[end][0], values])
-                all_places = np.concatenate([self._ends[end][1], everywhere])
+            all_values = np.concatenate([self._ends[end][0], values])
+            all_places = np.concatenate([self._ends[end][1], places])
             order = np.argsort(sign * all_values, axis=0, kind="stable")[: _MAX_FEW + 1]
-            kept.append(
-                (
-                    np.take_along_axis(all_values, order, axis=0),
-                    np.take_along_axis(all_places, order[..., None], axis=0),
-                )
+            self._ends[end] = (
+                np.take_along_axis(all_values, order, axis=0),
+                np.take_along_axis(all_places, order[..., None], axis=0),
             )
-        self._ends = kept
 
     def _report_few(self, column: int, name: str, findings: Findings) -> None:
         few = int(np.clip(np.ceil(_FEW_SHARE * self._num_values), 1, _MAX_FEW))
@@ -99,7 +121,7 @@ class ColumnOddities:
         reach = core if core > CONSTANT_RANGE else CONSTANT_RANGE
         far_low, far_high = low[few] - low > reach / 2, high - high[few] > reach / 2
         count = int(far_low.sum() + far_high.sum())
-        # A column that hardly ever changes may be a switch: few values are far then by design.
+        # A column that hardly ever changes may be a switch, with few distant values by design.
         if core <= CONSTANT_RANGE and count > 1:
             return
         is_high = bool(far_high.any()) and high[0] - high[few] >= low[few] - low[0]
@@ -109,18 +131,18 @@ class ColumnOddities:
             "outlier",
             name,
             f"{count} of {self._num_values} values make most of the range: {value:.6g} in "
-            f"{self._names[episode]}, step {step}, where the others are within {low[few]:.4g} to "
+            f"{self._names[episode]}, step {step}, the others are within {low[few]:.4g} to "
             f"{high[few]:.4g}; training scales the whole range to [-1, 1]",
             "correct the values, or leave their episodes out with `episodes = {except = [...]}`",
         )
 
     def _count_jumps(self, values: Float32[np.ndarray, "t d"], episode: str) -> None:
-        ways = np.abs(np.diff(values.astype(np.float64), axis=0))
-        if not len(ways):
+        steps = np.abs(np.diff(values.astype(np.float64), axis=0))
+        if not len(steps):
             return
         for turn, word in _TURNS:
-            is_turn: Bool[np.ndarray, "t d"] = np.abs(ways - turn) < _TURN_TOLERANCE * turn
-            others = np.where(is_turn, 0, ways).max(axis=0)
+            is_turn: Bool[np.ndarray, "t d"] = np.abs(steps - turn) < _TURN_TOLERANCE * turn
+            others = np.where(is_turn, 0, steps).max(axis=0)
             is_angle = is_turn.any(axis=0) & (others < turn / 4)
             for column in np.flatnonzero(is_angle).tolist():
                 step = int(np.argmax(is_turn[:, column])) + 1
@@ -130,7 +152,7 @@ class ColumnOddities:
 
     def _report_units(self, column: int, name: str, findings: Findings) -> None:
         sizes: Float64[np.ndarray, " e"] = np.array([of[column] for of in self._magnitudes], float)
-        order: Int64[np.ndarray, " e"] = np.argsort(sizes, kind="stable")
+        order = np.argsort(sizes, kind="stable")
         order = order[sizes[order] > CONSTANT_RANGE]
         if len(order) < _MIN_EPISODES:
             return

@@ -1,11 +1,10 @@
-"""A picture of a dataset: first, middle and last frame of some episodes, in every view.
+"""The contact sheet of a dataset: first, middle and last frame of some episodes, in every view.
 
-What no program can judge is seen here at once: a picture upside down, mirrored, with red and blue
-swapped, or of the wrong camera. Pillow draws.
+It shows people what no program can judge: frames upside down, mirrored, with red and blue swapped,
+or of the wrong camera.
 """
 
 import io
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -19,14 +18,8 @@ _PAPER: Final = (255, 255, 255)
 _INK: Final = (0, 0, 0)
 
 
-@dataclass(frozen=True)
-class SheetFrame:
-    """One frame on the sheet."""
-
-    label: str
-    """View, episode and step."""
-    frame: UInt8[np.ndarray, "h w 3"] | None
-    """RGB, values in [0, 255]; None where it does not read, which leaves a crossed box."""
+SheetFrame = tuple[str, UInt8[np.ndarray, "h w 3"] | None]
+"""Label and RGB frame, values in [0, 255]; None if it does not read, drawn as a crossed box."""
 
 
 def contact_sheet(rows: list[list[SheetFrame]]) -> bytes:
@@ -43,12 +36,12 @@ def contact_sheet(rows: list[list[SheetFrame]]) -> bytes:
     sheet = Image.new("RGB", size, _PAPER)
     pen = ImageDraw.Draw(sheet)
     for row, cells in enumerate(rows):
-        for column, cell in enumerate(cells):
+        for column, (label, frame) in enumerate(cells):
             x, y = _GAP + column * (_CELL + _GAP), _GAP + row * cell_height
-            # First over what a long label to the left has written here.
+            # Covers the end of a long label to the left.
             pen.rectangle((x, y, x + _CELL, y + _LABEL_HEIGHT), fill=_PAPER)
-            pen.text((x, y), cell.label, fill=_INK)
-            _paste(sheet, pen, cell.frame, (x, y + _LABEL_HEIGHT))
+            pen.text((x, y), label, fill=_INK)
+            _paste(sheet, pen, frame, (x, y + _LABEL_HEIGHT))
     content = io.BytesIO()
     sheet.save(content, "PNG")
     return content.getvalue()
@@ -68,7 +61,7 @@ def _paste(
         return
     height, width = frame.shape[:2]
     scale = _CELL / max(height, width)
-    # Nearest neighbor where it grows, so that single pixels stay what they are.
+    # Nearest neighbor for small frames, so that single pixels stay visible.
     filter_ = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
     new_size = (max(1, round(width * scale)), max(1, round(height * scale)))
     sheet.paste(Image.fromarray(frame).resize(new_size, filter_), corner)

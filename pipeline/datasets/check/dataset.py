@@ -1,7 +1,7 @@
-"""Looks a dataset over before hours of compute: does it open, and is it what it should be?
+"""Checks a dataset before hours of compute.
 
-Numbers are read of every episode; frames, which take long, of a few that are spread over the
-dataset, or of all. Everything odd becomes a finding; nothing is changed.
+Reads the numbers of every episode, and the frames, which takes long, of a few episodes spread over
+the dataset, or of all. Problems become findings; nothing is changed.
 """
 
 from hashlib import sha256
@@ -12,7 +12,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from pipeline.datasets.base import EpisodeReader
 from pipeline.datasets.check.columns import ColumnOddities
 from pipeline.datasets.check.labels import Labels, check_action_shift, statements
 from pipeline.datasets.check.numbers import ColumnStatistics, check_clock, check_shift
@@ -25,11 +24,11 @@ from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.storage.local import write_atomically
 
-_SHEET_EPISODES: Final = 4  # more would make a picture that nobody can look at
+_SHEET_EPISODES: Final = 4  # more would make the sheet too large to look at
 
 
 class CheckConfig(BaseModel):
-    """What to look at."""
+    """What to check."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,34 +41,26 @@ class CheckConfig(BaseModel):
 
 
 def check_dataset(config: CheckConfig) -> CheckReport:
-    """Check a dataset and draw the contact sheet, if one is asked for and the dataset opens.
+    """Check a dataset and draw the contact sheet, if one is requested and the dataset opens.
 
     Raises:
         ManifestError: the manifest itself is wrong.
-        ConfigError: the sheet has no place, or is no `.png`.
+        ConfigError: the sheet's folder is missing, or it is not a `.png`.
         OSError: the sheet cannot be written.
     """
-    _require_place(config.sheet)
+    _require_sheet_path(config.sheet)
     loaded = describe_data(config.dataset)
     findings = Findings()
     for wrong in wrong_checksums(loaded):
         findings.add_error("checksum", config.dataset, wrong)
     try:
-        reader = ManifestReader(loaded, complain=findings.add_error)
+        reader = ManifestReader(loaded, on_problem=findings.add_error)
     except (DatasetError, OSError) as error:
         findings.add_error("unreadable", config.dataset, error)
         return CheckReport(
             manifest=config.dataset,
             name=loaded.manifest.name,
-            num_episodes=0,
-            num_steps=0,
-            seconds=0.0,
-            frames_of=(),
-            views=(),
-            dims=(),
-            statements=(),
             findings=findings.all(),
-            sheet=None,
         )
     try:
         return _check_open(config, loaded, reader, findings)
@@ -77,8 +68,8 @@ def check_dataset(config: CheckConfig) -> CheckReport:
         reader.close()
 
 
-def _require_place(sheet: Path | None) -> None:
-    # Before the reading, which takes long. A mistyped name must not replace a manifest.
+def _require_sheet_path(sheet: Path | None) -> None:
+    # Before reading, which takes long. A mistyped name must not replace a manifest.
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise ConfigError(f"{sheet}: expected a name that ends in .png; correct --sheet")
     if sheet is not None and not sheet.parent.is_dir():
@@ -118,7 +109,7 @@ def _check_open(
 def _check_labels(
     loaded: LoadedManifest, reader: ManifestReader, findings: Findings
 ) -> tuple[str, ...]:
-    """Read what the files say of every episode; return it in words."""
+    """Read the metadata of every episode; return it in words."""
     labels = [Labels() for _ in reader.facts]
     for episode in range(reader.num_episodes):
         try:
@@ -129,21 +120,22 @@ def _check_labels(
         labels[reader.source_of[episode]].add(reader.episode_number(episode), label)
     origin = loaded.origin
     check_action_shift(loaded.manifest.action_shift, reader.facts, origin, findings)
-    said: list[str] = []
+    texts: list[str] = []
     for source, (facts, of_source) in enumerate(zip(reader.facts, labels, strict=True)):
         where = f"{origin}: sources[{source}]" if loaded.manifest.sources else origin
         of_source.report(where, findings)
-        said += (text for text in statements(facts, of_source) if text not in said)
-    return tuple(said)
+        texts += (text for text in statements(facts, of_source) if text not in texts)
+    return tuple(texts)
 
 
 def _check_numbers(
-    manifest: Manifest, reader: EpisodeReader, findings: Findings
+    manifest: Manifest, reader: ManifestReader, findings: Findings
 ) -> tuple[ColumnStatistics, ColumnStatistics]:
     """Read state, action and clock of every episode."""
     state, action = ColumnStatistics("state"), ColumnStatistics("action")
     odd = ColumnOddities("state"), ColumnOddities("action")
-    seen: dict[tuple[bytes, bytes], str] = {}
+    seen: dict[bytes, str] = {}
+    is_copy = []
     for episode in tqdm(range(reader.num_episodes), desc="numbers", unit="episode", disable=None):
         name = reader.episode_name(episode)
         try:
@@ -156,12 +148,12 @@ def _check_numbers(
         except (DatasetError, OSError) as error:
             findings.add_error("numbers", name, error)
             continue
+        is_copy.append(np.array_equal(*values))
         state.add(values[0])
         action.add(values[1])
         for oddities, of_role in zip(odd, values, strict=True):
             oddities.add(of_role, name)
-        content = (values[0].tobytes(), values[1].tobytes())
-        key = (sha256(content[0]).digest(), sha256(content[1]).digest())
+        key = sha256(b"".join(array.tobytes() for array in values)).digest()
         if key in seen:
             findings.add(
                 "warning",
@@ -171,6 +163,15 @@ def _check_numbers(
                 "leave one of them out with `episodes = {except = [...]}`",
             )
         seen.setdefault(key, name)
+    if is_copy and all(is_copy):
+        findings.add(
+            "warning",
+            "shift",
+            "action",
+            "every action is the state of its own step: a policy learns to stay where it is",
+            "name what the robot was told in `action.key`; where only its state was recorded, "
+            "write `action_shift = -1`, which makes the next step's state the action",
+        )
     for statistics in (state, action, *odd):
         statistics.report(findings)
     return state, action

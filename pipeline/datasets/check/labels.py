@@ -1,4 +1,4 @@
-"""What the files say of their episodes, held against what the manifest does with them."""
+"""Findings about the metadata of episodes: failures, several tasks, shifted actions."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,14 +17,14 @@ class Labels:
     """Collects the labels of the episodes of one source."""
 
     num_labeled: int = 0
-    """Episodes of which the files say whether they solved their task."""
+    """Episodes with a mark of success or failure."""
     failed: list[int] = field(default_factory=list)
-    """Numbers of those that did not."""
+    """Numbers of the failed ones."""
     tasks: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     """Numbers of the episodes of each task."""
 
     def add(self, number: int, label: EpisodeLabel) -> None:
-        """Take in the label of an episode."""
+        """Add the label of an episode."""
         self.num_labeled += label.success is not None
         if label.success is False:
             self.failed.append(number)
@@ -32,7 +32,7 @@ class Labels:
             self.tasks[label.task].append(number)
 
     def report(self, place: str, findings: Findings) -> None:
-        """Tell failed episodes, and several tasks in one dataset."""
+        """Add findings about failed episodes, and about several tasks in one dataset."""
         if self.failed:
             numbers = ", ".join(map(str, self.failed[:_MAX_NUMBERS]))
             is_all = len(self.failed) == self.num_labeled
@@ -54,33 +54,31 @@ class Labels:
                 "warning",
                 "tasks",
                 place,
-                f"{len(self.tasks)} tasks: {found}{more}; nothing tells the policy which one to do",
+                f"{len(self.tasks)} tasks: {found}{more}; the policy does not know which one to do",
                 "choose the episodes of one task with `episodes = {only = [...]}`, or keep all if "
-                "the frames tell the tasks apart",
+                "the frames show which task it is",
             )
 
 
 def check_action_shift(
     shift: int, facts: Sequence[DatasetFacts], origin: str, findings: Findings
 ) -> None:
-    """Compare the manifest's shift of actions with what the layout's writer makes necessary."""
+    """Compare the manifest's `action_shift` with the one that the files need."""
     for needed in sorted({of.action_shift for of in facts}):
         if needed and needed != shift:
             findings.add(
                 "warning",
                 "shift",
                 origin,
-                f"`action_shift` is {shift}; files of LIBERO hold with each action the frame that "
-                "was seen after it",
+                f"`action_shift` is {shift}; files of LIBERO contain with each action the frame "
+                "that was seen after it",
                 f"write `action_shift = {needed}` into the manifest, unless these files were made "
                 "in another way",
             )
 
 
 def statements(facts: DatasetFacts, labels: Labels) -> Iterable[str]:
-    """Say in words what the files say of themselves."""
-    if facts.is_simulated is not None:
-        yield "made by a simulator" if facts.is_simulated else "recorded on a real robot"
+    """Describe the metadata of a source in words."""
     if labels.tasks:
         names = [task[:60] for task in labels.tasks]
         more = ", ..." if len(names) > _MAX_TASKS else ""

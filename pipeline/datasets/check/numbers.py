@@ -1,4 +1,4 @@
-"""Statistics of states, actions and clocks over a whole dataset, and what is odd about them."""
+"""Statistics of states, actions and clocks over a whole dataset, and findings about them."""
 
 from typing import Final
 
@@ -15,57 +15,51 @@ TINY_RANGE: Final = 1e-3
 FPS_TOLERANCE: Final = 0.02  # of a control step; clocks of computers are a hundred times better
 _COARSE_S: Final = 128  # seconds; the spacing of float32 at 1.7e9, which is the year 2023
 _LONG_STEP: Final = 1.5  # control steps; more means that something was not recorded
-_MANY: Final = 0.1  # of an episode's steps; more long ones are the rate, or jitter, and no gaps
+_MANY: Final = 0.1  # of an episode's steps; more long ones are the rate or jitter, not gaps
 
 
 class ColumnStatistics:
     """Minimum, maximum, mean and standard deviation of every column, episode after episode."""
 
     def __init__(self, role: str) -> None:
-        """Begin with no episode; `role` is `state` or `action`."""
+        """Start with no episode; `role` is `state` or `action`."""
         self.role = role
         self._count = 0
 
     def add(self, values: Float32[np.ndarray, "t d"]) -> None:
-        """Take in one episode.
-
-        Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing
-        sample variances, 1979, eq. 2.1.
-        """
+        """Add one episode."""
         wide = values.astype(np.float64)
-        count, mean = len(wide), wide.mean(axis=0)
-        squares = ((wide - mean) ** 2).sum(axis=0)
-        low, high = wide.min(axis=0), wide.max(axis=0)
         if not self._count:
-            self._count, self._mean, self._squares = count, mean, squares
-            self._min, self._max = low, high
-            return
-        total = self._count + count
-        shift = mean - self._mean
-        self._squares += squares + shift**2 * (self._count * count / total)
-        self._mean += shift * (count / total)
-        self._count = total
-        self._min, self._max = np.minimum(self._min, low), np.maximum(self._max, high)
+            self._offset = wide[0]  # keeps the sums small and so exact
+            self._sum = self._squares = np.zeros(wide.shape[1])
+            self._min = self._max = wide[0]
+        self._count += len(wide)
+        self._sum = self._sum + (wide - self._offset).sum(axis=0)
+        self._squares = self._squares + ((wide - self._offset) ** 2).sum(axis=0)
+        self._min = np.minimum(self._min, wide.min(axis=0))
+        self._max = np.maximum(self._max, wide.max(axis=0))
 
     @property
     def std(self) -> Float64[np.ndarray, " d"]:
         """Standard deviation of every column; of width 0 before the first episode."""
         if not self._count:
             return np.zeros(0)
-        return np.asarray(np.sqrt(self._squares / self._count))
+        variance = self._squares / self._count - (self._sum / self._count) ** 2
+        return np.asarray(np.sqrt(np.maximum(variance, 0)))
 
     def summaries(self) -> list[DimSummary]:
         """Describe every column; none before the first episode."""
         if not self._count:
             return []
-        columns = zip(self._min, self._max, self._mean, self.std, strict=True)
+        mean = self._offset + self._sum / self._count
+        columns = zip(self._min, self._max, mean, self.std, strict=True)
         return [
             DimSummary(f"{self.role}[{dim}]", *map(float, column))
             for dim, column in enumerate(columns)
         ]
 
     def report(self, findings: Findings) -> None:
-        """Tell the columns that never change, or hardly."""
+        """Add a finding per column that never or hardly changes."""
         for dim in self.summaries():
             spread = dim.maximum - dim.minimum
             if spread <= CONSTANT_RANGE:
@@ -95,11 +89,11 @@ def check_clock(
 
     Args:
         seconds: since the episode's first step; finite.
-        fps: control steps a second.
+        fps: control steps per second.
         place: the episode, for messages.
-        findings: what is odd is added here.
+        findings: findings are added here.
     """
-    with np.errstate(over="ignore"):  # an overflow becomes infinite and is reported below
+    with np.errstate(over="ignore"):  # infinite values are reported below
         steps = np.diff(seconds) * fps  # in control steps
     if not len(steps):
         return
@@ -136,10 +130,9 @@ def check_clock(
             "error",
             "fps",
             place,
-            f"{fps / rates[-1].mean():.4g} steps a second from the first to the last, the manifest "
-            f"says {fps:g}",
-            "correct `fps` in the manifest; where the files state that rate too, as "
-            "meta/info.json of LeRobot does, correct it there as well",
+            f"{fps / rates[-1].mean():.4g} steps per second from the first to the last, the "
+            f"manifest states {fps:g}",
+            "correct `fps` in the manifest, and in meta/info.json of LeRobot",
         )
         return
     is_uneven = is_long | (steps < 2 - _LONG_STEP)
@@ -177,7 +170,7 @@ def check_shift(shift: int, num_steps: int, place: str, findings: Findings) -> N
         shift: `action_shift`, in control steps.
         num_steps: of the episode.
         place: the episode, for messages.
-        findings: a shift that leaves a single action is added here.
+        findings: findings are added here.
     """
     if shift and abs(shift) >= max(num_steps - 1, 1):
         findings.add(

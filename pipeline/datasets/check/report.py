@@ -1,52 +1,28 @@
-"""What a check of a dataset found: one table for people, one document for programs."""
+"""The report of a check: a table for people, a JSON document for programs."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
-DOCUMENT_VERSION: Final = 1  # rises when a field of `to_dict` is renamed, removed or means less
-_MAX_ALIKE: Final = 20  # findings of one kind that are told one by one
+DOCUMENT_VERSION: Final = 1  # increases when a field of `to_dict` is renamed or removed
+_MAX_LISTED: Final = 20  # findings of one kind that are listed
 Severity = Literal["error", "warning"]
-Kind = Literal[
-    "unreadable",
-    "checksum",
-    "numbers",
-    "constant",
-    "tiny_spread",
-    "outlier",
-    "wrap",
-    "units",
-    "duplicate",
-    "failed",
-    "tasks",
-    "shift",
-    "clock",
-    "jitter",
-    "fps",
-    "drift",
-    "frames",
-    "size",
-    "black",
-    "flat",
-    "repeated",
-    "same_view",
-]
+Kind = str
+"""Of a finding; data_manifests/README.md lists all."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or that somebody should look at."""
+    """One problem, or something that a person should look at."""
 
     severity: Severity
-    """`error`: training on it is wrong or impossible. `warning`: may be meant."""
+    """`error`: training on it is wrong or impossible. `warning`: may be intended."""
     kind: Kind
-    """What it is, for programs."""
     place: str
     """The file, episode, view or column."""
     found: str
-    """What is there."""
     to_do: str
-    """How it is put right."""
+    """How to correct it."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +31,9 @@ class ViewSummary:
 
     name: str
     sizes: tuple[tuple[int, int], ...]
-    """(height, width) in pixels that occur."""
+    """All (height, width) in pixels."""
     num_frames: int
-    """Frames that were decoded."""
+    """Number of decoded frames."""
     max_drift_s: float
     """Largest distance between a step and its frame, in seconds."""
 
@@ -76,25 +52,24 @@ class DimSummary:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check looked at, and what it found."""
+    """What a check read, and what it found."""
 
     manifest: str
-    """The manifest file."""
+    """The manifest or the dataset that was checked."""
     name: str
-    """What the manifest calls the dataset."""
-    num_episodes: int
-    """Episodes of the manifest that open; 0 where the dataset does not."""
-    num_steps: int
-    seconds: float
-    """Their duration at the manifest's rate."""
-    frames_of: tuple[int, ...]
-    """Episodes whose frames were read, by the numbers that the files give them."""
-    views: tuple[ViewSummary, ...]
-    dims: tuple[DimSummary, ...]
-    statements: tuple[str, ...]
-    """What the files say of themselves."""
     findings: tuple[Finding, ...]
-    sheet: str | None
+    num_episodes: int = 0
+    """Episodes of the manifest that open; 0 if the dataset does not."""
+    num_steps: int = 0
+    seconds: float = 0.0
+    """Their duration at the manifest's rate."""
+    frames_of: tuple[int, ...] = ()
+    """Episodes whose frames were read, by their numbers in the files."""
+    views: tuple[ViewSummary, ...] = ()
+    dims: tuple[DimSummary, ...] = ()
+    statements: tuple[str, ...] = ()
+    """Metadata of the files, in words."""
+    sheet: str | None = None
     """The contact sheet that was written."""
 
     @property
@@ -127,7 +102,7 @@ class CheckReport:
         ]
         blocks = [head]
         if self.statements:
-            blocks.append("the files say: " + "; ".join(self.statements))
+            blocks.append("the files state: " + "; ".join(self.statements))
         if views:
             blocks.append(_columns([["view", "size", "frames read", "drift"], *views]))
         if dims:
@@ -139,22 +114,16 @@ class CheckReport:
         ]
         if self.sheet:
             blocks.append(f"contact sheet: {self.sheet}; look for flips and swapped colors")
-        return "\n\n".join([*blocks, self._verdict()])
-
-    def _verdict(self) -> str:
-        if self.is_clean:
-            return "nothing found"
         counts = Counter(finding.severity for finding in self.findings)
-        return ", ".join(
-            f"{counts[s]} {s}{'s' if counts[s] > 1 else ''}"
-            for s in ("error", "warning")
-            if counts[s]
+        verdict = ", ".join(
+            f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items()
         )
+        return "\n\n".join([*blocks, verdict or "nothing found"])
 
 
 @dataclass
 class Findings:
-    """Collects findings in order; of one kind the first are kept and the others counted."""
+    """Collects findings in order; of each kind the first are kept and the others counted."""
 
     _kept: list[Finding] = field(default_factory=list)
     _counts: Counter[Kind] = field(default_factory=Counter)
@@ -162,27 +131,27 @@ class Findings:
     def add(self, severity: Severity, kind: Kind, place: str, found: str, to_do: str) -> None:
         """Add one finding."""
         self._counts[kind] += 1
-        if self._counts[kind] <= _MAX_ALIKE:
+        if self._counts[kind] <= _MAX_LISTED:
             self._kept.append(Finding(severity, kind, place, found, to_do))
 
     def add_error(self, kind: Kind, place: str, error: Exception) -> None:
-        """Add what a reader complained of: `place: expected, found; what to do`."""
+        """Add a reader's error: `place: expected, found; what to do`."""
         text = " ".join(str(error).split()).removeprefix(f"{place}: ")
         found, _, to_do = text.rpartition("; ")
         self.add("error", kind, place, found or text, to_do if found else "correct it")
 
     def all(self) -> tuple[Finding, ...]:
-        """Return the findings, errors first, and for each kind how many more there are."""
+        """Return the findings, errors first, and the number of further ones per kind."""
         more = [
             Finding(
                 next(finding.severity for finding in self._kept if finding.kind == kind),
                 kind,
                 "elsewhere",
-                f"{count - _MAX_ALIKE} more of this kind",
+                f"{count - _MAX_LISTED} more of this kind",
                 "correct those above and check again",
             )
             for kind, count in self._counts.items()
-            if count > _MAX_ALIKE
+            if count > _MAX_LISTED
         ]
         return tuple(sorted([*self._kept, *more], key=lambda finding: finding.severity != "error"))
 

@@ -1,4 +1,4 @@
-"""Whether two cameras show the same picture, as it is or mirrored."""
+"""Finds two cameras with the same frames, also if one is mirrored."""
 
 import itertools
 from collections import defaultdict
@@ -11,8 +11,8 @@ from jaxtyping import Float64, UInt8
 from pipeline.datasets.check.report import Findings
 
 _GRID: Final = 16  # rows and columns of a small copy
-# Correlation of small copies. One camera stored twice has 1 but for what codecs and resizing do;
-# views of one scene from two places stay well below.
+# Correlation of small copies. One camera stored twice has 1, minus effects of codecs and resizing;
+# views of one scene from two viewpoints stay well below.
 _SAME_CORRELATION: Final = 0.998
 _MIRRORED: Final[Mapping[str, tuple[slice, slice]]] = {
     "": (slice(None), slice(None)),
@@ -38,19 +38,19 @@ class SameViews:
     """Compares a few frames of each episode between every two views."""
 
     def __init__(self, view_names: Sequence[str]) -> None:
-        """Begin with no episode."""
+        """Start with no episode."""
         self._names = view_names
         self._frames: list[tuple[UInt8[np.ndarray, "_ _ 3"], ...]] = []
         self._found: dict[tuple[int, int, str], list[str]] = defaultdict(list)
 
     def add(self, frames: tuple[UInt8[np.ndarray, "_ _ 3"], ...]) -> None:
-        """Take in the frames of one step of the episode that is being read, one a view."""
+        """Add the frames of one step of the current episode, one per view."""
         self._frames.append(frames)
 
     def end_episode(self, episode: str) -> None:
-        """Compare what was taken in since the last episode.
+        """Compare the frames that were added since the last episode.
 
-        A pair is alike in an episode if it is so in all of its steps, mirrored in one way.
+        A pair is equal in an episode if it is so in all of its steps, mirrored in one way.
         """
         steps, self._frames = self._frames, []
         if not steps:
@@ -70,19 +70,19 @@ class SameViews:
                     break
 
     def report(self, findings: Findings) -> None:
-        """Tell pairs of views that show the same picture throughout an episode, of any size."""
+        """Add a finding per pair of views with the same frames throughout an episode."""
         for (first, second, how), episodes in self._found.items():
             findings.add(
                 "error",
                 "same_view",
                 f"views {self._names[first]} and {self._names[second]}",
-                f"the same picture{how} in {len(episodes)} of the episodes that were read, the "
+                f"the same frames{how} in {len(episodes)} of the episodes that were read, the "
                 f"first {episodes[0]}",
                 "correct the keys of the views, or leave one view or these episodes out",
             )
 
 
 def _correlation(first: Float64[np.ndarray, " n"], second: Float64[np.ndarray, " n"]) -> float:
-    """Correlate two small copies; 0 where one shows nothing."""
+    """Correlate two small copies; 0 if one is of a single color."""
     scale = float(np.linalg.norm(first) * np.linalg.norm(second))
     return float(first @ second) / scale if scale else 0.0

@@ -5,20 +5,19 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from pipeline.datasets.base import EpisodeReader
 from pipeline.datasets.check.contact_sheet import SheetFrame, contact_sheet
 from pipeline.datasets.check.frames import ViewScan
 from pipeline.datasets.check.report import Findings, ViewSummary
 from pipeline.datasets.check.same_views import SameViews
+from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import DatasetError
 from policy.images import resize_images
 from policy.network.normalizer import CONSTANT_RANGE
 from policy.spec import FRAME_SIZE
 
 _BLOCK_BYTES: Final = 2**25  # of frames in memory at once; at least one step's
-_DRIFT_SHARE: Final = 0.25  # of a control step; half of one would be the neighbor's frame
-# Of a column's standard deviation; a shorter way may leave every pixel as it was.
-_MOVED_SHARE: Final = 0.05
+_DRIFT_SHARE: Final = 0.25  # of a control step; at half of one the neighbor's frame is nearer
+_MOVED_SHARE: Final = 0.05  # of a column's standard deviation; less may change no pixel
 
 
 class FrameScan:
@@ -26,17 +25,17 @@ class FrameScan:
 
     def __init__(
         self,
-        reader: EpisodeReader,
+        reader: ManifestReader,
         state_std: Float64[np.ndarray, " s"],
         findings: Findings,
         on_sheet: list[int],
     ) -> None:
-        """Begin with no episode.
+        """Start with no episode.
 
         Args:
             reader: the dataset.
             state_std: standard deviation of every column of the state.
-            findings: what is odd is added here.
+            findings: findings are added here.
             on_sheet: episodes whose frames are kept for the sheet.
         """
         self._reader, self._findings = reader, findings
@@ -59,7 +58,7 @@ class FrameScan:
         for view_scan in self._views:
             view_scan.begin_episode()
         try:
-            block = max(1, _BLOCK_BYTES // self._look_at_sizes(episode))
+            block = max(1, _BLOCK_BYTES // self._note_sizes(episode))
             for start in range(0, length, block):
                 stop = min(start + block, length)
                 frames = self._reader.frames(episode, start, stop)
@@ -80,7 +79,7 @@ class FrameScan:
         self._same.end_episode(name)
 
     def report(self, *, resized: bool) -> tuple[ViewSummary, ...]:
-        """Tell what was odd about the frames that were read, and describe every view."""
+        """Add the findings about the frames that were read, and describe every view."""
         for view, sizes, drift in zip(self._views, self._sizes, self._drift, strict=True):
             view.report(self._findings)
             if not resized and sizes - {FRAME_SIZE}:
@@ -99,7 +98,7 @@ class FrameScan:
                     "drift",
                     f"view {view.name}",
                     f"frames up to {1000 * drift:.1f} ms away from their steps, of "
-                    f"{1000 / self._reader.fps:.1f} ms a step",
+                    f"{1000 / self._reader.fps:.1f} ms per step",
                     "compare the video's rate with `fps`; encode the video again",
                 )
         self._same.report(self._findings)
@@ -113,23 +112,18 @@ class FrameScan:
         names, reader = self._reader.view_names, self._reader
         several = len(set(reader.source_of)) > 1
         where = [f"source {source}  " if several else "" for source in reader.source_of]
-        return contact_sheet(
-            [
-                [
-                    SheetFrame(
-                        f"{name}  {where[episode]}episode {reader.episode_number(episode)}  "
-                        f"step {step}",
-                        resize_images(frame[None], reader.fit)[0]
-                        if resized and frame is not None
-                        else frame,
-                    )
-                    for name, frame in zip(names, frames, strict=True)
-                ]
-                for (episode, step), frames in self._rows.items()
-            ]
-        )
+        rows: list[list[SheetFrame]] = []
+        for (episode, step), frames in self._rows.items():
+            at = f"{where[episode]}episode {reader.episode_number(episode)}  step {step}"
+            rows.append([])
+            for name, frame in zip(names, frames, strict=True):
+                shown = frame
+                if resized and frame is not None:
+                    shown = resize_images(frame[None], reader.fit)[0]
+                rows[-1].append((f"{name}  {at}", shown))
+        return contact_sheet(rows)
 
-    def _look_at_sizes(self, episode: int) -> int:
+    def _note_sizes(self, episode: int) -> int:
         """Note sizes and drifts of an episode's views; return the bytes of a step's frames."""
         num_bytes = 0
         for index, view in enumerate(self._reader.view_names):
@@ -143,5 +137,5 @@ class FrameScan:
     def _states(self, episode: int) -> Float64[np.ndarray, "t s"] | None:
         try:
             return self._reader.state(episode).astype(np.float64)
-        except (DatasetError, OSError):  # told before; without a state nobody knows what moved
+        except (DatasetError, OSError):  # already a finding; motion is unknown then
             return None

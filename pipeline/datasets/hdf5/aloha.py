@@ -14,7 +14,7 @@ from typing import Final
 
 import h5py
 
-from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, FormatSurvey
+from pipeline.datasets.base import DatasetConfig, DatasetFacts, EpisodeLabel, FormatSurvey
 from pipeline.datasets.hdf5.episodes import (
     EpisodeGroup,
     Hdf5Layout,
@@ -49,7 +49,7 @@ _COMPANIONS: Final = re.compile(r"features|mirror|\A\.")
 class AlohaHdf5Reader(Hdf5Reader):
     """A folder of `episode_<i>.hdf5`, sorted by number."""
 
-    def __init__(self, place: DatasetPlace) -> None:
+    def __init__(self, config: DatasetConfig) -> None:
         """Check the headers of every kept file; no frame or number is read.
 
         Raises:
@@ -58,24 +58,21 @@ class AlohaHdf5Reader(Hdf5Reader):
                 from those of other files in width.
         """
         episodes, stated = [], []
-        simulated: set[bool | None] = set()
-        for number, path in _episode_files(place):
+        for number, path in _episode_files(config):
             with open_hdf5(path) as file:
                 where = EpisodeGroup(path=path, group="", number=number)
-                facts = read_header(file, where, place, LAYOUT)
+                facts = read_header(file, where, config, LAYOUT)
                 episodes.append(replace(facts, label=_label(file)))
                 stated.append((path, _fps(file)))
-                simulated.add(truth(file.attrs.get("sim")))
-        super().__init__(place, episodes, upside_down=frozenset())
+        super().__init__(config, episodes, upside_down=frozenset())
         self.fps = agreed_fps(stated)
         self.facts = DatasetFacts(
-            is_simulated=simulated.pop() if len(simulated) == 1 else None,
             gripper="0 closed to 1 open, as ACT and ALOHA write it",
             remarks=alpha_remarks(episodes[0].layouts),
         )
 
-    @staticmethod
-    def recognizes(root: Location) -> bool:
+    @classmethod
+    def recognizes(cls, root: Location) -> bool:
         """Whether `root` is a folder of `episode_<i>.hdf5`, the first of which has observations.
 
         A first file that does not open counts, so that opening the dataset names it.
@@ -94,15 +91,15 @@ class AlohaHdf5Reader(Hdf5Reader):
         except HDF5_ERRORS:
             return True
 
-    @staticmethod
-    def survey(root: Location) -> FormatSurvey:
+    @classmethod
+    def survey(cls, root: Location) -> FormatSurvey:
         """List the arrays of the first file; columns have no names in this format.
 
         Raises:
             DatasetError: the folder contains no episode, or the first file is damaged or has no
                 camera.
         """
-        number, path = _episode_files(DatasetPlace(root, (), ()))[0]
+        number, path = _episode_files(DatasetConfig(root, (), ()))[0]
         with open_hdf5(path) as file:
             where = EpisodeGroup(path=path, group="", number=number)
             return survey_episode(file, where, LAYOUT, fps=_fps(file), notes={})
@@ -121,9 +118,9 @@ def _label(file: h5py.File) -> EpisodeLabel:
     )
 
 
-def _episode_files(place: DatasetPlace) -> list[tuple[int, Location]]:
+def _episode_files(config: DatasetConfig) -> list[tuple[int, Location]]:
     """Return the kept episodes' numbers and files, by number."""
-    root, folder = place.root, open_folder(place.root)
+    root, folder = config.root, open_folder(config.root)
     names = folder.children()
     if names is None:
         raise DatasetError(
@@ -145,8 +142,8 @@ def _episode_files(place: DatasetPlace) -> list[tuple[int, Location]]:
             f"{root}: expected at least one episode_<i>.hdf5, found none; correct the path to "
             "them, or record first"
         )
-    wanted = wanted_numbers(place, (number for number, _ in numbered))
+    wanted = wanted_numbers(config, (number for number, _ in numbered))
     numbered = sorted(pair for pair in numbered if pair[0] in wanted)
     for _, path in numbered:
-        file_in(root, path.name, allow_outside=place.allow_outside)
+        file_in(root, path.name, allow_outside=config.allow_outside)
     return numbered

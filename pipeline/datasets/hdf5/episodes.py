@@ -7,7 +7,7 @@ from numbers import Real
 
 import h5py
 
-from pipeline.datasets.base import DatasetPlace, EpisodeLabel, FormatSurvey
+from pipeline.datasets.base import DatasetConfig, EpisodeLabel, FormatSurvey
 from pipeline.datasets.compressed import image_size
 from pipeline.datasets.hdf5.files import (
     HDF5_ERRORS,
@@ -72,7 +72,7 @@ class EpisodeHeader:
 
 
 def read_header(
-    file: h5py.File, at: EpisodeGroup, wanted: DatasetPlace, layout: Hdf5Layout
+    file: h5py.File, at: EpisodeGroup, wanted: DatasetConfig, layout: Hdf5Layout
 ) -> EpisodeHeader:
     """Check an episode's arrays by their headers; no frame or number is read.
 
@@ -187,6 +187,8 @@ def _dataset(
     if dataset is not None:
         return dataset
     found = _cameras(file, at, layout) if kind == "frames" else _columns(file, at, layout)
+    if not found and not _columns(file, at, layout):
+        raise DatasetError(f"{at.name}: expected at least one step, found no array; {LEAVE_OUT}")
     if kind == "frames" and not found:
         raise _no_cameras(at, layout)
     raise DatasetError(

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
 from pipeline.datasets.base import (
-    DatasetPlace,
+    DatasetConfig,
     EpisodeLabel,
     FormatReader,
     as_floating,
@@ -29,14 +29,14 @@ class Hdf5Reader(FormatReader):
 
     def __init__(
         self,
-        place: DatasetPlace,
+        config: DatasetConfig,
         episodes: Sequence[EpisodeHeader],
         upside_down: frozenset[Location],
     ) -> None:
         """Store the episodes, in the order of their numbers.
 
         Args:
-            place: whose keys the headers were read with.
+            config: whose keys the headers were read with.
             episodes: at least one.
             upside_down: files whose frames are stored with the lowest row first.
 
@@ -44,7 +44,7 @@ class Hdf5Reader(FormatReader):
             DatasetError: an array is wider in one episode than in another.
         """
         self.num_episodes: int = len(episodes)
-        self._view_keys = place.view_keys
+        self._view_keys = config.view_keys
         self._episodes = episodes
         self._upside_down = upside_down
         self._open: tuple[Location, h5py.File] | None = None

@@ -1,4 +1,4 @@
-"""Demonstrations written in the HDF5 layout of ACT and ALOHA, one file an episode.
+"""Writes demonstrations in the HDF5 format of ACT and ALOHA, one file per episode.
 
 `/observations/images/<camera>` (t, h, w, 3) uint8 RGB, `/observations/qpos` (t, s),
 `/observations/qvel` (t, s) and `/action` (t, a).
@@ -22,7 +22,7 @@ from pipeline.storage.local import sync_file
 IMAGES_GROUP: Final = "observations/images"
 STATE_KEY: Final = "observations/qpos"
 ACTION_KEY: Final = "action"
-# Measured on three 256x256 Meta-World views: 7.6 ms and 205 kB a step, against 11 ms and 189 kB at
+# Measured on three 256x256 Meta-World views: 7.6 ms and 205 kB per step; 11 ms and 189 kB at
 # level 4 and 590 kB uncompressed; rendering the step takes 36 ms. Every HDF5 tool reads gzip.
 _GZIP_LEVEL: Final = 1
 _USUAL_RENDER_SIZE: Final = 256  # pixels: what the encoder takes
@@ -30,29 +30,27 @@ _USUAL_RENDER_SIZE: Final = 256  # pixels: what the encoder takes
 
 @dataclass(frozen=True)
 class RecordedEpisode:
-    """One demonstration, as `write_episode` keeps it."""
+    """One demonstration."""
 
     frames: Mapping[str, UInt8[np.ndarray, "t h w 3"]]
     """RGB frames of each view, in view order, values in [0, 255], seen before the action."""
     state: Float32[np.ndarray, "t s"]
-    """Robot state of each step."""
     action: Float32[np.ndarray, "t a"]
     """Action of each step, as the robot applied it."""
     env: str
-    """What `make_env` was called with: `metaworld/drawer-open-v3`."""
+    """Argument of `make_env`: `metaworld/drawer-open-v3`."""
     seed: int
-    """What the environment was reset to."""
     fps: float
-    """Control steps a second of simulated time."""
+    """Control steps per second of simulated time."""
     render_size: int = _USUAL_RENDER_SIZE
-    """Pixels, both sides, of the pictures that were rendered and then brought to `frames`."""
+    """Pixels per side of the rendered images, before they were resized to `frames`."""
     success: bool = True
-    """The last step solved the task."""
+    """Whether the last step solved the task."""
 
 
 @dataclass(frozen=True)
 class RecordingLabel:
-    """What a recording says about itself."""
+    """Attributes of a recording."""
 
     env: str
     seed: int
@@ -64,8 +62,8 @@ class RecordingLabel:
 def write_episode(path: Path, episode: RecordedEpisode) -> None:
     """Write one demonstration; the file appears whole or not at all.
 
-    The bytes depend on nothing but `episode`. `qvel`, which ACT's loader needs, is the change of
-    the state since the step before, a second (zero at the first step): it is not measured.
+    The bytes depend only on `episode`. `qvel`, which ACT's loader needs, is not measured: it is the
+    change of the state since the previous step, per second (zero at the first step).
 
     Args:
         path: `<folder>/episode_<i>.hdf5`; an existing file is replaced.
@@ -101,7 +99,7 @@ def write_episode(path: Path, episode: RecordedEpisode) -> None:
 
 
 def read_label(path: Path) -> RecordingLabel:
-    """Read what `write_episode` noted beside the arrays.
+    """Read the attributes that `write_episode` wrote.
 
     Raises:
         DatasetError: the file does not open, or was not written by `write_episode`.
@@ -119,7 +117,7 @@ def read_label(path: Path) -> RecordingLabel:
             env=str(attrs["env"]),
             seed=int(attrs["seed"]),
             views=views,
-            # Recordings from before these were choices were all rendered so, and all solved.
+            # Recordings without these attributes were all rendered so, and all solved.
             render_size=int(attrs.get("render_size", _USUAL_RENDER_SIZE)),
             success=bool(attrs.get("success", True)),
         )

@@ -20,7 +20,7 @@ from typing import Final
 import h5py
 import numpy as np
 
-from pipeline.datasets.base import DatasetFacts, DatasetPlace, EpisodeLabel, FormatSurvey
+from pipeline.datasets.base import DatasetConfig, DatasetFacts, EpisodeLabel, FormatSurvey
 from pipeline.datasets.causes import one_line
 from pipeline.datasets.hdf5.episodes import (
     EpisodeGroup,
@@ -54,12 +54,16 @@ LAYOUT: Final = Hdf5Layout(
     folders=("obs", "action_dict", ""),
     jpeg=False,
     without_cameras=(
-        "robomimic's `low_dim` and `demo` files keep no frames: render them with its "
+        "robomimic's `low_dim` and `demo` files contain no frames: render them with its "
         "dataset_states_to_obs.py and --camera_names, and name the new file in `path`"
     ),
 )
 _DEMO_NAME: Final = re.compile(r"demo_([0-9]{1,18})")  # 18 digits fit 64 bits
 _ROBOSUITE: Final = 1  # `type` in the environment's arguments
+_NO_DEMOS: Final = (
+    "record again if the recorder was stopped before it kept one, correct the path to it, or move "
+    "this file out of the folder"
+)
 _MAX_LOOKS: Final = 16  # files of a folder that are opened to recognize it
 _SUFFIXES: Final = (".hdf5", ".h5")  # of the files of a folder, in letters of either case
 
@@ -71,7 +75,7 @@ class RobomimicHdf5Reader(Hdf5Reader):
     episodes are numbered 0, 1, ... in the order of (file name, demonstration's number).
     """
 
-    def __init__(self, place: DatasetPlace) -> None:
+    def __init__(self, config: DatasetConfig) -> None:
         """Check the headers of every kept demonstration; no frame is read.
 
         Raises:
@@ -79,9 +83,11 @@ class RobomimicHdf5Reader(Hdf5Reader):
                 key, contains no frames, links to another file, or its arrays differ in length or
                 from those of other files in width.
         """
-        paths = _files(place.root, allow_outside=place.allow_outside)
+        paths = _files(config.root, allow_outside=config.allow_outside)
         listed = _listed(paths)
-        wanted = wanted_numbers(place, (demo.number for demos in listed.values() for demo in demos))
+        wanted = wanted_numbers(
+            config, (demo.number for demos in listed.values() for demo in demos)
+        )
         # Per file with a kept demonstration: episode numbers of all its demonstrations, by name.
         self._numbers: dict[Location, dict[str, int]] = {}
         episodes: list[EpisodeHeader] = []
@@ -93,19 +99,19 @@ class RobomimicHdf5Reader(Hdf5Reader):
             self._numbers[path] = {demo.group.rpartition("/")[2]: demo.number for demo in demos}
             with open_hdf5(path) as file:
                 for demo in kept:
-                    header = read_header(file, demo, place, LAYOUT)
+                    header = read_header(file, demo, config, LAYOUT)
                     _check_num_samples(file, header)
                     episodes.append(replace(header, label=_label(file, demo)))
                 stated.append((path, _fps(file)))
                 written.append(_facts(file))
                 if _is_upside_down(file, path):
                     upside_down.add(path)
-        super().__init__(place, episodes, upside_down=frozenset(upside_down))
+        super().__init__(config, episodes, upside_down=frozenset(upside_down))
         self.fps = agreed_fps(stated)
         self.facts = replace(written[0], remarks=alpha_remarks(episodes[0].layouts))
         if len({of_file.action_shift for of_file in written}) > 1:
             raise DatasetError(
-                f"{place.root}: expected files of one kind, found some of LIBERO next to some of "
+                f"{config.root}: expected files of one kind, found some of LIBERO next to some of "
                 "robomimic, whose actions are shifted against each other; put each kind into a "
                 "folder of its own"
             )
@@ -124,17 +130,19 @@ class RobomimicHdf5Reader(Hdf5Reader):
                 found |= {numbers[demo] for demo in _mask(file, path, name) if demo in numbers}
         return tuple(sorted(found))
 
-    @staticmethod
-    def recognizes(root: Location) -> bool:
+    @classmethod
+    def recognizes(cls, root: Location) -> bool:
         """Whether `root` is a file with `/data/demo_<i>`, or one of a folder's first files is."""
         try:
             paths = _hdf5_files_in(root)
         except OSError:
             return False
-        return any(map(_has_demos, paths[:_MAX_LOOKS] if paths is not None else [root]))
+        if paths is None:
+            return _has_demos(root, is_alone=True)
+        return any(map(_has_demos, paths[:_MAX_LOOKS]))
 
-    @staticmethod
-    def survey(root: Location) -> FormatSurvey:
+    @classmethod
+    def survey(cls, root: Location) -> FormatSurvey:
         """List the arrays of the first demonstration of the first file; columns have no names.
 
         Raises:
@@ -164,7 +172,7 @@ def _files(root: Location, *, allow_outside: bool) -> list[Location]:
 
 
 def _hdf5_files_in(root: Location) -> list[Location] | None:
-    """List the HDF5 files of a folder by name; None where there is no folder."""
+    """List the HDF5 files of a folder by name; None if `root` is not a folder."""
     names = open_folder(root).children()
     if names is None:
         return None
@@ -192,8 +200,7 @@ def _demos(file: h5py.File, path: Location) -> list[tuple[int, str]]:
     data = find_object(file, "data")
     if not isinstance(data, h5py.Group):
         raise DatasetError(
-            f"{path}: expected a group `data` of demonstrations, found none; correct the path "
-            "to it, or move this file out of the folder"
+            f"{path}: expected a group `data` of demonstrations, found none; {_NO_DEMOS}"
         )
     demos = []
     for name in data:
@@ -204,16 +211,12 @@ def _demos(file: h5py.File, path: Location) -> list[tuple[int, str]]:
             )
         demos.append((int(match[1]), f"data/{name}"))
     if not demos:
-        raise DatasetError(
-            f"{path}: expected at least one demonstration, found none; correct the path "
-            "to it, or move this file out of the folder"
-        )
+        raise DatasetError(f"{path}: expected at least one demonstration, found none; {_NO_DEMOS}")
     return sorted(demos)
 
 
 def _check_num_samples(file: h5py.File, header: EpisodeHeader) -> None:
-    group = find_object(file, header.at.group)
-    stated = None if group is None else single_value(group.attrs.get("num_samples"))
+    stated = single_value(file[header.at.group].attrs.get("num_samples"))
     if stated is not None and (np.ndim(stated) != 0 or stated != header.length):
         raise DatasetError(
             f"{header.at.name}: expected {stated} steps as its attribute `num_samples`, found "
@@ -244,7 +247,6 @@ def _facts(file: h5py.File) -> DatasetFacts:
     if is_isaac or is_robosuite:
         gripper = "above 0 opens, below 0 closes" if is_isaac else "-1 opens, 1 closes"
     return DatasetFacts(
-        is_simulated=True if is_isaac or is_libero or "type" in args else None,
         gripper=gripper and f"{gripper}, as {'Isaac Lab' if is_isaac else 'robosuite'} defines it",
         action_shift=-1 if is_libero else 0,
     )
@@ -254,9 +256,8 @@ def _label(file: h5py.File, demo: EpisodeGroup) -> EpisodeLabel:
     args = _json(file, "env_args")
     problem = _json(file, "problem_info")  # of LIBERO
     words = (problem.get("language_instruction"), args.get("env_lang"), args.get("env_name"))
-    success = find_object(file, demo.group)
     return EpisodeLabel(
-        success=None if success is None else truth(success.attrs.get("success")),
+        success=truth(file[demo.group].attrs.get("success")),
         task=next((one_line(word) for word in words if isinstance(word, str) and word), None),
     )
 
@@ -288,10 +289,12 @@ def _mask(file: h5py.File, path: Location, name: str) -> list[str]:
     return [bytes(demo).decode() for demo in dataset[:]]
 
 
-def _has_demos(path: Location) -> bool:
+def _has_demos(path: Location, *, is_alone: bool = False) -> bool:
     try:
         with open_hdf5(path) as file:
             data = find_object(file, "data")
+            if is_alone and not len(file if data is None else data):
+                return True  # a recorder was stopped before it kept one; opening it says so
             return isinstance(data, h5py.Group) and any(map(_DEMO_NAME.fullmatch, data))
     except HDF5_ERRORS:
         return False

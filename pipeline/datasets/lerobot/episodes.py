@@ -4,16 +4,18 @@ Reads footers of parquet files, and size, length and frame count of videos.
 Source: huggingface/lerobot@7427f318:src/lerobot/datasets/dataset_reader.py (facts only).
 """
 
+import functools
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from pipeline.datasets.base import DatasetPlace
-from pipeline.datasets.lerobot.info import INFO_PATH, LeRobotInfo, require_feature
+from pipeline.datasets.base import DatasetConfig
+from pipeline.datasets.lerobot.info import INFO_PATH, LeRobotInfo, fill_template, require_feature
 from pipeline.datasets.lerobot.table import ParquetTable
+from pipeline.datasets.manifest.paths import resolve_inside
 from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
 from pipeline.datasets.video import count_frames, read_header
 from pipeline.errors import DatasetError
@@ -53,13 +55,28 @@ class EpisodeFiles:
         return self.clips[key].start_s + self.length / fps
 
 
+def file_finder(config: DatasetConfig) -> Callable[..., Path]:
+    """Return a function that fills a path template with names, and resolves each path once.
+
+    It raises DatasetError for a template with other fields, and for a path outside the root.
+    """
+    root = config.local_root
+
+    @functools.cache
+    def find(template: str, **names: int | str) -> Path:
+        relative = fill_template(template, names, f"{root / INFO_PATH}")
+        return resolve_inside(root, relative, allow_outside=config.allow_outside)
+
+    return find
+
+
 def task_of(listed: object) -> str | None:
     """Return an episode's task from the index's list of tasks."""
     tasks = listed if isinstance(listed, list) else [listed]
     return " / ".join(task for task in tasks if isinstance(task, str) and task) or None
 
 
-def view_kinds(place: DatasetPlace, info: LeRobotInfo) -> dict[str, str]:
+def view_kinds(config: DatasetConfig, info: LeRobotInfo) -> dict[str, str]:
     """Return per view whether it is a `video` or an `image` column.
 
     Raises:
@@ -67,17 +84,17 @@ def view_kinds(place: DatasetPlace, info: LeRobotInfo) -> dict[str, str]:
     """
     kinds = ("video", "image")
     return {
-        key: require_feature(place.local_root, info, key, kinds).kind for key in place.view_keys
+        key: require_feature(config.local_root, info, key, kinds).kind for key in config.view_keys
     }
 
 
 def wanted_rows(
-    place: DatasetPlace, info: LeRobotInfo, index: Path, rows: list[dict[str, Any]]
+    config: DatasetConfig, info: LeRobotInfo, index: Path, rows: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return the rows of an index of the kept episodes, ordered by `episode_index`.
 
     Args:
-        place: decides which episodes are kept.
+        config: decides which episodes are kept.
         info: its `total_episodes` is the number of episodes.
         index: the file or folder of the index, for messages.
         rows: of the index, one per episode.
@@ -88,14 +105,14 @@ def wanted_rows(
     numbers = [integer(row, "episode_index", index) for row in rows]
     counts = Counter(numbers)
     num = max(info.total_episodes or 0, max(counts, default=-1) + 1)
-    wrong = [number for number in range(num) if place.keeps(number) and counts[number] != 1]
+    wrong = [number for number in range(num) if counts[number] != 1 and config.keeps(number)]
     if wrong:
         raise DatasetError(
             f"{index}: expected one row for episode {wrong[0]} of {num}, found {counts[wrong[0]]} "
             f"({len(wrong)} such episodes in all); download `meta` again, or where the episode was "
             f"removed on purpose, {LEAVE_OUT}"
         )
-    wanted = wanted_numbers(place, counts)
+    wanted = wanted_numbers(config, counts)
     kept = {number: row for number, row in zip(numbers, rows, strict=True) if number in wanted}
     return [kept[number] for number in sorted(kept)]
 
@@ -118,7 +135,7 @@ def integer(row: dict[str, Any], key: str, index: Path, least: int = 0) -> int:
 
 
 def check_headers(
-    place: DatasetPlace, info: LeRobotInfo, episodes: tuple[EpisodeFiles, ...]
+    config: DatasetConfig, info: LeRobotInfo, episodes: tuple[EpisodeFiles, ...]
 ) -> dict[str, dict[Path, tuple[int, int]]]:
     """Check every file of the episodes, opening each once.
 
@@ -128,13 +145,13 @@ def check_headers(
     Raises:
         DatasetError: a key is not a feature, or a file is missing, damaged or too short.
     """
-    for key in place.number_keys:
-        require_feature(place.local_root, info, key, ("numbers",))
-    _require_files(place, episodes)
+    for key in config.number_keys:
+        require_feature(config.local_root, info, key, ("numbers",))
+    _require_files(config, episodes)
     for path, users in _grouped((files.table, files) for files in episodes).items():
         _check_table(path, users)
     sizes: dict[str, dict[Path, tuple[int, int]]] = {}
-    for key, kind in view_kinds(place, info).items():
+    for key, kind in view_kinds(config, info).items():
         if kind == "video":
             clips = _grouped((files.clips[key].path, files) for files in episodes)
             sizes[key] = {
@@ -143,7 +160,7 @@ def check_headers(
     return sizes
 
 
-def _require_files(place: DatasetPlace, episodes: tuple[EpisodeFiles, ...]) -> None:
+def _require_files(config: DatasetConfig, episodes: tuple[EpisodeFiles, ...]) -> None:
     """Name missing files, of all kinds at once, before any is opened."""
     users: dict[Path, int] = {}
     for files in episodes:
@@ -154,7 +171,7 @@ def _require_files(place: DatasetPlace, episodes: tuple[EpisodeFiles, ...]) -> N
         named = ", ".join(f"{path} (episode {users[path]})" for path in missing[:_NAMED])
         more = ", ..." if len(missing) > _NAMED else ""
         raise DatasetError(
-            f"{place.local_root}: expected {len(users)} files for {len(episodes)} episodes, found "
+            f"{config.local_root}: expected {len(users)} files for {len(episodes)} episodes, found "
             f"{len(missing)} of them missing: {named}{more}; download the rest, or list the "
             "episodes that are complete: `episodes = {only = [..]}` in the manifest"
         )
@@ -168,7 +185,8 @@ def _check_table(path: Path, users: list[EpisodeFiles]) -> None:
         raise DatasetError(
             f"{path}: expected {num_rows} rows for {_span(users)}, as `length` in meta/episodes, "
             f"found {table.num_rows}; correct `length` if the videos have {table.num_rows} frames "
-            f"too, else download the file again, or {LEAVE_OUT}"
+            f"too, else download the file again, convert the dataset again where its index names "
+            f"another file than the one with these rows, or {LEAVE_OUT}"
         )
 
 

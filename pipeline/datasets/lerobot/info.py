@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.datasets.base import FormatSurvey
 from pipeline.datasets.causes import one_line, why_unreadable
-from pipeline.datasets.manifest.paths import read_small_file
+from pipeline.datasets.manifest.paths import read_file
 from pipeline.errors import DatasetError
 
 INFO_PATH: Final = "meta/info.json"
@@ -109,7 +109,7 @@ def read_info(root: Path, versions: tuple[str, ...], *, allow_outside: bool = Fa
     """
     path = root / INFO_PATH
     try:
-        content = json.loads(read_small_file(root, INFO_PATH, allow_outside=allow_outside))
+        content = json.loads(read_file(root, INFO_PATH, allow_outside=allow_outside))
     except DatasetError:  # which is a ValueError
         raise
     except (OSError, ValueError) as error:
@@ -149,7 +149,7 @@ def has_version(root: Path, versions: tuple[str, ...]) -> bool:
     """Whether `root` is a LeRobot dataset of one of the versions, in parquet; never raises."""
     try:
         # Also behind a link to outside, so that opening the dataset names the link.
-        content = json.loads(read_small_file(root, INFO_PATH, allow_outside=True))
+        content = json.loads(read_file(root, INFO_PATH, allow_outside=True))
     except (OSError, ValueError):
         return False
     is_known = isinstance(content, dict) and content.get("codebase_version") in versions
@@ -166,7 +166,7 @@ def survey_info(root: Path, info: LeRobotInfo) -> FormatSurvey:
             numbers[key] = feature.column_names
     notes = {}
     try:
-        card = read_small_file(root, "README.md", allow_outside=False).decode(errors="replace")
+        card = read_file(root, "README.md", allow_outside=False).decode(errors="replace")
     except (OSError, DatasetError):
         card = ""
     if found := _LICENSE.search(card):

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64, UInt8
 
 from pipeline.datasets.base import (
+    DatasetConfig,
     DatasetFacts,
-    DatasetPlace,
     EpisodeLabel,
     FormatReader,
     FormatSurvey,
@@ -33,7 +33,7 @@ from pipeline.datasets.lerobot.info import (
     survey_info,
 )
 from pipeline.datasets.lerobot.table import ParquetTable
-from pipeline.datasets.manifest.paths import read_small_file
+from pipeline.datasets.manifest.paths import read_file
 from pipeline.datasets.video import VideoDecoder, match_frames
 from pipeline.errors import DatasetError, FrameReadError
 
@@ -47,7 +47,7 @@ class LeRobotReader(FormatReader):
     versions: ClassVar[tuple[str, ...]]
     """`codebase_version`s that a subclass reads."""
 
-    def __init__(self, place: DatasetPlace) -> None:
+    def __init__(self, config: DatasetConfig) -> None:
         """Read the index and check every file of the kept episodes by its header.
 
         Raises:
@@ -55,18 +55,18 @@ class LeRobotReader(FormatReader):
                 feature, no kept episode, or a file that is missing, damaged, too short, of more
                 frames than rows, or outside the root.
         """
-        self._place, self._root = place, place.local_root
-        info = read_info(self._root, self.versions, allow_outside=place.allow_outside)
+        self._config, self._root = config, config.local_root
+        info = read_info(self._root, self.versions, allow_outside=config.allow_outside)
         self._info, self._fps = info, info.fps
         self.fps: float | None = info.fps
         is_named = isinstance(info.robot_type, str) and info.robot_type not in ("", "unknown")
         robot = (f"robot: {one_line(info.robot_type)}",) if is_named else ()
         self.facts = DatasetFacts(remarks=robot)
-        self._kinds = view_kinds(place, info)
+        self._kinds = view_kinds(config, info)
         self._videos = [key for key, kind in self._kinds.items() if kind == "video"]
-        self._episodes, self._num_indexed = self.locate(place, info)
+        self._episodes, self._num_indexed = self.locate(config, info)
         self.num_episodes: int = len(self._episodes)
-        self._video_sizes = check_headers(place, info, self._episodes)
+        self._video_sizes = check_headers(config, info, self._episodes)
         self._image_sizes: dict[str, tuple[int, int]] = {}
         self._table: ParquetTable | None = None
         self._decoders: dict[str, VideoDecoder] = {}
@@ -74,7 +74,7 @@ class LeRobotReader(FormatReader):
 
     @staticmethod
     @abstractmethod
-    def locate(place: DatasetPlace, info: LeRobotInfo) -> tuple[tuple[EpisodeFiles, ...], int]:
+    def locate(config: DatasetConfig, info: LeRobotInfo) -> tuple[tuple[EpisodeFiles, ...], int]:
         """Return the files of the kept episodes, by number, and the number of all episodes.
 
         Raises:
@@ -82,16 +82,16 @@ class LeRobotReader(FormatReader):
         """
 
     @classmethod
-    def files(cls, place: DatasetPlace) -> set[str]:
-        """List the files of the kept episodes, relative to the root; they need not be there.
+    def files(cls, config: DatasetConfig) -> set[str]:
+        """List the files of the kept episodes, relative to the root; they need not exist.
 
         Raises:
-            DatasetError: as of `locate`.
+            DatasetError: as `locate`.
         """
-        info, root = read_info(place.local_root, cls.versions), place.local_root.resolve()
+        info, root = read_info(config.local_root, cls.versions), config.local_root.resolve()
         found = {
             path
-            for episode in cls.locate(place, info)[0]
+            for episode in cls.locate(config, info)[0]
             for path in (episode.table, *(clip.path for clip in episode.clips.values()))
         }
         return {path.relative_to(root).as_posix() for path in found}
@@ -166,7 +166,7 @@ class LeRobotReader(FormatReader):
                 else decode_images(
                     *self._images(episode, key, start, stop), self.frame_size(episode, key)
                 )
-                for key in self._place.view_keys
+                for key in self._config.view_keys
             )
         except DatasetError as error:
             raise FrameReadError(str(error)) from error
@@ -323,7 +323,7 @@ class LeRobotReader(FormatReader):
             return data
         assert path is not None
         try:
-            return read_small_file(self._root, path, allow_outside=self._place.allow_outside)
+            return read_file(self._root, path, allow_outside=self._config.allow_outside)
         except OSError as error:
             raise FrameReadError(
                 f"{name}: expected an image file {path}, "

@@ -9,19 +9,20 @@ import json
 import math
 from typing import Any, Final
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.lerobot.episodes import (
     Clip,
     EpisodeFiles,
+    file_finder,
     integer,
     task_of,
     view_kinds,
     wanted_rows,
 )
-from pipeline.datasets.lerobot.info import INFO_PATH, LeRobotInfo, fill_template
+from pipeline.datasets.lerobot.info import LeRobotInfo
 from pipeline.datasets.lerobot.reader import LeRobotReader
-from pipeline.datasets.manifest.paths import read_small_file, resolve_inside
+from pipeline.datasets.manifest.paths import read_file
 from pipeline.errors import DatasetError
 
 INDEX_PATH: Final = "meta/episodes.jsonl"
@@ -35,36 +36,31 @@ class LeRobotV2Reader(LeRobotReader):
     versions = ("v2.1", "v2.0")
 
     @staticmethod
-    def locate(place: DatasetPlace, info: LeRobotInfo) -> tuple[tuple[EpisodeFiles, ...], int]:
+    def locate(config: DatasetConfig, info: LeRobotInfo) -> tuple[tuple[EpisodeFiles, ...], int]:
         """Read `meta/episodes.jsonl`, as `LeRobotReader.locate` describes."""
-        path, where = place.local_root / INDEX_PATH, place.local_root / INFO_PATH
-        rows = _read_index(place)
-
-        def find(template: str, field: str, **names: int | str) -> Any:
-            filled = fill_template(template, names, f"{where}: {field}")
-            return resolve_inside(place.local_root, filled, allow_outside=place.allow_outside)
-
+        path, find = config.local_root / INDEX_PATH, file_finder(config)
+        rows = _read_index(config)
         found = []
-        for row in wanted_rows(place, info, path, rows):
+        for row in wanted_rows(config, info, path, rows):
             number = integer(row, "episode_index", path)
             length = integer(row, "length", path, least=1)
             names = {"episode_index": number, "episode_chunk": number // info.chunks_size}
             template = info.video_path or _VIDEO_PATH
             clips = {
-                key: Clip(find(template, "video_path", video_key=key, **names), 0.0, math.inf)
-                for key, kind in view_kinds(place, info).items()
+                key: Clip(find(template, video_key=key, **names), 0.0, math.inf)
+                for key, kind in view_kinds(config, info).items()
                 if kind == "video"
             }
-            table = find(info.data_path or _DATA_PATH, "data_path", **names)
+            table = find(info.data_path or _DATA_PATH, **names)
             task = task_of(row.get("tasks"))
             found.append(EpisodeFiles(number, length, table, None, clips, task))
         return tuple(found), 1 + max(integer(row, "episode_index", path) for row in rows)
 
 
-def _read_index(place: DatasetPlace) -> list[dict[str, Any]]:
-    path = place.local_root / INDEX_PATH
+def _read_index(config: DatasetConfig) -> list[dict[str, Any]]:
+    path = config.local_root / INDEX_PATH
     try:
-        content = read_small_file(place.local_root, INDEX_PATH, allow_outside=place.allow_outside)
+        content = read_file(config.local_root, INDEX_PATH, allow_outside=config.allow_outside)
         return [dict(json.loads(line)) for line in content.splitlines() if line.strip()]
     except DatasetError:  # which is a ValueError
         raise

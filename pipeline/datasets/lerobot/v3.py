@@ -7,19 +7,19 @@ only).
 """
 
 import math
-from pathlib import Path
 from typing import Any, Final
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.lerobot.episodes import (
     Clip,
     EpisodeFiles,
+    file_finder,
     integer,
     task_of,
     view_kinds,
     wanted_rows,
 )
-from pipeline.datasets.lerobot.info import INFO_PATH, LeRobotInfo, fill_template
+from pipeline.datasets.lerobot.info import LeRobotInfo
 from pipeline.datasets.lerobot.reader import LeRobotReader
 from pipeline.datasets.lerobot.table import ParquetTable
 from pipeline.datasets.manifest.paths import resolve_inside
@@ -43,14 +43,14 @@ class LeRobotV3Reader(LeRobotReader):
     versions = ("v3.0",)
 
     @staticmethod
-    def locate(place: DatasetPlace, info: LeRobotInfo) -> tuple[tuple[EpisodeFiles, ...], int]:
+    def locate(config: DatasetConfig, info: LeRobotInfo) -> tuple[tuple[EpisodeFiles, ...], int]:
         """Read `meta/episodes`, as `LeRobotReader.locate` describes."""
-        folder = place.local_root / INDEX_FOLDER
-        video_keys = [key for key, kind in view_kinds(place, info).items() if kind == "video"]
-        rows = _read_index(place, video_keys)
-        files = _FileFinder(place, info)
+        folder = config.local_root / INDEX_FOLDER
+        video_keys = [key for key, kind in view_kinds(config, info).items() if kind == "video"]
+        rows = _read_index(config, video_keys)
+        find = file_finder(config)
         found = []
-        for row in wanted_rows(place, info, folder, rows):
+        for row in wanted_rows(config, info, folder, rows):
             number = integer(row, "episode_index", folder)
             length = integer(row, "length", folder, least=1)
             first = integer(row, "dataset_from_index", folder)
@@ -68,38 +68,19 @@ class LeRobotV3Reader(LeRobotReader):
                         f"{folder}: episode {number}: expected seconds at which its clip of {key} "
                         f"begins and ends, found {times}; download `meta` again, or {LEAVE_OUT}"
                     )
-                clips[key] = Clip(files.find(row, f"videos/{key}/", key), times[0], times[1])
-            table, task = files.find(row, "data/"), task_of(row.get("tasks"))
+                names = {name: integer(row, f"videos/{key}/{name}", folder) for name in _FILE_KEYS}
+                path = find(info.video_path or _VIDEO_PATH, video_key=key, **names)
+                clips[key] = Clip(path, times[0], times[1])
+            names = {name: integer(row, f"data/{name}", folder) for name in _FILE_KEYS}
+            table = find(info.data_path or _DATA_PATH, **names)
+            task = task_of(row.get("tasks"))
             found.append(EpisodeFiles(number, length, table, first, clips, task))
         return tuple(found), 1 + max(integer(row, "episode_index", folder) for row in rows)
 
 
-class _FileFinder:
-    """Paths of a dataset's files, each resolved once."""
-
-    def __init__(self, place: DatasetPlace, info: LeRobotInfo) -> None:
-        self._place, self._info = place, info
-        self._found: dict[tuple[str, int, int], Path] = {}
-
-    def find(self, row: dict[str, Any], prefix: str, key: str = "") -> Path:
-        """Return the path of the file that a row of the index names."""
-        root = self._place.local_root
-        chunk, file = (integer(row, f"{prefix}{name}", root / INDEX_FOLDER) for name in _FILE_KEYS)
-        if (key, chunk, file) not in self._found:
-            names: dict[str, int | str] = {"chunk_index": chunk, "file_index": file}
-            template, field = self._info.data_path or _DATA_PATH, "data_path"
-            if key:
-                template, field = self._info.video_path or _VIDEO_PATH, "video_path"
-                names["video_key"] = key
-            relative = fill_template(template, names, f"{root / INFO_PATH}: {field}")
-            path = resolve_inside(root, relative, allow_outside=self._place.allow_outside)
-            self._found[key, chunk, file] = path
-        return self._found[key, chunk, file]
-
-
-def _read_index(place: DatasetPlace, video_keys: list[str]) -> list[dict[str, Any]]:
+def _read_index(config: DatasetConfig, video_keys: list[str]) -> list[dict[str, Any]]:
     """Read the columns of `meta/episodes` that locate episodes, and the task, row by row."""
-    root = place.local_root
+    root = config.local_root
     paths = sorted(  # macOS stores metadata next to files as `._file-000.parquet`
         path.relative_to(root)
         for path in (root / INDEX_FOLDER).glob("*/*.parquet")
@@ -108,7 +89,8 @@ def _read_index(place: DatasetPlace, video_keys: list[str]) -> list[dict[str, An
     if not paths:
         raise DatasetError(
             f"{root / INDEX_FOLDER}: expected the index of the episodes "
-            "(chunk-000/file-000.parquet), found none; download it"
+            "(chunk-000/file-000.parquet), found none; finalize the recording if it was "
+            "not finished, or download it"
         )
     keys = [
         *_ROW_KEYS,
@@ -116,7 +98,7 @@ def _read_index(place: DatasetPlace, video_keys: list[str]) -> list[dict[str, An
     ]
     rows: list[dict[str, Any]] = []
     for path in paths:
-        table = ParquetTable(resolve_inside(root, str(path), allow_outside=place.allow_outside))
+        table = ParquetTable(resolve_inside(root, str(path), allow_outside=config.allow_outside))
         rows += table.rows([*keys, *({"tasks"} & set(table.columns))])
         table.close()
     return rows

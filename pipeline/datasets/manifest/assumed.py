@@ -1,4 +1,4 @@
-"""What a command takes as a dataset: a manifest, or the data itself, whose manifest is drafted."""
+"""The `DATASET` argument of commands: a manifest, or data, of which a manifest is drafted."""
 
 import logging
 import tomllib
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 
 
 def describe_data(dataset: str) -> LoadedManifest:
-    """Load a manifest, or draft the one of a dataset that has none; writes nothing.
+    """Load a manifest, or draft one of data; writes nothing.
 
     Args:
         dataset: a manifest (`.toml`); or data: a folder, a file, an address, `hf://owner/name`.
 
     Raises:
-        ManifestError: the manifest is wrong, or the files do not tell all that one needs.
-        DatasetError: there is nothing, no layout that is read, or it does not read.
+        ManifestError: the manifest is wrong, or cannot be completed from the files.
+        DatasetError: there is no data, not of a known format, or it does not read.
     """
     if dataset.endswith(MANIFEST_SUFFIX):
         return load_manifest(dataset)
@@ -34,17 +34,17 @@ def describe_data(dataset: str) -> LoadedManifest:
     return parse_manifest(draft.text, Path(dataset))
 
 
-def manifest_beside(store: Location, dataset: str, episodes: str | None = None) -> Path:
-    """Return the manifest to embed: the one given, or one that is drafted beside the store.
+def manifest_next_to(store: Location, dataset: str, episodes: str | None = None) -> Path:
+    """Return the manifest to embed: `dataset` itself, or one that is drafted next to the store.
 
     Args:
         store: `s.zarr` gets `s.toml`; a store in object storage gets it in the working directory.
-        dataset: as of `describe_data`.
-        episodes: which of the data, see `choose_episodes`; None is all.
+        dataset: as `describe_data`.
+        episodes: argument of `choose_episodes`; None uses all.
 
     Raises:
-        ManifestError, DatasetError: as of `describe_data`.
-        ConfigError: there are no such episodes, or another manifest is beside the store.
+        ManifestError, DatasetError: as `describe_data`.
+        ConfigError: there are no such episodes, or a different manifest is next to the store.
     """
     if dataset.endswith(MANIFEST_SUFFIX):
         if episodes is not None:
@@ -60,7 +60,7 @@ def manifest_beside(store: Location, dataset: str, episodes: str | None = None) 
     advice = f"vla-embed {path} --store"
     if path.exists() and _content(path) != tomllib.loads(draft.text):
         raise ConfigError(
-            f"{path}: holds another manifest than the one drafted of {dataset}; to use it, run "
+            f"{path}: is not the manifest drafted of {dataset}; to use it, run "
             f"`{advice} {store}`, else move it away or name another --store"
         )
     if not path.exists():
@@ -77,10 +77,10 @@ def manifest_beside(store: Location, dataset: str, episodes: str | None = None) 
 
 
 def draft_of(dataset: str, episodes: str | None = None) -> Draft:
-    """Draft a manifest of data, after downloading what `hf://` names; see `draft_manifest`.
+    """Draft a manifest of data, downloading it for `hf://`; see `draft_manifest`.
 
     Raises:
-        DatasetError, ConfigError: as of `draft_manifest`.
+        DatasetError, ConfigError: as `draft_manifest`.
         ObjectStorageError: the hub refuses, or does not answer.
     """
     if dataset.startswith(HUB):
@@ -94,7 +94,7 @@ def _complete_draft(
     draft = draft_of(dataset, episodes)
     if draft.missing:
         raise ManifestError(
-            f"{dataset}: the files do not tell {'; '.join(draft.missing)}; run `vla-data init "
+            f"{dataset}: the files do not contain {'; '.join(draft.missing)}; run `vla-data init "
             f"{dataset} --out {path}`, complete it there, and give {path} instead of the data"
         )
     return draft

@@ -1,22 +1,21 @@
-"""Whether files are those that a manifest's checksums name."""
+"""Compares files with a manifest's checksums."""
 
 import hashlib
-import os
 import posixpath
 from collections.abc import Iterator
 
 from pipeline.datasets.manifest.model import LoadedManifest
-from pipeline.datasets.manifest.paths import resolve_inside
+from pipeline.datasets.manifest.paths import file_in
 from pipeline.errors import DatasetError
-from pipeline.storage.location import Location, on_disk
+from pipeline.storage.location import Location
 from pipeline.storage.open import open_folder
 
 
 def verify_checksums(loaded: LoadedManifest) -> None:
-    """Compare every file that the manifest gives a sha256 of with it, reading each file whole.
+    """Compare every file with its sha256 in the manifest, reading each file whole.
 
     Raises:
-        DatasetError: a file is absent, unreadable, outside of the dataset, or another one.
+        DatasetError: a file is missing, unreadable, outside of the dataset, or a different one.
         ObjectStorageError: object storage refuses, or does not answer.
     """
     for error in wrong_checksums(loaded):
@@ -24,11 +23,11 @@ def verify_checksums(loaded: LoadedManifest) -> None:
 
 
 def wrong_checksums(loaded: LoadedManifest) -> Iterator[DatasetError]:
-    """Yield an error for every file that is absent, unreadable, outside, or another one."""
-    for place, root in zip(loaded.manifest.places, loaded.roots, strict=True):
-        for relative, expected in (place.checksums or {}).items():
+    """Yield an error for every file that is missing, unreadable, outside, or a different one."""
+    for source, root in zip(loaded.manifest.data_sources, loaded.roots, strict=True):
+        for relative, expected in (source.checksums or {}).items():
             try:
-                path = _path(root, relative, allow_outside=place.allow_outside)
+                path = _path(root, relative, allow_outside=source.allow_outside)
                 found = _sha256(path, loaded.origin)
             except DatasetError as error:
                 yield error
@@ -41,21 +40,12 @@ def wrong_checksums(loaded: LoadedManifest) -> Iterator[DatasetError]:
 
 
 def _path(root: Location, relative: str, *, allow_outside: bool) -> Location:
-    place = on_disk(root)
-    if place is None:
-        parts = posixpath.normpath(relative).split("/")
-        if parts[0] in ("", ".."):
-            raise DatasetError(
-                f"{root}: expected a name below this place, found {relative!r} in `checksums`; "
-                "correct it"
-            )
-        folder = root.parent if open_folder(root).children() is None else root
-        return folder / "/".join(parts)
-    if not place.is_file():
-        return resolve_inside(place, relative, allow_outside=allow_outside)
-    if os.path.normpath(place.parent / relative) == str(place):
-        return place  # wherever it links to: `path` of the manifest names it
-    return resolve_inside(place.parent, relative, allow_outside=allow_outside)
+    """Return the path of a file next to `root`, if that is a file, or else below it."""
+    is_folder = open_folder(root).children() is not None
+    folder, name = root if is_folder else root.parent, posixpath.normpath(relative)
+    if str(folder / name) == str(root):
+        return root  # even a link to outside: `path` of the manifest names it
+    return file_in(folder, name, allow_outside=allow_outside)
 
 
 def _sha256(path: Location, origin: str) -> str:

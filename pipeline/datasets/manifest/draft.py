@@ -1,7 +1,7 @@
-"""Drafts a manifest: what the files say of themselves, and what is usual for their layout.
+"""Drafts a manifest from the files' metadata and the usual keys of their format.
 
-What no file tells and a store needs (the rate, or which of several arrays is the state) is left as
-an empty string, which `load_manifest` refuses, so that a draft is never taken for a manifest.
+What a store needs and the files do not contain (the rate, or which of several arrays is the state)
+is left as an empty string, which `load_manifest` refuses.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.datasets.base import DatasetPlace, FormatReader, FormatSurvey, every_episode
+from pipeline.datasets.base import DatasetConfig, FormatReader, FormatSurvey, every_episode
 from pipeline.datasets.check.labels import Labels, statements
 from pipeline.datasets.manifest.selection import choose_episodes
 from pipeline.datasets.manifest.toml import toml_text
@@ -30,7 +30,7 @@ from pipeline.storage.location import Location, on_disk
 from policy.spec import FRAME_SIZE
 
 _NO_NAME: Final = re.compile(r"[^A-Za-z0-9_.-]+")
-# Keys that layouts use for the state and the action; all that fit the first pattern with any.
+# Usual keys of the state and the action; all that match the first pattern with a match.
 _USUAL_STATES: Final = (
     r"observation\.state",
     r"observations/qpos",
@@ -45,29 +45,28 @@ _MAX_COLUMNS: Final = 32  # names of columns that a comment lists
 
 @dataclass(frozen=True)
 class Draft:
-    """A manifest as far as the files tell."""
+    """A manifest as far as it is known from the files."""
 
     text: str
-    """TOML, with a comment at each empty string that says what to write there."""
+    """TOML, with a comment at each empty string."""
     assumed: str
-    """The choices that it makes, a line each, for people."""
+    """The assumptions, one per line, for people."""
     missing: tuple[str, ...]
-    """What is still to be completed: key and choices."""
+    """Key and choices of each empty string."""
 
 
 def draft_manifest(
     path: Location, notes: Mapping[str, str] = MappingProxyType({}), episodes: str | None = None
 ) -> Draft:
-    """Look at a dataset and draft a manifest for it: all cameras, the one state, the one action.
+    """Draft a manifest of a dataset, with all cameras.
 
     Args:
         path: the dataset: a folder, a file or an address.
-        notes: `name`, `source` and `revision`, where they are known.
-        episodes: which are used, as `choose_episodes` takes them; None leaves out those that the
-            files mark as failed.
+        notes: `name`, `source` and `revision`, if known.
+        episodes: argument of `choose_episodes`; None uses all that are not marked as failed.
 
     Raises:
-        DatasetError: there is nothing, no layout that is read, or it does not read.
+        DatasetError: there is no data, not of a known format, or it does not read.
         ConfigError: there are no such episodes.
     """
     root = path if on_disk(path) is None else Path(os.path.normpath(Path(str(path)).absolute()))
@@ -79,37 +78,33 @@ def draft_manifest(
     others = tuple(key for key in survey.numbers if key not in action)
     if action and len(others) == 1:
         state = others
-    said = _Statements(name, root, state + action or others[:1], episodes)
-    fps, rate = survey.fps or said.measured_fps, "as the files say"
+    metadata = _Metadata(name, root, state + action or others[:1], episodes)
+    fps, rate = survey.fps or metadata.measured_fps, "from the files"
     if not fps:
-        fps, rate = _USUAL_FPS.get(name), "assumed, as of ACT and ALOHA; the files state none"
+        fps, rate = _USUAL_FPS.get(name), "assumed, as of ACT and ALOHA; not in the files"
     found = ", ".join(f"{key} ({len(names)})" for key, names in survey.numbers.items()) or "none"
     size, size_lines = _sizes(survey)
     lines = [
-        "# Drafted from the files. Complete what is an empty string, edit what is wrong, and embed",
-        "# with it: `vla-embed THIS_FILE --store STORE`. Optional, for reports: source, revision,",
+        "# Drafted from the files. Complete empty strings, edit what is wrong, and embed:",
+        "# `vla-embed THIS_FILE --store STORE`. Optional, for reports: source, revision,",
         "# license, `units` of state and action. data_manifests/README.md explains every field.",
         "",
-        _line(
-            "name",
-            _safe_name(notes.get("name", root.name.split(".")[0])),
-            "what reports call the dataset",
-        ),
+        _line("name", _safe_name(notes.get("name", root.name.split(".")[0])), "for reports"),
         *(_line(key, notes[key]) for key in ("source", "revision", "license") if key in notes),
         _line("format", name),
         _line("path", str(root), 'or relative to this file, or as "${DATA_ROOT}/x"'),
-        _line("fps", fps or "", "control steps a second" + f", {rate}" * bool(fps)),
+        _line("fps", fps or "", "control steps per second" + f", {rate}" * bool(fps)),
         *size_lines,
-        *said.lines,
+        *metadata.lines,
         "# If the contact sheet of `vla-data check` shows red and blue swapped:",
         '# color_order = "bgr"',
         *_view_lines(survey),
         *_array_lines("state", state, survey, found),
         "",
-        *_array_lines("action", action, survey, found, said.gripper),
+        *_array_lines("action", action, survey, found, metadata.gripper),
     ]
     wanted = {
-        "fps": (fps, "a number, control steps a second"),
+        "fps": (fps, "a number, control steps per second"),
         "views": (survey.views, "a camera"),
         "state.key": (state, f"one or more of {found}"),
         "action.key": (action, f"one or more of {found}"),
@@ -119,7 +114,7 @@ def draft_manifest(
         "state": " + ".join(state),
         "action": " + ".join(action),
         "rate": f"{fps or 0:g} Hz, {rate}",
-        "episodes": said.episodes,
+        "episodes": metadata.episodes,
     }
     return Draft(
         text="\n".join(lines) + "\n",
@@ -128,13 +123,13 @@ def draft_manifest(
     )
 
 
-class _Statements:
-    """What the files say of themselves, and what it means for the manifest."""
+class _Metadata:
+    """The files' metadata, and the lines of the manifest that follow from it."""
 
     def __init__(
         self, name: FormatName, root: Location, keys: tuple[str, ...], episodes: str | None
     ) -> None:
-        """Open the dataset as a manifest would; one that does not open says so."""
+        """Open the dataset without cameras; an error becomes a comment."""
         self.lines: list[str] = []
         self.gripper = ""
         self.measured_fps: float | None = None
@@ -145,9 +140,9 @@ class _Statements:
         if not keys:
             return
         try:
-            # Frames are not looked at: that takes long, and `vla-data check` does.
+            # Frames are not read: that takes long, and `vla-data check` does it.
             keeps = set(chosen).__contains__ if chosen else every_episode
-            reader = open_format(name, DatasetPlace(root, (), keys, keeps=keeps))
+            reader = open_format(name, DatasetConfig(root, (), keys, keeps=keeps))
         except (DatasetError, OSError) as error:
             self.lines = [f"# Not all of it opens: {_one_line(str(error))}"]
             return
@@ -163,10 +158,12 @@ class _Statements:
         self.gripper = f"; gripper: {facts.gripper}" if facts.gripper else ""
         for episode in range(reader.num_episodes):
             labels.add(reader.episode_number(episode), reader.label(episode))
-        self.lines += [f"# The files say: {_one_line(said)}" for said in statements(facts, labels)]
+        self.lines += [
+            f"# The files state: {_one_line(text)}" for text in statements(facts, labels)
+        ]
         if facts.action_shift:
             self.lines += [
-                "# Files of LIBERO hold with each action the frame that was seen after it.",
+                "# Files of LIBERO contain with each action the frame that was seen after it.",
                 _line("action_shift", facts.action_shift),
             ]
         if len(labels.tasks) > 1:
@@ -174,17 +171,17 @@ class _Statements:
             self.lines += [
                 f"#   {_one_line(task[:60])}: {numbers}" for task, numbers in labels.tasks.items()
             ]
-        leaves_out = labels.failed if len(labels.failed) < reader.num_episodes else []
-        self.episodes = str(reader.num_episodes - len(leaves_out))
-        if leaves_out:
-            self.episodes += f", without {len(leaves_out)} that the files mark as failed"
+        left_out = labels.failed if len(labels.failed) < reader.num_episodes else []
+        self.episodes = str(reader.num_episodes - len(left_out))
+        if left_out:
+            self.episodes += f", without {len(left_out)} marked as failed"
         if chosen:
-            only = [number for number in chosen if number not in leaves_out]
+            only = [number for number in chosen if number not in left_out]
             self.lines.append(f"episodes = {{only = {only}}}")
-        elif leaves_out:
+        elif left_out:
             self.lines += [
-                "# Episodes that the files mark as failed:",
-                f"episodes = {{except = {leaves_out}}}",
+                "# Episodes marked as failed:",
+                f"episodes = {{except = {left_out}}}",
             ]
         seconds = reader.timestamp(0)
         if seconds is not None and len(seconds) > 1 and 0 < seconds[-1] < np.inf:
@@ -192,7 +189,7 @@ class _Statements:
 
 
 def _line(key: str, value: Any, comment: str = "") -> str:
-    """Write one `key = value`; the comment asks for a value, or explains one, after it."""
+    """Write one `key = value` with a comment, which explains the value or what to write."""
     text = toml_text({key: value}).rstrip("\n")
     if value == "":
         return f"{text}  # to complete: {_one_line(comment)}"
@@ -200,48 +197,38 @@ def _line(key: str, value: Any, comment: str = "") -> str:
 
 
 def _one_line(text: str) -> str:
-    # Names come from files: a comment must not end where a file says so, and TOML forbids the rest.
+    # Names come from files: a line break would end the comment.
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _sizes(survey: FormatSurvey) -> tuple[str, list[str]]:
-    """Say in words how large the frames are, and the lines that have others resized."""
+    """Describe the frames' size, and return the lines that allow resizing."""
     sizes = set(survey.views.values())
     if sizes <= {FRAME_SIZE}:
         return "256x256 pixels", []
     found = ", ".join(sorted(f"{size[0]}x{size[1]}" if size else "compressed" for size in sizes))
-    return f"frames of {found} resized to 256x256, stretched where not square", [
+    return f"frames of {found} resized to 256x256, stretched if not square", [
         f"# Frames are {found}. `fit` may also be `crop` (their middle) or `pad` (black bars).",
         toml_text({"resize": list(FRAME_SIZE), "fit": "stretch"}).rstrip(),
     ]
 
 
 def _view_lines(survey: FormatSurvey) -> list[str]:
-    keys = list(survey.views)
-    lines = [
-        "",
-        "# Views in the order in which the policy sees them; remove those it shall not see.",
-    ]
-    for key, name in zip(keys, _view_names(keys), strict=True):
-        size = survey.views[key]
+    lines = ["", "# Views in the order in which the policy sees them; remove unused ones."]
+    keys = list(survey.views) or [""]
+    for key, name in zip(keys, _view_names(keys) if survey.views else [""], strict=True):
+        size = survey.views.get(key)
         lines += [
             "[[views]]",
-            _line("name", name, "what the environment or the robot calls this camera"),
-            _line("key", key, f"{size[0]}x{size[1]} pixels" if size else ""),
-            "",
-        ]
-    if not keys:
-        lines += [
-            "[[views]]",
-            _line("name", "", "what the environment or the robot calls this camera"),
-            _line("key", "", "none was found: where the files keep its frames"),
+            _line("name", name, "the camera's name in the environment or robot"),
+            _line("key", key, f"{size[0]}x{size[1]} pixels" if size else "the camera's key"),
             "",
         ]
     return lines
 
 
 def _view_names(keys: list[str]) -> list[str]:
-    """Name views by the last part of their keys; by the whole key where that is not unique."""
+    """Name views by the last name of their keys; by the whole key if that is not unique."""
     short = [_safe_name(re.split(r"[/.]", key)[-1]) for key in keys]
     whole = [_safe_name(key) for key in keys]
     return [

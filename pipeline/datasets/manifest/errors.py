@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a manifest, in one line: key, expected, found, what to do."""
+"""Pydantic's errors of a manifest in one line: key, expected, found, what to do."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -15,7 +15,6 @@ from pipeline.datasets.manifest.parts import (
 )
 
 MANUAL: Final = "data_manifests/README.md explains every field"
-_MAX_SHOWN: Final = 200  # characters of a value
 _MODELS: Final[Mapping[str, type[BaseModel]]] = {
     "views": ViewSource,
     "state": ArraySource,
@@ -27,23 +26,23 @@ _MODELS: Final[Mapping[str, type[BaseModel]]] = {
 
 
 def first_problem(error: ValidationError, content: Mapping[str, Any], top: type[BaseModel]) -> str:
-    """Say the first thing that is wrong, and how many more there are.
+    """Describe the first problem, and count the others.
 
     Args:
-        error: what `top` said of `content`.
+        error: raised by `top` for `content`.
         content: the manifest's plain values.
         top: the model of the whole manifest.
     """
     problems = error.errors()
-    places = [_place(problem, content) for problem in problems]
-    # The branches of a union complain one by one about the same place.
-    more = f" ({len(set(places)) - 1} more to correct)" if len(set(places)) > 1 else ""
+    keys = [_key(problem, content) for problem in problems]
+    # The branches of a union are reported one by one for the same key.
+    more = f" ({len(set(keys)) - 1} more to correct)" if len(set(keys)) > 1 else ""
     text = _text(problems[0], top)
-    return f"{places[0]}: {text}{more}" if places[0] else f"{text}{more}"
+    return f"{keys[0]}: {text}{more}" if keys[0] else f"{text}{more}"
 
 
-def _place(problem: ErrorDetails, content: Mapping[str, Any]) -> str:
-    """Name the key as the file has it, without pydantic's names of a union's branches."""
+def _key(problem: ErrorDetails, content: Mapping[str, Any]) -> str:
+    """Return the key as in the file, without pydantic's names of a union's branches."""
     key: str = ""
     node: Any = content
     for part in problem["loc"]:
@@ -67,14 +66,5 @@ def _text(problem: ErrorDetails, top: type[BaseModel]) -> str:
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     wanted = problem["msg"].removeprefix("Input should be ")
-    wanted = wanted[0].lower() + wanted[1:]
-    return f"expected {wanted}, found {_brief(problem['input'])}; correct it, {MANUAL}"
-
-
-def _brief(value: Any) -> str:
-    """Return how Python writes a value, cut off where it is long."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested deep, an integer of thousands of digits
-        return f"a value of type {type(value).__name__} that is too long to show"
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+    found = repr(problem["input"])[:200]
+    return f"expected {wanted[0].lower()}{wanted[1:]}, found {found}; correct it, {MANUAL}"

@@ -1,4 +1,4 @@
-"""What a dataset is: a small TOML file that names its files, its views and its units.
+"""The manifest of a dataset: a small TOML file that names its files, its views and its units.
 
 `data_manifests/README.md` explains every field in words.
 """
@@ -29,7 +29,6 @@ from pipeline.datasets.manifest.parts import (
     ColorOrder,
     DataSource,
     EpisodeFilter,
-    PathText,
     Splits,
     Text,
     ViewSource,
@@ -48,7 +47,7 @@ MAX_SHIFT: Final = 1000  # control steps; 20 s at 50 Hz, where real recordings a
 
 
 class Manifest(BaseModel):
-    """A dataset: where it comes from, where it lies, and what its arrays mean."""
+    """A dataset: its origin, its path, and the meaning of its arrays."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,33 +60,33 @@ class Manifest(BaseModel):
     license: Text | None = None
     """Under which terms the data may be used."""
     format: FormatName | None = None
-    """How the files are laid out; None finds it out."""
-    path: PathText | None = None
-    """The data as written: absolute, relative to the manifest, or beginning with `${VARIABLE}`."""
+    """The file format; None detects it."""
+    path: Text | None = None
+    """The data: absolute, relative to the manifest, or beginning with `${VARIABLE}`."""
     sources: tuple[DataSource, ...] = ()
-    """Several datasets used together, instead of `path` and what else belongs to one of them."""
+    """Several datasets used together, instead of `path` and the other fields of one source."""
     fps: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-    """Control steps a second."""
+    """Control steps per second."""
     views: Annotated[tuple[ViewSource, ...], Field(min_length=1)]
     """Cameras, in the order in which the policy sees them."""
     state: ArraySource
-    """What the robot knows of itself at each step."""
+    """The robot's measured state at each step."""
     action: ArraySource
-    """What the robot was told at each step."""
+    """The command to the robot at each step."""
     resize: tuple[Literal[256], Literal[256]] | None = None
     """Opt-in for frames of another size: they are resized to 256x256 pixels; None refuses them."""
     fit: Fit = "stretch"
-    """With `resize`, what becomes of frames that are not square: `stretch` squeezes them, `crop`
-    keeps the square in the middle, `pad` adds black bars. Live images are treated equally."""
+    """With `resize`, how frames that are not square become so: `stretch` changes their aspect
+    ratio, `crop` keeps the square in the middle, `pad` adds black bars. Live images too."""
     color_order: ColorOrder = "rgb"
-    """Order in which the files hold the colors; `bgr` is turned into RGB while reading."""
+    """Order of the color channels in the files; `bgr` is converted to RGB while reading."""
     action_shift: Annotated[int, Field(strict=True, ge=-MAX_SHIFT, le=MAX_SHIFT)] = 0
-    """Control steps by which the files hold an action too early (above 0) or too late for its
-    frame: step t gets the action of t - shift, the first or last one where there is none."""
+    """Control steps by which an action is stored too early (above 0) or too late for its frame:
+    step t gets the action of t - shift, the first or last one at the ends."""
     episodes: EpisodeFilter | None = None
     """Which episodes are used; None uses all."""
     splits: Splits | None = None
-    """Which episodes are kept out of training; None leaves the choice to the trainer."""
+    """Which episodes are kept out of training; None lets the trainer choose."""
     checksums: Checksums | None = None
     """sha256 of files, by their path below `path`; checked before frames are encoded."""
     allow_outside: bool = False
@@ -96,24 +95,20 @@ class Manifest(BaseModel):
     @field_validator("views")
     @classmethod
     def _views_are_different_cameras(cls, views: tuple[ViewSource, ...]) -> tuple[ViewSource, ...]:
-        names = [view.name for view in views]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(
-                f"expected names that differ, found {', '.join(repeated)} more than once; "
-                "rename one of them"
-            )
-        keys = [key_path(view.key) for view in views]
-        repeated = sorted({key for key in keys if keys.count(key) > 1})
-        if repeated:
-            raise ValueError(
-                f"expected keys that differ, found {', '.join(repeated)} more than once; "
-                "give each view its own camera"
-            )
+        for kind, values in (
+            ("names", [view.name for view in views]),
+            ("keys", [key_path(view.key) for view in views]),
+        ):
+            repeated = sorted({value for value in values if values.count(value) > 1})
+            if repeated:
+                raise ValueError(
+                    f"expected {kind} that differ, found {', '.join(repeated)} more than once; "
+                    "give each view its own name and camera"
+                )
         return views
 
     @model_validator(mode="after")
-    def _the_data_lies_in_one_place_or_in_sources(self) -> "Manifest":
+    def _either_path_or_sources(self) -> "Manifest":
         if self.path is None and not self.sources:
             raise ValueError(
                 f"path: expected this key, or [[sources]] blocks, found none; add it, {MANUAL}"
@@ -132,21 +127,13 @@ class Manifest(BaseModel):
         return self
 
     @property
-    def places(self) -> tuple[DataSource, ...]:
-        """The sources in order; the one that `path` makes, where the manifest has no others."""
+    def data_sources(self) -> tuple[DataSource, ...]:
+        """The sources in order; a single one from `path` if the manifest has no `sources`."""
         if self.sources:
             return self.sources
         assert self.path is not None
-        return (
-            DataSource(
-                path=self.path,
-                format=self.format,
-                episodes=self.episodes,
-                splits=self.splits,
-                checksums=self.checksums,
-                allow_outside=self.allow_outside,
-            ),
-        )
+        fields = {field: getattr(self, field) for field in _OF_ONE_SOURCE}
+        return (DataSource.model_construct(path=self.path, **fields),)
 
     @property
     def view_names(self) -> tuple[str, ...]:
@@ -156,12 +143,10 @@ class Manifest(BaseModel):
     def digest(self) -> str:
         """Return the sha256 (64 hex digits) of the fields that decide a store's rows.
 
-        These are revision, fps, resize, fit, color order, action shift, the views in order, keys
-        and columns of state and action, and the episode filters of all sources in order. Path,
-        format, weights, splits, checksums, name, source, license and units are left out: data may
-        move and words may be corrected without a new embedding.
+        Path, format, weights, splits, checksums, name, source, license and units are left out:
+        data may move and texts may be corrected without a new embedding.
         """
-        filters = [place.episodes for place in self.places]
+        filters = [source.episodes for source in self.data_sources]
         deciding = {
             "revision": self.revision,
             "fps": self.fps,
@@ -180,7 +165,7 @@ class Manifest(BaseModel):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what differs from the defaults as plain JSON values, paths as written."""
+        """Return the fields that are not defaults as plain JSON values."""
         return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
     def to_toml(self) -> str:
@@ -198,7 +183,7 @@ class Manifest(BaseModel):
 
         Args:
             content: the fields.
-            origin: the file or store that the values come from, for messages.
+            origin: the file or store of the values, for messages.
 
         Raises:
             ManifestError: a field is unknown, missing or impossible.
@@ -211,53 +196,40 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class LoadedManifest:
-    """A manifest that was read from a file, with the places of its data."""
+    """A manifest that was read from a file, with the paths of its data."""
 
     manifest: Manifest
     roots: tuple[Location, ...]
-    """The path or the address of each of `manifest.places`; it need not exist."""
+    """The path or the address of each of `manifest.data_sources`; it need not exist."""
     origin: str
-    """The file that it was read from, for messages."""
+    """The manifest file, for messages."""
 
 
 def load_manifest(path: Path | str) -> LoadedManifest:
-    """Read and check a manifest file; the data itself is not touched.
+    """Read and check a manifest file; the data itself is not read.
 
     Args:
         path: a TOML file, such as those in `data_manifests/`.
 
     Returns:
-        The manifest, and its `roots` as absolute paths, in which links are kept, or addresses.
+        The manifest, and its `roots` as absolute paths, with their links, or addresses.
 
     Raises:
-        ManifestError: the file is absent, is no TOML, or a field is unknown, missing or impossible.
+        ManifestError: the file is missing or not TOML, or a field is unknown, missing or invalid.
     """
-    if "\0" in str(path):
-        raise ManifestError(
-            f"{str(path)!r}: expected the path of a manifest file, found a NUL character in it; "
-            "correct it"
-        )
     path = Path(path)
     try:
         return parse_manifest(path.read_text(encoding="utf-8"), path)
     except ManifestError:  # which is a ValueError
         raise
-    except RecursionError as error:
-        raise ManifestError(
-            f"{path}: expected a manifest, found lists or tables nested hundreds deep; remove them"
-        ) from error
     except FileNotFoundError as error:
         raise ManifestError(
             f"{path}: expected a manifest file, found nothing; correct the path, or write one: "
             f"{MANUAL}"
         ) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ManifestError(
-            f"{path}: expected a readable manifest file, found {error.strerror}; give a TOML file"
-        ) from error
-    except ValueError as error:  # no TOML, no UTF-8, or an integer of thousands of digits
-        raise ManifestError(
-            f"{path}: expected TOML in UTF-8, found: {error}; correct that place"
+            f"{path}: expected a manifest, TOML in UTF-8, found: {error}; correct it"
         ) from error
 
 
@@ -265,8 +237,8 @@ def parse_manifest(text: str, path: Path) -> LoadedManifest:
     """Check the text of a manifest whose file is, or would be, at `path`; see `load_manifest`."""
     manifest = Manifest.from_dict(tomllib.loads(text), origin=str(path))
     roots = tuple(
-        _resolve(place.path, path, f"sources[{index}].path" if manifest.sources else "path")
-        for index, place in enumerate(manifest.places)
+        _resolve(source.path, path, f"sources[{index}].path" if manifest.sources else "path")
+        for index, source in enumerate(manifest.data_sources)
     )
     return LoadedManifest(manifest, roots, str(path))
 

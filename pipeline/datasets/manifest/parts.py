@@ -1,4 +1,4 @@
-"""The parts of a manifest: views, number arrays, sources, episode filters and splits.
+"""The tables of a manifest: views, number arrays, sources, episode filters and splits.
 
 `data_manifests/README.md` explains every field in words.
 """
@@ -24,9 +24,9 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 _SHA256: Final = r"^[0-9a-f]{64}$"
 
 
-def _refuse_no_place(key: str) -> str:
-    """A format would take such a key for a damaged file, or for a place outside of it."""
-    if "\0" in key or any(part in ("", ".", "..") for part in key_path(key).split("/")):
+def _require_names(key: str) -> str:
+    """Refuse a key that a reader would report as a damaged file."""
+    if any(part in ("", ".", "..") for part in key_path(key).split("/")):
         raise ValueError(
             "expected names joined by single slashes, as observations/images/front, found "
             f"{key!r}; correct this key"
@@ -35,7 +35,7 @@ def _refuse_no_place(key: str) -> str:
 
 
 def key_path(key: str) -> str:
-    """Return a key without the slash that it may begin with."""
+    """Return a key without a leading slash."""
     return key.removeprefix("/")
 
 
@@ -47,55 +47,47 @@ def _one_or_several(value: Any) -> Any:
     raise ValueError(f"expected a key or a list of keys, found {value!r}; correct it")
 
 
-def _refuse_repeated(numbers: tuple[int, ...]) -> tuple[int, ...]:
+def _require_unique(numbers: tuple[int, ...]) -> tuple[int, ...]:
     repeated = sorted(number for number, count in Counter(numbers).items() if count > 1)
     if repeated:
         raise ValueError(f"expected each number once, found {repeated} more often; remove them")
     return numbers
 
 
-def _refuse_no_path(path: str) -> str:
-    if "\0" in path:
-        raise ValueError(f"expected a path without NUL characters, found {path!r}; correct it")
-    return path
-
-
-Key = Annotated[Text, AfterValidator(_refuse_no_place)]
-PathText = Annotated[Text, AfterValidator(_refuse_no_path)]
-Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-Numbers = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_refuse_repeated)]
+Key = Annotated[Text, AfterValidator(_require_names)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+Numbers = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_require_unique)]
 Checksums = Annotated[
-    dict[PathText, Annotated[str, StringConstraints(pattern=_SHA256)]],
-    Field(min_length=1),
+    dict[Text, Annotated[str, StringConstraints(pattern=_SHA256)]], Field(min_length=1)
 ]
 
 
-class _Part(BaseModel):
+class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ViewSource(_Part):
+class ViewSource(_Table):
     """One camera of the dataset."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
     """What stores, runs and environments call the view: letters, digits, `_`, `.` and `-`."""
     key: Key
-    """Where the data format keeps the camera's frames: `observations/images/cam_high`."""
+    """The data format's key of the camera's frames: `observations/images/cam_high`."""
 
 
-class ArraySource(_Part):
+class ArraySource(_Table):
     """The robot state or the action of the dataset."""
 
     key: Annotated[tuple[Key, ...], BeforeValidator(_one_or_several)]
-    """Where the data format keeps the array, or its parts, which are joined in this order."""
+    """The data format's key of the array, or several keys that are joined in this order."""
     columns: Numbers | None = None
-    """Columns to take of the joined array, in this order, counted from 0; None takes all."""
+    """Columns of the joined array, in this order, counted from 0; None takes all."""
     units: Text | None = None
     """What each column is and in which unit, in words; copied into stores and reports."""
 
     @property
     def key_paths(self) -> tuple[str, ...]:
-        """The keys without the slashes that they may begin with."""
+        """The keys without leading slashes."""
         return tuple(key_path(key) for key in self.key)
 
     @field_serializer("key")
@@ -103,11 +95,11 @@ class ArraySource(_Part):
         return key[0] if len(key) == 1 else key
 
 
-class EpisodeFilter(_Part):
-    """Which episodes are used, by the numbers that the files give them."""
+class EpisodeFilter(_Table):
+    """Which episodes are used, by their numbers in the files."""
 
     only: Numbers | None = None
-    """Nothing but these."""
+    """Only these."""
     except_: Annotated[Numbers | None, Field(alias="except")] = None
     """All but these."""
 
@@ -118,22 +110,22 @@ class EpisodeFilter(_Part):
         return self
 
 
-class Splits(_Part):
+class Splits(_Table):
     """Which episodes are kept out of training."""
 
     validation: Numbers | Text
     """Their numbers in the files, or the name of a subset that the files define: `valid`."""
 
 
-class DataSource(_Part):
+class DataSource(_Table):
     """One of several datasets of the same robot that are used together."""
 
-    path: PathText
-    """The data as written: absolute, relative to the manifest, or beginning with `${VARIABLE}`."""
+    path: Text
+    """The data: absolute, relative to the manifest, or beginning with `${VARIABLE}`."""
     format: FormatName | None = None
-    """How the files are laid out; None finds it out."""
+    """The file format; None detects it."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] = 1.0
-    """How often training draws a step of this source, against the others; 1 is once an epoch."""
+    """How often training draws a step of this source per epoch, relative to the others."""
     episodes: EpisodeFilter | None = None
     """Which episodes are used; None uses all."""
     splits: Splits | None = None

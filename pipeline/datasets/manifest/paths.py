@@ -1,12 +1,8 @@
-"""Where a dataset's files may lie: below its root, wherever links and `..` would lead.
-
-Datasets are downloaded, and what they say of paths is not trusted.
-"""
+"""Paths of a dataset's files: below its root, wherever links and `..` lead."""
 
 from pathlib import Path
 
 from pipeline.datasets.causes import require_no_pointer
-from pipeline.datasets.limits import MAX_METADATA_BYTES
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location, on_disk
 
@@ -16,29 +12,29 @@ def resolve_inside(root: Path, relative: str, *, allow_outside: bool) -> Path:
 
     Args:
         root: the dataset; may itself be reached through symbolic links.
-        relative: as the dataset names the file; an absolute path counts as outside.
+        relative: a path that the dataset's files name; an absolute path counts as outside.
         allow_outside: whether the manifest permits files outside `root`.
 
     Raises:
-        DatasetError: the path leads outside `root` and `allow_outside` is False, or is no path.
+        DatasetError: the path leads outside `root` and `allow_outside` is False, or in a circle.
     """
     try:
         base, path = root.resolve(), (root / relative).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL character
+    except (OSError, RuntimeError) as error:  # a circle of links
         raise DatasetError(
-            f"{root}: expected a path below this place, found {relative!r}, which leads nowhere "
+            f"{root}: expected a path below this folder, found {relative!r}, which leads nowhere "
             f"({error}); correct it"
         ) from error
     if allow_outside or path == base or base in path.parents:
         return path
     raise DatasetError(
-        f"{root}: expected {relative!r} inside this place, found that it leads to {path}; copy the "
-        "files in, or write `allow_outside = true` into the manifest if you trust the dataset"
+        f"{root}: expected {relative!r} inside this folder, found that it leads to {path}; copy "
+        "the files in, or write `allow_outside = true` into the manifest if you trust the dataset"
     )
 
 
 def file_in(root: Location, name: str, *, allow_outside: bool) -> Location:
-    """Return where a file of a folder lies; of this machine's, with its links resolved.
+    """Return the path of a file of a folder, or the address; links on a disk are resolved.
 
     Raises:
         DatasetError: it leads outside `root`, which is not allowed.
@@ -49,32 +45,13 @@ def file_in(root: Location, name: str, *, allow_outside: bool) -> Location:
     return resolve_inside(folder, name, allow_outside=allow_outside)
 
 
-def require_small_file(root: Path, relative: str, *, allow_outside: bool) -> Path:
-    """Return where a header, an index or a picture lies, which is to be read whole.
+def read_file(root: Path, relative: str, *, allow_outside: bool) -> bytes:
+    """Read a header, an index or an image.
 
     Raises:
-        DatasetError: it lies outside `root`, which is not allowed, is no file (a pipe would wait
-            for its writer, a device never end), or is larger than any such file.
-        FileNotFoundError: there is nothing.
+        DatasetError: it is outside `root`, which is not allowed, or is a git-lfs pointer.
+        OSError: there is no file, or it does not read.
     """
-    path = resolve_inside(root, relative, allow_outside=allow_outside)
-    size = path.stat().st_size
-    if not path.is_file() or size > MAX_METADATA_BYTES:
-        found = f"{size} bytes" if path.is_file() else "something else"
-        raise DatasetError(
-            f"{root / relative}: expected a file of at most {MAX_METADATA_BYTES} bytes, found "
-            f"{found}; download the dataset again"
-        )
-    return path
-
-
-def read_small_file(root: Path, relative: str, *, allow_outside: bool) -> bytes:
-    """Read a header, an index or a picture whole.
-
-    Raises:
-        DatasetError: as of `require_small_file`, or git-lfs left a pointer in its place.
-        OSError: there is nothing, or it does not read.
-    """
-    content = require_small_file(root, relative, allow_outside=allow_outside).read_bytes()
+    content = resolve_inside(root, relative, allow_outside=allow_outside).read_bytes()
     require_no_pointer(root / relative, content)
     return content

@@ -1,7 +1,7 @@
-"""Episodes as a manifest describes them: what lies between the file layouts and everything else.
+"""Episodes as a manifest describes them, whatever their file format.
 
-Joins state and action from their keys and columns, turns BGR into RGB, shifts actions, leaves
-episodes out, and puts several sources one after the other.
+Joins state and action from their keys and columns, converts BGR to RGB, shifts actions, leaves
+episodes out, and concatenates several sources.
 """
 
 import math
@@ -14,16 +14,15 @@ from jaxtyping import Float32, Float64, UInt8
 from pipeline.datasets.base import DatasetFacts, EpisodeLabel, FormatReader
 from pipeline.datasets.manifest.model import LoadedManifest
 from pipeline.datasets.manifest.parts import ArraySource, key_path
-from pipeline.datasets.manifest.sources import Complain, SourceOpener
+from pipeline.datasets.manifest.sources import OnProblem, SourceOpener
 from pipeline.errors import DatasetError
 from policy.spec import Fit
 
-_MAX_UNREADABLE: Final = 20  # episodes, one after the other; not all of a hundred thousand
-_FPS_TOLERANCE: Final = 1e-6  # relative; files keep some rates as float32
+_FPS_TOLERANCE: Final = 1e-6  # relative; some files contain rates as float32
 
 
 class _Columns:
-    """Where each column of the state or of the action lies in the files of one source."""
+    """Key and column in the files of each column of the state or the action of one source."""
 
     def __init__(self, role: str, wanted: ArraySource, reader: FormatReader, origin: str):
         self.keys = wanted.key_paths
@@ -31,15 +30,15 @@ class _Columns:
         joined = [
             (key, dim) for key, width in zip(self.keys, widths, strict=True) for dim in range(width)
         ]
-        self.columns = wanted.columns
-        if wanted.columns and max(wanted.columns) >= len(joined):
+        self.columns = list(wanted.columns or range(len(joined)))
+        if max(self.columns) >= len(joined):
             raise DatasetError(
                 f"{origin}: {role}.columns: expected columns below {len(joined)}, the "
                 f"width of {' + '.join(self.keys)} in {self.measured}, found "
-                f"{max(wanted.columns)}; columns are counted from 0"
+                f"{max(self.columns)}; columns are counted from 0"
             )
         self.num_joined = len(joined)
-        self.places = [joined[column] for column in wanted.columns] if wanted.columns else joined
+        self.sources = [joined[column] for column in self.columns]
 
 
 def _first_widths(keys: Sequence[str], reader: FormatReader) -> tuple[str, list[int]]:
@@ -47,34 +46,47 @@ def _first_widths(keys: Sequence[str], reader: FormatReader) -> tuple[str, list[
     for episode in range(reader.num_episodes):
         try:
             widths = [reader.numbers(episode, key).shape[1] for key in keys]
-        except DatasetError:  # told by whoever reads that episode; others may be fine
-            if episode == min(reader.num_episodes, _MAX_UNREADABLE) - 1:
-                raise
-        else:
             return reader.episode_name(episode), widths
+        except DatasetError:  # raised again when that episode is read; others may be good
+            if episode == reader.num_episodes - 1:
+                raise
     raise AssertionError("a reader has episodes")
 
 
 class ManifestReader:
-    """All episodes that a manifest describes, source after source; implements `EpisodeReader`."""
+    """All episodes of a manifest, source after source.
 
-    def __init__(self, loaded: LoadedManifest, *, complain: Complain | None = None) -> None:
+    Episodes are numbered 0..num_episodes-1 in a fixed order; the frame at step t was seen before
+    the action at step t was taken.
+    """
+
+    view_names: tuple[str, ...]
+    """Camera names, in the order of every array below."""
+    fps: float
+    """Control steps per second."""
+    fit: Fit
+    """How frames that are not square are resized."""
+    num_episodes: int
+    source_of: tuple[int, ...]
+    """Position of the manifest's source of each episode, ascending."""
+    validation: tuple[int, ...] | None
+    """Episodes that the manifest keeps out of training; None if it has no split."""
+
+    def __init__(self, loaded: LoadedManifest, *, on_problem: OnProblem | None = None) -> None:
         """Open every source and check its files by their headers; no frame is decoded.
 
         Args:
-            loaded: the manifest, and the places of its data.
-            complain: is told of episodes that do not open, which are then passed over, and of
-                another rate than the manifest's; None raises.
+            loaded: the manifest, and the paths of its data.
+            on_problem: is passed the error of each episode that does not open (the others are
+                opened), and of a rate other than the manifest's; None raises.
 
         Raises:
-            DatasetError: a source is absent, damaged, of no known layout, or does not hold what
-                the manifest says; sources do not agree with each other; or the filter and the
-                split name episodes that are not there or leave none to train on.
+            DatasetError: a source is missing, damaged, of no known format, or not as the manifest
+                describes; sources differ in width; or filter and split name episodes that do not
+                exist or leave none to train on.
         """
         self._loaded, self._origin, manifest = loaded, loaded.origin, loaded.manifest
-        self.view_names: tuple[str, ...] = manifest.view_names
-        self.fps: float = manifest.fps
-        self.fit: Fit = manifest.fit
+        self.view_names, self.fps, self.fit = manifest.view_names, manifest.fps, manifest.fit
         self._manifest = manifest
         self._view_keys = {view.name: key_path(view.key) for view in manifest.views}
         self._readers: list[FormatReader] = []
@@ -82,29 +94,29 @@ class ManifestReader:
         self._episodes: list[tuple[int, int]] = []  # source, position in it
         validation: list[int] = []
         try:
-            for source in range(len(manifest.places)):
-                validation += self._add_source(source, complain)
+            for source in range(len(manifest.data_sources)):
+                validation += self._add_source(source, on_problem)
         except BaseException:
             self.close()
             raise
-        self.num_episodes: int = len(self._episodes)
-        self.source_of: tuple[int, ...] = tuple(source for source, _ in self._episodes)
-        has_splits = any(place.splits for place in manifest.places)
-        self.validation: tuple[int, ...] | None = tuple(validation) if has_splits else None
+        self.num_episodes = len(self._episodes)
+        self.source_of = tuple(source for source, _ in self._episodes)
+        has_splits = any(source.splits for source in manifest.data_sources)
+        self.validation = tuple(validation) if has_splits else None
         if len(validation) == self.num_episodes:
             self.close()
             raise DatasetError(
                 f"{self._origin}: splits.validation: expected at least one episode to train on, "
-                f"found all {self.num_episodes} held out; name fewer"
+                f"found all {self.num_episodes} in the split; name fewer"
             )
 
     def episode_number(self, episode: int) -> int:
-        """Return the number that the files give the episode; sources number each for itself."""
+        """Return the number of the episode in its files; each source has its own numbers."""
         reader, position, _ = self._at(episode)
         return reader.episode_number(position)
 
     def episode_name(self, episode: int) -> str:
-        """Name an episode for messages: the path of its file, and the place in it."""
+        """Name an episode for messages: the path of its file, and its key or number."""
         reader, position, _ = self._at(episode)
         return reader.episode_name(position)
 
@@ -114,7 +126,7 @@ class ManifestReader:
         return reader.episode_length(position)
 
     def label(self, episode: int) -> EpisodeLabel:
-        """Return what the files say of an episode, next to its arrays.
+        """Return the metadata of an episode.
 
         Raises:
             DatasetError: it does not read.
@@ -124,7 +136,7 @@ class ManifestReader:
 
     @property
     def facts(self) -> tuple[DatasetFacts, ...]:
-        """What the files of each source say of the whole of it."""
+        """Metadata of each source."""
         return tuple(reader.facts for reader in self._readers)
 
     def frame_size(self, episode: int, view: str) -> tuple[int, int]:
@@ -135,10 +147,10 @@ class ManifestReader:
     def frames(
         self, episode: int, start: int, stop: int
     ) -> tuple[UInt8[np.ndarray, "t h w 3"], ...]:
-        """Read RGB frames [start, stop) of one episode, values in [0, 255], one array a view.
+        """Read RGB frames [start, stop) of one episode, values in [0, 255], one array per view.
 
         Raises:
-            FrameReadError: a frame is absent or does not decode; never fewer rows than asked.
+            FrameReadError: a frame is missing or does not decode; never fewer rows than requested.
         """
         reader, position, _ = self._at(episode)
         views = reader.frames(position, start, stop)
@@ -161,7 +173,7 @@ class ManifestReader:
         return self._numbers(episode, columns)
 
     def action(self, episode: int) -> Float32[np.ndarray, "t a"]:
-        """Read the action of every step, in the units of the manifest, shifted as it says.
+        """Read the action of every step, in the units of the manifest, shifted as it states.
 
         Raises:
             DatasetError: a value is NaN or infinite as float32, or does not read.
@@ -173,13 +185,13 @@ class ManifestReader:
         return shifted
 
     def timestamp(self, episode: int) -> Float64[np.ndarray, " t"]:
-        """Return seconds since the episode's first step; from `fps` where the files keep none.
+        """Return seconds since the episode's first step; from `fps` if the files have no times.
 
         Raises:
             DatasetError: a time is NaN or infinite, or does not read.
         """
         reader, position, _ = self._at(episode)
-        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is reported below
+        with np.errstate(over="ignore", invalid="ignore"):  # infinite values are reported below
             kept = reader.timestamp(position)
         if kept is None:
             return np.arange(reader.episode_length(position), dtype=np.float64) / self.fps
@@ -203,15 +215,15 @@ class ManifestReader:
         source, position = self._episodes[episode]
         return self._readers[source], position, self._columns[source]
 
-    def _add_source(self, source: int, complain: Complain | None) -> list[int]:
+    def _add_source(self, source: int, on_problem: OnProblem | None) -> list[int]:
         """Open a source and return its validation episodes, as this reader numbers them."""
-        manifest, place = self._manifest, self._manifest.places[source]
+        manifest, data = self._manifest, self._manifest.data_sources[source]
         opener = SourceOpener(self._loaded, source)
-        reader = opener.open(complain)
+        reader = opener.open(on_problem)
         self._readers.append(reader)
-        self._check_fps(reader, complain)
+        self._check_fps(reader, on_problem)
         numbers = [reader.episode_number(position) for position in range(reader.num_episodes)]
-        named = place.splits.validation if place.splits is not None else ()
+        named = data.splits.validation if data.splits is not None else ()
         if isinstance(named, str):
             validation = self._subset(reader, named, numbers, opener.where)
         else:
@@ -225,26 +237,26 @@ class ManifestReader:
         self._episodes += [(source, position) for position in range(reader.num_episodes)]
         return [first + position for position, number in enumerate(numbers) if number in validation]
 
-    def _check_fps(self, reader: FormatReader, complain: Complain | None) -> None:
+    def _check_fps(self, reader: FormatReader, on_problem: OnProblem | None) -> None:
         if reader.fps is None or math.isclose(reader.fps, self.fps, rel_tol=_FPS_TOLERANCE):
             return
         error = DatasetError(
-            f"{self._origin}: fps: expected {reader.fps:g} as {reader.episode_name(0)} "
-            f"says, found {self.fps:g}; correct it"
+            f"{self._origin}: fps: expected {reader.fps:g} as in "
+            f"{reader.episode_name(0)}, found {self.fps:g}; correct it"
         )
-        if complain is None:
+        if on_problem is None:
             raise error
-        complain("fps", self._origin, error)
+        on_problem("fps", self._origin, error)
 
     def _check_widths(self, reader: FormatReader, source: int) -> None:
         for role, first, ours in zip(
             ("state", "action"), self._columns[0], self._columns[source], strict=True
         ):
-            if len(ours.places) != len(first.places):
+            if len(ours.sources) != len(first.sources):
                 raise DatasetError(
                     f"{self._origin}: sources[{source}]: expected {role} of width "
-                    f"{len(first.places)} as in sources[0], found {len(ours.places)} in "
-                    f"{reader.episode_name(0)}; put one robot into a manifest"
+                    f"{len(first.sources)} as in sources[0], found {len(ours.sources)} in "
+                    f"{reader.episode_name(0)}; make a manifest of each robot"
                 )
 
     def _subset(self, reader: FormatReader, name: str, numbers: list[int], where: str) -> set[int]:
@@ -263,17 +275,16 @@ class ManifestReader:
         if raw.shape[1] != columns.num_joined:
             raise DatasetError(
                 f"{reader.episode_name(position)}: {' + '.join(columns.keys)}: expected width "
-                f"{columns.num_joined} as in {columns.measured}, found {raw.shape[1]}; keep "
-                "one robot to a dataset"
+                f"{columns.num_joined} as in {columns.measured}, found {raw.shape[1]}; make a "
+                "dataset of each robot"
             )
-        if columns.columns is not None:
-            raw = raw[:, columns.columns]
+        raw = raw[:, columns.columns]
         with np.errstate(over="ignore"):  # an overflow becomes infinite and is reported below
             values = np.asarray(raw, dtype=np.float32)
         wrong = np.argwhere(~np.isfinite(values))
         if len(wrong):
             step, column = (int(index) for index in wrong[0])
-            key, dim = columns.places[column]
+            key, dim = columns.sources[column]
             raise DatasetError(
                 f"{reader.episode_name(position)}: {key}: expected finite float32 numbers, found "
                 f"{raw[step, column]} at step {step}, dim {dim} ({len(wrong)} in all); correct "

@@ -1,40 +1,40 @@
-"""Which episodes of a dataset are opened; the others need not exist or be readable."""
+"""Selects the episodes of a dataset; the others need not exist or be readable."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.errors import ConfigError, DatasetError
 
 LEAVE_OUT: Final = "leave the episode out with `episodes = {except = [..]}` in the manifest"
-"""What to do about an episode that cannot be used, for the ends of messages."""
+"""What to do about an unusable episode, for the ends of messages."""
 
 
-def wanted_numbers(place: DatasetPlace, numbers: Iterable[int]) -> frozenset[int]:
-    """Return those of a dataset's episode numbers that are wanted.
+def wanted_numbers(config: DatasetConfig, numbers: Iterable[int]) -> frozenset[int]:
+    """Return the episode numbers that `config.keeps` keeps.
 
     Raises:
-        DatasetError: none of them is.
+        DatasetError: it keeps none.
     """
     found = list(numbers)
-    wanted = frozenset(number for number in found if place.keeps(number))
+    wanted = frozenset(number for number in found if config.keeps(number))
     if not wanted:
         raise DatasetError(
-            f"{place.root}: expected at least one episode that `episodes` does not leave out, "
+            f"{config.root}: expected at least one episode that `episodes` does not leave out, "
             f"found none among {len(found)}; correct `episodes` in the manifest"
         )
     return wanted
 
 
 def choose_episodes(text: str, numbers: Sequence[int]) -> list[int]:
-    """Return the episodes that `--episodes` asks for.
+    """Return the episode numbers of the option `--episodes`.
 
     Args:
         text: `10` for the first ten, or a list of numbers and ranges: `0-9,12`.
-        numbers: of the episodes that the dataset has, ascending.
+        numbers: of the dataset's episodes, ascending.
 
     Raises:
-        ConfigError: it is no such text, or names an episode that is not there.
+        ConfigError: the text is invalid, or names an episode that does not exist.
     """
     if text.isdecimal() and int(text) > 0:
         return list(numbers[: int(text)])
@@ -44,7 +44,7 @@ def choose_episodes(text: str, numbers: Sequence[int]) -> list[int]:
     chosen = {n for first, _, last in parts for n in range(int(first), int(last or first) + 1)}
     if unknown := sorted(chosen.difference(numbers)):
         raise ConfigError(
-            f"--episodes {text}: episode {unknown[0]} is not there ({len(unknown)} in all), want "
+            f"--episodes {text}: episode {unknown[0]} does not exist ({len(unknown)} in all), want "
             f"those from {min(numbers, default=0)} to {max(numbers, default=0)}"
         )
     return sorted(chosen)

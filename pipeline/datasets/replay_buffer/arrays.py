@@ -102,6 +102,7 @@ class ReplayBufferFile:
                 f"{root}: expected a Zarr v2 replay buffer with .zgroup, data/ and {ENDS_KEY} at "
                 f"its top, {found}"
             ) from error
+        self.keys = array_keys(root)
 
     def array(self, key: str) -> Any:
         """Open one `zarr.Array` by its header; nothing is decoded.
@@ -112,10 +113,9 @@ class ReplayBufferFile:
         """
         if key in self._arrays:
             return self._arrays[key]
-        known = array_keys(self._root)
-        if key not in known:
+        if key not in self.keys:
             raise DatasetError(
-                f"{self._root}: expected an array {key}, found {', '.join(known) or 'none'}; "
+                f"{self._root}: expected an array {key}, found {', '.join(self.keys) or 'none'}; "
                 "correct the key"
             )
         if self._root.is_dir() and not self._allow_outside:

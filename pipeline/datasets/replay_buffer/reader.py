@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64, UInt8
 
 from pipeline.datasets.base import (
+    DatasetConfig,
     DatasetFacts,
-    DatasetPlace,
     FormatReader,
     FormatSurvey,
     as_floating,
@@ -48,7 +48,7 @@ class DiffusionPolicyZarrReader(FormatReader):
 
     fps: float | None = None
 
-    def __init__(self, place: DatasetPlace) -> None:
+    def __init__(self, config: DatasetConfig) -> None:
         """Open the arrays and check that all chunks of kept episodes are stored.
 
         Raises:
@@ -56,26 +56,26 @@ class DiffusionPolicyZarrReader(FormatReader):
                 shape, type or length, needs a codec that is not installed, lacks a chunk of a kept
                 episode, or is stored outside the root.
         """
-        self._place, self._root = place, place.local_root
+        self._config, self._root = config, config.local_root
         self._scales: dict[str, Scale] = {}
         self._opened: ReplayBufferFile | None = None
         try:
             self._ends = self._read_ends()
-            self._numbers = sorted(wanted_numbers(place, range(len(self._ends))))
+            self._numbers = sorted(wanted_numbers(config, range(len(self._ends))))
             self.num_episodes: int = len(self._numbers)
             self._require_ascending()
             file = self._file()
-            clock = [CLOCK_KEY] if CLOCK_KEY in array_keys(self._root) else []
+            clock = [CLOCK_KEY] if CLOCK_KEY in file.keys else []
             arrays = {
-                key: file.array(key) for key in (*place.view_keys, *place.number_keys, *clock)
+                key: file.array(key) for key in (*config.view_keys, *config.number_keys, *clock)
             }
             self._layouts: dict[str, PixelLayout] = {
                 key: require_layout(
                     arrays[key].shape, arrays[key].dtype, f"{self._root}: {key}", ""
                 )
-                for key in place.view_keys
+                for key in config.view_keys
             }
-            for key in (*place.number_keys, *clock):
+            for key in (*config.number_keys, *clock):
                 if not _is_numbers(arrays[key]):
                     raise DatasetError(
                         f"{self._root}: {key}: expected one row of numbers per step, found "
@@ -91,8 +91,8 @@ class DiffusionPolicyZarrReader(FormatReader):
         self._has_clock = bool(clock)
         self.facts = DatasetFacts(remarks=alpha_remarks(self._layouts))
 
-    @staticmethod
-    def recognizes(root: Path) -> bool:
+    @classmethod
+    def recognizes(cls, root: Path) -> bool:
         """Whether the names of the files are those of a replay buffer, readable or not."""
         try:
             if root.is_dir():
@@ -104,8 +104,8 @@ class DiffusionPolicyZarrReader(FormatReader):
         except (OSError, zipfile.BadZipFile):
             return False
 
-    @staticmethod
-    def survey(root: Path) -> FormatSurvey:
+    @classmethod
+    def survey(cls, root: Path) -> FormatSurvey:
         """List the arrays: those of color frames are views, the others numbers.
 
         Raises:
@@ -113,7 +113,7 @@ class DiffusionPolicyZarrReader(FormatReader):
         """
         file = ReplayBufferFile(root, allow_outside=False)
         try:
-            arrays = {key: file.array(key) for key in array_keys(root) if key != ENDS_KEY}
+            arrays = {key: file.array(key) for key in file.keys if key != ENDS_KEY}
         finally:
             file.close()
         layouts = {key: pixel_layout(array.shape, array.dtype) for key, array in arrays.items()}
@@ -172,7 +172,7 @@ class DiffusionPolicyZarrReader(FormatReader):
 
     def _file(self) -> ReplayBufferFile:
         if self._opened is None:
-            self._opened = ReplayBufferFile(self._root, allow_outside=self._place.allow_outside)
+            self._opened = ReplayBufferFile(self._root, allow_outside=self._config.allow_outside)
         return self._opened
 
     def _scale(self, key: str, layout: PixelLayout) -> Scale:

@@ -19,7 +19,6 @@ from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from pipeline.datasets.base import EpisodeReader
 from pipeline.datasets.manifest.checksums import verify_checksums
 from pipeline.datasets.manifest.model import Manifest, load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
@@ -265,7 +264,7 @@ def _open_store(
     return target
 
 
-def _check_frame_sizes(path: Path, manifest: Manifest, reader: EpisodeReader) -> None:
+def _check_frame_sizes(path: Path, manifest: Manifest, reader: ManifestReader) -> None:
     if manifest.resize is not None:
         return
     for episode in range(reader.num_episodes):
@@ -279,7 +278,7 @@ def _check_frame_sizes(path: Path, manifest: Manifest, reader: EpisodeReader) ->
                 )
 
 
-def _probe_frames(reader: EpisodeReader) -> UInt8[np.ndarray, "q v 256 256 3"]:
+def _probe_frames(reader: ManifestReader) -> UInt8[np.ndarray, "q v 256 256 3"]:
     """Read the first step of a few episodes, spread over the dataset; of others if they do not."""
     last = reader.num_episodes - 1
     spread = [round(last * i / (PROBE_EPISODES - 1)) for i in range(PROBE_EPISODES)]
@@ -294,7 +293,7 @@ def _probe_frames(reader: EpisodeReader) -> UInt8[np.ndarray, "q v 256 256 3"]:
     return np.concatenate([nothing, *found])
 
 
-def _sample_frames(reader: EpisodeReader, steps: StepArrays) -> UInt8[np.ndarray, "n 256 256 3"]:
+def _sample_frames(reader: ManifestReader, steps: StepArrays) -> UInt8[np.ndarray, "n 256 256 3"]:
     """Read every view of steps spread over the dataset, without those that do not read."""
     ends = steps.episode_ends
     rows = np.unique(np.linspace(0, ends[-1] - 1, SAMPLED_STEPS).astype(np.int64))
@@ -311,7 +310,7 @@ def _sample_frames(reader: EpisodeReader, steps: StepArrays) -> UInt8[np.ndarray
     return np.concatenate(found)
 
 
-def _read_start_frames(reader: EpisodeReader) -> UInt8[np.ndarray, "k v 32 32 3"]:
+def _read_start_frames(reader: ManifestReader) -> UInt8[np.ndarray, "k v 32 32 3"]:
     """Read small copies of the first frames of episodes spread over the dataset."""
     chosen = spread_evenly(reader.num_episodes, MAX_STARTS).tolist()
     starts = [EpisodeSlice(episode, 0, 1) for episode in chosen]
@@ -339,7 +338,7 @@ def _describe_store(
         manifest_digest=manifest.digest(),
         sources=tuple(
             SourceShare(num_episodes=reader.source_of.count(number), weight=source.weight)
-            for number, source in enumerate(manifest.places)
+            for number, source in enumerate(manifest.data_sources)
         ),
         validation=reader.validation,
         fitted=tuple(sorted(encoder.bases)),

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8, UInt64
 from tqdm import tqdm
 
-from pipeline.datasets.base import EpisodeReader
+from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import DatasetError, FrameReadError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.units import EpisodeSlice, episode_slices
@@ -48,7 +48,7 @@ class FrameSource:
     """Reads the frames of rows, hashed, in the size that the encoder takes."""
 
     def __init__(
-        self, reader: EpisodeReader, episode_ends: Int64[np.ndarray, " e"], num_variants: int
+        self, reader: ManifestReader, episode_ends: Int64[np.ndarray, " e"], num_variants: int
     ):
         self._reader = reader
         self._episode_ends = episode_ends
@@ -93,7 +93,7 @@ class FrameSource:
 
 
 def read_slots(
-    reader: EpisodeReader, steps: EpisodeSlice, *, num_variants: int
+    reader: ManifestReader, steps: EpisodeSlice, *, num_variants: int
 ) -> UInt8[np.ndarray, "n s 256 256 3"]:
     """Read steps of an episode in the encoder's size: every view, then every view of each variant.
 

@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.datasets.base import EpisodeReader
 from pipeline.datasets.manifest.model import load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import StoreError
@@ -112,7 +111,7 @@ def _manifest_of(store: Folder) -> Path:
     return note.manifest
 
 
-def _check_same_data(store: FeatureStore, reader: EpisodeReader) -> None:
+def _check_same_data(store: FeatureStore, reader: ManifestReader) -> None:
     lengths = [reader.episode_length(episode) for episode in range(reader.num_episodes)]
     ends = np.cumsum(lengths, dtype=np.int64)
     held = store.read_episode_ends()

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float16, Int64, UInt8, UInt64
 from tqdm import tqdm
 
-from pipeline.datasets.base import EpisodeReader
+from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import StoreError
 from pipeline.features.encode.frames import hash_frames, read_slots
 from pipeline.features.identity.encoder import load_like, refuse_other_encoder
@@ -186,7 +186,7 @@ def _damaged_units(store: FeatureStore, valid: set[int]) -> tuple[int, ...]:
 
 def _compare(
     store: FeatureStore,
-    reader: EpisodeReader,
+    reader: ManifestReader,
     encoder: ImageEncoder,
     rows: Int64[np.ndarray, " n"],
     *,
@@ -233,7 +233,7 @@ def _compare(
 
 
 def _encode(
-    reader: EpisodeReader, encoder: ImageEncoder, steps: list[EpisodeSlice], num_variants: int
+    reader: ManifestReader, encoder: ImageEncoder, steps: list[EpisodeSlice], num_variants: int
 ) -> tuple[dict[str, Float16[np.ndarray, "n s ..."]], UInt64[np.ndarray, "n s"]]:
     """Encode steps, variants included; return features and the hashes of their frames."""
     found, hashes = [], []

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from pipeline.datasets.base import EpisodeReader
+from pipeline.datasets.manifest.reader import ManifestReader
 
 STEP_ARRAYS: Final = {
     "state": ("step", "state"),
@@ -34,7 +34,7 @@ class StepArrays:
     """Row after each episode's last step."""
 
     @classmethod
-    def recorded(cls, reader: EpisodeReader) -> "StepArrays":
+    def recorded(cls, reader: ManifestReader) -> "StepArrays":
         """Read the steps of a dataset (DatasetError: some numbers cannot be used as they are)."""
         episodes = range(reader.num_episodes)
         return cls(

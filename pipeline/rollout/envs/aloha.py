@@ -1,33 +1,23 @@
 """gym-aloha's two bimanual tasks as `RobotEnv`s: absolute joint targets, any camera of the scene.
 
-Knows no policy and no file. Scene, control, state, reward and the draw of the objects are
-gym-aloha's own, at 50 Hz; a test steps both side by side. `aloha/transfer-cube` ships an expert.
+Scene, control, state, reward and the draw of the objects are gym-aloha's own, at 50 Hz; a test
+steps both side by side. `aloha/transfer-cube` ships an expert.
 Source: huggingface/gym-aloha 0.1.5, tasks/sim.py, env.py, utils.py, assets/.
-Differs from the source: only the cameras asked for are rendered, and only when asked; pictures are
-square, where gym-aloha shows 640x480 (so they show less at the sides); shadows, reflections and
-multisampling are off; where objects lie belongs to the environment instead of to a global variable,
-so that several live in one process.
+Differs from the source: only the chosen cameras are rendered, and only when needed; images are
+square, where gym-aloha's are 640x480 (so they show less at the sides); shadows, reflections and
+multisampling are off; the poses of objects belong to the environment instead of to a global
+variable, so that several can be in one process.
 """
 
-import atexit
-import difflib
 import importlib.metadata
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from pipeline.errors import EnvError
 from pipeline.rollout.envs.base import StepResult
-from pipeline.rollout.envs.checks import (
-    require_action,
-    require_episode,
-    require_seed,
-    require_time_left,
-    require_views,
-)
+from pipeline.rollout.envs.guard import require_views, unknown_task
 from pipeline.rollout.envs.rendering import build_renderer, project_point
 
 # isort: split
@@ -47,21 +37,11 @@ GRIPPER_COLUMNS: Final = (6, 13)
 EFFECTOR_SITE: Final = "cali_right_site1"  # between the right gripper's fingers
 
 
-@dataclass(frozen=True)
-class Scene:
-    """One of gym-aloha's tasks."""
-
-    file: str
-    """Its MJCF file in gym-aloha's assets."""
-    build_task: Callable[[], BimanualViperXTask]
-    """Control, state and reward."""
-    sample_poses: Callable[[int], Any]
-    """From a seed to the pose of every object: x, y, z in meters, quaternion wxyz."""
-
-
-SCENES: Final = {
-    "transfer-cube": Scene("bimanual_viperx_transfer_cube.xml", TransferCubeTask, sample_box_pose),
-    "insertion": Scene("bimanual_viperx_insertion.xml", InsertionTask, sample_insertion_pose),
+# Of each task: its MJCF file; control, state and reward; from a seed to the pose of every object
+# (x, y, z in meters, quaternion wxyz).
+SCENES: Final[dict[str, tuple[str, type[BimanualViperXTask], Callable[[int], Any]]]] = {
+    "transfer-cube": ("bimanual_viperx_transfer_cube.xml", TransferCubeTask, sample_box_pose),
+    "insertion": ("bimanual_viperx_insertion.xml", InsertionTask, sample_insertion_pose),
 }
 
 
@@ -73,20 +53,18 @@ class AlohaEnv:
     state_units: str = (
         "left arm: 6 joints in radians, gripper 0 closed to 1 open; right arm: the same"
     )
-    """The columns of `state`."""
     action_units: str = (
         "joint targets, absolute, columns as in the state: radians, gripper 0 closed to 1 open"
     )
-    """The columns of the action."""
 
     def __init__(self, task: str, views: tuple[str, ...], render_size: int) -> None:
         """Load the scene and its renderer; `reset` must follow.
 
         Args:
             task: `transfer-cube` or `insertion`.
-            views: cameras of the scene, in the order in which the policy sees them: left_pillar,
-                right_pillar, top, angle, front_close, left_wrist, right_wrist.
-            render_size: width and height of the pictures in pixels.
+            views: cameras of the scene: left_pillar, right_pillar, top, angle, front_close,
+                left_wrist, right_wrist.
+            render_size: width and height of the images in pixels.
 
         Raises:
             EnvError: a camera does not exist or is named twice.
@@ -102,9 +80,9 @@ class AlohaEnv:
         self.action_bounds: np.ndarray | None = None
         self.control_hz: float = 1.0 / DT
         self.max_steps = MAX_STEPS
-        self._scene = SCENES[task]
-        self._task = self._scene.build_task()
-        self._physics = Physics.from_xml_path(str(ASSETS_DIR / self._scene.file))
+        file, build_task, self._sample_poses = SCENES[task]
+        self._task: BimanualViperXTask = build_task()
+        self._physics = Physics.from_xml_path(str(ASSETS_DIR / file))
         self._model: Any = self._physics.model.ptr
         self._data: Any = self._physics.data.ptr
         self._substeps = round(DT / self._model.opt.timestep)
@@ -113,36 +91,22 @@ class AlohaEnv:
         require_views(self.name, views, names)
         self._cameras = [names.index(view) for view in views]
         self._render_size = render_size
-        self._steps: int | None = None
+        self._steps = 0
         self._renderer: Any = build_renderer(self._model, render_size)
-        # A context that is still alive at exit makes PyOpenGL print tracebacks; MuJoCo ends EGL in
-        # an exit hook of its own, registered by now, so this one runs before it.
-        atexit.register(self.close)
 
     def reset(self, seed: int) -> None:
-        """Start an episode; the same seed gives the same episode, bit for bit.
-
-        Raises:
-            EnvError: the seed is out of range, or the environment is closed.
-        """
-        require_episode(self.name, is_open=self._renderer is not None, has_begun=True)
-        require_seed(self.name, seed)
+        """Start an episode; the same seed gives the same episode, bit for bit."""
         with self._physics.reset_context():  # clears all state, the solver's warm start too
-            poses = np.ravel(self._scene.sample_poses(seed))
+            poses = np.ravel(self._sample_poses(seed))
             self._data.qpos[:] = np.concatenate([START_ARM_POSE, poses])
             self._data.ctrl[:] = START_ARM_POSE
-        # gym-aloha resets within a reset: the solver goes on from where it ended the first time,
+        # gym-aloha resets within a reset: the solver resumes from where it ended the first time,
         # which decides the last bits of an episode.
         self._physics.after_reset()
         self._steps = 0
 
     def render(self) -> UInt8[np.ndarray, "v h w 3"]:
-        """Render every view now, RGB, values in [0, 255]; all cameras of the scene are upright.
-
-        Raises:
-            EnvError: `reset` was not called, or the environment is closed.
-        """
-        self._require_episode()
+        """Render every view now, RGB, values in [0, 255]; all cameras of the scene are upright."""
         frames = []
         for camera in self._cameras:
             self._renderer.update_scene(self._data, camera=camera)
@@ -150,15 +114,10 @@ class AlohaEnv:
         return np.stack(frames)
 
     def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
-        """Return (column, row) of the right gripper in each view, in pixels of the rendered frame.
+        """Return column and row of the right gripper in each view; see `RobotEnv`.
 
-        The right arm picks the cube or the peg up, so its path tells most of an episode. May lie
-        outside of the frame; NaN where the gripper is behind the camera.
-
-        Raises:
-            EnvError: `reset` was not called, or the environment is closed.
+        The right arm picks the cube or the peg up, so its path shows most of an episode.
         """
-        self._require_episode()
         point = self._data.site(EFFECTOR_SITE).xpos
         return np.stack(
             [
@@ -168,12 +127,7 @@ class AlohaEnv:
         )
 
     def state(self) -> Float32[np.ndarray, " s"]:
-        """Return the joints and grippers of both arms, columns as in `state_units`.
-
-        Raises:
-            EnvError: `reset` was not called, or the environment is closed.
-        """
-        self._require_episode()
+        """Return the joints and grippers of both arms, columns as in `state_units`."""
         joints: np.ndarray = self._task.get_qpos(self._physics)
         return joints.astype(np.float32)
 
@@ -182,33 +136,17 @@ class AlohaEnv:
 
         Targets that throw the joints about can break the simulation, which raises dm_control's
         `PhysicsError`.
-
-        Raises:
-            EnvError: the action has another width or is not finite, the time limit is past,
-                `reset` was not called, or the environment is closed.
         """
-        steps = self._require_episode()
-        require_action(self.name, action, self.action_dim)
-        require_time_left(self.name, is_over=steps >= MAX_STEPS, max_steps=MAX_STEPS)
         self._task.before_step(np.clip(action, self._action_low, self._action_high), self._physics)
         self._physics.step(self._substeps)
-        self._steps = steps + 1
+        self._steps += 1
         reward = self._task.get_reward(self._physics)
         return StepResult(float(reward), reward == SOLVED_REWARD, self._steps == MAX_STEPS)
 
     def close(self) -> None:
-        """Free the renderer and the simulator; closing twice is fine."""
-        atexit.unregister(self.close)
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
-            self._physics.free()
-
-    def _require_episode(self) -> int:
-        is_open, has_begun = self._renderer is not None, self._steps is not None
-        require_episode(self.name, is_open=is_open, has_begun=has_begun)
-        assert self._steps is not None
-        return self._steps
+        """Free the renderer and the simulator."""
+        self._renderer.close()
+        self._physics.free()
 
     def _action_range(self) -> tuple[np.ndarray, np.ndarray]:
         # Each gripper has two actuators, its fingers, behind one column from 0 to 1.
@@ -225,29 +163,17 @@ class AlohaTransferCubeEnv(AlohaEnv):
         "scripted handover of frozen-vla (aloha_expert.py) in gym-aloha, recorded with vla-data "
         "record"
     )
-    """Where recordings come from, in words."""
-
-    def __init__(self, views: tuple[str, ...], render_size: int) -> None:
-        """Load the scene; arguments and errors as for `AlohaEnv`."""
-        super().__init__("transfer-cube", views, render_size)
-        self._plan: Float32[np.ndarray, "t 14"]
 
     def reset(self, seed: int) -> None:
         """Start an episode; see `AlohaEnv.reset`."""
         super().reset(seed)
         robot: np.ndarray = self._task.get_qpos(self._physics)
         x, y = self._data.body("box").xpos[:2]
-        self._plan = plan_transfer(robot, (x, y), MAX_STEPS)
+        self._plan: Float32[np.ndarray, "t 14"] = plan_transfer(robot, (x, y), MAX_STEPS)
 
     def expert_action(self) -> Float32[np.ndarray, " a"]:
-        """Return the plan's target for the current step; the plan knows where the cube lay.
-
-        Raises:
-            EnvError: `reset` was not called, the environment is closed, or the time limit is past.
-        """
-        steps = self._require_episode()
-        require_time_left(self.name, is_over=steps >= MAX_STEPS, max_steps=MAX_STEPS)
-        action: np.ndarray = self._plan[steps]
+        """Return the plan's target for the current step; the plan knows where the cube was."""
+        action: np.ndarray = self._plan[self._steps]
         return action
 
 
@@ -258,11 +184,6 @@ def make_aloha_env(task: str, views: tuple[str, ...], render_size: int) -> Aloha
         EnvError: there is no such task.
     """
     if task not in SCENES:
-        close = difflib.get_close_matches(task, SCENES, n=1, cutoff=0.0)
-        raise EnvError(
-            f"aloha/{task}: expected one of {', '.join(f'aloha/{name}' for name in SCENES)}, found "
-            f"none of that name; did you mean aloha/{close[0]}?"
-        )
-    if task == "transfer-cube":
-        return AlohaTransferCubeEnv(views, render_size)
-    return AlohaEnv(task, views, render_size)
+        raise unknown_task("aloha", task, SCENES)
+    env_class = AlohaTransferCubeEnv if task == "transfer-cube" else AlohaEnv
+    return env_class(task, views, render_size)

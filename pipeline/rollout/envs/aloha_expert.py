@@ -1,8 +1,7 @@
 """A scripted handover of the cube for gym-aloha: the right arm lifts it, the left arm takes it.
 
-A plan of absolute joint targets for a whole episode, made once from where the cube lies: way points
-of both grippers in space, brought to joints in closed form, with minimum jerk in between. Knows the
-arms' geometry and no simulator.
+A plan of absolute joint targets for a whole episode, made once from the cube's position: way points
+of both grippers in space, converted to joints in closed form, with minimum jerk in between.
 Source of the geometry: huggingface/gym-aloha 0.1.5, assets/vx300s_left.xml and vx300s_right.xml;
 a test compares it with MuJoCo's own kinematics.
 """
@@ -21,18 +20,18 @@ UPRIGHT: Final = np.radians(90)  # roll at which the fingers close vertically
 _SHOULDER_HEIGHT_M: Final = 0.079 + 0.04805
 _UPPER_ARM_M: Final = (0.05955, 0.3)  # forward and up, from shoulder to elbow, at joint angle 0
 _FOREARM_M: Final = 0.2 + 0.1  # from elbow to wrist
-# From the wrist to where the cube's center belongs: the fingers' tips end 0.014 m behind it.
+# From the wrist to the target of the cube's center: the fingers' tips end 0.014 m behind it.
 _GRASP_M: Final = 0.069744 + 0.14
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the two arms, which differ in where they stand alone."""
+    """One of the two arms, which differ only in their base."""
 
     base: tuple[float, float]
     """x, y in meters."""
     heading: float
-    """Where the arm points at waist angle 0, in radians about z."""
+    """Direction of the arm at waist angle 0, in radians about z."""
 
 
 LEFT: Final = Arm(base=(-0.469, 0.5), heading=0.0)
@@ -41,12 +40,12 @@ RIGHT: Final = Arm(base=(0.469, 0.5), heading=np.pi)
 
 @dataclass(frozen=True)
 class WayPoint:
-    """Where a gripper is at one control step, at rest, on the way to the next way point."""
+    """Position of a gripper at one control step, at rest."""
 
     step: int
     """Control step, from the start of the episode."""
     point: tuple[float, float, float]
-    """Where between the fingers the cube's center belongs; meters, world frame."""
+    """Target of the cube's center between the fingers; meters, world frame."""
     pitch: float
     """Of the gripper below the horizon, in radians."""
     roll: float
@@ -78,13 +77,13 @@ def plan_transfer(
 def joints_at(
     arm: Arm, point: tuple[float, float, float], pitch: float, roll: float
 ) -> Float64[np.ndarray, " 6"]:
-    """Return the joints, elbow up, that bring an arm's gripper to a point; inverse kinematics.
+    """Return the joints, elbow up, that move an arm's gripper to a point; inverse kinematics.
 
     The gripper stays in the vertical plane through the arm's base and the point.
 
     Args:
         arm: which arm.
-        point: where between the fingers the cube's center belongs, within the arm's reach; meters,
+        point: target of the cube's center between the fingers, within the arm's reach; meters,
             world frame.
         pitch: of the gripper below the horizon, in radians.
         roll: of the gripper about its own axis, in radians.
@@ -101,7 +100,7 @@ def joints_at(
     distance, upper_arm = np.hypot(*wrist), np.hypot(*_UPPER_ARM_M)
     # The law of cosines gives the angle at the shoulder between the upper arm and the wrist.
     cosine = (upper_arm**2 + distance**2 - _FOREARM_M**2) / (2 * upper_arm * distance)
-    assert abs(cosine) <= 1, "the way points lie within reach, wherever gym-aloha puts the cube"
+    assert abs(cosine) <= 1, "the way points are within reach, wherever gym-aloha puts the cube"
     elevation = np.arctan2(wrist[1], wrist[0]) + np.arccos(cosine)
     elbow = upper_arm * np.array([np.cos(elevation), np.sin(elevation)])
     shoulder = np.arctan2(_UPPER_ARM_M[1], _UPPER_ARM_M[0]) - elevation

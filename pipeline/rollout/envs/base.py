@@ -1,7 +1,4 @@
-"""The seam between a simulator or robot and the rollout: views, state, action, success.
-
-Knows no policy and no encoder. One file beside this one drives each simulator.
-"""
+"""The interface of a simulator or robot: views, state, action, success."""
 
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
@@ -12,21 +9,21 @@ from jaxtyping import Float32, Float64, UInt8
 from policy.spec import FRAME_SIZE
 
 DEFAULT_RENDER_SIZE: Final = FRAME_SIZE[0]
-"""Pixels, both sides, of rendered pictures: what the encoder takes, so nothing is resized."""
+"""Width and height in pixels of rendered images: the encoder's own, so nothing is resized."""
 FIRST_ROLLOUT_SEED: Final = 100_000
 """Recordings use seeds below this one, rollouts this one and up: none is seen in training."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one control step brought."""
+    """The outcome of one control step."""
 
     reward: float
     """The simulator's own reward, in its own scale."""
     success: bool
     """The task is solved at this step, by the simulator's own measure."""
     truncated: bool
-    """The simulator's time limit is reached; stepping on would be an error."""
+    """The simulator's time limit is reached; a further step would be an error."""
 
 
 @runtime_checkable  # the test run checks return types
@@ -45,7 +42,7 @@ class RobotEnv(Protocol):
     """Lowest and highest action that `step` does not clip, where these are another's word that may
     not be the recordings'; None where they are known to be right, or nothing is clipped."""
     control_hz: float
-    """Control steps a second of simulated time."""
+    """Control steps per second of simulated time."""
     max_steps: int
     """Control steps until the simulator's own time limit."""
 
@@ -56,13 +53,13 @@ class RobotEnv(Protocol):
         """Render every view now, RGB, upright, values in [0, 255]; slow, so call it when needed."""
 
     def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
-        """Return where the end-effector lies in each view: column and row, in pixels of `render`.
+        """Return column and row of the end-effector in each view, in pixels of `render`.
 
-        May lie outside of the frame; NaN where it is behind the camera, or where nobody knows.
+        It may be outside of the image; NaN where it is behind the camera, or unknown.
         """
 
     def state(self) -> Float32[np.ndarray, " s"]:
-        """Return what the robot knows of itself; nothing about the objects."""
+        """Return the robot's own state; nothing about the objects."""
 
     def step(self, action: Float32[np.ndarray, " a"]) -> StepResult:
         """Apply one action, clipped to the robot's range, and advance one control step."""
@@ -72,16 +69,8 @@ class RobotEnv(Protocol):
 
 
 @runtime_checkable
-class ScriptedExpert(Protocol):
-    """An environment that also ships an expert which sees the simulator's full state."""
-
-    def expert_action(self) -> Float32[np.ndarray, " a"]:
-        """Return the expert's action for the current step, within the robot's range."""
-
-
-@runtime_checkable
-class ExpertEnv(RobotEnv, ScriptedExpert, Protocol):
-    """An environment that can be recorded: it ships an expert and says what its numbers mean."""
+class ExpertEnv(RobotEnv, Protocol):
+    """An environment that can be recorded: it ships an expert that sees the simulator's state."""
 
     source: str
     """Where recordings come from, in words."""
@@ -93,3 +82,6 @@ class ExpertEnv(RobotEnv, ScriptedExpert, Protocol):
     """Columns of `state`, with units."""
     action_units: str
     """Columns of the action, with units."""
+
+    def expert_action(self) -> Float32[np.ndarray, " a"]:
+        """Return the expert's action for the current step, within the robot's range."""

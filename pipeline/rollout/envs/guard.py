@@ -1,30 +1,57 @@
-"""The one door to other people's simulators: what they raise, or show as NaN, gets a name here.
+"""The layer between the project and other people's simulators: one way to refuse, and to fail.
 
-A simulator may raise whatever it likes, at any call: physics that diverges, a renderer whose OpenGL
-is lost, a defect. `make_env` puts every environment behind a `GuardedEnv`, so that the caller sees
-an `EpisodeError` with environment, seed and step instead. Errors of this project pass unchanged:
-they say that an environment is used or described in a wrong way.
+`make_env` wraps every environment in a `GuardedEnv`. A wrong use of it is an `EnvError`. A
+simulator may raise anything, at any call: physics that diverges, a renderer that loses its OpenGL
+context, a defect. All of that, and numbers that are not finite, is an `EpisodeError` with
+environment, seed and step. Errors of this project pass unchanged.
 """
 
-from collections.abc import Iterator
+import atexit
+import difflib
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from pipeline.errors import EpisodeError
+from pipeline.errors import EnvError, EpisodeError
 from pipeline.rollout.envs.base import ExpertEnv, RobotEnv, StepResult
 from policy.errors import VlaError
 
 MAX_REASON: Final = 300  # characters of a foreign message
 
 
+def require_views(name: str, views: tuple[str, ...], offered: Collection[str]) -> None:
+    """Refuse views that an environment does not have, none at all, and one that is named twice.
+
+    Raises:
+        EnvError: they are; the message lists the views that `name` offers.
+    """
+    if not views or len(set(views)) < len(views) or not set(views).issubset(offered):
+        raise EnvError(
+            f"{name}: expected different views out of {', '.join(offered)}, found "
+            f"{', '.join(views) or 'none'}; correct the views"
+        )
+
+
+def unknown_task(simulator: str, task: str, known: Collection[str]) -> EnvError:
+    """Return the error for a task that a simulator does not have."""
+    close = difflib.get_close_matches(task, known, n=1, cutoff=0.0)
+    return EnvError(
+        f"{simulator}/{task}: expected one of {', '.join(sorted(known))}, found none of that name; "
+        f"did you mean {simulator}/{close[0]}?"
+    )
+
+
 class GuardedEnv:
-    """A `RobotEnv` around another one; every call of it may raise an `EpisodeError`."""
+    """A `RobotEnv` around another one.
+
+    Every call may raise an `EpisodeError`, and an `EnvError` before `reset`, after `close`, and for
+    a seed or an action that no simulator takes. It closes itself when the program ends.
+    """
 
     def __init__(self, env: RobotEnv):
-        """Guard an environment that has just been built."""
         self.name = env.name
         self.view_names = env.view_names
         self.state_dim = env.state_dim
@@ -35,12 +62,21 @@ class GuardedEnv:
         self.unguarded = env
         """The environment itself."""
         self._seed, self._steps = 0, 0
+        self._is_closed, self._has_begun, self._is_over = False, False, False
+        # A renderer that is still open at exit makes PyOpenGL print tracebacks. MuJoCo ends EGL in
+        # an exit hook of its own, registered while `env` was built, so this one runs before it.
+        atexit.register(self.close)
 
     def reset(self, seed: int) -> None:
         """Start an episode; see `RobotEnv`."""
+        if not 0 <= seed < 2**32:
+            raise EnvError(
+                f"{self.name}: expected a seed from 0 to 2^32 - 1, found {seed}; choose one"
+            )
         self._seed, self._steps = seed, 0
         with self._guarded("reset"):
             self.unguarded.reset(seed)
+        self._has_begun, self._is_over = True, False
 
     def render(self) -> UInt8[np.ndarray, "v h w 3"]:
         """Render every view; see `RobotEnv`."""
@@ -59,24 +95,45 @@ class GuardedEnv:
 
     def step(self, action: Float32[np.ndarray, " a"]) -> StepResult:
         """Apply one action; the reward is finite; see `RobotEnv`."""
+        if action.shape != (self.action_dim,) or not np.isfinite(action).all():
+            raise EnvError(
+                f"{self.name}: expected {self.action_dim} finite numbers as action, found "
+                f"{action}; check the policy's action width and its training"
+            )
         with self._guarded("step"):
+            self._require_time_left()
             outcome = self.unguarded.step(action)
             self._steps += 1
+            self._is_over = outcome.truncated
             self._finite("reward", np.asarray(outcome.reward))
             return outcome
 
     def close(self) -> None:
-        """Free the simulator; one that fails at this is of no further interest."""
-        with suppress(Exception):
-            self.unguarded.close()
+        """Free the simulator; a failure of it no longer matters, and closing twice is fine."""
+        atexit.unregister(self.close)
+        if not self._is_closed:
+            self._is_closed = True
+            with suppress(Exception):
+                self.unguarded.close()
+
+    def _require_time_left(self) -> None:
+        if self._is_over:
+            raise EnvError(
+                f"{self.name}: expected a step of an episode, at most {self.max_steps}, found that "
+                "it is over; reset first"
+            )
 
     @contextmanager
     def _guarded(self, call: str) -> Iterator[None]:
+        if self._is_closed:
+            raise EnvError(f"{self.name}: expected an open environment, found it closed; build one")
+        if not self._has_begun and call != "reset":
+            raise EnvError(f"{self.name}: expected reset(seed) first, found no episode; call reset")
         try:
             yield
         except VlaError:
             raise
-        except Exception as error:  # a simulator raises whatever it likes
+        except Exception as error:  # a simulator raises anything
             reason = " ".join(str(error).split())[:MAX_REASON]
             raise self._failure(f"{call} raised {type(error).__name__}: {reason}") from error
 
@@ -96,7 +153,6 @@ class GuardedExpertEnv(GuardedEnv):
     """An `ExpertEnv` around another one."""
 
     def __init__(self, env: ExpertEnv):
-        """Guard an environment that has just been built."""
         super().__init__(env)
         self.source = env.source
         self.revision = env.revision
@@ -106,6 +162,7 @@ class GuardedExpertEnv(GuardedEnv):
         self._expert = env
 
     def expert_action(self) -> Float32[np.ndarray, " a"]:
-        """Return the expert's action, finite; see `ScriptedExpert`."""
+        """Return the expert's action, finite; see `ExpertEnv`."""
         with self._guarded("expert_action"):
+            self._require_time_left()
             return self._finite("expert_action", self._expert.expert_action())

@@ -1,8 +1,8 @@
-"""The TOML file that says how to use a Gymnasium environment: views, state, action, success.
+"""The TOML file that describes a Gymnasium environment: views, state, action, success.
 
-Knows the file and what may be imported for it; builds no environment. A file decides which
-installed code runs, so it may only name packages that the user has installed and that require
-gymnasium themselves: a file from elsewhere cannot bring code along, nor run what lies beside it.
+A file decides which installed code runs, so it may only name packages that the user has installed
+and that require gymnasium themselves: a file from elsewhere cannot bring code along, nor run code
+next to it.
 """
 
 import importlib.metadata
@@ -28,15 +28,6 @@ from pydantic import (
 from pipeline.errors import ConfigError
 
 RENDER_KEY: Final = "render()"
-MAX_FILE_BYTES: Final = 2**20
-_RESERVED: Final = {  # gymnasium.make's own arguments, which this file's other fields decide
-    "id",
-    "max_episode_steps",
-    "disable_env_checker",
-    "additional_wrappers",
-    "render_mode",
-    "vectorization_mode",
-}
 _MANUAL: Final = "data_manifests/README.md explains every field"
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
@@ -47,20 +38,20 @@ class GymnasiumView(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
-    """What the policy's manifest calls it."""
+    """Its name in the policy's manifest."""
     key: Text
-    """Its place in the observation, `pixels/top`; or `render()`, the environment's own picture."""
+    """Its path in the observation, `pixels/top`; or `render()`, the environment's own image."""
     rotate_180: bool = False
-    """Turn the picture, where the environment renders it upside-down."""
+    """Turn the image, where the environment renders it upside-down."""
 
 
 class GymnasiumState(BaseModel):
-    """What the robot knows of itself."""
+    """The robot's own state."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: Text | Annotated[tuple[Text, ...], Field(min_length=1)]
-    """Its place in the observation, `agent_pos`, or several that are joined; `.` is all of it."""
+    """Its path in the observation, `agent_pos`, or several that are joined; `.` is all of it."""
     columns: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     """Which columns are taken, counted from 0; None takes all."""
     units: Text
@@ -68,12 +59,12 @@ class GymnasiumState(BaseModel):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Every place, in order."""
+        """Every path, in order."""
         return (self.key,) if isinstance(self.key, str) else self.key
 
 
 class GymnasiumAction(BaseModel):
-    """What the robot is told."""
+    """The robot's action."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -90,7 +81,7 @@ class GymnasiumSuccess(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     info: Text | None = None
-    """Place of a truth value in the step's info: `is_success`."""
+    """Path of a boolean in the step's info: `is_success`."""
     reward_at_least: float | None = None
     """The reward of a step that solves the task."""
 
@@ -113,29 +104,19 @@ class GymnasiumConfig(BaseModel):
     )
     """Module of an installed package to import first, because that registers the environment."""
     kwargs: dict[str, JsonValue] = Field(default_factory=dict)
-    """Arguments of the environment itself; the size of its pictures belongs here."""
+    """Arguments of the environment itself, the size of its images among them."""
     control_hz: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    """Control steps a second of simulated time; the recordings must have the same."""
+    """Control steps per second of simulated time; the recordings must have the same."""
     max_steps: Annotated[int, Field(ge=1, le=1_000_000)]
     """Control steps until the time limit; replaces the one of the registration."""
     views: Annotated[tuple[GymnasiumView, ...], Field(min_length=1)]
     """Cameras that a policy may ask for."""
     state: GymnasiumState
-    """What the robot knows of itself."""
+    """The robot's own state."""
     action: GymnasiumAction
-    """What the robot is told."""
+    """The robot's action."""
     success: GymnasiumSuccess
     """When the task is solved."""
-
-    @field_validator("kwargs")
-    @classmethod
-    def _are_not_reserved(cls, kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        if reserved := sorted(_RESERVED.intersection(kwargs)):
-            raise ValueError(
-                f"expected arguments of the environment, found {', '.join(reserved)} of "
-                "gymnasium.make; remove them, this file's other fields decide them"
-            )
-        return kwargs
 
     @field_validator("views")
     @classmethod
@@ -154,25 +135,21 @@ def load_gymnasium_config(file: Path) -> GymnasiumConfig:
             field; or its module belongs to no installed package that requires gymnasium.
     """
     try:
-        with file.open("rb") as stream:
-            text = stream.read(MAX_FILE_BYTES + 1)
-        if len(text) > MAX_FILE_BYTES:
-            raise ConfigError(f"{file}: expected at most {MAX_FILE_BYTES} bytes, found more")
-        content = tomllib.loads(text.decode())
+        content = tomllib.loads(file.read_text())
     except OSError as error:
         raise ConfigError(
             f"{file}: expected a TOML file, found {error.strerror}; correct gymnasium:<file>"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: expected TOML, found {error}; correct the file") from error
     try:
         config = GymnasiumConfig.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
+        path = ".".join(map(str, problem["loc"]))
         found = repr(problem["input"])[:200]
         raise ConfigError(
-            f"{file}: {place}: {problem['msg']}, found {found}; correct it, {_MANUAL}"
+            f"{file}: {path}: {problem['msg']}, found {found}; correct it, {_MANUAL}"
         ) from error
     if config.module is not None:
         _require_installed(config.module, file)
@@ -207,7 +184,7 @@ def _requires_gymnasium(distribution: importlib.metadata.Distribution) -> bool:
 
 
 def _owns(distribution: importlib.metadata.Distribution, package: str, origin: Path) -> bool:
-    """Tell whether a distribution installed the file `origin`, or is an editable folder of it."""
+    """Whether a distribution installed the file `origin`, or is an editable folder of it."""
     for path in distribution.files or ():
         if path.as_posix() in {f"{package}/__init__.py", f"{package}.py"}:
             return Path(str(distribution.locate_file(path))).resolve() == origin

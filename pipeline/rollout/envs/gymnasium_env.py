@@ -1,12 +1,10 @@
-"""Any Gymnasium environment that shows pictures, as a `RobotEnv`, described by a TOML file.
+"""Any Gymnasium environment with images, as a `RobotEnv`, described by a TOML file.
 
-Knows Gymnasium's interface and the configuration; knows no simulator. Views are brought to the
-encoder's size here, by the project's one resize, because an environment may have views of
-different sizes. Whether a seed gives the same episode is up to the environment.
+Views are resized for the encoder here, because an environment may have views of different sizes.
+Whether a seed gives the same episode depends on the environment.
 Source: Farama-Foundation/Gymnasium 1.4.0, core.py, envs/registration.py.
 """
 
-import atexit
 import importlib
 import os
 import sys
@@ -20,16 +18,9 @@ from jaxtyping import Float32, Float64, UInt8
 
 from pipeline.errors import EnvError
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, StepResult
-from pipeline.rollout.envs.checks import (
-    require_action,
-    require_episode,
-    require_seed,
-    require_time_left,
-    require_views,
-)
+from pipeline.rollout.envs.guard import require_views
 from pipeline.rollout.envs.gymnasium_config import (
     RENDER_KEY,
-    GymnasiumConfig,
     GymnasiumView,
     load_gymnasium_config,
 )
@@ -41,23 +32,27 @@ class GymnasiumEnv:
     """One Gymnasium environment; implements `RobotEnv`."""
 
     def __init__(
-        self,
-        config: GymnasiumConfig,
-        name: str,
-        views: tuple[str, ...],
-        fit: Fit = "stretch",
+        self, file: str, views: tuple[str, ...], render_size: int, *, fit: Fit = "stretch"
     ) -> None:
-        """Build the environment and look at one observation; `reset` must follow.
+        """Build the environment and read one observation; `reset` must follow.
 
         Args:
-            config: which environment, and what in it is what.
-            name: what reports call it.
-            views: names out of `config.views`, in the order in which the policy sees them.
-            fit: how pictures that are not square become so.
+            file: the TOML file.
+            views: names out of it, in the order in which the policy sees them.
+            render_size: must be the default; only the environment's own arguments can change it.
+            fit: how images that are not square become square.
 
         Raises:
-            EnvError: the environment cannot be built, or does not have what the configuration says.
+            ConfigError: the file is wrong.
+            EnvError: the environment cannot be built, or does not have what the file describes.
         """
+        name = f"gymnasium:{file}"
+        if render_size != DEFAULT_RENDER_SIZE:
+            raise EnvError(
+                f"{name}: expected render size {DEFAULT_RENDER_SIZE}, found {render_size}; the "
+                "environment decides its image size: set its own argument for that in [kwargs]"
+            )
+        config = load_gymnasium_config(Path(file))
         require_views(name, views, [view.name for view in config.views])
         self.name = name
         self.view_names = views
@@ -68,7 +63,6 @@ class GymnasiumEnv:
         self._config, self._fit = config, fit
         by_name = {view.name: view for view in config.views}
         self._views = [by_name[view] for view in views]
-        self._steps, self._is_over, self._has_begun = 0, False, False
         self._env: Any = self._build()
         try:
             space = self._env.action_space
@@ -81,48 +75,34 @@ class GymnasiumEnv:
             is_sure = config.action.clip is not None
             self.action_bounds = None if is_sure else np.stack([space.low, space.high])
             self._observation, _ = self._env.reset(seed=0)
-            self._has_begun = True  # for the next two, which name what is missing
             self.state_dim = len(self.state())
             self.render()
         except BaseException:
             self.close()
             raise
-        self._has_begun = False
-        # A renderer that is still alive at exit prints tracebacks. Its OpenGL registered an exit
-        # hook of its own at the first picture, above, so this one runs before it.
-        atexit.register(self.close)
 
     def reset(self, seed: int) -> None:
-        """Start an episode from a seed.
-
-        Raises:
-            EnvError: the seed is out of range, or the environment is closed.
-        """
-        require_episode(self.name, is_open=self._env is not None, has_begun=True)
-        require_seed(self.name, seed)
+        """Start an episode from a seed."""
         self._observation, _ = self._env.reset(seed=seed)
-        self._steps, self._is_over, self._has_begun = 0, False, True
 
     def render(self) -> UInt8[np.ndarray, "v 256 256 3"]:
         """Return every view now, RGB, values in [0, 255], at the encoder's size.
 
         Raises:
-            EnvError: a view is no picture, `reset` was not called, or the environment is closed.
+            EnvError: a view is no image.
         """
-        self._require_episode()
         return np.stack([self._frame(view) for view in self._views])
 
     def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
-        """Return NaN for every view: Gymnasium does not say where an end-effector is."""
+        """Return NaN for every view: Gymnasium does not know the end-effector."""
         return np.full((len(self._views), 2), np.nan)
 
     def state(self) -> Float32[np.ndarray, " s"]:
         """Return the configured columns of the observation.
 
         Raises:
-            EnvError: they are not there, `reset` was not called, or the environment is closed.
+            EnvError: they are not there.
         """
-        self._require_episode()
         parts = []
         for key in self._config.state.keys:
             part = np.ravel(self._lookup(self._observation, key, "state"))
@@ -146,29 +126,20 @@ class GymnasiumEnv:
         """Apply one action, clipped to the action space if so configured, and advance one step.
 
         Raises:
-            EnvError: the action has another width or is not finite, the episode is over, the
-                measure of success is not there, `reset` was not called, or the environment is
-                closed.
+            EnvError: the measure of success is not there.
         """
-        self._require_episode()
-        require_action(self.name, action, self.action_dim)
-        require_time_left(self.name, is_over=self._is_over, max_steps=self.max_steps)
         space = self._env.action_space
         clips = self._config.action.clip is not False
         applied = np.clip(action, space.low, space.high) if clips else action
         self._observation, reward, terminated, truncated, info = self._env.step(
             applied.astype(space.dtype)
         )
-        self._steps += 1
-        self._is_over = bool(terminated or truncated or self._steps >= self.max_steps)
-        return StepResult(float(reward), self._is_solved(float(reward), info), self._is_over)
+        is_over = bool(terminated or truncated)
+        return StepResult(float(reward), self._is_solved(float(reward), info), is_over)
 
     def close(self) -> None:
-        """Free the environment; closing twice is fine."""
-        atexit.unregister(self.close)
-        if self._env is not None:
-            self._env.close()
-            self._env = None
+        """Free the environment."""
+        self._env.close()
 
     def _build(self) -> Any:
         if sys.platform == "linux":  # environments on MuJoCo look for a screen otherwise
@@ -185,27 +156,24 @@ class GymnasiumEnv:
                 render_mode="rgb_array" if needs_render else None,
                 **config.kwargs,
             )
-        except Exception as error:  # an environment raises whatever it likes
+        except Exception as error:  # an environment raises anything
             reason = " ".join(str(error).split())[:300]
             raise EnvError(
                 f"{self.name}: expected gymnasium.make to build {config.id}, found "
                 f"{type(error).__name__}: {reason}; correct id, module or kwargs"
             ) from error
 
-    def _require_episode(self) -> None:
-        require_episode(self.name, is_open=self._env is not None, has_begun=self._has_begun)
-
     def _frame(self, view: GymnasiumView) -> UInt8[np.ndarray, "256 256 3"]:
         if view.key == RENDER_KEY:
-            picture = np.asarray(self._env.render())
+            image = np.asarray(self._env.render())
         else:
-            picture = np.asarray(self._lookup(self._observation, view.key, f"view {view.name}"))
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            image = np.asarray(self._lookup(self._observation, view.key, f"view {view.name}"))
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise EnvError(
                 f"{self.name}: view {view.name}: expected uint8 (height, width, 3) RGB at "
-                f"{view.key}, found {picture.dtype} {picture.shape}; name a picture"
+                f"{view.key}, found {image.dtype} {image.shape}; name an image"
             )
-        turned = picture[::-1, ::-1] if view.rotate_180 else picture
+        turned = image[::-1, ::-1] if view.rotate_180 else image
         return np.asarray(resize_images(np.ascontiguousarray(turned)[None], self._fit)[0])
 
     def _is_solved(self, reward: float, info: Mapping[str, Any]) -> bool:
@@ -234,22 +202,3 @@ class GymnasiumEnv:
                 )
             node = node[part]
         return node
-
-
-def make_gymnasium_env(
-    file: str, views: tuple[str, ...], render_size: int, fit: Fit = "stretch"
-) -> GymnasiumEnv:
-    """Build the environment that a TOML file describes.
-
-    Raises:
-        ConfigError: the file is wrong.
-        EnvError: as for `GymnasiumEnv`; or a size of pictures is asked for, which only the
-            environment's own arguments can change.
-    """
-    name = f"gymnasium:{file}"
-    if render_size != DEFAULT_RENDER_SIZE:
-        raise EnvError(
-            f"{name}: expected render size {DEFAULT_RENDER_SIZE}, found {render_size}; the "
-            "environment decides how large it renders: set its own argument for that in [kwargs]"
-        )
-    return GymnasiumEnv(load_gymnasium_config(Path(file)), name, views, fit)

@@ -1,13 +1,11 @@
 """Every Meta-World v3 task as a `RobotEnv` with a scripted expert; owns mujoco and metaworld.
 
-Knows no policy and no file. The scene is Meta-World's own, goal marker included.
+The scene is Meta-World's own, goal marker included.
 Source: Farama-Foundation/Metaworld 3.1.1, sawyer_xyz_env.py, env_dict.py, policies/.
-Differs from the source: `reset` obeys its seed and leaves no stale positions, pictures of the
+Differs from the source: `reset` obeys its seed and leaves no stale positions, images of the
 cameras that are mounted upside-down are turned, and shadows, reflections and multisampling are off.
 """
 
-import atexit
-import difflib
 import importlib.metadata
 import warnings
 from typing import Any, Final
@@ -15,15 +13,8 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from pipeline.errors import EnvError
 from pipeline.rollout.envs.base import StepResult
-from pipeline.rollout.envs.checks import (
-    require_action,
-    require_episode,
-    require_seed,
-    require_time_left,
-    require_views,
-)
+from pipeline.rollout.envs.guard import require_views, unknown_task
 from pipeline.rollout.envs.rendering import build_renderer, project_point
 
 # isort: split
@@ -41,39 +32,29 @@ class MetaWorldEnv:
     """One Meta-World v3 task; implements `ExpertEnv`."""
 
     source: str
-    """Where recordings come from, in words."""
     license: str = "MIT"
     """Meta-World's license; a recording is its simulator's output."""
     # sawyer_xyz_env.py: the distance of the claws, divided by 0.1 m and clipped to [0, 1].
     state_units: str = "hand position x y z in meters; gripper openness, 0 closed to 1 open"
-    """The columns of `state`."""
     # sawyer_xyz_env.py: action_scale 1/100; _reset_hand opens the gripper with effort -1.
     action_units: str = (
         "hand displacement x y z, 1 = 0.01 m a step; gripper effort, -1 opens to 1 closes"
     )
-    """The columns of the action."""
 
     def __init__(self, task: str, views: tuple[str, ...], render_size: int) -> None:
         """Load the task and its renderer; `reset` must follow.
 
         Args:
             task: a name of Meta-World: `drawer-open-v3`.
-            views: cameras of the scene, in the order in which the policy sees them.
-            render_size: width and height of the pictures in pixels.
+            views: cameras of the scene.
+            render_size: width and height of the images in pixels.
 
         Raises:
             EnvError: the task or a camera does not exist, or a camera is named twice.
             RenderingError: neither EGL nor OSMesa works.
         """
         if task not in ALL_V3_ENVIRONMENTS:
-            close = difflib.get_close_matches(task, ALL_V3_ENVIRONMENTS, n=3, cutoff=0.4)
-            raise EnvError(
-                f"metaworld/{task}: expected one of Meta-World's {len(ALL_V3_ENVIRONMENTS)} tasks, "
-                f"found none of that name; try {', '.join(f'metaworld/{name}' for name in close)}"
-                if close
-                else f"metaworld/{task}: expected a task such as metaworld/drawer-open-v3, found "
-                f"none of that name; all are {', '.join(sorted(ALL_V3_ENVIRONMENTS))}"
-            )
+            raise unknown_task("metaworld", task, ALL_V3_ENVIRONMENTS)
         version = importlib.metadata.version("metaworld")
         self.source = f"scripted expert of metaworld {version}, recorded with vla-data record"
         self.revision = f"metaworld {version}, mujoco {importlib.metadata.version('mujoco')}"
@@ -87,24 +68,16 @@ class MetaWorldEnv:
         self.control_hz: float = 1.0 / self._task.dt
         self.max_steps: int = self._task.max_path_length
         self._cameras = self._find_cameras(views)
-        self._observation: np.ndarray | None = None
+        self._observation: np.ndarray
         self._expert: Any = None
         self._render_size = render_size
         self._renderer: Any = build_renderer(self._task.model, render_size)
-        # A context that is still alive at exit makes PyOpenGL print tracebacks; MuJoCo ends EGL in
-        # an exit hook of its own, registered by now, so this one runs before it.
-        atexit.register(self.close)
 
     def reset(self, seed: int) -> None:
         """Start an episode; the same seed gives the same episode, bit for bit.
 
         Checked on all 50 tasks with another episode of 150 random steps in between.
-
-        Raises:
-            EnvError: the seed is out of range, or the environment is closed.
         """
-        require_episode(self.name, is_open=self._renderer is not None, has_begun=True)
-        require_seed(self.name, seed)
         self._task.seed(seed)  # Meta-World's reset ignores its own seed argument
         self._task.reset()
         # Many tasks move an object by editing the model and stop there. Without this, the first
@@ -117,13 +90,9 @@ class MetaWorldEnv:
     def render(self) -> UInt8[np.ndarray, "v h w 3"]:
         """Render every view now, RGB, values in [0, 255].
 
-        Pictures of cameras that are fixed to the world and whose up axis points below the horizon
+        Images of cameras that are fixed to the world and whose up axis points below the horizon
         (corner, corner2, corner3, corner4) are turned by 180 degrees, so that up is up.
-
-        Raises:
-            EnvError: `reset` was not called, or the environment is closed.
         """
-        self._observed()
         frames = []
         for camera, is_upside_down in self._cameras:
             self._renderer.update_scene(self._task.data, camera=camera)
@@ -132,14 +101,7 @@ class MetaWorldEnv:
         return np.stack(frames)
 
     def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
-        """Return (column, row) of the point between the fingers in each view, as `render` shows it.
-
-        May lie outside of the frame; NaN where it is behind the camera.
-
-        Raises:
-            EnvError: `reset` was not called, or the environment is closed.
-        """
-        self._observed()
+        """Return column and row of the point between the fingers in each view; see `RobotEnv`."""
         model, data, size = self._task.model, self._task.data, self._render_size
         pixels = []
         for camera, is_upside_down in self._cameras:
@@ -148,55 +110,28 @@ class MetaWorldEnv:
         return np.stack(pixels)
 
     def state(self) -> Float32[np.ndarray, " s"]:
-        """Return hand position (x, y, z; meters) and gripper openness (0 closed, 1 open).
-
-        Raises:
-            EnvError: `reset` was not called, or the environment is closed.
-        """
-        return self._observed()[:STATE_DIM].astype(np.float32)
+        """Return hand position (x, y, z; meters) and gripper openness (0 closed, 1 open)."""
+        return self._observation[:STATE_DIM].astype(np.float32)
 
     def step(self, action: Float32[np.ndarray, " a"]) -> StepResult:
-        """Apply one action, clipped to [-1, 1], and advance one control step.
-
-        Raises:
-            EnvError: the action has another width or is not finite, the time limit is past,
-                `reset` was not called, or the environment is closed.
-        """
-        self._observed()
-        require_action(self.name, action, ACTION_DIM)
-        is_over = self._task.curr_path_length >= self.max_steps
-        require_time_left(self.name, is_over=is_over, max_steps=self.max_steps)
-        applied = np.clip(action, -1.0, 1.0)
-        self._observation, reward, _, truncated, info = self._task.step(applied)
+        """Apply one action, clipped to [-1, 1], and advance one control step."""
+        outcome = self._task.step(np.clip(action, -1.0, 1.0))
+        self._observation, reward, _, truncated, info = outcome
         return StepResult(float(reward), bool(info["success"]), bool(truncated))
 
     def expert_action(self) -> Float32[np.ndarray, " a"]:
-        """Return the scripted expert's action for the current step, clipped to [-1, 1].
-
-        Raises:
-            EnvError: `reset` was not called, or the environment is closed.
-        """
-        observation = self._observed()
+        """Return the scripted expert's action for the current step, clipped to [-1, 1]."""
         with warnings.catch_warnings():
             # The experts ask for more than the robot's range by design; it is clipped here.
             warnings.filterwarnings("ignore", r"Constant\(s\) may be too high", UserWarning)
-            action: np.ndarray = self._expert.get_action(observation)
+            action: np.ndarray = self._expert.get_action(self._observation)
         clipped: np.ndarray = np.clip(action, -1.0, 1.0)
         return clipped.astype(np.float32)
 
     def close(self) -> None:
-        """Free the renderer and the simulator; closing twice is fine."""
-        atexit.unregister(self.close)
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
-            self._task.close()
-
-    def _observed(self) -> np.ndarray:
-        is_open, has_begun = self._renderer is not None, self._observation is not None
-        require_episode(self.name, is_open=is_open, has_begun=has_begun)
-        assert self._observation is not None
-        return self._observation
+        """Free the renderer and the simulator."""
+        self._renderer.close()
+        self._task.close()
 
     def _find_cameras(self, views: tuple[str, ...]) -> list[tuple[int, bool]]:
         model, data = self._task.model, self._task.data

@@ -30,9 +30,8 @@ def make_env(
         name: `<simulator>/<task>`: `metaworld/drawer-open-v3`, `aloha/transfer-cube`; or
             `gymnasium:<file>` with a configuration as `gymnasium_config.py` describes it.
         views: its cameras, in the order in which the policy sees them.
-        render_size: width and height in pixels of the frames that `render` returns;
-            `resize_images` brings them to the encoder's 256x256.
-        fit: how a Gymnasium environment's pictures become square; simulators render squares.
+        render_size: width and height in pixels of the images that `render` returns.
+        fit: how a Gymnasium environment's images become square; simulators render squares.
 
     Raises:
         ConfigError: the file of a Gymnasium environment is wrong.
@@ -42,7 +41,7 @@ def make_env(
     """
     if not MIN_RENDER_SIZE <= render_size <= MAX_RENDER_SIZE:
         raise EnvError(
-            f"{name}: expected pictures of {MIN_RENDER_SIZE} to {MAX_RENDER_SIZE} pixels, found "
+            f"{name}: expected images of {MIN_RENDER_SIZE} to {MAX_RENDER_SIZE} pixels, found "
             f"render size {render_size}; choose another"
         )
     is_gymnasium = name.startswith(f"{GYMNASIUM}:")
@@ -65,27 +64,23 @@ def make_env(
         env = build(task, views, render_size)
     except VlaError:
         raise
-    except Exception as error:  # a simulator raises whatever it likes
+    except Exception as error:  # a simulator raises anything
         reason = " ".join(str(error).split())[:MAX_REASON]
         raise EnvError(
             f"{name}: expected an environment that can be built and reset, found "
-            f"{type(error).__name__}: {reason}; see that its simulator works by itself"
+            f"{type(error).__name__}: {reason}; check that its simulator works by itself"
         ) from error
     return GuardedExpertEnv(env) if isinstance(env, ExpertEnv) else GuardedEnv(env)
 
 
 def definition(name: str) -> str:
-    """Return what says which environment a name is: the file of a Gymnasium one, else the name."""
+    """Return what defines an environment: the content of a Gymnasium one's file, else its name."""
     kind, _, file = name.partition(":")
     return Path(file).read_text() if kind == GYMNASIUM else name
 
 
 def _builder(simulator: str, fit: Fit) -> Callable[[str, tuple[str, ...], int], RobotEnv]:
-    """Import a simulator, which may not be installed; imports stay here so that all are optional.
-
-    Raises:
-        ModuleNotFoundError: it is not.
-    """
+    """Import a simulator here, so that all are optional."""
     if simulator == "metaworld":
         from pipeline.rollout.envs.metaworld import MetaWorldEnv  # noqa: PLC0415
 
@@ -94,9 +89,9 @@ def _builder(simulator: str, fit: Fit) -> Callable[[str, tuple[str, ...], int], 
         from pipeline.rollout.envs.aloha import make_aloha_env  # noqa: PLC0415
 
         return make_aloha_env
-    from pipeline.rollout.envs.gymnasium_env import make_gymnasium_env  # noqa: PLC0415
+    from pipeline.rollout.envs.gymnasium_env import GymnasiumEnv  # noqa: PLC0415
 
-    return partial(make_gymnasium_env, fit=fit)
+    return partial(GymnasiumEnv, fit=fit)
 
 
 def make_expert_env(

@@ -1,30 +1,26 @@
-"""MuJoCo's pictures without a screen: how it is imported, one renderer, one projection.
+"""MuJoCo's images without a screen: how it is imported, one renderer, one projection.
 
-Knows MuJoCo's models and cameras; knows no task. Import it before anything else that imports
-mujoco, because MuJoCo and dm_control choose their OpenGL while they are imported.
+Import it before anything else that imports mujoco: MuJoCo and dm_control choose their OpenGL when
+they are imported.
 """
 
 import gc
 import os
 import sys
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from pipeline.errors import RenderingError
 
-_HOW_TO_RENDER: Final = (
-    "run `apt-get install libegl1 libgl1-mesa-dri` (with MUJOCO_GL=egl or unset), or set "
-    "MUJOCO_GL=osmesa and install libosmesa6"
-)
-
 
 def _rendering_error(reason: str) -> RenderingError:
     chosen = os.environ.get("MUJOCO_GL", "(unset when mujoco was imported)")
     return RenderingError(
         f"expected MuJoCo to render without a screen, found MUJOCO_GL={chosen} unusable "
-        f"({' '.join(reason.split())[:160]}); {_HOW_TO_RENDER}"
+        f"({' '.join(reason.split())[:160]}); run `apt-get install libegl1 libgl1-mesa-dri` (with "
+        "MUJOCO_GL=egl or unset), or set MUJOCO_GL=osmesa and install libosmesa6"
     )
 
 
@@ -40,7 +36,7 @@ except Exception as error:  # a broken GL raises AttributeError, ImportError, OS
 
 
 def build_renderer(model: Any, size: int) -> Any:
-    """Build a renderer of square RGB pictures without shadows, reflections and multisampling.
+    """Build a renderer of square RGB images without shadows, reflections and multisampling.
 
     Args:
         model: the scene, a `mujoco.MjModel`; its settings of quality and size are changed.
@@ -52,19 +48,19 @@ def build_renderer(model: Any, size: int) -> Any:
     Raises:
         RenderingError: neither EGL nor OSMesa works.
     """
-    # Three views of Meta-World take 36 ms on one core of a CPU; 58 ms with the default 4 samples a
-    # pixel, and 290 ms with shadows. Both settings are read when the renderer is built.
+    # Three views of Meta-World take 36 ms on one core of a CPU, 58 ms with the default 4 samples
+    # per pixel and 290 ms with shadows. Both settings are read when the renderer is built.
     model.vis.quality.offsamples = 0
     buffer = model.vis.global_
     buffer.offwidth, buffer.offheight = max(buffer.offwidth, size), max(buffer.offheight, size)
     reason = ""
-    # Half-built renderers print from their __del__; the failure is told once, below, instead. It is
-    # not chained, because a chained error keeps them alive until after the hook is back.
+    # Half-built renderers print from their __del__; the failure is raised once, below, instead. It
+    # is not chained, because a chained error keeps them alive until after the hook is back.
     unraisable_hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     try:
         renderer = mujoco.Renderer(model, size, size)
-    except Exception as error:  # noqa: BLE001 - drivers raise whatever they like
+    except Exception as error:  # noqa: BLE001 - drivers raise anything
         reason = str(error) or type(error).__name__
     try:
         if reason:
@@ -80,18 +76,18 @@ def build_renderer(model: Any, size: int) -> Any:
 def project_point(
     model: Any, data: Any, camera: int, point: Float64[np.ndarray, " 3"], size: int
 ) -> Float64[np.ndarray, " 2"]:
-    """Return where a point of the world lies in a square picture of a camera.
+    """Return the pixel of a point of the world in a square image of a camera.
 
     Args:
         model: the scene, a `mujoco.MjModel`.
         data: its state, a `mujoco.MjData`, with the cameras' poses up to date.
         camera: number of the camera.
         point: x, y, z in meters.
-        size: width and height of the picture in pixels.
+        size: width and height of the image in pixels.
 
     Returns:
         Column and row in pixels, as MuJoCo renders it (not turned); (0, 0) is the outer corner of
-        the upper left pixel. Outside of the picture is possible; NaN behind the camera.
+        the upper left pixel. It may be outside of the image; NaN behind the camera.
     """
     # A MuJoCo camera looks along its own -z, with x to the right and y up.
     right, up, back = data.cam_xmat[camera].reshape(3, 3).T @ (point - data.cam_xpos[camera])

@@ -1,11 +1,11 @@
 """Do the cameras show what they showed in training? Examined before the robot moves.
 
-A policy whose pictures arrive flipped, turned, with red and blue exchanged or under another view's
+A policy whose images arrive flipped, turned, with red and blue exchanged or under another view's
 name solves nothing, without any error. An episode's first frames are compared, as they are and with
-every such mistake undone, with the first frames of the training's episodes. These are small,
-blurred copies, and no encoder is involved.
+each such mistake undone, with the first frames of the training's episodes, as small blurred copies
+without any encoder.
 
-**Distance.** Mean absolute difference of two pictures of 32x32 pixels, in gray levels [0, 255], to
+**Distance.** Mean absolute difference of two images of 32x32 pixels, in gray levels [0, 255], to
 the nearest of the training's starts. A difference in brightness of up to `MAX_BRIGHTNESS` is
 removed first: it is no mistake.
 
@@ -13,14 +13,13 @@ removed first: it is no mistake.
 the largest distance of a start to its nearest neighbor; a view within its spread matches. Its
 *margin* is how much nearer a mistake undone brings a start at most: none of them is a mistake. A
 mistake is named where undoing it brings the view among the training's starts, and nearer by more
-than margin and `MIN_DIFFERENCE`: a picture that is its own mirror image is as far away flipped as
-not, so it is never named. Mistakes that explain a view equally well are all named. A view that no
-mistake explains is unknown where its distance is above `SPREADS` spreads plus `TOLERANCE`.
+than margin and `MIN_DIFFERENCE`: an image that is its own mirror image has the same distance
+flipped, so it is never named. Mistakes that explain a view equally well are all named. A view that
+no mistake explains is unknown where its distance is above `SPREADS` spreads plus `TOLERANCE`.
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -56,17 +55,6 @@ _UNDO: Final[dict[Mistake, Callable[[Tensor], Tensor]]] = {
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A mistake that may explain what a view shows."""
-
-    mistake: Mistake
-    compared: int
-    """Number of the view whose starts it is compared with."""
-    away: float
-    """Distance with the mistake undone."""
-
-
 class CameraCheck:
     """Compares an episode's first frames with those of one run's training."""
 
@@ -76,11 +64,11 @@ class CameraCheck:
         self._num_starts = len(starts.frames)
         if not self.is_able:
             return
-        pictures = torch.from_numpy(starts.frames).float()
+        images = torch.from_numpy(starts.frames).float()
         views = torch.arange(len(view_names))
-        self._levels = _brightness(pictures).median(dim=0).values
-        self._starts = [self._leveled(pictures[:, view], view) for view in range(len(views))]
-        away = self._away(pictures, leave_one_out=True)
+        self._levels = _brightness(images).median(dim=0).values
+        self._starts = [self._leveled(images[:, view], view) for view in range(len(views))]
+        away = self._away(images, leave_one_out=True)
         as_is = away[:, views, len(_UNDO) + views]
         away[:, views, len(_UNDO) + views] = torch.inf
         nearer = (as_is - MIN_DIFFERENCE) / away.amin(dim=-1).clamp(min=1e-3)
@@ -120,7 +108,7 @@ class CameraCheck:
         if not verdict.matches and mode == "refuse":
             raise CameraMismatchError(
                 f"cameras: expected what training showed, found: {verdict.line()}; correct the "
-                f"cameras or their order, or continue anyway with --camera-check warn"
+                f"cameras or their order, or continue anyway with --set camera_check=warn"
             )
         if not verdict.matches:
             logger.warning("%s", verdict.line())
@@ -153,25 +141,27 @@ class CameraCheck:
         )
         if as_is <= spread:
             return found
+        undone: list[tuple[float, Mistake, int]] = [  # distance, mistake, view compared with
+            (away[index], mistake, view) for index, mistake in enumerate(_UNDO)
+        ]
+        others = [other for other in range(len(self._view_names)) if other != view]
+        undone += [(away[len(_UNDO) + other], "another view", other) for other in others]
         explaining = sorted(
-            (
-                candidate
-                for candidate in self._candidates(view, away)
-                if candidate.away <= self._limit(candidate.compared)
-                and candidate.away * self._margin[view] + MIN_DIFFERENCE < as_is
-            ),
-            key=lambda candidate: candidate.away,
+            (distance, mistake, compared)
+            for distance, mistake, compared in undone
+            if distance <= self._limit(compared)
+            and distance * self._margin[view] + MIN_DIFFERENCE < as_is
         )
         if explaining:
-            best = explaining[0]
-            just_as_well = best.away * MIN_MARGIN + MIN_DIFFERENCE
+            distance, best, compared = explaining[0]
+            just_as_well = distance * MIN_MARGIN + MIN_DIFFERENCE
             change = {
-                "mistake": best.mistake,
+                "mistake": best,
                 "alternatives": tuple(
-                    other.mistake for other in explaining[1:] if other.away <= just_as_well
+                    mistake for other, mistake, _ in explaining[1:] if other <= just_as_well
                 ),
-                "shows": None if best.compared == view else self._view_names[best.compared],
-                "undone_distance": best.away,
+                "shows": None if compared == view else self._view_names[compared],
+                "undone_distance": distance,
             }
             return found.model_copy(update=change)
         if as_is <= self._limit(view):
@@ -182,19 +172,10 @@ class CameraCheck:
         """Return the largest distance of a view that looks like training."""
         return SPREADS * self._spread[view] + TOLERANCE
 
-    def _candidates(self, view: int, away: list[float]) -> list[_Candidate]:
-        undone = [_Candidate(mistake, view, away[i]) for i, mistake in enumerate(_UNDO)]
-        others = [
-            _Candidate("another view", other, away[len(_UNDO) + other])
-            for other in range(len(self._view_names))
-            if other != view
-        ]
-        return undone + others
-
     def _away(
         self, shown: Float32[Tensor, "n v 32 32 3"], *, leave_one_out: bool = False
     ) -> Float32[Tensor, "n v c"]:
-        """Return how far what each view shows is from training.
+        """Return the distance of each view from training.
 
         Args:
             shown: the views of some steps.
@@ -206,27 +187,27 @@ class CameraCheck:
         """
         own = torch.full((len(shown),), torch.inf).diag() if leave_one_out else torch.tensor(0.0)
         rows = []
-        for view, pictures in enumerate(shown.unbind(dim=1)):
-            tried = [(undo(pictures), view) for undo in _UNDO.values()]
-            tried += [(pictures, other) for other in range(len(self._view_names))]
+        for view, images in enumerate(shown.unbind(dim=1)):
+            tried = [(undo(images), view) for undo in _UNDO.values()]
+            tried += [(images, other) for other in range(len(self._view_names))]
             away = [self._apart(*each).add(own).amin(dim=1) for each in tried]
             rows.append(torch.stack(away, dim=1))
         return torch.stack(rows, dim=1)
 
-    def _apart(self, pictures: Float32[Tensor, "n 32 32 3"], view: int) -> Float32[Tensor, "n k"]:
-        """Return how far pictures are from each of a view's starts."""
-        leveled = self._leveled(pictures, view)
+    def _apart(self, images: Float32[Tensor, "n 32 32 3"], view: int) -> Float32[Tensor, "n k"]:
+        """Return the distance of images from each of a view's starts."""
+        leveled = self._leveled(images, view)
         apart: Tensor = torch.cdist(leveled, self._starts[view], p=1) / leveled.shape[1]
         return apart
 
-    def _leveled(self, pictures: Float32[Tensor, "n 32 32 3"], view: int) -> Float32[Tensor, "n d"]:
-        """Bring pictures to a view's usual brightness, as far as `MAX_BRIGHTNESS` allows."""
-        factor = (self._levels[view] / _brightness(pictures)).clamp(
+    def _leveled(self, images: Float32[Tensor, "n 32 32 3"], view: int) -> Float32[Tensor, "n d"]:
+        """Scale images to a view's usual brightness, by `MAX_BRIGHTNESS` at most."""
+        factor = (self._levels[view] / _brightness(images)).clamp(
             1 / MAX_BRIGHTNESS, MAX_BRIGHTNESS
         )
-        return pictures.flatten(1) * factor[:, None]
+        return images.flatten(1) * factor[:, None]
 
 
-def _brightness(pictures: Float32[Tensor, "*n 32 32 3"]) -> Float32[Tensor, "*n"]:
-    """Return the mean of each picture, in gray levels; 1 at least."""
-    return pictures.mean(dim=(-3, -2, -1)).clamp(min=1)
+def _brightness(images: Float32[Tensor, "*n 32 32 3"]) -> Float32[Tensor, "*n"]:
+    """Return the mean of each image, in gray levels; 1 at least."""
+    return images.mean(dim=(-3, -2, -1)).clamp(min=1)

@@ -1,11 +1,11 @@
-"""What the camera check found, in words and as `result.json` keeps it."""
+"""The findings of the camera check, in words and as stored in `result.json`."""
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 CameraCheckMode = Literal["refuse", "warn", "off"]
-"""What follows where the cameras do not show what training showed: end, say so, or do not look."""
+"""What to do where the cameras do not show what training showed: end, warn, or do not compare."""
 
 Mistake = Literal[
     "flipped left to right",
@@ -19,7 +19,7 @@ Mistake = Literal[
 
 
 class ViewFinding(BaseModel):
-    """How what one camera shows relates to what it showed in training."""
+    """One camera's image, compared with its images in training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,7 +39,7 @@ class ViewFinding(BaseModel):
     """Other mistakes that explain the view as well; a symmetric scene leaves several."""
 
     def words(self) -> str:
-        """Say what is wrong, with the distances that say so."""
+        """Return what is wrong, with the distances."""
         within = f"training starts are within {self.spread:.1f} of each other"
         if self.mistake == "unknown":
             return (
@@ -65,7 +65,7 @@ def _undone(mistake: Mistake | None) -> str:
 
 
 class CameraVerdict(BaseModel):
-    """What the first frames of an episode show."""
+    """The first frames of an episode, compared with training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -76,11 +76,11 @@ class CameraVerdict(BaseModel):
 
     @property
     def matches(self) -> bool:
-        """Whether nothing speaks against the cameras; true too where nothing could be checked."""
+        """Whether no mistake was found; also true where nothing could be checked."""
         return all(finding.mistake is None for finding in self.views)
 
     def line(self) -> str:
-        """Say it in one line."""
+        """Return the verdict in one line."""
         if self.unchecked is not None:
             return f"cameras are not checked: {self.unchecked}"
         if self.matches:
@@ -109,11 +109,11 @@ class StartFinding(BaseModel):
 
 
 class CameraCheckResult(BaseModel):
-    """The camera check of a whole rollout, as `result.json` keeps it."""
+    """The camera check of a whole rollout, as stored in `result.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: CameraCheckMode
-    """What a mismatch would have led to."""
+    """What to do at a mismatch."""
     starts: tuple[StartFinding, ...]
     """In the order of the seeds; empty where nothing was checked."""

@@ -1,6 +1,6 @@
 """What must hold before a robot moves: the encoder, its features, the cameras and the widths.
 
-Knows runs, encoders and environments; steps none. Every refusal names what differs.
+Every refusal names what differs.
 """
 
 import logging
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Gate:
-    """Refuses; or, overridden, lets pass what can run at all, and keeps the reasons."""
+    """Refuses; or, overridden, accepts what can run at all, and keeps the reasons."""
 
     def __init__(self, *, is_overridden: bool = False):
         self.is_overridden = is_overridden
@@ -33,11 +33,7 @@ class Gate:
         """What would have been refused."""
 
     def refuse(self, error: VlaError) -> None:
-        """Raise `error`, or note it where the gate is overridden.
-
-        Raises:
-            VlaError: `error`.
-        """
+        """Raise `error`, or note it where the gate is overridden."""
         if not self.is_overridden:
             raise error
         reason = " ".join(str(error).split())
@@ -57,7 +53,7 @@ def load_policy(
 
     Args:
         run: folder of a training run.
-        encoder: where that encoder is now; None takes the name the run was trained with.
+        encoder: path or name of that encoder; None is the name the run was trained with.
         device: where encoder and head run.
         checkpoint: `latest`, `best` or a step.
         gate: decides about another encoder; None refuses it.

@@ -1,4 +1,4 @@
-"""What a policy decides for episodes that are being played, and what each decision took."""
+"""The decisions of a policy for running episodes, and how long each took."""
 
 import time
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from policy.agent import VLAAgent
 
 @dataclass
 class Episode:
-    """One that is being played, with what each decision took, in seconds, and showed."""
+    """A running episode, with the durations of each decision in seconds, and its disagreement."""
 
     seed: int
     start: StartFinding | None = None
@@ -29,11 +29,11 @@ class Episode:
 
     @property
     def decisions(self) -> int:
-        """How often the policy has been asked."""
+        """Number of decisions so far."""
         return len(self.head)
 
     def finished(self, result: EpisodeResult) -> FinishedEpisode:
-        """Return what the disk keeps of it."""
+        """Return its line of the journal."""
         return FinishedEpisode(
             result=result,
             start=self.start,
@@ -45,25 +45,21 @@ class Episode:
 
 
 def decide(
-    agent: VLAAgent,
-    seen: list[Progress],
-    episodes: list[Episode],
-    *,
-    nfe: int,
+    agent: VLAAgent, seen: list[Progress], episodes: list[Episode], *, nfe: int
 ) -> list[Float32[np.ndarray, "n a"]]:
     """Return the next `num_action_steps` actions of some episodes, in the manifest's units.
 
-    Views are encoded together, and what one decision waits for is the time of all. The head
-    decides on each alone: its last bits depend on how many rows a product has. How far it
-    disagrees with itself is measured after the clock has stopped: it takes three more passes,
-    which no robot would need.
+    Views are encoded together, and each decision waits for all of them. The head decides for each
+    episode alone: its last bits depend on the number of rows of a product. Its disagreement with
+    itself is measured outside of the timed part: it takes a few more evaluations, which no robot
+    would need.
 
     Args:
         agent: a policy that holds its encoder.
         seen: the latest observation steps of each episode.
-        episodes: whose they are; seed and number of the decision decide the noise. They take note
-            of the durations and of the disagreement.
-        nfe: passes through the head.
+        episodes: the same episodes; seed and number of the decision determine the noise. Durations
+            and disagreement are appended to them.
+        nfe: number of function evaluations per decision.
     """
     observations = [observation for progress in seen for observation in progress.observations]
     frames = np.stack([observation.frames for observation in observations])
@@ -93,10 +89,7 @@ def decide(
 def _window(
     agent: VLAAgent, features: dict[str, Tensor], observations: tuple[Observation, ...]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return features and state as a batch of one; a young episode's first step is repeated.
-
-    As in the training windows.
-    """
+    """Return features and state as a batch of one; the first step is repeated as in training."""
     missing = agent.config.obs_horizon - len(observations)
     state = torch.from_numpy(np.stack([observation.state for observation in observations]))
 

@@ -1,9 +1,8 @@
-"""One environment that plays episodes: it looks when a decision needs it, acts, keeps a film.
+"""One environment that plays episodes: render when a decision needs it, act, keep a video.
 
-Views are rendered only at the observation steps that a decision reads, and at every step where a
-film is wanted. A simulator that fails after the policy has moved it ends its episode, unsolved: it
-is what the policy's actions led to. One that fails before says nothing about the policy, so that is
-an error of the rollout.
+Views are rendered only at the observation steps that a decision reads, and at every step if a video
+is made. A simulator that fails after the policy has moved it ends its episode, unsolved: the
+policy's actions led to it. One that fails before is an error of the rollout.
 """
 
 import math
@@ -12,27 +11,33 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Float64, UInt8
+from PIL import Image, ImageDraw
 
 from pipeline.errors import EpisodeError
 from pipeline.rollout.envs.base import RobotEnv
-from pipeline.rollout.play.path_image import write_path_image
 from pipeline.rollout.play.result import EpisodeResult
 from pipeline.rollout.play.video import VideoFile
 from policy.images import resize_images
 from policy.spec import Fit
 
+RED: Final = (230, 20, 20)
+WHITE: Final = (255, 255, 255)
+LINE_SHARE: Final = 1 / 128  # width of a path's line, relative to the image's width
+END_SHARE: Final = 1 / 48  # radius of the circle at its end
+
 
 @dataclass(frozen=True)
 class Observation:
-    """What one control step showed."""
+    """What the policy sees at one control step."""
 
     frames: UInt8[np.ndarray, "v 256 256 3"]
-    """Every view, RGB, brought to the encoder's size."""
+    """Every view, RGB, at the encoder's size."""
     state: Float32[np.ndarray, " s"]
-    """What the robot knows of itself."""
+    """The robot's state."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,11 @@ class Progress:
     """An episode up to its next decision, or to its end."""
 
     observations: tuple[Observation, ...]
-    """The latest observation steps, the current one last; fewer where the episode is younger."""
+    """The latest observation steps, the current one last; fewer at an episode's start."""
     render_s: float
     """Time spent on rendering them."""
     result: EpisodeResult | None = None
-    """How it ended; None while it goes on."""
+    """The result; None before the episode ends."""
 
 
 class EpisodePlayer:
@@ -62,26 +67,30 @@ class EpisodePlayer:
         """Prepare.
 
         Args:
-            env: is left open at the end.
+            env: the environment.
             obs_horizon: observation steps of a decision.
             max_steps: control steps until an episode counts as failed.
-            out: folder of a rollout, for its videos and its pictures of paths; None keeps none.
-            fit: how pictures that are not square become so.
+            out: folder of a rollout, for its videos and path images; None keeps none.
+            fit: how images that are not square become square.
         """
         self._env = env
         self._out = out
         self._fit: Fit = fit
         self._max_steps = max_steps
         self._observations: deque[Observation] = deque(maxlen=obs_horizon)
-        self._film: VideoFile | None = None
+        self._video: VideoFile | None = None
         self._keeps_solved = True
 
-    def begin(self, seed: int, film: str) -> Progress:
-        """Start an episode; the same seed gives the same one, filmed or not.
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    def begin(self, seed: int, video: str) -> Progress:
+        """Start an episode; the same seed gives the same one, with or without a video.
 
         Args:
             seed: of the environment.
-            film: `all` keeps the film, `failed` if the episode is not solved, `none` makes none.
+            video: `all` keeps it, `failed` deletes that of a solved episode, `none` makes none.
 
         Raises:
             EpisodeError: the simulator fails before the policy has acted.
@@ -92,17 +101,17 @@ class EpisodePlayer:
         self._render_s = 0.0
         self._observations.clear()
         self._path = [self._env.effector_pixels()]
-        self._film, self._keeps_solved = None, film == "all"
-        if self._out is not None and film != "none":
+        self._video, self._keeps_solved = None, video == "all"
+        if self._out is not None and video != "none":
             path = self._out / "videos" / f"seed_{seed}.mp4"
-            self._film = VideoFile(path, self._env.control_hz)
-        pictures = self._look(is_needed=True)
-        assert pictures is not None
-        self._first_picture = pictures[0]
+            self._video = VideoFile(path, self._env.control_hz)
+        images = self._look(is_needed=True)
+        assert images is not None
+        self._first_image = images[0]
         return self._progress()
 
     def act(self, chunk: Float32[np.ndarray, "n a"]) -> Progress:
-        """Execute actions, and look at what the next decision will need."""
+        """Execute actions, and render what the next decision will need."""
         self._decisions += 1
         self._render_s = 0.0
         try:
@@ -126,31 +135,31 @@ class EpisodePlayer:
         return self._progress()
 
     def _look(self, *, is_needed: bool) -> UInt8[np.ndarray, "v h w 3"] | None:
-        """Render if a decision or the film needs it; only the former's time counts."""
-        if not is_needed and self._film is None:
+        """Render if a decision or the video needs it; only the former's time counts."""
+        if not is_needed and self._video is None:
             return None
         started = time.perf_counter()
-        pictures = self._env.render()
+        images = self._env.render()
         if is_needed:
-            frames = resize_images(pictures, self._fit)
+            frames = resize_images(images, self._fit)
             self._observations.append(Observation(frames, self._env.state()))
             self._render_s += time.perf_counter() - started
-        if self._film is not None:
-            self._film.add(pictures)
-        return pictures
+        if self._video is not None:
+            self._video.add(images)
+        return images
 
     def _progress(self, result: EpisodeResult | None = None) -> Progress:
         return Progress(tuple(self._observations), self._render_s, result)
 
     def _end(self, *, success: bool, failure: str | None = None) -> EpisodeResult:
-        if self._film is not None:
-            with suppress(EpisodeError):  # a film changes no result
+        if self._video is not None:
+            with suppress(EpisodeError):  # a video changes no result
                 if failure is None:
-                    self._film.add(self._env.render())
-            self._film.close(keep=self._keeps_solved or not success)
+                    self._video.add(self._env.render())
+            self._video.close(keep=self._keeps_solved or not success)
         if self._out is not None:
-            place = self._out / "paths" / f"seed_{self._seed}.png"
-            write_path_image(place, self._first_picture, np.stack(self._path)[:, 0])
+            path = self._out / "paths" / f"seed_{self._seed}.png"
+            write_path_image(path, self._first_image, np.stack(self._path)[:, 0])
         return EpisodeResult(
             seed=self._seed,
             success=success,
@@ -160,3 +169,31 @@ class EpisodePlayer:
             decisions=self._decisions,
             failure=failure,
         )
+
+
+def write_path_image(
+    path: Path, image: UInt8[np.ndarray, "h w 3"], points: Float64[np.ndarray, "n 2"]
+) -> None:
+    """Draw an end-effector's path on an image, in red, as PNG; nothing if no point is known.
+
+    Args:
+        path: of the PNG; its folder is made.
+        image: RGB.
+        points: column and row in pixels, in order; NaN where unknown, which leaves a gap.
+    """
+    known = np.isfinite(points).all(axis=1)
+    if not known.any():
+        return
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    width = max(1, round(canvas.width * LINE_SHARE))
+    for color, extra in ((WHITE, 2), (RED, 0)):  # a white rim: some robots are red
+        for start in range(len(points) - 1):
+            if known[start] and known[start + 1]:
+                ends = [tuple(map(float, points[index])) for index in (start, start + 1)]
+                draw.line(ends, fill=color, width=width + extra)
+    column, row = points[known][-1]
+    radius = canvas.width * END_SHARE
+    draw.ellipse((column - radius, row - radius, column + radius, row + radius), outline=RED)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path)

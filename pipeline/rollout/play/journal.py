@@ -1,8 +1,8 @@
 """`episodes.jsonl`: the episodes of a rollout as they finish, so that a killed rollout resumes.
 
-The first line says which rollout it is: all that decides its episodes. Each further line is one
-finished episode. A line is appended in one write and flushed to the disk; one that a crash cut
-short is dropped. A file of another rollout, and one next to a result, is replaced.
+The first line identifies the rollout by all that determines its episodes. Each further line is one
+finished episode. A line is appended in one write and flushed to the disk; a line that a crash cut
+short is dropped. A file of another rollout, or next to a result, is replaced.
 """
 
 import json
@@ -22,7 +22,7 @@ RESULT: Final = "result.json"
 
 
 class FinishedEpisode(BaseModel):
-    """One episode, and what `result.json` sums up of it; durations in seconds, per decision."""
+    """One episode; durations in seconds per decision."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,11 +44,11 @@ class Journal:
     """The finished episodes of one rollout."""
 
     def __init__(self, out: Path, identity: Mapping[str, Any]):
-        """Read what an interrupted rollout of the same identity left; nothing is written yet.
+        """Read the episodes of an interrupted rollout of the same identity; write nothing yet.
 
         Args:
             out: folder of the rollout.
-            identity: all that decides its episodes, as JSON has it.
+            identity: all that determines its episodes; JSON values.
         """
         self._path = out / JOURNAL
         self._identity = json.dumps(identity, sort_keys=True)

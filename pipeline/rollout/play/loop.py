@@ -1,14 +1,16 @@
-"""The live loop: look, encode through the training's own encoder, decide, act.
+"""The live loop: render, encode with the training's own encoder, decide, act.
 
-Results depend on seeds alone: features of a frame are the same in any company, and every episode
-has decisions of its own. So a rollout that was interrupted resumes with the episodes that are not
-on the disk, and its result is the one of an uninterrupted rollout, but for the measured times.
+Results depend on seeds alone: a frame's features do not depend on the other frames of a batch, and
+every episode has decisions of its own. So an interrupted rollout resumes with the missing episodes,
+and its result equals that of an uninterrupted one, except for the measured times.
 """
 
 import importlib.metadata
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,16 +19,15 @@ from tqdm import tqdm
 
 from pipeline.errors import ConfigError, RunError
 from pipeline.progress import Estimate
-from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
+from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, RobotEnv
 from pipeline.rollout.envs.registry import definition, make_env
 from pipeline.rollout.gate.camera_check import CameraCheck
 from pipeline.rollout.gate.camera_verdict import CameraCheckMode, CameraCheckResult, StartFinding
 from pipeline.rollout.gate.checks import Gate, check_action_bounds, check_env, load_policy
 from pipeline.rollout.play.decide import Episode, decide
-from pipeline.rollout.play.episode import Progress
-from pipeline.rollout.play.eval_info import eval_info
+from pipeline.rollout.play.episode import EpisodePlayer, Progress
 from pipeline.rollout.play.journal import RESULT, FinishedEpisode, Journal
-from pipeline.rollout.play.players import Player, PlayerConfig, players, ready
+from pipeline.rollout.play.processes import AnyWorker, LocalWorker, ready, workers
 from pipeline.rollout.play.result import (
     Disagreement,
     Latency,
@@ -61,26 +62,26 @@ class RolloutConfig(BaseModel):
     num_envs: int = Field(default=1, ge=1)
     """Environments at once, each in a process of its own; changes the speed, never the results."""
     render_size: int = FRAME_SIZE[0]
-    """Width and height in pixels of the pictures, before they are brought to the encoder's size."""
+    """Width and height in pixels of rendered images, before they are resized for the encoder."""
     checkpoint: str = "latest"
     """`latest`, `best` or a step."""
     nfe: int | None = Field(default=None, ge=1)
-    """Passes through the head a decision; None is the objective's own number."""
+    """Number of function evaluations per decision; None is the objective's own."""
     max_steps: int | None = Field(default=None, ge=1)
     """Control steps until an episode counts as failed; None is the simulator's own limit."""
     videos: Literal["all", "failed", "none"] | Annotated[int, Field(ge=0)] = 1
-    """Which episodes are filmed: a number means that many of the first."""
+    """Which episodes have a video: a number is that many of the first."""
     camera_check: CameraCheckMode = "refuse"
-    """What follows where the cameras do not show what training showed."""
+    """What to do where the cameras do not show what training showed."""
     override_gate: bool = False
-    """Go on with another encoder or control rate; the result says so."""
+    """Continue with another encoder or control rate; the result lists it as an alarm."""
     encoder: str | None = None
-    """Where the encoder is now; None takes the name the run was trained with."""
+    """Path or name of the encoder; None is the name the run was trained with."""
     device: str = "auto"
     """Where encoder and head run: `auto`, or torch's name of a device."""
 
-    def film(self, seed: int) -> str:
-        """Return what `EpisodePlayer.begin` is told about an episode."""
+    def video(self, seed: int) -> str:
+        """Return the argument of `EpisodePlayer.begin` for an episode."""
         if isinstance(self.videos, int):
             return "all" if seed - self.first_seed < self.videos else "none"
         return self.videos
@@ -89,9 +90,9 @@ class RolloutConfig(BaseModel):
 def roll_out(config: RolloutConfig) -> RolloutResult:
     """Run every episode and write `result.json`, which appears only when all are done.
 
-    Finished episodes are on the disk at once, in `episodes.jsonl`. The same rollout in the same
-    folder resumes after them if it was interrupted; any other rollout, and the same one after it
-    was complete, starts anew.
+    Finished episodes are written at once, to `episodes.jsonl`. The same rollout in the same folder
+    resumes after them if it was interrupted; any other rollout, and the same one after it was
+    complete, starts anew.
 
     Raises:
         RunError, EncoderLoadError, EncoderMismatchError: the policy cannot be loaded faithfully,
@@ -99,11 +100,18 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         EnvError: the simulator cannot be built, does not fit the policy, fails before the policy
             has acted, or its process ended.
         ConfigError: a seed may have been seen in training.
-        AgentMismatchError: the policy's objective cannot take that many passes through the head.
+        AgentMismatchError: the policy's objective cannot take that NFE.
         CameraMismatchError: see `play_episodes`.
-        MissingExtraError: films are asked for and cannot be made.
+        MissingExtraError: videos are requested and cannot be made.
     """
-    _refuse_early(config)
+    if config.first_seed < FIRST_ROLLOUT_SEED:
+        raise ConfigError(
+            f"seed {config.first_seed}: recordings may have used it, want {FIRST_ROLLOUT_SEED} or "
+            f"more"
+        )
+    if config.videos not in ("none", 0):
+        require_encoder()
+    config.out.mkdir(parents=True, exist_ok=True)
     with sole_writer(config.out, RunError):
         return _roll_out(config)
 
@@ -124,22 +132,21 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
     if config.camera_check != "off":
         check = CameraCheck.from_run(config.run, description)
     fit = description.data.fit
-    env = make_env(config.env, description.spec.view_names, config.render_size, fit)
+    build_env = partial(make_env, config.env, description.spec.view_names, config.render_size, fit)
+    env = build_env()
     try:
         check_env(description, env, gate)
         check_action_bounds(agent, env)
         max_steps = min(config.max_steps or env.max_steps, env.max_steps)
         journal = Journal(config.out, _identity(config, description, agent, step, max_steps))
-        player_config = PlayerConfig(
-            env=config.env,
-            views=description.spec.view_names,
-            render_size=config.render_size,
+        player = partial(
+            EpisodePlayer,
             obs_horizon=agent.config.obs_horizon,
             max_steps=max_steps,
             out=config.out,
             fit=fit,
         )
-        # Nothing was refused: what another rollout left here is replaced.
+        # Nothing was refused: the files of another rollout are replaced.
         kept = {episode.result.seed for episode in journal.episodes}
         journal.begin()
         _clear(config.out, kept)
@@ -156,8 +163,12 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
             max_steps,
             agent.device,
         )
-        with players(player_config, env, count) as crew:
-            for episode in play_episodes(agent, crew, config, nfe=nfe, done=kept, check=check):
+        with (
+            nullcontext([LocalWorker(player(env))])  # spares a process
+            if count == 1
+            else workers(partial(_build_player, player, build_env), count)
+        ) as players:
+            for episode in play_episodes(agent, players, config, nfe=nfe, done=kept, check=check):
                 journal.append(episode)
         result = RolloutResult(
             env=config.env,
@@ -180,20 +191,14 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
     return result
 
 
-def _refuse_early(config: RolloutConfig) -> None:
-    """Refuse before anything is loaded, and before hours of episodes."""
-    if config.first_seed < FIRST_ROLLOUT_SEED:
-        raise ConfigError(
-            f"seed {config.first_seed}: recordings may have used it, want {FIRST_ROLLOUT_SEED} or "
-            f"more"
-        )
-    if config.videos not in ("none", 0):
-        require_encoder()
-    config.out.mkdir(parents=True, exist_ok=True)
+def _build_player(
+    player: Callable[[RobotEnv], EpisodePlayer], build_env: Callable[[], RobotEnv]
+) -> EpisodePlayer:
+    return player(build_env())
 
 
 def _sum_up(episodes: Sequence[FinishedEpisode], mode: CameraCheckMode) -> dict[str, Any]:
-    """Return what a result says of all its episodes, in the order of their seeds."""
+    """Return the fields of a result that sum up its episodes, in the order of their seeds."""
     finished = sorted(episodes, key=lambda episode: episode.result.seed)
     solved = sum(episode.result.success for episode in finished)
     return {
@@ -214,7 +219,7 @@ def _sum_up(episodes: Sequence[FinishedEpisode], mode: CameraCheckMode) -> dict[
 def _write(result: RolloutResult, out: Path, *, seconds: float) -> None:
     names = [f"videos/seed_{episode.seed}.mp4" for episode in result.episodes]
     videos = [out / name for name in names if (out / name).exists()]
-    write_json(out / "eval_info.json", eval_info(result, videos, seconds))
+    write_json(out / "eval_info.json", result.eval_info(videos, seconds))
     write_json(out / RESULT, result.model_dump(mode="json"))
 
 
@@ -236,7 +241,7 @@ def _identity(
 
 
 def _clear(out: Path, kept: Collection[int]) -> None:
-    """Take away what an earlier rollout left in a folder, but for films and paths of some seeds."""
+    """Remove an earlier rollout's files from a folder, except videos and paths of some seeds."""
     for name in (RESULT, "eval_info.json"):
         (out / name).unlink(missing_ok=True)
     for path in out.glob("videos/.seed_*.partial"):
@@ -249,7 +254,7 @@ def _clear(out: Path, kept: Collection[int]) -> None:
 
 def play_episodes(
     agent: VLAAgent,
-    crew: Sequence[Player],
+    players: Sequence[AnyWorker],
     config: RolloutConfig,
     *,
     nfe: int,
@@ -260,11 +265,11 @@ def play_episodes(
 
     Args:
         agent: a policy that holds its encoder.
-        crew: who plays.
+        players: workers that each hold an `EpisodePlayer`.
         config: of the rollout.
-        nfe: passes through the head.
+        nfe: number of function evaluations per decision.
         done: seeds that were played before.
-        check: compares an episode's first frames with the training's; None does not look.
+        check: compares an episode's first frames with the training's; None compares nothing.
 
     Yields:
         Each episode when it has finished.
@@ -277,28 +282,32 @@ def play_episodes(
     seeds = range(config.first_seed, config.first_seed + config.episodes)
     waiting = iter([seed for seed in seeds if seed not in done])
     solved = played = 0
-    playing: dict[Player, Episode] = {}
+    playing: dict[AnyWorker, Episode] = {}
 
-    def begin(player: Player) -> None:
+    def begin(player: AnyWorker) -> None:
         seed = next(waiting, None)
         if seed is None:
             playing.pop(player, None)
             return
         playing[player] = Episode(seed)
-        player.begin(seed, config.film(seed))
+        player.send("begin", seed, config.video(seed))
 
-    for player in crew:
+    for player in players:
         begin(player)
     estimate = Estimate(config.episodes - len(done), "episode")
     with tqdm(
         total=config.episodes, initial=len(done), desc="roll out", unit="episode", disable=None
     ) as progress_bar:
         while playing:
-            answers = {player: player.answer() for player in ready(list(playing))}
-            undecided: list[tuple[Player, Progress]] = []
-            for player, progress in answers.items():
+            undecided: list[tuple[AnyWorker, Progress]] = []
+            for player in ready(list(playing)):
+                progress: Progress = player.receive()
                 if progress.result is None:
-                    _check_start(playing[player], progress, config.camera_check, check)
+                    episode = playing[player]
+                    if check is not None and episode.decisions == 0:
+                        frames = progress.observations[-1].frames
+                        verdict = check.admit(frames, config.camera_check)
+                        episode.start = StartFinding(seed=episode.seed, verdict=verdict)
                     undecided.append((player, progress))
                     continue
                 if progress.result.failure is not None:
@@ -318,16 +327,4 @@ def play_episodes(
                 nfe=nfe,
             )
             for (player, _), chunk in zip(undecided, chunks, strict=True):
-                player.act(chunk)
-
-
-def _check_start(
-    episode: Episode,
-    progress: Progress,
-    mode: CameraCheckMode,
-    check: CameraCheck | None,
-) -> None:
-    if check is None or episode.decisions > 0:
-        return
-    verdict = check.admit(progress.observations[-1].frames, mode)
-    episode.start = StartFinding(seed=episode.seed, verdict=verdict)
+                player.send("act", chunk)

@@ -1,12 +1,16 @@
-"""Processes that play, record or roll out; they end with the process that started them."""
+"""Processes with a simulator each, for rollouts, recordings and validation.
+
+They end with the process that started them. What a worker does depends on its messages alone, so
+results do not depend on how many there are.
+"""
 
 import multiprocessing
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -14,41 +18,68 @@ from pipeline.errors import EnvError
 from policy.errors import VlaError
 
 
-@dataclass(frozen=True, eq=False)
-class Spawned:
-    """A process, seen from the one that started it."""
+class Worker:
+    """An object in a process of its own; one call at a time."""
 
-    process: BaseProcess
-    """Ends when its connection closes."""
-    connection: Connection
-    """Ready when there is an answer or the process has ended."""
+    def __init__(self, process: BaseProcess, connection: Connection):
+        self.process = process
+        self.connection = connection
 
-    def tell(self, message: Any) -> None:
-        """Hand over what to do; `answer` says what came of it."""
-        with suppress(OSError):  # a process that has ended left its reason for `answer`
-            self.connection.send(message)
+    def send(self, method: str, *arguments: Any) -> None:
+        """Call a method of the object; `receive` returns the result."""
+        with suppress(OSError):  # a process that has ended left its reason for `receive`
+            self.connection.send((method, *arguments))
 
-    def answer(self, ended: str) -> Any:
-        """Wait for what came of it.
-
-        Args:
-            ended: what to say of a process that ended by itself, with `{code}` in it.
+    def receive(self) -> Any:
+        """Wait for the result of the call.
 
         Raises:
-            VlaError: what the process raised, or that it ended.
+            VlaError, OSError: what the call raised, or that the process ended.
         """
         try:
-            answer = self.connection.recv()
+            result = self.connection.recv()
         except (EOFError, OSError) as error:
             self.process.join(timeout=5)
-            raise EnvError(ended.format(code=self.process.exitcode)) from error
-        if isinstance(answer, VlaError):
-            raise answer
-        return answer
+            raise EnvError(
+                f"simulator process: expected an episode, found that it ended with code "
+                f"{self.process.exitcode}; -9 means out of memory: use fewer processes at once. "
+                "The same command resumes after the finished episodes"
+            ) from error
+        if isinstance(result, VlaError | OSError):
+            raise result
+        return result
+
+
+class LocalWorker:
+    """An object in this process, with the methods of a `Worker`."""
+
+    def __init__(self, held: object):
+        self._held = held
+        self._result: Any = None
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Call a method of the object; see `Worker.send`."""
+        self._result = getattr(self._held, method)(*arguments)
+
+    def receive(self) -> Any:
+        """Return the result of the call."""
+        return self._result
+
+
+AnyWorker = Worker | LocalWorker
+
+
+def ready(busy: Sequence[AnyWorker]) -> list[AnyWorker]:
+    """Wait until a worker has a result, or its process has ended; return all of these."""
+    remote = {worker.connection: worker for worker in busy if isinstance(worker, Worker)}
+    if len(remote) < len(busy):
+        return list(busy)
+    found = set(wait(list(remote)))
+    return [worker for connection, worker in remote.items() if connection in found]
 
 
 def start_process(target: Callable[..., None], arguments: tuple[Any, ...]) -> BaseProcess:
-    """Start a process that ignores Ctrl-C: the caller ends it.
+    """Start a process that ignores Ctrl-C, because the caller ends it, and prints no traceback.
 
     Args:
         target: runs in it.
@@ -56,49 +87,55 @@ def start_process(target: Callable[..., None], arguments: tuple[Any, ...]) -> Ba
     """
     context = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
     process = context.Process(target=target, args=arguments, daemon=True)
-    with _ctrl_c_ignored():
+    if threading.current_thread() is not threading.main_thread():
+        process.start()  # only the main thread may set a handler, and only it gets Ctrl-C
+        return process
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
         process.start()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     return process
 
 
 @contextmanager
-def spawned(
-    target: Callable[..., None], arguments: tuple[Any, ...], count: int
-) -> Iterator[list[Spawned]]:
+def workers(build: Callable[[], Any], count: int) -> Iterator[list[Worker]]:
     """Start processes; end them at once if the block is left by an error or Ctrl-C.
 
     Args:
-        target: runs in each; takes `arguments` and its end of the pipe, and returns when the other
-            end closes.
-        arguments: for all.
+        build: makes the object that each holds, which has a `close`; picklable.
         count: how many.
     """
-    crew: list[Spawned] = []
+    started: list[Worker] = []
     try:
         for _ in range(count):
             ours, theirs = multiprocessing.Pipe()
-            process = start_process(target, (*arguments, theirs))
+            process = start_process(_work, (build, theirs))
             theirs.close()  # so that the end of the process is the end of the pipe
-            crew.append(Spawned(process, ours))
-        yield [*crew]
+            started.append(Worker(process, ours))
+        yield [*started]
     except BaseException:
-        for member in crew:
-            member.process.terminate()
+        for worker in started:
+            worker.process.terminate()
         raise
     finally:
-        for member in crew:
-            member.connection.close()  # an idle process reads the end of the pipe, and returns
-            member.process.join()
+        for worker in started:
+            worker.connection.close()  # an idle process reads the end of the pipe, and returns
+            worker.process.join()
 
 
-@contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    """Start children deaf to Ctrl-C: this process ends them, and they print no traceback."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set a handler, and only it gets Ctrl-C
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
+def _work(build: Callable[[], Any], connection: Connection) -> None:
+    """Execute calls until the pipe closes; runs in a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Mesa's software renderer starts one thread per core in each process; set before OpenGL loads.
+    os.environ["LP_NUM_THREADS"] = "1"
+    with suppress(EOFError, ConnectionError):  # the process at the other end is done, or has ended
+        try:
+            with closing(build()) as held:
+                while True:
+                    method, *arguments = connection.recv()
+                    connection.send(getattr(held, method)(*arguments))
+        except ConnectionError:
+            raise
+        except (VlaError, OSError) as error:
+            connection.send(error)

@@ -1,32 +1,42 @@
-"""Record a scripted expert: one lossless HDF5 file a seed, several seeds at a time, resumable.
+"""Record a scripted expert: one lossless HDF5 file per seed, several at a time, resumable.
 
-Knows environments by their protocol and episodes by `write_episode`; knows no encoder. The set of
-recorded seeds is decided by the request alone, never by timing: the first N seeds, from
+The set of recorded seeds depends on the request alone, never on timing: the first N seeds, from
 `first_seed` on, that the expert solves; or the first N, where failures are kept.
 """
 
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import wait
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from pipeline.datasets.hdf5.recording import ACTION_KEY, IMAGES_GROUP, STATE_KEY, read_label
+from pipeline.datasets.hdf5.recording import (
+    ACTION_KEY,
+    IMAGES_GROUP,
+    STATE_KEY,
+    RecordedEpisode,
+    read_label,
+    write_episode,
+)
 from pipeline.datasets.manifest.model import Manifest, load_manifest
 from pipeline.errors import ConfigError, DatasetError, EnvError
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, FIRST_ROLLOUT_SEED, ExpertEnv
 from pipeline.rollout.envs.registry import make_expert_env
-from pipeline.rollout.play.workers import CrewConfig, Worker, crew
+from pipeline.rollout.play.processes import AnyWorker, ready, workers
 from pipeline.storage.local import write_atomically, write_json
+from policy.images import resize_images
 
 MANIFEST_NAME: Final = "manifest.toml"
 FAILURES_NAME: Final = "failed_seeds.json"
-ATTEMPTS_PER_EPISODE: Final = 3  # seeds tried at most, for each episode asked for
+ATTEMPTS_PER_EPISODE: Final = 3  # seeds tried at most, per requested episode
 Keep = Literal["successes", "all"]
 
 
@@ -40,14 +50,14 @@ class RecordConfig(BaseModel):
     views: tuple[str, ...]
     """Cameras, at least one, in the order in which the policy will see them."""
     episodes: Annotated[int, Field(ge=1)]
-    """Demonstrations wanted; a larger number later adds to the same folder."""
+    """Demonstrations to record; a larger number later adds to the same folder."""
     out: Path
     """Folder of the recordings and of their `manifest.toml`; resumed when it exists."""
     keep: Keep = "successes"
     """`all` keeps episodes that the expert fails, up to the time limit, each marked in its file: to
-    see what it gets wrong, not to imitate."""
+    look at, not to imitate."""
     render_size: int = DEFAULT_RENDER_SIZE
-    """Pixels, both sides, of the rendered pictures; recorded at 256x256, as rollouts see them."""
+    """Width and height in pixels of rendered images; recorded at 256x256, as rollouts see them."""
     first_seed: Annotated[int, Field(ge=0)] = 0
     """The first seed tried; all stay below the seeds of rollouts."""
     workers: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
@@ -59,7 +69,7 @@ class RecordReport:
     """What a recording session did."""
 
     manifest: Path
-    """The manifest to give to `vla-embed`."""
+    """The manifest for `vla-embed`."""
     episodes: int
     """Demonstrations in the folder."""
     recorded: int
@@ -72,7 +82,7 @@ class RecordReport:
     """Wall-clock time of this call."""
 
     def summary(self) -> str:
-        """Say in one line what was recorded and what to do next."""
+        """Return in one line what was recorded and what to do next."""
         failed = f", {len(self.failed_seeds)} seeds not solved by the expert" * bool(
             self.failed_seeds
         )
@@ -87,12 +97,13 @@ def record_dataset(config: RecordConfig) -> RecordReport:
     """Record demonstrations of a scripted expert, and write their manifest when all are there.
 
     An episode ends with the step that first solves the task. Recordings already in the folder are
-    kept; after Ctrl-C only the episodes in hand are lost, and the same call goes on.
+    kept; after Ctrl-C only the running episodes are lost, and the same call resumes.
 
     Raises:
         ConfigError: no camera is named, seeds would reach those of rollouts, or the folder holds
             recordings that this request would not make; nothing is written then.
-        DatasetError: a recording in the folder is damaged, or the disk does not take a new one.
+        DatasetError: a recording in the folder is damaged.
+        OSError: a recording cannot be written.
         EnvError: the environment cannot be built, or its expert fails on too many seeds.
     """
     started = time.monotonic()
@@ -155,16 +166,10 @@ def _record_missing(config: RecordConfig, recorded: set[int], failed: set[int]) 
     """Record until the plan is met or cannot be; extend the two sets; return the new steps."""
     steps = 0
     num_workers = min(config.workers, config.episodes - len(recorded))
-    in_hand: dict[Worker, int] = {}
-    crew_config = CrewConfig(
-        env=config.env,
-        views=config.views,
-        render_size=config.render_size,
-        keeps_failures=config.keep == "all",
-        out=config.out,
-    )
+    running: dict[AnyWorker, int] = {}
     with (
-        crew(crew_config, num_workers) as idle,
+        _no_partial_files(config.out),
+        workers(partial(Recorder, config), num_workers) as started,
         tqdm(
             total=config.episodes,
             initial=len(recorded),
@@ -173,21 +178,21 @@ def _record_missing(config: RecordConfig, recorded: set[int], failed: set[int]) 
             disable=None,
         ) as bar,
     ):
+        idle: list[AnyWorker] = [*started]
         while True:
             plan = _planned_seeds(config, failed)
-            # Too many failures: finish what is in hand, and let the caller say so.
+            # Too many failures: finish the running episodes; the caller raises the error.
             wanted = plan if len(plan) == config.episodes else []
-            busy = recorded.union(in_hand.values())
+            busy = recorded.union(running.values())
             for seed in [seed for seed in wanted if seed not in busy][: len(idle)]:
                 worker = idle.pop()
-                worker.begin(seed)
-                in_hand[worker] = seed
-            if not in_hand:
+                worker.send("record", seed)
+                running[worker] = seed
+            if not running:
                 return steps
-            ready = wait([worker.connection for worker in in_hand])
-            for worker in [worker for worker in in_hand if worker.connection in ready]:
-                attempt = worker.finish()
-                seed = in_hand.pop(worker)
+            for worker in ready(list(running)):
+                attempt: Attempt = worker.receive()
+                seed = running.pop(worker)
                 idle.append(worker)
                 if not attempt.solved:
                     failed.add(seed)
@@ -198,6 +203,84 @@ def _record_missing(config: RecordConfig, recorded: set[int], failed: set[int]) 
                 else:
                     content = {"env": config.env, "seeds": sorted(failed)}
                     write_json(config.out / FAILURES_NAME, content)
+
+
+@contextmanager
+def _no_partial_files(folder: Path) -> Iterator[None]:
+    """Remove what processes that were ended have left."""
+    try:
+        yield
+    finally:
+        for partial_file in folder.glob(".*.partial"):
+            partial_file.unlink()
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The outcome of one seed."""
+
+    solved: bool
+    """The expert solved it."""
+    steps: int
+    """Control steps recorded; 0 where the episode was not kept."""
+
+
+class Recorder:
+    """One simulator and its expert; records a seed at a time, usually in a process of its own."""
+
+    def __init__(self, config: RecordConfig):
+        self._config = config
+        self._env = make_expert_env(config.env, config.views, config.render_size)
+
+    def record(self, seed: int) -> Attempt:
+        """Record a seed; see `record_seed`."""
+        return record_seed(self._env, seed, self._config)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+
+def record_seed(env: ExpertEnv, seed: int, config: RecordConfig) -> Attempt:
+    """Record one seed to the step that solves it, or to the time limit; write it if it is kept."""
+    # Physics takes 1 ms per step and rendering 36 ms: render only episodes that will be kept.
+    solved, length = _try(env, seed)
+    if not solved and config.keep == "successes":
+        return Attempt(solved=False, steps=0)
+    env.reset(seed)
+    frames, states, actions, is_solved = [], [], [], False
+    for _ in range(length):
+        frames.append(resize_images(env.render()))
+        states.append(env.state())
+        actions.append(env.expert_action())
+        is_solved = env.step(actions[-1]).success
+    if is_solved != solved:
+        raise EnvError(
+            f"{env.name}: expected seed {seed} to end equally twice at step {length}, found that "
+            "it gave another episode; report this, the simulator is not deterministic here"
+        )
+    episode = RecordedEpisode(
+        frames=dict(zip(env.view_names, np.stack(frames, axis=1), strict=True)),
+        state=np.stack(states),
+        action=np.stack(actions),
+        env=env.name,
+        seed=seed,
+        fps=env.control_hz,
+        render_size=config.render_size,
+        success=solved,
+    )
+    write_episode(config.out / f"episode_{seed}.hdf5", episode)
+    return Attempt(solved=solved, steps=length)
+
+
+def _try(env: ExpertEnv, seed: int) -> tuple[bool, int]:
+    """Follow the expert without rendering; return whether it solves the task, and the last step."""
+    env.reset(seed)
+    for step in range(1, env.max_steps + 1):
+        outcome = env.step(env.expert_action())
+        if outcome.success or outcome.truncated:
+            return outcome.success, step
+    raise AssertionError("an environment truncates its last step")
 
 
 def _recorded_seeds(config: RecordConfig) -> tuple[set[int], set[int]]:

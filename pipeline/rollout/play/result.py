@@ -1,7 +1,8 @@
-"""What a rollout found: episodes, success with its interval, latency; and its file on the disk."""
+"""The result of a rollout: episodes, success with its interval, latency; stored as JSON."""
 
 import math
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -28,14 +29,14 @@ class EpisodeResult(BaseModel):
     max_reward: float
     """The largest of them."""
     decisions: int
-    """How often the policy was asked."""
+    """Number of decisions of the policy."""
     failure: str | None = None
-    """What the simulator raised or showed when it failed after `steps` steps, in one line; the
-    episode ended there, unsolved. None where it ended by itself."""
+    """Why the simulator failed after `steps` steps, in one line; the episode ended there, unsolved.
+    None where it did not fail."""
 
 
 class Latency(BaseModel):
-    """How long one decision took, in seconds, over all decisions of a rollout."""
+    """Duration of one decision in seconds, over all decisions of a rollout."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,10 +52,10 @@ class Latency(BaseModel):
 
 
 class Disagreement(BaseModel):
-    """How far one jump of the head is from two, relative to their length, over all decisions.
+    """Difference of one jump of the head and two, relative to their length, over all decisions.
 
-    0 is perfect and 2 the worst. It needs no labels: a policy that jumps from noise to actions at
-    once is unsure of itself where it is large.
+    0 is perfect and 2 the worst. It needs no labels: a one-step policy is uncertain where it is
+    large.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,7 +73,7 @@ class Disagreement(BaseModel):
 
 
 class RolloutResult(BaseModel):
-    """A rollout as `result.json` keeps it."""
+    """A rollout, as stored in `result.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,23 +84,23 @@ class RolloutResult(BaseModel):
     checkpoint_step: int
     """Optimizer steps behind the averaged weights."""
     nfe: int
-    """Passes through the head a decision."""
+    """Number of function evaluations per decision."""
     max_steps: int
     """Control steps after which an episode counts as failed."""
     encoder: EncoderIdentity
-    """What encoded the views live."""
+    """The encoder of the live views."""
     dataset: str
-    """Names of the datasets that the policy was trained on."""
+    """Names of the training's datasets."""
     store_digest: str
-    """Content of the stores that they are cached in."""
+    """Digest of the training's stores."""
     code_version: str
     """Of this package."""
     render_size: int
-    """Pixels a side of the pictures, before they were brought to the encoder's size."""
+    """Width and height in pixels of rendered images, before they were resized for the encoder."""
     num_envs: int
     """Environments that ran at once; changes no episode, only times."""
     gate_overridden: tuple[str, ...]
-    """What the gate would have refused, where it was told to let everything pass."""
+    """What the gate would have refused, where it was overridden."""
     episodes: tuple[EpisodeResult, ...]
     """In the order of their seeds."""
     success_rate: float
@@ -111,7 +112,7 @@ class RolloutResult(BaseModel):
     encode_s: Latency
     """Encoding their views."""
     head_s: Latency
-    """Condition and action head; without the passes that measure `disagreement`."""
+    """Condition and action head; without the evaluations that measure `disagreement`."""
     disagreement: Disagreement | None = None
     """Of the head with itself; None where the objective does not learn jumps."""
 
@@ -119,7 +120,7 @@ class RolloutResult(BaseModel):
     """Whether the cameras showed what they showed in training."""
 
     def alarms(self) -> list[str]:
-        """Return what makes the figures doubtful, a sentence each; a report prints them in red."""
+        """Return one sentence per reason to doubt the figures; a report prints them in red."""
         found = [f"the gate was overridden: {reason}" for reason in self.gate_overridden]
         failures = [episode.failure for episode in self.episodes if episode.failure is not None]
         if failures:
@@ -135,8 +136,40 @@ class RolloutResult(BaseModel):
                 found.append(f"cameras at seed {start.seed}: {start.verdict.line()}")
         return found
 
+    def eval_info(self, videos: list[Path], seconds: float) -> dict[str, Any]:
+        """Return the same as the content of LeRobot's `eval_info.json`, for tools that read it.
+
+        Args:
+            videos: that were kept.
+            seconds: that all episodes took together.
+
+        Source: huggingface/lerobot@7427f318:src/lerobot/scripts/lerobot_eval.py, eval_policy_all.
+        """
+        group = self.env.partition("/")[0]
+        rewards = [episode.reward for episode in self.episodes]
+        largest = [episode.max_reward for episode in self.episodes]
+        shared = {"video_paths": [str(path) for path in videos], "predicted_video_paths": []}
+        overall = {
+            "avg_sum_reward": math.fsum(rewards) / len(rewards),
+            "avg_max_reward": math.fsum(largest) / len(largest),
+            "pc_success": 100.0 * self.success_rate,
+            "n_episodes": len(rewards),
+            **shared,
+        }
+        metrics = {
+            "sum_rewards": rewards,
+            "max_rewards": largest,
+            "successes": [episode.success for episode in self.episodes],
+            **shared,
+        }
+        return {
+            "per_task": [{"task_group": group, "task_id": 0, "metrics": metrics}],
+            "per_group": {group: overall},
+            "overall": {**overall, "eval_s": seconds, "eval_ep_s": seconds / len(rewards)},
+        }
+
     def summary(self) -> str:
-        """Say it in two lines; `alarms` say what makes it doubtful."""
+        """Return two lines; see `alarms` for what makes the figures doubtful."""
         solved = sum(episode.success for episode in self.episodes)
         low, high = self.success_interval
         parts = (("render", self.render_s), ("encode", self.encode_s), ("head", self.head_s))

@@ -1,7 +1,6 @@
-"""Rolls checkpoints out while their training runs, one at a time, in a process of its own.
+"""Rolls checkpoints out during training, one at a time, in a process of low priority.
 
-The process gets the checkpoint under another name, as hard links, so that the training may delete
-its own; it runs at low priority.
+The process reads hard links of the checkpoint, so that the training may delete its own.
 """
 
 import logging
@@ -11,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 from pydantic import ValidationError
@@ -28,33 +26,32 @@ from policy.errors import VlaError
 
 NICENESS: Final = 10  # of the process: the training goes first
 OUTPUT: Final = "output.txt"
-KILL_AFTER_S: Final = 10.0  # seconds between asking a process to end and ending it
+KILL_AFTER_S: Final = 10.0  # seconds between SIGTERM and SIGKILL
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Rollout:
-    """A checkpoint that is being rolled out."""
+    """A running rollout of a checkpoint."""
 
     step: int
     out: Path
-    """Where its result will be."""
+    """Folder of its result."""
     linked: Path
-    """Folder that holds the linked run, and the process's output."""
+    """Folder with the linked run and the process's output."""
     process: BaseProcess
 
 
 class RolloutValidation:
-    """A `TrainingWatcher`; leaving its context ends the process that may still run."""
+    """A `TrainingWatcher`, to be closed."""
 
     def __init__(self, config: RolloutConfig, *, every: int):
         """Prepare; nothing runs yet.
 
         Args:
             config: of each rollout, but for `run` and `out`.
-            every: optimizer steps between two rollouts; a checkpoint whose step is no multiple of
-                it is left alone.
+            every: optimizer steps between two rollouts; other checkpoints are not rolled out.
         """
         self._config = config
         self._every = every
@@ -64,15 +61,8 @@ class RolloutValidation:
         self.failures: list[str] = []
         """A line for each rollout that did not end well."""
 
-    def __enter__(self) -> "RolloutValidation":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End a process that still runs, and remove its files."""
         if self._waiting is not None:
             shutil.rmtree(self._waiting[0].parent, ignore_errors=True)
         if self._current is not None:
@@ -83,9 +73,9 @@ class RolloutValidation:
             shutil.rmtree(self._current.linked, ignore_errors=True)
 
     def checkpoint_written(self, run: Path, step: int) -> None:
-        """Roll it out, now or when the one before is done; see `TrainingWatcher`.
+        """Roll it out, now or after the running one; see `TrainingWatcher`.
 
-        One that waits already is replaced by this one, with a warning in the log.
+        It replaces one that is waiting, with a warning in the log.
         """
         if step % self._every:
             return
@@ -93,8 +83,8 @@ class RolloutValidation:
             left, skipped = self._waiting
             shutil.rmtree(left.parent, ignore_errors=True)
             logger.warning(
-                "%s: step %d is not rolled out: the rollout before it still ran when step %d was "
-                "there; roll out less often, or fewer episodes",
+                "%s: step %d is not rolled out: the one before it still ran at step %d; roll out "
+                "less often, or fewer episodes",
                 run,
                 skipped,
                 step,
@@ -104,7 +94,7 @@ class RolloutValidation:
             self._start()
 
     def figures(self) -> list[tuple[int, Mapping[str, float]]]:
-        """Return what has become ready; see `TrainingWatcher`."""
+        """Return the figures of finished rollouts; see `TrainingWatcher`."""
         if self._current is not None and not self._current.process.is_alive():
             self._take_result(self._current)
             self._current = None
@@ -141,7 +131,7 @@ class RolloutValidation:
             reason = " ".join(str(error).split())
             failure = f"step {rollout.step} was not rolled out: {reason}"
             self.failures.append(failure)
-            logger.error("%s; training goes on", failure)
+            logger.error("%s; training continues", failure)
             return
         figures = {
             "rollout_success": result.success_rate,
@@ -158,7 +148,7 @@ def validate_by_rollouts(
     Args:
         rollout: of each rollout, but for `run` and `out`.
         every: optimizer steps between two rollouts.
-        store: what is trained on; its views are rendered.
+        store: of the training; its views are rendered.
         config: of the training.
 
     Raises:
@@ -177,7 +167,7 @@ def validate_by_rollouts(
 
 def _roll_out(config: RolloutConfig, output: Path) -> None:
     """Roll out in a process of its own, whose output goes to a file."""
-    os.setsid()  # Ctrl-C is the training's; it ends this process itself
+    os.setsid()  # Ctrl-C goes to the training, which ends this process
     os.nice(NICENESS)
     with output.open("wb") as file:
         for stream in (1, 2):
@@ -189,7 +179,7 @@ def _roll_out(config: RolloutConfig, output: Path) -> None:
 
 
 def _link_run(run: Path, step: int) -> Path:
-    """Give a run with one checkpoint a second name, below the run; return it."""
+    """Hard-link a run with one of its checkpoints below the run, and return the new folder."""
     rollouts = run / "rollouts"
     linked = rollouts / f".step_{step:08d}" / run.resolve().name
     shutil.rmtree(linked.parent, ignore_errors=True)

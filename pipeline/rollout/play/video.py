@@ -1,7 +1,4 @@
-"""Films of episodes: H.264 in MP4, all views side by side, as browsers play it.
-
-The only part of this room that needs PyAV, and only when a film is made.
-"""
+"""Videos of episodes: H.264 in MP4, all views side by side, as browsers play it."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -13,12 +10,12 @@ from jaxtyping import UInt8
 from policy.errors import MissingExtraError
 
 ENCODER: Final = "libx264"
-# One thread: an encoder beside a simulator in each process. Fragments would hold the index back.
+# One thread: each process also has a simulator.
 OPTIONS: Final = {"crf": "23", "preset": "veryfast", "threads": "1"}
 
 
 def require_encoder() -> None:
-    """Find out before hours of episodes whether films can be made.
+    """Find out before hours of episodes whether videos can be made.
 
     Raises:
         MissingExtraError: PyAV is not installed, or its build cannot encode H.264.
@@ -34,14 +31,14 @@ def require_encoder() -> None:
 
 
 class VideoFile:
-    """A film that is being made; it appears under its name when it is whole."""
+    """A video that is being written; it appears under its name when it is complete."""
 
     def __init__(self, path: Path, frames_per_s: float):
         """Begin.
 
         Args:
             path: of the MP4; its folder is made.
-            frames_per_s: how fast it will be played.
+            frames_per_s: playback rate.
         """
         import av  # noqa: PLC0415 - optional
 
@@ -69,7 +66,7 @@ class VideoFile:
         self._container.mux(self._stream.encode(frame))
 
     def close(self, *, keep: bool) -> None:
-        """Finish the film, and put it in its place or throw it away."""
+        """Finish the video, and keep or delete it."""
         self._container.mux(self._stream.encode())
         self._container.close()
         if keep:

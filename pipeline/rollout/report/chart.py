@@ -1,4 +1,4 @@
-"""One line chart of several runs: its scales, and the points that are drawn.
+"""The curves of training: one line chart per figure, all runs in it.
 
 `templates/chart.html` draws it as inline SVG. Its colors come from the page's style sheet by class;
 the page's script shows the values under the pointer, which it reads from `Chart.series`.
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import ClassVar, Final
 
+from pipeline.rollout.report.contents import VALIDATION_ERROR, RunContents
 from pipeline.rollout.report.scales import (
     Scale,
     fitting_scale,
@@ -89,11 +90,11 @@ class Chart:
 
     def x(self, step: int | float) -> float:
         """Return where an optimizer step is."""
-        return round(self.left + self.across.place(step) * (self.right - self.left), 1)
+        return round(self.left + self.across.position(step) * (self.right - self.left), 1)
 
     def y(self, value: float) -> float:
         """Return where a value is."""
-        return round(self.bottom - self.upward.place(value) * (self.bottom - self.top), 1)
+        return round(self.bottom - self.upward.position(value) * (self.bottom - self.top), 1)
 
     def text(self, value: float, trials: int | None) -> str:
         """Return a value to read."""
@@ -145,3 +146,39 @@ def spans(points: Sequence[Point], count: int = NUM_SPANS) -> list[Span]:
         step = (group[0].step + group[-1].step) / 2
         found.append(Span(step, min(values), median(values), max(values)))
     return found
+
+
+STYLES: Final = {
+    "rollout_success": ChartStyle(
+        "Success in validation rollouts", "bars: 95 % Wilson interval", is_share=True
+    ),
+    VALIDATION_ERROR: ChartStyle(
+        "Validation error", "root mean square; actions are normalized to [-1, 1]"
+    ),
+    "val_loss": ChartStyle("Validation loss", "on episodes kept out of training"),
+    "loss": ChartStyle("Training loss", "as it is minimized, weights included"),
+    "raw_mse": ChartStyle("Raw error", "mean square, before any weight"),
+    "grad_norm": ChartStyle("Gradient norm", "before clipping"),
+    "learning_rate": ChartStyle("Learning rate", may_be_log=False),
+    "steps_per_s": ChartStyle("Speed", "optimizer steps per second", may_be_log=False),
+}
+
+
+def curves(runs: Sequence[RunContents]) -> dict[str, object]:
+    """Lay out every figure that some run logged: known ones first, then by name."""
+    logged = {name for run in runs for name in run.log.figures}
+    names = [name for name in STYLES if name in logged] + sorted(logged - STYLES.keys())
+    lines = [points for run in runs for points in run.log.figures.values()]
+    last_step = max((points[-1].step for points in lines), default=0)
+    return {
+        "charts": [_figure(name, runs, last_step) for name in names],
+        "max_points": MAX_POINTS if any(len(points) > MAX_POINTS for points in lines) else None,
+    }
+
+
+def _figure(name: str, runs: Sequence[RunContents], last_step: int) -> Chart:
+    lines = [
+        Line(run.label, run.color, run.log.figures[name]) for run in runs if name in run.log.figures
+    ]
+    style = STYLES.get(name) or ChartStyle(name.replace("_", " ").capitalize())
+    return chart(lines, style, last_step)

@@ -1,10 +1,10 @@
-"""What a report is made of: runs with their logs and rollouts, read and checked.
+"""The data of a report: runs with their logs and rollouts, read and checked.
 
 The folder of a run:
 
     run.json, log.jsonl, checkpoints/     see pipeline/training
     rollouts/NAME/result.json             a rollout; NAME is `step_00001000` where the trainer
-                                          validated itself
+                                          rolled out by itself
     rollouts/NAME/videos/seed_SEED.mp4    an episode's video, H.264
     rollouts/NAME/paths/seed_SEED.png     its first frame with the end-effector's path
 """
@@ -88,8 +88,8 @@ class RunContents:
     @property
     def final_rollouts(self) -> tuple[Rollout, ...]:
         """The rollouts by vla-rollout; the latest validation where there is none."""
-        asked = tuple(rollout for rollout in self.rollouts if not rollout.is_validation)
-        return asked or self.rollouts[:1]
+        requested = tuple(rollout for rollout in self.rollouts if not rollout.is_validation)
+        return requested or self.rollouts[:1]
 
     @property
     def validation_error(self) -> tuple[Point, Point] | None:
@@ -154,8 +154,8 @@ def _read_rollout(path: Path) -> Rollout:
         result = RolloutResult.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first: Any = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "content"
-        raise _damaged(path, f"{place}: {first['msg']}") from error
+        field = ".".join(map(str, first["loc"])) or "content"
+        raise _damaged(path, f"{field}: {first['msg']}") from error
     seeds = [episode.seed for episode in result.episodes]
     if not seeds or len(set(seeds)) != len(seeds):
         raise _damaged(path, f"episodes: {len(seeds)} with {len(set(seeds))} seeds, want distinct")

@@ -1,15 +1,22 @@
-"""Rollouts one by one, with their images and videos; `templates/rollouts.html`."""
+"""Rollouts one by one, with their images, videos and settings, and the configuration of the runs.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Images and videos are in the page as `data:` URLs, up to a total size; the page names the others.
+"""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
-from pipeline.rollout.play.result import EpisodeResult, RolloutResult
-from pipeline.rollout.report.configuration import flatten
+from pipeline.rollout.play.result import EpisodeResult
 from pipeline.rollout.report.contents import Rollout, RunContents
-from pipeline.rollout.report.media import MediaBudget
 
-SHOWN_ELSEWHERE: Final = {  # fields of a result that have their own place on the page
+PNG_MARK: Final = b"\x89PNG\r\n\x1a\n"  # PNG specification, section 5.2
+MP4_MARK: Final = b"ftyp"  # bytes 4 to 8 of an MP4 file; ISO/IEC 14496-12, section 4.3
+ABSENT: Final = "\N{EN DASH}"  # where a run has no such field
+SHOWN_ELSEWHERE: Final = {  # fields of a result that the page shows elsewhere
     "episodes",
     "success_rate",
     "success_interval",
@@ -20,6 +27,46 @@ SHOWN_ELSEWHERE: Final = {  # fields of a result that have their own place on th
 }
 
 Card = tuple[EpisodeResult, str | None, str | None]  # with the URLs of its image and its video
+
+
+@dataclass
+class MediaBudget:
+    """The files inlined into a page so far, and those that were left out."""
+
+    limit: int
+    """In bytes of files; inside the page they take a third more."""
+    used: int = 0
+    left_out: list[Path] = field(default_factory=list)
+    """Files for which there was no room."""
+    unusable: list[Path] = field(default_factory=list)
+    """Files that are not of the type in their name."""
+
+    @property
+    def left_out_bytes(self) -> int:
+        """Total size of the files for which there was no room."""
+        return sum(path.stat().st_size for path in self.left_out)
+
+    def image(self, path: Path) -> str | None:
+        """Return a PNG file as a URL; None where it is absent or left out."""
+        return self._inline(path, "image/png", PNG_MARK, 0)
+
+    def video(self, path: Path) -> str | None:
+        """Return an MP4 file as a URL; None where it is absent or left out."""
+        return self._inline(path, "video/mp4", MP4_MARK, 4)
+
+    def _inline(self, path: Path, kind: str, mark: bytes, offset: int) -> str | None:
+        if not path.is_file():
+            return None
+        size = path.stat().st_size
+        if self.used + size > self.limit:
+            self.left_out.append(path)
+            return None
+        content = path.read_bytes()
+        if content[offset : offset + len(mark)] != mark:
+            self.unusable.append(path)
+            return None
+        self.used += len(content)
+        return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 @dataclass(frozen=True)
@@ -34,9 +81,14 @@ class ShownRollout:
 
 
 def rollouts(runs: Sequence[RunContents], media: MediaBudget) -> dict[str, object]:
-    """Return every rollout of every run; the first ones take up the room for media first."""
+    """Return every rollout of every run; media are added in this order, while there is room."""
     shown = [
-        ShownRollout(run, rollout, _cards(rollout, media), _settings(rollout.result))
+        ShownRollout(
+            run,
+            rollout,
+            _cards(rollout, media),
+            flatten(rollout.result.model_dump(mode="json", exclude=SHOWN_ELSEWHERE)),
+        )
         for run in runs
         for rollout in run.rollouts
     ]
@@ -61,5 +113,22 @@ def _cards(rollout: Rollout, media: MediaBudget) -> list[Card]:
     return [cards[episode.seed] for episode in episodes if any(cards[episode.seed][1:])]
 
 
-def _settings(result: RolloutResult) -> dict[str, str]:
-    return flatten(result.model_dump(mode="json", exclude=SHOWN_ELSEWHERE))
+def configuration(runs: Sequence[RunContents]) -> dict[str, object]:
+    """Return every field of every run's `run.json`, for `templates/configuration.html`."""
+    flat = [flatten(run.description.model_dump(mode="json")) for run in runs]
+    names = dict.fromkeys(name for fields in flat for name in fields)
+    return {"fields": {name: [fields.get(name, ABSENT) for fields in flat] for name in names}}
+
+
+def flatten(content: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Return nested settings as `group.field` and text; a list of plain values stays one field."""
+    fields: dict[str, str] = {}
+    for key, value in content.items():
+        inner = value
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            inner = {str(index): item for index, item in enumerate(value)}
+        if isinstance(inner, dict) and inner:
+            fields |= flatten(inner, f"{prefix}{key}.")
+        else:
+            fields[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return fields

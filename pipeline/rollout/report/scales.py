@@ -7,7 +7,6 @@ from typing import Final
 
 LOG_SPAN: Final = 20.0  # largest over smallest value from which a logarithmic axis reads better
 MAX_LOG_TICKS: Final = 7  # before only powers of ten are marked
-PLAIN_SIZES: Final = range(-4, 5)  # powers of ten that read better written out
 SLACK: Final = 0.7  # share of the desired distance between ticks that a rounder one may have
 ROUNDING: Final = 1e-9  # share of a tick's distance that floating point may miss it by
 
@@ -21,7 +20,7 @@ class Scale:
     is_log: bool
     ticks: tuple[float, ...]
 
-    def place(self, value: int | float) -> float:
+    def position(self, value: int | float) -> float:
         """Return where a value is: 0 at `low`, 1 at `high`, held in between."""
         if self.is_log:
             share = math.log(value / self.low) / math.log(self.high / self.low)
@@ -60,30 +59,13 @@ def step_scale(last: int) -> Scale:
 
 
 def tick_texts(scale: Scale) -> list[str]:
-    """Return the numbers next to an axis, with as many digits as tell its ticks apart."""
-    if scale.is_log:
-        return [number_text(tick) for tick in scale.ticks]
-    distance = math.floor(math.log10(scale.ticks[1] - scale.ticks[0]) + ROUNDING)
-    size = math.floor(math.log10(max(abs(scale.low), abs(scale.high))))
-    if size in PLAIN_SIZES:
-        return [_signed(f"{tick:,.{max(0, -distance)}f}") for tick in scale.ticks]
-    mantissas = [tick / 10.0**size for tick in scale.ticks]
-    return [_signed(f"{mantissa:.{size - distance}f}e{size}") for mantissa in mantissas]
+    """Return the numbers next to an axis, with as many digits as distinguish its ticks."""
+    return [_signed(f"{tick:,.12g}") for tick in scale.ticks]
 
 
 def number_text(value: float) -> str:
-    """Return a figure to read: four significant digits, powers of ten where it is far from 1."""
-    if value == 0:
-        return "0"
-    exponent = math.floor(math.log10(abs(value)))
-    if exponent in PLAIN_SIZES:
-        digits = max(0, 3 - exponent)
-        text = f"{value:,.{digits}f}"
-        text = text.rstrip("0").rstrip(".") if "." in text else text
-        return _signed(text)
-    mantissa, power = f"{value:.2e}".split("e")
-    mantissa = mantissa.rstrip("0").rstrip(".")
-    return _signed(f"{mantissa}e{int(power)}")
+    """Return a figure to read: four significant digits."""
+    return _signed(f"{value:,.0f}" if 1e3 <= abs(value) < 1e5 else f"{value:.4g}")
 
 
 def percent(share: float) -> str:

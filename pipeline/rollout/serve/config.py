@@ -1,8 +1,7 @@
-"""What a policy server is told, and who may talk to it: this machine, or whoever holds the token.
+"""The configuration of a policy server, and who may connect: this machine, or holders of its token.
 
-Knows addresses, headers and tokens; nothing about messages and policies. A token comes from a file
-or from the environment, never from the command line, which every user of a machine can read, and is
-not logged.
+A token comes from a file or from the environment, never from the command line, which every user of
+a machine can read, and is not logged.
 """
 
 import hmac
@@ -34,21 +33,21 @@ class ServeConfig(BaseModel):
     port: int = Field(default=8000, ge=0, le=65_535)
     """TCP port; 0 takes a free one."""
     token: SecretStr | None = None
-    """What clients must send as `Authorization: Api-Key TOKEN`; None asks for nothing."""
+    """What clients must send as `Authorization: Api-Key TOKEN`; None requires nothing."""
     max_message_mib: int = Field(default=16, ge=1, le=1024)
     """Largest message in MiB; three views of 640x480 at two observation steps take 6."""
     checkpoint: str = "latest"
     """`latest`, `best` or a step."""
     nfe: int | None = Field(default=None, ge=1)
-    """Passes through the head a decision; None is the objective's own number."""
+    """Number of function evaluations per decision; None is the objective's own."""
     first_seed: int = Field(default=FIRST_ROLLOUT_SEED, ge=0)
     """Decides the noise of each connection's first episode; each further episode takes the next."""
     encoder: str | None = None
-    """Where the encoder is now; None takes the name the run was trained with."""
+    """Path or name of the encoder; None is the name the run was trained with."""
     device: str = "auto"
     """Where encoder and head run: `auto`, or torch's name of a device."""
     camera_check: CameraCheckMode = "refuse"
-    """What follows where an episode's first frames are not what training showed."""
+    """What to do where an episode's first frames are not what training showed."""
 
 
 def read_token(path: Path | None) -> SecretStr | None:

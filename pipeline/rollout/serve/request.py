@@ -1,7 +1,7 @@
 """What a robot may send: one observation, or the latest few, checked before the policy sees it.
 
-Knows keys, shapes and units; nothing about bytes, sockets or histories. The keys are flat, as in
-openpi's examples: `observation/<view>` for each view of the training, and `observation/state`.
+The keys are flat, as in openpi's examples: `observation/<view>` for each view of the training, and
+`observation/state`.
 
 Source: Physical-Intelligence/openpi@0e61745e, docs/remote_inference.md, for the form of the keys.
 """
@@ -38,19 +38,19 @@ class Request:
     step: int | None
     """Control steps since the episode's start, if the client counts them."""
     starts_episode: bool
-    """The client asks for a new episode, of which this is the first observation."""
+    """The client requests a new episode, of which this is the first observation."""
 
 
 class RequestReader:
     """Turns decoded messages into requests that fit one policy."""
 
     def __init__(self, spec: AgentSpec, obs_horizon: int, fit: Fit = "stretch"):
-        """Know what the policy needs.
+        """Prepare.
 
         Args:
             spec: of the policy.
             obs_horizon: its observation steps.
-            fit: how pictures that are not square become so, as in training.
+            fit: how images that are not square become square, as in training.
 
         Raises:
             ConfigError: a view is called `state`, so that two keys would be the same.
@@ -58,7 +58,7 @@ class RequestReader:
         if "state" in spec.view_names:
             raise ConfigError(
                 f"views {', '.join(spec.view_names)}: expected none called `state`, since "
-                f"{STATE} is the robot's state; rename the view in the manifest and train anew"
+                f"{STATE} is the robot's state; rename the view in the manifest and train again"
             )
         self._spec = spec
         self._obs_horizon = obs_horizon
@@ -66,7 +66,7 @@ class RequestReader:
         self._frame_keys = [f"{PREFIX}{view}" for view in spec.view_names]
 
     def expected(self) -> dict[str, str]:
-        """Return each key with what it holds, for people."""
+        """Return each key with its content, in words."""
         horizon, width = self._obs_horizon, self._spec.state_dim
         frames = (
             f"uint8 [height, width, 3], RGB in [0, 255], any size; or [{horizon}, height, width, 3]"
@@ -147,7 +147,7 @@ class RequestReader:
         ):
             steps = "".join(f"{length}, " for length in lead)
             raise RequestError(
-                f"{key}: expected uint8 [{steps}height, width, 3] beside a {STATE} of "
+                f"{key}: expected uint8 [{steps}height, width, 3] with a {STATE} of "
                 f"[{steps}{self._spec.state_dim}], found {_described(content)}"
             )
         return resize_images(content.reshape(-1, *content.shape[-3:]), self._fit)

@@ -1,21 +1,20 @@
 """A served policy, and the episode that one client plays with it.
 
-Knows a loaded policy and requests; nothing about sockets, and no robot. Not safe for threads: the
-server answers one request after another.
+Not safe for threads: the server answers one request after another.
 
 **History.** A policy of `obs_horizon` 2 was trained on consecutive control steps, and most clients
 send one observation for a whole chunk of actions. So a request brings either all its observation
 steps, which is exact, or one. One is exact at the episode's start, where training repeats the first
 step too, and where the client counts its control steps in `step` and sends every one, so that this
-session has seen the steps before. Otherwise the oldest step at hand is repeated, and the reply says
-so: its `history` is `repeated` instead of `exact`.
+session has seen the steps before. Otherwise the oldest known step is repeated, and the reply's
+`history` is `repeated` instead of `exact`.
 
 **Noise.** A connection's episode number e, from 0, draws the noise that `vla-rollout` draws for the
 seed `first_seed + e`: the same observations get the same actions, bit for bit.
 
 **Cameras.** The first observation of an episode is compared with the training's; one that does not
-match is refused before any action is given, or said in the log. A client that counts its steps and
-joins in the middle of an episode is not compared.
+match is refused before any action, or logged. There is no comparison for a client that counts its
+steps and joins in the middle of an episode.
 """
 
 import logging
@@ -23,7 +22,6 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -35,6 +33,7 @@ from pipeline.errors import RequestError
 from pipeline.rollout.gate.camera_check import CameraCheck
 from pipeline.rollout.gate.camera_verdict import CameraCheckMode
 from pipeline.rollout.gate.checks import load_policy
+from pipeline.rollout.serve.config import ServeConfig
 from pipeline.rollout.serve.request import Request, RequestReader, Value
 from pipeline.training.data.sampling import seeded_generator
 from pipeline.training.run.folder import RunDescription
@@ -46,7 +45,7 @@ History = Literal["exact", "repeated"]
 _HISTORY: Final = (
     "exact where a request brings obs_horizon steps, oldest first, where every control step is "
     "sent alone with `step`, and at an episode's start; else steps that were not sent are replaced "
-    "by the oldest at hand, and the reply's `history` is `repeated`"
+    "by the oldest known one, and the reply's `history` is `repeated`"
 )
 
 logger = logging.getLogger(__name__)
@@ -65,55 +64,39 @@ class ServedPolicy:
     checkpoint_step: int
     """Optimizer steps behind the averaged weights."""
     nfe: int
-    """Passes through the head a decision."""
+    """Number of function evaluations per decision."""
     first_seed: int
     """Decides the noise of each connection's first episode."""
     cameras: CameraCheck | None
-    """Compares an episode's first frames with the training's; None does not look."""
+    """Compares an episode's first frames with the training's; None compares nothing."""
     camera_check: CameraCheckMode
-    """What follows where they do not match."""
+    """What to do where they do not match."""
 
     @classmethod
-    def load(
-        cls,
-        run: Path,
-        *,
-        encoder: str | None,
-        device: str,
-        checkpoint: str,
-        nfe: int | None,
-        first_seed: int,
-        camera_check: CameraCheckMode,
-    ) -> "ServedPolicy":
-        """Load a run through the gate; its encoder must be the one of its training.
-
-        Args:
-            run: folder of a training run.
-            encoder: where its encoder is now; None takes the name the run was trained with.
-            device: where encoder and head run.
-            checkpoint: `latest`, `best` or a step.
-            nfe: passes through the head; None is the objective's own number.
-            first_seed: decides the noise of each connection's first episode.
-            camera_check: what follows where the cameras show something else than in training.
+    def load(cls, config: ServeConfig) -> "ServedPolicy":
+        """Load a run; its encoder must be the one of its training.
 
         Raises:
             RunError, EncoderLoadError, EncoderMismatchError: as in `load_policy`.
-            AgentMismatchError: the objective cannot take that many passes.
+            AgentMismatchError: the objective cannot take that NFE.
             ConfigError: a view's name cannot be served.
         """
         description, agent, step = load_policy(
-            run, encoder=encoder, device=device, checkpoint=checkpoint
+            config.run,
+            encoder=config.encoder,
+            device=config.device,
+            checkpoint=config.checkpoint,
         )
-        is_checked = camera_check != "off"
+        is_checked = config.camera_check != "off"
         return cls(
             description=description,
             agent=agent,
             reader=RequestReader(description.spec, agent.config.obs_horizon, description.data.fit),
             checkpoint_step=step,
-            nfe=agent.evaluations(nfe),
-            first_seed=first_seed,
-            cameras=CameraCheck.from_run(run, description) if is_checked else None,
-            camera_check=camera_check,
+            nfe=agent.evaluations(config.nfe),
+            first_seed=config.first_seed,
+            cameras=CameraCheck.from_run(config.run, description) if is_checked else None,
+            camera_check=config.camera_check,
         )
 
     def metadata(self) -> dict[str, Any]:
@@ -157,29 +140,17 @@ class Decision:
     """`num_action_steps` actions in the manifest's units, the first for the observation's step."""
     history: History
     """Whether the policy saw the steps that training would have shown it."""
-    infer_s: float
-    """From the message to the actions."""
-    encode_s: float
-    """Encoding the views."""
-    head_s: float
-    """Condition and action head."""
+    timing: dict[str, float]
+    """Milliseconds from the message to the actions, of the encoder, and of the head."""
 
-    def reply(self, timing: dict[str, float]) -> dict[str, object]:
-        """Return what the client gets; its only array is `actions`, since openpi's broker slices.
+    def reply(self, **timing: float) -> dict[str, object]:
+        """Return the reply; its only array is `actions`, because openpi's broker slices arrays.
 
         Args:
-            timing: what else belongs to `server_timing`, in milliseconds.
+            timing: further entries of `server_timing`, in milliseconds.
         """
-        return {
-            "actions": self.actions,
-            "history": self.history,
-            "server_timing": {
-                "infer_ms": 1e3 * self.infer_s,
-                "encode_ms": 1e3 * self.encode_s,
-                "head_ms": 1e3 * self.head_s,
-                **timing,
-            },
-        }
+        timing = self.timing | timing
+        return {"actions": self.actions, "history": self.history, "server_timing": timing}
 
 
 class Session:
@@ -197,8 +168,8 @@ class Session:
         """Decide on one message, which is decoded already.
 
         Raises:
-            RequestError: it is not an observation of this policy, or the policy's answer
-                is not finite, which no robot should be given.
+            RequestError: it is not an observation of this policy, or the actions are not
+                finite.
             CameraMismatchError: an episode's first frames are not what training showed.
             FeatureRangeError: the encoder's features of these frames are not finite.
         """
@@ -207,8 +178,9 @@ class Session:
         if request.starts_episode and self._decision > 0:
             self._episode += 1
             self._begin_episode()
-        if self._decision == 0 and not request.step:
-            self._check_cameras(request)
+        cameras = self._policy.cameras
+        if cameras is not None and self._decision == 0 and not request.step:
+            cameras.admit(request.frames[-1], self._policy.camera_check)
         encoding = time.perf_counter()
         current = self._encode(request)
         encoded = time.perf_counter()
@@ -227,23 +199,17 @@ class Session:
                 "showed the policy; send %d steps, or every step with `step`",
                 self._policy.agent.config.obs_horizon,
             )
-        return Decision(
-            actions=chunk,
-            history=history,
-            infer_s=ended - started,
-            encode_s=encoded - encoding,
-            head_s=ended - encoded,
-        )
+        timing = {
+            "infer_ms": 1e3 * (ended - started),
+            "encode_ms": 1e3 * (encoded - encoding),
+            "head_ms": 1e3 * (ended - encoded),
+        }
+        return Decision(chunk, history, timing)
 
     def _begin_episode(self) -> None:
         self._decision = 0
         self._last_step: int | None = None
         self._seen.clear()
-
-    def _check_cameras(self, request: Request) -> None:
-        policy = self._policy
-        if policy.cameras is not None:
-            policy.cameras.admit(request.frames[-1], policy.camera_check)
 
     def _encode(self, request: Request) -> list[_Seen]:
         agent = self._policy.agent
@@ -255,7 +221,7 @@ class Session:
         ]
 
     def _with_history(self, current: list[_Seen], step: int | None) -> tuple[list[_Seen], History]:
-        """Return `obs_horizon` steps that end with the current one, and where they come from."""
+        """Return `obs_horizon` steps that end with the current one, and whether all are real."""
         obs_horizon = self._policy.agent.config.obs_horizon
         if step is None:
             known, is_start = current, self._decision == 0
@@ -276,13 +242,13 @@ class Session:
         return [known[0]] * missing + known, history
 
     def _predict(self, steps: list[_Seen]) -> Float32[np.ndarray, "n a"]:
-        agent, passes = self._policy.agent, self._policy.nfe
+        agent, nfe = self._policy.agent, self._policy.nfe
         seed = self._policy.first_seed + self._episode
-        noise = agent.noise(1, seeded_generator(seed, "decision", self._decision), passes)
+        noise = agent.noise(1, seeded_generator(seed, "decision", self._decision), nfe)
         features = {
             name: torch.stack([seen.features[name] for seen in steps])[None]
             for name in steps[0].features
         }
         state = torch.stack([seen.state for seen in steps])[None]
-        chunk = agent.predict(features, state, noise.to(agent.device), passes)[0]
+        chunk = agent.predict(features, state, noise.to(agent.device), nfe)[0]
         return chunk[: agent.config.num_action_steps].cpu().numpy()

@@ -1,14 +1,14 @@
 """The sockets of a policy server, and the one thread that its policy runs in.
 
-Knows connections; what a message means is the session's. The server sends its metadata first. Each
-binary message is then an observation and is answered by one with `actions` and `server_timing`; a
-message that cannot be answered gets one line of text, after which the connection closes. `/healthz`
-answers 200. A new connection begins a new episode; openpi-client's `reset` sends nothing.
+The server sends its metadata first. Each binary message is then an observation, and the reply has
+`actions` and `server_timing`; the reply to an invalid message is one line of text, after which the
+connection closes. `/healthz` returns 200. A new connection begins a new episode; openpi-client's
+`reset` sends nothing.
 
-There is one policy and one thread that runs it: the requests of several clients are answered one
-after another, and the encoder computes where its probe was checked. Nothing that a client does ends
-the server: messages are bounded, each client may have one waiting, and web pages are turned away,
-since a browser lets any page talk to this machine's ports.
+One thread runs the policy: the requests of several clients are answered one after another, and the
+encoder computes where its probe was checked. Nothing that a client does ends the server: messages
+are bounded, each client may have one waiting, and web pages are refused, because a browser lets any
+page connect to this machine's ports.
 
 Source: Physical-Intelligence/openpi, src/openpi/serving/websocket_policy_server.py, and
 openpi-client 0.1.2 on PyPI, websocket_client_policy.py, for the facts of the protocol.
@@ -38,29 +38,30 @@ from pipeline.rollout.serve.wire import decode_message, encode_message
 from policy.errors import VlaError
 
 MIB: Final = 2**20  # bytes
-# openpi-client cannot close its connection: a script that builds one an episode keeps them all.
+# openpi-client cannot close its connection: a script with one per episode keeps them all.
 # Each may have two messages in memory, one waiting and one being read.
 MAX_CLIENTS: Final = 128
-CLOSE_TIMEOUT_S: Final = 2.0  # seconds; how long a client that does not say goodbye is waited for
+CLOSE_TIMEOUT_S: Final = 2.0  # seconds to wait for a client's closing handshake
 
 logger = logging.getLogger(__name__)
 
 
 def serve_until_signal(config: ServeConfig, announce: Callable[[str], None]) -> None:
-    """Load a run and serve it until Ctrl-C or SIGTERM; arguments and errors as in `serve`."""
-    # Loaded in the thread that will run it: how torch splits its products is a thread's setting,
+    """Load a run and serve it until Ctrl-C or SIGTERM.
+
+    Args:
+        config: what to serve.
+        announce: takes one line when the server listens.
+
+    Raises:
+        ConfigError: the address cannot be used.
+        RunError, EncoderLoadError, EncoderMismatchError, AgentMismatchError: the policy cannot be
+            loaded faithfully.
+    """
+    # Loaded in the thread that will run it: how torch splits its products is a setting per thread,
     # and decides the bits that the probe was checked for.
     with ThreadPoolExecutor(max_workers=1) as worker:
-        policy = worker.submit(
-            ServedPolicy.load,
-            config.run,
-            encoder=config.encoder,
-            device=config.device,
-            checkpoint=config.checkpoint,
-            nfe=config.nfe,
-            first_seed=config.first_seed,
-            camera_check=config.camera_check,
-        ).result()
+        policy = worker.submit(ServedPolicy.load, config).result()
         asyncio.run(run_until_signal(PolicyServer(policy, config, worker), announce))
 
 
@@ -86,7 +87,7 @@ class PolicyServer:
 
     @property
     def summary(self) -> str:
-        """Say what is served, in a few words."""
+        """Return what is served, in a few words."""
         description = self._policy.description
         encoder = description.data.encoder
         warning = "" if encoder.pretrained else ", NOT pretrained"
@@ -99,7 +100,7 @@ class PolicyServer:
         """Listen until `stop` is set.
 
         Args:
-            stop: ends the server; its clients are told that it goes away (1001).
+            stop: ends the server; its clients get the close code 1001 (going away).
             listening: takes the server's address once clients can connect.
 
         Raises:
@@ -116,7 +117,7 @@ class PolicyServer:
                 port,
                 process_request=self._admit,
                 origins=[None],  # programs send no Origin, browsers always do
-                compression=None,  # pictures gain nothing, and nothing can swell
+                compression=None,  # images gain nothing, and no message can grow
                 max_size=self._max_size,
                 max_queue=1,
                 close_timeout=CLOSE_TIMEOUT_S,
@@ -134,7 +135,7 @@ class PolicyServer:
             await stop.wait()
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Answer what is not a websocket's beginning, or not allowed to be one."""
+        """Respond to what is not a websocket's handshake, or not allowed to be one."""
         if request.path == "/healthz":
             return connection.respond(HTTPStatus.OK, "OK\n")
         if not is_authorized(request.headers.get_all("Authorization"), self._config.token):
@@ -146,7 +147,8 @@ class PolicyServer:
         return None
 
     async def _converse(self, connection: ServerConnection) -> None:
-        session, previous_s = Session(self._policy), None
+        session = Session(self._policy)
+        previous: dict[str, float] = {}
         with suppress(ConnectionClosed):  # clients come and go, and some are killed
             await connection.send(self._metadata)
             async for message in connection:
@@ -154,16 +156,15 @@ class PolicyServer:
                 decision = await self._decide(connection, session, message)
                 if decision is None:
                     return
-                timing = {"queue_ms": 1e3 * (time.perf_counter() - received - decision.infer_s)}
-                if previous_s is not None:
-                    timing["prev_total_ms"] = 1e3 * previous_s
-                await connection.send(encode_message(decision.reply(timing)))
-                previous_s = time.perf_counter() - received
+                waited_ms = 1e3 * (time.perf_counter() - received)
+                reply = decision.reply(queue_ms=waited_ms - decision.timing["infer_ms"], **previous)
+                await connection.send(encode_message(reply))
+                previous = {"prev_total_ms": 1e3 * (time.perf_counter() - received)}
 
     async def _decide(
         self, connection: ServerConnection, session: Session, message: bytes | str
     ) -> Decision | None:
-        """Return the decision; without one, tell the client why and close the connection."""
+        """Return the decision; without one, send the client the reason and close the connection."""
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._worker, _answer, session, message)

@@ -1,9 +1,8 @@
 """openpi's wire format: msgpack maps that hold numpy arrays; nothing in it is ever executed.
 
 An array travels as a map of the byte-string keys `__ndarray__`, `data`, `dtype` and `shape`, a
-numpy scalar as one of `__npgeneric__`, `data` and `dtype`. Knows bytes and arrays; nothing about
-observations, policies or sockets. Whoever wrote a message is not trusted: whatever it holds,
-`decode_message` returns numbers and text or raises `RequestError`.
+numpy scalar as one of `__npgeneric__`, `data` and `dtype`. The sender is not trusted: for any
+message, `decode_message` returns numbers and text or raises `RequestError`.
 
 Source: msgpack_numpy.py of openpi-client 0.1.2 on PyPI, for the facts of the format.
 Differs from the source: reads flat maps only, as observations are, and numbers of fixed size only.
@@ -11,13 +10,15 @@ Differs from the source: reads flat maps only, as observations are, and numbers 
 
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 import msgpack
 import numpy as np
 
 from pipeline.errors import RequestError
 from pipeline.rollout.serve.request import Value, clipped
+
+Container = TypeVar("Container")
 
 MAX_CONTAINERS: Final = 512  # maps and lists in a message; a numpy array is two
 MAX_ITEMS: Final = 256  # entries of one map or array; openpi's clients send about ten
@@ -34,7 +35,7 @@ _SCALAR_TYPES: Final[dict[str, tuple[type, ...]]] = {"b": (bool,), "f": (float,)
 
 
 def encode_message(fields: Mapping[str, object]) -> bytes:
-    """Return a map as a message; its values are what msgpack knows, and numpy arrays."""
+    """Return a map as a message; its values are msgpack's own types, and numpy arrays."""
     message: bytes = msgpack.packb(fields, default=_array_as_map)
     return message
 
@@ -50,12 +51,27 @@ def decode_message(message: bytes | str) -> dict[str, Value]:
     """
     if isinstance(message, str):
         raise RequestError("message: expected bytes of msgpack, found text")
-    budget = _Budget()
+    left = MAX_CONTAINERS  # 16 MB could announce 16 million empty maps
+
+    def count(container: Container) -> Container:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise RequestError(
+                f"message: expected {MAX_CONTAINERS} maps and lists or fewer, found more"
+            )
+        return container
+
+    def take_map(pairs: list[tuple[str | bytes, object]]) -> dict[str | bytes, object]:
+        if len(content := dict(pairs)) < len(pairs):
+            raise RequestError("message: expected each key once, found one twice")
+        return count(content)
+
     try:
         content = msgpack.unpackb(
             message,
-            object_pairs_hook=budget.take_map,
-            list_hook=budget.take_list,
+            object_pairs_hook=take_map,
+            list_hook=count,
             max_array_len=MAX_ITEMS,  # a header is 5 bytes long and could announce 2^32 entries
             max_map_len=MAX_ITEMS,
         )
@@ -69,31 +85,6 @@ def decode_message(message: bytes | str) -> dict[str, Value]:
     if not isinstance(content, dict):
         raise RequestError(f"message: expected a map, found {type(content).__name__}")
     return {_name(key): _value(clipped(key), value) for key, value in content.items()}
-
-
-class _Budget:
-    """Ends the reading of a message that would grow: 16 MB can announce 16 million empty maps."""
-
-    def __init__(self) -> None:
-        self._left = MAX_CONTAINERS
-
-    def take_map(self, pairs: list[tuple[str | bytes, object]]) -> dict[str | bytes, object]:
-        self._take()
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            raise RequestError("message: expected each key once, found one twice")
-        return content
-
-    def take_list(self, items: list[object]) -> list[object]:
-        self._take()
-        return items
-
-    def _take(self) -> None:
-        self._left -= 1
-        if self._left < 0:
-            raise RequestError(
-                f"message: expected {MAX_CONTAINERS} maps and lists or fewer, found more"
-            )
 
 
 def _array_as_map(content: object) -> dict[bytes, object]:

@@ -46,7 +46,7 @@ def _describe_dataset(what: str) -> Fields:
         return {
             "kind": "dataset",
             "dataset": manifest.name,
-            "format": ", ".join(place.format or "detected" for place in manifest.places),
+            "format": ", ".join(place.format or "detected" for place in manifest.data_sources),
             "path": ", ".join(map(str, loaded.roots)),
             "episodes": reader.num_episodes,
             "steps": sum(lengths),

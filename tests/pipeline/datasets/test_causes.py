@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.lerobot.v2 import LeRobotV2Reader
 from pipeline.datasets.lerobot.v3 import LeRobotV3Reader
@@ -30,16 +30,16 @@ def read_robomimic(root: Path) -> None:
 
 
 def read_v2(root: Path) -> None:
-    LeRobotV2Reader(DatasetPlace(root, VIEWS, NUMBERS)).frames(0, 0, 1)
+    LeRobotV2Reader(DatasetConfig(root, VIEWS, NUMBERS)).frames(0, 0, 1)
 
 
 def read_v3(root: Path) -> None:
-    LeRobotV3Reader(DatasetPlace(root, VIEWS, NUMBERS)).frames(0, 0, 1)
+    LeRobotV3Reader(DatasetConfig(root, VIEWS, NUMBERS)).frames(0, 0, 1)
 
 
 def read_zarr(root: Path) -> None:
     views = zarr_files.FRONT, zarr_files.WRIST
-    place = DatasetPlace(root / "tiny.zarr", views, ("data/state", "data/action"))
+    place = DatasetConfig(root / "tiny.zarr", views, ("data/state", "data/action"))
     reader = DiffusionPolicyZarrReader(place)
     reader.frames(0, 0, 1)
     reader.numbers(0, "data/action")
@@ -138,7 +138,7 @@ def test_a_clock_of_another_zero_or_unit_is_named_as_that(tmp_path, times, found
     episodes = lerobot_files.tiny_episodes()
     episodes[1].extra = {"timestamp": times}
     lerobot_files.write_v3(tmp_path, episodes)
-    reader = LeRobotV3Reader(DatasetPlace(tmp_path, VIEWS, NUMBERS))
+    reader = LeRobotV3Reader(DatasetConfig(tmp_path, VIEWS, NUMBERS))
     with pytest.raises(FrameReadError, match=f"episode 1: timestamp: .*{found}"):
         reader.frames(1, 0, 1)
     reader.close()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets.base import DatasetPlace, FormatReader
+from pipeline.datasets.base import DatasetConfig, FormatReader
 from pipeline.datasets.hdf5.aloha import AlohaHdf5Reader
 from pipeline.datasets.hdf5.robomimic import RobomimicHdf5Reader
 from pipeline.datasets.replay_buffer.reader import DiffusionPolicyZarrReader
@@ -79,7 +79,7 @@ def aloha(root: Path, make: Callable[[np.ndarray], Any]) -> FormatReader:
         with h5py.File(root / f"episode_{episode}.hdf5", "w") as file:
             fill(file, "observations/images/front", make(tiny_frames(episode, "front")))
             file["action"] = tiny_action(episode)
-    return AlohaHdf5Reader(DatasetPlace(root, ("observations/images/front",), ("action",)))
+    return AlohaHdf5Reader(DatasetConfig(root, ("observations/images/front",), ("action",)))
 
 
 def robomimic(root: Path, make: Callable[[np.ndarray], Any]) -> FormatReader:
@@ -88,7 +88,7 @@ def robomimic(root: Path, make: Callable[[np.ndarray], Any]) -> FormatReader:
             demo = file.create_group(f"data/demo_{episode}")
             fill(demo, "obs/front", make(tiny_frames(episode, "front")))
             demo["actions"] = tiny_action(episode)
-    return RobomimicHdf5Reader(DatasetPlace(root / "image.hdf5", ("obs/front",), ("actions",)))
+    return RobomimicHdf5Reader(DatasetConfig(root / "image.hdf5", ("obs/front",), ("actions",)))
 
 
 def zarr(root: Path, make: Callable[[np.ndarray], Any]) -> FormatReader:
@@ -98,7 +98,7 @@ def zarr(root: Path, make: Callable[[np.ndarray], Any]) -> FormatReader:
         "action": np.concatenate([tiny_action(episode) for episode in episodes]),
     }
     path = write_replay_buffer(root / "a.zarr", arrays)
-    return DiffusionPolicyZarrReader(DatasetPlace(path, ("data/front",), ("data/action",)))
+    return DiffusionPolicyZarrReader(DatasetConfig(path, ("data/front",), ("data/action",)))
 
 
 CASES = [

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig, FormatReader
 from pipeline.datasets.registry import (
     FORMATS,
-    FormatClass,
     FormatName,
     detect_format,
     format_class,
@@ -43,7 +42,7 @@ def write_buffer(root: Path) -> None:
 def test_every_name_has_a_reader_of_its_own():
     assert set(FORMATS) == set(get_args(FormatName))
     for name in FORMATS:
-        assert isinstance(format_class(name), FormatClass)
+        assert issubclass(format_class(name), FormatReader)
 
 
 def test_each_layout_is_recognized_and_no_other(tmp_path):
@@ -68,30 +67,27 @@ def test_several_layouts_in_one_place_ask_for_a_word(tmp_path):
     write_info(tmp_path, codebase_version="v3.0", fps=10, features={})
     with pytest.raises(DatasetError, match=r"lerobot_v3 and aloha_hdf5; write `format`"):
         detect_format(tmp_path)
-    place = DatasetPlace(root=tmp_path, view_keys=(FRONT,), number_keys=(STATE, ACTION))
+    place = DatasetConfig(root=tmp_path, view_keys=(FRONT,), number_keys=(STATE, ACTION))
     with pytest.raises(DatasetError, match="found lerobot_v3 and"):
         open_format(None, place)
     assert open_format("aloha_hdf5", place).num_episodes == 2
 
 
 @pytest.mark.parametrize(
-    ("folder", "info", "found"),
+    ("info", "found"),
     [
-        ("meta_data", {"codebase_version": "v1.6", "fps": 10}, r"LeRobot data .* v1\.6 "),
-        ("meta", {"codebase_version": "v1.6", "fps": 10}, r"LeRobot data .* v1\.6 "),
-        ("meta", {"codebase_version": "v4.0"}, r"LeRobot data .* v4\.0 "),
+        ({"codebase_version": "v1.6", "fps": 10}, r"LeRobot data .* v1\.6 "),
+        ({"codebase_version": "v4.0"}, r"LeRobot data .* v4\.0 "),
         (
-            "meta",
             {"codebase_version": "v3.0", "storage_format": "lance"},
             r"v3\.0 stored as lance, of which v2\.0, v2\.1 and v3\.0 in parquet are read",
         ),
-        ("meta", {}, "LeRobot data with codebase_version none"),
-        ("meta", [1], "neither meta/info.json"),
+        ([1], "neither meta/info.json"),
     ],
 )
-def test_a_layout_of_the_same_family_that_is_not_read_is_named(tmp_path, folder, info, found):
-    (tmp_path / folder).mkdir()
-    (tmp_path / folder / "info.json").write_text(json.dumps(info))
+def test_a_layout_of_the_same_family_that_is_not_read_is_named(tmp_path, info, found):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text(json.dumps(info))
     with pytest.raises(DatasetError, match=found) as caught:
         detect_format(tmp_path)
     assert "\n" not in str(caught.value)
@@ -102,7 +98,7 @@ def test_foreign_files_are_no_dataset_and_never_an_accident(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"\xff\xfe not what the name says")
     for place in (tmp_path, tmp_path / name):
-        with pytest.raises(DatasetError, match=r"expected one of the layouts lerobot_v3, "):
+        with pytest.raises(DatasetError, match=r"expected one of the formats lerobot_v3, "):
             detect_format(place)
 
 

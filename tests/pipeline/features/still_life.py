@@ -1,5 +1,6 @@
 """Datasets of few different frames: as many units as a test wants, and seconds to encode them."""
 
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -11,6 +12,7 @@ from tests.pipeline.tiny import ACTION_DIM, FPS, MANIFEST, STATE_DIM, VIEWS
 NUM_PICTURES = 4
 
 
+@cache
 def picture(number: int) -> np.ndarray:
     """One of a few 256x256 frames with structure; uint8 [256, 256, 3]."""
     coarse = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
@@ -18,7 +20,11 @@ def picture(number: int) -> np.ndarray:
 
 
 def write_still_episode(
-    folder: Path, number: int, length: int, changes: dict[int, int] | None = None
+    folder: Path,
+    number: int,
+    length: int,
+    changes: dict[int, int] | None = None,
+    views: tuple[str, ...] = VIEWS,
 ) -> Path:
     """Write one episode whose step t shows picture (number + t + view) % NUM_PICTURES.
 
@@ -33,6 +39,7 @@ def write_still_episode(
             ]
         )
         for place, view in enumerate(VIEWS)
+        if view in views
     }
     numbers = np.random.default_rng(number)
     path = folder / f"episode_{number}.hdf5"
@@ -50,12 +57,14 @@ def write_still_episode(
     return path
 
 
-def write_still_life(folder: Path, lengths: tuple[int, ...]) -> Path:
+def write_still_life(
+    folder: Path, lengths: tuple[int, ...], views: tuple[str, ...] = VIEWS
+) -> Path:
     """Write a dataset and return its manifest's path."""
     data = folder / "data"
     data.mkdir(parents=True)
     for number, length in enumerate(lengths):
-        write_still_episode(data, number, length)
+        write_still_episode(data, number, length, views=views)
     manifest = folder / "still.toml"
     manifest.write_text(MANIFEST)
     return manifest

@@ -16,7 +16,7 @@ class PixelEncoder(ImageEncoder):
 
     def __init__(self):
         settings = EncoderSettings(name="tiny", images_per_pass=3, features=tuple(POOLED))
-        super().__init__(settings, library="pixels 1")
+        super().__init__(settings, library="pixels 1", known=tuple(POOLED))
 
     @property
     def identity(self) -> EncoderIdentity:

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from policy.objectives.base import Batch
-from policy.objectives.meanflow import ImprovedMeanFlow, ImprovedMeanFlowConfig
-from policy.objectives.times import TimeSamplingConfig, sample_times
+from policy.objectives.meanflow import ImprovedMeanFlowConfig, MeanFlow, sample_times
 from tests.policy.network.test_head import ACTION_DIM, HORIZON, random_head, random_inputs
 from tests.policy.objectives.analytic import (
     NO_CONDITION,
@@ -18,8 +17,8 @@ from tests.policy.objectives.objective_contract import generator
 MEAN, SPREAD = 0.7, 0.3
 
 
-def objective(**settings) -> ImprovedMeanFlow:
-    return ImprovedMeanFlow(ImprovedMeanFlowConfig(**settings))
+def objective(**settings) -> MeanFlow:
+    return MeanFlow(ImprovedMeanFlowConfig(**settings))
 
 
 def boundary(head, z: torch.Tensor, t: torch.Tensor, condition=NO_CONDITION) -> torch.Tensor:
@@ -154,7 +153,7 @@ def test_the_weight_is_the_inverse_of_the_summed_error():
 
 
 def test_times_are_shared_out_as_configured():
-    config = TimeSamplingConfig(flow_share=0.5, anchored_share=0.25)
+    config = ImprovedMeanFlowConfig(flow_share=0.5, anchored_share=0.25)
     t, h = sample_times(config, 1000, generator())
     r = t - h
     assert torch.equal(h[:500], torch.zeros(500))
@@ -167,11 +166,12 @@ def test_times_are_shared_out_as_configured():
 
 
 def test_anchored_times_cover_the_whole_way_to_the_data_where_asked():
-    config = TimeSamplingConfig(flow_share=0.5, anchored_share=0.25, anchored_noise_share=0.0)
-    plain = sample_times(TimeSamplingConfig(flow_share=0.5, anchored_share=0.25), 8000, generator())
+    plain_config = ImprovedMeanFlowConfig(flow_share=0.5, anchored_share=0.25)
+    plain = sample_times(plain_config, 8000, generator())
+    config = plain_config.model_copy(update={"anchored_noise_share": 0.0})
     t, h = sample_times(config, 8000, generator())
     assert torch.equal(h[6000:], t[6000:])
-    mixed = TimeSamplingConfig(flow_share=0.5, anchored_share=0.25, anchored_noise_share=0.3)
+    mixed = plain_config.model_copy(update={"anchored_noise_share": 0.3})
     at_noise = sample_times(mixed, 8000, generator())[0] == 1
     assert at_noise[-600:].all()
     assert not at_noise[:-600].any()

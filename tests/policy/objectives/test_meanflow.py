@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from policy.objectives.base import Batch
-from policy.objectives.meanflow import MeanFlow, MeanFlowConfig
-from policy.objectives.times import sample_times
+from policy.objectives.meanflow import MeanFlow, MeanFlowConfig, sample_times
 from tests.policy.network.test_head import ACTION_DIM, HORIZON, random_head, random_inputs
 from tests.policy.objectives.analytic import NO_CONDITION, GaussianFlow, JvpNetwork
 from tests.policy.objectives.objective_contract import generator

@@ -22,7 +22,7 @@ def test_a_dead_camera_is_found_however_slowly_the_robot_moves(tmp_path):
 
     finding = only(check(tmp_path, plant))
     assert (finding.severity, finding.kind, finding.place) == ("warning", "repeated", "view top")
-    assert "all frames are the same picture though the robot moved, in 5 of" in finding.found
+    assert "all frames are equal though the robot moved, in 5 of" in finding.found
     assert finding.found.endswith("episode 0")
 
 
@@ -91,7 +91,7 @@ def test_the_same_camera_in_some_episodes_is_found_also_mirrored(tmp_path, how):
     finding = only(check(tmp_path, plant))
     assert (finding.severity, finding.kind) == ("error", "same_view")
     assert finding.place == "views front and wrist"
-    assert f"the same picture{how} in 2 of the episodes" in finding.found
+    assert f"the same frames{how} in 2 of the episodes" in finding.found
     assert finding.found.endswith("episode 2")
 
 

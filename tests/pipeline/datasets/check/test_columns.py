@@ -43,6 +43,32 @@ def test_angles_that_jump_by_a_turn_are_found(tmp_path):
     assert [found.kind for found in odd(degrees[:, None])] == ["wrap"]
 
 
+def test_a_rotation_that_jumps_to_its_opposite_is_found(tmp_path):
+    """A gripper that points down: half a turn about x, whose sign any noise decides."""
+    time = np.arange(ENDS[-1])
+    wobble = np.sin(time / 3) / 20
+    axis = np.stack([1 + 0 * time, np.sin(time / 7) / 9, np.cos(time / 5) / 9], axis=1)
+    axis /= np.linalg.norm(axis, axis=1, keepdims=True)
+
+    def plant(arrays):
+        half = (np.pi + wobble)[:, None] / 2
+        quaternion = np.hstack([np.sin(half) * axis, np.cos(half)])
+        arrays["state"] = quaternion * np.where(np.cos(half) < 0, -1, 1)
+
+    finding = only(check(tmp_path, plant))
+    assert (finding.kind, finding.place) == ("wrap", "state[0..3]")
+    crossings = np.flatnonzero(np.diff(wobble > 0)) + 1
+    inside = np.setdiff1d(crossings, ENDS)
+    assert finding.found.startswith(f"{len(inside)} jumps of a quaternion")
+    assert finding.found.endswith(f"episode 0, step {inside[0]}")
+    angle = (np.pi + wobble)[:, None]
+    vector = np.where(angle > np.pi, angle - 2 * np.pi, angle) * [0.6, 0.0, 0.8]
+    [finding] = odd(np.hstack([time[:, None], vector]))
+    assert (finding.kind, finding.place) == ("wrap", "state[1..3]")
+    gripper = np.where(np.arange(60) // 10 % 2, 1.0, -1.0)[:, None]
+    assert odd(np.hstack([RANDOM.normal(size=(60, 3)), gripper, -gripper])) == ()
+
+
 @pytest.mark.parametrize("factor", [180 / np.pi, 1000.0])
 def test_a_unit_that_changes_between_episodes_is_found(tmp_path, factor):
     def plant(arrays):

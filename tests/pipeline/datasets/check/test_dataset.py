@@ -203,7 +203,7 @@ def test_a_rate_that_differs_from_the_clock_is_found(tmp_path):
     report = check(tmp_path, manifest=MANIFEST.replace("fps = 10.0", "fps = 30.0"))
     assert {(f.severity, f.kind) for f in report.findings} == {("error", "fps")}
     assert len(report.findings) == 7
-    assert "10 steps a second from the first" in report.findings[0].found
+    assert "10 steps per second from the first" in report.findings[0].found
 
 
 @pytest.mark.parametrize("fps", [30.0, 60.0, 24.0])
@@ -298,6 +298,17 @@ def test_an_episode_that_is_there_twice_is_found(tmp_path):
     assert (finding.severity, finding.kind) == ("warning", "duplicate")
     assert finding.place.endswith("episode 5")
     assert finding.found.endswith("episode 2")
+
+
+def test_actions_that_are_copies_of_their_states_are_found_and_the_next_states_are_none(tmp_path):
+    def plant(arrays):
+        arrays["action"] = arrays["state"]
+
+    finding = only(check(tmp_path, plant))
+    assert (finding.severity, finding.kind, finding.place) == ("warning", "shift", "action")
+    assert "`action_shift = -1`" in finding.to_do
+    mended = MANIFEST.replace("fps = 10.0", "fps = 10.0\naction_shift = -1")
+    assert check(tmp_path, plant, mended).is_clean
 
 
 def test_several_defects_are_all_told_errors_first(tmp_path):

@@ -182,10 +182,10 @@ def test_the_shift_that_files_of_libero_need_is_written_and_told(tmp_path):
 
 def test_what_the_files_say_is_shown(tmp_path):
     root = recordings(tmp_path / "set")
-    assert "# The files say: made by a simulator" in draft_manifest(root).text
+    assert "# The files state: 1 task: metaworld/drawer-open-v3" in draft_manifest(root).text
     report = check(root, started(root))
     assert "1 task: metaworld/drawer-open-v3" in report.statements
-    assert "the files say: made by a simulator; 1 task" in report.table()
+    assert "the files state: 1 task" in report.table()
     isaac = demonstrations(tmp_path / "lift.hdf5")
     assert "gripper: above 0 opens, below 0 closes, as Isaac Lab defines it" in (
         draft_manifest(isaac).text

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.hdf5.aloha import AlohaHdf5Reader
 from tests.pipeline.datasets.format_contract import (
     TINY_SIZES,
@@ -75,7 +75,7 @@ def write_compressed(root: Path) -> Path:
 
 
 def open_tiny(root: Path, *, allow_outside: bool = False) -> AlohaHdf5Reader:
-    return AlohaHdf5Reader(DatasetPlace(root, (FRONT, WRIST), (STATE, ACTION), allow_outside))
+    return AlohaHdf5Reader(DatasetConfig(root, (FRONT, WRIST), (STATE, ACTION), allow_outside))
 
 
 def edit(root: Path, key: str, value: object) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.hdf5.robomimic import RobomimicHdf5Reader
 from tests.pipeline.datasets.format_contract import (
     TINY_FPS,
@@ -108,7 +108,7 @@ def write_libero(
 
 
 def open_tiny(root: Path, **place: Any) -> RobomimicHdf5Reader:
-    return RobomimicHdf5Reader(DatasetPlace(root, (FRONT, WRIST), (STATE, ACTION), **place))
+    return RobomimicHdf5Reader(DatasetConfig(root, (FRONT, WRIST), (STATE, ACTION), **place))
 
 
 def edit(path: Path, key: str, value: object) -> None:

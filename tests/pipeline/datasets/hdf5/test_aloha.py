@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.hdf5.aloha import AlohaHdf5Reader
 from pipeline.errors import DatasetError, FrameReadError
 from tests.pipeline.datasets.format_contract import (
@@ -159,7 +159,7 @@ def test_numbers_of_one_axis_and_of_a_mobile_base_are_columns(root):
         with h5py.File(root / f"episode_{number}.hdf5", "r+") as file:
             file["base_action"] = tiny_state(episode)[:, :1] * [1, 10]
             file["gripper"] = tiny_state(episode)[:, 1]
-    place = DatasetPlace(root, (FRONT,), ("base_action", "gripper", "base_action"))
+    place = DatasetConfig(root, (FRONT,), ("base_action", "gripper", "base_action"))
     reader = AlohaHdf5Reader(place)
     np.testing.assert_array_equal(reader.numbers(0, "gripper"), tiny_state(0)[:, 1:])
     np.testing.assert_array_equal(reader.numbers(1, "base_action")[:, 1], 10 * tiny_state(1)[:, 0])
@@ -195,11 +195,11 @@ def test_episodes_that_are_not_wanted_are_not_looked_at(root):
     """A damaged file, and a link to nowhere; both of other episodes."""
     (root / "episode_9.hdf5").write_bytes(b"damaged")
     (root / "episode_10.hdf5").symlink_to("/nowhere")
-    place = DatasetPlace(root, (FRONT, WRIST), (STATE, ACTION), keeps=lambda number: number > 10)
+    place = DatasetConfig(root, (FRONT, WRIST), (STATE, ACTION), keeps=lambda number: number > 10)
     reader = AlohaHdf5Reader(place)
     assert (reader.num_episodes, reader.episode_number(0)) == (1, 12)
     np.testing.assert_array_equal(reader.numbers(0, STATE), tiny_state(1))
-    none = DatasetPlace(root, (FRONT,), (STATE,), keeps=lambda number: False)
+    none = DatasetConfig(root, (FRONT,), (STATE,), keeps=lambda number: False)
     with pytest.raises(DatasetError, match="expected at least one episode"):
         AlohaHdf5Reader(none)
 

@@ -2,7 +2,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.hdf5.aloha import AlohaHdf5Reader
 from pipeline.datasets.hdf5.recording import RecordedEpisode, read_label, write_episode
 from pipeline.errors import DatasetError
@@ -50,7 +50,7 @@ def test_a_written_episode_has_the_layout_of_act(tmp_path):
 
 def test_a_written_episode_is_read_back_by_the_reader_and_is_the_same_bytes_twice(tmp_path):
     write_episode(tmp_path / "episode_7.hdf5", recorded())
-    place = DatasetPlace(tmp_path, ("observations/images/wrist",), ("observations/qpos",))
+    place = DatasetConfig(tmp_path, ("observations/images/wrist",), ("observations/qpos",))
     reader = AlohaHdf5Reader(place)
     assert (reader.episode_number(0), reader.fps) == (7, TINY_FPS)
     np.testing.assert_array_equal(reader.frames(0, 0, 5)[0], tiny_frames(1, "wrist"))

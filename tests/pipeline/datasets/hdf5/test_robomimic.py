@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.hdf5.robomimic import RobomimicHdf5Reader
 from pipeline.errors import DatasetError
 from tests.pipeline.datasets.format_contract import (
@@ -30,7 +30,7 @@ from tests.pipeline.datasets.hdf5.robomimic_files import (
 
 
 def open_libero(root: Path) -> RobomimicHdf5Reader:
-    place = DatasetPlace(root, (LIBERO_FRONT, LIBERO_WRIST), (LIBERO_STATE, ACTION))
+    place = DatasetConfig(root, (LIBERO_FRONT, LIBERO_WRIST), (LIBERO_STATE, ACTION))
     return RobomimicHdf5Reader(place)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.datasets.hdf5.robomimic import RobomimicHdf5Reader
+from pipeline.datasets.registry import detect_format
 from pipeline.errors import DatasetError, FrameReadError
 from tests.pipeline.datasets.format_contract import TINY_FPS
 from tests.pipeline.datasets.hdf5.robomimic_files import (
@@ -109,6 +110,25 @@ def test_groups_that_are_no_demonstration_are_refused(path):
         file.copy("data/demo_12", "data/demo_x")
     with pytest.raises(DatasetError, match="expected only demo_<i> in `data`, found 'demo_x'"):
         open_tiny(path)
+
+
+def test_a_demonstration_that_was_broken_off_before_its_first_step_is_left_out(path):
+    """As Isaac Lab keeps an attempt that was reset at once."""
+    with h5py.File(path, "r+") as file:
+        file["data"].create_group("demo_13").attrs["num_samples"] = 0
+    with pytest.raises(DatasetError, match=r"demo_13: .* one step, found no array; leave the ep"):
+        open_tiny(path)
+
+
+def test_a_recording_without_any_demonstration_is_named_as_such(tmp_path):
+    path = tmp_path / "a.hdf5"
+    for keys in ((), ("data",)):
+        with h5py.File(path, "w") as file:
+            for key in keys:
+                file.create_group(key)
+        assert detect_format(path) == "robomimic_hdf5"
+        with pytest.raises(DatasetError, match="found none; record again if the recorder"):
+            open_tiny(path)
 
 
 def test_places_without_demonstrations_say_what_to_correct(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.lerobot.v2 import LeRobotV2Reader
 from pipeline.datasets.lerobot.v3 import LeRobotV3Reader
 from pipeline.errors import DatasetError, FrameReadError
@@ -26,7 +26,7 @@ NUMBERS = ("observation.state", "action")
 
 
 def open_v2(root, **place):
-    return LeRobotV2Reader(DatasetPlace(root, VIEWS, NUMBERS, **place))
+    return LeRobotV2Reader(DatasetConfig(root, VIEWS, NUMBERS, **place))
 
 
 def refused(root, match):
@@ -246,7 +246,7 @@ def test_the_index_is_not_read_from_elsewhere(tmp_path):
         (tmp_path / "outside").write_bytes(content)
         (root / name).unlink()
         (root / name).symlink_to(tmp_path / "outside")
-        refused(root, f"{name}' inside this place, .*allow_outside")
+        refused(root, f"{name}' inside this folder, .*allow_outside")
         assert open_v2(root, allow_outside=True).num_episodes == 2
         (root / name).unlink()
         (root / name).write_bytes(content)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.lerobot.v2 import LeRobotV2Reader
 from pipeline.datasets.lerobot.v3 import LeRobotV3Reader
 from pipeline.errors import DatasetError, FrameReadError
@@ -39,7 +39,7 @@ INDEX = "meta/episodes/chunk-000/file-000.parquet"
 
 
 def open_v3(root, views=VIEWS, numbers=NUMBERS, **place):
-    return LeRobotV3Reader(DatasetPlace(root, views, numbers, **place))
+    return LeRobotV3Reader(DatasetConfig(root, views, numbers, **place))
 
 
 class VideoContract(FormatContract):

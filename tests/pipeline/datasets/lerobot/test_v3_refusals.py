@@ -6,7 +6,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.lerobot.v3 import LeRobotV3Reader
 from pipeline.errors import DatasetError, FrameReadError
 from tests.pipeline.datasets.lerobot.lerobot_files import (
@@ -32,7 +32,7 @@ TABLE = "data/chunk-000/file-000.parquet"
 
 
 def open_v3(root, views=VIEWS, numbers=NUMBERS, **place):
-    return LeRobotV3Reader(DatasetPlace(root, views, numbers, **place))
+    return LeRobotV3Reader(DatasetConfig(root, views, numbers, **place))
 
 
 def open_v3_without(root, *numbers):
@@ -56,7 +56,7 @@ def refused(root, match, views=VIEWS, numbers=NUMBERS):
         ({"total_episodes": 3}, "expected one row for episode 2 of 3, found 0"),
         ({"data_path": "../{chunk_index}/{file_index}"}, "allow_outside"),
         ({"video_path": "/etc/{video_key}"}, "allow_outside"),
-        ({"data_path": "data/{episode_index}"}, "data_path: expected a path with fields"),
+        ({"data_path": "data/{episode_index}"}, "expected a path with fields"),
     ],
 )
 def test_info_that_cannot_be_used_is_refused(tmp_path, changes, match):
@@ -105,7 +105,15 @@ def test_an_index_that_lacks_or_repeats_a_wanted_episode_is_refused(tmp_path):
     edit_json(tmp_path / "meta/info.json", total_episodes=2)
     refused(tmp_path, "expected one row for episode 0 of 2, found 2")
     (tmp_path / INDEX).unlink()
-    refused(tmp_path, "expected the index of the episodes")
+    refused(tmp_path, "expected the index of the episodes .* found none; finalize the recording")
+
+
+def test_an_index_that_names_the_file_before_is_not_taken_for_a_damaged_file(tmp_path):
+    """As LeRobot's converter wrote it for the episode at which a file had become full."""
+    write_v3(tmp_path, counted_episodes(2, 2, 2), tables=[[0], [1, 2]])
+    first = {"data/file_index": 0}
+    edit_parquet(tmp_path / INDEX, lambda row: row | (first if row["episode_index"] == 1 else {}))
+    refused(tmp_path, "file-000.*expected 4 rows .* found 2; .*convert the dataset again where its")
 
 
 DAMAGED_ROWS = {
@@ -333,7 +341,7 @@ def test_headers_are_not_read_from_elsewhere(tmp_path):
     for name in ("meta/info.json", INDEX):
         (root / name).rename(tmp_path / "outside")
         (root / name).symlink_to(tmp_path / "outside")
-        refused(root, f"{name}' inside this place, .*allow_outside")
+        refused(root, f"{name}' inside this folder, .*allow_outside")
         assert LeRobotV3Reader.recognizes(root)  # so that opening names the link
         assert open_v3(root, allow_outside=True).num_episodes == 2
         if name == "meta/info.json":

@@ -112,7 +112,7 @@ def test_what_is_not_told_by_names_is_left_to_complete(tmp_path):
     found = tomllib.loads(draft.text)
     assert (found["state"]["key"], found["action"]["key"]) == ("", "")
     choices = "one or more of data/commands (3), data/robot0_pose (2)"
-    rate = "fps (a number, control steps a second)"
+    rate = "fps (a number, control steps per second)"
     assert draft.missing == (rate, f"state.key ({choices})", f"action.key ({choices})")
 
 
@@ -127,7 +127,7 @@ def test_names_of_files_cannot_break_out_of_a_comment(tmp_path):
 
 
 def test_what_is_no_dataset_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match="expected one of the layouts"):
+    with pytest.raises(DatasetError, match="expected one of the formats"):
         draft_manifest(tmp_path)
     with pytest.raises(DatasetError, match="found nothing"):
         draft_manifest(tmp_path / "absent")

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.datasets.manifest.model import load_manifest
-from pipeline.errors import ManifestError
 from pipeline.storage.location import ObjectUrl
 from tests.pipeline.datasets.manifest.test_model import TEXT, problem_of, write
 
@@ -38,11 +37,6 @@ def test_a_relative_variable_counts_from_the_working_directory(tmp_path, monkeyp
     monkeypatch.setenv("TOWEL_ROOT", "recordings")
     path = write(tmp_path / "manifests", TEXT.replace('"data"', '"${TOWEL_ROOT}/x"'))
     assert load_manifest(path).roots == (tmp_path / "here" / "recordings" / "x",)
-
-
-def test_a_manifest_path_with_a_nul_character_is_a_manifest_error(tmp_path):
-    with pytest.raises(ManifestError, match="NUL"):
-        load_manifest(f"{tmp_path}/a\0b.toml")
 
 
 @pytest.mark.parametrize("value", [None, ""])

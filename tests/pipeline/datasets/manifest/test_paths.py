@@ -1,9 +1,6 @@
-import os
-
 import pytest
 
-from pipeline.datasets.limits import MAX_METADATA_BYTES
-from pipeline.datasets.manifest.paths import read_small_file, resolve_inside
+from pipeline.datasets.manifest.paths import read_file, resolve_inside
 from pipeline.errors import DatasetError
 
 
@@ -42,32 +39,19 @@ def test_a_neighbor_whose_name_begins_like_the_root_is_outside(root):
         resolve_inside(root, "../data2/x", allow_outside=False)
 
 
-def test_a_loop_of_links_and_a_nul_are_told_in_one_line(root):
+def test_a_circle_of_links_is_refused(root):
     (root / "a").symlink_to(root / "b")
     (root / "b").symlink_to(root / "a")
-    for relative in ("a/x", "a\0b"):
-        with pytest.raises(DatasetError, match="leads nowhere") as caught:
-            resolve_inside(root, relative, allow_outside=True)
-        assert "\n" not in str(caught.value)
+    with pytest.raises(DatasetError, match="leads nowhere"):
+        resolve_inside(root, "a/x", allow_outside=True)
 
 
-def test_a_small_file_is_read_and_nothing_else(root, tmp_path):
+def test_a_file_is_read_inside_the_root(root, tmp_path):
     (root / "info.json").write_bytes(b"{}")
-    assert read_small_file(root, "info.json", allow_outside=False) == b"{}"
+    assert read_file(root, "info.json", allow_outside=False) == b"{}"
     (root / "link").symlink_to(tmp_path / "secret")
     with pytest.raises(DatasetError, match="allow_outside"):
-        read_small_file(root, "link", allow_outside=False)
-    assert read_small_file(root, "link", allow_outside=True) == b""
+        read_file(root, "link", allow_outside=False)
+    assert read_file(root, "link", allow_outside=True) == b""
     with pytest.raises(FileNotFoundError):
-        read_small_file(root, "absent", allow_outside=False)
-
-
-def test_pipes_devices_folders_and_endless_files_are_refused_at_once(root):
-    os.mkfifo(root / "pipe")
-    (root / "zero").symlink_to("/dev/zero")
-    with (root / "long").open("wb") as file:
-        file.truncate(MAX_METADATA_BYTES + 1)
-    for name in ("pipe", "zero", "chunk", "long"):
-        with pytest.raises(DatasetError, match=f"{name}: expected a file of at most") as caught:
-            read_small_file(root, name, allow_outside=True)
-        assert "\n" not in str(caught.value)
+        read_file(root, "absent", allow_outside=False)

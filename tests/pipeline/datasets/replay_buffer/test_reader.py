@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.replay_buffer.reader import DiffusionPolicyZarrReader
 from pipeline.errors import DatasetError, FrameReadError
 from tests.pipeline.datasets.format_contract import FormatContract, tiny_frames, tiny_state
@@ -227,7 +227,7 @@ def test_keys_that_do_not_fit_are_refused(tmp_path):
         with pytest.raises(DatasetError, match=pattern):
             open_buffer(root, (key,))
     with pytest.raises(DatasetError, match="one row of numbers per step"):
-        DiffusionPolicyZarrReader(DatasetPlace(root, (), (FRONT,)))
+        DiffusionPolicyZarrReader(DatasetConfig(root, (), (FRONT,)))
 
 
 def test_links_out_of_the_root_need_the_manifests_word(root, tmp_path):

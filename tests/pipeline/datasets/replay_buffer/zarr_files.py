@@ -10,7 +10,7 @@ import numcodecs
 import numpy as np
 import zarr
 
-from pipeline.datasets.base import DatasetPlace
+from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.replay_buffer.reader import DiffusionPolicyZarrReader
 from tests.pipeline.datasets.format_contract import (
     TINY_LENGTHS,
@@ -88,7 +88,7 @@ def zip_folder(root: Path) -> Path:
 def open_buffer(
     root: Path, views: tuple[str, ...] = (FRONT, WRIST), **place: Any
 ) -> DiffusionPolicyZarrReader:
-    return DiffusionPolicyZarrReader(DatasetPlace(root, views, NUMBERS, **place))
+    return DiffusionPolicyZarrReader(DatasetConfig(root, views, NUMBERS, **place))
 
 
 def header(root: Path, key: str, **changes: object) -> None:

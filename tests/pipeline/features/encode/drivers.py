@@ -17,7 +17,7 @@ TIMEOUT_S = 600
 
 def write_one_view(folder: Path, lengths: tuple[int, ...] = (500, 400, 300)) -> Path:
     """Write a dataset of five units; a unit takes a few tenths of a second."""
-    manifest = write_still_life(folder, lengths)
+    manifest = write_still_life(folder, lengths, views=("top",))
     one_view = 'views = [{name = "top", key = "observations/images/top"}]'
     manifest.write_text(re.sub("^views = .*", one_view, manifest.read_text(), flags=re.MULTILINE))
     return manifest
@@ -52,7 +52,7 @@ def wait_until(holds: Callable[[], object]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while not holds():
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
 def processes_with(word: bytes, *, in_their: str) -> set[int]:

@@ -53,10 +53,6 @@ def write_zarr(folder: Path) -> Path:
     return zarr_files.write_replay_buffer(folder / "x.zarr", zarr_files.tiny_arrays())
 
 
-def write_zip(folder: Path) -> Path:
-    return zarr_files.zip_folder(write_zarr(folder))
-
-
 def write_lerobot_v3(folder: Path) -> Path:
     return lerobot_files.write_v3(folder, lerobot_files.tiny_episodes(), codec="av1")
 
@@ -70,10 +66,6 @@ def write_lerobot_v21(folder: Path) -> Path:
     return lerobot_files.write_v2(folder, lerobot_files.tiny_episodes(), codec="h264")
 
 
-def write_lerobot_v20(folder: Path) -> Path:
-    return lerobot_files.write_v2(folder, lerobot_files.tiny_episodes(), version="v2.0")
-
-
 LEROBOT = (lerobot_files.FRONT, lerobot_files.WRIST, "observation.state", "action")
 ALOHA = (aloha_files.FRONT, aloha_files.WRIST, aloha_files.STATE, aloha_files.ACTION)
 ZARR = (zarr_files.FRONT, zarr_files.WRIST, "data/state", "data/action")
@@ -81,9 +73,7 @@ LAYOUTS = {
     "lerobot-v3.0": Layout(write_lerobot_v3, *LEROBOT, lossless=False),
     "lerobot-v3.0-images": Layout(write_lerobot_images, *LEROBOT),
     "lerobot-v2.1": Layout(write_lerobot_v21, *LEROBOT, lossless=False),
-    "lerobot-v2.0": Layout(write_lerobot_v20, *LEROBOT, lossless=False),
     "aloha": Layout(aloha_files.write_raw, *ALOHA),
-    "aloha-jpeg": Layout(aloha_files.write_compressed, *ALOHA, lossless=False),
     "robomimic": Layout(
         write_robomimic,
         robomimic_files.FRONT,
@@ -99,7 +89,6 @@ LAYOUTS = {
         robomimic_files.ACTION,
     ),
     "zarr": Layout(write_zarr, *ZARR),
-    "zarr-zip": Layout(write_zip, *ZARR),
 }
 
 

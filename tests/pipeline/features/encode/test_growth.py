@@ -10,6 +10,7 @@ from pipeline.errors import FailedUnitsError, StoreError
 from pipeline.features.encode.embed import EmbedConfig, EmbedReport, embed_dataset
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.units import CHUNK_ROWS
+from tests.pipeline.features.encode.drivers import write_one_view
 from tests.pipeline.features.still_life import (
     break_frame,
     picture,
@@ -85,7 +86,7 @@ def test_a_removed_episode_needs_no_encoding(tmp_path):
 
 def test_ten_changed_frames_rewrite_the_units_they_touch(tmp_path):
     """50 episodes of 12 steps are 3 units; episode 30 lies in the second."""
-    manifest, store = write_still_life(tmp_path, (12,) * 50), tmp_path / "s.zarr"
+    manifest, store = write_one_view(tmp_path, (12,) * 50), tmp_path / "s.zarr"
     embed(manifest, store)
     before = records(store)
     write_still_episode(manifest.parent / "data", 30, 12, {t: 50 + t for t in range(1, 11)})
@@ -135,7 +136,7 @@ def test_a_store_of_another_manifest_is_left_alone(tmp_path):
 
 
 def test_a_broken_frame_stops_its_unit_alone(tmp_path):
-    manifest, store = write_still_life(tmp_path, (CHUNK_ROWS, 20, CHUNK_ROWS)), tmp_path / "s.zarr"
+    manifest, store = write_one_view(tmp_path, (CHUNK_ROWS, 20, CHUNK_ROWS)), tmp_path / "s.zarr"
     whole = manifest.parent / "data" / "episode_1.hdf5"
     healthy = whole.read_bytes()
     break_frame(whole, "top", 7)

@@ -12,12 +12,9 @@ from pipeline.features.identity.source import files_stamp, read_source, write_so
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.units import CHUNK_ROWS
 from pipeline.storage.local import LocalFolder
+from tests.pipeline.features.encode.drivers import write_one_view
 from tests.pipeline.features.encode.test_growth import assert_same_content, embed, records
-from tests.pipeline.features.still_life import (
-    break_frame,
-    write_still_episode,
-    write_still_life,
-)
+from tests.pipeline.features.still_life import break_frame, write_still_episode
 from tests.pipeline.tiny import VIEWS, write_dataset
 from tests.tower import tiny_tower
 
@@ -58,7 +55,7 @@ def test_files_behind_linked_folders_are_part_of_the_stamp(tmp_path):
 
 
 def test_a_damaged_unit_that_comes_back_from_a_backup_is_not_taken_for_new(tmp_path, monkeypatch):
-    manifest, store = write_still_life(tmp_path, (CHUNK_ROWS, 20)), tmp_path / "s.zarr"
+    manifest, store = write_one_view(tmp_path, (CHUNK_ROWS, 20)), tmp_path / "s.zarr"
     embed(manifest, store)
     chunk = store / "features/pooled/c/1/0/0"
     healthy = chunk.read_bytes()
@@ -76,7 +73,7 @@ def test_a_damaged_unit_that_comes_back_from_a_backup_is_not_taken_for_new(tmp_p
 
 @pytest.mark.parametrize("change", ["a word", "one more episode"])
 def test_growth_that_was_stopped_keeps_what_it_had_committed(tmp_path, monkeypatch, change):
-    manifest, store = write_still_life(tmp_path, (10,)), tmp_path / "s.zarr"
+    manifest, store = write_one_view(tmp_path, (10,)), tmp_path / "s.zarr"
     data = manifest.parent / "data"
     embed(manifest, store)
     write_still_episode(data, 1, CHUNK_ROWS, {t: 30 + t % 5 for t in range(CHUNK_ROWS)})
@@ -97,7 +94,7 @@ def test_growth_that_was_stopped_keeps_what_it_had_committed(tmp_path, monkeypat
 
 
 def test_growth_is_given_up_where_the_dataset_is_the_old_one_again(tmp_path, monkeypatch):
-    manifest, store = write_still_life(tmp_path, (10,)), tmp_path / "s.zarr"
+    manifest, store = write_one_view(tmp_path, (10,)), tmp_path / "s.zarr"
     embed(manifest, store)
     added = write_still_episode(manifest.parent / "data", 1, CHUNK_ROWS)
     with monkeypatch.context() as patch:
@@ -138,7 +135,7 @@ def test_a_store_behind_a_link_grows_where_it_lies(tmp_path):
 
 
 def test_a_broken_first_frame_stops_its_unit_and_not_the_probe(tmp_path):
-    manifest, store = write_still_life(tmp_path, (CHUNK_ROWS, 20)), tmp_path / "s.zarr"
+    manifest, store = write_one_view(tmp_path, (CHUNK_ROWS, 20)), tmp_path / "s.zarr"
     path = manifest.parent / "data" / "episode_0.hdf5"
     healthy = path.read_bytes()
     break_frame(path, "top", 0)
@@ -151,7 +148,7 @@ def test_a_broken_first_frame_stops_its_unit_and_not_the_probe(tmp_path):
 
 
 def test_a_frame_that_broke_later_does_not_hide_another_change(tmp_path):
-    manifest, store = write_still_life(tmp_path, (CHUNK_ROWS, 9)), tmp_path / "s.zarr"
+    manifest, store = write_one_view(tmp_path, (CHUNK_ROWS, 9)), tmp_path / "s.zarr"
     embed(manifest, store)
     data = manifest.parent / "data"
     break_frame(data / "episode_0.hdf5", "top", 5)

@@ -1,4 +1,4 @@
-"""What every RobotEnv must do, and what one with an expert must do besides.
+"""What every RobotEnv must do, and what one with an expert must do in addition.
 
 Subclasses say how to build one with three views, and what its actions may be.
 """

@@ -12,39 +12,13 @@ from pipeline.errors import ConfigError, EnvError, EpisodeError
 from pipeline.rollout.envs.gymnasium_config import GymnasiumConfig
 from pipeline.rollout.envs.registry import make_env, make_expert_env
 from policy.images import resize_images
-from tests.pipeline.rollout import toy_env
+from tests.pipeline.rollout import faulty_env, toy_env
 from tests.pipeline.rollout.envs.env_contract import EnvContract
-from tests.pipeline.rollout.toy_run import install
+from tests.pipeline.rollout.toy_run import ENV, install
 
 ROOT = Path(__file__).parents[4]
 
-TOY = f"""
-id = "{toy_env.ID}"
-control_hz = 10.0
-max_steps = 50
-
-[[views]]
-name = "front"
-key = "pixels/front"
-
-[[views]]
-name = "top"
-key = "pixels/top"
-
-[[views]]
-name = "side"
-key = "render()"
-
-[state]
-key = ["agent_pos", "speed"]
-units = "x and y of the dot, half widths; its speed, half widths a step"
-
-[action]
-units = "speed along x and y, 1 = the largest"
-
-[success]
-info = "task/is_success"
-"""
+TOY = f"max_steps = 50\n{ENV}".replace(faulty_env.ID, toy_env.ID)
 
 
 def write(folder: Path, text: str) -> str:
@@ -159,7 +133,6 @@ def test_what_the_file_says_is_what_happens(tmp_path):
         ('name = "top"', 'name = "front"', "different names, found front, front, side"),
         ("[action]", "action", "expected TOML"),
         ('info = "task/is_success"', "", "either info or reward_at_least"),
-        ("[action]", "[kwargs]\nmax_episode_steps = 3\n[action]", "max_episode_steps of gymn"),
         (toy_env.ID, "os:system", "id: String should match"),
         ("control_hz", 'module = "os; x"\ncontrol_hz', "module: String should match"),
         # Beside the project, but not of a package that requires gymnasium:
@@ -181,6 +154,7 @@ def test_a_wrong_file_is_answered_in_one_line(tmp_path, old, new, pattern):
     [
         (toy_env.ID, "NoSuchEnv-v3", "gymnasium.make to build NoSuchEnv-v3, found NameNotFound"),
         ("[action]", "[kwargs]\nspede = 1\n[action]", "found TypeError: .*spede"),
+        ("[action]", "[kwargs]\nmax_episode_steps = 3\n[action]", "TypeError: .*max_episode_s"),
         ("pixels/front", "pixels/frnt", "view front: expected pixels/frnt, found front, top"),
         ("pixels/front", "agent_pos", r"view front: expected uint8 .* found float64 \(2,\)"),
         ("agent_pos", "agent", "state: expected agent, found pixels, agent_pos"),

@@ -114,7 +114,7 @@ def test_experts_that_need_the_goal_succeed(task):
     [
         ("metawrld/reach-v3", ("corner",), r"did you mean metaworld/reach-v3"),
         ("reach-v3", ("corner",), r"did you mean metaworld/reach-v3"),
-        ("metaworld/draw-open", ("corner",), r"try metaworld/drawer-open-v3"),
+        ("metaworld/draw-open", ("corner",), r"did you mean metaworld/drawer-open-v3"),
         ("metaworld/reach-v3", ("front",), r"out of topview, corner, .*found front"),
         ("metaworld/reach-v3", ("corner", "corner"), r"different views.*found corner, corner"),
         ("metaworld/reach-v3", (), r"found none"),

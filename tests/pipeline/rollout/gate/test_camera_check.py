@@ -248,6 +248,6 @@ def test_a_run_that_knows_cameras_by_features_is_refused_in_one_line(run):
     content["format_version"] = 6
     content["data"]["reference_digest"] = content["data"].pop("start_frames_digest")
     path.write_text(json.dumps(content))
-    with pytest.raises(RunError, match="format version 6, this program reads 7; use") as caught:
+    with pytest.raises(RunError, match="format version 6, this program reads 8; use") as caught:
         read_run(run)
     assert "\n" not in str(caught.value)

@@ -79,7 +79,7 @@ ROLL_OUT = "import sys; from cli.rollout import main; main()"
 def start(run: Path, env: str, out: Path, *words: str) -> subprocess.Popen[str]:
     """Type the command in a process of its own."""
     command = [str(run), "--env", env, "--out", str(out), "--encoder", tiny_tower()]
-    command += ["--episodes", "4", "--camera-check", "warn", *words]
+    command += ["--episodes", "4", "--set", "camera_check=warn", *words]
     return subprocess.Popen(
         [sys.executable, "-c", ROLL_OUT, *command],
         cwd=ROOT,

@@ -9,7 +9,7 @@ import torch
 from pipeline.rollout.envs.base import StepResult
 from pipeline.rollout.play.episode import EpisodePlayer
 from pipeline.rollout.play.loop import RolloutConfig, play_episodes
-from pipeline.rollout.play.players import HerePlayer
+from pipeline.rollout.play.processes import LocalWorker
 from pipeline.training.data.windows import WindowData
 from policy.agent import AgentConfig, VLAAgent
 from policy.network.head import HeadConfig
@@ -90,7 +90,7 @@ def play(agent: RecordingAgent, env: CountingEnv, max_steps: int = 100):
     horizon = agent.config.obs_horizon
     player = EpisodePlayer(env, obs_horizon=horizon, max_steps=max_steps, out=None)
     config = RolloutConfig(run=Path("run"), env="counting", out=Path("out"), episodes=1, videos=0)
-    (episode,) = play_episodes(agent, [HerePlayer(player)], config, nfe=1)
+    (episode,) = play_episodes(agent, [LocalWorker(player)], config, nfe=1)
     assert episode.result.decisions == len(episode.head_s) == len(agent.seen)
     return episode.result
 

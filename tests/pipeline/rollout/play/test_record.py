@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -19,8 +18,13 @@ from pipeline.errors import ConfigError, DatasetError, EnvError
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE
 from pipeline.rollout.envs.registry import make_env, make_expert_env
 from pipeline.rollout.play.episode import EpisodePlayer
-from pipeline.rollout.play.record import RecordConfig, manifest_of, record_dataset
-from pipeline.rollout.play.workers import Attempt, CrewConfig, _record_seed
+from pipeline.rollout.play.record import (
+    Attempt,
+    RecordConfig,
+    manifest_of,
+    record_dataset,
+    record_seed,
+)
 from policy.spec import FRAME_SIZE
 
 ROOT = Path(__file__).parents[4]
@@ -188,12 +192,10 @@ def test_a_failure_is_kept_to_the_time_limit_and_marked_only_where_it_is_asked_f
     """Soccer's seed 0 is failed; Meta-World's own limit is shortened to keep the test short."""
     env = make_expert_env("metaworld/soccer-v3", ("topview",))
     env.unguarded._task.max_path_length = env.max_steps = 12
-    crew = CrewConfig(
-        env=env.name, views=env.view_names, render_size=256, keeps_failures=False, out=tmp_path
-    )
-    assert _record_seed(env, 0, crew) == Attempt(solved=False, steps=0)
+    config = config_for(tmp_path, env=env.name, views=env.view_names)
+    assert record_seed(env, 0, config) == Attempt(solved=False, steps=0)
     assert contents(tmp_path) == {}
-    kept = _record_seed(env, 0, replace(crew, keeps_failures=True))
+    kept = record_seed(env, 0, config.model_copy(update={"keep": "all"}))
     env.close()
     assert kept == Attempt(solved=False, steps=12)
     assert not read_label(tmp_path / "episode_0.hdf5").success

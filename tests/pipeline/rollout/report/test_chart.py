@@ -37,8 +37,8 @@ def test_points_are_drawn_where_the_axes_place_them():
 def test_ticks_are_at_their_values():
     figure = drawn([Line("a", "s0", [Point(0, 0.0), Point(100, 1.0)])])
     texts = {t.text: float(t.get("y")) for t in figure.iter("text") if t.get("class") == "up"}
-    assert texts["0.0"] == pytest.approx(coordinates(figure)[0, 1])
-    assert texts["1.0"] == pytest.approx(coordinates(figure)[1, 1])
+    assert texts["0"] == pytest.approx(coordinates(figure)[0, 1])
+    assert texts["1"] == pytest.approx(coordinates(figure)[1, 1])
 
 
 def test_runs_share_the_axes_and_have_their_names_and_last_values():

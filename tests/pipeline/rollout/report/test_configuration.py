@@ -1,6 +1,6 @@
 """Flattening settings for the table."""
 
-from pipeline.rollout.report.configuration import flatten
+from pipeline.rollout.report.rollouts import flatten
 
 
 def test_groups_become_dotted_names_and_plain_lists_stay_one_field():

@@ -2,7 +2,7 @@
 
 import base64
 
-from pipeline.rollout.report.media import MediaBudget
+from pipeline.rollout.report.rollouts import MediaBudget
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(92)
 MP4 = b"\0\0\0\x20ftypisom" + bytes(88)

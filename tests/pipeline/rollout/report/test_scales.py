@@ -23,7 +23,7 @@ def test_every_axis_holds_its_values_between_few_round_ticks(seed):
     assert scale.low - margin <= values.min() <= values.max() <= scale.high + margin
     assert 2 <= len(scale.ticks) <= 9
     assert len(set(tick_texts(scale))) == len(scale.ticks)
-    assert all(0 <= scale.place(value) <= 1 for value in values)
+    assert all(0 <= scale.position(value) <= 1 for value in values)
 
 
 def test_values_over_decades_get_a_logarithmic_axis_and_others_not():
@@ -35,7 +35,7 @@ def test_values_over_decades_get_a_logarithmic_axis_and_others_not():
 
 def test_a_logarithmic_axis_places_by_ratio():
     scale = fitting_scale([0.01, 1.0], may_be_log=True)
-    assert [scale.place(value) for value in (0.01, 0.1, 1.0)] == pytest.approx([0, 0.5, 1])
+    assert [scale.position(value) for value in (0.01, 0.1, 1.0)] == pytest.approx([0, 0.5, 1])
 
 
 def test_one_value_alone_has_an_axis():
@@ -59,8 +59,8 @@ def test_steps_start_at_zero_and_end_where_training_ends():
         (12.3456, "12.35"),
         (1234.6, "1,235"),
         (1e-3, "0.001"),
-        (2.5e-6, "2.5e\N{MINUS SIGN}6"),
-        (1.5e7, "1.5e7"),
+        (2.5e-6, "2.5e\N{MINUS SIGN}06"),
+        (1.5e7, "1.5e+07"),
         (-0.25, "\N{MINUS SIGN}0.25"),
         (100.0, "100"),
     ],

@@ -141,7 +141,7 @@ def test_states_of_any_number_are_taken_as_float32(session, policy, dtype):
         ({"observation/front": np.zeros((3, 9, 9), np.uint8)}, "found uint8 [3, 9, 9]"),
         ({"observation/front": np.zeros((9, 9), np.uint8)}, "found uint8 [9, 9]"),
         ({"observation/front": np.zeros((9, 9, 4), np.uint8)}, "found uint8 [9, 9, 4]"),
-        ({"observation/front": np.zeros((2, 9, 9, 3), np.uint8)}, "beside a observation/state"),
+        ({"observation/front": np.zeros((2, 9, 9, 3), np.uint8)}, "with a observation/state"),
         ({"observation/state": np.zeros(6)}, "shape [5] or [2, 5], found float64 [6]"),
         ({"observation/state": np.zeros((3, 5))}, "found float64 [3, 5]"),
         ({"observation/state": np.zeros((2, 5))}, "expected uint8 [2, height, width, 3]"),
