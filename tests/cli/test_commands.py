@@ -249,7 +249,7 @@ def test_wrong_settings_are_refused_before_anything_is_written(tmp_path):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     message = refusal("vla-rollout", tmp_path, "--env", "metaworld/drawer-open-v3")
     assert "no training run here" in message
-    assert "expected one of the layouts" in refusal("vla-data", "info", tmp_path)
+    assert "expected one of the formats" in refusal("vla-data", "info", tmp_path)
 
 
 def test_a_disk_that_cannot_be_written_is_refused(tmp_path):
