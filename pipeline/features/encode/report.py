@@ -23,6 +23,8 @@ class EmbedReport:
     store: Location
     encoder: str
     """Its name, and a word of caution where its weights are random."""
+    features: tuple[str, ...]
+    """Names of the features in the store."""
     num_episodes: int
     num_steps: int
     num_views: int
@@ -37,7 +39,7 @@ class EmbedReport:
     """After a part that was not the last one: which units the store lacks still."""
 
     def summary(self) -> str:
-        """Return a line on what was done, one on the time then what is left or comes next."""
+        """Return a line on what was done, one on the time and, after a part, what is left."""
         counts = self.counts
         rate = counts.encoded / self.elapsed_s if self.elapsed_s else 0.0
         reused = "".join(
@@ -55,7 +57,7 @@ class EmbedReport:
             f"{self.num_views} views by {self.encoder}; {counts.encoded} images encoded"
             f"{reused}, {rate:.1f} images/s",
             f"{workers}: {shares or 'none'}",
-            self.remainder or f"wrote {self.store}; next: vla-train {self.store} --out runs/first",
+            self.remainder,
         ]
         return "\n".join(filter(None, lines))
 
