@@ -77,7 +77,7 @@ def check(
             CheckConfig(dataset=dataset, sheet=sheet, episodes=None if all_frames else episodes)
         )
     typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
-    if not as_json:
+    if not as_json and all(finding.severity != "error" for finding in report.findings):
         typer.echo(f"next: vla-embed {dataset} --store my.zarr")
     if not report.is_clean:
         raise typer.Exit(FOUND_SOMETHING)

@@ -13,6 +13,7 @@ from pipeline.errors import FailedUnitsError
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.encode.parts import Part
 from pipeline.storage.location import parse_location
+from pipeline.training.presets import preset_for
 from policy.encoders.registry import DEFAULT_ENCODER, ENCODERS
 
 main = typer.Typer(add_completion=False)
@@ -64,6 +65,9 @@ def embed(
         )
         report = embed_dataset(config)
         typer.echo(report.summary())
+        if not report.remainder:
+            preset = preset_for(report.features)
+            typer.echo(f"wrote {store}; next: vla-train {store} --preset {preset} --out runs/first")
 
 
 @contextmanager

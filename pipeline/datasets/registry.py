@@ -75,10 +75,10 @@ def open_format(name: FormatName | None, config: DatasetConfig) -> FormatReader:
 
 def episode_numbers(name: FormatName, root: Location) -> list[int]:
     """List the numbers of all episodes of a dataset, whether or not their files exist."""
-    numbers: list[int] = []
+    numbers: set[int] = set()
 
     def note(number: int) -> bool:
-        numbers.append(number)
+        numbers.add(number)
         return False
 
     with contextlib.suppress(DatasetError):  # that none is kept

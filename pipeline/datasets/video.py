@@ -130,7 +130,8 @@ def match_frames(
             f"{where}: frame {step}: expected a frame within {0.5 / fps:.4g} s of "
             f"{wanted_s[step]:.4f} s, found the nearest of {len(shown_s)} at "
             f"{shown_s[found[step]]:.4f} s ({len(unmatched)} of {len(wanted_s)} steps have none); "
-            f"compare the video's rate with `fps`, download it again, or {LEAVE_OUT}"
+            "compare the video's rate with `fps` and with the column `timestamp` (without it, a "
+            f"step's time is frame_index / fps), download it again, or {LEAVE_OUT}"
         )
     shared = np.flatnonzero(np.diff(found) < 1)
     if len(shared):

@@ -3,7 +3,7 @@
 `proj96` and `proj192` are the original design's two runs; `demo` is small enough for two CPU cores.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from pipeline.errors import ConfigError
@@ -66,6 +66,13 @@ def debug() -> TrainConfig:
 PRESETS: Final[dict[str, Callable[[], TrainConfig]]] = {
     preset.__name__: preset for preset in (proj96, proj192, grid96, demo, debug)
 }
+
+
+def preset_for(features: Collection[str]) -> str:
+    """Name a preset to begin with that reads none but these features; the first if none does."""
+    names = ["demo", *PRESETS]
+    fitting = [name for name in names if PRESETS[name]().agent.readers.keys() <= set(features)]
+    return fitting[0] if fitting else names[1]
 
 
 def preset_config(name: str) -> TrainConfig:

@@ -17,10 +17,14 @@ from tests.pipeline.datasets.lerobot.lerobot_files import (
 )
 from tests.tower import tiny_tower
 
-FIRST_OF = {
-    "data/chunk-000/file-000.parquet",
-    f"videos/{FRONT}/chunk-000/file-000.mp4",
-    f"videos/{WRIST}/chunk-000/file-000.mp4",
+OF_TWO = {
+    f"{folder}-{file:03d}.{suffix}"
+    for folder, suffix in (
+        ("data/chunk-000/file", "parquet"),
+        (f"videos/{FRONT}/chunk-000/file", "mp4"),
+        (f"videos/{WRIST}/chunk-000/file", "mp4"),
+    )
+    for file in range(2)
 }
 INDEX = {"meta/info.json", "meta/episodes/chunk-000/file-000.parquet"}
 
@@ -49,7 +53,7 @@ def embed(tmp_path, address, *words):
 def test_a_dataset_of_the_hub_is_fetched_once_and_embedded(hub, tmp_path):
     assert embed(tmp_path, f"hf://{NAME}@main").num_rows == 9
     assert len(hub.fetched) == len(set(hub.fetched))
-    assert set(hub.fetched) > INDEX | FIRST_OF
+    assert set(hub.fetched) > INDEX | OF_TWO
     assert "notes.pdf" not in hub.fetched
     manifest = tomllib.loads((tmp_path / "s.toml").read_text())
     assert (manifest["source"], manifest["revision"]) == (f"hf://{NAME}", COMMIT)
@@ -60,13 +64,13 @@ def test_a_dataset_of_the_hub_is_fetched_once_and_embedded(hub, tmp_path):
 
 def test_only_the_files_of_the_episodes_are_fetched_and_a_cut_download_goes_on(hub, tmp_path):
     hub.broken = {f"videos/{WRIST}/chunk-000/file-000.mp4"}
-    words = ("vla-embed", f"hf://{NAME}", "--store", tmp_path / "s.zarr", "--episodes", "1")
+    words = ("vla-embed", f"hf://{NAME}", "--store", tmp_path / "s.zarr", "--episodes", "2")
     assert "cannot be downloaded" in refusal(*words)
     assert not (tmp_path / "s.toml").exists()
     hub.broken = set()
-    assert embed(tmp_path, f"hf://{NAME}", "--episodes", "1").num_rows == 3
-    assert sorted(hub.fetched) == sorted(INDEX | FIRST_OF)
-    assert tomllib.loads((tmp_path / "s.toml").read_text())["episodes"] == {"only": [0]}
+    assert embed(tmp_path, f"hf://{NAME}", "--episodes", "2").num_rows == 5
+    assert sorted(hub.fetched) == sorted(INDEX | OF_TWO)
+    assert tomllib.loads((tmp_path / "s.toml").read_text())["episodes"] == {"only": [0, 1]}
 
 
 def test_what_cannot_be_fetched_is_one_line_that_says_what_to_do(hub, tmp_path, monkeypatch):

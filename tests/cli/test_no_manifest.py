@@ -37,7 +37,7 @@ def test_a_folder_is_embedded_and_the_manifest_of_it_gives_the_same_store(tmp_pa
     assert result.exit_code == 0, result.output
     manifest = tmp_path / "s.toml"
     assert tomllib.loads(manifest.read_text())["resize"] == [256, 256]
-    assert f"wrote {store}; next: vla-train {store} --out runs/first" in result.stdout
+    assert f"wrote {store}; next: vla-train {store} --preset proj96 --out" in result.stdout
     assert "embedding 2 episodes, 8 steps x 2 views" in caplog.text
     for said in ("this is assumed", "resized to 256x256", f"edit {manifest}"):
         assert said in caplog.text

@@ -29,7 +29,7 @@ def train(stores: list[FeatureStore], out: Path, *words: str) -> Result:
         (("--weights", "2"), "weights 2: want 2, a positive number a store"),
         (("--weights", "2,-1"), "weights 2, -1: want 2"),
         (("--weights", "2,inf"), "weights 2, inf: want 2"),
-        (("--weights", "2,one"), "--weights 2,one: want a number a store, as in 2,1"),
+        (("--weights", "2,one"), "--weights 2,one: want a number per store, as in 2,1"),
         (("--encoder", "stand-in"), "--encoder needs --rollout-env"),
     ],
 )

@@ -8,7 +8,6 @@ import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -55,6 +54,18 @@ class EpisodeFiles:
         return self.clips[key].start_s + self.length / fps
 
 
+@dataclass(frozen=True)
+class LocatedEpisodes:
+    """The episodes of a dataset's index."""
+
+    wanted: tuple[EpisodeFiles, ...]
+    """The kept episodes, ordered by number; at least one."""
+    num_indexed: int
+    """Number of all episodes of the dataset."""
+    excluded: tuple[EpisodeFiles, ...] = ()
+    """The others that share files with them, without those whose row is damaged."""
+
+
 def file_finder(config: DatasetConfig) -> Callable[..., Path]:
     """Return a function that fills a path template with names, and resolves each path once.
 
@@ -88,22 +99,24 @@ def view_kinds(config: DatasetConfig, info: LeRobotInfo) -> dict[str, str]:
     }
 
 
-def wanted_rows(
+def split_rows(
     config: DatasetConfig, info: LeRobotInfo, index: Path, rows: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Return the rows of an index of the kept episodes, ordered by `episode_index`.
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+    """Split an index into the rows of the kept episodes, by `episode_index`, and the others.
+
+    The number of all episodes is the third value.
 
     Args:
         config: decides which episodes are kept.
         info: its `total_episodes` is the number of episodes.
         index: the file or folder of the index, for messages.
-        rows: of the index, one per episode.
+        rows: of the index, one per episode; those of excluded episodes may be damaged.
 
     Raises:
         DatasetError: a kept episode is missing or doubled, or none is kept.
     """
-    numbers = [integer(row, "episode_index", index) for row in rows]
-    counts = Counter(numbers)
+    numbers = [_whole(row.get("episode_index")) for row in rows]
+    counts = Counter(number for number in numbers if number is not None)
     num = max(info.total_episodes or 0, max(counts, default=-1) + 1)
     wrong = [number for number in range(num) if counts[number] != 1 and config.keeps(number)]
     if wrong:
@@ -113,8 +126,15 @@ def wanted_rows(
             f"removed on purpose, {LEAVE_OUT}"
         )
     wanted = wanted_numbers(config, counts)
-    kept = {number: row for number, row in zip(numbers, rows, strict=True) if number in wanted}
-    return [kept[number] for number in sorted(kept)]
+    by_number = dict(zip(numbers, rows, strict=True))
+    others = [row for number, row in zip(numbers, rows, strict=True) if number not in wanted]
+    return [by_number[number] for number in sorted(wanted)], others, num
+
+
+def _whole(value: object) -> int | None:
+    if isinstance(value, float) and value.is_integer():  # of a column with empty rows
+        value = int(value)
+    return value if isinstance(value, int) else None
 
 
 def integer(row: dict[str, Any], key: str, index: Path, least: int = 0) -> int:
@@ -123,21 +143,19 @@ def integer(row: dict[str, Any], key: str, index: Path, least: int = 0) -> int:
     Raises:
         DatasetError: the value is something else, or below `least`.
     """
-    value = row.get(key)
-    if isinstance(value, float) and value.is_integer():  # of a column with empty rows
-        value = int(value)
-    if not isinstance(value, int) or value < least:
+    value = _whole(row.get(key))
+    if value is None or value < least:
         raise DatasetError(
             f"{index}: episode {row.get('episode_index')}: {key}: expected a whole number of at "
-            f"least {least}, found {value}; download `meta` again, or {LEAVE_OUT}"
+            f"least {least}, found {row.get(key)}; download `meta` again, or {LEAVE_OUT}"
         )
     return value
 
 
 def check_headers(
-    config: DatasetConfig, info: LeRobotInfo, episodes: tuple[EpisodeFiles, ...]
+    config: DatasetConfig, info: LeRobotInfo, located: LocatedEpisodes
 ) -> dict[str, dict[Path, tuple[int, int]]]:
-    """Check every file of the episodes, opening each once.
+    """Check every file of the kept episodes, opening each once.
 
     Returns:
         (height, width) of every video by view key and path.
@@ -147,6 +165,7 @@ def check_headers(
     """
     for key in config.number_keys:
         require_feature(config.local_root, info, key, ("numbers",))
+    episodes = located.wanted
     _require_files(config, episodes)
     for path, users in _grouped((files.table, files) for files in episodes).items():
         _check_table(path, users)
@@ -154,8 +173,10 @@ def check_headers(
     for key, kind in view_kinds(config, info).items():
         if kind == "video":
             clips = _grouped((files.clips[key].path, files) for files in episodes)
+            others = _grouped((files.clips[key].path, files) for files in located.excluded)
             sizes[key] = {
-                path: _check_video(key, path, users, info.fps) for path, users in clips.items()
+                path: _check_video(key, path, users, others.get(path, []), info.fps)
+                for path, users in clips.items()
             }
     return sizes
 
@@ -190,10 +211,16 @@ def _check_table(path: Path, users: list[EpisodeFiles]) -> None:
         )
 
 
-def _check_video(key: str, path: Path, users: list[EpisodeFiles], fps: float) -> tuple[int, int]:
-    """Compare a video with the clips of its episodes; return its (height, width)."""
-    header, where = read_header(path), f"{path}: {key}"
-    num_steps, num_frames = sum(files.length for files in users), header.num_frames
+def _check_video(
+    key: str, path: Path, users: list[EpisodeFiles], others: list[EpisodeFiles], fps: float
+) -> tuple[int, int]:
+    """Compare a video with the clips of its episodes; return its (height, width).
+
+    Frames that are missing shift those of later episodes, and of two episodes with the same frames
+    one has those of the other; so the excluded episodes of the file, `others`, count too.
+    """
+    header, where, all_users = read_header(path), f"{path}: {key}", [*users, *others]
+    num_steps, num_frames = sum(files.length for files in all_users), header.num_frames
     is_alone = users[0].first_index is None
     if is_alone and num_frames != num_steps:
         num_frames = count_frames(path)  # of those that are shown: an edit list hides some
@@ -203,14 +230,14 @@ def _check_video(key: str, path: Path, users: list[EpisodeFiles], fps: float) ->
             f"{num_frames}: it is unknown which row each belongs to; encode the video again, or "
             f"{LEAVE_OUT}"
         )
-    end = max(files.rows_end_s(key, fps) for files in users)
+    end = max(files.rows_end_s(key, fps) for files in all_users)
     is_short = num_frames is not None and num_frames < num_steps
     if is_short or (header.end_s is not None and end - 1.5 / fps > header.end_s):
         raise DatasetError(
-            f"{where}: expected {num_steps} frames for {_span(users)}, until {end:.4f} s, found "
-            f"{num_frames} frames until {header.end_s} s: the camera stopped early, or the index "
-            "describes another file; download or convert the dataset again, or leave out all "
-            "episodes of this file"
+            f"{where}: expected {num_steps} frames for {_span(all_users)}, until {end:.4f} s, "
+            f"found {num_frames} frames until {header.end_s} s: the camera stopped early, or the "
+            "index describes another file; download or convert the dataset again, or leave out "
+            "all episodes of this file"
         )
     for files in users:
         rows_end = files.rows_end_s(key, fps)
@@ -221,16 +248,20 @@ def _check_video(key: str, path: Path, users: list[EpisodeFiles], fps: float) ->
                 f"correct `fps` in {INFO_PATH} if the video has another rate, download or convert "
                 f"the dataset again, or {LEAVE_OUT}"
             )
-    ordered = sorted(users, key=lambda files: (files.clips[key].start_s, files.number))
-    for before, files in pairwise(ordered):
-        before_end = max(before.clips[key].end_s, before.rows_end_s(key, fps))
-        if files.clips[key].start_s < before_end - 0.5 / fps:
+    last, *ordered = sorted(all_users, key=lambda each: (each.clips[key].start_s, each.number))
+    last_end = max(last.clips[key].end_s, last.rows_end_s(key, fps))
+    for files in ordered:
+        is_wanted = last in users or files in users
+        if is_wanted and files.clips[key].start_s < last_end - 0.5 / fps:
             raise DatasetError(
-                f"{where}: expected episode {files.number} to begin after episode "
-                f"{before.number}, which ends at {before_end:.4f} s, found "
-                f"{files.clips[key].start_s:.4f} s: the index gives both the same frames; download "
-                "or convert the dataset again, or leave out both"
+                f"{where}: expected episode {files.number} to begin after episode {last.number}, "
+                f"which ends at {last_end:.4f} s, found {files.clips[key].start_s:.4f} s: the "
+                "index gives both the same frames; download or convert the dataset again, or leave "
+                "out both"
             )
+        end = max(files.clips[key].end_s, files.rows_end_s(key, fps))
+        if end > last_end:
+            last, last_end = files, end
     return header.size
 
 

@@ -22,7 +22,12 @@ from pipeline.datasets.base import (
 from pipeline.datasets.causes import one_line, why_unreadable
 from pipeline.datasets.compressed import decode_images, image_size
 from pipeline.datasets.lerobot.clock import step_seconds
-from pipeline.datasets.lerobot.episodes import EpisodeFiles, check_headers, view_kinds
+from pipeline.datasets.lerobot.episodes import (
+    EpisodeFiles,
+    LocatedEpisodes,
+    check_headers,
+    view_kinds,
+)
 from pipeline.datasets.lerobot.info import (
     INFO_PATH,
     LeRobotInfo,
@@ -64,9 +69,10 @@ class LeRobotReader(FormatReader):
         self.facts = DatasetFacts(remarks=robot)
         self._kinds = view_kinds(config, info)
         self._videos = [key for key, kind in self._kinds.items() if kind == "video"]
-        self._episodes, self._num_indexed = self.locate(config, info)
+        located = self.locate(config, info)
+        self._episodes, self._num_indexed = located.wanted, located.num_indexed
         self.num_episodes: int = len(self._episodes)
-        self._video_sizes = check_headers(config, info, self._episodes)
+        self._video_sizes = check_headers(config, info, located)
         self._image_sizes: dict[str, tuple[int, int]] = {}
         self._table: ParquetTable | None = None
         self._decoders: dict[str, VideoDecoder] = {}
@@ -74,8 +80,8 @@ class LeRobotReader(FormatReader):
 
     @staticmethod
     @abstractmethod
-    def locate(config: DatasetConfig, info: LeRobotInfo) -> tuple[tuple[EpisodeFiles, ...], int]:
-        """Return the files of the kept episodes, by number, and the number of all episodes.
+    def locate(config: DatasetConfig, info: LeRobotInfo) -> LocatedEpisodes:
+        """Read the index, and return the files of its episodes.
 
         Raises:
             DatasetError: the index does not read, lacks a kept episode, or contradicts itself.
@@ -91,7 +97,7 @@ class LeRobotReader(FormatReader):
         info, root = read_info(config.local_root, cls.versions), config.local_root.resolve()
         found = {
             path
-            for episode in cls.locate(config, info)[0]
+            for episode in cls.locate(config, info).wanted
             for path in (episode.table, *(clip.path for clip in episode.clips.values()))
         }
         return {path.relative_to(root).as_posix() for path in found}

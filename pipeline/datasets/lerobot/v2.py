@@ -14,11 +14,12 @@ from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.lerobot.episodes import (
     Clip,
     EpisodeFiles,
+    LocatedEpisodes,
     file_finder,
     integer,
+    split_rows,
     task_of,
     view_kinds,
-    wanted_rows,
 )
 from pipeline.datasets.lerobot.info import LeRobotInfo
 from pipeline.datasets.lerobot.reader import LeRobotReader
@@ -36,12 +37,12 @@ class LeRobotV2Reader(LeRobotReader):
     versions = ("v2.1", "v2.0")
 
     @staticmethod
-    def locate(config: DatasetConfig, info: LeRobotInfo) -> tuple[tuple[EpisodeFiles, ...], int]:
+    def locate(config: DatasetConfig, info: LeRobotInfo) -> LocatedEpisodes:
         """Read `meta/episodes.jsonl`, as `LeRobotReader.locate` describes."""
         path, find = config.local_root / INDEX_PATH, file_finder(config)
-        rows = _read_index(config)
+        wanted, _, num_episodes = split_rows(config, info, path, _read_index(config))
         found = []
-        for row in wanted_rows(config, info, path, rows):
+        for row in wanted:
             number = integer(row, "episode_index", path)
             length = integer(row, "length", path, least=1)
             names = {"episode_index": number, "episode_chunk": number // info.chunks_size}
@@ -54,18 +55,24 @@ class LeRobotV2Reader(LeRobotReader):
             table = find(info.data_path or _DATA_PATH, **names)
             task = task_of(row.get("tasks"))
             found.append(EpisodeFiles(number, length, table, None, clips, task))
-        return tuple(found), 1 + max(integer(row, "episode_index", path) for row in rows)
+        return LocatedEpisodes(tuple(found), num_episodes)
 
 
 def _read_index(config: DatasetConfig) -> list[dict[str, Any]]:
     path = config.local_root / INDEX_PATH
     try:
         content = read_file(config.local_root, INDEX_PATH, allow_outside=config.allow_outside)
-        return [dict(json.loads(line)) for line in content.splitlines() if line.strip()]
-    except DatasetError:  # which is a ValueError
-        raise
-    except (OSError, ValueError, TypeError) as error:
+        return [_parsed(line) for line in content.splitlines() if line.strip()]
+    except OSError as error:
         raise DatasetError(
             f"{path}: expected the index of the episodes, "
             + why_unreadable(path, error, "download it again")
         ) from error
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """Return a row; an empty one if the line is damaged, which may be an excluded episode's."""
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        return {}

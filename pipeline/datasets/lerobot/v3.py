@@ -7,17 +7,19 @@ only).
 """
 
 import math
+from contextlib import suppress
 from typing import Any, Final
 
 from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.lerobot.episodes import (
     Clip,
     EpisodeFiles,
+    LocatedEpisodes,
     file_finder,
     integer,
+    split_rows,
     task_of,
     view_kinds,
-    wanted_rows,
 )
 from pipeline.datasets.lerobot.info import LeRobotInfo
 from pipeline.datasets.lerobot.reader import LeRobotReader
@@ -43,14 +45,14 @@ class LeRobotV3Reader(LeRobotReader):
     versions = ("v3.0",)
 
     @staticmethod
-    def locate(config: DatasetConfig, info: LeRobotInfo) -> tuple[tuple[EpisodeFiles, ...], int]:
+    def locate(config: DatasetConfig, info: LeRobotInfo) -> LocatedEpisodes:
         """Read `meta/episodes`, as `LeRobotReader.locate` describes."""
         folder = config.local_root / INDEX_FOLDER
         video_keys = [key for key, kind in view_kinds(config, info).items() if kind == "video"]
         rows = _read_index(config, video_keys)
         find = file_finder(config)
-        found = []
-        for row in wanted_rows(config, info, folder, rows):
+
+        def located(row: dict[str, Any]) -> EpisodeFiles:
             number = integer(row, "episode_index", folder)
             length = integer(row, "length", folder, least=1)
             first = integer(row, "dataset_from_index", folder)
@@ -73,9 +75,14 @@ class LeRobotV3Reader(LeRobotReader):
                 clips[key] = Clip(path, times[0], times[1])
             names = {name: integer(row, f"data/{name}", folder) for name in _FILE_KEYS}
             table = find(info.data_path or _DATA_PATH, **names)
-            task = task_of(row.get("tasks"))
-            found.append(EpisodeFiles(number, length, table, first, clips, task))
-        return tuple(found), 1 + max(integer(row, "episode_index", folder) for row in rows)
+            return EpisodeFiles(number, length, table, first, clips, task_of(row.get("tasks")))
+
+        wanted, others, num_episodes = split_rows(config, info, folder, rows)
+        excluded = []
+        for row in others:
+            with suppress(DatasetError):  # nothing can be checked against a damaged row
+                excluded.append(located(row))
+        return LocatedEpisodes(tuple(map(located, wanted)), num_episodes, tuple(excluded))
 
 
 def _read_index(config: DatasetConfig, video_keys: list[str]) -> list[dict[str, Any]]:

@@ -178,6 +178,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
     return EmbedReport(
         store=config.store,
         encoder=store.encoder.name + ", NOT pretrained" * (not store.encoder.pretrained),
+        features=store.encoder.feature_names,
         num_episodes=reader.num_episodes,
         num_steps=store.num_rows,
         num_views=len(reader.view_names),

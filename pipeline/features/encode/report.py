@@ -23,6 +23,8 @@ class EmbedReport:
     store: Location
     encoder: str
     """Its name, and a warning if its weights are random."""
+    features: tuple[str, ...]
+    """Names of the features in the store."""
     num_episodes: int
     num_steps: int
     num_views: int
@@ -54,7 +56,7 @@ class EmbedReport:
             f"{self.num_views} views by {self.encoder}; {counts.encoded} images encoded"
             f"{reused}, {rate:.1f} images/s",
             f"{workers}: {shares or 'none'}",
-            self.remainder or f"wrote {self.store}; next: vla-train {self.store} --out runs/first",
+            self.remainder,
         ]
         return "\n".join(filter(None, lines))
 

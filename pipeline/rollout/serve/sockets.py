@@ -21,7 +21,6 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from http import HTTPStatus
 from typing import Final
 
@@ -149,7 +148,7 @@ class PolicyServer:
     async def _converse(self, connection: ServerConnection) -> None:
         session = Session(self._policy)
         previous: dict[str, float] = {}
-        with suppress(ConnectionClosed):  # clients come and go, and some are killed
+        try:
             await connection.send(self._metadata)
             async for message in connection:
                 received = time.perf_counter()
@@ -160,6 +159,14 @@ class PolicyServer:
                 reply = decision.reply(queue_ms=waited_ms - decision.timing["infer_ms"], **previous)
                 await connection.send(encode_message(reply))
                 previous = {"prev_total_ms": 1e3 * (time.perf_counter() - received)}
+        except ConnectionClosed as closed:  # clients come and go, and some are killed
+            if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
+                logger.warning(
+                    "%s: a message of more than %d MiB was cut off; send smaller pictures, or "
+                    "start with --max-message-mib",
+                    connection.remote_address[0],
+                    self._config.max_message_mib,
+                )
 
     async def _decide(
         self, connection: ServerConnection, session: Session, message: bytes | str

@@ -146,6 +146,7 @@ def test_the_command_ends_with_0_where_nothing_is_found_and_1_where_something_is
     clean = invoke(manifest)
     assert clean.exit_code == 0, clean.stderr
     assert "nothing found" in clean.stdout
+    assert "next: vla-embed" in clean.stdout
     sheet = tmp_path / "sheet.png"
     found = invoke(manifest, "--json", "--all", "--sheet", sheet)
     assert found.exit_code == 0
@@ -156,7 +157,9 @@ def test_the_command_ends_with_0_where_nothing_is_found_and_1_where_something_is
     assert found.exit_code == 1
     document = json.loads(found.stdout)
     assert [finding["kind"] for finding in document["findings"]] == ["unreadable"]
-    assert invoke(manifest, "--episodes", "2").exit_code == 1
+    found = invoke(manifest, "--episodes", "2")
+    assert found.exit_code == 1
+    assert "next:" not in found.stdout  # what does not read cannot be embedded
 
 
 def test_the_command_ends_with_2_for_what_cannot_be_checked(tmp_path):

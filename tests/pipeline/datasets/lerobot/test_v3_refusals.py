@@ -152,11 +152,14 @@ def test_a_row_that_was_removed_or_a_wrong_total_matters_only_if_it_is_wanted(tm
         assert reader.num_episodes == 2
 
 
-def test_clips_that_overlap_are_refused(tmp_path):
+@pytest.mark.parametrize("left_out", [(), (0,), (1,)])
+def test_clips_that_overlap_are_refused_whichever_of_them_is_wanted(tmp_path, left_out):
+    """One has the other's frames, and nothing shows which."""
     root = write_v3(tmp_path, counted_episodes(6, 6, 6))
     shift = {f"videos/{FRONT}/from_timestamp": 0.0, f"videos/{FRONT}/to_timestamp": 0.6}
     edit_parquet(root / INDEX, lambda row: row | shift if row["episode_index"] == 1 else row)
-    refused(root, "front: expected episode 1 to begin after episode 0")
+    with pytest.raises(DatasetError, match=r"front: expected episode 1 to begin after episode 0"):
+        open_v3_without(root, *left_out)
     with open_v3_without(root, 0, 1) as reader:
         assert read_counters(reader.frames(0, 0, 6)[0]) == [*range(200, 206)]
 
@@ -175,13 +178,16 @@ def test_a_step_past_its_clips_end_does_not_get_the_next_episodes_frame(tmp_path
     refused(root, "expected episode 0 to end at 4.0678 s, .* ends at 4.0000 s; correct `fps`")
 
 
-def test_a_file_that_is_too_short_for_all_its_episodes_is_refused(tmp_path):
+@pytest.mark.parametrize("left_out", [(), (0,), (2,), (0, 2)])
+def test_a_file_that_is_too_short_for_all_its_episodes_is_refused_for_each(tmp_path, left_out):
+    """Frames that a camera lost shift those of every later episode of the file."""
     root = write_v3(tmp_path, counted_episodes(6, 6, 6))
     frames = [*counter_frames(0, FRONT, 6)[2:], *counter_frames(1, FRONT, 6)]
     write_video(
         root / f"videos/{FRONT}/chunk-000/file-000.mp4", [*frames, *counter_frames(2, FRONT, 6)]
     )
-    refused(root, r"expected 18 frames .* found 16 .* leave out all")
+    with pytest.raises(DatasetError, match=r"expected 18 frames .* found 16 .* leave out all"):
+        open_v3_without(root, *left_out)
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_the_public_client_shows_the_line_of_a_refusal(port, policy):
 
 
 @pytest.mark.parametrize("parts", [1, 3], ids=["at once", "in parts"])
-def test_oversized_messages_are_cut_off(port, policy, parts):
+def test_oversized_messages_are_cut_off(port, policy, parts, caplog):
     message = b"\x00" * (2**20 + 1)
     cuts = [message[part::parts] for part in range(parts)]
     with greeted(port) as connection:
@@ -186,6 +186,9 @@ def test_oversized_messages_are_cut_off(port, policy, parts):
             connection.recv(timeout=10)
         assert connection.protocol.close_rcvd.code == CloseCode.MESSAGE_TOO_BIG
     assert_still_serves(port, policy)
+    [told] = caplog.messages
+    assert told.startswith("127.0.0.1: a message of more than 1 MiB was cut off; send smaller")
+    assert "--max-message-mib" in told
 
 
 def test_a_connection_that_breaks_in_a_message_harms_nobody(port, policy):
