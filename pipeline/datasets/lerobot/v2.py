@@ -62,12 +62,18 @@ def _read_index(config: DatasetConfig) -> list[dict[str, Any]]:
     path = config.local_root / INDEX_PATH
     try:
         content = read_file(config.local_root, INDEX_PATH, allow_outside=config.allow_outside)
-        return [_parsed(line) for line in content.splitlines() if line.strip()]
+        rows = [_parsed(line) for line in content.splitlines() if line.strip()]
     except OSError as error:
         raise DatasetError(
             f"{path}: expected the index of the episodes, "
             + why_unreadable(path, error, "download it again")
         ) from error
+    if rows and not any(rows):
+        raise DatasetError(
+            f"{path}: expected a JSON object per line, found none in {len(rows)} lines; write each "
+            "episode on a line of its own, or download it again"
+        )
+    return rows
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

@@ -219,7 +219,7 @@ def load_manifest(path: Path | str) -> LoadedManifest:
     """
     path = Path(path)
     try:
-        return parse_manifest(path.read_text(encoding="utf-8"), path)
+        return parse_manifest(path.read_text(encoding="utf-8-sig"), path)
     except ManifestError:  # which is a ValueError
         raise
     except FileNotFoundError as error:

@@ -135,7 +135,7 @@ def load_gymnasium_config(file: Path) -> GymnasiumConfig:
             field; or its module belongs to no installed package that requires gymnasium.
     """
     try:
-        content = tomllib.loads(file.read_text())
+        content = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(
             f"{file}: expected a TOML file, found {error.strerror}; correct gymnasium:<file>"

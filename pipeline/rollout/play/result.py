@@ -128,6 +128,12 @@ class RolloutResult(BaseModel):
                 f"the simulator itself failed in {len(failures)} of {len(self.episodes)} episodes, "
                 f"which count as not solved, first in {failures[0]}"
             )
+        at_once = sum(episode.success and episode.steps == 1 for episode in self.episodes)
+        if at_once:
+            found.append(
+                f"{at_once} of {len(self.episodes)} episodes were solved by their first step: see "
+                "that the measure of success does not hold from the start"
+            )
         check = self.camera_check
         if check.mode == "off":
             found.append("the cameras were not compared with those of training")

@@ -128,6 +128,8 @@ def test_the_index_may_be_in_any_order_and_lack_what_is_not_wanted(tmp_path):
         assert reader.episode_length(1) == 5
     index.unlink()
     refused(tmp_path, r"episodes\.jsonl: expected the index")
+    index.write_text(first.replace(",", ",\n").replace("{", "{\n").replace("}", "\n}"))
+    refused(tmp_path, r"episodes\.jsonl: expected a JSON object per line, found none in")
 
 
 def test_missing_files_are_named_with_their_episodes(tmp_path):

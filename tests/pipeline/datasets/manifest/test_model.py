@@ -145,6 +145,13 @@ def test_a_key_may_begin_with_a_slash(tmp_path):
     assert described(write(tmp_path, text)).action.key_paths == ("action",)
 
 
+def test_the_mark_that_windows_puts_before_a_text_is_passed_over(tmp_path):
+    path = write(tmp_path)
+    plain = load_manifest(path).manifest
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_manifest(path).manifest == plain
+
+
 def test_a_manifest_without_views_is_refused(tmp_path):
     text = re.sub(r"\[\[views\]\]\n.*\n.*\n", "", TEXT)
     assert "views: expected this key" in problem_of(tmp_path, text)

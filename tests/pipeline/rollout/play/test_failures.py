@@ -62,6 +62,16 @@ def test_an_action_space_that_would_clip_the_trainings_actions_needs_a_word(toy_
     assert roll_out(config(toy_run, narrow, tmp_path / "out", episodes=1)).episodes
 
 
+def test_success_that_holds_from_the_start_is_an_alarm(toy_run, tmp_path):
+    """As with a shaped reward, and a limit below all of its values."""
+    env = write_env(tmp_path / "env.toml")
+    file = tmp_path / "env.toml"
+    file.write_text(file.read_text().replace('info = "task/is_success"', "reward_at_least = -9"))
+    result = roll_out(config(toy_run, env, tmp_path / "out", episodes=2))
+    assert result.success_rate == 1
+    assert result.alarms()[0].startswith("2 of 2 episodes were solved by their first step")
+
+
 def test_a_simulator_that_fails_before_the_policy_acts_is_an_error_and_episodes_are_kept(
     toy_run, tmp_path
 ):
