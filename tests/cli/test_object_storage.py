@@ -142,7 +142,7 @@ def test_an_address_with_credentials_is_refused_by_every_command(words):
 
 def test_what_is_not_there_is_said_in_a_line(proxy):
     said = refused(invoke("vla-data", "info", f"s3://{BUCKET}/none.zarr"))
-    assert f"s3://{BUCKET}/none.zarr: neither a feature store nor a training run" in said
+    assert f"s3://{BUCKET}/none.zarr: expected a dataset, found nothing" in said
     assert "no feature store here" in refused(
         invoke("vla-train", f"s3://{BUCKET}/no", "--out", "r")
     )
