@@ -5,6 +5,7 @@ The set of recorded seeds depends on the request alone, never on timing: the fir
 """
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -28,11 +29,14 @@ from pipeline.datasets.hdf5.recording import (
 )
 from pipeline.datasets.manifest.model import Manifest, load_manifest
 from pipeline.errors import ConfigError, DatasetError, EnvError
+from pipeline.progress import Estimate
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, FIRST_ROLLOUT_SEED, ExpertEnv
 from pipeline.rollout.envs.registry import make_expert_env
 from pipeline.rollout.play.processes import AnyWorker, ready, workers
 from pipeline.storage.local import write_atomically, write_json
 from policy.images import resize_images
+
+logger = logging.getLogger(__name__)
 
 MANIFEST_NAME: Final = "manifest.toml"
 FAILURES_NAME: Final = "failed_seeds.json"
@@ -165,7 +169,10 @@ def _planned_seeds(config: RecordConfig, failed: set[int]) -> list[int]:
 def _record_missing(config: RecordConfig, recorded: set[int], failed: set[int]) -> int:
     """Record until the plan is met or cannot be; extend the two sets; return the new steps."""
     steps = 0
-    num_workers = min(config.workers, config.episodes - len(recorded))
+    num_missing = config.episodes - len(recorded)
+    num_workers = min(config.workers, num_missing)
+    logger.info("recording %d episodes of %s, %d at once", num_missing, config.env, num_workers)
+    estimate = Estimate(num_missing, "episode")
     running: dict[AnyWorker, int] = {}
     with (
         _no_partial_files(config.out),
@@ -200,6 +207,7 @@ def _record_missing(config: RecordConfig, recorded: set[int], failed: set[int]) 
                     recorded.add(seed)
                     steps += attempt.steps
                     bar.update()
+                    estimate.advance()
                 else:
                     content = {"env": config.env, "seeds": sorted(failed)}
                     write_json(config.out / FAILURES_NAME, content)
