@@ -270,7 +270,7 @@ def test_tensors_without_a_place_in_the_network_are_refused(checkpoint, tmp_path
     path = folder / "model.safetensors"
     tensors = load_file(path) | {"vision_model.encoder.layers.1.layer_norm1.bias": torch.ones(768)}
     save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(EncoderLoadError, match=r"no place .* encoder.layers.1.layer_norm1.bias"):
+    with pytest.raises(EncoderLoadError, match=r"encoder.layers.1.layer_norm1.bias"):
         load(str(folder))
 
 
