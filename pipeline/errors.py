@@ -10,7 +10,7 @@ class ManifestError(VlaError, ValueError):
 
 
 class DatasetError(VlaError, ValueError):
-    """A dataset does not hold what its manifest says, or holds values that cannot be used."""
+    """A dataset does not hold what its manifest states, or holds values that cannot be used."""
 
 
 class FrameReadError(VlaError, OSError):
@@ -32,7 +32,7 @@ class WorkerLostError(VlaError, RuntimeError):
 class ObjectStorageError(VlaError):
     """Object storage refuses, or does not answer (the network's, its settings' or its fault).
 
-    No `OSError` and no `RuntimeError`: whoever takes those for damaged data must not take an
+    No `OSError` and no `RuntimeError`: code that takes those for damaged data must not take an
     outage for it, and encode again what is there.
     """
 

@@ -1,4 +1,4 @@
-"""How long the rest of a long command takes, said once in a line that job logs keep too."""
+"""How long the rest of a long command takes, printed once, in a line that job logs keep too."""
 
 import logging
 import time

@@ -18,7 +18,7 @@ from pipeline.storage.folder import READ_BYTES, FileEntry
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves the old one or the new one (OSError: disk full)."""
-    partial = beside(path, f"{os.getpid()}.partial")
+    partial = sibling(path, f"{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -141,7 +141,7 @@ class LocalFolder:
     @contextmanager
     def made(self, last: str) -> Iterator[Path]:
         """Fill a folder next to this one, flush it and rename it; see `Folder.made`."""
-        partial = beside(self.location, f"{os.getpid()}.partial")
+        partial = sibling(self.location, f"{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
@@ -153,7 +153,7 @@ class LocalFolder:
         sync_file(self.location.parent)
 
 
-def beside(path: Path, what: str) -> Path:
+def sibling(path: Path, what: str) -> Path:
     """Return a hidden path next to a folder or file, for its lock or a temporary copy."""
     return path.with_name(f".{path.name}.{what}")
 

@@ -169,7 +169,7 @@ def _check_numbers(
             "shift",
             "action",
             "every action is the state of its own step: a policy learns to stay where it is",
-            "name what the robot was told in `action.key`; where only its state was recorded, "
+            "name the commands to the robot in `action.key`; where only its state was recorded, "
             "write `action_shift = -1`, which makes the next step's state the action",
         )
     for statistics in (state, action, *odd):

@@ -294,7 +294,7 @@ def _has_demos(path: Location, *, is_alone: bool = False) -> bool:
         with open_hdf5(path) as file:
             data = find_object(file, "data")
             if is_alone and not len(file if data is None else data):
-                return True  # a recorder was stopped before it kept one; opening it says so
+                return True  # a recorder was stopped before it kept one; opening it raises
             return isinstance(data, h5py.Group) and any(map(_DEMO_NAME.fullmatch, data))
     except HDF5_ERRORS:
         return False

@@ -18,7 +18,7 @@ from pipeline.features.encode.target import Target, finish_growth
 from pipeline.features.identity.source import SourceNote, read_source, write_source
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.records import missing_units
-from pipeline.storage.local import beside
+from pipeline.storage.local import sibling
 from pipeline.storage.location import Location, on_disk
 from pipeline.storage.locks import shared_writer, sole_writer
 
@@ -66,10 +66,10 @@ def hold_store(store: Location, part: Part | None) -> Iterator[None]:
     if path is None:
         yield
     elif part is not None:
-        with shared_writer(path, StoreError, lock=beside(path, "lock")):
+        with shared_writer(path, StoreError, lock=sibling(path, "lock")):
             yield
     else:
-        with sole_writer(path, StoreError, lock=beside(path, "lock")):
+        with sole_writer(path, StoreError, lock=sibling(path, "lock")):
             finish_growth(path)
             yield
 
@@ -81,7 +81,7 @@ def take_turn(store: Location, part: Part | None) -> Iterator[None]:
     if path is None or part is None:
         yield
         return
-    with sole_writer(path, StoreError, lock=beside(path, "turn"), wait=True):
+    with sole_writer(path, StoreError, lock=sibling(path, "turn"), wait=True):
         finish_growth(path)
         yield
 

@@ -38,7 +38,7 @@ from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.layout import ROOT
 from pipeline.features.store.records import discard_units, unmark
 from pipeline.features.store.steps import STEP_ARRAYS, StepArrays
-from pipeline.storage.local import beside, json_bytes, sync_file
+from pipeline.storage.local import json_bytes, sibling, sync_file
 from pipeline.storage.location import Location, on_disk
 from pipeline.storage.open import open_folder
 from policy.encoders.base import ImageEncoder
@@ -61,9 +61,9 @@ class Target:
             mark_complete(self.store)
         if self.replaces is None:
             return self.store
-        self.replaces.rename(beside(self.replaces, "outgrown"))
+        self.replaces.rename(sibling(self.replaces, "outgrown"))
         finish_growth(self.replaces)
-        _discard(beside(self.replaces, "outdated"))
+        _discard(sibling(self.replaces, "outdated"))
         return FeatureStore.open(self.replaces)
 
 
@@ -110,15 +110,15 @@ def finish_growth(path: Path) -> None:
 
     The caller holds the store's lock.
     """
-    shutil.rmtree(beside(path, "discarded"), ignore_errors=True)
-    for created in (path, beside(path, "growing")):
+    shutil.rmtree(sibling(path, "discarded"), ignore_errors=True)
+    for created in (path, sibling(path, "growing")):
         for partial in path.parent.glob(f".{glob.escape(created.name)}.*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
-    outgrown = beside(path, "outgrown")
+    outgrown = sibling(path, "outgrown")
     if not outgrown.exists():
         return
     if not path.exists():
-        grown = beside(path, "growing")
+        grown = sibling(path, "growing")
         (grown if grown.exists() else outgrown).rename(path)
         sync_file(path.parent)
     if outgrown.exists():
@@ -133,7 +133,7 @@ def continue_store(path: Location, encoder: ImageEncoder) -> None:
     held, asked = store.encoder.feature_names, encoder.feature_names
     if held != asked:
         raise StoreError(
-            f"{path}: holds the features {','.join(held)}, this run asks for {','.join(asked)}; "
+            f"{path}: holds the features {','.join(held)}, this run requests {','.join(asked)}; "
             f"ask for the former, or name another --store"
         )
     if encoder.unfitted:
@@ -176,8 +176,8 @@ def open_target(
     if has_rows:
         _follow_manifest(held, attributes)
         if disk is not None:
-            _discard(beside(disk, "growing"))
-            _discard(beside(disk, "outdated"))
+            _discard(sibling(disk, "growing"))
+            _discard(sibling(disk, "outdated"))
         return Target(held)
     differs = (
         f"{path}: holds {held.num_rows} steps, the dataset has {steps.episode_ends[-1]}, or others "
@@ -189,7 +189,7 @@ def open_target(
         )
     if not may_grow:
         raise StoreError(f"{differs}; one vla-embed without --units brings the store up to it")
-    growing, outdated = beside(disk, "growing"), beside(disk, "outdated")
+    growing, outdated = sibling(disk, "growing"), sibling(disk, "outdated")
     store = _reopened(growing, attributes)
     if store is not None and _has_rows(store, steps):
         _follow_manifest(store, attributes)
@@ -237,7 +237,7 @@ def _open_same_kind(path: Location, attributes: StoreAttributes) -> FeatureStore
         asked = _settings(attributes)[setting]
         if kept != asked:
             raise StoreError(
-                f"{path}: was made with {setting} {kept}, this run asks for {asked}; ask for "
+                f"{path}: was made with {setting} {kept}, this run requests {asked}; ask for "
                 f"{kept}, or name another --store"
             )
     if _deciding(store.attributes) != _deciding(attributes):

@@ -356,7 +356,9 @@ class FeatureStore:
         try:
             return np.asarray(self._open(name)[rows])
         except UNREADABLE as error:
+            is_unit = name in unit_arrays(self.attributes)  # those, vla-embed writes again
+            remedy = "run vla-embed again" if is_unit else "embed into another --store"
             raise StoreError(
                 f"{self.path}/{name}: cannot be read ({error}); where another store took its place "
-                f"run the same command again, otherwise run vla-embed again"
+                f"run the same command again, otherwise restore it from a copy, or {remedy}"
             ) from error

@@ -38,7 +38,7 @@ class MetaWorldEnv:
     state_units: str = "hand position x y z in meters; gripper openness, 0 closed to 1 open"
     # sawyer_xyz_env.py: action_scale 1/100; _reset_hand opens the gripper with effort -1.
     action_units: str = (
-        "hand displacement x y z, 1 = 0.01 m a step; gripper effort, -1 opens to 1 closes"
+        "hand displacement x y z, 1 = 0.01 m per step; gripper effort, -1 opens to 1 closes"
     )
 
     def __init__(self, task: str, views: tuple[str, ...], render_size: int) -> None:

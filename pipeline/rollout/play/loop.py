@@ -276,7 +276,7 @@ def play_episodes(
 
     Raises:
         CameraMismatchError: what the cameras show at an episode's start is not what they showed
-            in training, and `config` says to refuse that; no action of it was taken.
+            in training, and `config` refuses that; no action of it was taken.
         EnvError: a simulator fails before the policy has acted, or its process ended.
     """
     seeds = range(config.first_seed, config.first_seed + config.episodes)

@@ -1,4 +1,4 @@
-"""What a run goes on from: the averaged weights of another run, or its own end with more steps."""
+"""What a run starts from: the averaged weights of another run, or its own end with more steps."""
 
 import logging
 from collections.abc import Iterable

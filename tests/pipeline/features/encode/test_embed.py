@@ -13,7 +13,7 @@ from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.identity.source import SOURCE_NOTE, read_source
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import check_digest
-from pipeline.storage.local import LocalFolder, beside
+from pipeline.storage.local import LocalFolder, sibling
 from pipeline.storage.locks import sole_writer
 from policy.errors import DeviceError
 from policy.images import resize_images
@@ -213,7 +213,7 @@ def test_files_that_are_not_those_of_the_checksums_are_refused_before_anything_i
 def test_two_processes_never_write_one_store(copied):
     manifest, store = copied
     (store / "commits/000000.json").unlink()
-    held = sole_writer(store, StoreError, lock=beside(store, "lock"))
+    held = sole_writer(store, StoreError, lock=sibling(store, "lock"))
     with held, pytest.raises(StoreError, match=r"s\.zarr: another process"):
         embed(manifest, store)
     assert embed(manifest, store).counts.encoded == 24
@@ -226,7 +226,7 @@ def test_a_store_is_created_under_its_lock_and_a_killed_creation_leaves_nothing(
     other = tmp_path / ".other.zarr.4711.partial"
     left.mkdir()
     other.mkdir()
-    with sole_writer(store, StoreError, lock=beside(store, "lock")):
+    with sole_writer(store, StoreError, lock=sibling(store, "lock")):
         with pytest.raises(StoreError, match="another process"):
             embed(manifest, store)
         assert not store.exists()
