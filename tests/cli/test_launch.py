@@ -17,9 +17,10 @@ import typer.main
 
 import cli.embed
 import cli.train
+from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.store.feature_store import FeatureStore
-from tests.pipeline.features.encode.drivers import embed, store_bytes, write_one_view
-from tests.tower import tiny_tower
+from pipeline.features.store.units import CHUNK_ROWS
+from tests.pipeline.features.encode.drivers import store_bytes, write_one_view
 
 LAUNCH = Path(cli.embed.__file__).parent / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sbatch"))
@@ -101,16 +102,20 @@ def finish(process: subprocess.Popen) -> str:
 def test_two_tasks_of_an_array_leave_the_store_of_one_command_and_a_run_trains_on_it(
     tmp_path, shims
 ):
-    manifest, store = write_one_view(tmp_path / "dataset"), tmp_path / "s.zarr"
-    embed(manifest, tmp_path / "reference.zarr")
-    words = (manifest, store, "--encoder", tiny_tower())
+    manifest = write_one_view(tmp_path / "dataset", (CHUNK_ROWS, 40))
+    store, reference = tmp_path / "s.zarr", tmp_path / "reference.zarr"
+    encoder = "efficientnet-lite0"  # spares each process the seconds of loading transformers
+    embed_dataset(
+        EmbedConfig(manifest=manifest, store=reference, encoder=encoder, features=("pooled",))
+    )
+    words = (manifest, store, "--encoder", encoder, "--features", "pooled")
     tasks = [
         run(shims, "slurm_embed.sbatch", *words, SLURM_ARRAY_TASK_ID=i, SLURM_ARRAY_TASK_MAX=2)
         for i in (1, 2)
     ]
     said = [finish(task) for task in tasks]
     assert sum("units are missing" in text for text in said) == 1
-    assert store_bytes(store) == store_bytes(tmp_path / "reference.zarr")
+    assert store_bytes(store) == store_bytes(reference)
     assert FeatureStore.open(store).is_complete
 
     with socket.socket() as free:
