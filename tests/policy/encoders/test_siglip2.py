@@ -183,21 +183,20 @@ def test_eager_attention_is_another_environment_with_close_features():
     assert relative_l2(eager.encode(images)["pooled"], fused.encode(images)["pooled"]) < 2**-11
 
 
-# Three roundings to bfloat16 per layer may fall apart; float32's vanish in float16's.
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch's compiler
 @pytest.mark.skipif(COMPILER is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize(("compute_dtype", "bound"), [("float32", 2**-11), ("bfloat16", 1e-2)])
-def test_a_compiled_encoder_is_close_and_repeats_its_own_bits(compute_dtype, bound):
+def test_a_compiled_encoder_is_close_and_repeats_its_own_bits():
+    """In float32, whose differences vanish in float16's; bfloat16 rounds at other places."""
     images = random_images(9)
-    eager = load(tiny_tower(), compute_dtype=compute_dtype)
-    compiled = load(tiny_tower(), compute_dtype=compute_dtype, compiled=True)
+    eager = load(tiny_tower(), compute_dtype="float32")
+    compiled = load(tiny_tower(), compute_dtype="float32", compiled=True)
     features = compiled.encode(images)["pooled"]
 
     assert compiled.environment.compiled
     assert compiled.identity == eager.identity
-    assert relative_l2(features, eager.encode(images)["pooled"]) < bound
+    assert relative_l2(features, eager.encode(images)["pooled"]) < 2**-11
     assert np.array_equal(compiled.encode(images[3:6])["pooled"], features[3:6])
-    again = load(tiny_tower(), compute_dtype=compute_dtype, compiled=True)
+    again = load(tiny_tower(), compute_dtype="float32", compiled=True)
     assert np.array_equal(again.encode(images)["pooled"], features)
 
 
