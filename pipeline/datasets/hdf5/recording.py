@@ -46,6 +46,8 @@ class RecordedEpisode:
     """Pixels per side of the rendered images, before they were resized to `frames`."""
     success: bool = True
     """Whether the last step solved the task."""
+    instruction: str = ""
+    """The task in words, which readers report as the episode's task; empty where there are none."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def write_episode(path: Path, episode: RecordedEpisode) -> None:
             file.attrs["views"] = list(episode.frames)
             file.attrs["render_size"] = episode.render_size
             file.attrs["success"] = episode.success
+            file.attrs["instruction"] = episode.instruction
         sync_file(partial)
         partial.replace(path)
     finally:

@@ -71,6 +71,7 @@ class AlohaEnv:
             RenderingError: neither EGL nor OSMesa works.
         """
         self.name = f"aloha/{task}"
+        self.instruction = task.replace("-", " ")
         self.revision = ", ".join(
             f"{package} {importlib.metadata.version(package)}"
             for package in ("gym-aloha", "dm-control", "mujoco")

@@ -32,6 +32,8 @@ class RobotEnv(Protocol):
 
     name: str
     """What `make_env` was called with, for reports: `metaworld/drawer-open-v3`."""
+    instruction: str
+    """The task in words, as a person would ask for it; empty where the simulator has none."""
     view_names: tuple[str, ...]
     """Camera names, in the order of `render`."""
     state_dim: int

@@ -53,6 +53,7 @@ class GuardedEnv:
 
     def __init__(self, env: RobotEnv):
         self.name = env.name
+        self.instruction = env.instruction
         self.view_names = env.view_names
         self.state_dim = env.state_dim
         self.action_dim = env.action_dim

@@ -59,6 +59,7 @@ class MetaWorldEnv:
         self.source = f"scripted expert of metaworld {version}, recorded with vla-data record"
         self.revision = f"metaworld {version}, mujoco {importlib.metadata.version('mujoco')}"
         self.name = f"metaworld/{task}"
+        self.instruction = " ".join(task.split("-")[:-1])  # drawer-open-v3: "drawer open"
         self.view_names = views
         self.state_dim = STATE_DIM
         self.action_dim = ACTION_DIM

@@ -276,6 +276,7 @@ def record_seed(env: ExpertEnv, seed: int, config: RecordConfig) -> Attempt:
         fps=env.control_hz,
         render_size=config.render_size,
         success=solved,
+        instruction=env.instruction,
     )
     write_episode(config.out / f"episode_{seed}.hdf5", episode)
     return Attempt(solved=solved, steps=length)

@@ -29,6 +29,7 @@ class StillEnv:
     """A robot that must not be moved."""
 
     name = "still"
+    instruction = ""
     max_steps = 10
     action_bounds = None
 

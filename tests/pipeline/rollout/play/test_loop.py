@@ -23,6 +23,7 @@ class CountingEnv:
     """A robot whose pictures and state show the number of steps taken since its reset."""
 
     name = "counting"
+    instruction = ""
     view_names = VIEWS
     state_dim = STATE_DIM
     action_dim = ACTION_DIM
