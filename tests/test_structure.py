@@ -60,7 +60,10 @@ OWNERS = {
     "mujoco": {
         "pipeline/rollout/envs/rendering.py",
         "pipeline/rollout/envs/metaworld.py",
+        "pipeline/rollout/envs/libero.py",
     },
+    "libero": {"pipeline/rollout/envs/libero_tasks.py", "pipeline/rollout/envs/libero.py"},
+    "robosuite": {"pipeline/rollout/envs/libero.py"},
     "dm_control": {"pipeline/rollout/envs/aloha.py"},
     "gym_aloha": {"pipeline/rollout/envs/aloha.py"},
     "gymnasium": {"pipeline/rollout/envs/gymnasium_env.py"},

