@@ -13,22 +13,16 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from typer.testing import CliRunner
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-import cli.embed
 import cli.serve
-import cli.train
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import make_env
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
-from tests.pipeline.rollout.envs.meta_world_run import ACTION_DIM, TASK, VIEWS, write_noise
+from tests.pipeline.rollout.envs.meta_world_run import ACTION_DIM, TASK, VIEWS, write_run
+from tests.tower import tiny_tower
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef"
 CHUNK = 64  # control steps: 8 decisions for Meta-World's 500
-
-
-def invoke(app: typer.Typer, *words: object) -> None:
-    result = CliRunner().invoke(app, [*map(str, words)])
-    assert result.exit_code == 0, result.output
 
 
 def refusal(*words: object) -> str:
@@ -40,19 +34,14 @@ def refusal(*words: object) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """Train four steps on noise, in Meta-World's shapes, behind the stand-in encoder."""
-    folder = tmp_path_factory.mktemp("serve")
-    store, run = folder / "s.zarr", folder / "run"
-    invoke(cli.embed.main, write_noise(folder), "--store", store, "--encoder", "stand-in")
-    settings = (
+    """Train four steps, with longer chunks than the preset's."""
+    return write_run(
+        tmp_path_factory.mktemp("serve"),
         "steps=4",
         "checkpoint_every=2",
         f"agent.head.pred_horizon={CHUNK}",
         f"agent.num_action_steps={CHUNK}",
     )
-    words = [word for setting in settings for word in ("--set", setting)]
-    invoke(cli.train.main, store, "--preset", "debug", "--out", run, *words)
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +50,13 @@ def server(trained):
     token_file = trained.parent / "token"
     token_file.write_text(f"{TOKEN}\n")
     words = ["serve", str(trained), "--port", "0", "--token-file", str(token_file)]
+    words += ["--encoder", tiny_tower()]
     words += ["--checkpoint", "2", "--set", "camera_check=off"]  # it was trained on noise
     code = "import sys; from cli.serve import main; sys.argv = sys.argv[1:]; main()"
     with subprocess.Popen(
         [sys.executable, "-c", code, *words],
         cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -74,7 +64,7 @@ def server(trained):
         try:
             line = process.stdout.readline()
             assert "serving" in line, process.communicate()
-            assert "views corner, topview, gripperPOV; encoder stand-in, NOT pretrained" in line
+            assert "views corner, topview, gripperPOV; encoder " in line
             yield int(line.rpartition(":")[2]), process
         finally:
             process.kill()
@@ -104,6 +94,7 @@ def test_the_public_client_plays_an_episode_as_the_rollout_does(trained, server)
         env=TASK,
         out=trained.parent / "out",
         checkpoint="2",
+        encoder=tiny_tower(),
         episodes=1,
         max_steps=2 * CHUNK,
     )

@@ -17,8 +17,8 @@ VIEWS = "corner,topview,gripperPOV"
 def recorded(tmp_path_factory):
     out = tmp_path_factory.mktemp("way") / "recordings"
     words = ("--env", TASK, "--views", VIEWS, "--episodes", 2, "--out", out)
-    result = run("vla-data", "record", *words)
-    assert result.returncode == 0, result.stderr
+    result = invoke("vla-data", "record", *words)
+    assert result.exit_code == 0, result.stderr
     return out
 
 
@@ -38,8 +38,8 @@ def embedded(recorded):
     assert not (store / "COMPLETE.json").exists()
     assert "units; run the same" in refusal("vla-train", store, "--out", store.parent / "no")
 
-    result = run(*words)
-    assert result.returncode == 0, result.stderr
+    result = invoke(*words)
+    assert result.exit_code == 0, result.stderr
     assert "by stand-in, NOT pretrained" in result.stdout
     return store
 
@@ -56,8 +56,8 @@ def trained(embedded):
     process.wait()
 
     assert "--resume" in refusal(*words)
-    result = run(*words, "--resume")
-    assert result.returncode == 0, result.stderr
+    result = invoke(*words, "--resume")
+    assert result.exit_code == 0, result.stderr
     assert "resumed at step" in result.stdout
     return out
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline.datasets.hdf5.recording import RecordedEpisode, write_episode
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
+from pipeline.training.config import with_settings
 from pipeline.training.presets import debug
 from pipeline.training.session import train
 from tests.tower import tiny_tower
@@ -15,11 +16,14 @@ VIEWS = ("corner", "topview", "gripperPOV")
 STATE_DIM, ACTION_DIM, CONTROL_HZ = 4, 4, 80.0
 
 
-def write_run(folder: Path) -> Path:
-    """Embed noise with the tiny tower, train on it, and return the run's folder."""
+def write_run(folder: Path, *settings: str) -> Path:
+    """Embed noise with the tiny tower, train on it, and return the run's folder.
+
+    `settings` change the debug preset, as `--set` does.
+    """
     store = folder / "features.zarr"
     embed_dataset(EmbedConfig(manifest=write_noise(folder), store=store, encoder=tiny_tower()))
-    train([store], folder / "run", debug(), resume=False)
+    train([store], folder / "run", with_settings(debug(), settings), resume=False)
     return folder / "run"
 
 

@@ -311,7 +311,9 @@ def test_signals_end_it_and_leave_nothing_behind(policy, number, tmp_path):
         with concurrent.futures.ThreadPoolExecutor(1) as worker:
             server = PolicyServer(policy, ServeConfig(run=tmp_path, port=0), worker)
             asyncio.run(run_until_signal(server, announce))
-        assert re.fullmatch(rf"serving {tmp_path} .* at ws://127\.0\.0\.1:\d+", lines[0])
+        assert re.fullmatch(
+            rf"serving {tmp_path} .*, NOT pretrained\) at ws://127\.0\.0\.1:\d+", lines[0]
+        )
         assert signal.getsignal(number) == handler
     finally:
         signal.signal(number, before)
