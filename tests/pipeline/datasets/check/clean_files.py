@@ -12,6 +12,7 @@ from tests.pipeline.datasets.replay_buffer.zarr_files import write_replay_buffer
 FPS = 10.0
 LENGTHS = (20, 24, 20, 22, 20, 20, 20)
 ENDS = tuple(np.cumsum(LENGTHS).tolist())
+ROWS_PER_CHUNK = 12  # one file each: of fewer rows, most of a check would be opening files
 SIZES = {"front": (24, 32), "top": (30, 40), "wrist": (24, 32)}
 
 MANIFEST = """
@@ -79,7 +80,7 @@ def check(
     """Write a clean dataset, plant a defect in its arrays or its files, and check it."""
     arrays = clean_arrays()
     plant(arrays)
-    harm(write_replay_buffer(folder / "clean.zarr", arrays, ENDS))
+    harm(write_replay_buffer(folder / "clean.zarr", arrays, ENDS, rows_per_chunk=ROWS_PER_CHUNK))
     path = folder / "clean.toml"
     path.write_text(manifest)
     return check_dataset(CheckConfig(dataset=str(path), episodes=episodes, sheet=sheet))

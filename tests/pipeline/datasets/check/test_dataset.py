@@ -9,6 +9,7 @@ from pipeline.datasets.check.numbers import ColumnStatistics
 from tests.pipeline.datasets.check.clean_files import (
     ENDS,
     MANIFEST,
+    ROWS_PER_CHUNK,
     SIZES,
     check,
     clean_arrays,
@@ -61,10 +62,10 @@ def test_column_statistics_do_not_lose_digits_far_from_zero():
 
 
 def test_a_missing_file_is_found(tmp_path):
-    finding = only(check(tmp_path, harm=lambda root: (root / "data/top/3.0.0.0").unlink()))
+    finding = only(check(tmp_path, harm=lambda root: (root / "data/top/0.0.0.0").unlink()))
     assert (finding.severity, finding.kind) == ("error", "unreadable")
     assert "data/top" in finding.found
-    assert "3.0.0.0" in finding.found
+    assert "0.0.0.0" in finding.found
 
 
 def test_a_dataset_that_is_not_there_is_found(tmp_path):
@@ -86,7 +87,7 @@ def test_a_view_with_fewer_frames_than_steps_is_found(tmp_path):
 
 def test_a_frame_that_does_not_decode_is_found_with_its_episode(tmp_path):
     def harm(root):
-        chunk = root / "data/front" / f"{step(2, 12) // 3}.0.0.0"
+        chunk = root / "data/front" / f"{step(2, 12) // ROWS_PER_CHUNK}.0.0.0"
         chunk.write_bytes(chunk.read_bytes()[:-50])
 
     report = check(tmp_path, harm=harm, sheet=tmp_path / "sheet.png")

@@ -11,7 +11,7 @@ import cli.data
 from pipeline.datasets.check.report import Finding, Findings
 from pipeline.datasets.check.same_views import small_copy
 from pipeline.errors import ConfigError, DatasetError, ManifestError
-from tests.pipeline.datasets.check.clean_files import MANIFEST, check, step
+from tests.pipeline.datasets.check.clean_files import MANIFEST, ROWS_PER_CHUNK, check, step
 
 
 def test_a_broken_manifest_is_no_finding(tmp_path):
@@ -102,7 +102,7 @@ def test_the_sheet_keeps_frames_as_they_are_and_crosses_those_that_do_not_read(t
         arrays["front"][step(0, 0), 12:] = (0, 0, 255)
 
     def harm(root):
-        (root / "data/front" / f"{step(6, 19) // 3}.0.0.0").write_bytes(b"no")
+        (root / "data/front" / f"{step(6, 19) // ROWS_PER_CHUNK}.0.0.0").write_bytes(b"no")
 
     check(tmp_path, plant, harm=harm, episodes=2, sheet=tmp_path / "sheet.png")
     picture = np.asarray(Image.open(tmp_path / "sheet.png"))
@@ -152,7 +152,7 @@ def test_the_command_ends_with_0_where_nothing_is_found_and_1_where_something_is
     assert found.exit_code == 0
     assert json.loads(found.stdout)["frames_of"] == list(range(7))
     assert sheet.read_bytes().startswith(b"\x89PNG")
-    (tmp_path / "clean.zarr/data/top/3.0.0.0").unlink()
+    (tmp_path / "clean.zarr/data/top/0.0.0.0").unlink()
     found = invoke(manifest, "--json")
     assert found.exit_code == 1
     document = json.loads(found.stdout)
