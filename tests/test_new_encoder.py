@@ -76,6 +76,7 @@ def test_an_encoder_of_one_registry_entry_goes_all_the_way(manifest, tmp_path, m
     assert_cached_equals_live(store, manifest, run, toy_encoder.NAME)
     result = roll_toy_out(run, toy_encoder.NAME)
     assert result.encoder == store.encoder
+    assert not result.encoder.pretrained
     assert [episode.failure for episode in result.episodes] == [None, None]
 
 

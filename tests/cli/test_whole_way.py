@@ -26,7 +26,8 @@ def recorded(tmp_path_factory):
 def embedded(recorded):
     """Embed, be interrupted by Ctrl-C, and go on with the same command."""
     store = recorded.parent / "features.zarr"
-    words = ["vla-embed", recorded / "manifest.toml", "--store", store, "--encoder", "stand-in"]
+    words = ["vla-embed", recorded / "manifest.toml", "--store", store]
+    words += ["--encoder", "efficientnet-lite0", "--features", "pooled"]
     command = [str(BIN / words[0]), *map(str, words[1:])]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     _wait_until((store / "commits").is_dir)
@@ -40,7 +41,7 @@ def embedded(recorded):
 
     result = invoke(*words)
     assert result.exit_code == 0, result.stderr
-    assert "by stand-in, NOT pretrained" in result.stdout
+    assert "by efficientnet-lite0" in result.stdout
     return store
 
 
@@ -74,7 +75,7 @@ def test_the_way_from_demonstrations_to_a_rollout(trained):
     assert [episode["steps"] for episode in found["episodes"]] == [12, 12]
     assert found["nfe"] == 1
     assert 0 < found["disagreement"]["median"] <= found["disagreement"]["p95"] <= 2
-    assert not found["encoder"]["pretrained"]
+    assert found["encoder"]["pretrained"]
 
     again = trained.parent / "again"
     words = ("--episodes", 2, "--set", "max_steps=12", "--out", again)

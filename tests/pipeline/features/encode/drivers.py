@@ -24,7 +24,7 @@ def write_one_view(folder: Path, lengths: tuple[int, ...] = (500, 400, 300)) -> 
 
 
 def configure(manifest: Path, store: Path, **settings: object) -> EmbedConfig:
-    return EmbedConfig(manifest=manifest, store=store, encoder=tiny_tower(), **settings)
+    return EmbedConfig(manifest=manifest, store=store, **({"encoder": tiny_tower()} | settings))
 
 
 def embed(manifest: Path, store: Path, **settings: object) -> EmbedReport:

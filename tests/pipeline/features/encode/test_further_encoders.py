@@ -81,7 +81,9 @@ def assert_cached_equals_live(folder, encoder: str, images_per_pass: int) -> Non
 
 def test_features_of_odd_shapes_are_embedded_and_verified(tmp_path):
     write_dataset(tmp_path, lengths=(3, 2))
-    assert embed(tmp_path, toy_encoder.NAME).counts.encoded == 15
+    report = embed(tmp_path, toy_encoder.NAME)
+    assert report.counts.encoded == 15
+    assert "by toy, NOT pretrained" in report.summary()
     store = FeatureStore.open(tmp_path / "s.zarr")
     for name, shape in toy_encoder.FEATURES.items():
         assert store.read_features(name).shape == (5, 3, *shape)

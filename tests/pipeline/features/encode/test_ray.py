@@ -32,6 +32,8 @@ from tests.pipeline.features.encode.drivers import (
 from tests.tower import tiny_tower
 
 RAY = Path(sys.executable).with_name("ray")
+LIGHT = {"encoder": "efficientnet-lite0", "features": ("pooled",)}
+"""An encoder whose actors start without transformers, which takes each of them seconds."""
 SCRIPT = Path(cli.embed.__file__).parent / "launch/ray_embed.sbatch"
 
 
@@ -134,7 +136,7 @@ def test_actors_that_are_lost_three_times_at_one_unit_end_the_job(tmp_path, addr
     killer = Thread(target=kill_three)
     killer.start()
     with pytest.raises(WorkerLostError, match=r"^3 workers were lost at unit 0, the last one: .*"):
-        embed(manifest, store, ray_workers=1, shard_above=0)  # one unit, which takes a second
+        embed(manifest, store, ray_workers=1, shard_above=0, **LIGHT)  # one unit, of a second
     killer.join()
     assert not commits(store)
     wait_until(lambda: not actors())
@@ -143,7 +145,7 @@ def test_actors_that_are_lost_three_times_at_one_unit_end_the_job(tmp_path, addr
 def test_a_worker_that_computes_something_else_is_refused(tmp_path, address):
     """As on a machine with other kernels: the encoder is the same, its features are not."""
     manifest = write_one_view(tmp_path / "dataset", (20,))
-    embed(manifest, tmp_path / "reference.zarr")
+    embed(manifest, tmp_path / "reference.zarr", **LIGHT)
     held = FeatureStore.open(tmp_path / "reference.zarr")
     probe = held.read_probe()
     other = replace(probe, features={"pooled": probe.features["pooled"] + np.float16(1)})
@@ -151,7 +153,7 @@ def test_a_worker_that_computes_something_else_is_refused(tmp_path, address):
     plan = WorkerPlan(
         manifest=manifest,
         store=tmp_path / "s.zarr",
-        encoder=tiny_tower(),
+        encoder=LIGHT["encoder"],
         device="cpu",
         compiled=False,
         threads=1,
