@@ -49,8 +49,8 @@ def embedded(recorded):
 def trained(embedded):
     """Train half the way, resume with the same command and finish."""
     out = embedded.parent / "run"
-    words = ("vla-train", embedded, "--preset", "debug", "--out", out, "--set", "steps=200")
-    words += ("--set", "checkpoint_every=20", "--set", "validate_every=200")
+    words = ("vla-train", embedded, "--preset", "debug", "--out", out, "--set", "steps=100")
+    words += ("--set", "checkpoint_every=20", "--set", "validate_every=100")
     process = subprocess.Popen([str(BIN / words[0]), *map(str, words[1:])])
     _wait_until(lambda: any((out / "checkpoints").glob("step_*/checkpoint.json")))
     process.kill()
