@@ -36,10 +36,11 @@ def record(
     views: Annotated[str, typer.Option(help="Cameras, comma-separated, in the policy's order.")],
     first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode.")] = 0,
     keep: Annotated[
-        Keep, typer.Option(help="Whether to keep episodes that the expert fails too.")
+        Keep,
+        typer.Option(help="Which episodes to keep; `all` includes episodes that the expert fails."),
     ] = "successes",
     render_size: Annotated[
-        int, typer.Option(help="Pixels per side to render; recorded at 256x256, as in rollouts.")
+        int, typer.Option(help="Side length of rendered images in pixels; recorded at 256x256.")
     ] = DEFAULT_RENDER_SIZE,
 ) -> None:
     """Record a simulator's scripted expert as an ACT/ALOHA HDF5 dataset. Resumable."""
@@ -60,12 +61,12 @@ def record(
 @main.command()
 def check(
     dataset: Annotated[str, typer.Argument(help=DATASET)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     sheet: Annotated[
-        Path | None, typer.Option(help="PNG of first, middle and last frames to write.")
+        Path | None, typer.Option(help="PNG file to write with first, middle and last frames.")
     ] = None,
     episodes: Annotated[
-        int, typer.Option(min=1, help="Episodes whose frames are read, spread evenly.")
+        int, typer.Option(min=1, help="Number of episodes whose frames are read, evenly spaced.")
     ] = 5,
     all_frames: Annotated[
         bool, typer.Option("--all", help="Read the frames of all episodes.")
@@ -85,13 +86,15 @@ def check(
 
 @main.command()
 def init(
-    path: Annotated[str, typer.Argument(help="A dataset: its folder, file or address.")],
-    out: Annotated[Path | None, typer.Option(help="File to write; default: print.")] = None,
+    path: Annotated[str, typer.Argument(help="Dataset: folder, file or hf://owner/name.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: print the manifest.")
+    ] = None,
 ) -> None:
     """Draft a manifest of a dataset, to edit by hand."""
     with exit_on_vla_error("nothing was written"):
         if out is not None and out.exists():
-            raise ConfigError(f"{out}: expected a new file, found one that exists; name another")
+            raise ConfigError(f"{out}: expected a new file, found an existing one; choose another")
         draft = draft_of(path)
         if out is None:
             typer.echo(draft.text, nl=False)
@@ -105,7 +108,7 @@ def init(
 @main.command()
 def info(
     path: Annotated[str, typer.Argument(help=f"A run, a dataset, or a feature store{LOCATION}")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe a dataset, a feature store or a training run."""
     with exit_on_vla_error("nothing was changed"):
@@ -121,16 +124,18 @@ def info(
 def verify(
     store: Annotated[str, typer.Argument(help=f"A feature store{LOCATION}")],
     manifest: Annotated[
-        Path | None, typer.Option(help="Its dataset's manifest; default: the one in the store.")
+        Path | None, typer.Option(help="Manifest of the dataset; default: the one in the store.")
     ] = None,
-    sample: Annotated[int, typer.Option(min=1, help="Random steps to encode again.")] = 200,
+    sample: Annotated[
+        int, typer.Option(min=1, help="Number of random steps to encode again.")
+    ] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random steps.")] = 0,
     checksums: Annotated[
         bool,
-        typer.Option("--checksums", help="Compare checksums instead; encodes nothing."),
+        typer.Option("--checksums", help="Only compare checksums, without encoding."),
     ] = False,
     encoder: Annotated[
-        str | None, typer.Option(help="Path or name of the store's encoder, if it moved.")
+        str | None, typer.Option(help="Path or name of the store's encoder, if it has moved.")
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:

@@ -30,20 +30,24 @@ def embed(
         str | None, typer.Option(help="As pooled,grid; default: the encoder's own.")
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(help="40-hex commit of another hub repository.")
+        str | None, typer.Option(help="Commit hash (40 digits) of a Hugging Face repository.")
     ] = None,
     device: DeviceOption = "auto",
     episodes: Annotated[
-        str | None, typer.Option(help="Without a manifest: 10 for the first ten, or 0-9,12.")
+        str | None,
+        typer.Option(
+            help="Episodes to embed (without a manifest): 10 for the first ten, or 0-9,12."
+        ),
     ] = None,
     variants: Annotated[
-        int, typer.Option(min=0, max=64, help="Augmented variants to keep of every frame.")
+        int, typer.Option(min=0, max=64, help="Number of augmented variants to cache per frame.")
     ] = 0,
     units: Annotated[
-        str | None, typer.Option(help="i/n: only the i-th of n parts, next to the other parts.")
+        str | None, typer.Option(help="i/n: embed only the i-th of n parts, e.g. in a job array.")
     ] = None,
     ray_workers: Annotated[
-        int | None, typer.Option(min=1, help="Encode with so many actors of Ray, see RAY_ADDRESS.")
+        int | None,
+        typer.Option(min=1, help="Number of Ray actors to encode with; connects to RAY_ADDRESS."),
     ] = None,
     settings: SettingsOption = None,
 ) -> None:
@@ -72,7 +76,7 @@ def embed(
 
 @contextmanager
 def _every_failed_unit() -> Iterator[None]:
-    """List the failed units, one line per unit, before the error says how many there are."""
+    """List the failed units, one line per unit, before the error with their number."""
     try:
         yield
     except FailedUnitsError as error:

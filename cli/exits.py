@@ -13,11 +13,11 @@ from policy.errors import VlaError
 USER_ERROR: Final = 2
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells count
 DISK_FIXES: Final = {
-    errno.ENOSPC: "; free some room there, then run the same command again",
-    errno.EDQUOT: "; free some room there, then run the same command again",
-    errno.EACCES: "; want a path that can be read and written",
-    errno.EROFS: "; want a path that can be read and written",
-    errno.ENOTDIR: "; want a folder above it, not a file",
+    errno.ENOSPC: "; free some space, then run the same command again",
+    errno.EDQUOT: "; free some space, then run the same command again",
+    errno.EACCES: "; choose a path that you can read and write",
+    errno.EROFS: "; choose a path that you can read and write",
+    errno.ENOTDIR: "; expected a folder above it, found a file",
 }
 
 
@@ -42,8 +42,11 @@ def exit_on_vla_error(after_interrupt: str) -> Iterator[None]:
         fix = DISK_FIXES.get(error.errno or 0, "")
         line, cause = f"{where}{error.strerror or error}{fix}", error
     except MemoryError as error:
-        reason = f"the memory is full: {error}".removesuffix(": ")
-        line, cause = f"{reason}; want more of it, or smaller frames and arrays", error
+        reason = f"out of memory: {error}".removesuffix(": ")
+        line, cause = (
+            f"{reason}; use a machine with more memory, or smaller frames and arrays",
+            error,
+        )
     except KeyboardInterrupt as interrupt:
         typer.echo(f"\ninterrupted; {after_interrupt}", err=True)
         raise typer.Exit(INTERRUPTED) from interrupt

@@ -11,16 +11,16 @@ from pipeline.errors import ConfigError
 DATASET: Final = "A dataset: folder, file, hf://owner/name[@revision]; or its manifest."
 LOCATION: Final = ": a folder, s3://bucket/path or gs://bucket/path."  # ends the help of a store
 
-CheckpointOption = Annotated[str, typer.Option(help="latest, best or a step.")]
+CheckpointOption = Annotated[str, typer.Option(help="Checkpoint: latest, best or a step.")]
 EncoderOption = Annotated[
-    str | None, typer.Option(help="Path or name of the run's encoder, if it moved.")
+    str | None, typer.Option(help="Path or name of the run's encoder, if it has moved.")
 ]
 DeviceOption = Annotated[
-    str, typer.Option(help="Where networks run: auto (a GPU if there is one), cpu, cuda, cuda:N.")
+    str, typer.Option(help="Torch device: auto (a GPU if available), cpu, cuda, cuda:N.")
 ]
 SettingsOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Any other field, as field=value; a wrong name lists them all."),
+    typer.Option("--set", help="Any other field as field=value; an unknown name lists all fields."),
 ]
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -37,7 +37,9 @@ def build_config(model: type[Config], settings: Sequence[str] | None, **options:
         name, separator, value = setting.partition("=")
         known = [field for field in model.model_fields if field not in options]
         if not separator or name not in known:
-            raise ConfigError(f"--set {setting}: want field=value, known: {', '.join(known)}")
+            raise ConfigError(
+                f"--set {setting}: expected field=value with one of {', '.join(known)}"
+            )
         fields[name] = value
     try:
         return model.model_validate(fields)

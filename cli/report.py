@@ -18,10 +18,12 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of training runs.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page; default RUN/report.html, report.html for several runs."),
+        typer.Option(
+            help="HTML file to write; default RUN/report.html, or report.html for several runs."
+        ),
     ] = None,
     media_mb: Annotated[
-        int, typer.Option(min=0, help="Megabytes of images and videos that the page may hold.")
+        int, typer.Option(min=0, help="Maximum size of embedded images and videos in megabytes.")
     ] = MEDIA_LIMIT // BYTES_PER_MB,
 ) -> None:
     """Write one HTML page about runs, side by side: no network, no other file."""

@@ -23,13 +23,17 @@ main = typer.Typer(add_completion=False)
 @main.command()
 def rollout(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
-    env: Annotated[str, typer.Option(help="Environment, as metaworld/drawer-open-v3.")],
-    episodes: Annotated[int, typer.Option(min=1, help="Episodes, each with its own seed.")] = 50,
+    env: Annotated[str, typer.Option(help="Environment, e.g. metaworld/drawer-open-v3.")],
+    episodes: Annotated[
+        int, typer.Option(min=1, help="Number of episodes, each with its own seed.")
+    ] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = FIRST_ROLLOUT_SEED,
-    envs: Annotated[int, typer.Option(min=1, help="Environments at once; same results.")] = 1,
+    envs: Annotated[
+        int, typer.Option(min=1, help="Number of parallel environments; does not change results.")
+    ] = 1,
     checkpoint: CheckpointOption = "latest",
     videos: Annotated[
-        str, typer.Option(help="all, failed, none, or how many of the first episodes.")
+        str, typer.Option(help="Videos to keep: all, failed, none, or N for the first N episodes.")
     ] = "1",
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
@@ -58,7 +62,7 @@ def rollout(
         result = roll_out(config)
         typer.echo(f"{result.summary()}\nwrote {folder / 'result.json'}")
         for alarm in result.alarms():
-            typer.secho(f"ATTENTION: {alarm}", fg="red", bold=True, err=True)
+            typer.secho(f"WARNING: {alarm}", fg="red", bold=True, err=True)
         if folder.resolve().is_relative_to(run.resolve()):
             write_report([run], run / "report.html")
-            typer.echo(f"wrote {run / 'report.html'}; next: look at it, or vla-serve {run}")
+            typer.echo(f"wrote {run / 'report.html'}; next: open it, or vla-serve {run}")

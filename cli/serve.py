@@ -27,12 +27,14 @@ main = typer.Typer(add_completion=False)
 @main.command()
 def serve(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
-    host: Annotated[str, typer.Option(help="Address; other than loopback needs a token.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; all but loopback require a token.")
+    ] = ("127.0.0.1"),
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Port; 0 selects a free one.")
+    ] = 8000,
     token_file: Annotated[
-        Path | None, typer.Option(help=f"File with the token; default ${TOKEN_VARIABLE}.")
+        Path | None, typer.Option(help=f"File that contains the token; default ${TOKEN_VARIABLE}.")
     ] = None,
     checkpoint: CheckpointOption = "latest",
     encoder: EncoderOption = None,
@@ -57,8 +59,7 @@ def serve(
             from pipeline.rollout.serve.sockets import serve_until_signal  # noqa: PLC0415
         except ModuleNotFoundError as error:
             raise MissingExtraError(
-                f"{run}: expected the libraries of openpi's protocol, found no module "
-                f"{error.name}; {install_command('serve')}"
+                f"{run}: the module {error.name} is not installed; {install_command('serve')}"
             ) from error
         serve_until_signal(config, typer.echo)
         typer.echo("stopped")

@@ -25,45 +25,52 @@ main = typer.Typer(add_completion=False)
 @main.command(name="train")
 def train_command(
     stores: Annotated[
-        list[str], typer.Argument(help=f"Complete stores of one encoder and one robot{LOCATION}")
+        list[str], typer.Argument(help=f"Feature stores of the same encoder and robot{LOCATION}")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run to create.")],
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "proj96",
+    preset: Annotated[str, typer.Option(help=f"Preset: {', '.join(PRESETS)}.")] = "proj96",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="One field, as in steps=2000 or agent.head.n_layer=6."),
+        typer.Option("--set", help="Set one field, e.g. steps=2000 or agent.head.n_layer=6."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in OUT; --set steps=N adds steps.")
     ] = False,
     init_from: Annotated[
-        Path | None, typer.Option(help="A run whose averaged weights a new run begins with.")
+        Path | None, typer.Option(help="Run whose averaged weights initialize the new run.")
     ] = None,
     weights: Annotated[
         str,
-        typer.Option(help="How often a step of each store is drawn, as in 2,1; default equal."),
+        typer.Option(help="Sampling weight per store, e.g. 2,1; default: all equal."),
     ] = "",
     cache_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Local copies of stores in buckets and of compressed ones; by default in ~/.cache."
+            help="Folder for local copies of remote or compressed stores; default: in ~/.cache."
         ),
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option(help="Path or name of the encoder for --rollout-env, if it moved.")
+        str | None,
+        typer.Option(help="Path or name of the encoder for --rollout-env, if it has moved."),
     ] = None,
     device: DeviceOption = "auto",
     rollout_env: Annotated[
         str | None,
-        typer.Option(help="Environment to roll checkpoints out in, as metaworld/drawer-open-v3."),
+        typer.Option(
+            help="Environment for rollouts of checkpoints, e.g. metaworld/drawer-open-v3."
+        ),
     ] = None,
     rollout_every: Annotated[
-        int, typer.Option(min=1, help="Steps between rollouts; want a checkpoint at each.")
+        int, typer.Option(min=1, help="Steps between rollouts; a multiple of checkpoint_every.")
     ] = 5_000,
-    rollout_episodes: Annotated[int, typer.Option(min=1, help="Episodes per rollout.")] = 5,
+    rollout_episodes: Annotated[
+        int, typer.Option(min=1, help="Number of episodes per rollout.")
+    ] = 5,
     track: Annotated[
         list[str] | None,
-        typer.Option(help=f"Also log to {' or '.join(TRACKERS)}; each is an extra of its name."),
+        typer.Option(
+            help=f"Also log to {' or '.join(TRACKERS)}; install the extra of the same name."
+        ),
     ] = None,
 ) -> None:
     """Train a policy on cached features."""
@@ -116,4 +123,6 @@ def _parse_weights(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError as error:
-        raise ConfigError(f"--weights {text}: want a number per store, as in 2,1") from error
+        raise ConfigError(
+            f"--weights {text}: expected one number per store, such as 2,1"
+        ) from error

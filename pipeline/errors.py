@@ -14,7 +14,7 @@ class DatasetError(VlaError, ValueError):
 
 
 class FrameReadError(VlaError, OSError):
-    """A frame is absent or does not decode; never answered with fewer or blank frames."""
+    """A frame is absent or does not decode; never replaced by fewer or blank frames."""
 
 
 class StoreError(VlaError, RuntimeError):
@@ -46,7 +46,7 @@ class EncoderMismatchError(VlaError, ValueError):
 
 
 class RunError(VlaError, RuntimeError):
-    """A run directory is absent, half-written or does not fit what was asked."""
+    """A run directory is absent, half-written or does not fit the request."""
 
 
 class TrackerError(VlaError, RuntimeError):
@@ -74,7 +74,7 @@ class ConfigError(VlaError, ValueError):
 
 
 class RequestError(VlaError, ValueError):
-    """A client's message cannot be answered: its bytes, its keys or its arrays (client's fault)."""
+    """A client's message cannot be processed: bytes, keys or arrays (client's fault)."""
 
 
 class FailedUnitsError(StoreError):

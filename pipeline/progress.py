@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 class Estimate:
-    """Says after the first units how long the others will take; progress bars go on from there."""
+    """Logs after the first units how long the others will take; progress bars show the rest."""
 
     def __init__(self, total: int, unit: str):
         """Start the clock; `total` are the units that are to be done from now on."""

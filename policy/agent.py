@@ -56,8 +56,8 @@ class AgentConfig(BaseModel):
     def _executed_steps_fit_in_the_prediction(self) -> "AgentConfig":
         if self.num_action_steps > self.head.pred_horizon:
             raise ValueError(
-                f"num_action_steps={self.num_action_steps}, want 1..{self.head.pred_horizon} "
-                f"(head.pred_horizon)"
+                f"num_action_steps: expected 1 to {self.head.pred_horizon} (head.pred_horizon), "
+                f"found {self.num_action_steps}"
             )
         return self
 
@@ -121,7 +121,7 @@ class VLAAgent(nn.Module):
             ImageFormatError, FeatureRangeError: see `ImageEncoder.encode`.
         """
         if self.encoder is None:
-            raise AgentMismatchError("this agent holds no encoder: it takes features, not images")
+            raise AgentMismatchError("this agent has no encoder; pass features instead of images")
         encoded = self.encoder.encode_views(images)
         return {
             name: torch.from_numpy(values).float().to(self.device)

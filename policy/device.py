@@ -24,7 +24,9 @@ def open_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise DeviceError(f"device {name!r}: want auto, cpu, cuda, cuda:N or mps") from error
+        raise DeviceError(
+            f"device: expected auto, cpu, cuda, cuda:N or mps, found {name!r}"
+        ) from error
     if (device.index or 0) >= available.get(device.type, 0):
         found = ", ".join(f"{count} {kind}" for kind, count in available.items())
         raise DeviceError(f"device {name!r}: this machine and this torch have {found}")

@@ -43,7 +43,7 @@ def resize_images(
     is_rgb = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
     if not is_rgb or 0 in images.shape[1:]:
         raise ImageFormatError(
-            f"images are {images.dtype} {images.shape}, want uint8 [n, height, width, 3] RGB"
+            f"images: expected uint8 [n, height, width, 3] RGB, found {images.dtype} {images.shape}"
         )
     if images.shape[1:] == FRAME_SHAPE:
         return images

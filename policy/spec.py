@@ -1,7 +1,7 @@
 """What rooms tell each other about features, encoders and agents; imports no torch.
 
-A cached feature is a thing with a name, a shape, a dtype and an identity. Whatever needs one of
-these asks the `FeatureSpec`, so that another encoder, another layer or a grid of positions is data.
+A cached feature is a thing with a name, a shape, a dtype and an identity. Code that needs one of
+these reads the `FeatureSpec`, so that another encoder, another layer or a grid is data.
 """
 
 import hashlib
@@ -98,7 +98,9 @@ class AgentSpec(BaseModel):
     @model_validator(mode="after")
     def _view_names_are_distinct(self) -> "AgentSpec":
         if not self.view_names or len(set(self.view_names)) != len(self.view_names):
-            raise ValueError(f"view_names={self.view_names}, want one or more distinct names")
+            raise ValueError(
+                f"view_names: expected one or more distinct names, found {self.view_names}"
+            )
         return self
 
     @property

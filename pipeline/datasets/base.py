@@ -201,7 +201,7 @@ class FormatReader(ABC):
         """
         raise DatasetError(
             f"{self.episode_name(0)}: expected a subset {name!r}, found a format without subsets; "
-            "list the episodes by number in the manifest"
+            "list episode numbers in the manifest"
         )
 
     @abstractmethod
@@ -210,5 +210,5 @@ class FormatReader(ABC):
 
     def _require_episode(self, episode: int) -> int:
         if not 0 <= episode < self.num_episodes:
-            raise IndexError(f"episode {episode}, want 0..{self.num_episodes - 1}")
+            raise IndexError(f"episode: expected 0 to {self.num_episodes - 1}, found {episode}")
         return episode

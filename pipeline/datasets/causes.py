@@ -28,9 +28,9 @@ _BY_NUMBER: Final = {
     errno.EAGAIN: _LOCKED,
     errno.EBUSY: _LOCKED,
     errno.EDEADLK: _LOCKED,
-    errno.EACCES: "found that this user may not read it; change its permissions with `chmod u+r`",
+    errno.EACCES: "found no permission to read it; run `chmod u+r` on it",
     errno.EMFILE: "found too many files open; raise the limit with `ulimit -n`",
-    errno.EIO: "found that its disk fails to read; check the disk or the mount, and try again",
+    errno.EIO: "found a read error of the disk; check the disk or the mount, then try again",
 }
 _UNITS: Final = ((1e3, "milliseconds"), (1e6, "microseconds"), (1e9, "nanoseconds"))
 _UNIT_TOLERANCE: Final = 0.5  # of the rate; units are a thousand apart
@@ -57,7 +57,7 @@ def why_unreadable(path: Location, error: object, otherwise: str) -> str:
         return _BY_NUMBER[number]
     if "h5clear" in text:
         return _OPEN_FOR_WRITING
-    return _instead(path) or f"found one that does not read ({text}); {otherwise}"
+    return _instead(path) or f"found an unreadable one ({text}); {otherwise}"
 
 
 def require_no_pointer(path: Path, content: bytes) -> None:

@@ -101,13 +101,13 @@ def _opened(content: bytes, where: str) -> Image.Image:
         raise _unreadable(where, f"a header of {image.height}x{image.width} pixels")
     if image.format == "JPEG" and (turn := image.getexif().get(_ORIENTATION, 1)) != 1:
         raise FrameReadError(
-            f"{where}: expected an upright image, found one whose EXIF asks viewers to turn it "
+            f"{where}: expected an upright image, found one rotated by its EXIF metadata "
             f"(orientation {turn}); store its pixels upright"
         )
     if image.mode not in _COLOR_MODES:
         found = "a depth image of 16 bits or more" if image.mode[0] in "IF" else image.mode
         raise FrameReadError(
-            f"{where}: expected an RGB or gray image of 8 bits per channel, found {found}; name a "
+            f"{where}: expected an RGB or gray image of 8 bits per channel, found {found}; use a "
             "color camera, or convert its images"
         )
     return image
@@ -115,6 +115,6 @@ def _opened(content: bytes, where: str) -> Image.Image:
 
 def _unreadable(where: str, found: str) -> FrameReadError:
     return FrameReadError(
-        f"{where}: expected a whole JPEG or PNG image, found {one_line(found)}; copy "
+        f"{where}: expected a complete JPEG or PNG image, found {one_line(found)}; copy "
         f"it again, or {LEAVE_OUT}"
     )

@@ -48,7 +48,7 @@ def download_dataset(address: str, episodes: str | None) -> tuple[Path, dict[str
     """
     match = _ADDRESS.fullmatch(address)
     if match is None:
-        raise ConfigError(f"{address}: want hf://owner/name or hf://owner/name@revision")
+        raise ConfigError(f"{address}: expected hf://owner/name or hf://owner/name@revision")
     name, revision = match[1], match[2]
     try:
         commit = str(HfApi().dataset_info(name, revision=revision).sha)
@@ -75,9 +75,10 @@ def download_dataset(address: str, episodes: str | None) -> tuple[Path, dict[str
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ObjectStorageError(
-            f"{address}: cannot be downloaded from the Hugging Face hub ({reason[0]}); check name, "
+            f"{address}: cannot be downloaded from the Hugging Face hub ({reason[0]}); check the "
+            f"name, "
             "network and login (`hf auth login`) and run the same command again, or pass the "
-            "folder of a copy; the manifest next to a store contains the path of its data"
+            "folder of a local copy; the manifest next to a store has the path of its data"
         ) from error
     source = f"{HUB}{name}"
     return folder, {"name": name.replace("/", "-"), "source": source, "revision": commit}

@@ -87,7 +87,7 @@ def require_layout(shape: tuple[int, ...], dtype: Any, where: str, others: str) 
         is_depth = is_single and (dtype.kind == "f" or dtype in (np.uint16, np.int16))
         raise DatasetError(
             f"{where}: expected RGB frames (steps, height, width, 3) of uint8 or floating point"
-            f"{others}, found {'depth, ' if is_depth else ''}{dtype} {shape}; name a color camera"
+            f"{others}, found {'depth, ' if is_depth else ''}{dtype} {shape}; use a color camera"
         )
     require_pixels(*layout.size, where)
     return layout

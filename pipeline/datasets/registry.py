@@ -51,7 +51,7 @@ def format_class(name: FormatName) -> type[FormatReader]:
         if package not in _EXTRAS:
             raise
         raise _MissingPackageError(
-            f"format {name}: expected the package {package}, found that it is not installed; "
+            f"format {name}: expected the package {package}, which is not installed; "
             f"{install_command(_EXTRAS[package])}"
         ) from error
     return reader
@@ -109,12 +109,12 @@ def detect_format(root: Location) -> FormatName:
     if found:
         raise DatasetError(
             f"{root}: expected files of one format, found {' and '.join(found)}; write `format` "
-            "into the manifest, or make a folder for each dataset"
+            "into the manifest, or move each dataset to its own folder"
         )
     if local_root is None:
         raise _not_from_objects(root, "found neither episode_<i>.hdf5 nor data/demo_<i> in HDF5")
     if missing:  # it may be the format that could not be detected
-        raise DatasetError(f"{root}: found no format that is read without it: {missing}")
+        raise DatasetError(f"{root}: cannot detect the format: {missing}")
     raise DatasetError(
         f"{root}: expected one of the formats {', '.join(FORMATS)}, found "
         f"{_unknown_format(local_root)}; correct the path to it, or convert the dataset"
@@ -123,7 +123,7 @@ def detect_format(root: Location) -> FormatName:
 
 def _not_from_objects(root: Location, found: str) -> DatasetError:
     return DatasetError(
-        f"{root}: expected one of the formats that are read from object storage (aloha_hdf5, "
+        f"{root}: expected a format that can be read from object storage (aloha_hdf5, "
         f"robomimic_hdf5), {found}; copy the dataset to a disk, or mount its bucket"
     )
 

@@ -75,7 +75,7 @@ def read_header(path: Path) -> VideoHeader:
     require_pixels(*size, str(path))
     if not is_whole:
         raise DatasetError(
-            f"{path}: expected a whole file of {end} bytes or more, found "
+            f"{path}: expected a complete file of {end} bytes or more, found "
             f"{path.stat().st_size}: it is cut off; download or copy it again"
         )
     end_s = None if duration is None else (start + duration) / _MICROSECONDS
@@ -138,8 +138,8 @@ def match_frames(
         step = int(shared[0]) + 1
         raise FrameReadError(
             f"{where}: frame {step}: expected a frame later than that of step {step - 1}, found "
-            f"the one at {shown_s[found[step]]:.4f} s for both; the video or its times lack "
-            f"frames, download it again, or {LEAVE_OUT}"
+            f"the one at {shown_s[found[step]]:.4f} s for both; the video lacks frames or "
+            f"times, download it again, or {LEAVE_OUT}"
         )
     return found
 
@@ -240,7 +240,7 @@ class VideoDecoder:
             raise _undecodable(where, error) from error
         if frame is None:
             self.close()
-            raise _undecodable(where, "that the decoder left it out or marked it as damaged")
+            raise _undecodable(where, "that the decoder skipped it or marked it as damaged")
         return frame
 
     def _seek_target(self, pts: int, where: str) -> int | None:
@@ -291,7 +291,7 @@ def _open(path: Path) -> av.container.InputContainer:
 
 def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
     if not container.streams.video:
-        raise DatasetError(f"{path}: expected a video, found none in it; name another camera")
+        raise DatasetError(f"{path}: expected a video, found none in the file; use another camera")
     return container.streams.video[0]
 
 
@@ -313,7 +313,7 @@ def _read_clock(path: Path) -> _Clock:
             if not packet.is_discard:  # an edit list hides it
                 shown.append(packet.pts)
     if not time_base:
-        raise DatasetError("no clock")
+        raise DatasetError("no time base")
     pts = np.unique(np.array(shown, np.int64))
     if len(pts) != len(shown):
         raise DatasetError(f"{len(shown) - len(pts)} frames shown at the same time as another")
@@ -324,11 +324,11 @@ def _read_clock(path: Path) -> _Clock:
 
 def _no_video(path: Path, error: Exception) -> str:
     otherwise = "download or copy the file again"
-    return f"{path}: expected a whole MP4 video, {why_unreadable(path, error, otherwise)}"
+    return f"{path}: expected a complete MP4 video, {why_unreadable(path, error, otherwise)}"
 
 
 def _undecodable(where: str, error: object) -> FrameReadError:
     return FrameReadError(
-        f"{where}: expected a whole frame, found {one_line(error)}; download "
+        f"{where}: expected a readable frame, found {one_line(error)}; download "
         f"the video again, or {LEAVE_OUT}"
     )

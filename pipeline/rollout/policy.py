@@ -1,4 +1,4 @@
-"""A trained policy in Python: load a run, then ask it for actions, as a served one is asked."""
+"""A trained policy in Python: load a run, then request actions as from a served one."""
 
 from collections.abc import Mapping
 from pathlib import Path

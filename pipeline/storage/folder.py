@@ -32,7 +32,7 @@ class Folder(Protocol):
     A dataset may be a single file: `is_there`, `children` and `files` allow that location.
 
     Every method raises `OSError` if the disk fails and `ObjectStorageError` if object storage
-    refuses or does not answer; those that read a file raise `FileNotFoundError` if there is none.
+    refuses or does not respond; readers raise `FileNotFoundError` if there is none.
     """
 
     @property

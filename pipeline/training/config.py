@@ -70,8 +70,8 @@ class TrainConfig(BaseModel):
     def _the_warmup_ends_before_the_run(self) -> "TrainConfig":
         if self.optimizer.warmup_steps >= self.steps:
             raise ValueError(
-                f"optimizer.warmup_steps={self.optimizer.warmup_steps}, want fewer than "
-                f"steps={self.steps}"
+                f"optimizer.warmup_steps: expected fewer than steps={self.steps}, "
+                f"found {self.optimizer.warmup_steps}"
             )
         return self
 
@@ -79,8 +79,9 @@ class TrainConfig(BaseModel):
     def _the_chunks_of_a_batch_are_of_one_size(self) -> "TrainConfig":
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
-                f"batch_size={self.batch_size}, want a multiple of "
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps}"
+                f"batch_size: expected a multiple of "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps}, found "
+                f"{self.batch_size}"
             )
         return self
 
@@ -100,7 +101,7 @@ def with_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
         target, is_found = _find_group(content, groups)
         if not separator or not is_found or field not in target or field == "preset":
             known = ", ".join(target)
-            raise ConfigError(f"--set {setting}: want group.field=value, known here: {known}")
+            raise ConfigError(f"--set {setting}: expected group.field=value, known fields: {known}")
         value = _parse_value(text.strip())
         if field == "kind":
             valid = config.model_dump()  # in it only this group can be wrong

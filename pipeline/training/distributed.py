@@ -91,5 +91,5 @@ def _other_ranks_needed() -> Iterator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RankLostError(
             f"another process of this training has ended or hangs ({reason[:120]}); its own "
-            f"message tells why; start the same command again with --resume"
+            f"message tells the cause; run the same command again with --resume"
         ) from error

@@ -78,5 +78,5 @@ def preset_for(features: Collection[str]) -> str:
 def preset_config(name: str) -> TrainConfig:
     """Return the configuration of a preset (ConfigError: there is no preset of that name)."""
     if name not in PRESETS:
-        raise ConfigError(f"preset {name!r}, want one of {', '.join(PRESETS)}")
+        raise ConfigError(f"--preset: expected one of {', '.join(PRESETS)}, found {name!r}")
     return PRESETS[name]()

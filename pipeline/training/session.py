@@ -146,11 +146,13 @@ def train(
                 differs = start.load_into(trainer.agent, description)
                 trainer.average.restore(trainer.agent.state_dict())
                 if ranks.is_primary:
-                    logger.info("begins with the weights of %s; differs: %s", start.name, differs)
+                    logger.info(
+                        "initialized with the weights of %s; differs: %s", start.name, differs
+                    )
             if ranks.is_primary:
                 logger.info(
-                    "training from step %d to %d, %d windows each, on %d steps of %d episodes "
-                    "(%d held out), on %s",
+                    "training from step %d to %d, batch size %d, on %d steps of %d episodes "
+                    "(%d of them for validation), on %s",
                     resumed_from,
                     config.steps,
                     config.batch_size,

@@ -113,8 +113,8 @@ class ImageEncoder(ABC):
         for name in self.feature_names:
             if name not in known or self.feature_names.count(name) > 1:
                 raise EncoderLoadError(
-                    f"{settings.name}: feature {name!r}, want each of {', '.join(known)} at most "
-                    "once"
+                    f"{settings.name}: features: expected each of {', '.join(known)} at most once, "
+                    f"found {name!r}"
                 )
         self.bases = dict(settings.bases)
         """Fitted arrays by feature; see `fit`."""
@@ -177,8 +177,8 @@ class ImageEncoder(ABC):
         """
         if images.dtype != np.uint8 or images.shape[1:] != FRAME_SHAPE:
             raise ImageFormatError(
-                f"images are {images.dtype} {images.shape}, want uint8 "
-                f"[n, {', '.join(map(str, FRAME_SHAPE))}] RGB"
+                f"images: expected uint8 "
+                f"[n, {', '.join(map(str, FRAME_SHAPE))}] RGB, found {images.dtype} {images.shape}"
             )
         specs = self.identity.features
         encoded = {spec.name: np.empty((len(images), *spec.shape), np.float16) for spec in specs}

@@ -25,7 +25,8 @@ def load_encoder(settings: EncoderSettings) -> ImageEncoder:
     """
     if settings.revision is not None and settings.name in ENCODERS:
         raise EncoderLoadError(
-            f"{settings.name}: revision {settings.revision!r} given, want none: it is no repository"
+            f"{settings.name}: expected no revision for a built-in encoder, found "
+            f"{settings.revision!r}"
         )
     module = import_module(ENCODERS.get(settings.name, CHECKPOINTS))
     encoder: ImageEncoder = module.load(settings)

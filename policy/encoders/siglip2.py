@@ -116,7 +116,7 @@ class Siglip2Encoder(ImageEncoder):
             if basis.shape[0] != self._width + 1:
                 raise EncoderLoadError(
                     f"{name}: the basis of feature `{feature}` is of patches with "
-                    f"{basis.shape[0] - 1} channels, this encoder's have {self._width}; name the "
+                    f"{basis.shape[0] - 1} channels, this encoder's have {self._width}; use the "
                     f"encoder that the store was made with"
                 )
         compute_dtype = settings.compute_dtype or best_compute_dtype(settings.device)
@@ -212,7 +212,8 @@ class Siglip2Encoder(ImageEncoder):
         except BackendCompilerFailed as error:
             reason = str(error.inner_exception).strip().splitlines() or [type(error).__name__]
             raise EncoderLoadError(
-                f"{self._described['name']}: the encoder does not compile here ({reason[0]}); "
+                f"{self._described['name']}: the encoder cannot be compiled on this machine "
+                f"({reason[0]}); "
                 f"install a C++ compiler, or encode without compiling"
             ) from error
 
@@ -263,10 +264,10 @@ def load(settings: EncoderSettings) -> Siglip2Encoder:
     name = settings.name
     if Path(name).exists() and settings.revision is not None:
         raise EncoderLoadError(
-            f"{name}: revision {settings.revision!r} given, want none: it is no repository"
+            f"{name}: expected no revision for a local folder, found {settings.revision!r}"
         )
     if Path(name).is_file():
-        raise EncoderLoadError(f"{name}: is a file, want the folder of a checkpoint")
+        raise EncoderLoadError(f"{name}: expected the folder of a checkpoint, found a file")
     if Path(name).is_dir():
         network, label, revision = _load_network(Path(name)), Path(name).resolve().name, "local"
     else:
@@ -280,8 +281,10 @@ def _pinned_revision(name: str, revision: str | None) -> str:
         return DEFAULT_REVISION
     if revision is None or len(revision) != 40 or set(revision) - set("0123456789abcdef"):
         raise EncoderLoadError(
-            f"{name}: no encoder of that name (there are {', '.join(ENCODERS)}) and no folder; a "
-            f"repository of the hub needs --revision with a 40-hex commit, found {revision!r}"
+            f"{name}: expected a built-in encoder ({', '.join(ENCODERS)}) or a folder, found "
+            f"neither; a "
+            f"Hugging Face repository needs --revision with a 40-digit commit hash, not "
+            f"{revision!r}"
         )
     return revision
 
@@ -295,7 +298,7 @@ def _fetch(name: str, revision: str) -> Path:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise EncoderLoadError(
             f"{name}@{revision[:8]}: cannot be fetched from the Hugging Face hub ({reason[0]}). "
-            f"Copy the repository to a folder and pass that, or pass one that needs no hub: "
+            f"Pass the path of a local copy, or an encoder that does not need the hub: "
             f"{', '.join(ENCODERS)}"
         ) from error
 
@@ -312,24 +315,26 @@ def _load_network(folder: Path) -> SiglipVisionModel:
         )
     # Damaged files raise whatever the layer that trips over them raises.
     except Exception as error:
-        raise EncoderLoadError(f"{folder}: no SigLIP2 vision network loads ({error})") from error
+        raise EncoderLoadError(
+            f"{folder}: cannot load a SigLIP2 vision network ({error})"
+        ) from error
     network, report = cast(tuple[SiglipVisionModel, dict[str, Any]], loaded)
     if report["missing_keys"] or report["mismatched_keys"]:
         wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise EncoderLoadError(
-            f"{folder}: {len(wrong)} tensors of the vision network are missing or of another "
-            f"shape, the first is {wrong[0]}; want a complete `siglip` checkpoint"
+            f"{folder}: {len(wrong)} tensors of the vision network are missing or have a different "
+            f"shape, the first is {wrong[0]}; use a complete `siglip` checkpoint"
         )
     strange = sorted(str(k) for k in report["unexpected_keys"] if not k.startswith(TEXT_PART))
     if strange:
         raise EncoderLoadError(
             f"{folder}: {len(strange)} tensors do not belong to the vision network of config.json, "
-            f"the first is {strange[0]}; want the config.json that belongs to these weights"
+            f"the first is {strange[0]}; use the config.json of these weights"
         )
     expected = {"image_size": FRAME_SIZE[0], "vision_use_head": True}
     found = {field: getattr(network.config, field) for field in expected}
     if found != expected:
-        raise EncoderLoadError(f"{folder}/config.json: found {found}, want {expected}")
+        raise EncoderLoadError(f"{folder}/config.json: expected {expected}, found {found}")
     return network
 
 
@@ -338,11 +343,11 @@ def _check_preprocessing(path: Path) -> None:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise EncoderLoadError(f"{path}: not a readable JSON file ({error})") from error
+        raise EncoderLoadError(f"{path}: expected a JSON file, cannot read it ({error})") from error
     for field, expected in PREPROCESSING.items():
         value = found.get(field, "nothing") if isinstance(found, dict) else "nothing"
         if value != expected:
-            raise EncoderLoadError(f"{path}: {field} is {value}, this project feeds {expected}")
+            raise EncoderLoadError(f"{path}: {field}: expected {expected}, found {value}")
     further = {
         field
         for field, value in found.items()
@@ -350,7 +355,8 @@ def _check_preprocessing(path: Path) -> None:
     }
     if further:
         raise EncoderLoadError(
-            f"{path}: requires {', '.join(sorted(further))}, a step that this project does not do"
+            f"{path}: requires {', '.join(sorted(further))}, a preprocessing step that is not "
+            f"supported"
         )
 
 

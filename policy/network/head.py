@@ -45,7 +45,7 @@ class HeadConfig(BaseModel):
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> "HeadConfig":
         if self.n_emb % HEAD_WIDTH:
-            raise ValueError(f"n_emb={self.n_emb}, want a multiple of {HEAD_WIDTH}")
+            raise ValueError(f"n_emb: expected a multiple of {HEAD_WIDTH}, found {self.n_emb}")
         return self
 
 

@@ -170,7 +170,8 @@ def build_reader(
         return ProjectionReader(config, num_views, shape)
     if len(shape) != GRID_AXES:
         raise AgentMismatchError(
-            f"reader {config.kind!r} of feature `{name}`: want rows, columns and channels, found "
+            f"reader {config.kind!r} of feature `{name}`: expected (rows, columns, channels), "
+            f"found "
             f'shape {list(shape)}; read it with kind="linear"'
         )
     match config:

@@ -111,7 +111,7 @@ class Objective(ABC):
                 f"{self.default_evaluations}; set {self.default_evaluations}, or leave it out"
             )
         if nfe < 1:
-            raise AgentMismatchError(f"nfe={nfe}, want 1 or more")
+            raise AgentMismatchError(f"nfe: expected 1 or more, found {nfe}")
 
     def num_noise_draws(self, nfe: int) -> int:
         """Return how many chunks of noise a row needs at that NFE: by default 1, the start."""

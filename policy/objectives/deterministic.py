@@ -1,6 +1,6 @@
 """Policies without noise: regression, and the minimal iterative policy (MIP).
 
-With n(z, t) the network at h = 0, whose time says which evaluation it is (0 knows nothing yet;
+With n(z, t) the network at h = 0, whose time is the index of the evaluation (0 knows nothing yet;
 elsewhere in this project 0 is data and 1 is noise):
 
     regression   a = n(0, 0),                    loss = |n(0, 0) - x|^2

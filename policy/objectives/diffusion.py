@@ -40,7 +40,7 @@ class DiffusionConfig(ObjectiveSettings):
     sampler: Literal["ddpm", "ddim"] = "ddim"
     """`ddpm` draws new noise at every step, `ddim` only at the start and needs fewer steps."""
     timestep_spacing: Literal["leading", "trailing"] = "leading"
-    """Which steps a sampler with fewer than `num_train_timesteps` takes: those that end at the
+    """Which steps a sampler with fewer than `num_train_timesteps` takes: the steps that end at the
     first step, or those that start at the last, which 1 to 4 evaluations need to see pure noise
     (arXiv 2305.08891)."""
 

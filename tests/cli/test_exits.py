@@ -9,18 +9,18 @@ from cli.exits import exit_on_vla_error
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (MemoryError(), "error: the memory is full; want"),
+        (MemoryError(), "error: out of memory; use"),
         (
             MemoryError("Unable to allocate\n9 GiB"),
-            "error: the memory is full: Unable to allocate 9 GiB; want",
+            "error: out of memory: Unable to allocate 9 GiB; use",
         ),
         (
             OSError(errno.ENOSPC, "No space left on device", "runs/a"),
-            "error: runs/a: No space left on device; free some room there",
+            "error: runs/a: No space left on device; free some space",
         ),
         (
             OSError(errno.EROFS, "Read-only file system", "a"),
-            "error: a: Read-only file system; want",
+            "error: a: Read-only file system; choose",
         ),
     ],
 )

@@ -75,13 +75,13 @@ def test_only_the_files_of_the_episodes_are_fetched_and_a_cut_download_goes_on(h
 
 def test_what_cannot_be_fetched_is_one_line_that_says_what_to_do(hub, tmp_path, monkeypatch):
     words = ("--store", tmp_path / "s.zarr")
-    assert "want hf://owner/name" in refusal("vla-embed", "hf://tiny", *words)
+    assert "expected hf://owner/name" in refusal("vla-embed", "hf://tiny", *words)
     assert "cannot be downloaded" in refusal("vla-embed", "hf://lerobot/absent", *words)
     assert "cannot be downloaded" in refusal("vla-embed", f"hf://{NAME}@absent", *words)
-    assert "episode 7 does not exist" in refusal(
+    assert "found 7 (1 such in all)" in refusal(
         "vla-embed", f"hf://{NAME}", *words, "--episodes", "0,7"
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     said = refusal("vla-embed", f"hf://{NAME}", *words)
-    assert "pass the folder of a copy" in said
+    assert "pass the folder of a local copy" in said
     assert not list(tmp_path.glob("s.*"))

@@ -39,7 +39,7 @@ def test_a_folder_is_embedded_and_the_manifest_of_it_gives_the_same_store(tmp_pa
     assert tomllib.loads(manifest.read_text())["resize"] == [256, 256]
     assert f"wrote {store}; next: vla-train {store} --preset proj96 --out" in result.stdout
     assert "embedding 2 episodes, 8 steps x 2 views" in caplog.text
-    for said in ("this is assumed", "resized to 256x256", f"edit {manifest}"):
+    for said in ("no manifest was passed", "resized to 256x256", f"edit {manifest}"):
         assert said in caplog.text
     assert embed(data, store).exit_code == 0  # resumes
     assert embed(manifest, tmp_path / "again.zarr").exit_code == 0
@@ -75,8 +75,8 @@ def test_episodes_are_the_first_ones_or_a_list(tmp_path):
         written = tomllib.loads((tmp_path / f"{name}.toml").read_text())
         assert written["episodes"] == {"only": only}
     words = ("vla-embed", data, "--store", tmp_path / "c.zarr", "--episodes")
-    assert "want 10 for the first ten" in refusal(*words, "one")
-    assert "episode 2 does not exist" in refusal(*words, "1-2")
+    assert "expected 10 for the first ten" in refusal(*words, "one")
+    assert "found 2 (1 such in all)" in refusal(*words, "1-2")
     assert "write `episodes =" in refusal(
         "vla-embed", tmp_path / "a.toml", "--store", tmp_path / "c.zarr", "--episodes", "1"
     )

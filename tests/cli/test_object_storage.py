@@ -64,10 +64,10 @@ def test_embed_verify_and_train_where_one_request_in_ten_fails(recorded, local, 
 
     checked = invoke("vla-data", "verify", store, "--checksums")
     assert checked.exit_code == 0, checked.output
-    assert ": all whole" in checked.stdout
+    assert ": all intact" in checked.stdout
     verified = invoke("vla-data", "verify", store, "--sample", 5, "--encoder", tiny_tower())
     assert verified.exit_code == 0, verified.output
-    assert f"{store}: as it should be (5 steps bit for bit" in verified.stdout
+    assert f"{store}: OK (5 steps bit for bit" in verified.stdout
     assert FeatureStore.open(local).digest() in invoke("vla-data", "info", store).stdout
 
     cache = ("--cache-dir", tmp_path / "cache")
@@ -83,10 +83,10 @@ def test_a_server_that_dies_in_the_middle_is_one_line_and_the_same_command_goes_
     store = f"s3://{BUCKET}/dies/x.zarr"
     proxy.dies_at = lambda method, path: method == "PUT" and "/frame_hash/c/1/" in path
     said = refused(embed(recorded, store))
-    assert f"{store}/frame_hash/c/1/0: object storage does not answer after 1 retries" in said
+    assert f"{store}/frame_hash/c/1/0: object storage does not respond after 1 retries" in said
     assert "then run the same command again" in said
-    assert "does not answer" in refused(invoke("vla-data", "verify", store, "--checksums"))
-    assert "does not answer" in refused(embed(recorded, store))
+    assert "does not respond" in refused(invoke("vla-data", "verify", store, "--checksums"))
+    assert "does not respond" in refused(embed(recorded, store))
 
     proxy.is_dead, proxy.dies_at = False, lambda _method, _path: False
     assert count(proxy, "PUT", "commits/000000.json") == 1
@@ -114,8 +114,8 @@ def test_a_dataset_of_other_rows_is_refused_and_changes_nothing(proxy, tmp_path)
     before = content(parse_location(store))
     write_still_episode(manifest.parent / "data", 1, 8)
     said = refused(embed(manifest, store))
-    assert f"{store}: holds 9 steps, the dataset has 17" in said
-    assert "cannot grow, so embed into another --store" in said
+    assert f"{store}: its 9 steps are not the 17 steps of the dataset" in said
+    assert "cannot be extended: use another --store" in said
     assert content(parse_location(store)) == before
 
 
@@ -143,7 +143,7 @@ def test_an_address_with_credentials_is_refused_by_every_command(words):
 def test_what_is_not_there_is_said_in_a_line(proxy):
     said = refused(invoke("vla-data", "info", f"s3://{BUCKET}/none.zarr"))
     assert f"s3://{BUCKET}/none.zarr: expected a dataset, found nothing" in said
-    assert "no feature store here" in refused(
+    assert "expected a feature store, found none" in refused(
         invoke("vla-train", f"s3://{BUCKET}/no", "--out", "r")
     )
     proxy.denies = True

@@ -36,11 +36,11 @@ def test_a_run_gets_its_page_and_mistakes_one_line(tmp_path):
     result = invoke(run, "--media-mb", 0, "--out", tmp_path / "small.html")
     assert "2 images and videos left out" in result.stdout
 
-    assert "no training run here" in refusal(tmp_path / "absent")
-    assert "named twice" in refusal(run, run)
+    assert "expected a training run, found none" in refusal(tmp_path / "absent")
+    assert "expected each run once" in refusal(run, run)
     assert "is a folder" in refusal(run, "--out", tmp_path)
     assert "No such file or directory" in refusal(run, "--out", tmp_path / "absent" / "page.html")
     (run / "rollouts" / "drawer" / "result.json").write_text("{}")
     line = refusal(run)
-    assert "result.json: damaged at env" in line
-    assert "roll out again" in line
+    assert "result.json: damaged: env" in line
+    assert "run vla-rollout again" in line

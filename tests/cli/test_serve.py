@@ -136,7 +136,7 @@ def observe(env) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_what_cannot_be_served_is_refused_in_one_line(tmp_path):
-    assert "no training run here" in refusal(tmp_path)
+    assert "expected a training run, found none" in refusal(tmp_path)
     assert "expected a token" in refusal(tmp_path, "--host", "0.0.0.0")
     (tmp_path / "token").write_text("short")
     assert "16 or more" in refusal(tmp_path, "--token-file", tmp_path / "token")

@@ -26,10 +26,19 @@ def train(stores: list[FeatureStore], out: Path, *words: str) -> Result:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--weights", "2"), "weights 2: want 2, a positive number a store"),
-        (("--weights", "2,-1"), "weights 2, -1: want 2"),
-        (("--weights", "2,inf"), "weights 2, inf: want 2"),
-        (("--weights", "2,one"), "--weights 2,one: want a number per store, as in 2,1"),
+        (
+            ("--weights", "2"),
+            "--weights: expected 2 positive numbers, one per store in their order, found 2",
+        ),
+        (
+            ("--weights", "2,-1"),
+            "--weights: expected 2 positive numbers, one per store in their order, found 2, -1",
+        ),
+        (
+            ("--weights", "2,inf"),
+            "--weights: expected 2 positive numbers, one per store in their order, found 2, inf",
+        ),
+        (("--weights", "2,one"), "--weights 2,one: expected one number per store, such as 2,1"),
         (("--encoder", "stand-in"), "--encoder needs --rollout-env"),
     ],
 )

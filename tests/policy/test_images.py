@@ -50,7 +50,7 @@ def test_native_frames_come_back_untouched():
     [np.zeros((1, 0, 5, 3), np.uint8)],
 )
 def test_frames_without_pixels_are_refused(frames):
-    with pytest.raises(ImageFormatError, match="want uint8"):
+    with pytest.raises(ImageFormatError, match="expected uint8"):
         resize_images(frames)
 
 

@@ -71,7 +71,7 @@ def check_dataset(config: CheckConfig) -> CheckReport:
 def _require_sheet_path(sheet: Path | None) -> None:
     # Before reading, which takes long. A mistyped name must not replace a manifest.
     if sheet is not None and sheet.suffix.lower() != ".png":
-        raise ConfigError(f"{sheet}: expected a name that ends in .png; correct --sheet")
+        raise ConfigError(f"{sheet}: expected a .png file, found another suffix; correct --sheet")
     if sheet is not None and not sheet.parent.is_dir():
         raise ConfigError(f"{sheet}: expected a folder {sheet.parent}, found none; create it")
 

@@ -85,7 +85,7 @@ class CheckReport:
         """Return the report as a table of fixed-width text."""
         head = (
             f"{self.manifest}: {self.name}: {self.num_episodes} episodes, {self.num_steps} steps, "
-            f"{self.seconds:.1f} s; frames of {len(self.frames_of)} episodes read"
+            f"{self.seconds:.1f} s; read the frames of {len(self.frames_of)} episodes"
         )
         views = [
             [
@@ -102,7 +102,7 @@ class CheckReport:
         ]
         blocks = [head]
         if self.statements:
-            blocks.append("the files state: " + "; ".join(self.statements))
+            blocks.append("according to the files: " + "; ".join(self.statements))
         if views:
             blocks.append(_columns([["view", "size", "frames read", "drift"], *views]))
         if dims:
@@ -113,12 +113,14 @@ class CheckReport:
             for finding in self.findings
         ]
         if self.sheet:
-            blocks.append(f"contact sheet: {self.sheet}; look for flips and swapped colors")
+            blocks.append(
+                f"contact sheet: {self.sheet}; check for flipped images and swapped colors"
+            )
         counts = Counter(finding.severity for finding in self.findings)
         verdict = ", ".join(
             f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items()
         )
-        return "\n\n".join([*blocks, verdict or "nothing found"])
+        return "\n\n".join([*blocks, verdict or "no problems found"])
 
 
 @dataclass
@@ -148,7 +150,7 @@ class Findings:
                 kind,
                 "elsewhere",
                 f"{count - _MAX_LISTED} more of this kind",
-                "correct those above and check again",
+                "correct the above and run the check again",
             )
             for kind, count in self._counts.items()
             if count > _MAX_LISTED

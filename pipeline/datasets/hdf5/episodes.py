@@ -100,8 +100,8 @@ def read_header(
     lengths = {key: int(array.shape[0]) for key, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise DatasetError(
-            f"{at.name}: expected the same number of steps in all arrays, found {lengths}; cut an "
-            f"array that has a row too many at its end, name other keys, or {LEAVE_OUT}"
+            f"{at.name}: expected the same number of steps in all arrays, found {lengths}; cut "
+            f"surplus rows off at the end, use other keys, or {LEAVE_OUT}"
         )
     length = next(iter(lengths.values()))
     if not length:
@@ -175,7 +175,7 @@ def agreed_fps(stated: Iterable[tuple[Location, float | None]]) -> float | None:
         if fps != known[0][1]:
             raise DatasetError(
                 f"{path}: expected {known[0][1]} control steps per second as in "
-                f"{known[0][0].name}, found {fps}; make a dataset of each rate"
+                f"{known[0][0].name}, found {fps}; create one dataset per rate"
             )
     return known[0][1] if known else None
 

@@ -131,13 +131,13 @@ def require_written(dataset: h5py.Dataset, where: str) -> None:
     if num_stored < wanted:
         raise DatasetError(
             f"{where}: expected {dataset.shape} written to the end, found {num_stored} of "
-            f"{wanted} {unit}: the recording was cut off; copy it again if its original is "
-            f"whole, or {LEAVE_OUT}"
+            f"{wanted} {unit}: the recording was cut off; copy it again if the original is "
+            f"complete, or {LEAVE_OUT}"
         )
 
 
 def _outside(file: h5py.File, key: str) -> DatasetError:
     return DatasetError(
         f"{file.filename}: {key}: expected data inside the file, found a link to another "
-        "file; copy the data in with h5repack or h5copy"
+        "file; copy the data into this file with h5repack or h5copy"
     )

@@ -56,7 +56,7 @@ class Hdf5Reader(FormatReader):
                 if width != first.widths[key]:
                     raise DatasetError(
                         f"{other.at.name}: expected width {first.widths[key]} of {key} as in "
-                        f"{first.at.name}, found {width}; make a dataset of each robot"
+                        f"{first.at.name}, found {width}; create one dataset per robot"
                     )
 
     def episode_number(self, episode: int) -> int:
@@ -154,7 +154,7 @@ class Hdf5Reader(FormatReader):
                 for step in range(start, stop):
                     self._rows(header, key, step, step + 1)
             raise FrameReadError(
-                f"{_frame_name(header, key, start)}: expected a frame that reads, "
+                f"{_frame_name(header, key, start)}: expected a readable frame, "
                 f"{why_unreadable(header.at.path, error, DAMAGED)}"
             ) from error
         return rows

@@ -111,9 +111,9 @@ class RobomimicHdf5Reader(Hdf5Reader):
         self.facts = replace(written[0], remarks=alpha_remarks(episodes[0].layouts))
         if len({of_file.action_shift for of_file in written}) > 1:
             raise DatasetError(
-                f"{config.root}: expected files of one kind, found some of LIBERO next to some of "
-                "robomimic, whose actions are shifted against each other; put each kind into a "
-                "folder of its own"
+                f"{config.root}: expected files of one kind, found files of both LIBERO and "
+                "robomimic, whose actions are shifted against each other; move each kind to its "
+                "own folder"
             )
 
     def subset(self, name: str) -> tuple[int, ...]:
@@ -163,7 +163,8 @@ def _files(root: Location, *, allow_outside: bool) -> list[Location]:
         return [root]  # opening it raises if it does not exist
     if not paths:
         raise DatasetError(
-            f"{root}: expected a robomimic .hdf5 file, or a folder of such, found a folder without "
+            f"{root}: expected a robomimic .hdf5 file, or a folder of such files, found a folder "
+            f"without "
             "any; correct the path to it"
         )
     for path in paths:
@@ -283,7 +284,7 @@ def _mask(file: h5py.File, path: Location, name: str) -> list[str]:
         known = ", ".join(group) if isinstance(group, h5py.Group) else ""
         raise DatasetError(
             f"{path}: mask/{name}: expected names of demonstrations, found none; this file's "
-            f"subsets are {known or 'none'}: correct the manifest, or list episodes there"
+            f"subsets are {known or 'none'}: correct the manifest, or list episode numbers in it"
         )
     require_written(dataset, f"{path}: mask/{name}")
     return [bytes(demo).decode() for demo in dataset[:]]

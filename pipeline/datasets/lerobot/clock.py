@@ -55,7 +55,7 @@ def step_seconds(
         raise DatasetError(
             f"{where}: expected seconds since the episode's first step, found that it begins at "
             f"{times[0]:.10g} s; subtract each episode's first timestamp, or remove the column, "
-            "which makes a step's time frame_index / fps"
+            "then a step's time is frame_index / fps"
         )
     # float32 is coarser than the tolerance after some hours
     tolerance = _TOLERANCE_S + np.spacing(times.astype(np.float32))

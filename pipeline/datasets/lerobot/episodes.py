@@ -204,10 +204,10 @@ def _check_table(path: Path, users: list[EpisodeFiles]) -> None:
     num_rows, is_shared = sum(files.length for files in users), users[0].first_index is not None
     if table.num_rows < num_rows or (table.num_rows > num_rows and not is_shared):
         raise DatasetError(
-            f"{path}: expected {num_rows} rows for {_span(users)}, as `length` in meta/episodes, "
+            f"{path}: expected {num_rows} rows for {_span(users)}, by `length` in meta/episodes, "
             f"found {table.num_rows}; correct `length` if the videos have {table.num_rows} frames "
-            f"too, else download the file again, convert the dataset again where its index names "
-            f"another file than the one with these rows, or {LEAVE_OUT}"
+            f"too; else download the file again, convert the dataset again if its index lists "
+            f"the wrong file, or {LEAVE_OUT}"
         )
 
 
@@ -223,11 +223,11 @@ def _check_video(
     num_steps, num_frames = sum(files.length for files in all_users), header.num_frames
     is_alone = users[0].first_index is None
     if is_alone and num_frames != num_steps:
-        num_frames = count_frames(path)  # of those that are shown: an edit list hides some
+        num_frames = count_frames(path)  # of the shown ones: an edit list hides some
     if num_frames is not None and num_frames > num_steps and is_alone:
         raise DatasetError(
             f"{where}: expected {num_steps} frames for {_span(users)}, one per row, found "
-            f"{num_frames}: it is unknown which row each belongs to; encode the video again, or "
+            f"{num_frames}: frames cannot be assigned to rows; encode the video again, or "
             f"{LEAVE_OUT}"
         )
     end = max(files.rows_end_s(key, fps) for files in all_users)
@@ -243,8 +243,9 @@ def _check_video(
         rows_end = files.rows_end_s(key, fps)
         if files.clips[key].end_s < rows_end - 0.5 / fps:
             raise DatasetError(
-                f"{where}: expected episode {files.number} to end at {rows_end:.4f} s, as its "
-                f"{files.length} rows, found that its clip ends at {files.clips[key].end_s:.4f} s; "
+                f"{where}: expected episode {files.number} to end at {rows_end:.4f} s, like its "
+                f"{files.length} rows, found the end of its clip at {files.clips[key].end_s:.4f} "
+                f"s; "
                 f"correct `fps` in {INFO_PATH} if the video has another rate, download or convert "
                 f"the dataset again, or {LEAVE_OUT}"
             )
@@ -256,7 +257,8 @@ def _check_video(
             raise DatasetError(
                 f"{where}: expected episode {files.number} to begin after episode {last.number}, "
                 f"which ends at {last_end:.4f} s, found {files.clips[key].start_s:.4f} s: the "
-                "index gives both the same frames; download or convert the dataset again, or leave "
+                "index assigns the same frames to both; download or convert the dataset again, "
+                "or leave "
                 "out both"
             )
         end = max(files.clips[key].end_s, files.rows_end_s(key, fps))

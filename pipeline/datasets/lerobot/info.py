@@ -131,7 +131,8 @@ def read_info(root: Path, versions: tuple[str, ...], *, allow_outside: bool = Fa
     if not _is_parquet(content):
         raise DatasetError(
             f"{path}: storage_format: expected parquet and MP4 files, found "
-            f"{content['storage_format']}, which is not read; export the dataset to parquet with "
+            f"{content['storage_format']}, which is not supported; export the dataset to parquet "
+            f"with "
             "LeRobot"
         )
     try:
@@ -139,8 +140,8 @@ def read_info(root: Path, versions: tuple[str, ...], *, allow_outside: bool = Fa
     except ValidationError as error:
         first = error.errors()[0]
         raise DatasetError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: expected what LeRobot writes, found a "
-            f"value that is refused: {one_line(first['msg'])}; correct it or download the file "
+            f"{path}: {'.'.join(map(str, first['loc']))}: found an invalid value: "
+            f"{one_line(first['msg'])}; correct it or download the file "
             "again"
         ) from error
 
@@ -178,7 +179,7 @@ def require_feature(root: Path, info: LeRobotInfo, key: str, kinds: tuple[str, .
     """Return a feature of one of the kinds.
 
     Raises:
-        DatasetError: there is no such key, or it contains something else; lists those that fit.
+        DatasetError: there is no such key, or it contains something else; lists the keys that fit.
     """
     fitting = {k: f for k, f in info.features.items() if f.kind in kinds and not f.is_depth}
     if key in fitting:
@@ -188,7 +189,7 @@ def require_feature(root: Path, info: LeRobotInfo, key: str, kinds: tuple[str, .
         found = "a depth camera" if feature.is_depth else f"dtype {feature.dtype}"
     raise DatasetError(
         f"{root / INFO_PATH}: features: expected "
-        f"{'numbers' if 'numbers' in kinds else 'a color camera'} at {key}, found {found}; name "
+        f"{'numbers' if 'numbers' in kinds else 'a color camera'} at {key}, found {found}; use "
         f"one of {', '.join(sorted(fitting)[:20]) or 'none'}"
     )
 
@@ -219,7 +220,7 @@ def read_split(root: Path, info: LeRobotInfo, name: str, num_episodes: int) -> t
     if bounds is None or not int(bounds[1]) <= int(bounds[2]) <= num_episodes:
         raise DatasetError(
             f"{root / INFO_PATH}: splits: expected {name} as start:stop within 0..{num_episodes}, "
-            f"found {splits or 'none'}; name another split, or list the episodes by number"
+            f"found {splits or 'none'}; choose another split, or list episode numbers"
         )
     return tuple(range(int(bounds[1]), int(bounds[2])))
 

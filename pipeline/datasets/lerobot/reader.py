@@ -261,7 +261,7 @@ class LeRobotReader(FormatReader):
         if not is_good:
             raise DatasetError(
                 f"{files.table}: episode {files.number}: expected {files.length} rows with its "
-                f"number in episode_index and, in files of many episodes, consecutive index from "
+                f"number in episode_index and, in files of many episodes, with index counting from "
                 f"{files.first_index}, found others; download the files of this dataset again"
             )
         return rows

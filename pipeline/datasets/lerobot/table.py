@@ -98,7 +98,7 @@ class ParquetTable:
                 self._arrays[key] = values.reshape(self.num_rows)
             except _DAMAGE as error:
                 raise DatasetError(
-                    f"{self.path}: {column}: expected one truth value per row, found {array.type}; "
+                    f"{self.path}: {column}: expected one boolean per row, found {array.type}; "
                     "write the column again"
                 ) from error
         return self._arrays[key]
@@ -154,7 +154,7 @@ class ParquetTable:
             return table.column(column).combine_chunks()
         except _DAMAGE as error:
             raise DatasetError(
-                f"{self.path}: {column}: expected it to decode, "
+                f"{self.path}: {column}: expected a readable column, "
                 f"{why_unreadable(self.path, error, 'download the file again')}"
             ) from error
 
@@ -173,7 +173,8 @@ class ParquetTable:
             problem = f"{array.null_count} empty values" if is_number else str(kind)
         if problem:
             raise DatasetError(
-                f"{self.path}: {column}: expected rows of equally many numbers, found {problem}; "
-                "name a column of numbers, or write this one again"
+                f"{self.path}: {column}: expected the same number of values in each row, found "
+                f"{problem}; "
+                "use a numeric column, or write this one again"
             )
         return np.asarray(array.to_numpy(zero_copy_only=False).reshape(self.num_rows, -1))

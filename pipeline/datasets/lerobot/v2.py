@@ -71,7 +71,7 @@ def _read_index(config: DatasetConfig) -> list[dict[str, Any]]:
     if rows and not any(rows):
         raise DatasetError(
             f"{path}: expected a JSON object per line, found none in {len(rows)} lines; write each "
-            "episode on a line of its own, or download it again"
+            "episode on its own line, or download it again"
         )
     return rows
 

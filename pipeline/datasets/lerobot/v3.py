@@ -67,8 +67,8 @@ class LeRobotV3Reader(LeRobotReader):
                 times = [row[f"videos/{key}/{name}"] for name in _CLIP_TIMES]
                 if not all(isinstance(time, int | float) and math.isfinite(time) for time in times):
                     raise DatasetError(
-                        f"{folder}: episode {number}: expected seconds at which its clip of {key} "
-                        f"begins and ends, found {times}; download `meta` again, or {LEAVE_OUT}"
+                        f"{folder}: episode {number}: expected the begin and end of its clip of "
+                        f"{key} in seconds, found {times}; download `meta` again, or {LEAVE_OUT}"
                     )
                 names = {name: integer(row, f"videos/{key}/{name}", folder) for name in _FILE_KEYS}
                 path = find(info.video_path or _VIDEO_PATH, video_key=key, **names)

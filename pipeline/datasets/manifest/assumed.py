@@ -30,7 +30,7 @@ def describe_data(dataset: str) -> LoadedManifest:
     if dataset.endswith(MANIFEST_SUFFIX):
         return load_manifest(dataset)
     draft = _complete_draft(dataset)
-    logger.info("%s: no manifest, so this is assumed:\n%s", dataset, draft.assumed)
+    logger.info("%s: no manifest was passed, using:\n%s", dataset, draft.assumed)
     return parse_manifest(draft.text, Path(dataset))
 
 
@@ -49,7 +49,7 @@ def manifest_next_to(store: Location, dataset: str, episodes: str | None = None)
     if dataset.endswith(MANIFEST_SUFFIX):
         if episodes is not None:
             raise ConfigError(
-                f"--episodes {episodes}: is for data without a manifest; write `episodes = "
+                f"--episodes: cannot be combined with a manifest; write `episodes = "
                 f"{{only = [..]}}` into {dataset}"
             )
         return Path(dataset)
@@ -60,14 +60,14 @@ def manifest_next_to(store: Location, dataset: str, episodes: str | None = None)
     advice = f"vla-embed {path} --store"
     if path.exists() and _content(path) != tomllib.loads(draft.text):
         raise ConfigError(
-            f"{path}: is not the manifest drafted of {dataset}; to use it, run "
-            f"`{advice} {store}`, else move it away or name another --store"
+            f"{path}: expected the manifest drafted from {dataset}, found a different one; to use "
+            f"it, run `{advice} {store}`, else move it away or use another --store"
         )
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, draft.text.encode())
     logger.info(
-        "%s: no manifest, so this is assumed:\n%s\nTo change it, edit %s, then `%s NEW_STORE`",
+        "%s: no manifest was passed, using:\n%s\nTo change this, edit %s, then run `%s NEW_STORE`",
         dataset,
         draft.assumed,
         path,
@@ -95,7 +95,7 @@ def _complete_draft(
     if draft.missing:
         raise ManifestError(
             f"{dataset}: the files do not contain {'; '.join(draft.missing)}; run `vla-data init "
-            f"{dataset} --out {path}`, complete it there, and give {path} instead of the data"
+            f"{dataset} --out {path}`, complete that file, and pass it instead of the data"
         )
     return draft
 

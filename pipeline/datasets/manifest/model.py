@@ -102,7 +102,7 @@ class Manifest(BaseModel):
             repeated = sorted({value for value in values if values.count(value) > 1})
             if repeated:
                 raise ValueError(
-                    f"expected {kind} that differ, found {', '.join(repeated)} more than once; "
+                    f"expected distinct {kind}, found {', '.join(repeated)} more than once; "
                     "give each view its own name and camera"
                 )
         return views
@@ -116,7 +116,7 @@ class Manifest(BaseModel):
         if self.path is not None and self.sources:
             raise ValueError(
                 "path: expected either `path` or [[sources]] blocks, found both; move the path "
-                "into a block of its own"
+                "into its own block"
             )
         for field in _OF_ONE_SOURCE:
             if self.sources and field in self.model_fields_set:

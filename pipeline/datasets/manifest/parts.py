@@ -28,7 +28,7 @@ def _require_names(key: str) -> str:
     """Refuse a key that a reader would report as a damaged file."""
     if any(part in ("", ".", "..") for part in key_path(key).split("/")):
         raise ValueError(
-            "expected names joined by single slashes, as observations/images/front, found "
+            "expected names joined by single slashes, such as observations/images/front, found "
             f"{key!r}; correct this key"
         )
     return key
@@ -50,7 +50,9 @@ def _one_or_several(value: Any) -> Any:
 def _require_unique(numbers: tuple[int, ...]) -> tuple[int, ...]:
     repeated = sorted(number for number, count in Counter(numbers).items() if count > 1)
     if repeated:
-        raise ValueError(f"expected each number once, found {repeated} more often; remove them")
+        raise ValueError(
+            f"expected each number once, found {repeated} repeated; remove the duplicates"
+        )
     return numbers
 
 

@@ -22,13 +22,14 @@ def resolve_inside(root: Path, relative: str, *, allow_outside: bool) -> Path:
         base, path = root.resolve(), (root / relative).resolve()
     except (OSError, RuntimeError) as error:  # a circle of links
         raise DatasetError(
-            f"{root}: expected a path below this folder, found {relative!r}, which leads nowhere "
+            f"{root}: expected a path below this folder, found {relative!r}, which does not "
+            f"resolve "
             f"({error}); correct it"
         ) from error
     if allow_outside or path == base or base in path.parents:
         return path
     raise DatasetError(
-        f"{root}: expected {relative!r} inside this folder, found that it leads to {path}; copy "
+        f"{root}: expected {relative!r} inside this folder, found a link to {path}; copy "
         "the files in, or write `allow_outside = true` into the manifest if you trust the dataset"
     )
 

@@ -107,7 +107,7 @@ class ManifestReader:
             self.close()
             raise DatasetError(
                 f"{self._origin}: splits.validation: expected at least one episode to train on, "
-                f"found all {self.num_episodes} in the split; name fewer"
+                f"found all {self.num_episodes} in the split; list fewer"
             )
 
     def episode_number(self, episode: int) -> int:
@@ -211,7 +211,7 @@ class ManifestReader:
 
     def _at(self, episode: int) -> tuple[FormatReader, int, tuple[_Columns, _Columns]]:
         if not 0 <= episode < self.num_episodes:
-            raise IndexError(f"episode {episode}, want 0..{self.num_episodes - 1}")
+            raise IndexError(f"episode: expected 0 to {self.num_episodes - 1}, found {episode}")
         source, position = self._episodes[episode]
         return self._readers[source], position, self._columns[source]
 
@@ -256,7 +256,7 @@ class ManifestReader:
                 raise DatasetError(
                     f"{self._origin}: sources[{source}]: expected {role} of width "
                     f"{len(first.sources)} as in sources[0], found {len(ours.sources)} in "
-                    f"{reader.episode_name(0)}; make a manifest of each robot"
+                    f"{reader.episode_name(0)}; write one manifest per robot"
                 )
 
     def _subset(self, reader: FormatReader, name: str, numbers: list[int], where: str) -> set[int]:
@@ -264,7 +264,7 @@ class ManifestReader:
         if not validation:
             raise DatasetError(
                 f"{self._origin}: {where}splits.validation: expected episodes in the subset "
-                f"{name!r}, found none among those used; name another subset, or their numbers"
+                f"{name!r}, found none in use; choose another subset, or list episode numbers"
             )
         return validation
 
@@ -275,8 +275,8 @@ class ManifestReader:
         if raw.shape[1] != columns.num_joined:
             raise DatasetError(
                 f"{reader.episode_name(position)}: {' + '.join(columns.keys)}: expected width "
-                f"{columns.num_joined} as in {columns.measured}, found {raw.shape[1]}; make a "
-                "dataset of each robot"
+                f"{columns.num_joined} as in {columns.measured}, found {raw.shape[1]}; create "
+                "one dataset per robot"
             )
         raw = raw[:, columns.columns]
         with np.errstate(over="ignore"):  # an overflow becomes infinite and is reported below

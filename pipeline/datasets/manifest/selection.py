@@ -20,8 +20,8 @@ def wanted_numbers(config: DatasetConfig, numbers: Iterable[int]) -> frozenset[i
     wanted = frozenset(number for number in found if config.keeps(number))
     if not wanted:
         raise DatasetError(
-            f"{config.root}: expected at least one episode that `episodes` does not leave out, "
-            f"found none among {len(found)}; correct `episodes` in the manifest"
+            f"{config.root}: expected at least one episode selected by `episodes`, "
+            f"found none of {len(found)}; correct `episodes` in the manifest"
         )
     return wanted
 
@@ -40,11 +40,13 @@ def choose_episodes(text: str, numbers: Sequence[int]) -> list[int]:
         return list(numbers[: int(text)])
     parts = [part.strip().partition("-") for part in text.split(",")]
     if not all(first.isdecimal() and (last or first).isdecimal() for first, _, last in parts):
-        raise ConfigError(f"--episodes {text}: want 10 for the first ten, or a list as 0-9,12")
+        raise ConfigError(
+            f"--episodes: expected 10 for the first ten, or a list such as 0-9,12, found {text}"
+        )
     chosen = {n for first, _, last in parts for n in range(int(first), int(last or first) + 1)}
     if unknown := sorted(chosen.difference(numbers)):
         raise ConfigError(
-            f"--episodes {text}: episode {unknown[0]} does not exist ({len(unknown)} in all), want "
-            f"those from {min(numbers, default=0)} to {max(numbers, default=0)}"
+            f"--episodes: expected episodes from {min(numbers, default=0)} to "
+            f"{max(numbers, default=0)}, found {unknown[0]} ({len(unknown)} such in all)"
         )
     return sorted(chosen)

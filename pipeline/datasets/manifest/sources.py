@@ -56,7 +56,7 @@ class SourceOpener:
                 self._refuse_unknown_only()
                 raise DatasetError(
                     f"{self._origin}: {self.where}episodes.except: expected at least one episode "
-                    f"left, found all {len(self._named)} left out; name fewer"
+                    f"left, found all {len(self._named)} left out; list fewer"
                 ) from error
             if on_problem is None:
                 raise

@@ -52,13 +52,15 @@ class _WholeChunks(zarr.storage.WrapperStore[Any]):
         if not chunk or chunk[0].startswith("."):  # a header
             return value
         if value is None:
-            raise FileNotFoundError(f"no chunk {key}, which Zarr would read as zeros")
+            raise FileNotFoundError(f"chunk {key} is missing (Zarr would read it as zeros)")
         start = value.as_numpy_array()[:32].tobytes()
         if start.startswith(GIT_LFS):
             raise ValueError(f"chunk {key} is a git-lfs pointer; run `git lfs pull`")
         stated = int.from_bytes(start[_BLOSC_SIZE], "little")
         if f"{group}/{array}" in self.blosc and stated != len(value):
-            raise ValueError(f"chunk {key} has {len(value)} bytes of Blosc, written were {stated}")
+            raise ValueError(
+                f"chunk {key} has {len(value)} bytes, expected {stated} by its Blosc header"
+            )
         return value
 
 

@@ -79,7 +79,7 @@ class DiffusionPolicyZarrReader(FormatReader):
                 if not _is_numbers(arrays[key]):
                     raise DatasetError(
                         f"{self._root}: {key}: expected one row of numbers per step, found "
-                        f"{arrays[key].dtype} {arrays[key].shape}; name another key"
+                        f"{arrays[key].dtype} {arrays[key].shape}; use another key"
                     )
             self._require_rows(arrays)
             rows = [self._rows(episode) for episode in range(self.num_episodes)]
@@ -201,7 +201,8 @@ class DiffusionPolicyZarrReader(FormatReader):
             return np.asarray(array[:]).astype(np.int64)
         except DAMAGE as error:
             raise DatasetError(
-                f"{self._root}: {ENDS_KEY}: expected it to decode, found {one_line(error)}; copy "
+                f"{self._root}: {ENDS_KEY}: expected a readable array, found {one_line(error)}; "
+                f"copy "
                 "the data again"
             ) from error
 
@@ -212,8 +213,9 @@ class DiffusionPolicyZarrReader(FormatReader):
         for number in self._numbers:
             if not max(0, ends[:number].max(initial=0)) <= starts[number] < ends[number]:
                 raise DatasetError(
-                    f"{self._root}: {ENDS_KEY}: expected ascending ends, each episode with rows of "
-                    f"its own, found rows [{starts[number]}, {ends[number]}) for episode {number}; "
+                    f"{self._root}: {ENDS_KEY}: expected ascending ends, each episode with at "
+                    f"least one row, found rows [{starts[number]}, {ends[number]}) for episode "
+                    f"{number}; "
                     "correct the ends, or leave out an episode that has no rows with `episodes = "
                     f"{{except = [{number}]}}` in the manifest"
                 )
@@ -227,9 +229,9 @@ class DiffusionPolicyZarrReader(FormatReader):
             if array.shape[0] != expected or expected < self._ends[last]:
                 raise DatasetError(
                     f"{self._root}: {key}: expected {max(expected, int(self._ends[last]))} rows, "
-                    f"as {ENDS_KEY} or the other arrays, found {array.shape[0]}: an array was cut "
-                    "off or edited, or an episode was not written to its end; cut all arrays to "
-                    "one length if the rest is unfinished, or copy the data again"
+                    f"by {ENDS_KEY} or the other arrays, found {array.shape[0]}: an array was cut "
+                    "off or edited, or an episode is incomplete; cut all arrays to the same length "
+                    "to drop it, or copy the data again"
                 )
 
     def _read(self, episode: int, key: str, start: int, stop: int) -> np.ndarray:
@@ -241,8 +243,9 @@ class DiffusionPolicyZarrReader(FormatReader):
                 raise
             found = one_line(error)
             raise DatasetError(
-                f"{self.episode_name(episode)}: {key}: expected rows [{first + start}, "
-                f"{first + stop}) to decode, found {found}; copy the data again, or {LEAVE_OUT}"
+                f"{self.episode_name(episode)}: {key}: expected readable rows "
+                f"[{first + start}, {first + stop}), found {found}; copy the data again, or "
+                f"{LEAVE_OUT}"
             ) from error
 
 

@@ -119,7 +119,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         WorkerLostError: workers end again and again.
     """
     if config.ray_workers is not None and importlib.util.find_spec("ray") is None:
-        raise MissingExtraError(f"Ray is not installed; {install_command('ray')}")
+        raise MissingExtraError(f"--ray-workers: Ray is not installed; {install_command('ray')}")
     part = config.part
     device = open_device(config.device)
     path = config.store.resolve()  # a store behind a link grows where it is
@@ -149,7 +149,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
                 target, own, source, note, place_matters=encoder.environment.place_matters
             )
             logger.info(
-                "embedding %d episodes, %d steps x %d views, with %s on %s; %d of %d units to do",
+                "embedding %d episodes, %d steps x %d views, with %s on %s; %d of %d units left",
                 reader.num_episodes,
                 target.store.num_rows,
                 len(reader.view_names),
@@ -222,7 +222,8 @@ def _load_encoder(
         images_per_pass = config.images_per_pass or kept
     if images_per_pass < num_views:
         raise ConfigError(
-            f"images_per_pass={images_per_pass}, want at least {num_views}, one step's views"
+            f"images_per_pass: expected at least {num_views}, the views of one step, found "
+            f"{images_per_pass}"
         )
     return load_encoder(
         EncoderSettings(
@@ -273,9 +274,9 @@ def _check_frame_sizes(path: Path, manifest: Manifest, reader: ManifestReader) -
             size = reader.frame_size(episode, view)
             if size != FRAME_SIZE:
                 raise DatasetError(
-                    f"{reader.episode_name(episode)}: view {view} has frames of {size[0]}x"
-                    f"{size[1]} pixels, want {FRAME_SIZE[0]}x{FRAME_SIZE[1]}; to have every frame "
-                    f"resized, write `resize = [{FRAME_SIZE[0]}, {FRAME_SIZE[1]}]` into {path}"
+                    f"{reader.episode_name(episode)}: view {view}: expected frames of "
+                    f"{FRAME_SIZE[0]}x{FRAME_SIZE[1]} pixels, found {size[0]}x{size[1]}; to resize "
+                    f"all frames, write `resize = [{FRAME_SIZE[0]}, {FRAME_SIZE[1]}]` into {path}"
                 )
 
 
@@ -295,7 +296,7 @@ def _probe_frames(reader: ManifestReader) -> UInt8[np.ndarray, "q v 256 256 3"]:
 
 
 def _sample_frames(reader: ManifestReader, steps: StepArrays) -> UInt8[np.ndarray, "n 256 256 3"]:
-    """Read every view of steps spread over the dataset, without those that do not read."""
+    """Read every view of steps spread over the dataset, without unreadable ones."""
     ends = steps.episode_ends
     rows = np.unique(np.linspace(0, ends[-1] - 1, SAMPLED_STEPS).astype(np.int64))
     found: list[np.ndarray] = []
@@ -305,7 +306,8 @@ def _sample_frames(reader: ManifestReader, steps: StepArrays) -> UInt8[np.ndarra
             found.append(read_slots(reader, step, num_variants=0)[0])
     if not found:
         raise FrameReadError(
-            f"{reader.episode_name(0)} and others: none of {len(rows)} sampled steps reads; run "
+            f"{reader.episode_name(0)} and others: none of {len(rows)} sampled steps can be "
+            f"read; run "
             f"`vla-data check` on the dataset"
         )
     return np.concatenate(found)

@@ -82,7 +82,7 @@ class FrameIndex:
 
 
 class KnownFrames:
-    """The features of the last different frames, and those that stores have."""
+    """The features of the last different frames, and the features in stores."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class KnownFrames:
 
         Returns:
             The features by name, zeros for new frames; where each was found (STORED, RECENT or
-            NEW); and the digests of the environments that computed those that were found.
+            NEW); and the digests of the environments that computed the features found.
         """
         features = {
             spec.name: np.zeros((len(keys), *spec.shape), np.float16) for spec in self._specs
@@ -138,7 +138,7 @@ class KnownFrames:
     def add(
         self, keys: UInt64[np.ndarray, " n"], features: Mapping[str, Float16[np.ndarray, "n ..."]]
     ) -> None:
-        """Add features, and drop those that were not used for the longest."""
+        """Add features, and drop the least recently used ones."""
         for row, key in enumerate(keys):
             self._recent[int(key)] = {name: rows[row].copy() for name, rows in features.items()}
         while len(self._recent) > self._num_recent:

@@ -37,8 +37,8 @@ class Part:
         match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise ConfigError(
-                f"--units {text!r}: want i/n with i from 1 to n, as in --units 3/8 for the third "
-                f"of eight parts"
+                f"--units: expected i/n with i from 1 to n, such as 3/8 for the third of eight "
+                f"parts, found {text!r}"
             )
         return cls(int(match[1]), int(match[2]))
 
@@ -96,8 +96,8 @@ def require_same_files(store: FeatureStore, note: SourceNote) -> None:
         return
     if len(missing_units(store.folder, store.num_units)) < store.num_units:
         raise StoreError(
-            f"{store.path}: files of the dataset were touched, or are read by other libraries, "
-            f"since units were committed; one vla-embed without --units compares every frame"
+            f"{store.path}: files of the dataset, or the libraries that read them, have changed "
+            f"since units were committed; run vla-embed without --units to compare all frames"
         )
     write_source(store.folder, note)
 

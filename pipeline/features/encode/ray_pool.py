@@ -99,7 +99,7 @@ def encode_with_ray(
         The outcome of each unit, in any order.
 
     Raises:
-        ConfigError: no Ray answers, or none of its machines is large enough.
+        ConfigError: Ray does not respond, or none of its machines is large enough.
         WorkerLostError: three actors were lost at the same unit, or before they encoded anything.
         VlaError, OSError: what an actor could not do, and no other could.
     """
@@ -139,7 +139,7 @@ def encode_with_ray(
                 waiting.extendleft(reversed(lost))
                 lost_at[lost[0] if lost else None] += 1  # the others were hardly begun
                 _refuse_more_losses(lost_at, _first_line(error))
-                logger.warning("a worker was lost (%s); another replaces it", error)
+                logger.warning("a worker was lost (%s); starting a new one", error)
                 start()
                 continue
             if outcome is not None:
@@ -169,7 +169,8 @@ def _refuse_more_losses(lost_at: Counter[int | None], reason: str) -> None:
     if losses >= LOSSES_ALLOWED:
         where = "before they encoded anything" if unit is None else f"at unit {unit}"
         raise WorkerLostError(
-            f"{losses} workers were lost {where}, the last one: {reason}; what is committed stays; "
+            f"{losses} workers were lost {where}, the last one: {reason}; committed units are "
+            f"kept; "
             f"check the memory and that unit's files, then run the same command again"
         )
 
@@ -202,9 +203,10 @@ def _check_resources(needs: dict[str, float]) -> None:
         return
     best = {kind: max((node.get(kind, 0) for node in held), default=0) for kind in needs}
     raise ConfigError(
-        f"a worker needs {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs, no machine of this Ray "
-        f"has as many (the most: {best['CPU']:g} and {best['GPU']:g}); set OMP_NUM_THREADS to the "
-        f"CPUs of a worker"
+        f"a worker needs {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs, but no node of this Ray "
+        f"cluster has that many (at most {best['CPU']:g} and {best['GPU']:g}); set "
+        f"OMP_NUM_THREADS to the "
+        f"CPUs per worker"
     )
 
 
@@ -212,7 +214,7 @@ def _require_answer(address: str) -> None:
     """Find out in seconds whether a Ray listens at an address; Ray itself tries for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon or "/" in host or not port.isdecimal():
-        raise ConfigError(f"{ADDRESS}={address}: want host:port of Ray's head")
+        raise ConfigError(f"{ADDRESS}: expected host:port of the Ray head node, found {address}")
     try:
         socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN_S).close()
     except (OSError, OverflowError) as error:
@@ -221,8 +223,8 @@ def _require_answer(address: str) -> None:
 
 def _no_ray(address: str, error: Exception) -> ConfigError:
     return ConfigError(
-        f"{ADDRESS}={address}: no Ray answers there ({_first_line(error)}); want host:port of a "
-        f"running head, and the same Ray and token here"
+        f"{ADDRESS}={address}: cannot connect to Ray ({_first_line(error)}); use host:port of a "
+        f"running head node, and the same Ray version and token as there"
     )
 
 

@@ -96,8 +96,9 @@ class Tally:
             return
         reasons = [f"unit {unit}: {' '.join(failed[unit].split())}" for unit in sorted(failed)]
         raise FailedUnitsError(
-            f"{self._store.path}: {len(failed)} of {self._store.num_units} units failed and hold "
-            f"no rows, the others are committed; correct these files and run the same command "
-            f"again; first {reasons[0]}",
+            f"{self._store.path}: {len(failed)} of {self._store.num_units} units failed, the "
+            f"others "
+            f"are committed; correct these files and run the same command again; the first is "
+            f"{reasons[0]}",
             reasons,
         )

@@ -128,13 +128,15 @@ def finish_growth(path: Path) -> None:
 def continue_store(path: Location, encoder: ImageEncoder) -> None:
     """Load the bases of an existing store's features into an encoder, or refuse one of the two."""
     if not open_folder(path).exists(ROOT):
-        raise StoreError(f"{path}: holds something that is no feature store; name another --store")
+        raise StoreError(
+            f"{path}: expected a feature store or nothing, found other files; use another --store"
+        )
     store = FeatureStore.open(path, allow_incomplete=True)
     held, asked = store.encoder.feature_names, encoder.feature_names
     if held != asked:
         raise StoreError(
-            f"{path}: holds the features {','.join(held)}, this run requests {','.join(asked)}; "
-            f"ask for the former, or name another --store"
+            f"{path}: contains the features {','.join(held)}, not {','.join(asked)}; "
+            f"use --features {','.join(held)}, or another --store"
         )
     if encoder.unfitted:
         encoder.bases |= store.read_bases()
@@ -179,16 +181,14 @@ def open_target(
             _discard(sibling(disk, "growing"))
             _discard(sibling(disk, "outdated"))
         return Target(held)
-    differs = (
-        f"{path}: holds {held.num_rows} steps, the dataset has {steps.episode_ends[-1]}, or others "
-        f"of the same number"
-    )
+    num_steps = steps.episode_ends[-1]
+    differs = f"{path}: its {held.num_rows} steps are not the {num_steps} steps of the dataset"
     if disk is None:
         raise StoreError(
-            f"{differs}; a store in object storage cannot grow, so embed into another --store"
+            f"{differs}; a store in object storage cannot be extended: use another --store"
         )
     if not may_grow:
-        raise StoreError(f"{differs}; one vla-embed without --units brings the store up to it")
+        raise StoreError(f"{differs}; run vla-embed without --units to update the store")
     growing, outdated = sibling(disk, "growing"), sibling(disk, "outdated")
     store = _reopened(growing, attributes)
     if store is not None and _has_rows(store, steps):
@@ -230,21 +230,21 @@ def _open_same_kind(path: Location, attributes: StoreAttributes) -> FeatureStore
     store = FeatureStore.open(path, allow_incomplete=True, writable=True)
     if store.attributes.manifest_digest != attributes.manifest_digest:
         raise StoreError(
-            f"{path}: was made with another manifest than that of {attributes.manifest['name']} is "
-            "now (its revision, rate, size, views or keys differ); embed into another --store"
+            f"{path}: was created with a different manifest of {attributes.manifest['name']} "
+            "(revision, rate, size, views or keys differ); use another --store"
         )
     for setting, kept in _settings(store.attributes).items():
         asked = _settings(attributes)[setting]
         if kept != asked:
             raise StoreError(
-                f"{path}: was made with {setting} {kept}, this run requests {asked}; ask for "
-                f"{kept}, or name another --store"
+                f"{path}: expected {setting} {kept}, as it was created with, found {asked}; use "
+                f"{kept}, or another --store"
             )
     if _deciding(store.attributes) != _deciding(attributes):
         raise StoreError(
-            f"{path}: its attributes are damaged: views {store.attributes.view_names} at "
-            f"{store.attributes.fps} Hz, want {attributes.view_names} at {attributes.fps}; embed "
-            "into another --store"
+            f"{path}: damaged attributes: expected views {attributes.view_names} at "
+            f"{attributes.fps} Hz, found {store.attributes.view_names} at "
+            f"{store.attributes.fps} Hz; use another --store"
         )
     return store
 

@@ -39,7 +39,8 @@ def load_like(
     """
     if name is None and made_by.revision == "local":
         raise EncoderMismatchError(
-            f"{where}: features come from the local folder {made_by.name}; name it with --encoder"
+            f"{where}: features come from the local folder {made_by.name}; pass its path with "
+            f"--encoder"
         )
     is_on_hub = name is None and made_by.name not in ENCODERS
     return load_encoder(
@@ -68,7 +69,7 @@ def refuse_other_encoder(encoder: ImageEncoder, made_by: EncoderIdentity, *, whe
         names = [f"`{feature.name}`" for feature in made_by.features if feature not in held]
         differs = f"layer, pooling or basis of {' and '.join(names)}"
     raise EncoderMismatchError(
-        f"{where}: features come from {made_by.name} ({made_by.compute_dtype}, fingerprint "
+        f"{where}: expected the encoder {made_by.name} ({made_by.compute_dtype}, fingerprint "
         f"{made_by.fingerprint[:12]}), found {found.name} ({found.compute_dtype}, "
-        f"{found.fingerprint[:12]}) with other {differs}; name the right one with --encoder"
+        f"{found.fingerprint[:12]}) with different {differs}; pass the right one with --encoder"
     )

@@ -106,21 +106,23 @@ def check_probe(encoder: ImageEncoder, probe: Probe, *, where: str) -> None:
         row, view = np.unravel_index(int(distance.argmax()), distance.shape)
         is_drawn_equally = np.array_equal(frames[row], probe.frames[row])
         found = (
-            f"{where}: {encoder.identity.name} gives probe frame `{_frame_name(int(row))}` of view "
-            f"{view} another feature `{name}` than was stored: relative L2 {worst:.2g}"
-            f"{'' if is_drawn_equally else ', its pixels are drawn or resized another way now'}"
+            f"{where}: {encoder.identity.name} computes for probe frame "
+            f"`{_frame_name(int(row))}` of "
+            f"view {view} a feature `{name}` that differs from the stored one: relative L2 "
+            f"{worst:.2g}"
+            f"{'' if is_drawn_equally else ', its pixels are generated or resized differently now'}"
         )
         if differences:
             want = (
-                f"want at most {probe.tolerance:.2g} in another compute environment "
+                f"expected at most {probe.tolerance:.2g} in another compute environment "
                 f"({'; '.join(differences)})"
             )
         else:
             share = np.mean(live[name] == expected)
-            want = f"{share:.1%} of all values equal, want every bit in the same environment"
+            want = f"{share:.1%} of all values equal, expected all bits in the same environment"
         raise EncoderMismatchError(
-            f"{found}, {want}; the encoder, its input or its library is not that of the features: "
-            f"restore it, or embed and train again"
+            f"{found}, {want}; the encoder, its input or a library has changed: restore it, "
+            f"or embed and train again"
         )
 
 

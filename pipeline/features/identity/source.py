@@ -44,8 +44,8 @@ def read_source(store: Folder) -> SourceNote | None:
         return None
     except (StoreError, ValidationError) as error:
         raise StoreError(
-            f"{store}/{SOURCE_NOTE}: expected the note of vla-embed, found "
-            f"{str(error).splitlines()[0]}; remove this file, vla-embed writes another"
+            f"{store}/{SOURCE_NOTE}: expected the file that vla-embed wrote, found "
+            f"{str(error).splitlines()[0]}; delete this file, vla-embed writes it again"
         ) from error
 
 
@@ -88,8 +88,8 @@ def open_source(store: FeatureStore, manifest: Path | None = None) -> ManifestRe
     described = load_manifest(path)
     if described.manifest.digest() != store.attributes.manifest_digest:
         raise StoreError(
-            f"{path}: is not the manifest that {store.path} was made with (its revision, rate, "
-            f"size, views or keys differ); name the right --manifest, or run vla-embed again"
+            f"{path}: is not the manifest of {store.path} (revision, rate, size, "
+            f"views or keys differ); pass the right --manifest, or run vla-embed again"
         )
     reader = ManifestReader(described)
     try:
@@ -105,7 +105,7 @@ def _manifest_of(store: Folder) -> Path:
     if note is None or not note.manifest.is_file():
         gone = "" if note is None else f" ({note.manifest} is gone)"
         raise StoreError(
-            f"{store}: the path of its dataset is not known{gone}; name it with --manifest, or run "
+            f"{store}: the path of its dataset is unknown{gone}; pass its --manifest, or run "
             f"vla-embed again"
         )
     return note.manifest
@@ -119,6 +119,6 @@ def _check_same_data(store: FeatureStore, reader: ManifestReader) -> None:
         raise StoreError(
             f"{store.path}: holds {len(held)} episodes of {int(held[-1])} steps, views "
             f"{', '.join(store.attributes.view_names)}; the dataset has {len(ends)} of "
-            f"{int(ends[-1])}, {', '.join(reader.view_names)}; run vla-embed, or name the right "
+            f"{int(ends[-1])}, {', '.join(reader.view_names)}; run vla-embed, or pass the right "
             f"--manifest"
         )

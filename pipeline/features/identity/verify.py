@@ -75,7 +75,7 @@ class VerifyReport:
     other_environment: tuple[str, ...] = ()
     """In what this environment differs from the one of the store's probe."""
     changed: tuple[str, ...] = ()
-    """Frames of the dataset whose pixels are not those that were embedded."""
+    """Frames of the dataset whose pixels differ from the embedded ones."""
 
     @property
     def is_within_tolerance(self) -> bool:
@@ -88,8 +88,8 @@ class VerifyReport:
     def summary(self) -> str:
         """Return a line per figure, the verdict last."""
         lines = [
-            f"{self.num_images} images of {self.num_steps} random steps out of "
-            f"{self.num_committed_steps}, encoded again"
+            f"{self.num_images} images of {self.num_steps} random steps (of "
+            f"{self.num_committed_steps}) were encoded again"
         ]
         for name, found in self.distances.items():
             lines += [
@@ -98,25 +98,25 @@ class VerifyReport:
             ]
         if self.damaged_units:
             lines.append(
-                f"{len(self.damaged_units)} units are damaged, want none; run vla-embed again to "
-                f"encode them anew: unit {', '.join(map(str, self.damaged_units))}"
+                f"{len(self.damaged_units)} units are damaged; run vla-embed again to "
+                f"encode them again: unit {', '.join(map(str, self.damaged_units))}"
             )
         if self.other_environment:
             differs = "; ".join(self.other_environment)
-            lines.append(f"this compute environment is not the store's: {differs}")
+            lines.append(f"this compute environment differs from that of the store: {differs}")
         if self.changed:
             lines.append(
-                f"{len(self.changed)} frames of the dataset are not those that were embedded, the "
-                f"first is {self.changed[0]}"
+                f"{len(self.changed)} frames of the dataset have changed since they were embedded, "
+                f"the first is {self.changed[0]}"
             )
         if self.num_broken_steps:
             lines.append(
-                f"{self.num_broken_steps} of {self.num_exact_steps} steps that were computed in "
-                f"this environment differ, want every bit equal"
+                f"{self.num_broken_steps} of {self.num_exact_steps} steps that were encoded in "
+                f"this environment differ; expected all bits to be equal"
             )
         exact = f"{self.num_exact_steps} steps bit for bit, " if self.num_exact_steps else ""
         failed = "DAMAGED" if self.damaged_units else "OUT OF TOLERANCE"
-        verdict = "as it should be" if self.is_within_tolerance else failed
+        verdict = "OK" if self.is_within_tolerance else failed
         allowed = f"{exact}relative L2 up to {self.tolerance:.2g} in other environments"
         return "\n".join([*lines, f"{self.store}: {verdict} ({allowed})"])
 

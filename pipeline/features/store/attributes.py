@@ -80,7 +80,7 @@ def parse_attributes(where: Location, held: dict[str, Any]) -> StoreAttributes:
     version = held.get("format_version")
     if held.get("format") == FORMAT and version != FORMAT_VERSION:
         raise StoreError(
-            f"{where}: format version {version}, this program reads {FORMAT_VERSION}; read it with "
+            f"{where}: expected format version {FORMAT_VERSION}, found {version}; use "
             f"the release of frozen-vla that wrote it, or embed the dataset into another --store"
         )
     return StoreAttributes.model_validate(held)

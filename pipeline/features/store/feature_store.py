@@ -99,7 +99,9 @@ class FeatureStore:
         """Create a store with every array at full size (StoreError: `path` is taken)."""
         folder = open_folder(path)
         if not is_vacant(folder):
-            raise StoreError(f"{path}: holds something already; choose another path")
+            raise StoreError(
+                f"{path}: expected an empty or new folder, found other files; choose another path"
+            )
         create_arrays(folder, attributes, steps, probe, bases)
         return cls.open(path, allow_incomplete=True, writable=True)
 
@@ -116,7 +118,9 @@ class FeatureStore:
         """
         folder = open_folder(path)
         if not folder.exists(ROOT):
-            raise StoreError(f"{path}: no feature store here; make one with vla-embed")
+            raise StoreError(
+                f"{path}: expected a feature store, found none; create one with vla-embed"
+            )
         damaged = damaged_metadata(folder)  # before zarr reads it
         if damaged:
             raise StoreError(
@@ -130,8 +134,8 @@ class FeatureStore:
             raise
         except UNREADABLE as error:
             raise StoreError(
-                f"{path}: not a feature store of this program ({error}); restore it from a copy, "
-                f"or name another --store"
+                f"{path}: cannot be read as a feature store ({error}); restore it from a copy, "
+                f"or use another --store"
             ) from error
         if not store.is_complete and not allow_incomplete:
             done = sum(name.endswith(".json") for name in folder.names(COMMITS))
@@ -178,8 +182,8 @@ class FeatureStore:
         mark = find_mark(self.folder)
         if mark is None or mark.digest != digest:
             raise StoreError(
-                f"{self.path}: another store took its place, or it was changed, while it was "
-                f"read; run the same command again"
+                f"{self.path}: the store was replaced or changed while it was read; "
+                f"run the same command again"
             ) from problem
         if problem is not None:
             raise problem
@@ -187,7 +191,10 @@ class FeatureStore:
     def _mark(self) -> CompleteMark:
         mark = find_mark(self.folder)
         if mark is None:
-            raise IncompleteStoreError(f"{self.path}: not complete; run vla-embed again")
+            raise IncompleteStoreError(
+                f"{self.path}: expected a complete store, found an incomplete one; run vla-embed "
+                f"again"
+            )
         return mark
 
     @property
@@ -308,7 +315,7 @@ class FeatureStore:
         mark = find_mark(self.folder)
         if mark is not None and mark.arrays.get(name) != hash_rows([values]):
             raise StoreError(
-                f"{self.path}/{name}: is not what was embedded (a chunk is missing or was "
+                f"{self.path}/{name}: differs from what was embedded (a chunk is missing or was "
                 f"changed); restore it from a copy, or embed into another --store"
             )
         return values
@@ -343,8 +350,8 @@ class FeatureStore:
         if found != record.sha256.get(name):
             start, stop = record.rows
             raise StoreError(
-                f"{self.path}: rows {start}..{stop} (unit {record.unit}) of {name} do not hash to "
-                f"their commit record"
+                f"{self.path}: rows {start}..{stop} (unit {record.unit}) of {name} differ from the "
+                f"checksum of their commit record"
             )
 
     def _open(self, name: str) -> zarr.Array[Any]:
@@ -359,6 +366,6 @@ class FeatureStore:
             is_unit = name in unit_arrays(self.attributes)  # those, vla-embed writes again
             remedy = "run vla-embed again" if is_unit else "embed into another --store"
             raise StoreError(
-                f"{self.path}/{name}: cannot be read ({error}); where another store took its place "
-                f"run the same command again, otherwise restore it from a copy, or {remedy}"
+                f"{self.path}/{name}: cannot be read ({error}); if the store was replaced "
+                f"meanwhile, run the same command again, else restore it from a copy, or {remedy}"
             ) from error

@@ -52,7 +52,7 @@ class ChecksumReport:
     def summary(self) -> str:
         """Return a line per damage, and one for the whole."""
         lines = [f"{self.store}: {damage}" for damage in self.damaged]
-        verdict = f"{len(self.damaged)} DAMAGED" if self.damaged else "all whole"
+        verdict = f"{len(self.damaged)} DAMAGED" if self.damaged else "all intact"
         return "\n".join([*lines, f"{self.store}: {self.num_units} units: {verdict}"])
 
 
@@ -77,7 +77,7 @@ def mark_complete(store: FeatureStore) -> None:
 def check_digest(store: FeatureStore) -> None:
     """Compare attributes, step arrays and records with the mark (StoreError: something differs)."""
     if _content_digest(store, _hash_arrays(store)) != store.digest():
-        what = "attributes or commit records are not those that were embedded"
+        what = "attributes or commit records have changed since embedding"
         raise StoreError(f"{store.path}: {what}; embed the dataset into another --store")
 
 
@@ -85,7 +85,9 @@ def verify_checksums(location: Location) -> ChecksumReport:
     """Compare every byte of a complete store with what was written (StoreError: there is none)."""
     folder = open_folder(location)
     if not any(map(folder.exists, (ROOT, COMPLETE_MARK))):
-        raise StoreError(f"{folder}: no feature store here; make one with vla-embed")
+        raise StoreError(
+            f"{folder}: expected a feature store, found none; create one with vla-embed"
+        )
     try:
         mark = read_mark(folder)
     except FileNotFoundError as error:

@@ -72,8 +72,8 @@ def create_arrays(
             (partial / COMMITS).mkdir()
     except FileExistsError as error:
         raise StoreError(
-            f"{folder}: another process has created a store here meanwhile; run the same command "
-            f"again, to resume that one or to read what differs"
+            f"{folder}: another process has created a store there meanwhile; run the same command "
+            f"again to resume that store"
         ) from error
 
 
@@ -92,7 +92,7 @@ def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     """Open an array (one of `UNREADABLE`: it is absent, damaged or something else)."""
     array = group[name]
     if not isinstance(array, zarr.Array):
-        raise ValueError(f"{name} is no array")
+        raise ValueError(f"{name} is not an array")
     return array
 
 
@@ -236,7 +236,7 @@ def read_probe(group: zarr.Group, features: Iterable[str]) -> Probe:
         tolerance=float(str(attributes["tolerance"])),
     )
     if probe.digest() != attributes["digest"]:
-        raise ValueError("its frames and features do not hash to its digest")
+        raise ValueError("its frames and features differ from its checksum")
     return probe
 
 

@@ -24,7 +24,7 @@ NAME_DIGITS: Final = 32  # of a digest, in a folder's name
 
 
 def copy_units(store: FeatureStore, name: str, cache: Path) -> list[Path]:
-    """Return one file of raw rows per unit; copy those that are missing.
+    """Return one file of raw rows per unit; copy the missing ones.
 
     Raises:
         StoreError: a unit is damaged.
@@ -43,9 +43,10 @@ def copy_units(store: FeatureStore, name: str, cache: Path) -> list[Path]:
         free = shutil.disk_usage(cache).free
         if needed > free:
             raise ConfigError(
-                f"{store.path}: a local copy of {name} takes {needed / 1e9:,.1f} GB more, the disk "
-                f"of {cache} has {free / 1e9:,.1f} GB; name another --cache-dir, or remove copies "
-                f"from it"
+                f"{store.path}: a local copy of {name} needs {needed / 1e9:,.1f} GB more, but the "
+                f"disk of {cache} has {free / 1e9:,.1f} GB left; use another --cache-dir, or "
+                f"delete "
+                f"old copies in it"
             )
         for unit in tqdm(missing, desc="copy", unit="unit", disable=None if missing else True):
             _copy_unit(store, name, unit, paths[unit])

@@ -129,9 +129,9 @@ def read_sealed(store: Folder, name: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{store}/{name}: damaged, it cannot be read ({error})") from error
+        raise StoreError(f"{store}/{name}: damaged and cannot be read ({error})") from error
     if not is_whole:
-        raise StoreError(f"{store}/{name}: damaged, its bytes are not those its seal was made of")
+        raise StoreError(f"{store}/{name}: damaged, its content does not match its checksum")
     return dict(content)
 
 
@@ -166,7 +166,7 @@ def read_unit_record(
     except StoreError as error:
         raise StoreError(f"{where} have a damaged commit record ({error})") from error
     if (record.unit, record.rows, record.fingerprint) != (unit, rows, fingerprint):
-        raise StoreError(f"{where} have the commit record of other rows or another encoder")
+        raise StoreError(f"{where} have a commit record of other rows or another encoder")
     return record
 
 
@@ -176,7 +176,7 @@ def read_mark(store: Folder) -> CompleteMark:
 
 
 def hash_files(store: Folder, names: Iterable[str]) -> dict[str, str]:
-    """Return the sha256 of files of a store by name, without those that are missing."""
+    """Return the sha256 of files of a store by name, without missing ones."""
     hashes = {}
     for name in names:
         with suppress(FileNotFoundError):

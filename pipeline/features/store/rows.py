@@ -110,13 +110,13 @@ class StoredRows:
                 os.close(descriptor)
         except OSError as error:
             raise StoreError(
-                f"{path}: cannot be read ({error.strerror}); look at the disk, then run the same "
+                f"{path}: cannot be read ({error.strerror}); check the disk, then run the same "
                 f"command again"
             ) from error
         if not is_same or size != len(into):
             raise StoreError(
-                f"{path}: is not the file that was opened, another store took its place or it was "
-                f"written; run the same command again"
+                f"{path}: the store was replaced or changed while it was read; "
+                f"run the same command again"
             )
 
     def _slices(self, addresses: Int64[Tensor, "*b"]) -> Iterator[_Slice]:
@@ -146,7 +146,7 @@ def _chunks(store: FeatureStore, name: str, value_bytes: int, cache: Path | None
         if cache is None:
             raise ConfigError(
                 f"{store.path}: features in object storage, or compressed, are read from a local "
-                f"copy; name a folder for it"
+                f"copy; choose a folder for it"
             )
         return copy_units(store, name, cache), *whole_files
     trailing = "/0" * (1 + len(unit_arrays(store.attributes)[name][1]))
@@ -177,7 +177,10 @@ def _shard_offsets(
     index = np.frombuffer(held, "<u8").reshape(num_chunks, INDEX_ENTRY)
     index = index[: -(-(stop - start) // CHUNK_ROWS)]
     if (index[:, 1] != chunk_bytes).any():
-        raise StoreError(f"{path}: its index names no chunks of {chunk_bytes} bytes; embed again")
+        raise StoreError(
+            f"{path}: damaged: expected chunks of {chunk_bytes} bytes in its index, found none; "
+            f"run vla-embed again"
+        )
     return index[:, 0].astype(np.int64)
 
 

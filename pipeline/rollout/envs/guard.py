@@ -30,7 +30,7 @@ def require_views(name: str, views: tuple[str, ...], offered: Collection[str]) -
     """
     if not views or len(set(views)) < len(views) or not set(views).issubset(offered):
         raise EnvError(
-            f"{name}: expected different views out of {', '.join(offered)}, found "
+            f"{name}: expected distinct views from {', '.join(offered)}, found "
             f"{', '.join(views) or 'none'}; correct the views"
         )
 
@@ -39,7 +39,7 @@ def unknown_task(simulator: str, task: str, known: Collection[str]) -> EnvError:
     """Return the error for a task that a simulator does not have."""
     close = difflib.get_close_matches(task, known, n=1, cutoff=0.0)
     return EnvError(
-        f"{simulator}/{task}: expected one of {', '.join(sorted(known))}, found none of that name; "
+        f"{simulator}/{task}: expected one of {', '.join(sorted(known))}, found {task}; "
         f"did you mean {simulator}/{close[0]}?"
     )
 
@@ -72,7 +72,7 @@ class GuardedEnv:
         """Start an episode; see `RobotEnv`."""
         if not 0 <= seed < 2**32:
             raise EnvError(
-                f"{self.name}: expected a seed from 0 to 2^32 - 1, found {seed}; choose one"
+                f"{self.name}: expected a seed from 0 to 2^32 - 1, found {seed}; choose another"
             )
         self._seed, self._steps = seed, 0
         with self._guarded("reset"):
@@ -98,7 +98,7 @@ class GuardedEnv:
         """Apply one action; the reward is finite; see `RobotEnv`."""
         if action.shape != (self.action_dim,) or not np.isfinite(action).all():
             raise EnvError(
-                f"{self.name}: expected {self.action_dim} finite numbers as action, found "
+                f"{self.name}: expected {self.action_dim} finite numbers as the action, found "
                 f"{action}; check the policy's action width and its training"
             )
         with self._guarded("step"):
@@ -120,16 +120,18 @@ class GuardedEnv:
     def _require_time_left(self) -> None:
         if self._is_over:
             raise EnvError(
-                f"{self.name}: expected a step of an episode, at most {self.max_steps}, found that "
-                "it is over; reset first"
+                f"{self.name}: expected a running episode of at most {self.max_steps} steps, found "
+                "one that has ended; call reset(seed) first"
             )
 
     @contextmanager
     def _guarded(self, call: str) -> Iterator[None]:
         if self._is_closed:
-            raise EnvError(f"{self.name}: expected an open environment, found it closed; build one")
+            raise EnvError(
+                f"{self.name}: expected an open environment, found a closed one; create a new one"
+            )
         if not self._has_begun and call != "reset":
-            raise EnvError(f"{self.name}: expected reset(seed) first, found no episode; call reset")
+            raise EnvError(f"{self.name}: expected an episode, found none; call reset(seed) first")
         try:
             yield
         except VlaError:
@@ -145,8 +147,7 @@ class GuardedEnv:
 
     def _failure(self, reason: str) -> EpisodeError:
         return EpisodeError(
-            f"{self.name}: seed {self._seed}, step {self._steps}: {reason}; a failure of the "
-            "simulator"
+            f"{self.name}: seed {self._seed}, step {self._steps}: {reason}; the simulator failed"
         )
 
 

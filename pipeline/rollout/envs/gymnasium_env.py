@@ -50,7 +50,7 @@ class GymnasiumEnv:
         if render_size != DEFAULT_RENDER_SIZE:
             raise EnvError(
                 f"{name}: expected render size {DEFAULT_RENDER_SIZE}, found {render_size}; the "
-                "environment decides its image size: set its own argument for that in [kwargs]"
+                "environment determines its image size: set its argument for it in [kwargs]"
             )
         config = load_gymnasium_config(Path(file))
         require_views(name, views, [view.name for view in config.views])
@@ -69,8 +69,8 @@ class GymnasiumEnv:
             space = self._env.action_space
             if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
                 raise EnvError(
-                    f"{name}: expected an action space of numbers in one row, found {space}; this "
-                    "environment needs an adapter of its own"
+                    f"{name}: expected an action space of one axis (Box), found {space}; this "
+                    "environment needs its own adapter"
                 )
             self.action_dim: int = space.shape[0]
             is_sure = config.action.clip is not None
@@ -109,8 +109,8 @@ class GymnasiumEnv:
             part = np.ravel(self._lookup(self._observation, key, "state"))
             if part.dtype.kind not in "biuf":
                 raise EnvError(
-                    f"{self.name}: state: expected numbers at {key}, found {part.dtype}; name an "
-                    "entry below it"
+                    f"{self.name}: state: expected numbers at {key}, found {part.dtype}; use the "
+                    "key of an array below it"
                 )
             parts.append(part)
         joined = np.concatenate(parts)
@@ -172,7 +172,7 @@ class GymnasiumEnv:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise EnvError(
                 f"{self.name}: view {view.name}: expected uint8 (height, width, 3) RGB at "
-                f"{view.key}, found {image.dtype} {image.shape}; name an image"
+                f"{view.key}, found {image.dtype} {image.shape}; use the key of an image"
             )
         turned = image[::-1, ::-1] if view.rotate_180 else image
         return np.asarray(resize_images(np.ascontiguousarray(turned)[None], self._fit)[0])
@@ -186,7 +186,7 @@ class GymnasiumEnv:
         if found.size != 1 or found.item() not in (0, 1):
             raise EnvError(
                 f"{self.name}: success.info: expected true or false, or 0 or 1, at {success.info}, "
-                f"found {np.array2string(found, threshold=4)}; name a truth value, or write "
+                f"found {np.array2string(found, threshold=4)}; use the key of a boolean, or write "
                 "`reward_at_least`"
             )
         return bool(found.item())

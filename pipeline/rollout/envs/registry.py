@@ -51,7 +51,8 @@ def make_env(
         close = difflib.get_close_matches(simulator, SIMULATORS, n=1, cutoff=0.5)
         example = f"{close[0]}/{task or 'drawer-open-v3'}" if close else f"{SIMULATORS[0]}/{name}"
         raise EnvError(
-            f"{name}: expected <simulator>/<task> with a simulator out of {', '.join(SIMULATORS)}, "
+            f"{name}: expected <simulator>/<task> with one of the simulators "
+            f"{', '.join(SIMULATORS)}, "
             f"or {GYMNASIUM}:<file>.toml, found {simulator!r}; did you mean {example}?"
         )
     try:
@@ -69,7 +70,7 @@ def make_env(
         reason = " ".join(str(error).split())[:MAX_REASON]
         raise EnvError(
             f"{name}: expected an environment that can be built and reset, found "
-            f"{type(error).__name__}: {reason}; check that its simulator works by itself"
+            f"{type(error).__name__}: {reason}; check that its simulator works on its own"
         ) from error
     return GuardedExpertEnv(env) if isinstance(env, ExpertEnv) else GuardedEnv(env)
 

@@ -80,7 +80,7 @@ class CameraCheck:
         """Read the start frames of a run.
 
         Raises:
-            RunError: they are absent, damaged, or not those that the run started with.
+            RunError: they are absent, damaged, or differ from those of the start of the run.
         """
         check = cls(read_start_frames(run, description), description.spec.view_names)
         if not check.is_able:
@@ -107,7 +107,8 @@ class CameraCheck:
         verdict = self.examine_start(frames)
         if not verdict.matches and mode == "refuse":
             raise CameraMismatchError(
-                f"cameras: expected what training showed, found: {verdict.line()}; correct the "
+                f"cameras: expected the views of the training data, found: {verdict.line()}; "
+                f"correct the "
                 f"cameras or their order, or continue anyway with --set camera_check=warn"
             )
         if not verdict.matches:
@@ -130,7 +131,7 @@ class CameraCheck:
 
     def _unchecked(self) -> CameraVerdict:
         """Return the verdict where training had too few episodes."""
-        why = f"{self._num_starts} training episodes, want {MIN_EPISODES} or more to judge by"
+        why = f"expected {MIN_EPISODES} or more training episodes, found {self._num_starts}"
         return CameraVerdict(views=(), unchecked=why)
 
     def _judge(self, view: int, away: list[float]) -> ViewFinding:

@@ -82,7 +82,7 @@ class CameraVerdict(BaseModel):
     def line(self) -> str:
         """Return the verdict in one line."""
         if self.unchecked is not None:
-            return f"cameras are not checked: {self.unchecked}"
+            return f"the cameras are not checked: {self.unchecked}"
         if self.matches:
             return "all views match training"
         shows = {finding.view: finding.shows for finding in self.views}

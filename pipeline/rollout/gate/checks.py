@@ -38,7 +38,7 @@ class Gate:
             raise error
         reason = " ".join(str(error).split())
         self.overridden.append(reason)
-        logger.warning("GATE OVERRIDDEN: %s", reason)
+        logger.warning("CHECK OVERRIDDEN: %s", reason)
 
 
 def load_policy(
@@ -85,7 +85,9 @@ def load_policy(
     try:
         agent.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise RunError(f"{run}: checkpoint of another agent ({error})") from error
+        raise RunError(
+            f"{run}: the checkpoint does not fit the agent of this run ({error})"
+        ) from error
     return description, agent.to(opened).eval(), step
 
 
@@ -111,8 +113,8 @@ def check_env(description: RunDescription, env: RobotEnv, gate: Gate | None = No
     ):
         if trained != found:
             error = EnvError(
-                f"{env.name}: {field} is {found}, the policy was trained with {trained}; roll it "
-                f"out in the environment of its recordings"
+                f"{env.name}: {field}: expected {trained} as in training, found {found}; use the "
+                f"environment of the demonstrations"
             )
             if not field.startswith("control rate"):
                 raise error
@@ -135,9 +137,9 @@ def check_action_bounds(agent: VLAAgent, env: RobotEnv) -> None:
     if len(beyond):
         column = int(beyond[0])
         raise EnvError(
-            f"{env.name}: action[{column}]: training reached from {trained[0, column]:.4g} to "
-            f"{trained[1, column]:.4g}, and the action space from {low[column]:.4g} to "
-            f"{high[column]:.4g} would clip that ({len(beyond)} of {len(low)} columns so); write "
+            f"{env.name}: action[{column}]: the training data is in [{trained[0, column]:.4g}, "
+            f"{trained[1, column]:.4g}], but the action space is [{low[column]:.4g}, "
+            f"{high[column]:.4g}] and would clip it ({len(beyond)} of {len(low)} columns); write "
             "`clip = false` below [action] if its bounds are not the robot's, `clip = true` if the "
             "recordings were made with this clipping"
         )

@@ -106,8 +106,8 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
     """
     if config.first_seed < FIRST_ROLLOUT_SEED:
         raise ConfigError(
-            f"seed {config.first_seed}: recordings may have used it, want {FIRST_ROLLOUT_SEED} or "
-            f"more"
+            f"--seed: expected {FIRST_ROLLOUT_SEED} or more, found {config.first_seed}, which a "
+            f"recording may have used"
         )
     if config.videos not in ("none", 0):
         require_encoder()
@@ -151,7 +151,7 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
         journal.begin()
         _clear(config.out, kept)
         if kept:
-            logger.warning("%s: resumes after %d finished episodes", config.out, len(kept))
+            logger.warning("%s: resuming after %d finished episodes", config.out, len(kept))
         started = time.monotonic()
         count = min(config.num_envs, config.episodes - len(kept))
         logger.info(
@@ -311,7 +311,7 @@ def play_episodes(
                     undecided.append((player, progress))
                     continue
                 if progress.result.failure is not None:
-                    logger.warning("%s, so the episode is not solved", progress.result.failure)
+                    logger.warning("%s; the episode counts as not solved", progress.result.failure)
                 solved, played = solved + progress.result.success, played + 1
                 progress_bar.update()
                 estimate.advance()

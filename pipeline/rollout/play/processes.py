@@ -41,7 +41,7 @@ class Worker:
         except (EOFError, OSError) as error:
             self.process.join(timeout=5)
             raise EnvError(
-                f"simulator process: expected an episode, found that it ended with code "
+                f"simulator process: expected an episode, found that the process exited with code "
                 f"{self.process.exitcode}; -9 means out of memory: use fewer processes at once. "
                 "The same command resumes after the finished episodes"
             ) from error

@@ -113,8 +113,8 @@ def record_dataset(config: RecordConfig) -> RecordReport:
     started = time.monotonic()
     if not config.views:
         raise ConfigError(
-            f"views: expected the name of at least one camera of {config.env}, found none; name "
-            "those that the policy will see"
+            f"views: expected at least one camera of {config.env}, found none; list the "
+            "cameras that the policy will see"
         )
     last_seed = config.first_seed + ATTEMPTS_PER_EPISODE * config.episodes - 1
     if last_seed >= FIRST_ROLLOUT_SEED:
@@ -144,7 +144,7 @@ def record_dataset(config: RecordConfig) -> RecordReport:
         raise EnvError(
             f"{config.env}: expected the expert to solve {config.episodes} of at most "
             f"{ATTEMPTS_PER_EPISODE * config.episodes} seeds, found {len(recorded)} solved and "
-            f"{len(failed)} failed; ask for fewer episodes, or choose another first_seed and folder"
+            f"{len(failed)} failed; reduce --episodes, or choose another first_seed and folder"
         )
     if not manifest_file.exists():
         write_atomically(manifest_file, manifest.to_toml().encode())
@@ -264,8 +264,8 @@ def record_seed(env: ExpertEnv, seed: int, config: RecordConfig) -> Attempt:
         is_solved = env.step(actions[-1]).success
     if is_solved != solved:
         raise EnvError(
-            f"{env.name}: expected seed {seed} to end equally twice at step {length}, found that "
-            "it gave another episode; report this, the simulator is not deterministic here"
+            f"{env.name}: expected seed {seed} to give the same episode twice, found another "
+            f"outcome at step {length}; please report this: the simulator is not deterministic"
         )
     episode = RecordedEpisode(
         frames=dict(zip(env.view_names, np.stack(frames, axis=1), strict=True)),
@@ -316,7 +316,7 @@ def _recorded_seeds(config: RecordConfig) -> tuple[set[int], set[int]]:
     if failed and config.keep == "successes":
         raise ConfigError(
             f"{config.out}: expected only episodes that the expert solves, found seeds "
-            f"{sorted(failed)[:5]} that it fails; keep all, or record into another folder"
+            f"{sorted(failed)[:5]} that it fails; use --keep all, or record into another folder"
         )
     return seeds, failed if config.keep == "all" else _read_failures(config)
 
@@ -331,7 +331,7 @@ def _read_failures(config: RecordConfig) -> set[int]:
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(
             f"{path}: expected the environment and the seeds that its expert failed, found other "
-            "content; remove the file, and these seeds are tried again"
+            "content; delete the file to try these seeds again"
         ) from error
     if env != config.env:
         raise ConfigError(
@@ -347,8 +347,8 @@ def _refuse_other_seeds(config: RecordConfig, recorded: set[int], failed: set[in
     if others:
         raise ConfigError(
             f"{config.out}: expected only seeds of a recording of {config.episodes} episodes from "
-            f"seed {config.first_seed}, found also {others[:5]} ({len(others)} in all); ask "
-            "for more episodes, or record into another folder"
+            f"seed {config.first_seed}, found also {others[:5]} ({len(others)} in all); increase "
+            "--episodes, or record into another folder"
         )
 
 

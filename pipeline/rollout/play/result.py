@@ -121,7 +121,7 @@ class RolloutResult(BaseModel):
 
     def alarms(self) -> list[str]:
         """Return one sentence per reason to doubt the figures; a report prints them in red."""
-        found = [f"the gate was overridden: {reason}" for reason in self.gate_overridden]
+        found = [f"a check was overridden: {reason}" for reason in self.gate_overridden]
         failures = [episode.failure for episode in self.episodes if episode.failure is not None]
         if failures:
             found.append(
@@ -131,8 +131,9 @@ class RolloutResult(BaseModel):
         at_once = sum(episode.success and episode.steps == 1 for episode in self.episodes)
         if at_once:
             found.append(
-                f"{at_once} of {len(self.episodes)} episodes were solved by their first step: see "
-                "that the measure of success does not hold from the start"
+                f"{at_once} of {len(self.episodes)} episodes were solved by their first step: "
+                f"check "
+                "that the success criterion is not met from the start"
             )
         check = self.camera_check
         if check.mode == "off":
@@ -186,7 +187,7 @@ class RolloutResult(BaseModel):
             f"({100 * self.success_rate:.0f} %, 95 % Wilson interval {100 * low:.0f} to "
             f"{100 * high:.0f} %), "
             f"seeds {seeds}, {self.nfe} sampling step(s), encoder {self.encoder.name}\n"
-            f"one decision, median: {times}"
+            f"median time per decision: {times}"
         )
 
 

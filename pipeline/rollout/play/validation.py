@@ -83,8 +83,9 @@ class RolloutValidation:
             left, skipped = self._waiting
             shutil.rmtree(left.parent, ignore_errors=True)
             logger.warning(
-                "%s: step %d is not rolled out: the one before it still ran at step %d; roll out "
-                "less often, or fewer episodes",
+                "%s: the rollout of step %d was skipped, because that of step %d was still "
+                "running; "
+                "increase --rollout-every, or reduce --rollout-episodes",
                 run,
                 skipped,
                 step,
@@ -158,8 +159,8 @@ def validate_by_rollouts(
     """
     if every % config.checkpoint_every:
         raise ConfigError(
-            f"rollouts every {every} steps, checkpoints every {config.checkpoint_every}: want a "
-            f"multiple, because a rollout takes a checkpoint"
+            f"--rollout-every: expected a multiple of checkpoint_every={config.checkpoint_every}, "
+            f"found {every}; a rollout needs a checkpoint"
         )
     make_env(rollout.env, FeatureStore.open(store).attributes.view_names).close()
     return RolloutValidation(rollout, every=every)

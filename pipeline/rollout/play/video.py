@@ -26,7 +26,7 @@ def require_encoder() -> None:
         av.Codec(ENCODER, "w")
     except (ImportError, ValueError) as error:
         raise MissingExtraError(
-            f"videos need PyAV with {ENCODER}: run `pip install av`, or ask for --videos none"
+            f"videos need PyAV with {ENCODER}: run `pip install av`, or use --videos none"
         ) from error
 
 

@@ -107,7 +107,9 @@ def read_contents(folders: Sequence[Path]) -> list[RunContents]:
     resolved = [folder.resolve() for folder in folders]
     twice = {str(folder) for folder in resolved if resolved.count(folder) > 1}
     if twice:
-        raise RunError(f"{', '.join(sorted(twice))}: named twice; name every run once")
+        raise RunError(
+            f"{', '.join(sorted(twice))}: expected each run once, found it twice; remove one"
+        )
     labels = distinct_labels(resolved)
     return [
         _read_one(folder, label, color_class(index))
@@ -158,15 +160,19 @@ def _read_rollout(path: Path) -> Rollout:
         raise _damaged(path, f"{field}: {first['msg']}") from error
     seeds = [episode.seed for episode in result.episodes]
     if not seeds or len(set(seeds)) != len(seeds):
-        raise _damaged(path, f"episodes: {len(seeds)} with {len(set(seeds))} seeds, want distinct")
+        raise _damaged(
+            path, f"episodes: expected {len(seeds)} different seeds, found {len(set(seeds))}"
+        )
     rollout = Rollout(path.parent, result)
     rate = rollout.solved / len(seeds)
     expected = (rate, *wilson_interval(rollout.solved, len(seeds)))
     stated = (result.success_rate, *result.success_interval)
     if any(abs(a - b) > RATE_ROUNDING for a, b in zip(stated, expected, strict=True)):
-        raise _damaged(path, f"success_rate: {stated}, its episodes give {expected}")
+        raise _damaged(
+            path, f"success_rate: expected {expected} as in its episodes, found {stated}"
+        )
     return rollout
 
 
 def _damaged(path: Path, what: str) -> RunError:
-    return RunError(f"{path}: damaged at {what}; delete {path.parent} or roll out again")
+    return RunError(f"{path}: damaged: {what}; delete {path.parent} or run vla-rollout again")

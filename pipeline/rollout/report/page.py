@@ -44,7 +44,7 @@ def write_report(
         OSError: a file cannot be read, or `out` cannot be written.
     """
     if out.is_dir():
-        raise ConfigError(f"{out}: is a folder; name a file, as {out / 'report.html'}")
+        raise ConfigError(f"{out}: expected a file, found a folder; use {out / 'report.html'}")
     media = MediaBudget(media_limit)
     content = render_page(read_contents(folders), media)
     write_atomically(out, content.encode(errors="replace"))  # a file's name may be no Unicode

@@ -31,7 +31,7 @@ Card = tuple[EpisodeResult, str | None, str | None]  # with the URLs of its imag
 
 @dataclass
 class MediaBudget:
-    """The files inlined into a page so far, and those that were left out."""
+    """The files inlined into a page so far, and the omitted ones."""
 
     limit: int
     """In bytes of files; inside the page they take a third more."""

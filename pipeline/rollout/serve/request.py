@@ -97,8 +97,8 @@ class RequestReader:
             raise RequestError(f"{STEP}: expected an integer of 0 or more, found {clipped(step)}")
         if step is not None and lead:
             raise RequestError(
-                f"{STEP}: expected with single observations only, found {self._obs_horizon} "
-                "observation steps; they bring their own history, leave the key out"
+                f"{STEP}: expected only with single observations, found {self._obs_horizon} "
+                "observation steps; remove the key, the history is in the request"
             )
         return Request(
             frames=np.stack(views, axis=1),

@@ -1,6 +1,6 @@
 """A served policy, and the episode that one client plays with it.
 
-Not safe for threads: the server answers one request after another.
+Not safe for threads: the server processes one request after another.
 
 **History.** A policy of `obs_horizon` 2 was trained on consecutive control steps, and most clients
 send one observation for a whole chunk of actions. So a request brings either all its observation
@@ -189,14 +189,16 @@ class Session:
         ended = time.perf_counter()
         if not np.isfinite(chunk).all():
             raise RequestError(
-                "actions: expected finite numbers, found others; the policy is not fit for use"
+                "actions: expected finite numbers, found others; the policy has diverged, train "
+                "it again"
             )
         self._decision += 1
         if history == "repeated" and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "a client sends observations without the steps before them, which training "
-                "showed the policy; send %d steps, or every step with `step`",
+                "a client sends single observations, but the policy was trained with a history; "
+                "send "
+                "%d observation steps per request, or each control step with `step`",
                 self._policy.agent.config.obs_horizon,
             )
         timing = {

@@ -5,7 +5,7 @@ The server sends its metadata first. Each binary message is then an observation,
 connection closes. `/healthz` returns 200. A new connection begins a new episode; openpi-client's
 `reset` sends nothing.
 
-One thread runs the policy: the requests of several clients are answered one after another, and the
+One thread runs the policy: the requests of several clients are processed one after another, and the
 encoder computes where its probe was checked. Nothing that a client does ends the server: messages
 are bounded, each client may have one waiting, and web pages are refused, because a browser lets any
 page connect to this machine's ports.
@@ -162,8 +162,8 @@ class PolicyServer:
         except ConnectionClosed as closed:  # clients come and go, and some are killed
             if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
                 logger.warning(
-                    "%s: a message of more than %d MiB was cut off; send smaller pictures, or "
-                    "start with --max-message-mib",
+                    "%s: a message of more than %d MiB was cut off; send smaller images, or "
+                    "start with --set max_message_mib=N",
                     connection.remote_address[0],
                     self._config.max_message_mib,
                 )
@@ -180,7 +180,9 @@ class PolicyServer:
             logger.warning("%s: %s", connection.remote_address[0], line)
         except Exception:  # a defect of ours must not end the others' connections
             line, code = "the server failed on this message; see its log", CloseCode.INTERNAL_ERROR
-            logger.exception("%s: a message met a defect", connection.remote_address[0])
+            logger.exception(
+                "%s: internal error while processing a message", connection.remote_address[0]
+            )
         await connection.send(f"error: {line}")
         await connection.close(code, "see the text before")
         return None

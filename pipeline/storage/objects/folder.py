@@ -1,6 +1,6 @@
 """Objects below a prefix of a bucket, as a folder of files.
 
-Nothing can be renamed or locked here. An answered PUT is durable and whole, and the last of two
+Nothing can be renamed or locked here. An acknowledged PUT is durable and whole, and the last of two
 writers wins; `made` writes its last file only if no other process has.
 """
 
@@ -97,7 +97,7 @@ class ObjectFolder:
                 until_whole(f"{self}/{name}", partial(obstore.delete, self.objects, name))
 
     def settle(self, name: str) -> None:
-        """Do nothing: an answered PUT is durable."""
+        """Do nothing: an acknowledged PUT is durable."""
 
     def is_vacant(self, parts: Collection[str]) -> bool:
         """See `Folder.is_vacant`."""

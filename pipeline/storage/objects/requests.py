@@ -1,6 +1,6 @@
 """One request to an S3 or Google bucket through obstore: repeated if it may be, with our errors.
 
-Credentials, endpoint and region are those that obstore finds in the environment (AWS_ACCESS_KEY_ID,
+Credentials, endpoint and region are read by obstore from the environment (AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_ENDPOINT_URL, AWS_REGION, AWS_ALLOW_HTTP,
 GOOGLE_APPLICATION_CREDENTIALS, ...). Messages repeat only the status and the code of an answer: the
 rest may quote the key's id and the signed request.
@@ -78,10 +78,10 @@ def reaching(url: str) -> Iterator[None]:
     try:
         yield
     except AlreadyExistsError:
-        raise FileExistsError(f"{url}: is there already") from None
+        raise FileExistsError(f"{url}: exists already") from None
     except FileNotFoundError as error:
         if NO_BUCKET not in str(error):
-            raise FileNotFoundError(f"{url}: is not there") from None
+            raise FileNotFoundError(f"{url}: does not exist") from None
         raise ObjectStorageError(f"{url}: {_explain(str(error))}") from None
     except BaseError as error:
         is_cut = "response body error" in str(error)
@@ -97,17 +97,17 @@ def _explain(text: str) -> str:
     if "/latest/" in text:  # the address of a cloud machine's own credentials
         return (
             "no credentials for object storage; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "or what else your provider takes, in the environment"
+            "or the credentials of your provider, in the environment"
         )
     if NO_BUCKET in text:
-        return "there is no such bucket; make it, or name another --store"
+        return "the bucket does not exist; create it, or use another --store"
     if "BadScheme" in text:
-        return "the endpoint is not https; name one that is, or set AWS_ALLOW_HTTP=true"
+        return "the endpoint is not https; use an https endpoint, or set AWS_ALLOW_HTTP=true"
     if status is None:
-        answer = "object storage does not answer"
+        answer = "object storage does not respond"
     else:
         named = f" ({code[1]})" if code else ""
-        answer = f"object storage answers {status[1].strip()}{named}"
+        answer = f"object storage responds with {status[1].strip()}{named}"
     if status is not None and status[1][:2] == "40":
         return f"{answer}; check the credentials and the region in the environment"
     asked = f" after {tries[1]} retries" if tries else ""

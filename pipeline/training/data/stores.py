@@ -29,8 +29,9 @@ def check_weights(weights: Sequence[float], num_stores: int) -> tuple[float, ...
         return (1.0,) * num_stores
     if len(weights) != num_stores or not all(0 < w < math.inf for w in weights):
         raise ConfigError(
-            f"weights {', '.join(f'{weight:g}' for weight in weights)}: want {num_stores}, a "
-            f"positive number a store, in the order of the stores"
+            f"--weights: expected {num_stores} positive numbers, one per store in their order, "
+            f"found "
+            f"{', '.join(f'{weight:g}' for weight in weights)}"
         )
     return tuple(map(float, weights))
 
@@ -46,7 +47,7 @@ def check_agreement(stores: Sequence[FeatureStore], features: Sequence[str]) -> 
         lacking = [name for name in features if name not in store.encoder.feature_names]
         if lacking:
             raise ConfigError(
-                f"{store.path}: has no feature `{lacking[0]}`, which agent.readers names; it has "
+                f"{store.path}: expected feature `{lacking[0]}` of agent.readers, found "
                 f"{', '.join(store.encoder.feature_names)}; choose a preset that reads these, or "
                 f"embed with --features"
             )
@@ -61,16 +62,17 @@ def check_agreement(stores: Sequence[FeatureStore], features: Sequence[str]) -> 
         ):
             if ours != theirs:
                 raise StoreError(
-                    f"{store.path}: {field} is {shown}, in {first.path} it is {expected_shown}; "
-                    f"stores of one run must agree, so embed both equally, or train on one of them"
+                    f"{store.path}: {field}: expected {expected_shown} as in {first.path}, found "
+                    f"{shown}; "
+                    f"embed both stores with the same settings, or train on one of them"
                 )
         _check_probes(store, first, features)
         # The same episode in training and validation would make the validation error too small.
         twin = seen.setdefault(store.digest(), store)
         if twin is not store:
             raise StoreError(
-                f"{store.path}: content is that of {twin.path}; to draw a store more often, name "
-                f"it once and raise its weight (--weights)"
+                f"{store.path}: has the same content as {twin.path}; to sample a store more "
+                f"often, pass it once and increase its weight (--weights)"
             )
 
 
@@ -92,7 +94,7 @@ def validation_episodes(num_episodes: int, share: float, store: FeatureStore) ->
     elif share:
         if num_episodes <= 1:
             raise StoreError(
-                f"{store.path}: {num_episodes} episode, want 2 or more to hold one out; record "
+                f"{store.path}: expected 2 or more episodes, one for validation, found 1; record "
                 f"more, or set validation_share=0"
             )
         count = min(max(1, round(share * num_episodes)), num_episodes - 1)
@@ -101,8 +103,8 @@ def validation_episodes(num_episodes: int, share: float, store: FeatureStore) ->
     is_validation = torch.isin(torch.arange(num_episodes), chosen)
     if is_validation.all():
         raise StoreError(
-            f"{store.path}: no step to train on, {int(is_validation.sum())} of {num_episodes} "
-            f"episodes are held out; set validation_share=0, or train without this store"
+            f"{store.path}: expected episodes to train on, found all {num_episodes} in the "
+            f"validation split; set validation_share=0, or train without this store"
         )
     return is_validation
 
@@ -137,8 +139,9 @@ def warn_of_leaks(leaks: Sequence[tuple[str, str]]) -> None:
     """Log a warning about what `find_leaks` has found."""
     if leaks:
         warning = (
-            "%d validation episodes are trained on too (%s is %s, by its states and actions), and "
-            "validation errors flatter; leave one out, or name both under splits.validation"
+            "%d validation episodes are also in the training data (%s equals %s in states and "
+            "actions), so validation errors are too low; remove one, or list both in "
+            "splits.validation"
         )
         logger.warning(warning, len(leaks), *leaks[0])
 
@@ -166,8 +169,8 @@ def _check_probes(store: FeatureStore, first: FeatureStore, features: Sequence[s
     drawn = slice(len(SYNTHETIC))
     if not np.array_equal(ours.frames[drawn], theirs.frames[drawn]):
         raise StoreError(
-            f"{store.path}: frames of the probe are drawn or resized another way than in "
-            f"{first.path}; embed both with one version of this program"
+            f"{store.path}: probe frames are generated or resized differently than in "
+            f"{first.path}; embed both with the same version of frozen-vla"
         )
     differences = theirs.environment.differences(ours.environment)
     allowed = theirs.tolerance if differences else 0.0
@@ -178,6 +181,6 @@ def _check_probes(store: FeatureStore, first: FeatureStore, features: Sequence[s
             where = other if differences else "the same environment"
             raise StoreError(
                 f"{store.path}: feature `{name}` of the probe is {distance:.2g} (relative L2) from "
-                f"that in {first.path}, want at most {allowed:.2g} in {where}; embed one of them "
-                f"again"
+                f"that in {first.path}, expected at most {allowed:.2g} in {where}; embed one of "
+                f"them again"
             )

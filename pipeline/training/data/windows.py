@@ -83,7 +83,7 @@ class WindowData:
 
         Args:
             stores: one or more that agree.
-            features: names of those that the policy reads; no others are read.
+            features: names of the features that the policy reads; no others are loaded.
             validation_share: see `validation_episodes`.
             weights: how often a step of each store is drawn, against the others; a source inside
                 a store has its own weight times the store's. Empty: all equal.

@@ -99,19 +99,24 @@ def resolve_step(run: Path, which: str) -> int:
     """Return the step of a checkpoint: `latest`, `best` or a step (RunError: there is none)."""
     steps = checkpoint_steps(run)
     if not steps:
-        raise RunError(f"{run}: no checkpoint yet; let vla-train reach its first one")
+        raise RunError(
+            f"{run}: expected a checkpoint, found none; wait until vla-train has written the "
+            f"first one"
+        )
     if which == "latest":
         return steps[-1]
     if which == "best":
         best = _best_step(run)
         if best is None:
             raise RunError(
-                f"{run}: no checkpoint was measured on validation episodes, so none is known to be "
-                f"the best; ask for `latest` or one of the steps {steps}"
+                f"{run}: the best checkpoint is unknown, because none was evaluated on validation "
+                f"episodes; use `latest` or one of the steps {steps}"
             )
         return best
     if not which.isdecimal() or int(which) not in steps:
-        raise RunError(f"{run}: checkpoint {which!r}, want latest, best or one of {steps}")
+        raise RunError(
+            f"{run}: checkpoint: expected latest, best or one of {steps}, found {which!r}"
+        )
     return int(which)
 
 
@@ -147,7 +152,7 @@ def _read_tensors(run: Path, step: int, name: str) -> dict[str, Tensor]:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != expected[name]:
             raise RunError(
-                f"{path}: damaged, its bytes do not hash to checkpoint.json; delete {folder}"
+                f"{path}: damaged, its checksum is not that in checkpoint.json; delete {folder}"
             )
         if expected["run"] != run_hash(run):
             raise RunError(f"{folder}: belongs to another run than {run}/run.json; delete it")

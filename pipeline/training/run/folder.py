@@ -184,7 +184,7 @@ def _unreadable(path: Path, error: Exception) -> RunError:
 def _check_digest(path: Path, what: str, found: str, expected: str) -> None:
     if found != expected:
         raise RunError(
-            f"{path}: does not hold the {what} that run.json names ({expected[:12]}); "
+            f"{path}: expected the {what} listed in run.json ({expected[:12]}), found others; "
             f"restore it from a copy, or train again"
         )
 
@@ -195,13 +195,15 @@ def read_run(run: Path) -> RunDescription:
     try:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise RunError(f"{run}: no training run here; make one with vla-train") from error
+        raise RunError(
+            f"{run}: expected a training run, found none; create one with vla-train"
+        ) from error
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read ({error})") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise RunError(
-            f"{path}: format version {version}, this program reads {FORMAT_VERSION}; use the "
+            f"{path}: expected format version {FORMAT_VERSION}, found {version}; use the "
             f"release of frozen-vla that trained it, or train again"
         )
     try:

@@ -23,12 +23,16 @@ def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
     """
     if not (run / "run.json").exists():
         if not is_vacant(run) and not _was_cut_off(run):
-            raise RunError(f"{run}: holds something that is no training run; name another --out")
+            raise RunError(
+                f"{run}: expected a training run or nothing, found other files; use another --out"
+            )
         return True
     if not checkpoint_steps(run):
         return True
     if not resume:
-        raise RunError(f"{run}: holds a run already; --resume continues it, or name another")
+        raise RunError(
+            f"{run}: contains a run already; resume it with --resume, or use another --out"
+        )
     held = read_run(run)
     config = held.config.model_copy(
         update={"steps": max(held.config.steps, description.config.steps)}
@@ -43,7 +47,8 @@ def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
     )
     if change is not None:
         raise RunError(
-            f"{run}: was started with {change}; a run resumes unchanged, so name another --out"
+            f"{run}: was started with {change}; a resumed run keeps its settings, so use another "
+            f"--out"
         )
     return False
 

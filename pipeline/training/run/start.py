@@ -63,8 +63,8 @@ class Start:
             what = f"other sizes of {', '.join(wrong)}" if wrong else "features of another encoder"
             raise RunError(
                 f"{self.name}: expected a run of the same readers, head and encoder as this one, "
-                f"found {what}; train with its settings (`vla-data info` shows them), or without "
-                f"--init-from"
+                f"found {what}; use its settings (`vla-data info` shows them), or train "
+                f"without --init-from"
             )
         agent.load_state_dict({name: self.weights[name] for name in trained}, strict=False)
         changed = [name for name in scales if not torch.allclose(self.weights[name], ours[name])]
@@ -89,7 +89,7 @@ def lengthen(run: Path, config: TrainConfig) -> None:
         learning_rate(held.optimizer, step, steps) for steps in (held.steps, config.steps)
     )
     logger.info(
-        "%s: %d steps instead of %d; the %s schedule is drawn out to the new end, so the learning "
+        "%s: %d steps instead of %d; the %s schedule is stretched to the new end, so the learning "
         "rate of step %d is %.3g instead of %.3g",
         run,
         config.steps,

@@ -107,8 +107,8 @@ class GuardedTracker:
         except Exception as error:  # noqa: BLE001 - a tracker may raise anything
             self._tracker = None
             logger.warning(
-                "--track %s: ends here (%s); the training continues, and log.jsonl has every "
-                "figure",
+                "--track %s: tracking stopped (%s); training continues, and log.jsonl contains all "
+                "metrics",
                 self._name,
                 _reason(error),
             )
@@ -128,10 +128,10 @@ def check_trackers(names: Sequence[str]) -> None:
     """Refuse unknown trackers (ConfigError) and those without a library (MissingExtraError)."""
     for name in names:
         if name not in TRACKERS:
-            raise ConfigError(f"tracker {name!r}, want one of {', '.join(TRACKERS)}")
+            raise ConfigError(f"--track: expected one of {', '.join(TRACKERS)}, found {name!r}")
         if importlib.util.find_spec(name) is None:
             raise MissingExtraError(
-                f"--track {name}: its library is not installed; {install_command(name)}"
+                f"--track {name}: the library is not installed; {install_command(name)}"
             )
 
 
@@ -148,8 +148,8 @@ def open_trackers(
             for tracker in opened:
                 tracker.close()
             raise TrackerError(
-                f"--track {name}: expected it to open, found {_reason(error)}; log in, work "
-                "offline (for wandb: WANDB_MODE=offline), or leave --track out"
+                f"--track {name}: cannot start the tracker ({_reason(error)}); log in, work "
+                "offline (for wandb: WANDB_MODE=offline), or remove --track"
             ) from error
     return opened
 

@@ -67,7 +67,7 @@ def test_the_end_of_a_thumbnail_is_not_the_end_of_the_picture():
     whole = content[:2] + notes + content[2:]
     np.testing.assert_array_equal(decode_image(whole, "x"), decode_image(content, "x"))
     for length in (len(notes) + 2, len(whole) // 2, len(whole) - 1):
-        with pytest.raises(FrameReadError, match="expected a whole"):
+        with pytest.raises(FrameReadError, match="expected a complete"):
             decode_image(whole[:length], "x")
 
 
@@ -84,7 +84,7 @@ def test_an_image_that_is_cut_off_is_never_partly_grey(kind, num_zeros, share):
     """Pillow itself fills a padded, cut-off JPEG and a zeroed PNG, without a word."""
     content = encode(PICTURE, kind, **({"quality": 95} if kind == "JPEG" else {}))
     cut = content[: int(share * len(content))] + bytes(num_zeros)
-    with pytest.raises(FrameReadError, match=r"^episode 3, step 7: expected a whole") as caught:
+    with pytest.raises(FrameReadError, match=r"^episode 3, step 7: expected a complete") as caught:
         decode_image(cut, "episode 3, step 7")
     assert "\n" not in str(caught.value)
 
@@ -116,9 +116,9 @@ def test_alpha_is_dropped_and_not_blended():
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\xff\xd8\xff\xd9"])
 def test_other_bytes_are_refused(content):
     for read in (decode_image, image_size):
-        with pytest.raises(FrameReadError, match="expected a whole JPEG or PNG") as caught:
+        with pytest.raises(FrameReadError, match="expected a complete JPEG or PNG") as caught:
             read(content, "x")
-        assert str(caught.value).count("expected a whole") == 1
+        assert str(caught.value).count("expected a complete") == 1
 
 
 def test_other_formats_of_pillow_are_not_tried():
@@ -132,5 +132,5 @@ def test_a_header_that_promises_too_much_is_refused_before_memory_is_taken(side)
     content[16:24] = side.to_bytes(4) + side.to_bytes(4)
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4)
     for read in (decode_image, image_size):
-        with pytest.raises(FrameReadError, match="expected a whole"):
+        with pytest.raises(FrameReadError, match="expected a complete"):
             read(bytes(content), "x")

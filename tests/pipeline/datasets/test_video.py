@@ -143,7 +143,9 @@ def test_damage_inside_a_video_is_an_error_and_not_a_patched_frame(tmp_path, cod
         content[place] ^= 0x5A
     path.write_bytes(content)
     decoder = VideoDecoder(path, SIZE, num_threads=2)
-    with pytest.raises(FrameReadError, match=r"here: frame \d+: expected a whole frame") as error:
+    with pytest.raises(
+        FrameReadError, match=r"here: frame \d+: expected a readable frame"
+    ) as error:
         decoder.frames(np.arange(120), "here", 0)
     assert "\n" not in str(error.value)
     np.testing.assert_array_equal(decode(decoder, 0), [want[0]])  # what is whole still reads
@@ -184,9 +186,9 @@ def test_files_that_are_cut_off_or_no_videos_are_refused_at_opening(tmp_path):
     path = write_video(tmp_path / "a.mp4", numbered(40))
     content = path.read_bytes()
     for name, part, match in [
-        ("cut", content[: len(content) // 2], "expected a whole MP4 video"),
-        ("empty", b"", "expected a whole MP4 video"),
-        ("text", b"not a video", "expected a whole MP4 video"),
+        ("cut", content[: len(content) // 2], "expected a complete MP4 video"),
+        ("empty", b"", "expected a complete MP4 video"),
+        ("text", b"not a video", "expected a complete MP4 video"),
     ]:
         bad = tmp_path / f"{name}.mp4"
         bad.write_bytes(part)
@@ -215,7 +217,7 @@ def test_a_video_that_is_cut_off_behind_its_table_of_contents_is_refused(tmp_pat
     path.write_bytes(content[:-200])
     with pytest.raises(DatasetError, match=rf"of {len(content)} bytes or more, found .* cut off"):
         read_header(path)
-    with pytest.raises(FrameReadError, match="here: expected a whole frame"):
+    with pytest.raises(FrameReadError, match="here: expected a readable frame"):
         VideoDecoder(path, SIZE, num_threads=2).shown_s("here")
 
 

@@ -154,7 +154,7 @@ class TestObjectFolder(FolderContract):
     def test_of_two_that_make_it_the_first_wins_and_equal_ones_both_do(self, folder):
         self.make(folder, last="of A")
         self.make(folder, last="of A")
-        with pytest.raises(FileExistsError, match="last: is there already"):
+        with pytest.raises(FileExistsError, match="last: exists already"):
             self.make(folder, last="of B")
         assert folder.read("last") == b"of A"
 
@@ -214,13 +214,13 @@ def test_no_answer_no_bucket_and_no_credentials_are_one_line_each(server, monkey
     use_server(monkeypatch, f"http://127.0.0.1:{free_port()}")
     with pytest.raises(ObjectStorageError) as caught:
         open_folder(ObjectUrl("s3", BUCKET, "x")).read("a")
-    assert "x/a: object storage does not answer after 1 retries; check" in one_line(caught.value)
+    assert "x/a: object storage does not respond after 1 retries; check" in one_line(caught.value)
     use_server(monkeypatch, f"http://127.0.0.1:{server}")
     nowhere = open_folder(ObjectUrl("s3", "no-bucket", "x"))
     for ask_for in (lambda: nowhere.read("a"), lambda: nowhere.write("a", b""), nowhere.names):
         with pytest.raises(ObjectStorageError) as caught:
             list(ask_for())
-        assert "there is no such bucket" in one_line(caught.value)
+        assert "the bucket does not exist" in one_line(caught.value)
     monkeypatch.setenv("AWS_ALLOW_HTTP", "false")
     with pytest.raises(ObjectStorageError) as caught:
         open_folder(ObjectUrl("s3", BUCKET, "x")).read("a")

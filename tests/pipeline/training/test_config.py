@@ -89,7 +89,7 @@ def test_settings_before_a_kind_may_only_be_valid_together():
 
 
 def test_a_field_of_another_kind_lists_the_ones_there_are():
-    with pytest.raises(ConfigError, match="known here: kind, second_time"):
+    with pytest.raises(ConfigError, match="known fields: kind, second_time"):
         with_settings(
             preset_config("debug"),
             ["agent.objective.kind=mip", "agent.objective.flow_share=0.5"],
@@ -99,24 +99,24 @@ def test_a_field_of_another_kind_lists_the_ones_there_are():
 @pytest.mark.parametrize(
     ("setting", "pattern"),
     [
-        ("steps", "want group.field=value"),
-        ("stepz=3", "known here: preset, agent"),
+        ("steps", "expected group.field=value"),
+        ("stepz=3", "known fields: preset, agent"),
         ("agent.head.layers=3", "n_layer"),
-        ("agent.readers.pooled.projection_dim.x=3", "want group.field=value"),
-        ("agent.readers.grid.kind=grid", "known here: pooled"),
+        ("agent.readers.pooled.projection_dim.x=3", "expected group.field=value"),
+        ("agent.readers.grid.kind=grid", "known fields: pooled"),
         ("agent.readers.pooled.kind=conv", "'linear', 'grid', 'keypoints', 'attention'"),
         ("agent.state_scaling=median", "'range', 'quantiles' or 'deviation'"),
-        ("preset=demo", "want group.field=value"),
+        ("preset=demo", "expected group.field=value"),
         ("optimizer.learning_rate=inf", "finite"),
         ("optimizer.betas=[2, 2]", "less than 1"),
         ("agent.objective.time_logit_mean=nan", "finite"),
         ("seed=99999999999999999999999", "less than"),
         ("steps=-1", "steps: Input should be greater"),
         ("steps=many", "steps: Input should be a valid integer"),
-        ("agent.num_action_steps=99", "num_action_steps=99, want 1..8"),
-        ("steps=1", "warmup_steps=2, want fewer"),
+        ("agent.num_action_steps=99", "num_action_steps: expected 1 to 8"),
+        ("steps=1", "warmup_steps: expected fewer"),
         ("agent.objective.kind=mips", "expected tags: 'improved_meanflow', .*_jump', 'meanflow'"),
-        ("agent.head.kind=mip", "known here: n_emb"),
+        ("agent.head.kind=mip", "known fields: n_emb"),
         ("agent.objective.tangent=none", "'boundary' or 'velocity_head'"),
     ],
 )

@@ -142,6 +142,7 @@ def test_processes_that_cannot_share_a_batch_are_refused(store, alone):
     with pytest.raises(ConfigError, match="3 processes cannot share gradient_accumulation_steps=2"):
         trainer_of(store, alone, Ranks(0, 3))
     with pytest.raises(
-        ConfigError, match="batch_size=8, want a multiple of gradient_accumulation_steps=3"
+        ConfigError,
+        match="batch_size: expected a multiple of gradient_accumulation_steps=3, found 8",
     ):
         with_settings(debug(), ["gradient_accumulation_steps=3"])

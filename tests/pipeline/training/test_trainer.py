@@ -171,7 +171,7 @@ def test_a_store_that_is_replaced_while_it_loads_is_not_trained_on(
         return data
 
     monkeypatch.setattr(session_module, "WindowData", load)
-    with pytest.raises(StoreError, match=r"another store took its place.*run the same command"):
+    with pytest.raises(StoreError, match=r"the store was replaced.*run the same command"):
         train([store.path], tmp_path / "run", debug(), resume=False)
     assert not (tmp_path / "run").exists()
 
@@ -221,7 +221,7 @@ def test_a_new_run_takes_no_weights_that_lie_around(store, uninterrupted, tmp_pa
     (run / "run.json").unlink()
     changed = with_settings(debug(), ["seed=7"])
     for resume in (False, True):
-        with pytest.raises(RunError, match="holds something that is no training run"):
+        with pytest.raises(RunError, match="expected a training run or nothing"):
             train([store.path], run, changed, resume=resume)
 
 
@@ -266,10 +266,10 @@ def test_folders_beside_the_checkpoints_are_not_taken_for_some(uninterrupted, tm
 
 
 def test_folders_that_are_no_runs_are_refused(tmp_path):
-    with pytest.raises(RunError, match="no training run here"):
+    with pytest.raises(RunError, match="expected a training run, found none"):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text('{"format_version": 99}')
-    with pytest.raises(RunError, match="version 99"):
+    with pytest.raises(RunError, match="found 99"):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RunError, match="cannot be read"):

@@ -72,7 +72,7 @@ class EncoderContract:
         assert len(parts) == len(specs)
 
     def test_images_of_another_shape_are_refused(self, encoder):
-        with pytest.raises(ImageFormatError, match="want uint8"):
+        with pytest.raises(ImageFormatError, match="expected uint8"):
             ImageEncoder.encode.__wrapped__.__wrapped__(
                 encoder, np.zeros((1, 128, 128, 3), np.uint8)
             )

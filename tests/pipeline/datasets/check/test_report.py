@@ -56,11 +56,11 @@ def test_the_table_shows_views_columns_and_findings(tmp_path):
         arrays["state"][:, 3] = 1
 
     table = check(tmp_path, plant).table()
-    assert "7 episodes, 146 steps, 14.6 s; frames of 5 episodes read" in table
+    assert "7 episodes, 146 steps, 14.6 s; read the frames of 5 episodes" in table
     assert "front  24x32  102          0.0 ms" in table
     assert "warning: constant: state[3]" in table
     assert table.endswith("1 warning")
-    assert check(tmp_path).table().endswith("nothing found")
+    assert check(tmp_path).table().endswith("no problems found")
 
 
 def test_many_alike_are_counted_and_not_listed():
@@ -145,7 +145,7 @@ def test_the_command_ends_with_0_where_nothing_is_found_and_1_where_something_is
     manifest = tmp_path / "clean.toml"
     clean = invoke(manifest)
     assert clean.exit_code == 0, clean.stderr
-    assert "nothing found" in clean.stdout
+    assert "no problems found" in clean.stdout
     assert "next: vla-embed" in clean.stdout
     sheet = tmp_path / "sheet.png"
     found = invoke(manifest, "--json", "--all", "--sheet", sheet)

@@ -133,7 +133,7 @@ def test_an_episode_without_steps_is_refused(root):
 def test_a_truncated_file_is_named(root):
     path = root / "episode_9.hdf5"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DatasetError, match=r"episode_9\.hdf5: .* does not read \(.*truncated"):
+    with pytest.raises(DatasetError, match=r"episode_9\.hdf5: .* an unreadable one \(.*truncated"):
         open_tiny(root)
 
 
@@ -176,7 +176,11 @@ def test_numbers_that_do_not_read_are_named(root):
     content[place.byte_offset] ^= 1
     path.write_bytes(content)
     reader = open_tiny(root)
-    with pytest.raises(DatasetError, match=r"episode_12\.hdf5: .*numbers at action.*does not read"):
+    with pytest.raises(
+        DatasetError,
+        match=r"episode_12\.hdf5: .*numbers at action.*an "
+        "unreadable one",
+    ):
         reader.numbers(1, ACTION)
 
 
@@ -234,7 +238,7 @@ def test_a_file_that_lies_elsewhere_is_read_only_on_request(root, tmp_path_facto
     [
         (jpeg(np.zeros((8, 6, 3), np.uint8)), "6x8 pixels as the first frame, found 8x6"),
         (jpeg(tiny_frames(1, "front")[2])[:300], "[Tt]runcated"),
-        (np.zeros(4, np.uint8), "whole JPEG or PNG"),
+        (np.zeros(4, np.uint8), "complete JPEG or PNG"),
     ],
 )
 def test_a_compressed_frame_that_is_not_like_the_others_is_named(tmp_path, row, pattern):

@@ -180,7 +180,7 @@ def test_demonstrations_that_are_not_wanted_may_be_damaged(path):
     assert (reader.num_episodes, reader.episode_number(0)) == (1, 9)
     np.testing.assert_array_equal(reader.frames(0, 0, 3)[0], tiny_frames(0, "front"))
     assert reader.subset("valid") == (12,)
-    with pytest.raises(DatasetError, match=r"expected at least one episode .* none among 2"):
+    with pytest.raises(DatasetError, match=r"expected at least one episode .* none of 2"):
         open_tiny(path, keeps=lambda number: number == 3)
 
 

@@ -146,7 +146,7 @@ def test_places_without_demonstrations_say_what_to_correct(tmp_path):
     with pytest.raises(DatasetError, match=r"a\.hdf5: expected at least one demonstration"):
         open_tiny(path)
     path.write_bytes(b"not HDF5")
-    with pytest.raises(DatasetError, match=r"a\.hdf5: .* does not read"):
+    with pytest.raises(DatasetError, match=r"a\.hdf5: .* an unreadable one"):
         open_tiny(path)
 
 

@@ -235,7 +235,7 @@ def test_episodes_that_are_not_wanted_need_not_be_there(tmp_path):
     assert (reader.num_episodes, reader.episode_number(0), reader.episode_length(0)) == (1, 1, 4)
     assert read_counters(reader.frames(0, 0, 4)[0]) == [100, 101, 102, 103]
     assert reader.subset("late") == (1, 2)
-    with pytest.raises(DatasetError, match=r"expected at least one episode .* none among 3"):
+    with pytest.raises(DatasetError, match=r"expected at least one episode .* none of 3"):
         open_v2(tmp_path, keeps=lambda number: number > 2)
     reader.close()
 

@@ -74,7 +74,7 @@ def test_templates_that_are_absent_are_the_published_ones(tmp_path):
 @pytest.mark.parametrize(
     ("views", "numbers", "match"),
     [
-        (("front",), NUMBERS, "at front, found no such key; name one of observation.images.front"),
+        (("front",), NUMBERS, "at front, found no such key; use one of observation.images.front"),
         (("action",), NUMBERS, "at action, found dtype float32"),
         ((FRONT,), (FRONT,), "expected numbers at observation.images.front, found dtype video"),
     ],
@@ -113,7 +113,7 @@ def test_an_index_that_names_the_file_before_is_not_taken_for_a_damaged_file(tmp
     write_v3(tmp_path, counted_episodes(2, 2, 2), tables=[[0], [1, 2]])
     first = {"data/file_index": 0}
     edit_parquet(tmp_path / INDEX, lambda row: row | (first if row["episode_index"] == 1 else {}))
-    refused(tmp_path, "file-000.*expected 4 rows .* found 2; .*convert the dataset again where its")
+    refused(tmp_path, "file-000.*expected 4 rows .* found 2; .*convert the dataset again if its")
 
 
 DAMAGED_ROWS = {
@@ -195,10 +195,13 @@ def test_a_file_that_is_too_short_for_all_its_episodes_is_refused_for_each(tmp_p
     [
         ({"length": 4}, r"episode 1: expected dataset_to_index .* 3 \+ length 4, found 8"),
         ({"length": None}, "episode 1: length: expected a whole number .* found None"),
-        ({f"videos/{FRONT}/from_timestamp": float("nan")}, "expected seconds at which its clip"),
+        ({f"videos/{FRONT}/from_timestamp": float("nan")}, "expected the begin and end of its"),
         ({f"videos/{FRONT}/from_timestamp": 0.1}, "front: expected episode 1 to begin after"),
         ({f"videos/{FRONT}/from_timestamp": 0.5}, r"until 1\.0000 s, found .*0\.8"),
-        ({f"videos/{FRONT}/to_timestamp": 0.7}, r"to end at 0\.8000 s, .* ends at 0\.7000 s"),
+        (
+            {f"videos/{FRONT}/to_timestamp": 0.7},
+            r"to end at 0\.8000 s, .* end of its clip at 0\.7000 s",
+        ),
         ({f"videos/{FRONT}/file_index": 7}, r"file-007\.mp4 \(episode 1\)"),
     ],
 )
@@ -219,7 +222,7 @@ def test_an_index_without_a_column_is_refused(tmp_path):
     ("change", "match"),
     [
         ({"episode_index": 0}, "episode 1: expected 5 rows with its number in episode_index"),
-        ({"index": 3}, "consecutive index from 3"),
+        ({"index": 3}, "with index counting from 3"),
         ({"timestamp": float("nan")}, "timestamp: expected finite seconds, found nan"),
     ],
 )
@@ -251,11 +254,15 @@ def test_rows_of_another_width_are_refused(tmp_path):
         reader.numbers(1, "action")
     episodes[1].extra = {"action": [[1.0, 2.0, 3.0]] * 4 + [[1.0]]}
     reader = open_v3(write_v3(tmp_path, episodes, lists="variable"))
-    with pytest.raises(DatasetError, match="action: expected rows of equally many numbers"):
+    with pytest.raises(
+        DatasetError, match="action: expected the same number of values in each row"
+    ):
         reader.numbers(0, "action")
     episodes[1].extra = {"action": [[1.0, 2.0, 3.0]] * 4 + [None]}
     reader = open_v3(write_v3(tmp_path, episodes, lists="variable"))
-    with pytest.raises(DatasetError, match="action: expected rows of equally many numbers"):
+    with pytest.raises(
+        DatasetError, match="action: expected the same number of values in each row"
+    ):
         reader.numbers(0, "action")
 
 
@@ -295,7 +302,7 @@ def test_a_depth_camera_is_refused(tmp_path):
     info = json.loads((tmp_path / "meta/info.json").read_text())
     info["features"][WRIST]["info"] = {"video.is_depth_map": True}
     write_json(tmp_path / "meta/info.json", info)
-    refused(tmp_path, "found a depth camera; name one of observation.images.front")
+    refused(tmp_path, "found a depth camera; use one of observation.images.front")
 
 
 def test_episodes_that_are_not_wanted_need_not_be_there(tmp_path):
@@ -313,7 +320,7 @@ def test_episodes_that_are_not_wanted_need_not_be_there(tmp_path):
     assert read_counters(wrist) == [1100, 1101, 1102, 1103]
     assert reader.numbers(0, "action").tolist() == np.arange(12.0).reshape(4, 3).tolist()
     assert reader.subset("late") == (1, 2)
-    with pytest.raises(DatasetError, match=r"expected at least one episode .* none among 3"):
+    with pytest.raises(DatasetError, match=r"expected at least one episode .* none of 3"):
         open_v3(root, keeps=lambda number: False)
     reader.close()
 

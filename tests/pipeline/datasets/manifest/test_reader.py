@@ -265,7 +265,7 @@ def test_a_split_names_a_subset_of_the_files(tmp_path):
     )
     assert ManifestReader(loaded).validation == (1,)
     fields = loaded.manifest.to_dict() | {"episodes": {"only": [0]}}
-    assert "none among those used" in refusal(describe(loaded.roots[0], **fields))
+    assert "none in use" in refusal(describe(loaded.roots[0], **fields))
 
 
 def test_sources_follow_one_another_each_with_its_filter_and_split(root, tmp_path):

@@ -142,12 +142,12 @@ def test_a_chunk_that_was_cut_off_is_an_error(tmp_path, num_bytes, is_zip):
     path.write_bytes(path.read_bytes()[:-num_bytes])
     reader = open_buffer(zip_folder(root) if is_zip else root)
     with pytest.raises(
-        FrameReadError, match=r"episode 1: data/img: expected rows \[3, 5\) to decode"
+        FrameReadError, match=r"episode 1: data/img: expected readable rows \[3, 5\)"
     ):
         reader.frames(1, 0, 2)
     path.write_bytes(b"short")
     reader = open_buffer(root)
-    with pytest.raises(FrameReadError, match="5 bytes of Blosc"):
+    with pytest.raises(FrameReadError, match="5 bytes, expected"):
         reader.frames(1, 0, 2)
 
 
@@ -162,14 +162,14 @@ def test_a_chunk_that_was_cut_off_is_an_error_whatever_its_codec(tmp_path, codec
     path = root / FRONT / "1.0.0.0"
     for size in (path.stat().st_size - 3, 20):
         path.write_bytes(path.read_bytes()[:size])
-        with pytest.raises(FrameReadError, match=r"data/img: .*to decode"):
+        with pytest.raises(FrameReadError, match=r"data/img: .*readable rows"):
             open_buffer(root).frames(1, 0, 5)
 
 
 def test_a_raw_chunk_that_was_cut_off_is_an_error(root):
     path = root / "data/state/0.0"
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(DatasetError, match=r"data/state: .*to decode"):
+    with pytest.raises(DatasetError, match=r"data/state: .*readable rows"):
         open_buffer(root).numbers(0, "data/state")
 
 
@@ -267,7 +267,11 @@ def test_a_damaged_chunk_in_a_zip_is_an_error(root):
     content[content.index(chunk) + 40] ^= 255
     path.write_bytes(content)
     reader = open_buffer(path)
-    with pytest.raises(FrameReadError, match=r"episode 0: data/img: .*to decode, found .*CRC"):
+    with pytest.raises(
+        FrameReadError,
+        match=r"episode 0: data/img: .*readable rows .* found "
+        ".*CRC",
+    ):
         reader.frames(0, 0, 1)
 
 
@@ -300,7 +304,7 @@ def test_chunks_of_episodes_that_are_not_wanted_need_not_be_there(tmp_path, dama
     np.testing.assert_array_equal(reader.numbers(0, "data/state"), tiny_state(1))
     with pytest.raises(IndexError):
         reader.episode_length(1)
-    with pytest.raises(DatasetError, match=r"expected at least one episode .* none among 2"):
+    with pytest.raises(DatasetError, match=r"expected at least one episode .* none of 2"):
         open_buffer(root, keeps=lambda number: number > 1)
 
 

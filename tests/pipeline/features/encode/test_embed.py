@@ -242,7 +242,7 @@ def test_a_store_is_never_made_of_something_else(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/precious").write_text("")
     for place in ("file", "folder"):
-        with pytest.raises(StoreError, match="no feature store; name another --store"):
+        with pytest.raises(StoreError, match="found other files; use another --store"):
             embed(manifest, tmp_path / place)
 
 
@@ -256,7 +256,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_pa
 
 def test_frames_of_another_size_need_the_opt_in(tmp_path):
     manifest = write_dataset(tmp_path, lengths=(2,), size=(120, 160))
-    with pytest.raises(DatasetError, match=r"120x160 pixels, want 256x256.*resize = \[256, 256\]"):
+    with pytest.raises(DatasetError, match=r"256x256 pixels, found 120x160.*resize = \[256, 256\]"):
         embed(manifest, tmp_path / "s.zarr")
     assert not (tmp_path / "s.zarr").exists()
 

@@ -92,7 +92,9 @@ def test_features_of_odd_shapes_are_embedded_and_verified(tmp_path):
     report = verify_store(store.path, None, sample=5, seed=0)
     assert report.is_within_tolerance
     assert report.num_exact_steps == 5
-    with pytest.raises(EncoderLoadError, match="feature 'grid', want each of edges, colors"):
+    with pytest.raises(
+        EncoderLoadError, match="expected each of edges, colors at most once, found 'grid'"
+    ):
         embed(tmp_path, toy_encoder.NAME, features=("grid",))
 
 

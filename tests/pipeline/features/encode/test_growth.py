@@ -129,7 +129,7 @@ def test_a_store_of_another_manifest_is_left_alone(tmp_path):
     embed(manifest, store)
     before = content(store)
     manifest.write_text(manifest.read_text().replace('revision = "0"', 'revision = "1"'))
-    with pytest.raises(StoreError, match="made with another manifest"):
+    with pytest.raises(StoreError, match="created with a different manifest"):
         embed(manifest, store)
     for ours, theirs in zip(content(store), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -159,7 +159,7 @@ def test_a_worker_that_computes_something_else_is_refused(tmp_path, address):
         threads=1,
         index=FrameIndex.of([], place_matters=False),
     )
-    with pytest.raises(EncoderMismatchError, match="gives probe frame"):
+    with pytest.raises(EncoderMismatchError, match="computes for probe frame"):
         list(encode_with_ray(plan, 1, [0]))
     assert not commits(tmp_path / "s.zarr")
 
@@ -168,10 +168,16 @@ def test_what_no_machine_has_and_where_no_ray_answers_is_one_line(tmp_path, addr
     manifest = write_one_view(tmp_path / "dataset", (20,))
     threads = torch.get_num_threads()
     torch.set_num_threads(512)
-    with pytest.raises(ConfigError, match=r"needs 512 CPUs and 0 GPUs, no machine .* has as many"):
+    with pytest.raises(
+        ConfigError,
+        match=r"needs 512 CPUs and 0 GPUs, but no node .* has that many",
+    ):
         embed(manifest, tmp_path / "s.zarr", ray_workers=2)
     torch.set_num_threads(threads)
-    for nowhere, reason in (("127.0.0.1:1", "no Ray answers there"), ("auto", "want host:port")):
+    for nowhere, reason in (
+        ("127.0.0.1:1", "cannot connect to Ray"),
+        ("auto", "expected host:port"),
+    ):
         monkeypatch.setenv(ADDRESS, nowhere)
-        with pytest.raises(ConfigError, match=f"RAY_ADDRESS={nowhere}: {reason}"):
+        with pytest.raises(ConfigError, match=f"RAY_ADDRESS.*: {reason}"):
             embed(manifest, tmp_path / "s.zarr", ray_workers=2)

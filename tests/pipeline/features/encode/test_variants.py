@@ -75,7 +75,9 @@ def test_a_variant_is_the_feature_of_the_augmented_frame(stores):
 
 @pytest.mark.parametrize("settings", [{"num_variants": 1}, {}])
 def test_another_number_of_variants_wants_another_store(stores, settings):
-    with pytest.raises(StoreError, match=f"made with variants {VARIANTS}, this run requests"):
+    with pytest.raises(
+        StoreError, match=f"expected variants {VARIANTS}, as it was created with, found"
+    ):
         embed_dataset(
             EmbedConfig(
                 manifest=stores / "tiny.toml",

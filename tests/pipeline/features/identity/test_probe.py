@@ -121,7 +121,7 @@ def test_other_weights_with_the_same_fingerprint_are_refused(encoder, probe):
             if name.endswith("fc2.weight"):
                 weights.mul_(1.1)
     assert other.identity == encoder.identity
-    assert "want every bit in the same environment" in refusal(Pretender(other), probe)
+    assert "expected all bits in the same environment" in refusal(Pretender(other), probe)
     refusal(Pretender(other, environment=tiny_environment()), probe)
 
 
@@ -130,8 +130,8 @@ def test_one_changed_bit_of_one_feature_is_refused_in_the_same_environment(encod
     changed = {name: values.copy() for name, values in probe.features.items()}
     changed[feature].view(np.uint16)[2, 1].flat[5] ^= 1
     message = refusal(Pretender(encoder), dataclasses.replace(probe, features=changed))
-    assert f"`checkerboard` of view 1 another feature `{feature}` than was stored" in message
-    assert "want every bit in the same environment" in message
+    assert f"`checkerboard` of view 1 a feature `{feature}` that differs" in message
+    assert "expected all bits in the same environment" in message
 
 
 def test_another_environment_has_a_tolerance_and_its_fields_are_named(encoder, probe):
@@ -148,7 +148,7 @@ def test_another_environment_has_a_tolerance_and_its_fields_are_named(encoder, p
     message = refusal(Pretender(encoder, environment=other), far)
     assert f"torch_version was {probe.environment.torch_version}, is 1.0" in message
     assert f"threads was {probe.environment.threads}, is 99" in message
-    assert f"want at most {probe.tolerance:.2g}" in message
+    assert f"expected at most {probe.tolerance:.2g}" in message
     refusal(Pretender(encoder), near)  # the same environment has no tolerance
 
 
@@ -183,7 +183,7 @@ def test_a_store_of_another_resize_is_refused(encoder, probe):
     theirs = dataclasses.replace(probe, frames=frames, features=features)
     message = refusal(Pretender(encoder, environment=tiny_environment()), theirs)
     assert "`resized noise`" in message
-    assert "drawn or resized another way" in message
+    assert "generated or resized differently" in message
 
 
 def test_synthetic_frames_are_the_same_everywhere_and_have_no_symmetry():

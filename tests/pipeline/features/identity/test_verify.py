@@ -67,7 +67,7 @@ def test_a_store_of_this_environment_is_confirmed_bit_for_bit(folder):
     assert list(report.distances) == ["pooled", "grid"]
     for found in report.distances.values():
         assert (found.max_abs, found.relative_l2_worst, found.equal_share) == (0, 0, 1)
-    assert "as it should be (8 steps bit for bit" in report.summary()
+    assert "OK (8 steps bit for bit" in report.summary()
 
 
 def test_the_manifest_is_found_through_the_store(embedded):
@@ -192,9 +192,8 @@ def test_a_damaged_unit_is_named_and_its_rows_are_not_drawn(two_units, name, uni
     assert not report.is_within_tolerance
     assert report.distances["pooled"].relative_l2_worst == 0
     assert report.num_committed_steps == (CHUNK_ROWS, 3)[1 - unit]
-    assert (
-        f"1 units are damaged, want none; run vla-embed again to encode them anew: unit {unit}"
-        in (report.summary())
+    assert f"1 units are damaged; run vla-embed again to encode them again: unit {unit}" in (
+        report.summary()
     )
     assert report.summary().splitlines()[-1].startswith(f"{path}: DAMAGED")
 
@@ -244,7 +243,7 @@ def test_variants_are_verified_too(tmp_path):
 
 def test_a_store_that_does_not_say_where_its_data_lies_asks_for_the_manifest(folder):
     (folder / "s.zarr" / SOURCE_NOTE).unlink()
-    with pytest.raises(StoreError, match="name it with --manifest"):
+    with pytest.raises(StoreError, match="pass its --manifest"):
         verify_store(folder / "s.zarr", None, sample=1, seed=0)
 
 

@@ -161,7 +161,7 @@ def test_a_whole_store_has_no_damage_and_both_codecs_keep_every_bit(tmp_path, co
     store = whole_store(tmp_path / "s.zarr", codec=codec)
     report = verify_checksums(store.path)
     assert not report.damaged
-    assert "1 units: all whole" in report.summary()
+    assert "1 units: all intact" in report.summary()
     plain = whole_store(tmp_path / "plain.zarr")
     for name in SHAPES:
         np.testing.assert_array_equal(store.read_features(name), plain.read_features(name))
@@ -189,7 +189,7 @@ def test_a_mark_of_another_store_is_reported(tmp_path):
 
 
 def test_a_store_that_is_absent_or_incomplete_has_no_checksums(tmp_path):
-    with pytest.raises(StoreError, match="no feature store here"):
+    with pytest.raises(StoreError, match="expected a feature store, found none"):
         verify_checksums(tmp_path)
     store = create_store(tmp_path / "s.zarr", (3,))
     with pytest.raises(IncompleteStoreError, match="run the same vla-embed"):

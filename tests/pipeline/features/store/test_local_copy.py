@@ -42,7 +42,7 @@ def test_a_bucket_is_copied_where_requests_fail_and_resumed_after_an_outage(cach
         use_server(monkeypatch, proxy.url)
         store = complete_store(ObjectUrl("s3", BUCKET, "s.zarr"), LENGTHS)
         proxy.dies_at = lambda method, path: method == "GET" and "/features/pooled/c/3/" in path
-        with pytest.raises(ObjectStorageError, match="object storage does not answer after"):
+        with pytest.raises(ObjectStorageError, match="object storage does not respond after"):
             everything(FeatureStore.open(store.path), cache)
         assert copies(cache) == ["000000", "000001", "000002", "000003.partial"]
         proxy.is_dead, proxy.dies_at = False, lambda _method, _path: False
@@ -63,7 +63,7 @@ def test_a_damaged_unit_is_not_copied(cache, tmp_path):
     store = complete_store(tmp_path / "s.zarr", LENGTHS, codec="blosc")
     folder = store.path / "features/pooled/c"
     (folder / "1/0/0").write_bytes((folder / "2/0/0").read_bytes())
-    with pytest.raises(StoreError, match=r"unit 1\) of features/pooled do not hash"):
+    with pytest.raises(StoreError, match=r"unit 1\) of features/pooled differ from"):
         everything(store, cache)
     assert copies(cache)[0] == "000000"
     assert "000001" not in copies(cache)
@@ -76,7 +76,11 @@ def test_a_copy_that_was_damaged_is_found_before_training(cache, tmp_path):
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(StoreError, match=r"unit 2.*do not hash to their commit record"):
+    with pytest.raises(
+        StoreError,
+        match=r"unit 2.*differ from the checksum of their commit "
+        "record",
+    ):
         WindowData(store, features=["pooled"], validation_share=0.0, cache=cache)
 
 
@@ -84,7 +88,7 @@ def test_copies_that_would_fill_the_disk_are_refused_before_the_first(cache, tmp
     store = complete_store(tmp_path / "s.zarr", LENGTHS, codec="blosc")
     free = sum(LENGTHS) * ROW_BYTES
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free - 1))
-    with pytest.raises(ConfigError, match=r"takes 0.0 GB more, .* name another --cache-dir"):
+    with pytest.raises(ConfigError, match=r"needs 0.0 GB more, .* use another --cache-dir"):
         everything(store, cache)
     assert copies(cache) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))

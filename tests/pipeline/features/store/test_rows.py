@@ -67,7 +67,7 @@ def test_a_shard_whose_index_names_other_chunks_is_refused(tmp_path):
     path = store.path / "features/pooled/c/1/0/0"
     content = path.read_bytes()
     path.write_bytes(content[:-30] + b"\xff" * 26 + content[-4:])
-    with pytest.raises(StoreError, match="names no chunks"):
+    with pytest.raises(StoreError, match="expected chunks"):
         StoredRows([store], NAME)
 
 

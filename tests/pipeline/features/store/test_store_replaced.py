@@ -35,7 +35,7 @@ def test_a_store_that_was_replaced_since_it_was_opened_is_not_read(tmp_path, len
     complete_store(tmp_path / "s.zarr", (CHUNK_ROWS, CHUNK_ROWS))
     store = FeatureStore.open(tmp_path / "s.zarr")
     put_in_place(store, complete_store(tmp_path / "other.zarr", lengths))
-    with pytest.raises(StoreError, match=r"another store took its place run the same command"):
+    with pytest.raises(StoreError, match=r"store was replaced meanwhile, run the same command"):
         store.read_features("pooled")
 
 
@@ -56,7 +56,7 @@ def test_what_was_read_while_a_store_was_replaced_is_refused(tmp_path, other):
             discard_units(store.folder, [])
         store.read_features("pooled")
 
-    with pytest.raises(StoreError, match=r"s\.zarr: another store took its place"):
+    with pytest.raises(StoreError, match=r"s\.zarr: the store was replaced"):
         with_unreplaced(store, change)
 
 
@@ -100,7 +100,7 @@ def test_arrays_of_another_shape_or_dtype_are_a_store_error(
     path.write_text(json.dumps(metadata))
     with pytest.raises(StoreError, match=r"zarr\.json" if is_complete else found) as caught:
         FeatureStore.open(store.path, allow_incomplete=True)
-    assert "embed into another" in str(caught.value) or "name another --store" in str(caught.value)
+    assert "embed into another" in str(caught.value) or "use another --store" in str(caught.value)
 
 
 def test_every_change_takes_the_mark_away(tmp_path):

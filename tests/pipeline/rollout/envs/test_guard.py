@@ -56,7 +56,7 @@ def test_a_simulator_that_fails_while_it_is_built_is_an_error_of_the_environment
 def test_a_wrong_use_is_not_called_a_failure_of_the_simulator(tmp_path):
     env = make_env(write_env(tmp_path / "env.toml"), VIEWS)
     env.reset(0)
-    with pytest.raises(EnvError, match="2 finite numbers as action") as caught:
+    with pytest.raises(EnvError, match="2 finite numbers as the action") as caught:
         env.step(np.full(2, np.nan, np.float32))
     assert not isinstance(caught.value, EpisodeError)
     env.close()

@@ -94,7 +94,7 @@ def test_an_episode_that_the_environment_ends_is_over(tmp_path):
     env.reset(0)
     right = np.array([1, 0], np.float32)
     assert [env.step(right).truncated for _ in range(2)] == [False, True]
-    with pytest.raises(EnvError, match="reset first"):
+    with pytest.raises(EnvError, match="has ended"):
         env.step(right)
     env.close()
 

@@ -115,11 +115,11 @@ def test_experts_that_need_the_goal_succeed(task):
         ("metawrld/reach-v3", ("corner",), r"did you mean metaworld/reach-v3"),
         ("reach-v3", ("corner",), r"did you mean metaworld/reach-v3"),
         ("metaworld/draw-open", ("corner",), r"did you mean metaworld/drawer-open-v3"),
-        ("metaworld/reach-v3", ("front",), r"out of topview, corner, .*found front"),
-        ("metaworld/reach-v3", ("corner", "corner"), r"different views.*found corner, corner"),
+        ("metaworld/reach-v3", ("front",), r"distinct views from topview, corner, .*found front"),
+        ("metaworld/reach-v3", ("corner", "corner"), r"distinct views.*found corner, corner"),
         ("metaworld/reach-v3", (), r"found none"),
         ("aloha/transfer", ("top",), r"did you mean aloha/transfer-cube\?"),
-        ("aloha/insertion", ("front",), r"out of left_pillar, .*found front"),
+        ("aloha/insertion", ("front",), r"distinct views from left_pillar, .*found front"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_right_ones(name, views, pattern):

@@ -148,7 +148,8 @@ def test_distance_and_spread_are_those_of_a_brute_force_search(check):
 def test_too_few_episodes_are_said_and_judge_nothing():
     verdict = check_of(episodes=3).examine_start(first_frames(100)[..., ::-1])
     assert (
-        verdict.line() == "cameras are not checked: 3 training episodes, want 4 or more to judge by"
+        verdict.line() == "the cameras are not checked: expected 4 or more training episodes, "
+        "found 3"
     )
     assert verdict.matches
 
@@ -230,7 +231,7 @@ def test_start_frames_that_were_damaged_swapped_or_removed_are_refused(run):
     flipped = bytearray(ours)
     flipped[-1] ^= 1
     for damage, pattern in (
-        (bytes(flipped), "does not hold the start frames that run.json names"),
+        (bytes(flipped), "expected the start frames listed in run.json"),
         (ours[: len(ours) // 2], "cannot be read"),
         ((run / "probe.safetensors").read_bytes(), "cannot be read"),
     ):
@@ -248,6 +249,6 @@ def test_a_run_that_knows_cameras_by_features_is_refused_in_one_line(run):
     content["format_version"] = 6
     content["data"]["reference_digest"] = content["data"].pop("start_frames_digest")
     path.write_text(json.dumps(content))
-    with pytest.raises(RunError, match="format version 6, this program reads 8; use") as caught:
+    with pytest.raises(RunError, match="format version 8, found 6; use") as caught:
         read_run(run)
     assert "\n" not in str(caught.value)

@@ -81,11 +81,11 @@ def test_the_environment_of_the_recordings_passes():
 @pytest.mark.parametrize(
     ("settings", "pattern"),
     [
-        ({"view_names": ("top", "front")}, "views is"),
-        ({"view_names": ("front", "side")}, "views is"),
-        ({"state_dim": 6}, "state width is 6"),
-        ({"action_dim": 7}, "action width is 7"),
-        ({"control_hz": 20.0}, r"control rate in Hz is 20\.0, .* trained with 50\.0"),
+        ({"view_names": ("top", "front")}, "views: expected"),
+        ({"view_names": ("front", "side")}, "views: expected"),
+        ({"state_dim": 6}, "state width: .*found 6"),
+        ({"action_dim": 7}, "action width: .*found 7"),
+        ({"control_hz": 20.0}, r"control rate in Hz: expected 50\.0 as in training, found 20\.0"),
     ],
 )
 def test_another_environment_is_refused(settings, pattern):
@@ -96,9 +96,9 @@ def test_another_environment_is_refused(settings, pattern):
 def test_an_overridden_gate_lets_pass_what_can_run(caplog):
     gate = Gate(is_overridden=True)
     check_env(description(), StillEnv(control_hz=20.0), gate)
-    assert ["control rate in Hz is 20.0" in reason for reason in gate.overridden] == [True]
-    assert "GATE OVERRIDDEN" in caplog.text
-    with pytest.raises(EnvError, match="state width is 6"):
+    assert ["control rate in Hz: expected 50.0" in reason for reason in gate.overridden] == [True]
+    assert "CHECK OVERRIDDEN" in caplog.text
+    with pytest.raises(EnvError, match=r"state width: .*found 6"):
         check_env(description(), StillEnv(state_dim=6), gate)
 
 
@@ -106,12 +106,12 @@ def test_a_run_trained_on_another_encoders_features_is_refused(tmp_path):
     """The tiny store says that an encoder with another fingerprint made its features."""
     store = complete_store(tmp_path / "s.zarr")
     train([store.path], tmp_path / "run", debug(), resume=False)
-    with pytest.raises(EncoderMismatchError, match=r"found stand-in .* with other weights"):
+    with pytest.raises(EncoderMismatchError, match=r"found stand-in .* with different weights"):
         load_policy(tmp_path / "run", encoder="stand-in")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(RunError, match="no training run here"):
+    with pytest.raises(RunError, match="expected a training run, found none"):
         load_policy(tmp_path, encoder=None)
 
 
@@ -163,8 +163,8 @@ def test_a_probe_that_was_swapped_damaged_or_removed_is_refused(encoder, probe, 
     flipped = bytearray(ours)
     flipped[-1] ^= 1
     for damage, pattern in (
-        (content, "does not hold the probe that run.json names"),
-        (bytes(flipped), "does not hold the probe that run.json names"),
+        (content, "expected the probe listed in run.json"),
+        (bytes(flipped), "expected the probe listed in run.json"),
         (ours[: len(ours) // 2], "cannot be read"),
     ):
         path.write_bytes(damage)

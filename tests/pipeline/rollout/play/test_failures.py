@@ -47,7 +47,7 @@ def test_an_episode_that_its_simulator_ends_is_not_solved_and_the_others_are_pla
     assert (failed.seed, failed.steps, failed.success) == (100_001, 9, False)
     assert failed.failure.startswith(f"{failing}: seed 100001, step 9: step raised Floating")
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == [f"{failed.failure}, so the episode is not solved"]
+    assert warnings == [f"{failed.failure}; the episode counts as not solved"]
     assert result.alarms()[0].startswith("the simulator itself failed in 1 of 3 episodes")
     assert (tmp_path / "out/videos/seed_100001.mp4").exists()
 
@@ -55,7 +55,9 @@ def test_an_episode_that_its_simulator_ends_is_not_solved_and_the_others_are_pla
 def test_an_action_space_that_would_clip_the_trainings_actions_needs_a_word(toy_run, tmp_path):
     """As with joint targets in radians, and an environment that declares -1 to 1 for them."""
     narrow = write_env(tmp_path / "env.toml", limit=0.5)
-    with pytest.raises(EnvError, match=r"action\[0\]: training reached from .* from -0\.5 to 0\.5"):
+    with pytest.raises(
+        EnvError, match=r"action\[0\]: the training data is in .* is \[-0\.5, 0\.5\]"
+    ):
         roll_out(config(toy_run, narrow, tmp_path / "out"))
     file = tmp_path / "env.toml"
     file.write_text(file.read_text().replace("[action]", "[action]\nclip = true"))

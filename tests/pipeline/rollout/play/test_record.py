@@ -82,7 +82,7 @@ def test_a_damaged_or_renamed_recording_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"episode_0\.hdf5: expected episode_1\.hdf5"):
         record_dataset(config_for(tmp_path))
     (tmp_path / "episode_0.hdf5").write_bytes(b"\x89HDF")
-    with pytest.raises(DatasetError, match=r"episode_0\.hdf5: .*does not read"):
+    with pytest.raises(DatasetError, match=r"episode_0\.hdf5: .*an unreadable one"):
         record_dataset(config_for(tmp_path))
 
 
@@ -116,7 +116,7 @@ def test_failures_that_were_kept_never_pass_for_successes(tmp_path):
     write_recording(tmp_path, seed=0)
     write_recording(tmp_path, seed=1, success=False)
     before = contents(tmp_path)
-    with pytest.raises(ConfigError, match=r"found seeds \[1\] that it fails; keep all"):
+    with pytest.raises(ConfigError, match=r"found seeds \[1\] that it fails; use --keep all"):
         record_dataset(config_for(tmp_path))
     assert contents(tmp_path) == before
     with h5py.File(tmp_path / "episode_0.hdf5", "r+") as file:

@@ -111,7 +111,7 @@ def test_a_simulator_that_dies_is_an_error_and_leaves_no_result(run, tmp_path, m
         time.sleep(0.2)
 
     monkeypatch.setattr(processes.Worker, "send", kill_one)
-    with pytest.raises(EnvError, match="ended with code -9"):
+    with pytest.raises(EnvError, match="exited with code -9"):
         roll_out(config(run, tmp_path / "dead", num_envs=2))
     assert not (tmp_path / "dead/result.json").exists()
 
@@ -119,20 +119,20 @@ def test_a_simulator_that_dies_is_an_error_and_leaves_no_result(run, tmp_path, m
 def test_the_gate_can_be_overridden_and_the_result_says_so(run, tmp_path):
     other = tiny_tower(seed=1)
     found = f"found {Path(other).name}"
-    with pytest.raises(EncoderMismatchError, match=f"{found} .* with other weights"):
+    with pytest.raises(EncoderMismatchError, match=f"{found} .* with different weights"):
         roll_out(config(run, tmp_path / "no", encoder=other))
     settings = {"encoder": other, "override_gate": True, "episodes": 1, "max_steps": 1}
     result = roll_out(config(run, tmp_path / "yes", **settings))
     (reason,) = result.gate_overridden
     assert found in reason
-    assert result.alarms()[0] == f"the gate was overridden: {reason}"
+    assert result.alarms()[0] == f"a check was overridden: {reason}"
     assert result.encoder.name == Path(other).name
 
 
 def test_a_refusal_leaves_the_earlier_result(run, alone, tmp_path):
     shutil.copytree(alone[1], tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    with pytest.raises(RunError, match="want latest, best"):
+    with pytest.raises(RunError, match="expected latest, best"):
         roll_out(config(run, tmp_path / "out", checkpoint="newest"))
     with pytest.raises(EncoderMismatchError):
         roll_out(config(run, tmp_path / "out", encoder="stand-in"))

@@ -82,7 +82,7 @@ def test_what_would_never_be_rolled_out_is_refused_before_training(store, tmp_pa
         rollout = RolloutConfig(run=tmp_path, out=tmp_path, env=env)
         validate_by_rollouts(rollout, every=every, store=store, config=debug())
 
-    with pytest.raises(ConfigError, match="rollouts every 6 steps, checkpoints every 4"):
+    with pytest.raises(ConfigError, match="multiple of checkpoint_every=4, found 6"):
         refused(write_env(tmp_path / "env.toml"), 6)
     with pytest.raises(EnvError, match=r"gymnasium\.make to build .*TypeError.*lag"):
         refused(write_env(tmp_path / "env.toml", lag=1), 8)

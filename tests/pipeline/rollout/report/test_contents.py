@@ -43,7 +43,7 @@ def test_validations_come_after_what_was_asked_for(trained, tmp_path):
         (lambda content: content.pop("env"), "env"),
         (lambda content: content["episodes"][1].pop("seed"), r"episodes\.1\.seed"),
         (lambda content: content["episodes"].clear(), "episodes"),
-        (lambda content: content["episodes"].append(content["episodes"][0]), "distinct"),
+        (lambda content: content["episodes"].append(content["episodes"][0]), "different seeds"),
         (lambda content: content.update(success_rate=0.9), "success_rate"),
         (lambda content: content.update(success_interval=[0, 1]), "success_rate"),
     ],
@@ -54,7 +54,7 @@ def test_a_damaged_result_is_refused_by_name(trained, tmp_path, damage, said):
     content = json.loads(path.read_text())
     damage(content)
     path.write_text(json.dumps(content))
-    with pytest.raises(RunError, match=rf"drawer/result\.json: .*{said}.*roll out again"):
+    with pytest.raises(RunError, match=rf"drawer/result\.json: .*{said}.*run vla-rollout again"):
         read_contents([run])
 
 

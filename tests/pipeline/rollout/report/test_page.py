@@ -213,8 +213,8 @@ def test_an_overridden_gate_is_an_alarm(trained, tmp_path):
     write_report([run], tmp_path / "page.html")
     content = (tmp_path / "page.html").read_text()
     assert re.findall(r'<p class="alarm"[^>]*>(.*?)</p>', content) == [
-        "run, rollout drawer: the gate was overridden: fps 20, want 50",
-        "run, rollout drawer: the gate was overridden: &lt;b&gt;view&lt;/b&gt; front is missing",
+        "run, rollout drawer: a check was overridden: fps 20, want 50",
+        "run, rollout drawer: a check was overridden: &lt;b&gt;view&lt;/b&gt; front is missing",
     ]
 
 
@@ -283,5 +283,5 @@ def test_a_failure_leaves_the_old_page(two_runs, tmp_path):
 
 
 def test_a_folder_is_no_place_for_the_page(trained, tmp_path):
-    with pytest.raises(ConfigError, match=r"is a folder; name a file, as .*report\.html"):
+    with pytest.raises(ConfigError, match=r"expected a file, found a folder; use .*report\.html"):
         write_report([trained], tmp_path)

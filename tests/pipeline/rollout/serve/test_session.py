@@ -176,7 +176,7 @@ def test_steps_that_go_back_ask_for_a_reset(session):
 
 
 def test_a_stack_that_also_counts_its_steps_is_refused(session):
-    assert "leave the key out" in refusal(session, observation(0, 1, step=1))
+    assert "remove the key" in refusal(session, observation(0, 1, step=1))
 
 
 def test_the_prompt_of_openpis_examples_changes_nothing(session, policy):

@@ -188,7 +188,7 @@ def test_oversized_messages_are_cut_off(port, policy, parts, caplog):
     assert_still_serves(port, policy)
     [told] = caplog.messages
     assert told.startswith("127.0.0.1: a message of more than 1 MiB was cut off; send smaller")
-    assert "--max-message-mib" in told
+    assert "--set max_message_mib=" in told
 
 
 def test_a_connection_that_breaks_in_a_message_harms_nobody(port, policy):

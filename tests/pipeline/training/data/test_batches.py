@@ -116,7 +116,7 @@ def test_a_store_that_takes_the_place_of_another_in_training_is_found(tmp_path):
     list(batches.chunks(0))
     store.path.rename(tmp_path / "old.zarr")
     other.path.rename(store.path)
-    with pytest.raises(StoreError, match="another store took its place"):
+    with pytest.raises(StoreError, match="the store was replaced"):
         list(batches.chunks(1))
 
 
@@ -127,6 +127,6 @@ def test_a_damaged_unit_is_found_before_training(tmp_path):
     content[100] ^= 1
     path.write_bytes(content)
     with pytest.raises(
-        StoreError, match=r"rows 512..1000 \(unit 1\) of features/pooled do not hash"
+        StoreError, match=r"rows 512..1000 \(unit 1\) of features/pooled differ from"
     ):
         WindowData(store, features=("pooled",), validation_share=0.2)

@@ -169,7 +169,10 @@ def test_held_out_episodes_that_another_store_trains_on_are_found_and_told(
     assert list(leaks) == expected
     assert WindowData(*stores, features=("pooled",), validation_share=0.0).leaks == ()
     warn_of_leaks(leaks)
-    assert f"{len(leaks)} validation episodes are trained on too ({leaks[0][0]} is" in caplog.text
+    assert (
+        f"{len(leaks)} validation episodes are also in the training data ({leaks[0][0]}"
+        in caplog.text
+    )
 
 
 def wider(lengths: tuple[int, ...], name: str) -> StepArrays:
@@ -180,13 +183,15 @@ def wider(lengths: tuple[int, ...], name: str) -> StepArrays:
 OTHER_ENCODER = tiny_identity("e" * 64)
 OTHER_PROBE = dataclasses.replace(tiny_probe(), frames=255 - tiny_probe().frames)
 REFUSED = {
-    "views is top, front, r_vis": {"view_names": ("top", "front", "r_vis")},
-    "variants is 1": {"num_variants": 1},
-    "state width is 10": {"steps": wider(LENGTHS_B, "state")},
-    "action width is 8": {"steps": wider(LENGTHS_B, "action")},
-    "control rate in Hz is 25": {"fps": 25.0},
-    rf"encoder is tiny, float32 \({OTHER_ENCODER.fingerprint[:12]}\)": {"encoder": OTHER_ENCODER},
-    "frames of the probe": {"probe": OTHER_PROBE},
+    "views: .*found top, front, r_vis": {"view_names": ("top", "front", "r_vis")},
+    "variants: .*found 1": {"num_variants": 1},
+    "state width: .*found 10": {"steps": wider(LENGTHS_B, "state")},
+    "action width: .*found 8": {"steps": wider(LENGTHS_B, "action")},
+    "control rate in Hz: .*found 25": {"fps": 25.0},
+    rf"encoder: .*found tiny, float32 \({OTHER_ENCODER.fingerprint[:12]}\)": {
+        "encoder": OTHER_ENCODER
+    },
+    "probe frames are": {"probe": OTHER_PROBE},
 }
 
 
@@ -206,7 +211,7 @@ def test_one_bit_of_the_probe_tells_an_encoder_unless_the_environment_is_another
     probe = dataclasses.replace(tiny_probe(), features={"pooled": pooled})
     other = make_store(tmp_path / "same.zarr", probe=probe)
     with pytest.raises(
-        StoreError, match=r"`pooled` of the probe .* want at most 0 in the same environment"
+        StoreError, match=r"`pooled` of the probe .* expected at most 0 in the same environment"
     ):
         WindowData(first, other, features=("pooled",), validation_share=0.0)
 
@@ -228,13 +233,17 @@ def test_one_bit_of_the_probe_tells_an_encoder_unless_the_environment_is_another
 
 def test_the_same_content_twice_is_refused(first, tmp_path):
     twin = complete_store(tmp_path / "twin.zarr", LENGTHS_A)
-    with pytest.raises(StoreError, match=f"{twin.path}: content is that of {first.path}.*weight"):
+    with pytest.raises(
+        StoreError, match=f"{twin.path}: has the same content as {first.path}.*weight"
+    ):
         WindowData(first, twin, features=("pooled",), validation_share=0.0)
 
 
 def test_a_store_without_a_step_to_train_on_is_refused(first, tmp_path):
     other = make_store(tmp_path / "b.zarr", validation=(0, 1))
-    with pytest.raises(StoreError, match=f"{other.path}: no step to train on, 2 of 2 episodes"):
+    with pytest.raises(
+        StoreError, match=f"{other.path}: expected episodes to train on, found all 2"
+    ):
         WindowData(first, other, features=("pooled",), validation_share=0.1)
     assert (
         len(WindowData(first, other, features=("pooled",), validation_share=0.0).train_rows)
@@ -244,7 +253,7 @@ def test_a_store_without_a_step_to_train_on_is_refused(first, tmp_path):
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0), (1.0, 0.0), (1.0, float("nan"))])
 def test_weights_that_do_not_fit_the_stores_are_refused(first, second, tmp_path, weights):
-    with pytest.raises(ConfigError, match="want 2, a positive number a store"):
+    with pytest.raises(ConfigError, match="expected 2 positive numbers, one per store"):
         train([first.path, second.path], tmp_path / "run", debug(), resume=False, weights=weights)
 
 

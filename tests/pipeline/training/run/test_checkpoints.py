@@ -43,16 +43,16 @@ def test_the_best_checkpoint_outlives_the_latest(run):
 
 
 def test_checkpoints_are_asked_for_by_name_or_step(run):
-    with pytest.raises(RunError, match="no checkpoint yet"):
+    with pytest.raises(RunError, match="expected a checkpoint, found none"):
         resolve_step(run, "latest")
     save(run, 10, keep=3)
     save(run, 20, keep=3)
     assert resolve_step(run, "latest") == 20
     assert resolve_step(run, "10") == 10
-    with pytest.raises(RunError, match="none is known to be the best"):
+    with pytest.raises(RunError, match="the best checkpoint is unknown"):
         resolve_step(run, "best")
     for wrong in ("15", "-10", "newest", ""):
-        with pytest.raises(RunError, match=r"want latest, best or one of \[10, 20\]"):
+        with pytest.raises(RunError, match=r"expected latest, best or one of \[10, 20\]"):
             resolve_step(run, wrong)
 
 

@@ -74,7 +74,7 @@ def test_a_finished_run_takes_more_steps_and_says_what_the_schedule_does(
     assert (report.resumed_from, report.steps) == (8, 12)
     assert read_run(run).config == config
     rate = learning_rate(config.optimizer, 8, 12)
-    assert "12 steps instead of 8; the cosine schedule is drawn out to the new end" in caplog.text
+    assert "12 steps instead of 8; the cosine schedule is stretched to the new end" in caplog.text
     assert f"the learning rate of step 8 is {rate:.3g} instead of 0" in caplog.text
     assert read_checkpoint(run, 8).step == 8  # still belongs to this run
     with pytest.raises(RunError, match=r"config.steps=12, now it is 8"):

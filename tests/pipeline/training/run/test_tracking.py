@@ -86,7 +86,9 @@ def test_weights_and_biases_is_told_offline(store, tmp_path):
 
 
 def test_a_tracker_that_is_unknown_or_not_installed_is_refused(store, tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="tracker 'mlflow', want one of tensorboard, wandb"):
+    with pytest.raises(
+        ConfigError, match="--track: expected one of tensorboard, wandb, found 'mlflow'"
+    ):
         open_trackers(["mlflow"], tmp_path, {}, 0)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingExtraError, match=r"'\.\[wandb\]'"):
@@ -94,7 +96,7 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_refused(store, tmp_path, 
 
 
 def test_a_tracker_that_cannot_be_opened_leaves_no_run(store, tmp_path):
-    with pytest.raises(ConfigError, match="want one of"):
+    with pytest.raises(ConfigError, match="expected one of"):
         train([store], tmp_path / "run", debug(), resume=False, track=["mlflow"])
     assert not (tmp_path / "run").exists()
 
@@ -120,7 +122,7 @@ def test_without_a_login_nothing_is_trained_and_nothing_blocks_the_retry(store, 
     done = type_train(store, run, tmp_path)
     assert done.returncode == 2, done.stderr
     error = done.stderr.splitlines()[-1]
-    assert error.startswith("error: --track wandb: expected it to open, found UsageError: ")
+    assert error.startswith("error: --track wandb: cannot start the tracker (UsageError: ")
     assert "Traceback" not in done.stderr
     assert not (run / "log.jsonl").exists()
     changed = with_settings(debug(), ["seed=1"])
@@ -145,8 +147,8 @@ def test_a_tracker_that_fails_is_warned_of_once_and_training_continues(
     assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 8
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == [
-        "--track tensorboard: ends here (ConnectionError: no network); the training continues, and "
-        "log.jsonl has every figure"
+        "--track tensorboard: tracking stopped (ConnectionError: no network); training continues, "
+        "and log.jsonl contains all metrics"
     ]
 
 
