@@ -197,7 +197,7 @@ def test_an_outage_at_whatever_request_is_no_damage(layout, url, proxy, monkeypa
         proxy.is_dead = False
         proxy.seen.clear()
         proxy.dies_at = lambda _method, _path, last=last: len(proxy.seen) == last
-        with pytest.raises(ObjectStorageError, match="does not answer"):
+        with pytest.raises(ObjectStorageError, match="does not respond"):
             everything(layout, place)
 
 

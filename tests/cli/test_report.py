@@ -38,7 +38,7 @@ def test_a_run_gets_its_page_and_mistakes_one_line(tmp_path):
 
     assert "expected a training run, found none" in refusal(tmp_path / "absent")
     assert "expected each run once" in refusal(run, run)
-    assert "is a folder" in refusal(run, "--out", tmp_path)
+    assert "found a folder" in refusal(run, "--out", tmp_path)
     assert "No such file or directory" in refusal(run, "--out", tmp_path / "absent" / "page.html")
     (run / "rollouts" / "drawer" / "result.json").write_text("{}")
     line = refusal(run)

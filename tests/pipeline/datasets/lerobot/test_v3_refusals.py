@@ -50,7 +50,7 @@ def refused(root, match, views=VIEWS, numbers=NUMBERS):
     [
         ({"codebase_version": "v1.6"}, r"v3\.0, found v1\.6; convert"),
         ({"codebase_version": "v2.1"}, r"found v2\.1; write format = \"lerobot_v2\""),
-        ({"storage_format": "lance"}, "found lance, which is not read"),
+        ({"storage_format": "lance"}, "found lance, which is not supported"),
         ({"fps": 0}, r"info\.json: fps:"),
         ({"features": []}, r"info\.json: features:"),
         ({"total_episodes": 3}, "expected one row for episode 2 of 3, found 0"),
@@ -175,7 +175,9 @@ def test_a_step_past_its_clips_end_does_not_get_the_next_episodes_frame(tmp_path
         reader.frames(0, 0, 40)
     reader.close()
     edit_json(root / "meta/info.json", fps=29.5 / 3)  # now the index shows it
-    refused(root, "expected episode 0 to end at 4.0678 s, .* ends at 4.0000 s; correct `fps`")
+    refused(
+        root, "expected episode 0 to end at 4.0678 s, .* end of its clip at 4.0000 s; correct `fps`"
+    )
 
 
 @pytest.mark.parametrize("left_out", [(), (0,), (2,), (0, 2)])

@@ -246,7 +246,7 @@ def test_an_outage_is_no_damage(url, proxy):
         lambda: FeatureStore.open(url),
         lambda: fill_store(store),
     ):
-        with pytest.raises(ObjectStorageError, match="does not answer after 1 retries"):
+        with pytest.raises(ObjectStorageError, match="does not respond after 1 retries"):
             ask_for()
     proxy.is_dead = False
     read_all(url)

@@ -67,7 +67,7 @@ def test_a_result_that_is_no_json_is_refused(trained, tmp_path):
 
 
 def test_the_same_run_twice_is_refused(trained):
-    with pytest.raises(RunError, match="named twice"):
+    with pytest.raises(RunError, match="expected each run once"):
         read_contents([trained, trained / ".." / trained.name])
 
 
