@@ -41,6 +41,6 @@ def test_another_encoder_is_refused_by_what_differs():
     other_basis = load(
         tiny_tower(), features=("pooled", "grid"), bases={"grid": -encoder.bases["grid"]}
     )
-    assert "with other weights, preprocessing or dtype" in refusal(encoder, tiny_identity())
+    assert "with different weights, preprocessing or dtype" in refusal(encoder, tiny_identity())
     message = refusal(other_basis, encoder.identity)
     assert "with other layer, pooling or basis of `grid`; name the right one" in message

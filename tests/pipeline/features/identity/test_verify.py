@@ -128,7 +128,7 @@ def test_frames_that_changed_since_are_told_from_a_wrong_encoder(folder):
     assert not report.is_within_tolerance
     assert len(report.changed) == 1
     assert "episode_1.hdf5, step 2, view top" in report.changed[0]
-    assert "not those that were embedded" in report.summary()
+    assert "have changed since they were embedded" in report.summary()
 
 
 def test_one_level_of_one_pixel_is_another_frame(folder):
@@ -252,7 +252,7 @@ def test_a_store_without_rows_or_with_another_encoder_is_refused(folder, tmp_pat
     with pytest.raises(StoreError, match="no unit is committed"):
         verify_store(empty.path, folder / "tiny.toml", sample=1, seed=0)
     other = _store_of_another_encoder(folder, tmp_path)
-    with pytest.raises(EncoderMismatchError, match="with other weights, preprocessing or dtype"):
+    with pytest.raises(EncoderMismatchError, match="with different weights, preprocessing or dtype"):
         verify_store(other, folder / "tiny.toml", sample=1, seed=0, encoder=tiny_tower())
 
 
