@@ -229,7 +229,7 @@ def test_a_state_that_was_constant_has_no_influence_and_a_wild_one_a_bounded_one
 
 
 def test_executing_more_steps_than_predicted_is_refused():
-    with pytest.raises(ValueError, match="num_action_steps=9"):
+    with pytest.raises(ValueError, match="num_action_steps: expected 1 to 8"):
         AgentConfig(num_action_steps=9, head=HeadConfig(pred_horizon=8))
 
 

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.store.records import COMPLETE_MARK
@@ -41,6 +42,7 @@ def embed_in_child(
     It is killed after a time, counted from its next commit where that is waited for.
     """
     before, kill_at = commits(store).keys(), math.inf
+    given_up_at = time.monotonic() + 300  # a fork that hangs is a failure, not a test without end
     child = os.fork()
     if child == 0:
         with Path(os.devnull).open("w") as silence:
@@ -54,6 +56,7 @@ def embed_in_child(
             after_commit, kill_at = False, time.monotonic() + kill_after_s
         if time.monotonic() >= kill_at:
             os.kill(child, signal.SIGKILL)
+        assert time.monotonic() < given_up_at
         time.sleep(0.004)
     assert os.waitstatus_to_exitcode(ended[1]) in (0, -signal.SIGKILL)
     return os.WIFSIGNALED(ended[1])
@@ -62,6 +65,7 @@ def embed_in_child(
 def main(manifest: Path, folder: Path, tower: str, kills: int, seed: int) -> None:
     """Kill `kills` embeddings at random moments; a store that is complete makes room for a new."""
     torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # a fork while its thread holds the bars' lock would never end
     load(tower)  # so that transformers is imported once and not in every round
     numbers = random.Random(seed)
     started = time.monotonic()

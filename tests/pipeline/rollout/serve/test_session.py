@@ -67,7 +67,7 @@ def test_one_observation_a_chunk_is_answered_and_said_to_be_repeated(session, po
         assert_answer(ask(session, 8), expected_actions(policy, [8, 8], decision=1), "repeated")
         ask(session, 16)
     assert len(caplog.records) == 1  # told once a connection
-    assert "send 2 steps, or every step with `step`" in caplog.text
+    assert "send 2 observation steps per request" in caplog.text
 
 
 def test_counted_steps_make_the_history(session, policy):
