@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def embed_in_child(
 def main(manifest: Path, folder: Path, tower: str, kills: int, seed: int) -> None:
     """Kill `kills` embeddings at random moments; a store that is complete makes room for a new."""
     torch.set_num_threads(1)
-    tqdm.monitor_interval = 0  # a fork while its thread holds the bars' lock would never end
+    # tqdm's own lock is shared with forks: a kill while one holds it would hang all that follow.
+    tqdm.set_lock(threading.RLock())
     load(tower)  # so that transformers is imported once and not in every round
     numbers = random.Random(seed)
     started = time.monotonic()

@@ -10,11 +10,13 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import torch
 import torch._dynamo  # the optimizers import it, for more than a second in every fork
+from tqdm import tqdm
 
 from pipeline.training.config import with_settings
 from pipeline.training.presets import debug
@@ -55,6 +57,8 @@ def train_in_child(stores: list[Path], run: Path, kill_at: int | None, delay_s: 
 def main(folder: Path, kills: int, seed: int, stores: list[Path]) -> None:
     """Kill `kills` trainings at random steps; a run that is done makes room for a new one."""
     torch.set_num_threads(1)
+    # tqdm's own lock is shared with forks: a kill while one holds it would hang all that follow.
+    tqdm.set_lock(threading.RLock())
     numbers = random.Random(seed)
     started = time.monotonic()
     train_in_child(stores, folder / "reference", None)
