@@ -184,7 +184,10 @@ def test_every_command_that_runs_a_network_refuses_a_device_that_is_not_there(tm
 def test_a_setting_of_an_embedding_reaches_the_store_and_a_wrong_one_is_one_line(tmp_path):
     manifest, store = write_dataset(tmp_path, lengths=(2,)), tmp_path / "s.zarr"
     words = ("vla-embed", manifest, "--store", store, "--encoder", tiny_tower())
-    for wrong, message in (("codec=zip", "codec=zip: Input should be"), ("x=1", "known: comp")):
+    for wrong, message in (
+        ("codec=zip", "codec=zip: Input should be"),
+        ("x=1", "compute_dtype, images"),
+    ):
         assert f"--set {wrong}" in (said := refusal(*words, "--set", wrong))
         assert message in said
     chosen = ("--set", "codec=blosc", "--set", "shard_above=1", "--set", "compute_dtype=float32")

@@ -148,7 +148,7 @@ def test_without_its_extra_the_command_names_it(tmp_path, monkeypatch):
     for part in ("sockets", "session", "request", "wire"):
         monkeypatch.delitem(sys.modules, f"pipeline.rollout.serve.{part}", raising=False)
     message = refusal(tmp_path)
-    assert "found no module msgpack" in message
+    assert "the module msgpack is not installed" in message
     assert "'.[serve]'" in message
 
 

@@ -55,7 +55,7 @@ def test_a_run_on_several_stores_shows_them_all(stores, tmp_path, caplog):
     result = train(stores, tmp_path / "run", "--weights", "2,0.5")
     assert result.exit_code == 0, result.output
     assert f"next: vla-rollout {tmp_path / 'run'} --env ENV" in result.stdout
-    assert "training from step 0 to 3, 8 windows each, on 37 steps of 4 episodes" in caplog.text
+    assert "training from step 0 to 3, batch size 8, on 37 steps of 4 episodes" in caplog.text
     shown = CliRunner().invoke(cli.data.main, ["info", str(tmp_path / "run")]).stdout
     assert "2, 0.5" in shown
     assert all(store.digest() in shown for store in stores)

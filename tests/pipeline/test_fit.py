@@ -68,7 +68,7 @@ def test_a_store_of_another_fit_is_not_resumed(tmp_path):
     path = tmp_path / "s.zarr"
     embed_dataset(EmbedConfig(manifest=manifest, store=path, encoder=tiny_tower()))
     manifest.write_text(manifest.read_text().replace('fit = "crop"', 'fit = "pad"'))
-    with pytest.raises(StoreError, match="another manifest"):
+    with pytest.raises(StoreError, match="different manifest"):
         embed_dataset(EmbedConfig(manifest=manifest, store=path, encoder=tiny_tower()))
 
 

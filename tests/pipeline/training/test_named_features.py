@@ -77,7 +77,7 @@ def test_a_probe_of_another_run_is_not_taken(store, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     train([store.path], tmp_path / "other", reading(POOLED), resume=False)
     shutil.copy(tmp_path / "other" / PROBE_FILE, tmp_path / "run" / PROBE_FILE)
-    with pytest.raises(RunError, match="does not hold the probe that"):
+    with pytest.raises(RunError, match="expected the probe listed"):
         read_probe(tmp_path / "run", read_run(tmp_path / "run"))
 
 
@@ -85,7 +85,7 @@ def test_a_feature_that_the_store_lacks_is_refused_and_those_there_are_listed(st
     with pytest.raises(ConfigError) as refused:
         train([store.path], tmp_path / "run", reading('depth = {kind = "grid"}'), resume=False)
     (line,) = str(refused.value).splitlines()
-    assert "no feature `depth`" in line
+    assert "expected feature `depth`" in line
     assert "it has pooled, grid, grid@1" in line
     assert not (tmp_path / "run").exists()
 

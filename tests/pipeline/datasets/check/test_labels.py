@@ -185,7 +185,7 @@ def test_what_the_files_say_is_shown(tmp_path):
     assert "# The files state: 1 task: metaworld/drawer-open-v3" in draft_manifest(root).text
     report = check(root, started(root))
     assert "1 task: metaworld/drawer-open-v3" in report.statements
-    assert "the files state: 1 task" in report.table()
+    assert "according to the files: 1 task" in report.table()
     isaac = demonstrations(tmp_path / "lift.hdf5")
     assert "gripper: above 0 opens, below 0 closes, as Isaac Lab defines it" in (
         draft_manifest(isaac).text

@@ -61,7 +61,7 @@ def test_space_that_was_reserved_and_never_filled_is_not_read_as_zeros(
     assert f"{key}: " in message
     assert f"found {found}" in message
     assert "cut off" in message
-    assert "whole, or leave the episode out with `episodes = {" in message
+    assert "complete, or leave the episode out with `episodes = {" in message
 
 
 def test_partial_chunks_at_the_edges_are_whole_when_all_are_written(root):

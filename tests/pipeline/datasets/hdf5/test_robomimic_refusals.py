@@ -45,7 +45,7 @@ def test_a_file_without_frames_says_how_to_render_them(path):
     [
         (FRONT, None, r"frames at obs/agentview_image, .*cameras .* obs/robot0_eye_in_hand_image:"),
         (STATE, None, r"numbers at obs/robot0_eef_pos, .*obs/robot0_gripper_qpos, actions"),
-        (FRONT, np.zeros((5, 6, 8, 1), np.uint8), r"RGB frames .*\(5, 6, 8, 1\); name a color"),
+        (FRONT, np.zeros((5, 6, 8, 1), np.uint8), r"RGB frames .*\(5, 6, 8, 1\); use a color"),
         (FRONT, np.zeros((5, 6, 8), np.uint16), r"RGB frames .*found depth"),
         (FRONT, np.zeros((4, 6, 8, 3), np.uint8), r"same number of steps.*agentview_image': 4"),
         (ACTION, np.zeros((5, 4)), r"width 3 of actions as in .*demo_9, found 4"),

@@ -157,7 +157,10 @@ def test_a_frame_too_many_is_refused_because_it_shifts_the_others(tmp_path, plac
     frames = counter_frames(1, FRONT)
     extra = frames[:1] if place == "first" else frames[-1:]
     write_video(path, [*extra, *frames] if place == "first" else [*frames, *extra])
-    refused(tmp_path, "front: expected 5 frames for episode 1, one per row, found 6: it is unknown")
+    refused(
+        tmp_path,
+        "front: expected 5 frames for episode 1, one per row, found 6: frames cannot be assigned",
+    )
     write_video(path, counter_frames(1, FRONT, 10), fps=20)  # twice the rate
     refused(tmp_path, "front: expected 5 frames for episode 1, one per row, found 10")
     assert open_v2(tmp_path, keeps=lambda number: number != 1).num_episodes == 1

@@ -35,7 +35,7 @@ def test_a_path_that_leads_out_needs_the_manifests_leave(root, tmp_path, relativ
 
 
 def test_a_neighbor_whose_name_begins_like_the_root_is_outside(root):
-    with pytest.raises(DatasetError, match="leads to"):
+    with pytest.raises(DatasetError, match="a link to"):
         resolve_inside(root, "../data2/x", allow_outside=False)
 
 

@@ -128,9 +128,9 @@ def test_a_rollout_that_was_killed_resumes_to_the_result_of_one_that_was_not(
     kept = (out / JOURNAL).read_bytes()
     with (out / JOURNAL).open("ab") as file:
         file.write(kept.splitlines()[1][:40])
-    assert "resumes" not in caplog.text
+    assert "resuming" not in caplog.text
     roll_out(config(toy_run, env, out, **settings))
-    assert "resumes after 2 finished episodes" in caplog.text
+    assert "resuming after 2 finished episodes" in caplog.text
     assert (out / JOURNAL).read_bytes().startswith(kept)
     assert but_times(out) == but_times(tmp_path / "undisturbed")
     names = [path.name for path in sorted((out / "videos").iterdir())]

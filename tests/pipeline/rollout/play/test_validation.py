@@ -54,8 +54,8 @@ def test_success_reaches_the_log_and_one_that_waits_gives_way_to_a_newer_one(
         train([store], run, config, resume=False, watchers=[watcher])
     assert watcher.failures == []
     assert checkpoint_steps(run) == [8]  # the one of step 2 was read although it is deleted
-    assert "step 4 is not rolled out" in caplog.text
-    assert "step 6 is not rolled out" in caplog.text
+    assert "rollout of step 4 was skipped" in caplog.text
+    assert "rollout of step 6 was skipped" in caplog.text
     folders = sorted((run / "rollouts").iterdir())
     assert [folder.name for folder in folders] == ["step_00000002", "step_00000008"]
     assert sorted(rows(run)) == [2, 8]
