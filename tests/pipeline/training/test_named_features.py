@@ -86,7 +86,7 @@ def test_a_feature_that_the_store_lacks_is_refused_and_those_there_are_listed(st
         train([store.path], tmp_path / "run", reading('depth = {kind = "grid"}'), resume=False)
     (line,) = str(refused.value).splitlines()
     assert "expected feature `depth`" in line
-    assert "it has pooled, grid, grid@1" in line
+    assert "found pooled, grid, grid@1" in line
     assert not (tmp_path / "run").exists()
 
 
