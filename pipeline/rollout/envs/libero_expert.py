@@ -1,8 +1,7 @@
 """A scripted pick and place for LIBERO: above, down, close, up, over the target, down, open.
 
 Closed-loop: each action is decided from where hand, object and target are now, so a bump or a slip
-is met by a correction or by another try. Speed, height and grasp vary with the seed. Knows shapes
-and poses and no simulator.
+is met by a correction or by another try. Speed, height and grasp vary with the seed.
 """
 
 from dataclasses import dataclass
