@@ -43,4 +43,4 @@ def test_another_encoder_is_refused_by_what_differs():
     )
     assert "with different weights, preprocessing or dtype" in refusal(encoder, tiny_identity())
     message = refusal(other_basis, encoder.identity)
-    assert "with other layer, pooling or basis of `grid`; name the right one" in message
+    assert "with different layer, pooling or basis of `grid`; pass the right one" in message
