@@ -13,7 +13,7 @@ from policy.spec import EncoderIdentity, Fit
 Codec = Literal["none", "blosc"]
 
 FORMAT: Final = "frozen-vla features"
-FORMAT_VERSION: Final = 6  # 5 had British names, 4 one unnamed feature
+FORMAT_VERSION: Final = 7  # 6 had other hashes of frames, 5 British names
 
 
 class SourceShare(BaseModel):
