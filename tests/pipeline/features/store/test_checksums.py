@@ -26,7 +26,7 @@ from tests.pipeline.tiny import (
     tiny_start_frames,
 )
 
-NUM_DAMAGES = 1_000
+NUM_DAMAGES = 150
 SHAPES = {"pooled": (96,), "grid": (2, 2, 8)}
 BASES = {"grid": np.arange(12, dtype=np.float32).reshape(4, 3)}
 REPORTED = {
@@ -146,7 +146,7 @@ def test_damage_in_an_unfinished_store_is_a_store_error_or_a_unit_to_encode_agai
     store = unfinished_store(tmp_path / "s.zarr", codec="blosc")
     files = files_of(store.path)
     features = {name: store.read_features(name).tobytes() for name in SHAPES}
-    for name, damaged in islice(random_damages(files), 300):
+    for name, damaged in islice(random_damages(files), 90):
         damage(store.path / name, damaged)
         with suppress(StoreError):
             held = FeatureStore.open(store.path, allow_incomplete=True)

@@ -1,16 +1,11 @@
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.errors import EnvError, EpisodeError
 from pipeline.rollout.envs.registry import make_env, make_expert_env
-from tests.pipeline.rollout.envs.env_contract import EnvContract, ExpertContract
-
-ROOT = Path(__file__).parents[4]
+from tests.pipeline.rollout.envs.env_contract import EnvContract, ExpertContract, run
 
 pytestmark = pytest.mark.sim
 
@@ -209,15 +204,7 @@ print("rendered")
 
 
 def test_nothing_is_printed_at_exit_even_if_close_was_forgotten():
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD],
-        cwd=ROOT,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run(BUILD)
     assert (done.stdout, done.stderr, done.returncode) == ("rendered\n", "", 0)
 
 

@@ -1,6 +1,5 @@
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,10 +12,8 @@ from pipeline.rollout.envs.gymnasium_config import GymnasiumConfig
 from pipeline.rollout.envs.registry import make_env, make_expert_env
 from policy.images import resize_images
 from tests.pipeline.rollout import faulty_env, toy_env
-from tests.pipeline.rollout.envs.env_contract import EnvContract
+from tests.pipeline.rollout.envs.env_contract import ROOT, EnvContract, run
 from tests.pipeline.rollout.toy_run import ENV, install
-
-ROOT = Path(__file__).parents[4]
 
 TOY = f"max_steps = 50\n{ENV}".replace(faulty_env.ID, toy_env.ID)
 
@@ -283,14 +280,7 @@ print(one[0].shape, one[1].shape, one[0].std() > 20)
 def test_an_environment_of_gymnasium_itself_renders_repeats_and_leaves_quietly(tmp_path):
     """Reacher on MuJoCo: 320x240 pictures by render(), a state without its target."""
     (tmp_path / "reacher.toml").write_text(REACHER)
-    done = subprocess.run(
-        [sys.executable, "-c", REACH.replace("{}", str(tmp_path / "reacher.toml"))],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = run(REACH.replace("{}", str(tmp_path / "reacher.toml")))
     assert (done.stdout, done.stderr) == ("(1, 256, 256, 3) (6,) True\n", "")
 
 

@@ -1,16 +1,10 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from pipeline.errors import EnvError, RenderingError
 from pipeline.rollout.envs.registry import make_env, make_expert_env
-from tests.pipeline.rollout.envs.env_contract import ExpertContract
+from tests.pipeline.rollout.envs.env_contract import ExpertContract, run
 
-ROOT = Path(__file__).parents[4]
 VIEWS = ("corner", "topview", "gripperPOV")
 
 pytestmark = pytest.mark.sim
@@ -26,18 +20,6 @@ def cyan_center(frame: np.ndarray) -> np.ndarray:
     """Return (row, column) of the one cyan finger."""
     red, green, blue = frame.astype(int).transpose(2, 0, 1)
     return np.argwhere((red < 60) & (green > 120) & (blue > 120)).mean(axis=0)
-
-
-def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 class TestMetaWorld(ExpertContract):
