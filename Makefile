@@ -28,7 +28,9 @@ demo: $(INSTALLED)
 
 # One process per core, one thread each. In the folders' order: by the number of their tests, xdist
 # would start the file with the longest test last, alone.
+# The many processes that tests start compile nothing that another has compiled.
 test: export OMP_NUM_THREADS = 1
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(INSTALLED)
 	@PYTHON="$(PYTHON)" sh .ci/system-packages --browser
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
