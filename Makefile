@@ -14,7 +14,7 @@ READERS := $(if $(filter efficientnet-lite0,$(BACKBONE)),,--set 'agent.readers={
 
 export MUJOCO_GL ?= egl
 
-.PHONY: demo test check clean
+.PHONY: demo test check gpu-check clean
 
 # From demonstrations to a rollout; run again, every step resumes where it stopped.
 demo: $(INSTALLED)
@@ -40,6 +40,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# One table of what a GPU must do; without one, the same on the CPU with small sizes.
+gpu-check: $(INSTALLED)
+	$(BIN)/python -m tests.bench.gpu
 
 clean:
 	rm -rf .venv demo

@@ -183,10 +183,16 @@ class ImageEncoder(ABC):
         specs = self.identity.features
         encoded = {spec.name: np.empty((len(images), *spec.shape), np.float16) for spec in specs}
         is_placed = places is not None and self.environment.place_matters
-        for rows in _passes(places if is_placed else None, len(images), self.images_per_pass):
+        passes = _passes(places if is_placed else None, len(images), self.images_per_pass)
+        filled = np.where(passes < 0, passes.max(axis=1, keepdims=True, initial=0), passes)
+        chosen = torch.from_numpy(filled).to(self.device)
+        whole = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+        sent = whole.to(self.device, non_blocking=True)
+        # Begun all together, so that this process waits for a GPU once.
+        begun = [self._begin_pass(sent[rows]) for rows in chosen]
+        for rows, features in zip(passes, begun, strict=True):
             is_real = rows >= 0
-            features = self._encode_pass(images[np.where(is_real, rows, rows[is_real][-1])])
-            for name, values in features.items():
+            for name, values in self._end_pass(features).items():
                 encoded[name][rows[is_real]] = values[is_real]
         return encoded
 
@@ -199,25 +205,27 @@ class ImageEncoder(ABC):
         encoded = self.encode(images.reshape(-1, *images.shape[2:]), places)
         return {name: rows.reshape(steps, views, *rows.shape[1:]) for name, rows in encoded.items()}
 
-    def _encode_pass(self, images: np.ndarray) -> dict[str, np.ndarray]:
+    def _begin_pass(self, images: UInt8[Tensor, "n 256 256 3"]) -> dict[str, Tensor]:
         with exact_float32(self.device):
-            features = self._forward(torch.from_numpy(images).to(self.device))
-        rounded = {
-            name: values.float().cpu().to(torch.float16) for name, values in features.items()
-        }
-        for name, values in rounded.items():
+            features = self._forward(images)
+        return {name: values.float().to(torch.float16) for name, values in features.items()}
+
+    def _end_pass(self, features: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        held = {name: values.cpu() for name, values in features.items()}
+        for name, values in held.items():
             if not values.isfinite().all():
                 raise FeatureRangeError(
                     f"{self.identity.name}: feature `{name}` is not finite or beyond float16's "
                     f"+-65504; the weights are damaged or {self.identity.compute_dtype} overflows"
                 )
-        return {name: values.numpy() for name, values in rounded.items()}
+        return {name: values.numpy() for name, values in held.items()}
 
     @torch.inference_mode()
     def _measure_place(self) -> bool:
         """Encode one image at every place of a pass; whether any bit differs."""
         image = np.random.RandomState(0).randint(0, 256, (1, *FRAME_SHAPE), np.uint8)
-        features = self._encode_pass(np.repeat(image, self.images_per_pass, axis=0))
+        repeated = torch.from_numpy(np.repeat(image, self.images_per_pass, axis=0))
+        features = self._end_pass(self._begin_pass(repeated.to(self.device)))
         return any((values != values[:1]).any() for values in features.values())
 
 

@@ -119,6 +119,7 @@ class Siglip2Encoder(ImageEncoder):
                     f"{basis.shape[0] - 1} channels, this encoder's have {self._width}; use the "
                     f"encoder that the store was made with"
                 )
+        self._sent: dict[str, Tensor] = {}  # bases on the device; sending one would wait for a GPU
         compute_dtype = settings.compute_dtype or best_compute_dtype(settings.device)
         weights = hash_weights(
             dict(_module(network).named_parameters()), _contract(network.config, compute_dtype)
@@ -197,7 +198,9 @@ class Siglip2Encoder(ImageEncoder):
             if name == "pooled":
                 features[name] = outputs.pooler_output
                 continue
-            basis = torch.from_numpy(self.bases[name]).to(self.device)
+            if name not in self._sent:
+                self._sent[name] = torch.from_numpy(self.bases[name]).to(self.device)
+            basis = self._sent[name]
             features[name] = self._patches(name, outputs) @ basis[:-1] + basis[-1]
         return features
 

@@ -37,19 +37,20 @@ TOKENS: Final = 768  # rows of a product: one step of three views, 256 tokens ea
 WIDTH: Final = 768  # of the tower, whose hidden layers have four times as many units
 
 
-def rival_images_per_s(checkpoint: Path, manifest: Path) -> float:
+def rival_images_per_s(checkpoint: Path, manifest: Path, device: str = "cpu") -> float:
     """Encode the first steps of the dataset the plain way and return its rate."""
     processor = SiglipImageProcessorPil.from_pretrained(checkpoint)
-    tower = SiglipVisionModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    tower = SiglipVisionModel.from_pretrained(checkpoint, dtype=torch.float32).eval().to(device)
     reader = ManifestReader(load_manifest(manifest))
     with torch.no_grad():
-        tower(pixel_values=torch.zeros(RIVAL_BATCH, 3, 256, 256))  # picks kernels, wakes threads
+        # Picks kernels, wakes threads.
+        tower(pixel_values=torch.zeros(RIVAL_BATCH, 3, 256, 256, device=device))
         started = time.perf_counter()
         images = np.concatenate(reader.frames(0, 0, RIVAL_STEPS))
         features = []
         for batch in np.split(images, range(RIVAL_BATCH, len(images), RIVAL_BATCH)):
             pixels = processor(images=list(batch), return_tensors="pt")["pixel_values"]
-            features.append(tower(pixel_values=pixels).pooler_output)
+            features.append(tower(pixel_values=pixels.to(device)).pooler_output.cpu())
         assert torch.cat(features).isfinite().all()
         elapsed = time.perf_counter() - started
     reader.close()

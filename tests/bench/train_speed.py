@@ -88,7 +88,13 @@ def write_store(path: Path, reader: ManifestReader, encoder: ImageEncoder) -> Fe
     return store
 
 
-def trainer_of(config: TrainConfig, store: FeatureStore, data: WindowData, run: Path) -> Trainer:
+def trainer_of(
+    config: TrainConfig,
+    store: FeatureStore,
+    data: WindowData,
+    run: Path,
+    device: torch.device = CPU,
+) -> Trainer:
     """Build a trainer that writes nothing."""
     held = store.attributes
     identity = DataIdentity(
@@ -99,7 +105,7 @@ def trainer_of(config: TrainConfig, store: FeatureStore, data: WindowData, run: 
         start_frames_digest="0",
     )
     description = RunDescription(config=config, spec=data.spec, data=identity)
-    return Trainer(run, description, data, CPU)
+    return Trainer(run, description, data, device)
 
 
 def seconds_a_step(trainer: Trainer, steps: int) -> float:

@@ -59,14 +59,19 @@ def moving_scene(step: int, size: tuple[int, int], scene: np.ndarray) -> np.ndar
     return np.ascontiguousarray(scene[: size[0], offset : offset + size[1]])
 
 
-def write_video(path: Path, num_frames: int, codec: str, options: dict, size: tuple) -> None:
-    """Write a soft scene that moves, with a sensor's noise upon it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def draw_scene(size: tuple[int, int], noise: float = 2.0) -> np.ndarray:
+    """Draw a soft scene, wider than a window of this size, with a sensor's noise upon it."""
     random = np.random.default_rng(0)
     height, width = size[0], size[1] + 200
     coarse = random.integers(0, 250, (height // 16, width // 16, 3), np.uint8)
     soft = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-    scene = np.clip(soft + random.normal(0, 2, soft.shape), 0, 255).astype(np.uint8)
+    return np.clip(soft + random.normal(0, noise, soft.shape), 0, 255).astype(np.uint8)
+
+
+def write_video(path: Path, num_frames: int, codec: str, options: dict, size: tuple) -> None:
+    """Write a scene that moves."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scene = draw_scene(size)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=FPS, options=options)
         stream.height, stream.width = size
@@ -93,16 +98,24 @@ def repeat_video(source: Path, target: Path, times: int) -> None:
                     container.mux(packet)
 
 
-def write_dataset(root: Path, codec: str, options: dict, size: tuple[int, int]) -> None:
+def write_dataset(
+    root: Path,
+    codec: str,
+    options: dict,
+    size: tuple[int, int],
+    *,
+    episodes: int = EPISODES,
+    length: int = LENGTH,
+) -> None:
     """Write three cameras with all episodes in one file each."""
-    episode = TinyEpisode({}, np.zeros((LENGTH, 2)), np.zeros((LENGTH, 3)))
-    firsts = [number * LENGTH for number in range(EPISODES)]
+    episode = TinyEpisode({}, np.zeros((length, 2)), np.zeros((length, 3)))
+    firsts = [number * length for number in range(episodes)]
     rows = rows_table([(n, first, episode) for n, first in enumerate(firsts)], fps=FPS)
     write_parquet(root / "data/chunk-000/file-000.parquet", rows)
     index = []
     for number, first in enumerate(firsts):
-        row = {"episode_index": number, "length": LENGTH, "dataset_from_index": first}
-        row |= {"dataset_to_index": first + LENGTH, "data/chunk_index": 0, "data/file_index": 0}
+        row = {"episode_index": number, "length": length, "dataset_from_index": first}
+        row |= {"dataset_to_index": first + length, "data/chunk_index": 0, "data/file_index": 0}
         for key in VIEWS:
             row |= {f"videos/{key}/chunk_index": 0, f"videos/{key}/file_index": 0}
             row |= {f"videos/{key}/from_timestamp": first / FPS}
@@ -110,11 +123,13 @@ def write_dataset(root: Path, codec: str, options: dict, size: tuple[int, int]) 
     write_parquet(root / "meta/episodes/chunk-000/file-000.parquet", pa.Table.from_pylist(index))
     shape = [*size, 3]
     features = {key: {"dtype": "video", "shape": shape, "names": None} for key in VIEWS}
+    for key, width in (("observation.state", 2), ("action", 3)):
+        features[key] = {"dtype": "float32", "shape": [width], "names": None}
     info = {"codebase_version": "v3.0", "fps": FPS, "features": features}
     write_json(root / "meta/info.json", info)
     for key in VIEWS:
         path = root / f"videos/{key}/chunk-000/file-000.mp4"
-        write_video(path, EPISODES * LENGTH, codec, options, size)
+        write_video(path, episodes * length, codec, options, size)
 
 
 @dataclass(frozen=True)

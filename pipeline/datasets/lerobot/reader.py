@@ -5,6 +5,7 @@ Source: huggingface/lerobot@7427f318:src/lerobot/datasets/dataset_reader.py (fac
 
 from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -74,6 +75,8 @@ class LeRobotReader(FormatReader):
         self.num_episodes: int = len(self._episodes)
         self._video_sizes = check_headers(config, info, located)
         self._image_sizes: dict[str, tuple[int, int]] = {}
+        # A process among several that read leaves the other cores to them.
+        self._num_threads = DECODER_THREADS if parent_process() is None else 1
         self._table: ParquetTable | None = None
         self._decoders: dict[str, VideoDecoder] = {}
         self._positions: dict[str, tuple[int, Int64[np.ndarray, " t"]]] = {}  # key: episode, frames
@@ -278,7 +281,7 @@ class LeRobotReader(FormatReader):
         if decoder is None or decoder.path != path:
             if decoder is not None:
                 decoder.close()
-            num_threads = DECODER_THREADS if len(self._videos) == 1 else 1
+            num_threads = self._num_threads if len(self._videos) == 1 else 1
             decoder = VideoDecoder(path, self._video_sizes[key][path], num_threads)
             self._decoders[key] = decoder
         return decoder
@@ -308,9 +311,9 @@ class LeRobotReader(FormatReader):
         def decode(key: str) -> UInt8[np.ndarray, "t h w 3"]:
             return decoders[key].frames(positions[key], self._view_name(episode, key), start)
 
-        if len(positions) < 2:
+        if min(len(positions), self._num_threads) < 2:
             return {key: decode(key) for key in positions}
-        with ThreadPoolExecutor(DECODER_THREADS) as threads:
+        with ThreadPoolExecutor(self._num_threads) as threads:
             return dict(zip(positions, threads.map(decode, positions), strict=True))
 
     def _images(

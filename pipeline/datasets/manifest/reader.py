@@ -60,6 +60,8 @@ class ManifestReader:
     the action at step t was taken.
     """
 
+    loaded: LoadedManifest
+    """What it was opened with."""
     view_names: tuple[str, ...]
     """Camera names, in the order of every array below."""
     fps: float
@@ -85,7 +87,7 @@ class ManifestReader:
                 describes; sources differ in width; or filter and split name episodes that do not
                 exist or leave none to train on.
         """
-        self._loaded, self._origin, manifest = loaded, loaded.origin, loaded.manifest
+        self.loaded, self._origin, manifest = loaded, loaded.origin, loaded.manifest
         self.view_names, self.fps, self.fit = manifest.view_names, manifest.fps, manifest.fit
         self._manifest = manifest
         self._view_keys = {view.name: key_path(view.key) for view in manifest.views}
@@ -218,7 +220,7 @@ class ManifestReader:
     def _add_source(self, source: int, on_problem: OnProblem | None) -> list[int]:
         """Open a source and return its validation episodes, as this reader numbers them."""
         manifest, data = self._manifest, self._manifest.data_sources[source]
-        opener = SourceOpener(self._loaded, source)
+        opener = SourceOpener(self.loaded, source)
         reader = opener.open(on_problem)
         self._readers.append(reader)
         self._check_fps(reader, on_problem)

@@ -23,7 +23,7 @@ from pipeline.datasets.manifest.checksums import verify_checksums
 from pipeline.datasets.manifest.model import Manifest, load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import ConfigError, DatasetError, FrameReadError
-from pipeline.features.encode.frames import FrameSource, read_slots
+from pipeline.features.encode.frames import FrameSource, free_cores, read_slots
 from pipeline.features.encode.parts import (
     Part,
     finish_store,
@@ -102,6 +102,9 @@ class EmbedConfig(BaseModel):
     """Encode with so many Ray actors, each with as many threads as torch has in this process, and
     a GPU if `device` is one. RAY_ADDRESS names a cluster, else Ray is started on this machine.
     None encodes in this process."""
+    read_workers: int | None = Field(default=None, ge=0)
+    """Processes that decode, resize and hash frames; 0 is a thread of this process, as in each of
+    Ray's actors. None: 0 for an encoder on a CPU, which needs the cores itself, else the cores."""
     part: Part | None = None
     """The share of the units that is this command's own; None is all of them."""
 
@@ -116,7 +119,8 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         EncoderLoadError: the encoder cannot be loaded.
         EncoderMismatchError: the store was made by another encoder.
         StoreError: the store was made from other data, is damaged, or is being written.
-        WorkerLostError: workers end again and again.
+        WorkerLostError: a process that reads frames was killed, or Ray's workers end again and
+            again.
     """
     if config.ray_workers is not None and importlib.util.find_spec("ray") is None:
         raise MissingExtraError(f"--ray-workers: Ray is not installed; {install_command('ray')}")
@@ -130,7 +134,15 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
     with closing(ManifestReader(loaded)) as reader:
         _check_frame_sizes(config.manifest, manifest, reader)
         steps = StepArrays.recorded(reader)
-        source = FrameSource(reader, steps.episode_ends, config.num_variants)
+        is_gpu = device.type == "cuda"
+        default_workers = free_cores() if is_gpu else 0
+        source = FrameSource(
+            reader,
+            steps.episode_ends,
+            config.num_variants,
+            num_workers=default_workers if config.read_workers is None else config.read_workers,
+            is_pinned=is_gpu,
+        )
         with hold_store(path, part):
             encoder = _load_encoder(config, path, device, len(reader.view_names))
             started = time.monotonic()

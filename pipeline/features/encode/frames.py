@@ -1,25 +1,39 @@
-"""From a dataset's files to frames that the encoder takes: decoded, resized, augmented, hashed."""
+"""From a dataset's files to frames that the encoder takes: decoded, resized, augmented, hashed.
 
+Either a thread of this process reads, or worker processes do, each a consecutive share of the units
+from its first frame to its last: so every file is opened by one worker, or by two where their
+shares meet, and a video is decoded forward. Frames come back through shared memory.
+"""
+
+import itertools
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import numpy as np
+import torch
 import xxhash
 from jaxtyping import Int64, UInt8, UInt64
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
+from pipeline.datasets.manifest.model import LoadedManifest
 from pipeline.datasets.manifest.reader import ManifestReader
-from pipeline.errors import DatasetError, FrameReadError
+from pipeline.errors import DatasetError, FrameReadError, WorkerLostError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.units import EpisodeSlice, episode_slices
+from policy.errors import VlaError
 from policy.images import augment_images, draw_augmentation, resize_images
 
 CHUNK_STEPS: Final = 32  # control steps read at once; 19 MB of three views
 CHUNKS_AHEAD: Final = 3
+MOST_WORKERS: Final = 32  # processes; at 300 images a second each, more than a GPU encodes
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -38,58 +52,162 @@ class FrameChunk:
 class ChunkFrames:
     """The frames of a chunk, in the size that the encoder takes."""
 
-    frames: UInt8[np.ndarray, "n s 256 256 3"]
+    frames: UInt8[Tensor, "n s 256 256 3"]
     hashes: UInt64[np.ndarray, "n s"]
     seconds: float
     """Time that reading them took."""
 
+    def pin_memory(self) -> "ChunkFrames":
+        """Copy the frames to memory that a GPU copies from by itself; DataLoader calls this."""
+        return replace(self, frames=self.frames.pin_memory())
+
+
+Rows = Mapping[int, tuple[int, int]]
+"""The rows [first, last) of units, in the order in which they are read."""
+ReadChunk = tuple[FrameChunk, ChunkFrames | FrameReadError | DatasetError]
+
 
 class FrameSource:
-    """Reads the frames of rows, hashed, in the size that the encoder takes."""
+    """Reads the frames of units, hashed, in the size that the encoder takes."""
 
     def __init__(
-        self, reader: ManifestReader, episode_ends: Int64[np.ndarray, " e"], num_variants: int
+        self,
+        reader: ManifestReader,
+        episode_ends: Int64[np.ndarray, " e"],
+        num_variants: int,
+        *,
+        num_workers: int = 0,
+        is_pinned: bool = False,
     ):
+        """Start nothing yet; see `EmbedConfig.read_workers`. Pinned frames need a GPU."""
         self._reader = reader
         self._episode_ends = episode_ends
         self._num_variants = num_variants
+        self.num_workers = num_workers
+        self._is_pinned = is_pinned
 
-    def read(self, chunk: FrameChunk) -> ChunkFrames:
-        """Read a chunk's frames (FrameReadError, DatasetError: one does not read)."""
-        started = time.perf_counter()
-        frames = np.concatenate(
-            [
-                read_slots(self._reader, steps, num_variants=self._num_variants)
-                for steps in episode_slices(self._episode_ends, chunk.start, chunk.stop)
-            ]
+    def read(self, rows: Rows) -> Iterator[ReadChunk]:
+        """Read units ahead of the caller; close the iterator to stop early.
+
+        Yields:
+            The chunks of a unit in order, those of several workers' units by turns. A chunk that
+            does not read comes as its error, and is the last of its unit.
+
+        Raises:
+            WorkerLostError: a worker was killed, or has no shared memory left.
+            VlaError: a worker cannot open the dataset.
+        """
+        chunks = (
+            self._from_workers(rows)
+            if self.num_workers
+            else _read_units(self._reader, self._episode_ends, self._num_variants, rows)
         )
-        hashes = hash_frames(frames)
-        return ChunkFrames(frames, hashes, time.perf_counter() - started)
+        # In a thread: in the main one, torch's DataLoader would raise at any line if a worker dies.
+        for _, read in ahead(lambda _: next(chunks, None), itertools.count(), CHUNKS_AHEAD):
+            chunk = read.result()
+            if chunk is None:
+                return
+            yield chunk
 
     def changed_units(self, store: FeatureStore, units: Iterable[int]) -> set[int]:
         """Read the frames of committed units again; return the units that hold other pixels.
 
         A unit whose frames do not read counts as changed: encoding it reports the error.
         """
-        held: tuple[int, np.ndarray] = (-1, np.zeros(0))
         rows = {unit: store.unit_rows(unit) for unit in units}
         total = sum(map(store.num_unit_rows, rows))
-        chunks = (chunk for unit in rows for chunk in cut_chunks(unit, *rows[unit]))
+        held: dict[int, np.ndarray] = {}
         changed = set()
         with tqdm(total=total, desc="compare", unit="step", disable=None) as progress:
-            for chunk, frames in ahead(self.read, chunks, CHUNKS_AHEAD):
+            for chunk, read in self.read(rows):
                 progress.update(chunk.stop - chunk.start)
-                first = rows[chunk.unit][0]
-                if held[0] != chunk.unit:
-                    held = chunk.unit, store.read_unit_hashes(chunk.unit)
-                expected = held[1][chunk.start - first : chunk.stop - first]
-                try:
-                    is_same = np.array_equal(frames.result().hashes, expected)
-                except (FrameReadError, DatasetError):
-                    is_same = False
-                if not is_same:
+                first, last = rows[chunk.unit]
+                if chunk.start == first:
+                    held[chunk.unit] = store.read_unit_hashes(chunk.unit)
+                expected = held[chunk.unit][chunk.start - first : chunk.stop - first]
+                if isinstance(read, Exception) or not np.array_equal(read.hashes, expected):
                     changed.add(chunk.unit)
+                if isinstance(read, Exception) or chunk.stop == last:
+                    del held[chunk.unit]
         return changed
+
+    def _from_workers(self, rows: Rows) -> Iterator[ReadChunk]:
+        loader: Iterable[ReadChunk | VlaError] = DataLoader(
+            _WorkerFrames(self._reader.loaded, self._episode_ends, self._num_variants, rows),
+            batch_size=None,
+            num_workers=min(self.num_workers, len(rows)),
+            multiprocessing_context="spawn",  # HDF5 and object storage have threads and locks
+            pin_memory=self._is_pinned,
+        )
+        try:
+            for item in loader if rows else ():
+                if isinstance(item, VlaError):
+                    raise item
+                yield item
+        except VlaError:
+            raise
+        except (RuntimeError, OSError, EOFError) as error:
+            found = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise WorkerLostError(
+                f"a process that reads frames was lost ({found}); "
+                f"committed units are kept; check the memory, of which /dev/shm needs 60 MB per "
+                f"process, and run the same command again, or with fewer: --set read_workers=1"
+            ) from error
+
+
+class _WorkerFrames(IterableDataset[ReadChunk | VlaError]):
+    """In each worker process, its share of the units."""
+
+    def __init__(
+        self,
+        loaded: LoadedManifest,
+        episode_ends: Int64[np.ndarray, " e"],
+        num_variants: int,
+        rows: Rows,
+    ):
+        self._loaded, self._rows = loaded, rows
+        self._episode_ends, self._num_variants = episode_ends, num_variants
+
+    def __iter__(self) -> Iterator[ReadChunk | VlaError]:
+        worker = get_worker_info()
+        assert worker is not None
+        share = np.array_split(list(self._rows), worker.num_workers)[worker.id].tolist()
+        rows = {unit: self._rows[unit] for unit in share}
+        try:
+            with closing(ManifestReader(self._loaded)) as reader:
+                for chunk, read in _read_units(
+                    reader, self._episode_ends, self._num_variants, rows
+                ):
+                    if isinstance(read, ChunkFrames):  # here the parent hears of full memory
+                        read.frames.share_memory_()  # type: ignore[no-untyped-call]
+                    yield chunk, read
+        except VlaError as error:
+            yield error
+
+
+def free_cores() -> int:
+    """Return how many worker processes this process has cores for, besides itself."""
+    return min(max(1, len(os.sched_getaffinity(0)) - 1), MOST_WORKERS)
+
+
+def _read_units(
+    reader: ManifestReader, episode_ends: Int64[np.ndarray, " e"], num_variants: int, rows: Rows
+) -> Iterator[ReadChunk]:
+    for unit, (first, last) in rows.items():
+        for chunk in cut_chunks(unit, first, last):
+            started = time.perf_counter()
+            try:
+                slots = [
+                    read_slots(reader, steps, num_variants=num_variants)
+                    for steps in episode_slices(episode_ends, chunk.start, chunk.stop)
+                ]
+            except (FrameReadError, DatasetError) as error:
+                yield chunk, error
+                break
+            frames = np.concatenate(slots) if len(slots) > 1 else slots[0]
+            hashes = hash_frames(frames)
+            spent = time.perf_counter() - started
+            yield chunk, ChunkFrames(torch.from_numpy(frames), hashes, spent)
 
 
 def read_slots(

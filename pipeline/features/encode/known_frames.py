@@ -8,6 +8,7 @@ nothing move, an episode that another dataset has too, a dataset that has grown.
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -89,8 +90,16 @@ class KnownFrames:
         features: Sequence[FeatureSpec],
         environment: ComputeEnvironment,
         index: FrameIndex,
+        units_at_once: int = 1,
     ):
-        """Open the stores of an index; `environment` computes the frames that will be added."""
+        """Open the stores of an index.
+
+        Args:
+            features: of the encoder.
+            environment: computes the frames that will be added.
+            index: of stored frames.
+            units_at_once: how many units are encoded by turns; as many stored ones stay in memory.
+        """
         self._specs = features
         size = sum(spec.num_bytes for spec in self._specs)
         self._num_recent = min(RECENT_FRAMES, RECENT_BYTES // size)
@@ -98,7 +107,7 @@ class KnownFrames:
         self._environment = environment.digest()
         self._index = index
         self._stores = [FeatureStore.open(path, allow_incomplete=True) for path in index.stores]
-        self._loaded: tuple[int, dict[str, np.ndarray], frozenset[str]] | None = None
+        self._load = lru_cache(maxsize=units_at_once)(self._load_unit)
 
     def look_up(
         self, keys: UInt64[np.ndarray, " n"]
@@ -146,17 +155,18 @@ class KnownFrames:
 
     def _copy(self, position: int) -> tuple[dict[str, np.ndarray], frozenset[str]]:
         which = int(np.searchsorted(self._index.ends, position, side="right"))
-        if self._loaded is None or self._loaded[0] != which:
-            number, unit = map(int, self._index.units[which])
-            store = self._stores[number]
-            flat = {
-                name: rows.reshape(-1, *rows.shape[2:])
-                for name, rows in store.read_unit_features(unit).items()
-            }
-            self._loaded = which, flat, store.unit_environments(unit)
-        _, held, environments = self._loaded
+        held, environments = self._load(which)
         row = position - int(self._index.ends[which])  # counted from the end
         return {name: rows[row] for name, rows in held.items()}, environments
+
+    def _load_unit(self, which: int) -> tuple[dict[str, np.ndarray], frozenset[str]]:
+        number, unit = map(int, self._index.units[which])
+        store = self._stores[number]
+        flat = {
+            name: rows.reshape(-1, *rows.shape[2:])
+            for name, rows in store.read_unit_features(unit).items()
+        }
+        return flat, store.unit_environments(unit)
 
 
 def frame_keys(

@@ -1,27 +1,18 @@
 """From a dataset's frames to committed units: read, encode, write, overlapped.
 
-One thread reads (decodes, resizes, hashes) ahead, the caller's thread encodes, one thread writes.
+A thread or processes read (decode, resize, hash) ahead, the caller's thread encodes, one writes.
 Frames whose pixels were seen before are copied, not encoded; the others go through the encoder in
 passes of the shape of a live pass, so that a cached feature equals a live one bit for bit.
 """
 
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Literal
 
 import numpy as np
 
-from pipeline.errors import DatasetError, FrameReadError
-from pipeline.features.encode.frames import (
-    CHUNKS_AHEAD,
-    ChunkFrames,
-    FrameChunk,
-    FrameSource,
-    ahead,
-    cut_chunks,
-)
+from pipeline.features.encode.frames import ChunkFrames, FrameSource, ahead
 from pipeline.features.encode.known_frames import (
     NEW,
     STORED,
@@ -95,7 +86,9 @@ class UnitEncoder:
         self._num_views = len(store.attributes.view_names)
         self._environment = encoder.environment.digest()
         self._place_matters = encoder.environment.place_matters
-        self._known = KnownFrames(encoder.identity.features, encoder.environment, index)
+        self._known = KnownFrames(
+            encoder.identity.features, encoder.environment, index, max(1, source.num_workers)
+        )
 
     def encode(
         self, units: Iterable[int], advance: Callable[[int], object] = lambda steps: None
@@ -109,6 +102,7 @@ class UnitEncoder:
         Raises:
             FeatureRangeError: the encoder gives no finite features.
             StoreError: a stored unit that features are copied from was damaged meanwhile.
+            WorkerLostError: a process that reads frames was killed.
             OSError: a unit could not be written.
         """
         for _, written in ahead(self._write, self._encode_chunks(units, advance), 1):
@@ -117,25 +111,17 @@ class UnitEncoder:
     def _encode_chunks(
         self, units: Iterable[int], advance: Callable[[int], object]
     ) -> Iterator[EncodedUnit]:
-        failed: set[int] = set()  # no further frames of these are read
-        read = ahead(self._source.read, self._unit_chunks(units, failed), CHUNKS_AHEAD)
-        for unit, chunks in groupby(read, lambda task: task[0].unit):
-            encoded = EncodedUnit(unit)
-            for chunk, frames in chunks:
-                if unit not in failed:
-                    try:
-                        self._add(encoded, frames.result())
-                    except (FrameReadError, DatasetError) as error:
-                        failed.add(unit)
-                        encoded.counts.failed_units[unit] = str(error)
-                advance(chunk.stop - chunk.start)
-            yield encoded
-
-    def _unit_chunks(self, units: Iterable[int], failed: Collection[int]) -> Iterator[FrameChunk]:
-        for unit in units:
-            for chunk in cut_chunks(unit, *self._store.unit_rows(unit)):
-                if unit not in failed:
-                    yield chunk
+        rows = {unit: self._store.unit_rows(unit) for unit in units}
+        begun: dict[int, EncodedUnit] = {}  # one for each process that reads
+        for chunk, read in self._source.read(rows):
+            unit = begun.setdefault(chunk.unit, EncodedUnit(chunk.unit))
+            if isinstance(read, ChunkFrames):
+                self._add(unit, read)
+            else:
+                unit.counts.failed_units[chunk.unit] = str(read)
+            advance(chunk.stop - chunk.start)
+            if unit.counts.failed_units or chunk.stop == rows[chunk.unit][1]:
+                yield begun.pop(chunk.unit)
 
     def _add(self, unit: EncodedUnit, read: ChunkFrames) -> None:
         """Add a chunk's rows to its unit's, encoding only what is seen for the first time."""
@@ -146,8 +132,10 @@ class UnitEncoder:
         features, status, environments = self._known.look_up(distinct)
         new = status == NEW
         if new.any():
-            pixels = read.frames.reshape(-1, *read.frames.shape[2:])[first[new]]
-            views = first[new] % read.hashes.shape[1] % self._num_views
+            pixels, wanted = read.frames.numpy().reshape(-1, *read.frames.shape[2:]), first[new]
+            if len(wanted) < len(pixels):
+                pixels = pixels[wanted]
+            views = wanted % read.hashes.shape[1] % self._num_views
             encoded = self._encoder.encode(pixels, views)
             for name, values in encoded.items():
                 features[name][new] = values

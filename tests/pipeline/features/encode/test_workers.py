@@ -1,0 +1,107 @@
+"""Processes that read frames: the same bytes as from a thread, and no unit lost with a process."""
+
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from pipeline.datasets.manifest.model import Manifest
+from pipeline.errors import FailedUnitsError
+from pipeline.features.store.feature_store import FeatureStore
+from tests.pipeline.datasets.format_contract import TINY_FPS
+from tests.pipeline.datasets.lerobot import lerobot_files
+from tests.pipeline.features.encode.drivers import (
+    commits,
+    embed,
+    kill,
+    processes_with,
+    store_bytes,
+    wait_until,
+    write_one_view,
+)
+from tests.pipeline.features.still_life import break_frame
+from tests.tower import tiny_tower
+
+
+def write_av1(folder: Path) -> Path:
+    """Write two episodes of two AV1 videos and one file each; five units, the last one short."""
+    episodes = lerobot_files.counted_episodes(90, 1000)
+    root = lerobot_files.write_v3(folder / "data", episodes, codec="av1")
+    keys = {"front": lerobot_files.FRONT, "wrist": lerobot_files.WRIST}
+    manifest = Manifest.from_dict(
+        {
+            **{"name": "av1", "source": "a test", "revision": "1", "license": "none"},
+            **{"path": str(root), "fps": TINY_FPS, "resize": [256, 256]},
+            "views": [{"name": name, "key": key} for name, key in keys.items()],
+            "state": {"key": "observation.state", "units": "none"},
+            "action": {"key": "action", "units": "none"},
+        }
+    )
+    (folder / "av1.toml").write_text(manifest.to_toml())
+    return folder / "av1.toml"
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4")  # more than there are cores
+@pytest.mark.parametrize("write", [write_one_view, write_av1])
+def test_the_bytes_are_the_same_with_a_thread_one_process_and_four(write, tmp_path):
+    manifest = write(tmp_path)
+    held, num_read = {}, set()
+    for number in (0, 1, 4):
+        store = tmp_path / f"{number}.zarr"
+        counts = embed(manifest, store, read_workers=number).counts
+        held[number] = store_bytes(store)
+        num_read.add(counts.encoded + counts.repeated)
+    assert len(commits(store)) == 5
+    assert len(num_read) == 1  # nobody reads another's units
+    assert held[0] == held[1] == held[4]
+
+
+def test_a_damaged_frame_fails_its_unit_alone_in_a_process_too(tmp_path):
+    manifest, store = write_one_view(tmp_path, (300, 300)), tmp_path / "s.zarr"
+    path = tmp_path / "data/episode_1.hdf5"
+    healthy = path.read_bytes()
+    break_frame(path, "top", 20)  # row 320, of the second unit
+    with pytest.raises(FailedUnitsError, match=r"1 of 3 units failed.*episode_1.*frame 20 of"):
+        embed(manifest, store, read_workers=2)
+    assert sorted(commits(store)) == ["000000.json", "000002.json"]
+    path.write_bytes(healthy)
+    assert embed(manifest, store, read_workers=2).seconds["compare"] > 0  # by processes too
+    assert FeatureStore.open(store).is_complete
+
+
+def test_killed_processes_and_parents_lose_no_committed_unit(tmp_path, monkeypatch):
+    manifest, store = write_one_view(tmp_path, (1500, 1500)), tmp_path / "s.zarr"
+    embed(manifest, tmp_path / "reference.zarr")
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv("TEST_MARK", mark)
+    command = [sys.executable, "-c", "from cli.embed import main; main()", manifest, "--store"]
+    settings = ["--encoder", tiny_tower(), "--set", "read_workers=2"]
+
+    def start(num_commits: int) -> tuple[subprocess.Popen, set[int]]:
+        """Start a command, wait for commits, and return its processes that read."""
+        process = subprocess.Popen([*command, store, *settings], stderr=subprocess.PIPE, text=True)
+        wait_until(lambda: len(commits(store)) >= num_commits)
+        ours = processes_with(mark.encode(), in_their="environ")
+        return process, ours & processes_with(b"spawn_main", in_their="cmdline")
+
+    process, workers = start(1)
+    assert len(workers) == 2
+    kill(max(workers))
+    _, complained = process.communicate()
+    assert process.returncode == 2
+    assert "Traceback" not in complained
+    [line] = [line for line in complained.splitlines() if line.startswith("error: ")]
+    assert "a process that reads frames was lost" in line
+    kept = commits(store)
+
+    process, workers = start(len(kept) + 1)
+    kill(process.pid)
+    process.communicate()
+    wait_until(lambda: not processes_with(mark.encode(), in_their="environ"))
+    assert kept.items() <= commits(store).items()
+
+    embed(manifest, store, read_workers=2)
+    assert kept.items() <= commits(store).items()
+    assert store_bytes(store) == store_bytes(tmp_path / "reference.zarr")
