@@ -1,7 +1,7 @@
 """`vla-rollout`: run a trained policy live and measure its success."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -17,15 +17,23 @@ from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.rollout.report.page import write_report
 
+MAX_NAME: Final = 200  # bytes of a folder's name; file systems take 255
+
 main = typer.Typer(add_completion=False)
 
 
 @main.command()
 def rollout(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
-    env: Annotated[str, typer.Option(help="Environment, e.g. metaworld/drawer-open-v3.")],
+    env: Annotated[
+        list[str],
+        typer.Option(
+            help="Environment, e.g. metaworld/drawer-open-v3, or suite, e.g. libero/libero_object; "
+            "repeat it for several."
+        ),
+    ],
     episodes: Annotated[
-        int, typer.Option(min=1, help="Number of episodes, each with its own seed.")
+        int, typer.Option(min=1, help="Number of episodes per environment, each with its own seed.")
     ] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = FIRST_ROLLOUT_SEED,
     envs: Annotated[
@@ -33,7 +41,7 @@ def rollout(
     ] = 1,
     checkpoint: CheckpointOption = "latest",
     videos: Annotated[
-        str, typer.Option(help="Videos to keep: all, failed, none, or N for the first N episodes.")
+        str, typer.Option(help="Videos to keep: all, failed, none, or N of each environment.")
     ] = "1",
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
@@ -44,12 +52,13 @@ def rollout(
 ) -> None:
     """Roll a trained policy out on unseen seeds, through the encoder of its training."""
     with exit_on_vla_error("the same command resumes after the finished episodes"):
-        folder = out or run / "rollouts" / env.replace("/", "-")
+        name = "+".join(env).replace("/", "-")[:MAX_NAME]
+        folder = out or run / "rollouts" / name
         config = build_config(
             RolloutConfig,
             settings,
             run=run,
-            env=env,
+            envs=tuple(env),
             out=folder,
             episodes=episodes,
             first_seed=seed,

@@ -84,7 +84,7 @@ def train_command(
             rollout = RolloutConfig(
                 run=out,
                 out=out / "rollouts",
-                env=rollout_env,
+                envs=(rollout_env,),
                 episodes=rollout_episodes,
                 videos="none",
                 encoder=encoder,

@@ -43,7 +43,7 @@ def config(readers: dict[str, ReaderConfig]) -> TrainConfig:
 def roll_toy_out(run: Path, encoder: str) -> RolloutResult:
     env = write_env(run.parent / "env.toml", package=None)
     rollout = RolloutConfig(
-        run=run, env=env, out=run / "rollout", episodes=2, videos="none", encoder=encoder
+        run=run, envs=(env,), out=run / "rollout", episodes=2, videos="none", encoder=encoder
     )
     return roll_out(rollout.model_copy(update={"camera_check": "warn"}))
 

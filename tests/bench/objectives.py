@@ -107,7 +107,7 @@ def main() -> None:
             result = roll_out(
                 RolloutConfig(
                     run=run,
-                    env=arguments.env,
+                    envs=(arguments.env,),
                     out=run / "rollouts" / str(passes),
                     episodes=arguments.episodes,
                     nfe=passes,

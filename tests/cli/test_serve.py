@@ -91,7 +91,7 @@ def test_the_public_client_plays_an_episode_as_the_rollout_does(trained, server)
 
     config = RolloutConfig(
         run=trained,
-        env=TASK,
+        envs=(TASK,),
         out=trained.parent / "out",
         checkpoint="2",
         encoder=tiny_tower(),

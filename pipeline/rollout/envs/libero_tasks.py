@@ -14,7 +14,7 @@ import warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float64
@@ -94,12 +94,8 @@ def find_task(name: str) -> LiberoTask:
     Raises:
         EnvError: there is no such suite or task, or its files were never published.
     """
-    suites = benchmark.get_benchmark_dict()
     suite_name, _, task_name = name.partition("/")
-    if suite_name not in suites:
-        raise _unknown(name, "a suite", suite_name, [*suites], "")
-    with redirect_stdout(io.StringIO()):  # it prints the order of its tasks
-        suite = suites[suite_name]()
+    suite = _find_suite(name, suite_name)
     names = suite.get_task_names()
     if task_name in names:
         task_name = str(names.index(task_name))
@@ -130,6 +126,26 @@ def find_task(name: str) -> LiberoTask:
         initial_states=load_initial_states(states),
         max_steps=HORIZONS[family[0] if family else "libero_90"],
     )
+
+
+def suite_tasks(name: str) -> list[str]:
+    """Return the names of a suite's tasks, in order.
+
+    Raises:
+        EnvError: there is no such suite, or files of one of its tasks were never published.
+    """
+    names: list[str] = _find_suite(name, name).get_task_names()
+    for task in names:
+        find_task(f"{name}/{task}")
+    return names
+
+
+def _find_suite(name: str, suite: str) -> Any:
+    suites = benchmark.get_benchmark_dict()
+    if suite not in suites:
+        raise _unknown(name, "a suite", suite, [*suites], "")
+    with redirect_stdout(io.StringIO()):  # it prints the order of its tasks
+        return suites[suite]()
 
 
 def _path(kind: str) -> Path:

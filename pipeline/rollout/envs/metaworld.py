@@ -20,11 +20,12 @@ from pipeline.rollout.envs.rendering import build_renderer, project_point
 # isort: split
 # These import mujoco too, which `rendering` must be the first to do.
 import mujoco
-from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
 from metaworld.policies import ENV_POLICY_MAP
 
 STATE_DIM: Final = 4  # hand x y z, gripper: sawyer_xyz_env.py, _get_curr_obs_combined_no_goal
 ACTION_DIM: Final = 4  # hand displacement x y z, gripper effort: the same file, action_space
+SUITES: Final = {"mt10": [*MT10_V3], "mt25": [*MT25_V3], "mt50": [*MT50_V3]}
 _EXPERTS: Final[dict[str, Any]] = ENV_POLICY_MAP  # typed as the abstract base there
 
 
@@ -54,7 +55,7 @@ class MetaWorldEnv:
             RenderingError: neither EGL nor OSMesa works.
         """
         if task not in ALL_V3_ENVIRONMENTS:
-            raise unknown_task("metaworld", task, ALL_V3_ENVIRONMENTS)
+            raise unknown_task("metaworld", task, [*ALL_V3_ENVIRONMENTS, *SUITES])
         version = importlib.metadata.version("metaworld")
         self.source = f"scripted expert of metaworld {version}, recorded with vla-data record"
         self.revision = f"metaworld {version}, mujoco {importlib.metadata.version('mujoco')}"

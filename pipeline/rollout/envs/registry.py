@@ -1,7 +1,8 @@
 """From a name such as `metaworld/drawer-open-v3` to an environment; simulators are optional."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -55,13 +56,8 @@ def make_env(
             f"{', '.join(SIMULATORS)}, "
             f"or {GYMNASIUM}:<file>.toml, found {simulator!r}; did you mean {example}?"
         )
-    try:
+    with _installed(name):
         build = _builder(simulator, fit)
-    except ModuleNotFoundError as error:
-        raise EnvError(
-            f"{name}: expected the simulator {simulator} to be installed, found no module "
-            f"{error.name}; {install_command(simulator)}"
-        ) from error
     try:
         env = build(task, views, render_size)
     except VlaError:
@@ -73,6 +69,46 @@ def make_env(
             f"{type(error).__name__}: {reason}; check that its simulator works on its own"
         ) from error
     return GuardedExpertEnv(env) if isinstance(env, ExpertEnv) else GuardedEnv(env)
+
+
+def envs_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Return environments and those of suites, each once.
+
+    Args:
+        names: as `make_env` takes them; or suites: `libero/libero_object`, `metaworld/mt10`.
+
+    Raises:
+        EnvError: the suite is unknown or incomplete, or its simulator is not installed. The name of
+            an environment is not examined.
+    """
+    found: list[str] = []
+    for name in names:
+        simulator, _, suite = name.partition("/")
+        tasks: Iterable[str] = ()
+        with _installed(name):
+            if simulator == "metaworld":
+                from pipeline.rollout.envs.metaworld import SUITES  # noqa: PLC0415
+
+                tasks = SUITES.get(suite, ())
+            elif simulator == "libero" and "/" not in suite:
+                from pipeline.rollout.envs.libero_tasks import suite_tasks  # noqa: PLC0415
+
+                tasks = [f"{suite}/{task}" for task in suite_tasks(suite)]
+        found += [f"{simulator}/{task}" for task in tasks] or [name]
+    return tuple(dict.fromkeys(found))
+
+
+@contextmanager
+def _installed(name: str) -> Iterator[None]:
+    """Name the extra of an environment's simulator where a module is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        simulator = name.partition("/")[0].partition(":")[0]
+        raise EnvError(
+            f"{name}: expected the simulator {simulator} to be installed, found no module "
+            f"{error.name}; {install_command(simulator)}"
+        ) from error
 
 
 def definition(name: str) -> str:

@@ -93,19 +93,25 @@ class CameraCheck:
         return self._num_starts >= MIN_EPISODES
 
     def admit(
-        self, frames: UInt8[np.ndarray, "v 256 256 3"], mode: CameraCheckMode
+        self,
+        frames: UInt8[np.ndarray, "v 256 256 3"],
+        mode: CameraCheckMode,
+        *,
+        scenes_differ: bool = False,
     ) -> CameraVerdict:
         """Examine an episode's first frames, and refuse or warn where they do not match.
 
         Args:
             frames: as `examine_start` takes them.
             mode: `refuse` or `warn`.
+            scenes_differ: refuse only what has the name of a mistake; another scene is a warning.
 
         Raises:
             CameraMismatchError: they do not match, and `mode` is `refuse`.
         """
         verdict = self.examine_start(frames)
-        if not verdict.matches and mode == "refuse":
+        is_refused = verdict.names_a_mistake if scenes_differ else not verdict.matches
+        if is_refused and mode == "refuse":
             raise CameraMismatchError(
                 f"cameras: expected the views of the training data, found: {verdict.line()}; "
                 f"correct the "

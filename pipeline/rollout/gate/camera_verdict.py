@@ -79,6 +79,11 @@ class CameraVerdict(BaseModel):
         """Whether no mistake was found; also true where nothing could be checked."""
         return all(finding.mistake is None for finding in self.views)
 
+    @property
+    def names_a_mistake(self) -> bool:
+        """Whether a picture is flipped, turned or exchanged, and not only another scene."""
+        return any(finding.mistake not in (None, "unknown") for finding in self.views)
+
     def line(self) -> str:
         """Return the verdict in one line."""
         if self.unchecked is not None:
@@ -104,6 +109,8 @@ class StartFinding(BaseModel):
 
     seed: int
     """Of the episode."""
+    task: str = ""
+    """Its environment, in a rollout of several."""
     verdict: CameraVerdict
     """On its first frames."""
 
@@ -116,4 +123,4 @@ class CameraCheckResult(BaseModel):
     mode: CameraCheckMode
     """What to do at a mismatch."""
     starts: tuple[StartFinding, ...]
-    """In the order of the seeds; empty where nothing was checked."""
+    """In the order of the episodes; empty where nothing was checked."""

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.errors import EpisodeError
 from pipeline.rollout.envs.base import RobotEnv
-from pipeline.rollout.play.result import EpisodeResult
+from pipeline.rollout.play.result import EpisodeResult, episode_file
 from pipeline.rollout.play.video import VideoFile
 from policy.images import resize_images
 from policy.spec import Fit
@@ -63,6 +63,7 @@ class EpisodePlayer:
         max_steps: int,
         out: Path | None,
         fit: Fit = "stretch",
+        task: str = "",
     ):
         """Prepare.
 
@@ -72,9 +73,11 @@ class EpisodePlayer:
             max_steps: control steps until an episode counts as failed.
             out: folder of a rollout, for its videos and path images; None keeps none.
             fit: how images that are not square become square.
+            task: name of the environment, in a rollout of several.
         """
         self._env = env
         self._out = out
+        self._task = task
         self._fit: Fit = fit
         self._max_steps = max_steps
         self._observations: deque[Observation] = deque(maxlen=obs_horizon)
@@ -103,8 +106,8 @@ class EpisodePlayer:
         self._path = [self._env.effector_pixels()]
         self._video, self._keeps_solved = None, video == "all"
         if self._out is not None and video != "none":
-            path = self._out / "videos" / f"seed_{seed}.mp4"
-            self._video = VideoFile(path, self._env.control_hz)
+            path = self._out / "videos" / episode_file(self._task, seed)
+            self._video = VideoFile(path.with_suffix(".mp4"), self._env.control_hz)
         images = self._look(is_needed=True)
         assert images is not None
         self._first_image = images[0]
@@ -158,9 +161,12 @@ class EpisodePlayer:
                     self._video.add(self._env.render())
             self._video.close(keep=self._keeps_solved or not success)
         if self._out is not None:
-            path = self._out / "paths" / f"seed_{self._seed}.png"
-            write_path_image(path, self._first_image, np.stack(self._path)[:, 0])
+            path = self._out / "paths" / episode_file(self._task, self._seed)
+            write_path_image(
+                path.with_suffix(".png"), self._first_image, np.stack(self._path)[:, 0]
+            )
         return EpisodeResult(
+            task=self._task,
             seed=self._seed,
             success=success,
             steps=self._steps,

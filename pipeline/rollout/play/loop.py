@@ -8,8 +8,9 @@ and its result equals that of an uninterrupted one, except for the measured time
 import importlib.metadata
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from pipeline.errors import ConfigError, RunError
 from pipeline.progress import Estimate
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, RobotEnv
-from pipeline.rollout.envs.registry import definition, make_env
+from pipeline.rollout.envs.registry import definition, envs_of, make_env
 from pipeline.rollout.gate.camera_check import CameraCheck
 from pipeline.rollout.gate.camera_verdict import CameraCheckMode, CameraCheckResult, StartFinding
 from pipeline.rollout.gate.checks import Gate, check_action_bounds, check_env, load_policy
@@ -30,10 +31,12 @@ from pipeline.rollout.play.journal import RESULT, FinishedEpisode, Journal
 from pipeline.rollout.play.processes import AnyWorker, LocalWorker, ready, workers
 from pipeline.rollout.play.result import (
     Disagreement,
+    EpisodeResult,
     Latency,
     RolloutResult,
-    wilson_interval,
+    success_fields,
 )
+from pipeline.rollout.play.tasks import Queue, TaskPlayer
 from pipeline.rollout.play.video import require_encoder
 from pipeline.storage.local import write_json
 from pipeline.storage.locks import sole_writer
@@ -51,12 +54,12 @@ class RolloutConfig(BaseModel):
 
     run: Path
     """Folder of a training run."""
-    env: str
-    """Environment, as `metaworld/drawer-open-v3`."""
+    envs: tuple[str, ...] = Field(min_length=1)
+    """Environments and suites: `metaworld/drawer-open-v3`, `libero/libero_object`."""
     out: Path
     """Folder for `result.json`, `eval_info.json`, `episodes.jsonl`, `videos` and `paths`."""
     episodes: int = Field(default=50, ge=1)
-    """Episodes, each with its own seed."""
+    """Episodes of each environment, each with its own seed."""
     first_seed: int = FIRST_ROLLOUT_SEED
     """Seed of the first episode; recordings only use smaller ones than the default."""
     num_envs: int = Field(default=1, ge=1)
@@ -70,15 +73,21 @@ class RolloutConfig(BaseModel):
     max_steps: int | None = Field(default=None, ge=1)
     """Control steps until an episode counts as failed; None is the simulator's own limit."""
     videos: Literal["all", "failed", "none"] | Annotated[int, Field(ge=0)] = 1
-    """Which episodes have a video: a number is that many of the first."""
+    """Which episodes have a video: a number is that many of the first of each environment."""
     camera_check: CameraCheckMode = "refuse"
-    """What to do where the cameras do not show what training showed."""
+    """What to do where the cameras do not show what training showed. With several environments,
+    some scenes may differ: `refuse` then refuses only flipped, turned or exchanged pictures."""
     override_gate: bool = False
     """Continue with another encoder or control rate; the result lists it as an alarm."""
     encoder: str | None = None
     """Path or name of the encoder; None is the name the run was trained with."""
     device: str = "auto"
     """Where encoder and head run: `auto`, or torch's name of a device."""
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of each environment."""
+        return range(self.first_seed, self.first_seed + self.episodes)
 
     def video(self, seed: int) -> str:
         """Return the argument of `EpisodePlayer.begin` for an episode."""
@@ -131,47 +140,45 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
     check = None
     if config.camera_check != "off":
         check = CameraCheck.from_run(config.run, description)
-    fit = description.data.fit
-    build_env = partial(make_env, config.env, description.spec.view_names, config.render_size, fit)
-    env = build_env()
+    tasks = _Tasks(config, description, agent.config.obs_horizon, envs_of(config.envs))
+    env = tasks.build_env(tasks.names[0])
     try:
-        check_env(description, env, gate)
-        check_action_bounds(agent, env)
-        max_steps = min(config.max_steps or env.max_steps, env.max_steps)
-        journal = Journal(config.out, _identity(config, description, agent, step, max_steps))
-        player = partial(
-            EpisodePlayer,
-            obs_horizon=agent.config.obs_horizon,
-            max_steps=max_steps,
-            out=config.out,
-            fit=fit,
-        )
+        max_steps = tasks.admit(env, agent, gate)
+        for suite in config.envs[1:]:
+            with closing(tasks.build_env(envs_of([suite])[0])) as other:
+                max_steps = max(max_steps, tasks.admit(other, agent, gate))
+        journal = Journal(config.out, _identity(config, agent, step))
         # Nothing was refused: the files of another rollout are replaced.
-        kept = {episode.result.seed for episode in journal.episodes}
         journal.begin()
-        _clear(config.out, kept)
+        kept = [episode.result for episode in journal.episodes]
+        _clear(config.out, {result.file for result in kept})
         if kept:
             logger.warning("%s: resuming after %d finished episodes", config.out, len(kept))
+        done = {(tasks.env(result), result.seed) for result in kept}
+        queue = Queue(tasks.names, config.seeds, done)
         started = time.monotonic()
-        count = min(config.num_envs, config.episodes - len(kept))
+        count = min(config.num_envs, len(queue))
         logger.info(
             "rolling out %s (step %d) in %s: %d episodes of at most %d steps, on %s",
             config.run,
             step,
-            config.env,
-            config.episodes - len(kept),
+            ", ".join(config.envs),
+            len(queue),
             max_steps,
             agent.device,
         )
         with (
-            nullcontext([LocalWorker(player(env))])  # spares a process
-            if count == 1
-            else workers(partial(_build_player, player, build_env), count)
+            nullcontext([LocalWorker(TaskPlayer(tasks.build, env.name, tasks.player(env)))])
+            if count == 1  # spares a process
+            else workers(partial(TaskPlayer, tasks.build), count)
         ) as players:
-            for episode in play_episodes(agent, players, config, nfe=nfe, done=kept, check=check):
+            for episode in play_episodes(agent, players, queue, config, nfe=nfe, check=check):
                 journal.append(episode)
+        finished = sorted(
+            journal.episodes, key=lambda e: (tasks.names.index(tasks.env(e.result)), e.result.seed)
+        )
         result = RolloutResult(
-            env=config.env,
+            env=", ".join(config.envs),
             run=config.run.resolve().name,
             checkpoint_step=step,
             nfe=nfe,
@@ -183,7 +190,7 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
             render_size=config.render_size,
             num_envs=config.num_envs,
             gate_overridden=tuple(gate.overridden),
-            **_sum_up(journal.episodes, config.camera_check),
+            **_sum_up(finished, config.camera_check),
         )
         _write(result, config.out, seconds=time.monotonic() - started)
     finally:
@@ -191,84 +198,119 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
     return result
 
 
-def _build_player(
-    player: Callable[[RobotEnv], EpisodePlayer], build_env: Callable[[], RobotEnv]
-) -> EpisodePlayer:
-    return player(build_env())
+@dataclass(frozen=True)
+class _Tasks:
+    """Builds the environments of a rollout, here or in another process."""
+
+    config: RolloutConfig
+    description: RunDescription
+    obs_horizon: int
+    names: tuple[str, ...]
+    """All environments, in order."""
+
+    def build_env(self, name: str) -> RobotEnv:
+        config, data = self.config, self.description
+        return make_env(name, data.spec.view_names, config.render_size, data.data.fit)
+
+    def admit(self, env: RobotEnv, agent: VLAAgent, gate: Gate) -> int:
+        """Refuse an environment that does not fit; return the control steps of its episodes."""
+        check_env(self.description, env, gate)
+        check_action_bounds(agent, env)
+        return self._max_steps(env)
+
+    def build(self, name: str) -> EpisodePlayer:
+        env = self.build_env(name)
+        check_env(self.description, env, Gate(is_overridden=self.config.override_gate))
+        return self.player(env)
+
+    def player(self, env: RobotEnv) -> EpisodePlayer:
+        return EpisodePlayer(
+            env,
+            obs_horizon=self.obs_horizon,
+            max_steps=self._max_steps(env),
+            out=self.config.out,
+            fit=self.description.data.fit,
+            task=env.name if len(self.names) > 1 else "",
+        )
+
+    def env(self, result: EpisodeResult) -> str:
+        """Return the environment of an episode."""
+        return result.task or self.names[0]
+
+    def _max_steps(self, env: RobotEnv) -> int:
+        return min(self.config.max_steps or env.max_steps, env.max_steps)
 
 
-def _sum_up(episodes: Sequence[FinishedEpisode], mode: CameraCheckMode) -> dict[str, Any]:
-    """Return the fields of a result that sum up its episodes, in the order of their seeds."""
-    finished = sorted(episodes, key=lambda episode: episode.result.seed)
-    solved = sum(episode.result.success for episode in finished)
+def _sum_up(finished: Sequence[FinishedEpisode], mode: CameraCheckMode) -> dict[str, Any]:
+    """Return the fields of a result that sum up its episodes."""
+    episodes = tuple(episode.result for episode in finished)
     return {
-        "episodes": tuple(episode.result for episode in finished),
-        "success_rate": solved / len(finished),
-        "success_interval": wilson_interval(solved, len(finished)),
+        "episodes": episodes,
+        **success_fields(episodes),
         "render_s": Latency.of([s for episode in finished for s in episode.render_s]),
         "encode_s": Latency.of([s for episode in finished for s in episode.encode_s]),
         "head_s": Latency.of([s for episode in finished for s in episode.head_s]),
         "disagreement": Disagreement.of([d for episode in finished for d in episode.disagreement]),
         "camera_check": CameraCheckResult(
             mode=mode,
-            starts=tuple(episode.start for episode in finished if episode.start is not None),
+            starts=tuple(
+                episode.start.model_copy(update={"task": episode.result.task})
+                for episode in finished
+                if episode.start is not None
+            ),
         ),
     }
 
 
 def _write(result: RolloutResult, out: Path, *, seconds: float) -> None:
-    names = [f"videos/seed_{episode.seed}.mp4" for episode in result.episodes]
-    videos = [out / name for name in names if (out / name).exists()]
-    write_json(out / "eval_info.json", result.eval_info(videos, seconds))
+    write_json(out / "eval_info.json", result.eval_info(out, seconds))
     write_json(out / RESULT, result.model_dump(mode="json"))
 
 
-def _identity(
-    config: RolloutConfig, description: RunDescription, agent: VLAAgent, step: int, max_steps: int
-) -> dict[str, object]:
+def _identity(config: RolloutConfig, agent: VLAAgent, step: int) -> dict[str, object]:
     """Return all that decides the episodes of a rollout, as JSON has it."""
     assert agent.encoder is not None
     return {
         "config": config.model_dump(mode="json", exclude={"run", "out", "num_envs", "device"}),
         "run": run_hash(config.run),
         "checkpoint_step": step,
-        "max_steps": max_steps,
         "encoder": agent.encoder.identity.fingerprint,
         "environment": agent.encoder.environment.digest(),
-        "env": definition(config.env),
+        "envs": [definition(env) for env in config.envs],
         "code_version": importlib.metadata.version("frozen-vla"),
     }
 
 
-def _clear(out: Path, kept: Collection[int]) -> None:
-    """Remove an earlier rollout's files from a folder, except videos and paths of some seeds."""
+def _clear(out: Path, kept: Collection[Path]) -> None:
+    """Remove an earlier rollout's files from a folder, except videos and paths of some episodes."""
     for name in (RESULT, "eval_info.json"):
         (out / name).unlink(missing_ok=True)
-    for path in out.glob("videos/.seed_*.partial"):
-        path.unlink()
-    for pattern in ("videos/seed_*.mp4", "paths/seed_*.png"):
-        for path in out.glob(pattern):
-            if path.stem not in {f"seed_{seed}" for seed in kept}:
+    for folder, kind in (("videos", ".mp4"), ("paths", ".png")):
+        for pattern in ("", "*/"):  # of one environment, and of several
+            for path in (out / folder).glob(f"{pattern}.seed_*.partial"):
                 path.unlink()
+            for path in (out / folder).glob(f"{pattern}seed_*{kind}"):
+                if path.relative_to(out / folder).with_suffix("") not in kept:
+                    path.unlink()
 
 
 def play_episodes(
     agent: VLAAgent,
     players: Sequence[AnyWorker],
+    queue: Queue,
     config: RolloutConfig,
     *,
     nfe: int,
-    done: Collection[int] = (),
     check: CameraCheck | None = None,
 ) -> Iterator[FinishedEpisode]:
-    """Play every episode of a rollout, as many at once as there are players.
+    """Play the episodes of a rollout, as many at once as there are players.
 
     Args:
         agent: a policy that holds its encoder.
-        players: workers that each hold an `EpisodePlayer`.
+        players: workers that each hold a `TaskPlayer`.
+        queue: the episodes; none is left in it afterwards.
         config: of the rollout.
         nfe: number of function evaluations per decision.
-        done: seeds that were played before.
         check: compares an episode's first frames with the training's; None compares nothing.
 
     Yields:
@@ -279,24 +321,29 @@ def play_episodes(
             in training, and `config` refuses that; no action of it was taken.
         EnvError: a simulator fails before the policy has acted, or its process ended.
     """
-    seeds = range(config.first_seed, config.first_seed + config.episodes)
-    waiting = iter([seed for seed in seeds if seed not in done])
     solved = played = 0
     playing: dict[AnyWorker, Episode] = {}
+    built: dict[AnyWorker, str] = {}
 
     def begin(player: AnyWorker) -> None:
-        seed = next(waiting, None)
-        if seed is None:
+        following = queue.next(built.get(player))
+        if following is None:
             playing.pop(player, None)
             return
+        built[player], seed = following
         playing[player] = Episode(seed)
-        player.send("begin", seed, config.video(seed))
+        player.send("begin", built[player], seed, config.video(seed))
 
+    waiting = len(queue)
     for player in players:
         begin(player)
-    estimate = Estimate(config.episodes - len(done), "episode")
+    estimate = Estimate(waiting, "episode")
     with tqdm(
-        total=config.episodes, initial=len(done), desc="roll out", unit="episode", disable=None
+        total=queue.total,
+        initial=queue.total - waiting,
+        desc="roll out",
+        unit="episode",
+        disable=None,
     ) as progress_bar:
         while playing:
             undecided: list[tuple[AnyWorker, Progress]] = []
@@ -306,7 +353,9 @@ def play_episodes(
                     episode = playing[player]
                     if check is not None and episode.decisions == 0:
                         frames = progress.observations[-1].frames
-                        verdict = check.admit(frames, config.camera_check)
+                        verdict = check.admit(
+                            frames, config.camera_check, scenes_differ=queue.has_several_envs
+                        )
                         episode.start = StartFinding(seed=episode.seed, verdict=verdict)
                     undecided.append((player, progress))
                     continue

@@ -8,10 +8,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -19,19 +18,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from pipeline.datasets.hdf5.recording import (
-    ACTION_KEY,
-    IMAGES_GROUP,
-    STATE_KEY,
-    RecordedEpisode,
-    read_label,
-    write_episode,
-)
-from pipeline.datasets.manifest.model import Manifest, load_manifest
+from pipeline.datasets.hdf5.recording import RecordedEpisode, read_label, write_episode
+from pipeline.datasets.manifest.model import load_manifest
 from pipeline.errors import ConfigError, DatasetError, EnvError
 from pipeline.progress import Estimate
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, FIRST_ROLLOUT_SEED, ExpertEnv
-from pipeline.rollout.envs.registry import make_expert_env
+from pipeline.rollout.envs.registry import envs_of, make_expert_env
+from pipeline.rollout.play.manifest import manifest_of
 from pipeline.rollout.play.processes import AnyWorker, ready, workers
 from pipeline.storage.local import write_atomically, write_json
 from policy.images import resize_images
@@ -50,13 +43,13 @@ class RecordConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     env: str
-    """What `make_env` takes: `metaworld/drawer-open-v3`."""
+    """What `make_env` takes, or a suite: `metaworld/drawer-open-v3`, `libero/libero_object`."""
     views: tuple[str, ...]
     """Cameras, at least one, in the order in which the policy will see them."""
     episodes: Annotated[int, Field(ge=1)]
-    """Demonstrations to record; a larger number later adds to the same folder."""
+    """Demonstrations to record, of each task; a larger number later adds to the same folder."""
     out: Path
-    """Folder of the recordings and of their `manifest.toml`; resumed when it exists."""
+    """Folder of the recordings (a suite's: one per task) and `manifest.toml`; may exist."""
     keep: Keep = "successes"
     """`all` keeps episodes that the expert fails, up to the time limit, each marked in its file: to
     look at, not to imitate."""
@@ -81,7 +74,7 @@ class RecordReport:
     steps: int
     """Control steps recorded by this call."""
     failed_seeds: tuple[int, ...]
-    """Seeds that the expert did not solve; in the folder only where failures are kept."""
+    """Seeds not solved by the expert, task by task; in the folder only where failures are kept."""
     seconds: float
     """Wall-clock time of this call."""
 
@@ -122,12 +115,21 @@ def record_dataset(config: RecordConfig) -> RecordReport:
             f"first_seed: expected all of {ATTEMPTS_PER_EPISODE} x {config.episodes} seeds below "
             f"{FIRST_ROLLOUT_SEED}, where rollouts begin, found up to {last_seed}; lower first_seed"
         )
-    recorded, failed = _recorded_seeds(config)
-    _refuse_other_seeds(config, recorded, failed)
-    # Built here once to name its errors in this process, before anything is written.
-    env = make_expert_env(config.env, config.views, config.render_size)
-    manifest = manifest_of(env, keep=config.keep, render_size=config.render_size)
-    env.close()
+    tasks = _tasks(config)
+    for task in tasks:
+        _refuse_other_seeds(task.config, task.recorded, task.failed)
+    # Built here once to name their errors in this process, before anything is written.
+    with closing(make_expert_env(tasks[0].config.env, config.views, config.render_size)) as env:
+        manifest = manifest_of(
+            env,
+            has_failures=config.keep == "all",
+            render_size=config.render_size,
+            name=config.env,
+            folders=[str(task.config.out.relative_to(config.out)) for task in tasks],
+        )
+    for task in tasks[1:]:
+        if task.num_missing:
+            make_expert_env(task.config.env, config.views, config.render_size).close()
     manifest_file = config.out / MANIFEST_NAME
     earlier = load_manifest(manifest_file).manifest if manifest_file.exists() else manifest
     if earlier.to_dict() != manifest.to_dict():
@@ -136,26 +138,45 @@ def record_dataset(config: RecordConfig) -> RecordReport:
             f"{', '.join(config.views)}, keep={config.keep} and render size {config.render_size}, "
             "found another; record into another folder, or move it away"
         )
-    num_before, steps = len(recorded), 0
-    if num_before < config.episodes:
-        config.out.mkdir(parents=True, exist_ok=True)
-        steps = _record_missing(config, recorded, failed)
-    if len(recorded) < config.episodes:
-        raise EnvError(
-            f"{config.env}: expected the expert to solve {config.episodes} of at most "
-            f"{ATTEMPTS_PER_EPISODE * config.episodes} seeds, found {len(recorded)} solved and "
-            f"{len(failed)} failed; reduce --episodes, or choose another first_seed and folder"
-        )
+    num_missing = sum(task.num_missing for task in tasks)
+    steps = _record_missing(config, tasks) if num_missing else 0
     if not manifest_file.exists():
         write_atomically(manifest_file, manifest.to_toml().encode())
     return RecordReport(
         manifest=manifest_file,
-        episodes=len(recorded),
-        recorded=len(recorded) - num_before,
+        episodes=sum(len(task.recorded) for task in tasks),
+        recorded=num_missing,
         steps=steps,
-        failed_seeds=tuple(sorted(failed)),
+        failed_seeds=tuple(seed for task in tasks for seed in sorted(task.failed)),
         seconds=time.monotonic() - started,
     )
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One environment of a recording."""
+
+    config: RecordConfig
+    """Of this environment alone, in its own folder."""
+    recorded: set[int]
+    """Seeds that are recorded; grows."""
+    failed: set[int]
+    """Seeds that the expert did not solve; grows."""
+
+    @property
+    def num_missing(self) -> int:
+        """Episodes still to record."""
+        return self.config.episodes - len(self.recorded)
+
+
+def _tasks(config: RecordConfig) -> list[_Task]:
+    """Return the environments of a recording, each of a suite in a folder of its own."""
+    found = []
+    for env in envs_of([config.env]):
+        out = config.out if env == config.env else config.out / env.rpartition("/")[2]
+        own = config.model_copy(update={"env": env, "out": out})
+        found.append(_Task(own, *_recorded_seeds(own)))
+    return found
 
 
 def _planned_seeds(config: RecordConfig, failed: set[int]) -> list[int]:
@@ -166,61 +187,85 @@ def _planned_seeds(config: RecordConfig, failed: set[int]) -> list[int]:
     return [seed for seed in attempts if seed not in failed][: config.episodes]
 
 
-def _record_missing(config: RecordConfig, recorded: set[int], failed: set[int]) -> int:
-    """Record until the plan is met or cannot be; extend the two sets; return the new steps."""
-    steps = 0
-    num_missing = config.episodes - len(recorded)
-    num_workers = min(config.workers, num_missing)
+def _record_missing(config: RecordConfig, tasks: Sequence[_Task]) -> int:
+    """Record what the tasks miss, one task after the other; return the new steps.
+
+    Raises:
+        EnvError: an expert fails on too many seeds.
+    """
+    num_missing = sum(task.num_missing for task in tasks)
+    num_workers = min(config.workers, max(task.num_missing for task in tasks))
     logger.info("recording %d episodes of %s, %d at once", num_missing, config.env, num_workers)
     estimate = Estimate(num_missing, "episode")
-    running: dict[AnyWorker, int] = {}
+    total = config.episodes * len(tasks)
     with (
-        _no_partial_files(config.out),
-        workers(partial(Recorder, config), num_workers) as started,
+        _no_partial_files([task.config.out for task in tasks]),
+        workers(Recorder, num_workers) as started,
         tqdm(
-            total=config.episodes,
-            initial=len(recorded),
+            total=total,
+            initial=total - num_missing,
             desc=config.env,
             unit="episode",
             disable=None,
         ) as bar,
     ):
-        idle: list[AnyWorker] = [*started]
-        while True:
-            plan = _planned_seeds(config, failed)
-            # Too many failures: finish the running episodes; the caller raises the error.
-            wanted = plan if len(plan) == config.episodes else []
-            busy = recorded.union(running.values())
-            for seed in [seed for seed in wanted if seed not in busy][: len(idle)]:
-                worker = idle.pop()
-                worker.send("record", seed)
-                running[worker] = seed
-            if not running:
-                return steps
-            for worker in ready(list(running)):
-                attempt: Attempt = worker.receive()
-                seed = running.pop(worker)
-                idle.append(worker)
-                if not attempt.solved:
-                    failed.add(seed)
-                if attempt.steps:
-                    recorded.add(seed)
-                    steps += attempt.steps
-                    bar.update()
-                    estimate.advance()
-                else:
-                    content = {"env": config.env, "seeds": sorted(failed)}
-                    write_json(config.out / FAILURES_NAME, content)
+
+        def advance() -> None:
+            bar.update()
+            estimate.advance()
+
+        return sum(_record_task(task, started, advance) for task in tasks if task.num_missing)
+
+
+def _record_task(task: _Task, started: Sequence[AnyWorker], advance: Callable[[], None]) -> int:
+    """Record until the plan of a task is met or cannot be; return the new steps."""
+    steps = 0
+    running: dict[AnyWorker, int] = {}
+    task.config.out.mkdir(parents=True, exist_ok=True)
+    idle = [*started]
+    while True:
+        plan = _planned_seeds(task.config, task.failed)
+        # Too many failures: finish the running episodes, then raise.
+        wanted = plan if len(plan) == task.config.episodes else []
+        busy = task.recorded.union(running.values())
+        for seed in [seed for seed in wanted if seed not in busy][: len(idle)]:
+            worker = idle.pop()
+            worker.send("record", task.config, seed)
+            running[worker] = seed
+        if not running:
+            break
+        for worker in ready(list(running)):
+            attempt: Attempt = worker.receive()
+            seed = running.pop(worker)
+            idle.append(worker)
+            if not attempt.solved:
+                task.failed.add(seed)
+            if attempt.steps:
+                task.recorded.add(seed)
+                steps += attempt.steps
+                advance()
+            else:
+                content = {"env": task.config.env, "seeds": sorted(task.failed)}
+                write_json(task.config.out / FAILURES_NAME, content)
+    if task.num_missing:
+        raise EnvError(
+            f"{task.config.env}: expected the expert to solve {task.config.episodes} of at most "
+            f"{ATTEMPTS_PER_EPISODE * task.config.episodes} seeds, found {len(task.recorded)} "
+            f"solved and {len(task.failed)} failed; reduce --episodes, or choose another "
+            "first_seed and folder"
+        )
+    return steps
 
 
 @contextmanager
-def _no_partial_files(folder: Path) -> Iterator[None]:
+def _no_partial_files(folders: Iterable[Path]) -> Iterator[None]:
     """Remove what processes that were ended have left."""
     try:
         yield
     finally:
-        for partial_file in folder.glob(".*.partial"):
-            partial_file.unlink()
+        for folder in folders:
+            for partial_file in folder.glob(".*.partial"):
+                partial_file.unlink()
 
 
 @dataclass(frozen=True)
@@ -234,19 +279,23 @@ class Attempt:
 
 
 class Recorder:
-    """One simulator and its expert; records a seed at a time, usually in a process of its own."""
+    """Records a seed at a time, usually in a process of its own; holds one simulator at a time."""
 
-    def __init__(self, config: RecordConfig):
-        self._config = config
-        self._env = make_expert_env(config.env, config.views, config.render_size)
+    def __init__(self) -> None:
+        self._env: ExpertEnv | None = None
 
-    def record(self, seed: int) -> Attempt:
-        """Record a seed; see `record_seed`."""
-        return record_seed(self._env, seed, self._config)
+    def record(self, config: RecordConfig, seed: int) -> Attempt:
+        """Record a seed; see `record_seed`. The simulator is built if it is not the last one."""
+        if self._env is None or self._env.name != config.env:
+            self.close()
+            self._env = None  # nothing is held if building fails
+            self._env = make_expert_env(config.env, config.views, config.render_size)
+        return record_seed(self._env, seed, config)
 
     def close(self) -> None:
         """Close the environment."""
-        self._env.close()
+        if self._env is not None:
+            self._env.close()
 
 
 def record_seed(env: ExpertEnv, seed: int, config: RecordConfig) -> Attempt:
@@ -350,26 +399,3 @@ def _refuse_other_seeds(config: RecordConfig, recorded: set[int], failed: set[in
             f"seed {config.first_seed}, found also {others[:5]} ({len(others)} in all); increase "
             "--episodes, or record into another folder"
         )
-
-
-def manifest_of(
-    env: ExpertEnv, *, keep: Keep = "successes", render_size: int = DEFAULT_RENDER_SIZE
-) -> Manifest:
-    """Describe recordings of an environment; `path` is the folder of the manifest itself."""
-    rendered = f", rendered at {render_size}x{render_size} pixels" * (
-        render_size != DEFAULT_RENDER_SIZE
-    )
-    return Manifest.from_dict(
-        {
-            "name": env.name.replace("/", "-"),
-            "source": env.source + ", failures included" * (keep == "all"),
-            "revision": env.revision + rendered,
-            "license": env.license,
-            "format": "aloha_hdf5",
-            "path": ".",
-            "fps": env.control_hz,
-            "views": [{"name": name, "key": f"{IMAGES_GROUP}/{name}"} for name in env.view_names],
-            "state": {"key": STATE_KEY, "units": env.state_units},
-            "action": {"key": ACTION_KEY, "units": env.action_units},
-        }
-    )

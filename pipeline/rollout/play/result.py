@@ -1,6 +1,7 @@
 """The result of a rollout: episodes, success with its interval, latency; stored as JSON."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ class EpisodeResult(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    task: str = ""
+    """Its environment, in a rollout of several; else empty."""
     seed: int
     """Seed the environment was reset with."""
     success: bool
@@ -33,6 +36,55 @@ class EpisodeResult(BaseModel):
     failure: str | None = None
     """Why the simulator failed after `steps` steps, in one line; the episode ended there, unsolved.
     None where it did not fail."""
+
+    @property
+    def file(self) -> Path:
+        """Its `episode_file`."""
+        return episode_file(self.task, self.seed)
+
+
+def episode_file(task: str, seed: int) -> Path:
+    """Return the path of a video below `videos`, or an image below `paths`, without its ending."""
+    return Path(task.replace("/", "-")) / f"seed_{seed}"
+
+
+class SuccessRate(BaseModel):
+    """How often one environment, or the environments of one suite, were solved."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """The environment; or the suite, which is the environment's name without its last part."""
+    episodes: int
+    """Number of episodes."""
+    solved: int
+    """Of these, solved."""
+    success_rate: float
+    """Share of solved episodes, in [0, 1]; of a suite, the mean of its environments' shares."""
+    success_interval: tuple[float, float]
+    """95 % interval: Wilson's; of a suite, `mean_interval`'s."""
+
+    @property
+    def task(self) -> str:
+        """Last part of the environment's name; variants of one task share it."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def suite(self) -> str:
+        """The environment's name without its last part."""
+        return self.name.rpartition("/")[0]
+
+    @classmethod
+    def of(cls, name: str, outcomes: Sequence[Sequence[bool]]) -> "SuccessRate":
+        """Sum up the outcomes of the episodes of each environment."""
+        counts = [(sum(each), len(each)) for each in outcomes]
+        return cls(
+            name=name,
+            episodes=sum(trials for _, trials in counts),
+            solved=sum(solved for solved, _ in counts),
+            success_rate=math.fsum(solved / trials for solved, trials in counts) / len(counts),
+            success_interval=mean_interval(counts),
+        )
 
 
 class Latency(BaseModel):
@@ -78,7 +130,7 @@ class RolloutResult(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     env: str
-    """The environment's name."""
+    """The environment's name; names of several and of suites, as they were asked for."""
     run: str
     """Folder name of the training run."""
     checkpoint_step: int
@@ -86,7 +138,7 @@ class RolloutResult(BaseModel):
     nfe: int
     """Number of function evaluations per decision."""
     max_steps: int
-    """Control steps after which an episode counts as failed."""
+    """Control steps after which an episode counts as failed; the most where suites differ."""
     encoder: EncoderIdentity
     """The encoder of the live views."""
     dataset: str
@@ -102,11 +154,15 @@ class RolloutResult(BaseModel):
     gate_overridden: tuple[str, ...]
     """What the gate would have refused, where it was overridden."""
     episodes: tuple[EpisodeResult, ...]
-    """In the order of their seeds."""
+    """By environment, then in the order of their seeds."""
     success_rate: float
-    """Share of solved episodes, in [0, 1]."""
+    """Share of solved episodes, in [0, 1]; of several environments, the mean of their shares."""
     success_interval: tuple[float, float]
-    """Wilson interval of the success rate at 95 %."""
+    """95 % interval of the success rate: Wilson's; of several environments, `mean_interval`'s."""
+    tasks: tuple[SuccessRate, ...] = ()
+    """Each environment of several; else empty."""
+    suites: tuple[SuccessRate, ...] = ()
+    """Each suite of several environments; else empty."""
     render_s: Latency
     """Rendering the observation steps of one decision."""
     encode_s: Latency
@@ -140,55 +196,124 @@ class RolloutResult(BaseModel):
             found.append("the cameras were not compared with those of training")
         for start in check.starts:
             if not start.verdict.matches:
-                found.append(f"cameras at seed {start.seed}: {start.verdict.line()}")
+                where = f"seed {start.seed} of {start.task}".removesuffix(" of ")
+                found.append(f"cameras at {where}: {start.verdict.line()}")
         return found
 
-    def eval_info(self, videos: list[Path], seconds: float) -> dict[str, Any]:
+    def eval_info(self, out: Path, seconds: float) -> dict[str, Any]:
         """Return the same as the content of LeRobot's `eval_info.json`, for tools that read it.
 
         Args:
-            videos: that were kept.
+            out: folder of the rollout, with its videos.
             seconds: that all episodes took together.
 
         Source: huggingface/lerobot@7427f318:src/lerobot/scripts/lerobot_eval.py, eval_policy_all.
         """
-        group = self.env.partition("/")[0]
-        rewards = [episode.reward for episode in self.episodes]
-        largest = [episode.max_reward for episode in self.episodes]
-        shared = {"video_paths": [str(path) for path in videos], "predicted_video_paths": []}
-        overall = {
-            "avg_sum_reward": math.fsum(rewards) / len(rewards),
-            "avg_max_reward": math.fsum(largest) / len(largest),
-            "pc_success": 100.0 * self.success_rate,
-            "n_episodes": len(rewards),
-            **shared,
-        }
-        metrics = {
-            "sum_rewards": rewards,
-            "max_rewards": largest,
-            "successes": [episode.success for episode in self.episodes],
-            **shared,
-        }
+        groups: dict[str, dict[str, list[EpisodeResult]]] = {}  # by suite, then by environment
+        for episode in self.episodes:
+            suite = (episode.task or self.env).rpartition("/")[0]
+            groups.setdefault(suite, {}).setdefault(episode.task, []).append(episode)
+
+        def videos(episodes: Sequence[EpisodeResult]) -> dict[str, list[str]]:
+            paths = [(out / "videos" / episode.file).with_suffix(".mp4") for episode in episodes]
+            kept = [str(path) for path in paths if path.exists()]
+            return {"video_paths": kept, "predicted_video_paths": []}
+
+        def averages(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
+            count = len(episodes)
+            return {
+                "avg_sum_reward": math.fsum(episode.reward for episode in episodes) / count,
+                "avg_max_reward": math.fsum(episode.max_reward for episode in episodes) / count,
+                "pc_success": 100.0 * sum(episode.success for episode in episodes) / count,
+                "n_episodes": count,
+                **videos(episodes),
+            }
+
+        def metrics(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
+            return {
+                "sum_rewards": [episode.reward for episode in episodes],
+                "max_rewards": [episode.max_reward for episode in episodes],
+                "successes": [episode.success for episode in episodes],
+                **videos(episodes),
+            }
+
         return {
-            "per_task": [{"task_group": group, "task_id": 0, "metrics": metrics}],
-            "per_group": {group: overall},
-            "overall": {**overall, "eval_s": seconds, "eval_ep_s": seconds / len(rewards)},
+            "per_task": [
+                {"task_group": group, "task_id": index, "metrics": metrics(episodes)}
+                for group, tasks in groups.items()
+                for index, episodes in enumerate(tasks.values())
+            ],
+            "per_group": {
+                group: averages([episode for episodes in tasks.values() for episode in episodes])
+                for group, tasks in groups.items()
+            },
+            "overall": {
+                **averages(self.episodes),
+                "eval_s": seconds,
+                "eval_ep_s": seconds / len(self.episodes),
+            },
         }
 
     def summary(self) -> str:
-        """Return two lines; see `alarms` for what makes the figures doubtful."""
+        """Return a line per environment of several, and two; see `alarms` for reasons to doubt."""
         solved = sum(episode.success for episode in self.episodes)
         low, high = self.success_interval
+        interval = "interval of the mean" if self.tasks else "Wilson interval"
         parts = (("render", self.render_s), ("encode", self.encode_s), ("head", self.head_s))
         times = ", ".join(f"{name} {1e3 * latency.p50:.0f} ms" for name, latency in parts)
         seeds = f"{self.episodes[0].seed}..{self.episodes[-1].seed}"
+        table = "".join(
+            f"{each.name}: {each.solved} of {each.episodes}, {100 * each.success_rate:.0f} % "
+            "({:.0f} to {:.0f} %)\n".format(*(100 * end for end in each.success_interval))
+            for each in (*self.tasks, *self.suites)
+        )
         return (
-            f"{self.env}: solved {solved} of {len(self.episodes)} unseen episodes "
-            f"({100 * self.success_rate:.0f} %, 95 % Wilson interval {100 * low:.0f} to "
+            f"{table}{self.env}: solved {solved} of {len(self.episodes)} unseen episodes "
+            f"({100 * self.success_rate:.0f} %, 95 % {interval} {100 * low:.0f} to "
             f"{100 * high:.0f} %), "
             f"seeds {seeds}, {self.nfe} sampling step(s), encoder {self.encoder.name}\n"
             f"median time per decision: {times}"
         )
+
+
+def success_fields(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """Return the fields of a result that its episodes determine: rates, with their intervals."""
+    outcomes: dict[str, list[bool]] = {}
+    for episode in episodes:
+        outcomes.setdefault(episode.task, []).append(episode.success)
+    overall = SuccessRate.of("", list(outcomes.values()))
+    tasks = [SuccessRate.of(task, [each]) for task, each in outcomes.items() if task]
+    suites = dict.fromkeys(task.suite for task in tasks)
+    return {
+        "success_rate": overall.success_rate,
+        "success_interval": overall.success_interval,
+        "tasks": tuple(tasks),
+        "suites": tuple(
+            SuccessRate.of(suite, [outcomes[task.name] for task in tasks if task.suite == suite])
+            for suite in suites
+        ),
+    }
+
+
+def mean_interval(counts: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of some environments' success rates.
+
+    The environments are fixed, not a sample of others; their episodes are. The distances from each
+    rate to the ends of its Wilson interval are combined as standard deviations of independent
+    quantities are, each side for itself. With one environment it is Wilson's interval.
+
+    Args:
+        counts: successes and trials of each environment.
+
+    Source: G. Y. Zou, W. Huang, X. Zhang, Computational Statistics & Data Analysis 53 (2009),
+    1080-1085, for a linear function of binomial proportions.
+    """
+    rates = [solved / trials for solved, trials in counts]
+    ends = [wilson_interval(solved, trials) for solved, trials in counts]
+    mean = math.fsum(rates) / len(rates)
+    below = math.hypot(*(rate - low for rate, (low, _) in zip(rates, ends, strict=True)))
+    above = math.hypot(*(high - rate for rate, (_, high) in zip(rates, ends, strict=True)))
+    return max(0.0, mean - below / len(rates)), min(1.0, mean + above / len(rates))
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

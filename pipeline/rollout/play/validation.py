@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.rollout.envs.registry import make_env
+from pipeline.rollout.envs.registry import envs_of, make_env
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.rollout.play.processes import start_process
 from pipeline.rollout.play.result import RolloutResult
@@ -162,7 +162,8 @@ def validate_by_rollouts(
             f"--rollout-every: expected a multiple of checkpoint_every={config.checkpoint_every}, "
             f"found {every}; a rollout needs a checkpoint"
         )
-    make_env(rollout.env, FeatureStore.open(store).attributes.view_names).close()
+    env = envs_of(rollout.envs)[0]
+    make_env(env, FeatureStore.open(store).attributes.view_names).close()
     return RolloutValidation(rollout, every=every)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
-from pipeline.rollout.report.contents import Rollout, RunContents
+from pipeline.rollout.report.contents import EpisodeKey, Rollout, RunContents
 from pipeline.rollout.report.paired import PairedOutcome, exact_mcnemar, holm, newcombe_interval
 
 SIGNIFICANT: Final = 0.05  # probability of calling equal policies different
@@ -48,8 +48,8 @@ class SeedRow:
     """A run's outcomes on some of an environment's seeds."""
 
     run: RunContents
-    seeds: Sequence[int]
-    successes: dict[int, bool]
+    seeds: Sequence[EpisodeKey]
+    successes: dict[EpisodeKey, bool]
     """Whether each seed that the run ran was solved."""
 
 

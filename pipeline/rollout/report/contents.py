@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 
 from pipeline.errors import RunError
-from pipeline.rollout.play.result import EpisodeResult, RolloutResult, wilson_interval
+from pipeline.rollout.play.result import EpisodeResult, RolloutResult, SuccessRate, success_fields
 from pipeline.rollout.report.training_log import Point, TrainingLog, read_log
 from pipeline.training.run.checkpoint import checkpoint_steps
 from pipeline.training.run.folder import RunDescription, read_run
@@ -29,6 +30,8 @@ VALIDATION_NAME: Final = re.compile(r"step_\d{8}")
 VALIDATION_ERROR: Final = "val_error"  # its name in log.jsonl
 NUM_COLORS: Final = 8  # of the style sheet
 RATE_ROUNDING: Final = 1e-6  # of a rate or interval that was written as decimal digits
+
+EpisodeKey = tuple[str, int]  # environment, in a rollout of several, and seed
 
 
 @dataclass(frozen=True)
@@ -54,17 +57,17 @@ class Rollout:
         return sum(episode.success for episode in self.result.episodes)
 
     @property
-    def successes(self) -> dict[int, bool]:
-        """Whether each seed was solved."""
-        return {episode.seed: episode.success for episode in self.result.episodes}
+    def successes(self) -> dict[EpisodeKey, bool]:
+        """Whether each episode was solved."""
+        return {(episode.task, episode.seed): episode.success for episode in self.result.episodes}
 
     def video(self, episode: EpisodeResult) -> Path:
         """Return the path of an episode's video, which may not exist."""
-        return self.folder / "videos" / f"seed_{episode.seed}.mp4"
+        return (self.folder / "videos" / episode.file).with_suffix(".mp4")
 
     def path_image(self, episode: EpisodeResult) -> Path:
         """Return the path of an episode's path image, which may not exist."""
-        return self.folder / "paths" / f"seed_{episode.seed}.png"
+        return (self.folder / "paths" / episode.file).with_suffix(".png")
 
 
 @dataclass(frozen=True)
@@ -158,20 +161,23 @@ def _read_rollout(path: Path) -> Rollout:
         first: Any = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "content"
         raise _damaged(path, f"{field}: {first['msg']}") from error
-    seeds = [episode.seed for episode in result.episodes]
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise _damaged(
-            path, f"episodes: expected {len(seeds)} different seeds, found {len(set(seeds))}"
-        )
     rollout = Rollout(path.parent, result)
-    rate = rollout.solved / len(seeds)
-    expected = (rate, *wilson_interval(rollout.solved, len(seeds)))
-    stated = (result.success_rate, *result.success_interval)
-    if any(abs(a - b) > RATE_ROUNDING for a, b in zip(stated, expected, strict=True)):
+    count, distinct = len(result.episodes), len(rollout.successes)
+    if not count or distinct != count:
+        raise _damaged(path, f"episodes: expected {count} different seeds, found {distinct}")
+    stated = _rates(result)
+    expected = _rates(result.model_copy(update=success_fields(result.episodes)))
+    if len(stated) != len(expected) or not np.allclose(stated, expected, 0, RATE_ROUNDING):
         raise _damaged(
             path, f"success_rate: expected {expected} as in its episodes, found {stated}"
         )
     return rollout
+
+
+def _rates(result: RolloutResult) -> list[float]:
+    """Return every success rate of a result, with its interval."""
+    rates: tuple[RolloutResult | SuccessRate, ...] = (result, *result.tasks, *result.suites)
+    return [number for rate in rates for number in (rate.success_rate, *rate.success_interval)]
 
 
 def _damaged(path: Path, what: str) -> RunError:

@@ -14,6 +14,7 @@ from typing import Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.errors import ConfigError
+from pipeline.rollout.play.result import RolloutResult, SuccessRate
 from pipeline.rollout.report.chart import curves
 from pipeline.rollout.report.comparison import comparison, points_text, probability_text
 from pipeline.rollout.report.contents import RunContents, read_contents
@@ -112,7 +113,18 @@ def overview(runs: Sequence[RunContents]) -> dict[str, object]:
 
 def success(runs: Sequence[RunContents]) -> dict[str, object]:
     """Return what `templates/success.html` shows: the rollouts that count as a run's result."""
-    return {"rollouts": [(run, rollout) for run in runs for rollout in run.final_rollouts]}
+    shown = [(run, rollout) for run in runs for rollout in run.final_rollouts]
+    tables = [(run, rollout, _by_task(rollout.result)) for run, rollout in shown]
+    return {"rollouts": shown, "tables": [table for table in tables if table[-1]]}
+
+
+def _by_task(result: RolloutResult) -> dict[str, list[SuccessRate | None]]:
+    """Return for each task its rate in each of the result's suites: variants are side by side."""
+    rates = {(rate.task, rate.suite): rate for rate in result.tasks}
+    return {
+        task: [rates.get((task, suite.name)) for suite in result.suites]
+        for task in dict.fromkeys(task for task, _ in rates)
+    }
 
 
 def _alarms(run: RunContents) -> list[str]:

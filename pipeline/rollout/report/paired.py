@@ -7,6 +7,7 @@ show which is better, and far fewer episodes are needed than for two separate ra
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.rollout.play.result import wilson_interval
 
@@ -21,8 +22,8 @@ class PairedOutcome:
     neither: int
 
     @classmethod
-    def of(cls, first: Mapping[int, bool], second: Mapping[int, bool]) -> "PairedOutcome":
-        """Count over the seeds that both have; the mappings go from seed to success."""
+    def of(cls, first: Mapping[Any, bool], second: Mapping[Any, bool]) -> "PairedOutcome":
+        """Count over the seeds that both have; the mappings go from it to success."""
         pairs = [(first[seed], second[seed]) for seed in first.keys() & second.keys()]
         return cls(
             both=pairs.count((True, True)),

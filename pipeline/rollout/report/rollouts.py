@@ -20,6 +20,8 @@ SHOWN_ELSEWHERE: Final = {  # fields of a result that the page shows elsewhere
     "episodes",
     "success_rate",
     "success_interval",
+    "tasks",
+    "suites",
     "render_s",
     "encode_s",
     "head_s",
@@ -103,14 +105,14 @@ def _cards(rollout: Rollout, media: MediaBudget) -> list[Card]:
     """Inline the media of a rollout, failures first; return them in the order of the episodes."""
     episodes = rollout.result.episodes
     cards = {
-        episode.seed: (
+        episode.file: (
             episode,
             media.image(rollout.path_image(episode)),
             media.video(rollout.video(episode)),
         )
         for episode in sorted(episodes, key=lambda episode: episode.success)
     }
-    return [cards[episode.seed] for episode in episodes if any(cards[episode.seed][1:])]
+    return [cards[episode.file] for episode in episodes if any(cards[episode.file][1:])]
 
 
 def configuration(runs: Sequence[RunContents]) -> dict[str, object]:

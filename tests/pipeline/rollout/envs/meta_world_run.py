@@ -1,4 +1,4 @@
-"""A run in Meta-World's shapes whose policy has learnt nothing: made in seconds."""
+"""A run in a simulator's shapes whose policy has learnt nothing: made in seconds."""
 
 from pathlib import Path
 
@@ -13,39 +13,46 @@ from tests.tower import tiny_tower
 
 TASK = "metaworld/drawer-open-v3"
 VIEWS = ("corner", "topview", "gripperPOV")
-STATE_DIM, ACTION_DIM, CONTROL_HZ = 4, 4, 80.0
+SHAPES = (VIEWS, 4, 4, 80.0)  # views, width of state and action, control rate in Hz
 
 
-def write_run(folder: Path, *settings: str) -> Path:
+def write_run(folder: Path, *settings: str, shapes=SHAPES) -> Path:
     """Embed noise with the tiny tower, train on it, and return the run's folder.
 
     `settings` change the debug preset, as `--set` does.
     """
     store = folder / "features.zarr"
-    embed_dataset(EmbedConfig(manifest=write_noise(folder), store=store, encoder=tiny_tower()))
+    embed_dataset(
+        EmbedConfig(manifest=write_noise(folder, shapes), store=store, encoder=tiny_tower())
+    )
     train([store], folder / "run", with_settings(debug(), settings), resume=False)
     return folder / "run"
 
 
-def write_noise(folder: Path) -> Path:
-    """Write two episodes of noise in Meta-World's shapes, and return their manifest's path."""
+def write_noise(folder: Path, shapes=SHAPES) -> Path:
+    """Write two episodes of noise in a simulator's shapes, and return their manifest's path."""
+    view_names, state_dim, action_dim, control_hz = shapes
     (folder / "data").mkdir()
     for seed in range(2):
         numbers = np.random.default_rng(seed)
         episode = RecordedEpisode(
-            frames={view: numbers.integers(0, 256, (3, 256, 256, 3), np.uint8) for view in VIEWS},
-            state=numbers.normal(size=(3, STATE_DIM)).astype(np.float32),
-            action=numbers.uniform(-1, 1, (3, ACTION_DIM)).astype(np.float32),
+            frames={
+                view: numbers.integers(0, 256, (3, 256, 256, 3), np.uint8) for view in view_names
+            },
+            state=numbers.normal(size=(3, state_dim)).astype(np.float32),
+            action=numbers.uniform(-1, 1, (3, action_dim)).astype(np.float32),
             env=TASK,
             seed=seed,
-            fps=CONTROL_HZ,
+            fps=control_hz,
         )
         write_episode(folder / f"data/episode_{seed}.hdf5", episode)
-    views = ", ".join(f'{{name = "{view}", key = "observations/images/{view}"}}' for view in VIEWS)
+    views = ", ".join(
+        f'{{name = "{view}", key = "observations/images/{view}"}}' for view in view_names
+    )
     manifest = folder / "noise.toml"
     manifest.write_text(
         'name = "noise"\nsource = "random numbers"\nrevision = "0"\nlicense = "CC0-1.0"\n'
-        f'format = "aloha_hdf5"\npath = "data"\nfps = {CONTROL_HZ}\nviews = [{views}]\n'
+        f'format = "aloha_hdf5"\npath = "data"\nfps = {control_hz}\nviews = [{views}]\n'
         'state = {key = "observations/qpos", units = "none"}\n'
         'action = {key = "action", units = "none"}\n'
     )

@@ -149,7 +149,7 @@ def test_no_environment_is_built_where_the_probe_has_other_features(encoder, pro
     pooled.view(np.uint16)[1, 1, 1] ^= 1
     run = train_on(dataclasses.replace(probe, features={"pooled": pooled}), encoder, tmp_path)
     # The environment does not even exist: the probe is checked before it is asked for.
-    config = RolloutConfig(run=run, env="nowhere/nothing", out=tmp_path / "out", episodes=1)
+    config = RolloutConfig(run=run, envs=("nowhere/nothing",), out=tmp_path / "out", episodes=1)
     with pytest.raises(EncoderMismatchError, match=rf"{run}: .*`noise` of view 1.*all bits"):
         roll_out(config)
 

@@ -23,7 +23,7 @@ TIMES = ("render_s", "encode_s", "head_s")
 
 def config(run: Path, env: str, out: Path, **settings) -> RolloutConfig:
     fixed = {"episodes": 3, "videos": "none", "encoder": tiny_tower(), "camera_check": "warn"}
-    return RolloutConfig(run=run, env=env, out=out, **(fixed | settings))
+    return RolloutConfig(run=run, out=out, **({"envs": (env,)} | fixed | settings))
 
 
 def but_times(out: Path) -> dict[str, object]:
@@ -115,15 +115,19 @@ def kill_after(process: subprocess.Popen[str], out: Path, lines: int) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("others", [(), ("other.toml",)])
 def test_a_rollout_that_was_killed_resumes_to_the_result_of_one_that_was_not(
-    toy_run, tmp_path, caplog
+    toy_run, tmp_path, caplog, others
 ):
     """The line that the kill cut short is planted: a kill hardly ever meets one."""
-    env, settings = write_env(tmp_path / "env.toml", step_s=0.05), {"episodes": 4, "videos": "all"}
+    env = write_env(tmp_path / "env.toml", step_s=0.05)
+    envs = (env, *(write_env(tmp_path / other, step_s=0.05, speed=0.2) for other in others))
+    settings = {"episodes": 4, "videos": "all", "envs": envs}
     roll_out(config(toy_run, env, tmp_path / "undisturbed", **settings))
 
     out = tmp_path / "killed"
-    kill_after(start(toy_run, env, out, "--videos", "all"), out, lines=3)
+    more = [word for other in envs[1:] for word in ("--env", other)]
+    kill_after(start(toy_run, env, out, "--videos", "all", *more), out, lines=3)
     assert not (out / "result.json").exists()
     kept = (out / JOURNAL).read_bytes()
     with (out / JOURNAL).open("ab") as file:
@@ -133,8 +137,8 @@ def test_a_rollout_that_was_killed_resumes_to_the_result_of_one_that_was_not(
     assert "resuming after 2 finished episodes" in caplog.text
     assert (out / JOURNAL).read_bytes().startswith(kept)
     assert but_times(out) == but_times(tmp_path / "undisturbed")
-    names = [path.name for path in sorted((out / "videos").iterdir())]
-    assert names == [f"seed_{seed}.mp4" for seed in range(100_000, 100_004)]
+    names = [path.name for path in sorted((out / "videos").rglob("*.mp4"))]
+    assert names == [f"seed_{seed}.mp4" for seed in range(100_000, 100_004)] * len(envs)
 
 
 def test_a_folder_that_another_rollout_writes_to_is_refused(toy_run, tmp_path):

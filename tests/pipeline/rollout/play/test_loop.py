@@ -10,6 +10,7 @@ from pipeline.rollout.envs.base import StepResult
 from pipeline.rollout.play.episode import EpisodePlayer
 from pipeline.rollout.play.loop import RolloutConfig, play_episodes
 from pipeline.rollout.play.processes import LocalWorker
+from pipeline.rollout.play.tasks import Queue, TaskPlayer
 from pipeline.training.data.windows import WindowData
 from policy.agent import AgentConfig, VLAAgent
 from policy.network.head import HeadConfig
@@ -90,8 +91,9 @@ def counting_agent(obs_horizon: int, num_action_steps: int) -> RecordingAgent:
 def play(agent: RecordingAgent, env: CountingEnv, max_steps: int = 100):
     horizon = agent.config.obs_horizon
     player = EpisodePlayer(env, obs_horizon=horizon, max_steps=max_steps, out=None)
-    config = RolloutConfig(run=Path("run"), env="counting", out=Path("out"), episodes=1, videos=0)
-    (episode,) = play_episodes(agent, [LocalWorker(player)], config, nfe=1)
+    config = RolloutConfig(run=Path("run"), envs=("counting",), out=Path("out"), videos=0)
+    players = [LocalWorker(TaskPlayer(lambda env: player))]
+    (episode,) = play_episodes(agent, players, Queue(config.envs, [0], ()), config, nfe=1)
     assert episode.result.decisions == len(episode.head_s) == len(agent.seen)
     return episode.result
 

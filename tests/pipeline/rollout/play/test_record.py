@@ -18,13 +18,8 @@ from pipeline.errors import ConfigError, DatasetError, EnvError
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE
 from pipeline.rollout.envs.registry import make_env, make_expert_env
 from pipeline.rollout.play.episode import EpisodePlayer
-from pipeline.rollout.play.record import (
-    Attempt,
-    RecordConfig,
-    manifest_of,
-    record_dataset,
-    record_seed,
-)
+from pipeline.rollout.play.manifest import manifest_of
+from pipeline.rollout.play.record import Attempt, RecordConfig, record_dataset, record_seed
 from policy.spec import FRAME_SIZE
 
 ROOT = Path(__file__).parents[4]

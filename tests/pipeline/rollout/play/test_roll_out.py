@@ -34,7 +34,7 @@ def run(tmp_path_factory):
 
 def config(run, out, **settings):
     asked = {"episodes": 3, "max_steps": 20, "encoder": tiny_tower(), "videos": "none"}
-    return RolloutConfig(run=run, env=TASK, out=out, **(asked | settings))
+    return RolloutConfig(run=run, out=out, **({"envs": (TASK,)} | asked | settings))
 
 
 @pytest.fixture(scope="module")

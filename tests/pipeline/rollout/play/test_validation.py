@@ -29,7 +29,7 @@ def validation(env: str, every: int) -> Iterator[RolloutValidation]:
     config = RolloutConfig(
         run=Path("run"),
         out=Path("out"),
-        env=env,
+        envs=(env,),
         episodes=1,
         videos="none",
         encoder=tiny_tower(),
@@ -79,7 +79,7 @@ def test_a_rollout_that_fails_is_logged_and_training_continues(store, tmp_path, 
 
 def test_what_would_never_be_rolled_out_is_refused_before_training(store, tmp_path):
     def refused(env: str, every: int) -> None:
-        rollout = RolloutConfig(run=tmp_path, out=tmp_path, env=env)
+        rollout = RolloutConfig(run=tmp_path, out=tmp_path, envs=(env,))
         validate_by_rollouts(rollout, every=every, store=store, config=debug())
 
     with pytest.raises(ConfigError, match="multiple of checkpoint_every=4, found 6"):

@@ -9,7 +9,13 @@ import av
 import numpy as np
 from PIL import Image
 
-from pipeline.rollout.play.result import EpisodeResult, Latency, RolloutResult, wilson_interval
+from pipeline.rollout.play.result import (
+    EpisodeResult,
+    Latency,
+    RolloutResult,
+    success_fields,
+    wilson_interval,
+)
 from pipeline.storage.local import write_json
 from pipeline.training.presets import debug
 from pipeline.training.run.folder import read_run
@@ -75,6 +81,18 @@ def make_result(run: Path, successes: list[bool], /, **changes: object) -> Rollo
     return RolloutResult.model_validate(fields | changes)
 
 
+def make_suite_result(run: Path, solved: dict[str, int], episodes: int) -> RolloutResult:
+    """Build a result of several environments, of which so many first episodes were solved."""
+    found = [
+        episode.model_copy(update={"task": env})
+        for env, count in solved.items()
+        for episode in make_result(run, [index < count for index in range(episodes)]).episodes
+    ]
+    suites = dict.fromkeys(env.rpartition("/")[0] for env in solved)
+    changes = {"env": ", ".join(suites), "episodes": tuple(found)} | success_fields(found)
+    return make_result(run, [True], **changes)
+
+
 def write_rollout(
     run: Path, name: str, result: RolloutResult, *, videos: int = 0, images: int = 0
 ) -> Path:
@@ -84,10 +102,12 @@ def write_rollout(
         (folder / part).mkdir(parents=True, exist_ok=True)
     for index, episode in enumerate(result.episodes):
         frames = moving_square(16, phase=index)
+        for part in ("videos", "paths"):
+            (folder / part / episode.file.parent).mkdir(exist_ok=True)
         if index < videos:
-            write_video(folder / "videos" / f"seed_{episode.seed}.mp4", frames)
+            write_video(folder / "videos" / f"{episode.file}.mp4", frames)
         if index < images:
-            Image.fromarray(frames[0]).save(folder / "paths" / f"seed_{episode.seed}.png")
+            Image.fromarray(frames[0]).save(folder / "paths" / f"{episode.file}.png")
     write_json(folder / "result.json", result.model_dump(mode="json"))
     return folder
 

@@ -16,6 +16,7 @@ from pipeline.training.run.folder import read_run
 from tests.pipeline.rollout.report.runs import (
     copy_run,
     make_result,
+    make_suite_result,
     write_log,
     write_rollout,
 )
@@ -260,6 +261,37 @@ def test_media_beyond_the_limit_are_named_and_failures_enter_first(trained, tmp_
     assert f"they are in {folder / 'paths'}" in words
     images = [address for address in parsed.addresses if address.startswith("data:image")]
     assert [base64.b64decode(p.partition(",")[2]) for p in images] == [failed.read_bytes()]
+
+
+def test_a_suite_and_its_variants_are_side_by_side(trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
+    solved = {"s/object/take_soup": 3, "s/object/take_milk": 1, "s/object_swap/take_soup": 0}
+    result = make_suite_result(run, solved, episodes=4)
+    write_rollout(run, "suites", result, images=5)
+    write_report([run], tmp_path / "page.html")
+    words, parsed = read(tmp_path / "page.html")
+    table = words[
+        words.index("Environment s/object s/object_swap") : words.index("Below each rate")
+    ]
+    assert re.findall(r"(take \w+|Mean|\d+ % \d of \d)", table) == [
+        *("take soup", "75 % 3 of 4", "0 % 0 of 4"),
+        *("take milk", "25 % 1 of 4"),
+        *("Mean", "50 % 4 of 8", "0 % 0 of 4"),
+    ]
+    assert "s/object/take_milk 4 episodes, 3 failed" in words
+    assert sum(address.startswith("data:image") for address in parsed.addresses) == 5
+    # Equal weights: (75 + 25 + 0) / 3.
+    assert "s/object, s/object_swap: solved 4 of 12 episodes, 33 %" in words
+
+
+def test_two_runs_are_compared_episode_by_episode_of_every_environment(trained, tmp_path):
+    first, second = (copy_run(trained, tmp_path / name, seed=i) for i, name in enumerate("ab"))
+    for run, counts in ((first, (4, 2)), (second, (0, 3))):
+        solved = dict(zip(("s/x/0", "s/x/1"), counts, strict=True))
+        write_rollout(run, "suite", make_suite_result(run, solved, episodes=4))
+    write_report([first, second], tmp_path / "page.html")
+    words, _ = read(tmp_path / "page.html")
+    assert "They differ on 5: 4 that only a solved, 1 that only b solved." in words
 
 
 def test_validations_are_folded_away_from_what_was_asked_for(trained, tmp_path):
