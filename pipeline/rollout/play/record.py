@@ -198,16 +198,11 @@ def _record_missing(config: RecordConfig, tasks: Sequence[_Task]) -> int:
     logger.info("recording %d episodes of %s, %d at once", num_missing, config.env, num_workers)
     estimate = Estimate(num_missing, "episode")
     total = config.episodes * len(tasks)
+    start = total - num_missing
     with (
         _no_partial_files([task.config.out for task in tasks]),
         workers(Recorder, num_workers) as started,
-        tqdm(
-            total=total,
-            initial=total - num_missing,
-            desc=config.env,
-            unit="episode",
-            disable=None,
-        ) as bar,
+        tqdm(desc=config.env, total=total, initial=start, unit="episode", disable=None) as bar,
     ):
 
         def advance() -> None:
