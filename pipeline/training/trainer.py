@@ -96,6 +96,9 @@ class Trainer:
         self.validated: dict[str, float] = {}
         """The last result of `validate`."""
         self.batches = Batches(data, config, ranks)
+        self.check_every = config.log_every if device.type == "cuda" else 1
+        """Steps between looks at the gradients, because a look waits for a GPU."""
+        self._unchecked: list[tuple[int, Tensor, Tensor]] = []  # steps, norms, rows
 
     def restore(self) -> int:
         """Load the latest checkpoint if there is one (RunError: damaged, or of another agent)."""
@@ -177,7 +180,8 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: the loss or its gradient is NaN or infinite; the message names the
-                episodes of this process's chunks, and no weight was changed.
+                episodes of this process's chunks. No weight was changed or, if not every step is
+                checked, none was saved.
             RankLostError: another process of the run has ended.
         """
         config = self.config
@@ -195,8 +199,9 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(
             self.agent.parameters(), config.optimizer.max_grad_norm, foreach=True
         )
-        if not torch.isfinite(norm):
-            raise self._diverged("gradient", norm, torch.cat(rows))
+        self._unchecked.append((self.step, norm, torch.cat(rows)))
+        if (self.step + 1) % self.check_every == 0:
+            self._check_gradients()
         rate = learning_rate(config.optimizer, self.step, config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -222,8 +227,8 @@ class Trainer:
                 seeded_generator(config.seed, "loss", index),
                 teacher=self.teacher,
             )
-        if not torch.isfinite(loss.value):
-            raise self._diverged("loss", loss.value, windows.rows)
+        if self.check_every == 1 and not torch.isfinite(loss.value):
+            raise self._diverged("loss", loss.value, self.step, windows.rows)
         (loss.value / config.gradient_accumulation_steps).backward()  # type: ignore[no-untyped-call]
         figures = {"loss": loss.value.detach(), **loss.figures}
         return {
@@ -231,15 +236,26 @@ class Trainer:
             for name, value in figures.items()
         }
 
-    def _diverged(self, what: str, value: Tensor, rows: Tensor) -> NonFiniteLossError:
+    def _check_gradients(self) -> None:
+        for step, norm, rows in self._unchecked:
+            if not torch.isfinite(norm):
+                raise self._diverged("gradient", norm, step, rows)
+        self._unchecked.clear()
+
+    def _diverged(self, what: str, value: Tensor, step: int, rows: Tensor) -> NonFiniteLossError:
         episodes = sorted(set(self.data.episode_of[rows].tolist()))
         return NonFiniteLossError(
-            f"{self.run}: {what} is {value.item()} at step {self.step}, episodes {episodes}; check "
+            f"{self.run}: {what} is {value.item()} at step {step}, episodes {episodes}; check "
             f"their state and action, or lower optimizer.learning_rate"
         )
 
     def save(self, figures: Mapping[str, float]) -> None:
-        """Write a checkpoint; `figures` go into its card, `val_error` decides if it is the best."""
+        """Write a checkpoint; `figures` go into its card, `val_error` decides if it is the best.
+
+        Raises:
+            NonFiniteLossError: a gradient before it was not finite; nothing is written.
+        """
+        self._check_gradients()
         checkpoint = Checkpoint(
             step=self.step,
             agent=dict(self.agent.state_dict()),

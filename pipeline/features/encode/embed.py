@@ -134,13 +134,12 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
     with closing(ManifestReader(loaded)) as reader:
         _check_frame_sizes(config.manifest, manifest, reader)
         steps = StepArrays.recorded(reader)
-        is_gpu = device.type == "cuda"
-        default_workers = free_cores() if is_gpu else 0
+        is_gpu, num_workers = device.type == "cuda", config.read_workers
         source = FrameSource(
             reader,
             steps.episode_ends,
             config.num_variants,
-            num_workers=default_workers if config.read_workers is None else config.read_workers,
+            num_workers=free_cores() * is_gpu if num_workers is None else num_workers,
             is_pinned=is_gpu,
         )
         with hold_store(path, part):

@@ -155,29 +155,24 @@ class FrameSource:
             ) from error
 
 
+@dataclass(frozen=True)
 class _WorkerFrames(IterableDataset[ReadChunk | VlaError]):
     """In each worker process, its share of the units."""
 
-    def __init__(
-        self,
-        loaded: LoadedManifest,
-        episode_ends: Int64[np.ndarray, " e"],
-        num_variants: int,
-        rows: Rows,
-    ):
-        self._loaded, self._rows = loaded, rows
-        self._episode_ends, self._num_variants = episode_ends, num_variants
+    loaded: LoadedManifest
+    episode_ends: Int64[np.ndarray, " e"]
+    num_variants: int
+    rows: Rows
 
     def __iter__(self) -> Iterator[ReadChunk | VlaError]:
         worker = get_worker_info()
         assert worker is not None
-        share = np.array_split(list(self._rows), worker.num_workers)[worker.id].tolist()
-        rows = {unit: self._rows[unit] for unit in share}
+        share = np.array_split(list(self.rows), worker.num_workers)[worker.id].tolist()
+        rows = {unit: self.rows[unit] for unit in share}
         try:
-            with closing(ManifestReader(self._loaded)) as reader:
-                for chunk, read in _read_units(
-                    reader, self._episode_ends, self._num_variants, rows
-                ):
+            with closing(ManifestReader(self.loaded)) as reader:
+                chunks = _read_units(reader, self.episode_ends, self.num_variants, rows)
+                for chunk, read in chunks:
                     if isinstance(read, ChunkFrames):  # here the parent hears of full memory
                         read.frames.share_memory_()  # type: ignore[no-untyped-call]
                     yield chunk, read

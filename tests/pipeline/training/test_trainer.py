@@ -196,6 +196,22 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(store, uninterrupted, t
         assert torch.equal(tensor, before[name]), name
 
 
+def test_gradients_that_a_gpu_need_not_wait_for_are_checked_before_a_checkpoint(
+    store, uninterrupted, tmp_path
+):
+    data = WindowData(store, features=("pooled",), validation_share=0.0)
+    trainer = Trainer(tmp_path, read_run(uninterrupted), data, torch.device("cpu"))
+    trainer.check_every = 3  # as on a GPU
+    trainer.agent.cond_projector.bias.register_hook(lambda gradient: gradient * math.inf)
+    trainer.advance()
+    trainer.advance()
+    with pytest.raises(NonFiniteLossError, match=r"at step 0, episodes"):
+        trainer.save({})
+    assert not checkpoint_steps(tmp_path)
+    with pytest.raises(NonFiniteLossError, match=r"at step 0, episodes"):
+        trainer.advance()
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "other agent"])
 def test_a_damaged_checkpoint_is_refused(store, uninterrupted, tmp_path, damage):
     run = tmp_path / "run"
