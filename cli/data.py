@@ -30,8 +30,8 @@ main = typer.Typer(
 
 @main.command()
 def record(
-    env: Annotated[str, typer.Option(help="Environment, such as metaworld/drawer-open-v3.")],
-    episodes: Annotated[int, typer.Option(min=1, help="Number of demonstrations.")],
+    env: Annotated[str, typer.Option(help="Environment, e.g. metaworld/drawer-open-v3, or suite.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Demonstrations per environment.")],
     out: Annotated[Path, typer.Option(help="Folder to create or resume.")],
     views: Annotated[str, typer.Option(help="Cameras, comma-separated, in the policy's order.")],
     first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode.")] = 0,

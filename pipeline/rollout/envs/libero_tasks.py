@@ -13,6 +13,7 @@ import logging
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -128,13 +129,14 @@ def find_task(name: str) -> LiberoTask:
     )
 
 
-def suite_tasks(name: str) -> list[str]:
+@cache  # it reads the files of every task
+def suite_tasks(name: str) -> tuple[str, ...]:
     """Return the names of a suite's tasks, in order.
 
     Raises:
         EnvError: there is no such suite, or files of one of its tasks were never published.
     """
-    names: list[str] = _find_suite(name, name).get_task_names()
+    names = tuple(_find_suite(name, name).get_task_names())
     for task in names:
         find_task(f"{name}/{task}")
     return names

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +152,7 @@ def record_dataset(config: RecordConfig) -> RecordReport:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Task:
     """One environment of a recording."""
 
@@ -188,68 +188,71 @@ def _planned_seeds(config: RecordConfig, failed: set[int]) -> list[int]:
 
 
 def _record_missing(config: RecordConfig, tasks: Sequence[_Task]) -> int:
-    """Record what the tasks miss, one task after the other; return the new steps.
-
-    Raises:
-        EnvError: an expert fails on too many seeds.
-    """
+    """Record until each plan is met or cannot be, which is an error; return the new steps."""
+    steps = 0
     num_missing = sum(task.num_missing for task in tasks)
-    num_workers = min(config.workers, max(task.num_missing for task in tasks))
+    num_workers = min(config.workers, num_missing)
     logger.info("recording %d episodes of %s, %d at once", num_missing, config.env, num_workers)
     estimate = Estimate(num_missing, "episode")
     total = config.episodes * len(tasks)
     start = total - num_missing
+    for task in tasks:
+        task.config.out.mkdir(parents=True, exist_ok=True)
+    running: dict[AnyWorker, tuple[_Task, int]] = {}
+    built: dict[AnyWorker, _Task] = {}
     with (
         _no_partial_files([task.config.out for task in tasks]),
         workers(Recorder, num_workers) as started,
         tqdm(desc=config.env, total=total, initial=start, unit="episode", disable=None) as bar,
     ):
-
-        def advance() -> None:
-            bar.update()
-            estimate.advance()
-
-        return sum(_record_task(task, started, advance) for task in tasks if task.num_missing)
-
-
-def _record_task(task: _Task, started: Sequence[AnyWorker], advance: Callable[[], None]) -> int:
-    """Record until the plan of a task is met or cannot be; return the new steps."""
-    steps = 0
-    running: dict[AnyWorker, int] = {}
-    task.config.out.mkdir(parents=True, exist_ok=True)
-    idle = [*started]
-    while True:
-        plan = _planned_seeds(task.config, task.failed)
-        # Too many failures: finish the running episodes, then raise.
-        wanted = plan if len(plan) == task.config.episodes else []
-        busy = task.recorded.union(running.values())
-        for seed in [seed for seed in wanted if seed not in busy][: len(idle)]:
-            worker = idle.pop()
-            worker.send("record", task.config, seed)
-            running[worker] = seed
-        if not running:
-            break
-        for worker in ready(list(running)):
-            attempt: Attempt = worker.receive()
-            seed = running.pop(worker)
-            idle.append(worker)
-            if not attempt.solved:
-                task.failed.add(seed)
-            if attempt.steps:
-                task.recorded.add(seed)
-                steps += attempt.steps
-                advance()
-            else:
-                content = {"env": task.config.env, "seeds": sorted(task.failed)}
-                write_json(task.config.out / FAILURES_NAME, content)
-    if task.num_missing:
-        raise EnvError(
-            f"{task.config.env}: expected the expert to solve {task.config.episodes} of at most "
-            f"{ATTEMPTS_PER_EPISODE * task.config.episodes} seeds, found {len(task.recorded)} "
-            f"solved and {len(task.failed)} failed; reduce --episodes, or choose another "
-            "first_seed and folder"
-        )
+        while True:
+            for worker in [worker for worker in started if worker not in running]:
+                following = _next_episode(tasks, running.values(), built.get(worker))
+                if following is not None:
+                    running[worker] = following
+                    built[worker], seed = following
+                    worker.send("record", built[worker].config, seed)
+            if not running:
+                break
+            for done in ready(list(running)):
+                attempt: Attempt = done.receive()
+                task, seed = running.pop(done)
+                if not attempt.solved:
+                    task.failed.add(seed)
+                if attempt.steps:
+                    task.recorded.add(seed)
+                    steps += attempt.steps
+                    bar.update()
+                    estimate.advance()
+                else:
+                    content = {"env": task.config.env, "seeds": sorted(task.failed)}
+                    write_json(task.config.out / FAILURES_NAME, content)
+    for task in tasks:
+        if task.num_missing:
+            raise EnvError(
+                f"{task.config.env}: expected the expert to solve {task.config.episodes} of at "
+                f"most {ATTEMPTS_PER_EPISODE * task.config.episodes} seeds, found "
+                f"{len(task.recorded)} solved and {len(task.failed)} failed; reduce --episodes, or "
+                "choose another first_seed and folder"
+            )
     return steps
+
+
+def _next_episode(
+    tasks: Iterable[_Task], running: Collection[tuple[_Task, int]], built: _Task | None
+) -> tuple[_Task, int] | None:
+    """Return the next episode of the task that a process has built, or of that with the most."""
+    waiting = {}
+    for task in tasks:
+        plan = _planned_seeds(task.config, task.failed)
+        seeds = [seed for seed in plan if seed not in task.recorded and (task, seed) not in running]
+        # Too many failures: the running episodes finish, then an error says so.
+        if seeds and len(plan) == task.config.episodes:
+            waiting[task] = seeds
+    if not waiting:
+        return None
+    task = built if built in waiting else max(waiting, key=lambda task: len(waiting[task]))
+    return task, waiting[task][0]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The result of a rollout: episodes, success with its interval, latency; stored as JSON."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -194,10 +195,16 @@ class RolloutResult(BaseModel):
         check = self.camera_check
         if check.mode == "off":
             found.append("the cameras were not compared with those of training")
-        for start in check.starts:
-            if not start.verdict.matches:
-                where = f"seed {start.seed} of {start.task}".removesuffix(" of ")
-                found.append(f"cameras at {where}: {start.verdict.line()}")
+        apart = [start for start in check.starts if not start.verdict.matches]
+        others = Counter(start.task for start in apart)
+        for start in apart:
+            if not start.task:
+                found.append(f"cameras at seed {start.seed}: {start.verdict.line()}")
+            elif count := others.pop(start.task, 0):  # one line for each of several environments
+                found.append(
+                    f"cameras of {start.task} at seed {start.seed}, the first of {count}: "
+                    f"{start.verdict.line()}"
+                )
         return found
 
     def eval_info(self, out: Path, seconds: float) -> dict[str, Any]:

@@ -4,7 +4,13 @@ import pytest
 
 from pipeline.rollout.report.page import write_report
 from tests.browser import Browser
-from tests.pipeline.rollout.report.runs import copy_run, make_result, write_log, write_rollout
+from tests.pipeline.rollout.report.runs import (
+    copy_run,
+    make_result,
+    make_suite_result,
+    write_log,
+    write_rollout,
+)
 
 LONG_NAME = "a-run-with_a_very_long_name_that_offers_no_place_to_break_" + "x" * 60
 
@@ -28,6 +34,10 @@ def page(trained, tmp_path_factory):
     (third / "log.jsonl").unlink()
     solved = make_result(first, [True] * 18 + [False] * 2)
     write_rollout(first, "drawer", solved, videos=2, images=3)
+    variants = [f"libero/libero_object{variant}" for variant in ("", "_lan", "_swap", "_task")]
+    names = ("pick_up_the_alphabet_soup_and_place_it_in_the_basket", "pick_up_the_milk")
+    suites = {f"{suite}/{name}": index for index, suite in enumerate(variants) for name in names}
+    write_rollout(first, "suites", make_suite_result(first, suites, episodes=4))
     write_rollout(second, "drawer", make_result(second, [False] * 60), videos=1)
     write_rollout(second, "step_00000008", make_result(second, [False] * 5), images=1)
     write_report([first, second, third], folder / "page.html")
