@@ -14,7 +14,7 @@ from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.encode.parts import Part
 from pipeline.storage.location import parse_location
 from pipeline.training.presets import preset_for
-from policy.encoders.registry import DEFAULT_ENCODER, ENCODERS
+from policy.encoders.registry import DEFAULT_ENCODER, ENCODERS, TEXT_ENCODERS
 
 main = typer.Typer(add_completion=False)
 
@@ -28,6 +28,13 @@ def embed(
     ] = DEFAULT_ENCODER,
     features: Annotated[
         str | None, typer.Option(help="As pooled,grid; default: the encoder's own.")
+    ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Encodes instructions: hub repository, local folder, or "
+            f"{', '.join(TEXT_ENCODERS)}; default: none."
+        ),
     ] = None,
     revision: Annotated[
         str | None, typer.Option(help="Commit hash (40 digits) of a Hugging Face repository.")
@@ -61,6 +68,7 @@ def embed(
             store=location,
             encoder=encoder,
             features=tuple(features.split(",")) if features else (),
+            text_encoder=text_encoder,
             revision=revision,
             device=device,
             num_variants=variants,
@@ -70,7 +78,7 @@ def embed(
         report = embed_dataset(config)
         typer.echo(report.summary())
         if not report.remainder:
-            preset = preset_for(report.features)
+            preset = preset_for(report.features, is_told=report.is_told)
             typer.echo(f"wrote {store}; next: vla-train {store} --preset {preset} --out runs/first")
 
 

@@ -14,17 +14,26 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Generator, Tensor, nn
 
 from policy.encoders.base import ImageEncoder
+from policy.encoders.text import KnownInstructions
 from policy.errors import AgentMismatchError
 from policy.network.head import ActionHead, Condition, HeadConfig
 from policy.network.normalizer import DataStatistics, Normalizer, Scaling
-from policy.network.readers import FeatureReader, LinearReaderConfig, ReaderConfig, build_reader
+from policy.network.readers import (
+    FeatureReader,
+    InstructionReader,
+    InstructionReaderConfig,
+    LinearReaderConfig,
+    ReaderConfig,
+    build_reader,
+)
 from policy.objectives.base import Batch, Chunks, Loss, Noise, Times, bind
 from policy.objectives.meanflow import ImprovedMeanFlowConfig, JumpObjective
 from policy.objectives.registry import ObjectiveConfig, build_objective
-from policy.spec import AgentSpec
+from policy.spec import INSTRUCTION, AgentSpec
 
 Features = Mapping[str, Tensor]
-"""Named features of observation steps, each [b, t, v, *shape], as a store keeps them."""
+"""Named features of observation steps, each [b, t, v, *shape], as a store keeps them; and for a
+policy that is told what to do, `instruction` [b, d]."""
 
 
 class AgentConfig(BaseModel):
@@ -35,6 +44,8 @@ class AgentConfig(BaseModel):
     readers: dict[str, ReaderConfig] = Field(default={"pooled": LinearReaderConfig()}, min_length=1)
     """Which cached features the policy sees, by name, and what reduces each to a vector per view.
     """
+    language: InstructionReaderConfig | None = None
+    """How the policy reads an instruction; None: it is not told what to do."""
     cond_dim: int = Field(default=384, ge=1, le=8_192)
     """Width of the condition token of one observation step."""
     obs_horizon: int = Field(default=2, ge=1, le=4_096)
@@ -65,8 +76,14 @@ class AgentConfig(BaseModel):
 class VLAAgent(nn.Module):
     """Reads cached or live features, builds the condition and drives the action head."""
 
-    def __init__(self, config: AgentConfig, spec: AgentSpec, encoder: ImageEncoder | None = None):
-        """Build an untrained agent; `encoder` is needed only to encode images.
+    def __init__(
+        self,
+        config: AgentConfig,
+        spec: AgentSpec,
+        encoder: ImageEncoder | None = None,
+        instructions: KnownInstructions | None = None,
+    ):
+        """Build an untrained agent; `encoder` and `instructions` are needed only for live use.
 
         Raises:
             AgentMismatchError: the data lacks a feature, or a reader does not fit its shape.
@@ -76,8 +93,10 @@ class VLAAgent(nn.Module):
         self.config = config
         self.spec = spec
         self.encoder = encoder
+        self.instructions = instructions
         widths = [reader.projection_dim for reader in config.readers.values()]
-        self.raw_cond_dim = spec.num_views * sum(widths) + spec.state_dim
+        views_width = spec.num_views * sum(widths)
+        self.raw_cond_dim = views_width + spec.state_dim
         self.readers = nn.ModuleDict(
             {
                 name: build_reader(
@@ -89,11 +108,16 @@ class VLAAgent(nn.Module):
         self.state_normalizer = Normalizer(spec.state_dim, config.state_scaling)
         self.action_normalizer = Normalizer(spec.action_dim, config.action_scaling)
         self.cond_projector = nn.Linear(self.raw_cond_dim, config.cond_dim)
+        self.language = None
+        if config.language is not None:
+            self.language = InstructionReader(
+                config.language, spec.instruction_dim, config.cond_dim, views_width
+            )
         self.objective = build_objective(config.objective)
         self.head = ActionHead(
             config.head,
             cond_dim=config.cond_dim,
-            num_cond_tokens=config.obs_horizon,
+            num_cond_tokens=config.obs_horizon + (self.language is not None),
             action_dim=spec.action_dim,
             num_outputs=self.objective.num_outputs,
         )
@@ -104,6 +128,8 @@ class VLAAgent(nn.Module):
             reader.standardizer.fit(statistics.feature_mean[name], statistics.feature_std[name])
         self.state_normalizer.fit(statistics.state)
         self.action_normalizer.fit(statistics.action)
+        if self.language is not None and statistics.instructions is not None:
+            self.language.fit(statistics.instructions)
 
     def encode_views(
         self, images: UInt8[np.ndarray, "t v 256 256 3"]
@@ -127,6 +153,18 @@ class VLAAgent(nn.Module):
             name: torch.from_numpy(values).float().to(self.device)
             for name, values in encoded.items()
         }
+
+    def hear(self, instruction: str) -> dict[str, Float[Tensor, "1 d"]]:
+        """Return an instruction's part of the features of a decision; none if it is not told any.
+
+        Raises:
+            EncoderLoadError, EncoderMismatchError: see `KnownInstructions.vector`.
+        """
+        if self.language is None:
+            return {}
+        assert self.instructions is not None, "a policy that is told what to do is loaded with them"
+        vector = torch.from_numpy(self.instructions.vector(instruction))
+        return {INSTRUCTION: vector[None].to(self.device)}
 
     def _readers(self) -> Iterator[tuple[str, FeatureReader]]:
         for name, reader in self.readers.items():
@@ -237,12 +275,15 @@ class VLAAgent(nn.Module):
         """Build one condition token per observation step.
 
         The readers' vectors of all views, feature by feature, then the state, are concatenated and
-        projected.
+        projected. An instruction scales and shifts the former, and has a token before these.
         """
         views = [reader(features[name]).flatten(start_dim=2) for name, reader in self._readers()]
+        tokens: list[Tensor] = []
+        if self.language is not None:
+            token, modulated = self.language(features[INSTRUCTION], torch.cat(views, dim=-1))
+            tokens, views = [token], [modulated]
         raw = torch.cat([*views, self.state_normalizer.normalize(state)], dim=-1)
-        cond: Tensor = self.cond_projector(raw)
-        return cond
+        return torch.cat([*tokens, self.cond_projector(raw)], dim=1)
 
     def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Split the parameters into matrices, which weight decay is for, and the others."""

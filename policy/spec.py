@@ -18,6 +18,7 @@ Fit = Literal["stretch", "crop", "pad"]
 
 FRAME_SIZE: Final = (256, 256)  # height, width in pixels that every encoder here takes
 FRAME_SHAPE: Final = (*FRAME_SIZE, 3)  # height, width, RGB
+INSTRUCTION: Final = "instruction"  # the name of its feature
 
 
 class FeatureSpec(BaseModel):
@@ -29,10 +30,10 @@ class FeatureSpec(BaseModel):
     """As `pooled` or `grid`; also the name of its array in a store."""
     shape: tuple[int, ...]
     """Per image: `(768,)`, or `(8, 8, 112)` for rows, columns and channels of a grid."""
-    per: Literal["view"] = "view"
-    """What has one: every view of every control step."""
-    dtype: Literal["float16"] = "float16"
-    """As it is stored, and as a policy sees it live."""
+    per: Literal["view", "instruction"] = "view"
+    """What has one: every view of every control step, or an instruction."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """As it is stored, and as a policy sees it live; float32 of an instruction."""
     fingerprint: str
     """sha256 over how it is derived from the encoder's output: layer, pooling, basis."""
 
@@ -94,6 +95,8 @@ class AgentSpec(BaseModel):
     """Width of the robot state."""
     action_dim: int = Field(ge=1)
     """Width of the action."""
+    instruction_dim: int = Field(default=0, ge=0)
+    """Width of an instruction's vector; 0 for a policy that is not told what to do."""
 
     @model_validator(mode="after")
     def _view_names_are_distinct(self) -> "AgentSpec":

@@ -65,6 +65,8 @@ class EpisodeLabel:
     """Whether it solved its task; None if unknown."""
     task: str | None = None
     """Its task in words, or the name of its environment."""
+    instruction: str | None = None
+    """What the robot was told, in words; None if the files do not say."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,10 @@ class FormatReader(ABC):
             DatasetError: it does not read.
         """
         return EpisodeLabel()
+
+    def instruction(self, episode: int) -> str | None:
+        """Return what the robot was told, in words; None if the files do not say."""
+        return self.label(episode).instruction
 
     @abstractmethod
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:

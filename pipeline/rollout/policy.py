@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.gate.camera_verdict import CameraCheckMode
 from pipeline.rollout.serve.config import ServeConfig
-from pipeline.rollout.serve.request import PREFIX, RESET, STATE, Value
+from pipeline.rollout.serve.request import PREFIX, PROMPT, RESET, STATE, Value
 from pipeline.rollout.serve.session import ServedPolicy, Session
 
 
@@ -53,7 +53,7 @@ class Policy:
         self._starts_episode = True
 
     def act(
-        self, frames: Mapping[str, np.ndarray], state: np.ndarray
+        self, frames: Mapping[str, np.ndarray], state: np.ndarray, prompt: str | None = None
     ) -> Float32[np.ndarray, "n a"]:
         """Decide what to do next.
 
@@ -62,6 +62,8 @@ class Policy:
                 `obs_horizon` control steps, oldest first, [obs_horizon, height, width, 3]. A single
                 step in the middle of an episode stands for those before it too.
             state: numbers [width], or [obs_horizon, width], in the dataset's units.
+            prompt: what to do, for a policy that is told; may be left out if training had a single
+                instruction.
 
         Returns:
             The actions to execute before the next call, the first one now, in the dataset's units.
@@ -71,7 +73,7 @@ class Policy:
             CameraMismatchError: an episode's first frames are not what training showed.
         """
         fields: dict[str, Value] = {f"{PREFIX}{view}": frame for view, frame in frames.items()}
-        fields |= {STATE: np.asarray(state), RESET: self._starts_episode}
+        fields |= {STATE: np.asarray(state), RESET: self._starts_episode, PROMPT: prompt}
         actions = self._session.answer(fields).actions
         self._starts_episode = False
         return actions

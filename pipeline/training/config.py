@@ -50,6 +50,8 @@ class TrainConfig(BaseModel):
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Chunks of a batch, each with a pass and a gradient of its own: less memory, the same step
     size. The processes of torchrun share them."""
+    balance_instructions: bool = False
+    """Draw every instruction equally often, however many steps it has; else every step."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides initial weights, batches and noise."""
     compute_dtype: ComputeDtype = "float32"

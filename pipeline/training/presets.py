@@ -10,7 +10,11 @@ from pipeline.errors import ConfigError
 from pipeline.training.config import OptimizerConfig, TrainConfig
 from policy.agent import AgentConfig
 from policy.network.head import HeadConfig
-from policy.network.readers import GridReaderConfig, LinearReaderConfig
+from policy.network.readers import (
+    GridReaderConfig,
+    InstructionReaderConfig,
+    LinearReaderConfig,
+)
 
 
 def proj96() -> TrainConfig:
@@ -45,6 +49,21 @@ def demo() -> TrainConfig:
     )
 
 
+def multitask() -> TrainConfig:
+    """Return a run on several tasks, of which the instruction says which one to do."""
+    base = demo()
+    return base.model_copy(
+        update={
+            "preset": "multitask",
+            "agent": base.agent.model_copy(update={"language": InstructionReaderConfig()}),
+            "balance_instructions": True,
+            "steps": 6_000,
+            "validate_every": 1_000,
+            "checkpoint_every": 1_000,
+        }
+    )
+
+
 def debug() -> TrainConfig:
     """Return a run of seconds that shows whether everything fits together, and learns nothing."""
     return TrainConfig(
@@ -64,15 +83,19 @@ def debug() -> TrainConfig:
 
 
 PRESETS: Final[dict[str, Callable[[], TrainConfig]]] = {
-    preset.__name__: preset for preset in (proj96, proj192, grid96, demo, debug)
+    preset.__name__: preset for preset in (proj96, proj192, grid96, demo, multitask, debug)
 }
 
 
-def preset_for(features: Collection[str]) -> str:
-    """Name a preset to begin with that reads none but these features; the first if none does."""
-    names = ["demo", *PRESETS]
+def preset_for(features: Collection[str], *, is_told: bool = False) -> str:
+    """Name a preset to begin with that reads none but these features; `proj96` if none does.
+
+    `is_told`: there are vectors of several instructions.
+    """
+    names = ["multitask"] if is_told else []
+    names += ["demo", *(name for name in PRESETS if name != "multitask")]
     fitting = [name for name in names if PRESETS[name]().agent.readers.keys() <= set(features)]
-    return fitting[0] if fitting else names[1]
+    return fitting[0] if fitting else "proj96"
 
 
 def preset_config(name: str) -> TrainConfig:

@@ -125,6 +125,7 @@ def train(
         held = _open_data(stores, weights=weights, config=config, cache=cache)
         if ranks.is_primary:
             warn_of_leaks(held.data.leaks)
+            _warn_of_instructions(held.data, config)
         start = None if init_from is None else Start.read(init_from)
         description = RunDescription(
             config=config,
@@ -137,7 +138,15 @@ def train(
             run.mkdir(parents=True)
         with sole_writer(run, RunError) if ranks.is_primary else nullcontext():
             if ranks.is_primary and is_new_run(run, description, resume=resume):
-                write_run(run, description, held.probe, held.bases, held.starts)
+                vectors = held.data.instructions.vectors
+                write_run(
+                    run,
+                    description,
+                    held.probe,
+                    held.starts,
+                    bases=held.bases,
+                    instructions=None if vectors is None else vectors.numpy(),
+                )
             elif ranks.is_primary:
                 lengthen(run, config)
             ranks.wait()
@@ -180,6 +189,17 @@ def train(
         )
 
 
+def _warn_of_instructions(data: WindowData, config: TrainConfig) -> None:
+    words = data.instructions.words
+    if len(words) > 1 and config.agent.language is None:
+        logger.warning(
+            "the data has %d instructions (%r, ...), and the policy is not told which; if the "
+            "frames do not show it, embed with --text-encoder and use --preset multitask",
+            len(words),
+            words[0],
+        )
+
+
 def _open_data(
     paths: Sequence[Location],
     *,
@@ -199,6 +219,8 @@ def _open_data(
             validation_share=config.validation_share,
             weights=weights,
             cache=cache,
+            is_told=config.agent.language is not None,
+            is_balanced=config.balance_instructions,
         )
         probe = stores[0].read_probe().only(features)
         fitted = stores[0].read_bases()
@@ -219,6 +241,8 @@ def _open_data(
         encoder=stores[0].encoder.only(features),
         probe_digest=probe.digest(),
         start_frames_digest=starts.digest(),
+        instructions=() if data.instructions.vectors is None else data.instructions.words,
+        text_encoder=data.instructions.encoder,
     )
     return _Held(data, identity, probe, bases, starts)
 

@@ -220,7 +220,7 @@ class Trainer:
             self.device.type, torch.bfloat16, enabled=config.compute_dtype == "bfloat16"
         ):
             loss = self.agent.compute_loss(
-                batch.features,
+                batch.inputs,
                 batch.state,
                 batch.actions,
                 batch.valid,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,8 +33,9 @@ class ValidationWindows:
         Returns:
             `val_error`, the root mean squared action error in normalized units (the action
             range is 2; clipped as in training), with the objective's default NFE, and `val_loss`,
-            the training's own loss, in which an agent that `is_taught` teaches itself; empty
-            without validation episodes.
+            the training's own loss, in which an agent that `is_taught` teaches itself; where there
+            are several instructions, `val_error/<instruction>` of each. Empty without validation
+            episodes.
         """
         if not len(self):
             return {}
@@ -51,14 +53,19 @@ class ValidationWindows:
             pred_horizon=agent.config.head.pred_horizon,
         ).to(self._device)
         noise = agent.noise(len(self), seeded_generator(self._seed, "validation", 0))
-        predicted = agent.predict(batch.features, batch.state, noise.to(self._device))
+        predicted = agent.predict(batch.inputs, batch.state, noise.to(self._device))
         normalize = agent.action_normalizer.normalize
-        error = (normalize(predicted) - normalize(batch.actions)).square()[batch.valid]
+        error = (normalize(predicted) - normalize(batch.actions)).square()
         generator = seeded_generator(self._seed, "validation loss", 0)
-        loss = agent.compute_loss(
-            batch.features, batch.state, batch.actions, batch.valid, generator
-        )
-        return {
-            "val_error": math.sqrt(float(error.mean())),
+        loss = agent.compute_loss(batch.inputs, batch.state, batch.actions, batch.valid, generator)
+        figures = {
+            "val_error": math.sqrt(float(error[batch.valid].mean())),
             "val_loss": float(loss.value),
         }
+        words, number = self._data.instructions.words, self._data.instruction_of(self._rows)
+        for told in np.unique(number) if len(words) > 1 else ():
+            own = (number == told).to(self._device)
+            figures[f"val_error/{words[told]}"] = math.sqrt(
+                float(error[own][batch.valid[own]].mean())
+            )
+        return figures

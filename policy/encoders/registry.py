@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Final
 
 from policy.encoders.base import EncoderSettings, ImageEncoder
+from policy.encoders.text import TextEncoder, TextSettings
 from policy.errors import EncoderLoadError
 
 DEFAULT_ENCODER: Final = "google/siglip2-base-patch16-256"
@@ -13,6 +14,9 @@ ENCODERS: Final[dict[str, str]] = {
     "stand-in": "policy.encoders.stand_in",
 }
 """Each module has a function `load(settings: EncoderSettings) -> ImageEncoder`."""
+TEXT_CHECKPOINTS: Final = "policy.encoders.siglip2_text"
+TEXT_ENCODERS: Final[dict[str, str]] = {"all-minilm-l6-v2": "policy.encoders.minilm"}
+"""Each module has a function `load(settings: TextSettings) -> TextEncoder`."""
 
 
 def load_encoder(settings: EncoderSettings) -> ImageEncoder:
@@ -30,4 +34,11 @@ def load_encoder(settings: EncoderSettings) -> ImageEncoder:
         )
     module = import_module(ENCODERS.get(settings.name, CHECKPOINTS))
     encoder: ImageEncoder = module.load(settings)
+    return encoder
+
+
+def load_text_encoder(settings: TextSettings) -> TextEncoder:
+    """Load the text encoder of that name; errors as in `load_encoder`."""
+    module = import_module(TEXT_ENCODERS.get(settings.name, TEXT_CHECKPOINTS))
+    encoder: TextEncoder = module.load(settings)
     return encoder

@@ -274,12 +274,14 @@ def load(settings: EncoderSettings) -> Siglip2Encoder:
     if Path(name).is_dir():
         network, label, revision = _load_network(Path(name)), Path(name).resolve().name, "local"
     else:
-        revision = _pinned_revision(name, settings.revision)
-        network, label = _load_network(_fetch(name, revision)), name
+        revision = pinned_revision(name, settings.revision)
+        folder = fetch_checkpoint(name, revision, "preprocessor_config.json")
+        network, label = _load_network(folder), name
     return Siglip2Encoder(network, settings, name=label, revision=revision, pretrained=True)
 
 
-def _pinned_revision(name: str, revision: str | None) -> str:
+def pinned_revision(name: str, revision: str | None) -> str:
+    """Return the commit of a repository on the hub (EncoderLoadError: none is named)."""
     if revision is None and name == DEFAULT_ENCODER:
         return DEFAULT_REVISION
     if revision is None or len(revision) != 40 or set(revision) - set("0123456789abcdef"):
@@ -292,8 +294,9 @@ def _pinned_revision(name: str, revision: str | None) -> str:
     return revision
 
 
-def _fetch(name: str, revision: str) -> Path:
-    patterns = ["config.json", "preprocessor_config.json", "*.safetensors*"]
+def fetch_checkpoint(name: str, revision: str, further: str) -> Path:
+    """Fetch weights, `config.json` and a `further` file from the hub, or raise EncoderLoadError."""
+    patterns = ["config.json", "*.safetensors*", further]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     # The hub's client leaks the errors of whichever transport it uses; each means "not fetched".

@@ -70,6 +70,8 @@ class DataStatistics:
     """Of the states."""
     action: Distribution
     """Of the actions."""
+    instructions: Float[Tensor, "k d"] | None = None
+    """Vectors of the distinct instructions; None without any."""
 
 
 class Normalizer(nn.Module):

@@ -149,6 +149,56 @@ class AttentionReader(FeatureReader):
         return projected
 
 
+class InstructionReaderConfig(BaseModel):
+    """A token of its own for the instruction."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    modulates_views: bool = True
+    """Whether the instruction also scales and shifts the projected views."""
+
+
+class InstructionReader(nn.Module):
+    """From an instruction's vector to a condition token, and to a change of the projected views.
+
+    Instructions of one dataset are mostly alike: their mean is subtracted, so that what they share
+    does not drown what tells them apart.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(
+        self, config: InstructionReaderConfig, width: int, cond_dim: int, views_width: int
+    ):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(()))
+        self.token = nn.Linear(width, cond_dim)
+        self.modulation = None
+        if config.modulates_views:
+            self.modulation = nn.Linear(width, 2 * views_width)
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
+
+    def fit(self, vectors: Float[Tensor, "k d"]) -> None:
+        """Take mean and spread of the distinct instructions of the training split."""
+        centered = vectors - vectors.mean(dim=0)
+        spread = centered.square().mean().sqrt()
+        self.mean.copy_(vectors.mean(dim=0))
+        self.spread.copy_(spread.where(spread > 0, 1.0))
+
+    def forward(
+        self, vectors: Float[Tensor, "b d"], views: Float[Tensor, "b t w"]
+    ) -> tuple[Float[Tensor, "b 1 c"], Float[Tensor, "b t w"]]:
+        """Return the instruction's token, and the views as it scales and shifts them."""
+        words = ((vectors - self.mean) / self.spread)[:, None]
+        if self.modulation is not None:
+            scale, shift = self.modulation(words).chunk(2, dim=-1)
+            views = views * (1 + scale) + shift
+        return self.token(words), views
+
+
 GRID_AXES: Final = 3  # rows, columns, channels
 
 

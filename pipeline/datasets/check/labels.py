@@ -54,9 +54,11 @@ class Labels:
                 "warning",
                 "tasks",
                 place,
-                f"{len(self.tasks)} tasks: {found}{more}; the policy does not know which one to do",
-                "choose the episodes of one task with `episodes = {only = [...]}`, or keep all if "
-                "the frames show which task it is",
+                f"{len(self.tasks)} tasks: {found}{more}; a policy does not know which one to do "
+                "unless it is told",
+                "embed with `--text-encoder` and train with `--preset multitask`, choose the "
+                "episodes of one task with `episodes = {only = [...]}`, or keep all if the frames "
+                "show which task it is",
             )
 
 

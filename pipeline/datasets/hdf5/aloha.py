@@ -41,7 +41,7 @@ LAYOUT: Final = Hdf5Layout(
     without_cameras="correct `key` in the manifest, or remove the episode",
 )
 _EPISODE_NAME: Final = re.compile(r"episode_([0-9]{1,18})\.hdf5")  # 18 digits fit 64 bits
-_TASK_NAMES: Final = ("task", "instruction", "language_instruction", "env")  # attributes
+_INSTRUCTION_NAMES: Final = ("task", "instruction", "language_instruction")  # attributes
 # Files that users of ACT store next to episodes, and the notes of macOS: `._episode_0.hdf5`.
 _COMPANIONS: Final = re.compile(r"features|mirror|\A\.")
 
@@ -112,9 +112,11 @@ def _fps(file: h5py.File) -> float | None:
 
 def _label(file: h5py.File) -> EpisodeLabel:
     """Return the attributes of recorders: ours `success` and `env`, others the task in words."""
-    words = (text(file.attrs.get(name)) for name in _TASK_NAMES)
+    told = [text(file.attrs.get(name)) for name in _INSTRUCTION_NAMES]
     return EpisodeLabel(
-        success=truth(file.attrs.get("success")), task=next(filter(None, words), None)
+        success=truth(file.attrs.get("success")),
+        task=next(filter(None, [*told, text(file.attrs.get("env"))]), None),
+        instruction=next(filter(None, told), None),
     )
 
 

@@ -140,7 +140,10 @@ class LeRobotReader(FormatReader):
         if SUCCESS_KEY in self._info.features:
             marks = self._open_table(files).flags(SUCCESS_KEY)[self._rows(files)]
             success = None if np.isnan(marks).all() else bool(np.nansum(marks) > 0)
-        return EpisodeLabel(success=success, task=files.task)
+        return EpisodeLabel(success=success, task=files.task, instruction=files.task)
+
+    def instruction(self, episode: int) -> str | None:
+        return self._at(episode).task
 
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
         """Return (height, width) of a view's frames in pixels, from the header of its file.

@@ -41,7 +41,14 @@ from pipeline.storage.location import Location, is_address, parse_location
 from policy.spec import Fit
 
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_OF_ONE_SOURCE: Final = ("format", "episodes", "splits", "checksums", "allow_outside")
+_OF_ONE_SOURCE: Final = (
+    "format",
+    "episodes",
+    "splits",
+    "checksums",
+    "instruction",
+    "allow_outside",
+)
 
 MAX_SHIFT: Final = 1000  # control steps; 20 s at 50 Hz, where real recordings are off by a few
 
@@ -89,6 +96,8 @@ class Manifest(BaseModel):
     """Which episodes are kept out of training; None lets the trainer choose."""
     checksums: Checksums | None = None
     """sha256 of files, by their path below `path`; checked before frames are encoded."""
+    instruction: Text | None = None
+    """What the robot was told in every episode; None: what the files say."""
     allow_outside: bool = False
     """Whether links and paths of the dataset may lead outside `path`."""
 
@@ -143,8 +152,8 @@ class Manifest(BaseModel):
     def digest(self) -> str:
         """Return the sha256 (64 hex digits) of the fields that decide a store's rows.
 
-        Path, format, weights, splits, checksums, name, source, license and units are left out:
-        data may move and texts may be corrected without a new embedding.
+        Path, format, weights, splits, checksums, name, source, license, units and instruction are
+        left out: data may move and texts may be corrected without a new embedding.
         """
         filters = [source.episodes for source in self.data_sources]
         deciding = {

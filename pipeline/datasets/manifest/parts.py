@@ -134,5 +134,7 @@ class DataSource(_Table):
     """Which episodes are kept out of training."""
     checksums: Checksums | None = None
     """sha256 of files, by their path below `path`; checked before frames are encoded."""
+    instruction: Text | None = None
+    """What the robot was told in every episode; None: what the files say."""
     allow_outside: bool = False
     """Whether links and paths of the dataset may lead outside `path`."""

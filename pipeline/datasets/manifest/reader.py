@@ -6,6 +6,7 @@ episodes out, and concatenates several sources.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -134,7 +135,16 @@ class ManifestReader:
             DatasetError: it does not read.
         """
         reader, position, _ = self._at(episode)
-        return reader.label(position)
+        label, stated = reader.label(position), self._stated_instruction(episode)
+        return label if stated is None else replace(label, task=stated, instruction=stated)
+
+    def instruction(self, episode: int) -> str:
+        """Return what the robot was told in an episode; empty if nothing says it."""
+        reader, position, _ = self._at(episode)
+        return (self._stated_instruction(episode) or reader.instruction(position) or "").strip()
+
+    def _stated_instruction(self, episode: int) -> str | None:
+        return self._manifest.data_sources[self.source_of[episode]].instruction
 
     @property
     def facts(self) -> tuple[DatasetFacts, ...]:

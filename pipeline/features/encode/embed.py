@@ -24,6 +24,7 @@ from pipeline.datasets.manifest.model import Manifest, load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import ConfigError, DatasetError, FrameReadError
 from pipeline.features.encode.frames import FrameSource, free_cores, read_slots
+from pipeline.features.encode.instructions import Instructions
 from pipeline.features.encode.parts import (
     Part,
     finish_store,
@@ -81,6 +82,9 @@ class EmbedConfig(BaseModel):
     """A registered encoder, a repository on the Hugging Face hub, or a local folder."""
     features: tuple[str, ...] = ()
     """Names of the features to cache; empty: the store's, or the encoder's own default."""
+    text_encoder: str | None = None
+    """What makes vectors of the dataset's instructions: a registered text encoder, a repository or
+    a local folder; None: the store's, or none."""
     revision: str | None = None
     """40-hex commit of the hub repository; None is the default repository's pinned one."""
     compute_dtype: ComputeDtype | None = None
@@ -144,6 +148,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         )
         with hold_store(path, part):
             encoder = _load_encoder(config, path, device, len(reader.view_names))
+            told = Instructions.read(reader, config.text_encoder, path)
             started = time.monotonic()
             target = _open_store(
                 config,
@@ -152,6 +157,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
                 reader=reader,
                 steps=steps,
                 encoder=encoder,
+                told=told,
                 note=note,
             )
             num_units = target.store.num_units
@@ -185,11 +191,12 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
                             tally.advance(target.store.num_unit_rows(outcome.unit))
             tally.refuse_failures()
             with take_turn(path, part):
-                store, remainder = finish_store(target, part, partial(_read_start_frames, reader))
+                store, remainder = finish_store(target, part, partial(_write_rest, reader, told))
     return EmbedReport(
         store=config.store,
         encoder=store.encoder.name + ", NOT pretrained" * (not store.encoder.pretrained),
         features=store.encoder.feature_names,
+        is_told=told.encoder is not None and len(told.words) > 1,
         num_episodes=reader.num_episodes,
         num_steps=store.num_rows,
         num_views=len(reader.view_names),
@@ -257,6 +264,7 @@ def _open_store(
     reader: ManifestReader,
     steps: StepArrays,
     encoder: ImageEncoder,
+    told: Instructions,
     note: SourceNote,
 ) -> Target:
     is_part = config.part is not None
@@ -268,6 +276,7 @@ def _open_store(
         elif encoder.unfitted:
             encoder.fit(_sample_frames(reader, steps))
         attributes = _describe_store(config, manifest, reader, encoder, steps)
+        attributes = attributes.model_copy(update=told.attributes())
         if is_new:
             made = make_probe(encoder, _probe_frames(reader))
             FeatureStore.create(path, attributes, steps, made, encoder.bases)
@@ -324,13 +333,14 @@ def _sample_frames(reader: ManifestReader, steps: StepArrays) -> UInt8[np.ndarra
     return np.concatenate(found)
 
 
-def _read_start_frames(reader: ManifestReader) -> UInt8[np.ndarray, "k v 32 32 3"]:
-    """Read small copies of the first frames of episodes spread over the dataset."""
+def _write_rest(reader: ManifestReader, told: Instructions, store: FeatureStore) -> None:
+    """Write the vectors of instructions, and small first frames of episodes over the dataset."""
+    if told.encoder is not None:
+        store.write_instructions(told.encoder.encode(told.words))
     chosen = spread_evenly(reader.num_episodes, MAX_STARTS).tolist()
     starts = [EpisodeSlice(episode, 0, 1) for episode in chosen]
-    return np.concatenate(
-        [shrink_frames(read_slots(reader, start, num_variants=0)) for start in starts]
-    )
+    frames = [shrink_frames(read_slots(reader, start, num_variants=0)) for start in starts]
+    store.write_start_frames(np.concatenate(frames))
 
 
 def _describe_store(

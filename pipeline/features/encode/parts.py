@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
-
 from pipeline.errors import ConfigError, StoreError
 from pipeline.features.encode.target import Target, finish_growth
 from pipeline.features.identity.source import SourceNote, read_source, write_source
@@ -103,13 +101,13 @@ def require_same_files(store: FeatureStore, note: SourceNote) -> None:
 
 
 def finish_store(
-    target: Target, part: Part | None, read_start_frames: Callable[[], np.ndarray]
+    target: Target, part: Part | None, write_rest: Callable[[FeatureStore], None]
 ) -> tuple[FeatureStore, str]:
     """Complete a store if no part is missing; return it, and in words what is missing."""
     store = target.store
     missing = set() if part is None else missing_units(store.folder, store.num_units)
     if part is None or not missing:
-        return target.finish(read_start_frames), ""
+        return target.finish(write_rest), ""
     return store, (
         f"part {part} is done; {len(missing)} of {store.num_units} units are missing: "
         f"{part.describe_missing(missing, store.num_units)}; the last part completes the store"

@@ -25,6 +25,8 @@ class EmbedReport:
     """Its name, and a warning if its weights are random."""
     features: tuple[str, ...]
     """Names of the features in the store."""
+    is_told: bool
+    """Whether it has vectors of several instructions."""
     num_episodes: int
     num_steps: int
     num_views: int

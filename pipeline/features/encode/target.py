@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -43,6 +44,15 @@ from pipeline.storage.location import Location, on_disk
 from pipeline.storage.open import open_folder
 from policy.encoders.base import ImageEncoder
 
+_CHANGEABLE: Final = (
+    "validation",
+    "sources",
+    "encoder",
+    "instructions",
+    "instruction_of",
+    "text_encoder",
+)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -54,10 +64,10 @@ class Target:
     replaces: Path | None = None
     """The path of the old store that it replaces once it is complete."""
 
-    def finish(self, read_start_frames: Callable[[], np.ndarray]) -> FeatureStore:
-        """Write the start frames, mark the store complete, and replace the old one."""
+    def finish(self, write_rest: Callable[[FeatureStore], None]) -> FeatureStore:
+        """Write what is in no unit, mark the store complete, and replace the old one."""
         if not self.store.is_complete:
-            self.store.write_start_frames(read_start_frames())
+            write_rest(self.store)
             mark_complete(self.store)
         if self.replaces is None:
             return self.store
@@ -264,12 +274,10 @@ def _has_rows(store: FeatureStore, steps: StepArrays) -> bool:
 
 
 def _follow_manifest(store: FeatureStore, attributes: StoreAttributes) -> None:
-    """Copy splits and weights, which change no row; other words leave the store as it is."""
+    """Copy what changes no row, such as splits; the manifest's other words stay as they were."""
     held = store.attributes
     kept = {"environment": held.environment, "rows_per_unit": held.rows_per_unit}
-    if any(
-        getattr(held, f) != getattr(attributes, f) for f in ("validation", "sources", "encoder")
-    ):
+    if any(getattr(held, field) != getattr(attributes, field) for field in _CHANGEABLE):
         replace_attributes(store, attributes.model_copy(update=kept))
 
 

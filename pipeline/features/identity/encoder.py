@@ -8,7 +8,8 @@ import torch
 from pipeline.errors import EncoderMismatchError
 from policy.encoders.base import EncoderSettings, ImageEncoder
 from policy.encoders.environment import ComputeEnvironment
-from policy.encoders.registry import ENCODERS, load_encoder
+from policy.encoders.registry import ENCODERS, TEXT_ENCODERS, load_encoder, load_text_encoder
+from policy.encoders.text import TextEncoder, TextSettings
 from policy.spec import EncoderIdentity
 
 
@@ -37,11 +38,7 @@ def load_like(
         EncoderLoadError: it cannot be loaded, or makes no such features.
         EncoderMismatchError: the features came from a local folder, and no name is given.
     """
-    if name is None and made_by.revision == "local":
-        raise EncoderMismatchError(
-            f"{where}: features come from the local folder {made_by.name}; pass its path with "
-            f"--encoder"
-        )
+    _require_path(made_by, name, where, "--encoder")
     is_on_hub = name is None and made_by.name not in ENCODERS
     return load_encoder(
         EncoderSettings(
@@ -55,6 +52,44 @@ def load_like(
             bases=bases,
         )
     )
+
+
+def load_text_like(
+    made_by: EncoderIdentity, *, name: str | None, where: str, option: str = "--text-encoder"
+) -> TextEncoder:
+    """Load the text encoder that made the vectors of some instructions.
+
+    Args:
+        made_by: that text encoder.
+        name: repository, local folder or registered text encoder; None is `made_by`'s own name.
+        where: what holds the vectors, for the message.
+        option: how the user names one, for the message.
+
+    Raises:
+        EncoderLoadError: it cannot be loaded.
+        EncoderMismatchError: it is another one, or comes from a local folder and no name is given.
+    """
+    _require_path(made_by, name, where, option)
+    is_on_hub = name is None and made_by.name not in TEXT_ENCODERS
+    encoder = load_text_encoder(
+        TextSettings(name=name or made_by.name, revision=made_by.revision if is_on_hub else None)
+    )
+    found = encoder.identity
+    if found.fingerprint != made_by.fingerprint:
+        raise EncoderMismatchError(
+            f"{where}: expected the text encoder {made_by.name} ({made_by.fingerprint[:12]}), "
+            f"found {found.name} ({found.fingerprint[:12]}); pass the right one with "
+            f"{option}"
+        )
+    return encoder
+
+
+def _require_path(made_by: EncoderIdentity, name: str | None, where: str, option: str) -> None:
+    if name is None and made_by.revision == "local":
+        raise EncoderMismatchError(
+            f"{where}: features come from the local folder {made_by.name}; pass its path with "
+            f"{option}"
+        )
 
 
 def refuse_other_encoder(encoder: ImageEncoder, made_by: EncoderIdentity, *, where: str) -> None:

@@ -13,7 +13,7 @@ from policy.spec import EncoderIdentity, Fit
 Codec = Literal["none", "blosc"]
 
 FORMAT: Final = "frozen-vla features"
-FORMAT_VERSION: Final = 7  # 6 had other hashes of frames, 5 British names
+FORMAT_VERSION: Final = 7  # 6 had no instructions and other hashes of frames, 5 British names
 
 
 class SourceShare(BaseModel):
@@ -61,6 +61,12 @@ class StoreAttributes(BaseModel):
     validation: tuple[int, ...] | None
     """Episodes that the manifest keeps out of training; None leaves the choice to the trainer."""
 
+    instructions: tuple[str, ...] = ()
+    """Each distinct instruction once, sorted; empty if the dataset has none."""
+    instruction_of: tuple[int, ...] = ()
+    """Position in `instructions` of each episode's; empty if the dataset has none."""
+    text_encoder: EncoderIdentity | None = None
+    """Which text encoder made the instructions' vectors; None: the store holds no vectors."""
     fitted: tuple[str, ...] = ()
     """Features that were fitted to the dataset, and have an array in `bases`."""
 

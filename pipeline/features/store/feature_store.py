@@ -10,6 +10,7 @@ recorded, then each view of every augmented variant), states of width D and acti
     start_frames [K, V, 32, 32, 3] uint8   start_episodes [K] int64   see start_frames.py
     probe/                               frames and their features: see identity/probe.py
     bases/<name> float32                 what a feature was fitted to, as a PCA basis
+    instructions [K, D] float32          a vector per distinct instruction, if there are any
     commits/000000.json                  one sealed record per unit: its rows and their sha256
     COMPLETE.json                        written last; readers refuse a store without it
 
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Float16, Int64, UInt8, UInt64
+from jaxtyping import Float16, Float32, Int64, UInt8, UInt64
 
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.identity.probe import Probe
@@ -35,11 +36,13 @@ from pipeline.features.store.layout import (
     BASES,
     FEATURES,
     FRAME_HASH,
+    INSTRUCTIONS,
     PROBE,
     ROOT,
     START_ARRAYS,
     UNREADABLE,
     create_arrays,
+    create_whole,
     is_vacant,
     open_array,
     open_group,
@@ -291,6 +294,12 @@ class FeatureStore:
         self._open("start_frames")[:] = frames
         self.folder.settle("start_frames")
 
+    def write_instructions(self, vectors: Float32[np.ndarray, "k d"]) -> None:
+        """Write the vectors of the distinct instructions of the attributes."""
+        unmark(self.folder)
+        create_whole(self._group, INSTRUCTIONS, vectors)
+        self.folder.settle(INSTRUCTIONS)
+
     def read_features(self, name: str) -> Float16[np.ndarray, "n s ..."]:
         """Read one feature of all rows into memory (StoreError: a unit is damaged)."""
         array = f"{FEATURES}/{name}"
@@ -336,6 +345,10 @@ class FeatureStore:
     def read_bases(self) -> dict[str, np.ndarray]:
         """Read the arrays that were fitted to the dataset, by feature (StoreError: damaged)."""
         return {name: self.read_whole(f"{BASES}/{name}") for name in self.attributes.fitted}
+
+    def read_instructions(self) -> Float32[np.ndarray, "k d"]:
+        """Read the vectors of the instructions (StoreError: damaged, or there are none)."""
+        return self.read_whole(INSTRUCTIONS)
 
     def read_start_frames(self) -> StartFrames:
         """Read small copies of first frames (StoreError: an array is damaged)."""

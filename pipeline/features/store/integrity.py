@@ -16,6 +16,7 @@ from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import (
     BASES,
+    INSTRUCTIONS,
     PROBE,
     ROOT,
     START_ARRAYS,
@@ -127,6 +128,8 @@ def _array_damage(store: FeatureStore) -> list[str]:
     check(PROBE, store.read_probe)
     check(BASES, store.read_bases)
     check(START_ARRAYS[0], store.read_start_frames)
+    if store.attributes.text_encoder:
+        check(INSTRUCTIONS, store.read_instructions)
     for unit in tqdm(range(store.num_units), desc="verify", unit="unit", disable=None):
         try:
             store.unit_record(unit)
@@ -142,7 +145,8 @@ def _array_damage(store: FeatureStore) -> list[str]:
 
 def _hash_arrays(store: FeatureStore) -> dict[str, str]:
     """Return the sha256 of every array that belongs to no unit, by name."""
-    names = (*STEP_ARRAYS, *START_ARRAYS)
+    told = (INSTRUCTIONS,) if store.attributes.text_encoder else ()
+    names = (*STEP_ARRAYS, *START_ARRAYS, *told)
     whole = {name: hash_rows([store.read_whole(name)]) for name in names}
     bases = {f"{BASES}/{name}": hash_rows([held]) for name, held in store.read_bases().items()}
     return whole | bases | {PROBE: store.read_probe().digest()}

@@ -36,7 +36,8 @@ ROOT: Final = "zarr.json"  # the store exists once this file does
 BASES: Final = "bases"  # the group with the array that a feature was fitted to
 STEP_CHUNK_ROWS: Final = 65_536  # control steps; about 1 MB of a 4-wide state
 START_ARRAYS: Final = ("start_frames", "start_episodes")
-ROOTS: Final = (ROOT, FEATURES, FRAME_HASH, *STEP_ARRAYS, *START_ARRAYS, PROBE, BASES)
+INSTRUCTIONS: Final = "instructions"  # the array with a vector per distinct instruction
+ROOTS: Final = (ROOT, FEATURES, FRAME_HASH, *STEP_ARRAYS, *START_ARRAYS, PROBE, BASES, INSTRUCTIONS)
 
 
 def feature_codecs(codec: Codec) -> Codecs:
@@ -68,7 +69,7 @@ def create_arrays(
             _create_probe(group, probe)
             fitted = group.create_group(BASES)
             for name, basis in bases.items():
-                _create_whole(fitted, name, basis)
+                create_whole(fitted, name, basis)
             (partial / COMMITS).mkdir()
     except FileExistsError as error:
         raise StoreError(
@@ -143,6 +144,7 @@ def metadata_names(attributes: StoreAttributes) -> list[str]:
         *(f"{PROBE}/{FEATURES}/{name}" for name in features),
         BASES,
         *(f"{BASES}/{name}" for name in attributes.fitted),
+        *([INSTRUCTIONS] if attributes.text_encoder else []),
     ]
     return [ROOT, *(f"{node}/{ROOT}" for node in nodes)]
 
@@ -209,19 +211,21 @@ def _create_probe(group: zarr.Group, probe: Probe) -> None:
             "digest": probe.digest(),
         },
     )
-    _create_whole(held, "frames", probe.frames)
+    create_whole(held, "frames", probe.frames)
     features = held.create_group(FEATURES)
     for name, values in probe.features.items():
-        _create_whole(features, name, values)
+        create_whole(features, name, values)
 
 
-def _create_whole(group: zarr.Group, name: str, values: np.ndarray) -> None:
+def create_whole(group: zarr.Group, name: str, values: np.ndarray) -> None:
+    """Create an array of one chunk, or replace it."""
     group.create_array(
         name,
         data=values,
         chunks=values.shape,
         fill_value=0,
         compressors=[_blosc(values.dtype), Crc32cCodec()],
+        overwrite=True,
     )
 
 

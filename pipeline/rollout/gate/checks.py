@@ -4,19 +4,27 @@ Every refusal names what differs.
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from pipeline.errors import EncoderMismatchError, EnvError, RunError
-from pipeline.features.identity.encoder import load_like, refuse_other_encoder
+from pipeline.features.identity.encoder import load_like, load_text_like, refuse_other_encoder
 from pipeline.features.identity.probe import check_probe
 from pipeline.rollout.envs.base import RobotEnv
 from pipeline.training.run.checkpoint import read_average, resolve_step
-from pipeline.training.run.folder import RunDescription, read_bases, read_probe, read_run
+from pipeline.training.run.folder import (
+    RunDescription,
+    read_bases,
+    read_instructions,
+    read_probe,
+    read_run,
+)
 from policy.agent import VLAAgent
 from policy.device import open_device
+from policy.encoders.text import KnownInstructions
 from policy.errors import VlaError
 
 _MARGIN: Final = 0.01  # of the width of the bounds, by which training may reach beyond them
@@ -48,6 +56,7 @@ def load_policy(
     device: str = "auto",
     checkpoint: str = "latest",
     gate: Gate | None = None,
+    text_encoder: str | None = None,
 ) -> tuple[RunDescription, VLAAgent, int]:
     """Load a run's averaged weights behind the encoder that made its features.
 
@@ -57,6 +66,8 @@ def load_policy(
         device: where encoder and head run.
         checkpoint: `latest`, `best` or a step.
         gate: decides about another encoder; None refuses it.
+        text_encoder: path or name of what encodes instructions that training did not have; None is
+            the name that the run was trained with. It is loaded when the first one comes.
 
     Returns:
         The run's description, the agent with its encoder, ready to predict, and its step.
@@ -81,7 +92,12 @@ def load_policy(
         check_probe(loaded, probe, where=str(run))
     except EncoderMismatchError as error:
         gate.refuse(error)
-    agent = VLAAgent(description.config.agent, description.spec, loaded)
+    agent = VLAAgent(
+        description.config.agent,
+        description.spec,
+        loaded,
+        _known_instructions(run, description, text_encoder),
+    )
     try:
         agent.load_state_dict(weights, strict=True)
     except RuntimeError as error:
@@ -89,6 +105,22 @@ def load_policy(
             f"{run}: the checkpoint does not fit the agent of this run ({error})"
         ) from error
     return description, agent.to(opened).eval(), step
+
+
+def _known_instructions(
+    run: Path, description: RunDescription, text_encoder: str | None
+) -> KnownInstructions | None:
+    made_by = description.data.text_encoder
+    if made_by is None:
+        return None
+    load = partial(
+        load_text_like,
+        made_by,
+        name=text_encoder,
+        where=str(run),
+        option="--set text_encoder=PATH",
+    )
+    return KnownInstructions(read_instructions(run, description), load)
 
 
 def check_env(description: RunDescription, env: RobotEnv, gate: Gate | None = None) -> None:

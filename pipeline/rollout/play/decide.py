@@ -26,6 +26,7 @@ class Episode:
     encode: list[float] = field(default_factory=list)
     head: list[float] = field(default_factory=list)
     disagreement: list[float] = field(default_factory=list)
+    first_actions: tuple[tuple[float, ...], ...] = ()
 
     @property
     def decisions(self) -> int:
@@ -35,7 +36,7 @@ class Episode:
     def finished(self, result: EpisodeResult) -> FinishedEpisode:
         """Return its line of the journal."""
         return FinishedEpisode(
-            result=result,
+            result=result.model_copy(update={"first_actions": self.first_actions}),
             start=self.start,
             render_s=tuple(self.render),
             encode_s=tuple(self.encode),
@@ -74,12 +75,16 @@ def decide(
         draw = seeded_generator(episode.seed, "decision", episode.decisions)
         noise = agent.noise(1, draw, nfe).to(agent.device)
         started = time.perf_counter()
-        window = _window(agent, features, progress.observations)
-        chunk = agent.predict(*window, noise, nfe)[0]
+        window, state = _window(agent, features, progress.observations)
+        window |= agent.hear(progress.instruction)
+        chunk = agent.predict(window, state, noise, nfe)[0]
+        if agent.language is not None and not episode.decisions:
+            normalized = agent.action_normalizer.normalize(chunk)
+            episode.first_actions = tuple(map(tuple, normalized.tolist()))
         episode.head.append(time.perf_counter() - started)
         episode.encode.append(encode_s)
         episode.render.append(progress.render_s)
-        residual = agent.additivity_residual(*window, noise)
+        residual = agent.additivity_residual(window, state, noise)
         if residual is not None:
             episode.disagreement.append(residual.item())
         chunks.append(chunk[: agent.config.num_action_steps].cpu().numpy())

@@ -48,6 +48,8 @@ class Progress:
     """The latest observation steps, the current one last; fewer at an episode's start."""
     render_s: float
     """Time spent on rendering them."""
+    instruction: str
+    """What the robot is told."""
     result: EpisodeResult | None = None
     """The result; None before the episode ends."""
 
@@ -64,6 +66,7 @@ class EpisodePlayer:
         out: Path | None,
         fit: Fit = "stretch",
         task: str = "",
+        instruction: str | None = None,
     ):
         """Prepare.
 
@@ -74,12 +77,14 @@ class EpisodePlayer:
             out: folder of a rollout, for its videos and path images; None keeps none.
             fit: how images that are not square become square.
             task: name of the environment, in a rollout of several.
+            instruction: what the robot is told; None is the environment's own instruction.
         """
         self._env = env
         self._out = out
         self._task = task
         self._fit: Fit = fit
         self._max_steps = max_steps
+        self._instruction = env.instruction if instruction is None else instruction
         self._observations: deque[Observation] = deque(maxlen=obs_horizon)
         self._video: VideoFile | None = None
         self._keeps_solved = True
@@ -152,7 +157,7 @@ class EpisodePlayer:
         return images
 
     def _progress(self, result: EpisodeResult | None = None) -> Progress:
-        return Progress(tuple(self._observations), self._render_s, result)
+        return Progress(tuple(self._observations), self._render_s, self._instruction, result)
 
     def _end(self, *, success: bool, failure: str | None = None) -> EpisodeResult:
         if self._video is not None:
@@ -174,6 +179,7 @@ class EpisodePlayer:
             max_reward=self._max_reward if self._steps else 0.0,
             decisions=self._decisions,
             failure=failure,
+            instruction=self._instruction,
         )
 
 

@@ -83,6 +83,10 @@ class RolloutConfig(BaseModel):
     """Path or name of the encoder; None is the name the run was trained with."""
     device: str = "auto"
     """Where encoder and head run: `auto`, or torch's name of a device."""
+    instruction: str | None = None
+    """What the robot is told; None is the environment's own instruction."""
+    text_encoder: str | None = None
+    """Path or name of the text encoder; None is the name the run was trained with."""
 
     @property
     def seeds(self) -> range:
@@ -133,6 +137,7 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
         device=config.device,
         checkpoint=config.checkpoint,
         gate=gate,
+        text_encoder=config.text_encoder,
     )
     nfe = agent.evaluations(config.nfe)
     encoder = agent.encoder
@@ -231,6 +236,7 @@ class _Tasks:
             out=self.config.out,
             fit=self.description.data.fit,
             task=env.name if len(self.names) > 1 else "",
+            instruction=self.config.instruction,
         )
 
     def env(self, result: EpisodeResult) -> str:

@@ -37,6 +37,10 @@ class EpisodeResult(BaseModel):
     failure: str | None = None
     """Why the simulator failed after `steps` steps, in one line; the episode ended there, unsolved.
     None where it did not fail."""
+    instruction: str = ""
+    """What the robot was told; a policy without `agent.language` does not hear it."""
+    first_actions: tuple[tuple[float, ...], ...] = ()
+    """What a policy that is told what to do decides first, normalized: the action range is 2."""
 
     @property
     def file(self) -> Path:

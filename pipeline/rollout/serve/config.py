@@ -46,6 +46,8 @@ class ServeConfig(BaseModel):
     """Path or name of the encoder; None is the name the run was trained with."""
     device: str = "auto"
     """Where encoder and head run: `auto`, or torch's name of a device."""
+    text_encoder: str | None = None
+    """Path or name of the text encoder; None is the name the run was trained with."""
     camera_check: CameraCheckMode = "refuse"
     """What to do where an episode's first frames are not what training showed."""
 

@@ -39,18 +39,27 @@ class Request:
     """Control steps since the episode's start, if the client counts them."""
     starts_episode: bool
     """The client requests a new episode, of which this is the first observation."""
+    instruction: str
+    """What the robot is told; empty for a policy that is not told anything."""
 
 
 class RequestReader:
     """Turns decoded messages into requests that fit one policy."""
 
-    def __init__(self, spec: AgentSpec, obs_horizon: int, fit: Fit = "stretch"):
+    def __init__(
+        self,
+        spec: AgentSpec,
+        obs_horizon: int,
+        fit: Fit = "stretch",
+        instructions: tuple[str, ...] = (),
+    ):
         """Prepare.
 
         Args:
             spec: of the policy.
             obs_horizon: its observation steps.
             fit: how images that are not square become square, as in training.
+            instructions: what it was told in training; empty for one that is not told anything.
 
         Raises:
             ConfigError: a view is called `state`, so that two keys would be the same.
@@ -63,6 +72,7 @@ class RequestReader:
         self._spec = spec
         self._obs_horizon = obs_horizon
         self._fit: Fit = fit
+        self._instructions = instructions
         self._frame_keys = [f"{PREFIX}{view}" for view in spec.view_names]
 
     def expected(self) -> dict[str, str]:
@@ -77,7 +87,7 @@ class RequestReader:
             STEP: "optional integer: control steps since the episode's start, if every step is "
             "sent alone",
             RESET: "optional bool: true starts a new episode with this observation",
-            PROMPT: "optional; not used",
+            PROMPT: "text: what to do" if self._instructions else "optional; not used",
         }
 
     def read(self, fields: Mapping[str, Value]) -> Request:
@@ -105,7 +115,20 @@ class RequestReader:
             state=state.reshape(-1, self._spec.state_dim),
             step=step,
             starts_episode=reset,
+            instruction=self._instruction(fields.get(PROMPT)),
         )
+
+    def _instruction(self, prompt: Value) -> str:
+        if not self._instructions:
+            return ""
+        if prompt is None and len(self._instructions) == 1:
+            return self._instructions[0]
+        if not isinstance(prompt, str):
+            raise RequestError(
+                f"{PROMPT}: expected what to do in words, such as {self._instructions[0]!r}, found "
+                f"{_described(prompt)}"
+            )
+        return prompt
 
     def _check_keys(self, fields: Mapping[str, Value]) -> None:
         needed = [*self._frame_keys, STATE]

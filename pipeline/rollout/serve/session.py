@@ -38,7 +38,7 @@ from pipeline.rollout.serve.request import Request, RequestReader, Value
 from pipeline.training.data.sampling import seeded_generator
 from pipeline.training.run.folder import RunDescription
 from pipeline.training.run.model_card import NOT_STATED
-from policy.agent import VLAAgent
+from policy.agent import Features, VLAAgent
 
 History = Literal["exact", "repeated"]
 
@@ -86,12 +86,18 @@ class ServedPolicy:
             encoder=config.encoder,
             device=config.device,
             checkpoint=config.checkpoint,
+            text_encoder=config.text_encoder,
         )
         is_checked = config.camera_check != "off"
         return cls(
             description=description,
             agent=agent,
-            reader=RequestReader(description.spec, agent.config.obs_horizon, description.data.fit),
+            reader=RequestReader(
+                description.spec,
+                agent.config.obs_horizon,
+                description.data.fit,
+                description.data.instructions,
+            ),
             checkpoint_step=step,
             nfe=agent.evaluations(config.nfe),
             first_seed=config.first_seed,
@@ -119,6 +125,7 @@ class ServedPolicy:
             "nfe": self.nfe,
             "observation": self.reader.expected(),
             "history": _HISTORY,
+            "instructions": list(data.instructions),
         }
 
 
@@ -140,6 +147,8 @@ class Decision:
     """`num_action_steps` actions in the manifest's units, the first for the observation's step."""
     history: History
     """Whether the policy saw the steps that training would have shown it."""
+    instruction: Literal["known", "unseen"] | None
+    """Whether training had the instruction; None for a policy that is not told anything."""
     timing: dict[str, float]
     """Milliseconds from the message to the actions, of the encoder, and of the head."""
 
@@ -150,7 +159,13 @@ class Decision:
             timing: further entries of `server_timing`, in milliseconds.
         """
         timing = self.timing | timing
-        return {"actions": self.actions, "history": self.history, "server_timing": timing}
+        told = {} if self.instruction is None else {"instruction": self.instruction}
+        return {
+            "actions": self.actions,
+            "history": self.history,
+            **told,
+            "server_timing": timing,
+        }
 
 
 class Session:
@@ -171,6 +186,7 @@ class Session:
             RequestError: it is not an observation of this policy, or the actions are not
                 finite.
             CameraMismatchError: an episode's first frames are not what training showed.
+            EncoderLoadError, EncoderMismatchError: see `KnownInstructions.vector`.
             FeatureRangeError: the encoder's features of these frames are not finite.
         """
         started = time.perf_counter()
@@ -182,10 +198,10 @@ class Session:
         if cameras is not None and self._decision == 0 and not request.step:
             cameras.admit(request.frames[-1], self._policy.camera_check)
         encoding = time.perf_counter()
-        current = self._encode(request)
+        current, told = self._encode(request), self._policy.agent.hear(request.instruction)
         encoded = time.perf_counter()
         steps, history = self._with_history(current, request.step)
-        chunk = self._predict(steps)
+        chunk = self._predict(steps, told)
         ended = time.perf_counter()
         if not np.isfinite(chunk).all():
             raise RequestError(
@@ -206,12 +222,18 @@ class Session:
             "encode_ms": 1e3 * (encoded - encoding),
             "head_ms": 1e3 * (ended - encoded),
         }
-        return Decision(chunk, history, timing)
+        return Decision(chunk, history, self._knows(request.instruction), timing)
 
     def _begin_episode(self) -> None:
         self._decision = 0
         self._last_step: int | None = None
         self._seen.clear()
+
+    def _knows(self, instruction: str) -> Literal["known", "unseen"] | None:
+        instructions = self._policy.agent.instructions
+        if instructions is None:
+            return None
+        return "known" if instructions.knows(instruction) else "unseen"
 
     def _encode(self, request: Request) -> list[_Seen]:
         agent = self._policy.agent
@@ -243,7 +265,7 @@ class Session:
         history: History = "exact" if missing == 0 or is_start else "repeated"
         return [known[0]] * missing + known, history
 
-    def _predict(self, steps: list[_Seen]) -> Float32[np.ndarray, "n a"]:
+    def _predict(self, steps: list[_Seen], told: Features) -> Float32[np.ndarray, "n a"]:
         agent, nfe = self._policy.agent, self._policy.nfe
         seed = self._policy.first_seed + self._episode
         noise = agent.noise(1, seeded_generator(seed, "decision", self._decision), nfe)
@@ -252,5 +274,5 @@ class Session:
             for name in steps[0].features
         }
         state = torch.stack([seen.state for seen in steps])[None]
-        chunk = agent.predict(features, state, noise.to(agent.device), nfe)[0]
+        chunk = agent.predict({**features, **told}, state, noise.to(agent.device), nfe)[0]
         return chunk[: agent.config.num_action_steps].cpu().numpy()

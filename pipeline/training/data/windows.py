@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Bool, Float, Float16, Int64
 from torch import Tensor
 
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.features.store.attributes import SourceShare
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import FEATURES
 from pipeline.features.store.rows import StoredRows
 from pipeline.features.store.units import PASSING_ROWS, cut
+from pipeline.training.data.instructions import join_instructions
 from pipeline.training.data.sampling import SourceDraws, source_draws
 from pipeline.training.data.statistics import Moments, distribution
 from pipeline.training.data.stores import (
@@ -31,7 +32,7 @@ from pipeline.training.data.stores import (
     validation_episodes,
 )
 from policy.network.normalizer import DataStatistics
-from policy.spec import AgentSpec
+from policy.spec import INSTRUCTION, AgentSpec
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,14 @@ class Windows:
     """From the current step on, in the manifest's units."""
     valid: Bool[Tensor, "b horizon"]
     """False where the episode had ended."""
+    instruction: Float[Tensor, "b d"] | None = None
+    """Vector of what the robot was told; None for a policy that is not told anything."""
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The features, and the instruction among them, as an agent takes them."""
+        told = {} if self.instruction is None else {INSTRUCTION: self.instruction}
+        return self.features | told
 
     def to(self, device: torch.device) -> "Windows":
         """Return the batch on another device; to a GPU it is copied while this thread continues."""
@@ -62,6 +71,7 @@ class Windows:
             state=moved(self.state),
             actions=moved(self.actions),
             valid=moved(self.valid),
+            instruction=None if self.instruction is None else moved(self.instruction),
         )
 
 
@@ -75,6 +85,8 @@ class WindowData:
         validation_share: float,
         weights: Sequence[float] = (),
         cache: Path | None = None,
+        is_told: bool = False,
+        is_balanced: bool = False,
     ):
         """Load complete stores without their features, and read those through once.
 
@@ -88,12 +100,20 @@ class WindowData:
             weights: how often a step of each store is drawn, against the others; a source inside
                 a store has its own weight times the store's. Empty: all equal.
             cache: where a store in object storage or with compressed features is copied to.
+            is_told: whether the policy is told what to do.
+            is_balanced: whether every instruction is drawn equally often, instead of every step.
 
         Raises:
             StoreError: a store is damaged, disagrees with the first, or has too few episodes.
             ConfigError: the weights do not fit the stores, a store needs a copy for which there is
-                no cache or no space, or the stores lack a feature.
+                no cache or no space, the stores lack a feature or vectors of their instructions, or
+                both `weights` and `is_balanced` are given.
         """
+        if is_balanced and len(set(weights)) > 1:
+            raise ConfigError(
+                "--weights: expected none together with balance_instructions, which decides how "
+                "often each instruction is drawn; leave one of them out"
+            )
         weights = check_weights(weights, len(stores))
         check_agreement(stores, features)
         self.num_variants = stores[0].attributes.num_variants
@@ -105,10 +125,12 @@ class WindowData:
         self.episode_of: Int64[Tensor, " n"] = torch.repeat_interleave(
             torch.arange(len(lengths)), lengths
         )
+        self.instructions = join_instructions(stores, counts, with_vectors=is_told)
         ends = lengths.cumsum(0)
         self.first_rows: Int64[Tensor, " e"] = ends - lengths
         """First row of every episode."""
         self._last_rows = ends - 1
+        vectors = self.instructions.vectors
         self.spec = AgentSpec(
             view_names=stores[0].attributes.view_names,
             feature_shapes={
@@ -116,6 +138,7 @@ class WindowData:
             },
             state_dim=self.state.shape[1],
             action_dim=self.action.shape[1],
+            instruction_dim=0 if vectors is None else vectors.shape[1],
         )
         validation = [
             validation_episodes(count, validation_share, store)
@@ -128,8 +151,10 @@ class WindowData:
         self.train_rows: Int64[Tensor, " n"] = torch.nonzero(~is_validation)[:, 0]
         self.validation_rows: Int64[Tensor, " n"] = torch.nonzero(is_validation)[:, 0]
         sources = _weighted_sources(stores, counts, weights)
-        self.draws: tuple[SourceDraws, ...] = self._draws(sources)
-        """How an epoch draws from each source; empty where all weights are equal."""
+        self.draws: tuple[SourceDraws, ...] = (
+            self._balanced_draws() if is_balanced else self._draws(sources)
+        )
+        """How an epoch draws from each source or instruction; empty where all weights are equal."""
         self._features = {
             name: StoredRows(stores, f"{FEATURES}/{name}", cache) for name in features
         }
@@ -180,13 +205,19 @@ class WindowData:
         executed = rows[:, None] + torch.arange(pred_horizon)
         last = self._last_rows[self.episode_of[rows]][:, None]
         features = self.observed_features(observed, variants)
+        table = self.instructions.vectors
         return Windows(
             rows=rows,
             features={name: values.float() for name, values in features.items()},
             state=self.state[observed],
             actions=self.action[torch.minimum(executed, last)],
             valid=executed <= last,
+            instruction=None if table is None else table[self.instruction_of(rows)],
         )
+
+    def instruction_of(self, rows: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
+        """Return the position in `instructions` of what the robot was told at some rows."""
+        return self.instructions.of_episode[self.episode_of[rows]]
 
     def observed_rows(self, rows: Int64[Tensor, " b"], obs_horizon: int) -> Int64[Tensor, "b t"]:
         """Return the observation steps of the windows whose current steps are `rows`."""
@@ -223,7 +254,12 @@ class WindowData:
             feature_std={name: found.std() for name, found in moments.items()},
             state=distribution(self.state, self.train_rows),
             action=distribution(self.action, self.train_rows),
+            instructions=self._trained_instructions(),
         )
+
+    def _trained_instructions(self) -> Float[Tensor, "k d"] | None:
+        table = self.instructions.vectors
+        return None if table is None else table[np.unique(self.instruction_of(self.train_rows))]
 
     def _read_feature(
         self, name: str, stores: Sequence[FeatureStore], is_trained: np.ndarray
@@ -255,6 +291,11 @@ class WindowData:
         source_of = torch.repeat_interleave(torch.arange(len(sources)), counts_of)[self.episode_of]
         rows = [self.train_rows[source_of[self.train_rows] == i] for i in range(len(sources))]
         return source_draws(rows, [source.weight for source in sources])
+
+    def _balanced_draws(self) -> tuple[SourceDraws, ...]:
+        of_row = self.instruction_of(self.train_rows)
+        rows = [self.train_rows[of_row == number] for number in np.unique(of_row)]
+        return source_draws(rows, [1 / len(own) for own in rows])
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> Tensor:

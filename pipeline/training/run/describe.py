@@ -60,6 +60,10 @@ def _describe_dataset(what: str) -> Fields:
             "action": " + ".join(manifest.action.key_paths),
             "action_dim": reader.action(0).shape[1],
             "fps": manifest.fps,
+            "instructions": " / ".join(
+                sorted({reader.instruction(episode) for episode in range(reader.num_episodes)})
+            )
+            or "none",
             "license": manifest.license or NOT_STATED,
         }
 
@@ -82,6 +86,8 @@ def _describe_store(path: Location) -> Fields:
         "action_dim": steps.action.shape[1],
         "fps": attributes.fps,
         "fit": attributes.fit,
+        "instructions": " / ".join(attributes.instructions) or "none",
+        "text_encoder": attributes.text_encoder.name if attributes.text_encoder else "none",
         **_describe_encoder(attributes.encoder),
         **_describe_probe(store.read_probe()),
         "codec": attributes.codec,
@@ -109,6 +115,8 @@ def _describe_run(path: Path) -> Fields:
         "state_dim": run.spec.state_dim,
         "action_dim": run.spec.action_dim,
         "fps": run.data.fps,
+        "instructions": " / ".join(run.data.instructions) or "not told any",
+        "text_encoder": run.data.text_encoder.name if run.data.text_encoder else "none",
         "readers": ", ".join(
             f"{name}: {reader.kind}, {reader.projection_dim} wide"
             for name, reader in run.config.agent.readers.items()

@@ -3,8 +3,8 @@
 Below the folder:
 
     run.json                              configuration, data and encoder; written when a run starts
-    probe.safetensors                     frames with their features, to recognize the encoder, and
-                                          the bases of these features
+    probe.safetensors                     frames with their features, to recognize the encoder, the
+                                          bases of these features, and vectors of instructions
     start_frames.safetensors              small first frames, to recognize the cameras
     log.jsonl                             figures, one JSON object per line
     checkpoints/                          see `checkpoint.py`
@@ -34,6 +34,7 @@ from policy.spec import AgentSpec, EncoderIdentity, Fit
 FORMAT_VERSION: Final = 8  # 7 had other names of settings, 6 one unnamed feature
 FEATURES: Final = "features/"
 BASES: Final = "bases/"
+INSTRUCTIONS: Final = "instructions"
 PROBE_FILE: Final = "probe.safetensors"
 STEPS_FILE: Final = "steps.json"
 START_FRAMES_FILE: Final = "start_frames.safetensors"
@@ -71,6 +72,10 @@ class DataIdentity(BaseModel):
     """`Probe.digest` of the first store's probe, of which the run has a copy."""
     start_frames_digest: str
     """`StartFrames.digest` of the run's first frames."""
+    instructions: tuple[str, ...] = ()
+    """What the policy was told in training; empty if it is not told anything."""
+    text_encoder: EncoderIdentity | None = None
+    """What made their vectors, of which the run has a copy."""
 
     @property
     def name(self) -> str:
@@ -105,15 +110,19 @@ def write_run(
     run: Path,
     description: RunDescription,
     probe: Probe,
-    bases: Mapping[str, np.ndarray],
     starts: StartFrames,
+    *,
+    bases: Mapping[str, np.ndarray],
+    instructions: np.ndarray | None,
 ) -> None:
-    """Write a new run's probe, bases and start frames, then its description."""
+    """Write a new run's probe, bases, instructions and start frames, then its description."""
     run.mkdir(parents=True, exist_ok=True)
     notes = {"environment": probe.environment.model_dump_json(), "tolerance": repr(probe.tolerance)}
     features = {f"{FEATURES}{name}": values for name, values in probe.features.items()}
     fitted = {f"{BASES}{name}": values for name, values in bases.items()}
-    _write_arrays(run / PROBE_FILE, {"frames": probe.frames} | features | fitted, notes=notes)
+    told = {} if instructions is None else {INSTRUCTIONS: instructions}
+    arrays = {"frames": probe.frames} | features | fitted | told
+    _write_arrays(run / PROBE_FILE, arrays, notes=notes)
     arrays = {"frames": starts.frames, "episodes": starts.episodes}
     _write_arrays(run / START_FRAMES_FILE, arrays, notes={})
     write_json(run / "run.json", description.model_dump(mode="json"))
@@ -140,6 +149,18 @@ def read_bases(run: Path) -> dict[str, np.ndarray]:
     """Read the bases of a run's features (RunError: the file is absent or damaged)."""
     arrays, _ = _read_arrays(run / PROBE_FILE)
     return _below(BASES, arrays)
+
+
+def read_instructions(run: Path, description: RunDescription) -> dict[str, np.ndarray]:
+    """Read the vector of each instruction of a run (RunError: the file is absent or damaged)."""
+    arrays, _ = _read_arrays(run / PROBE_FILE)
+    words, vectors = description.data.instructions, arrays.get(INSTRUCTIONS, ())
+    if len(words) != len(vectors):
+        raise RunError(
+            f"{run / PROBE_FILE}: expected vectors of {len(words)} instructions, found "
+            f"{len(vectors)}; restore it from a copy, or train again"
+        )
+    return dict(zip(words, vectors, strict=True))
 
 
 def _below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,0 +1,119 @@
+"""What every frozen text encoder is: instructions in, a vector of each out.
+
+Each instruction has a forward pass of its own, so that its vector does not depend on the others.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from policy.encoders.environment import exact_float32
+from policy.errors import FeatureRangeError
+from policy.spec import INSTRUCTION, EncoderIdentity, FeatureSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """Which text encoder to load; see `EncoderSettings`."""
+
+    name: str
+    """A registered text encoder, a repository id on the Hugging Face hub, or a local folder."""
+    revision: str | None = None
+    """40-hex commit on the hub; None is the pinned one of the default repository."""
+
+
+class TextEncoder(ABC):
+    """A frozen encoder of instructions; load one with `policy.encoders.registry.load_text_encoder`.
+
+    It runs on the CPU in float32: a policy hears few instructions, and each of them once.
+    """
+
+    def __init__(self, *, name: str, revision: str, width: int, source: str, weights: str):
+        """Describe it.
+
+        Args:
+            name: see `EncoderIdentity`, also for `revision` and `weights`.
+            revision: of the weights.
+            width: of a vector.
+            source: which output a vector is, in words that change with it.
+            weights: sha256 over weights, tokenizer and the text's normalization.
+        """
+        self.identity: Final = EncoderIdentity(
+            name=name,
+            revision=revision,
+            pretrained=True,
+            compute_dtype="float32",
+            weights=weights,
+            features=(
+                FeatureSpec(
+                    name=INSTRUCTION,
+                    shape=(width,),
+                    per="instruction",
+                    dtype="float32",
+                    fingerprint=source,
+                ),
+            ),
+        )
+
+    @abstractmethod
+    def _forward(self, instruction: str) -> Float32[Tensor, " d"]:
+        """Return the vector of one instruction."""
+
+    @torch.inference_mode()
+    def encode(self, instructions: Sequence[str]) -> Float32[np.ndarray, "n d"]:
+        """Encode instructions, each on its own; one without words is the zero vector.
+
+        Raises:
+            FeatureRangeError: a vector is not finite.
+        """
+        (width,) = self.identity.features[0].shape
+        vectors = np.zeros((len(instructions), width), np.float32)
+        with exact_float32(torch.device("cpu")):
+            for row, instruction in enumerate(instructions):
+                if instruction.strip():
+                    vectors[row] = self._forward(instruction).numpy()
+        if not np.isfinite(vectors).all():
+            raise FeatureRangeError(
+                f"{self.identity.name}: the vector of an instruction is not finite; the weights "
+                f"are damaged"
+            )
+        return vectors
+
+
+def plain_words(instruction: str) -> str:
+    """Return an instruction in lower case and with single spaces, to compare it with others."""
+    return " ".join(instruction.lower().split())
+
+
+class KnownInstructions:
+    """The instructions that a policy was trained on, and a text encoder for any other one."""
+
+    def __init__(self, vectors: Mapping[str, np.ndarray], load: Callable[[], TextEncoder]):
+        """Keep the vector of each instruction; `load` is called when another one comes."""
+        self.words: Final = tuple(vectors)
+        self._vectors = {plain_words(words): vector for words, vector in vectors.items()}
+        self._load = load
+        self._encoder: TextEncoder | None = None
+
+    def knows(self, instruction: str) -> bool:
+        """Whether the policy was trained on this instruction, but for case and spaces."""
+        return plain_words(instruction) in self._vectors
+
+    def vector(self, instruction: str) -> Float32[np.ndarray, " d"]:
+        """Return the vector of an instruction: the cached one, or one that is encoded now.
+
+        Raises:
+            EncoderLoadError, EncoderMismatchError: the text encoder of the training is not here.
+        """
+        words = plain_words(instruction)
+        vector = self._vectors.get(words)
+        if vector is None and words:
+            self._encoder = self._encoder or self._load()
+            vector = self._encoder.encode([instruction])[0]
+        return np.zeros_like(next(iter(self._vectors.values()))) if vector is None else vector
