@@ -271,11 +271,11 @@ class VLAAgent(nn.Module):
 
     def _build_cond(
         self, features: Features, state: Float[Tensor, "b t s"]
-    ) -> Float[Tensor, "b t c"]:
-        """Build one condition token per observation step.
+    ) -> Float[Tensor, "b tokens c"]:
+        """Build one condition token per observation step, after that of an instruction.
 
         The readers' vectors of all views, feature by feature, then the state, are concatenated and
-        projected. An instruction scales and shifts the former, and has a token before these.
+        projected. An instruction scales and shifts the former.
         """
         views = [reader(features[name]).flatten(start_dim=2) for name, reader in self._readers()]
         tokens: list[Tensor] = []

@@ -22,7 +22,12 @@ PIPELINE_ROOMS = [
     "rollout",
 ]  # each imports those to its left
 OWNERS = {
-    "transformers": {"policy/encoders/siglip2.py", "policy/encoders/stand_in.py"},
+    "transformers": {
+        "policy/encoders/minilm.py",
+        "policy/encoders/siglip2.py",
+        "policy/encoders/siglip2_text.py",
+        "policy/encoders/stand_in.py",
+    },
     "huggingface_hub": {"policy/encoders/siglip2.py", "pipeline/datasets/hub.py"},
     "PIL": {
         "policy/images.py",

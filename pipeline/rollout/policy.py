@@ -35,6 +35,7 @@ class Policy:
         nfe: int | None = None,
         seed: int = FIRST_ROLLOUT_SEED,
         camera_check: CameraCheckMode = "refuse",
+        text_encoder: str | None = None,
     ) -> "Policy":
         """Load a run; see `ServeConfig` for the arguments, `ServedPolicy.load` for the errors."""
         config = ServeConfig(
@@ -45,6 +46,7 @@ class Policy:
             nfe=nfe,
             first_seed=seed,
             camera_check=camera_check,
+            text_encoder=text_encoder,
         )
         return cls(ServedPolicy.load(config))
 

@@ -22,6 +22,7 @@ POOLED = {"pooled": (768,)}
 VIEWS = ("front", "top", "r_vis")
 STATE_DIM, ACTION_DIM = 5, 4
 FPS = 50.0
+TEXT_WIDTH = 6
 
 MANIFEST = f"""
 name = "tiny"
@@ -99,6 +100,12 @@ def tiny_start_frames(num_starts: int) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (num_starts, 3, 32, 32, 3), np.uint8)
 
 
+def tiny_vector(instruction: str) -> np.ndarray:
+    """A random vector of an instruction, the same one in every store."""
+    numbers = np.random.default_rng(list(instruction.encode()))
+    return numbers.normal(size=TEXT_WIDTH).astype(np.float32)
+
+
 def tiny_environment(**changes: object) -> ComputeEnvironment:
     """A compute environment that no machine has."""
     fields = {
@@ -141,8 +148,15 @@ def create_store(
     identity: EncoderIdentity | None = None,
     probe: Probe | None = None,
     bases: Mapping[str, np.ndarray] = MappingProxyType({}),
+    told: tuple[str, ...] = (),
+    text_weights: str = "t" * 64,
 ) -> FeatureStore:
-    """Create a store of random steps without features; of one source, unless told."""
+    """Create a store of random steps without features; of one source, unless told.
+
+    `told` is the instruction of each episode, and `text_weights` tells one text encoder from
+    another; nothing where there is no instruction.
+    """
+    words = tuple(sorted(set(told)))
     identity = identity or tiny_identity()
     probe = probe or tiny_probe({spec.name: spec.shape for spec in identity.features})
     attributes = StoreAttributes(
@@ -157,6 +171,9 @@ def create_store(
         sources=sources or (SourceShare(num_episodes=len(lengths), weight=1.0),),
         validation=validation,
         fitted=tuple(sorted(bases)),
+        instructions=words,
+        instruction_of=tuple(map(words.index, told)),
+        text_encoder=tiny_identity(text_weights, {"instruction": (TEXT_WIDTH,)}) if told else None,
     )
     return FeatureStore.create(path, attributes, tiny_steps(lengths), probe, bases)
 
@@ -181,6 +198,8 @@ def complete_store(
     """Create a store that a trainer accepts; `settings` are those of `create_store`."""
     store = create_store(path, lengths, **settings)
     fill_store(store)
+    if store.attributes.text_encoder:
+        store.write_instructions(np.stack([*map(tiny_vector, store.attributes.instructions)]))
     store.write_start_frames(tiny_start_frames(min(len(lengths), MAX_STARTS)))
     mark_complete(store)
     return store

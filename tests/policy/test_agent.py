@@ -9,7 +9,11 @@ from policy.agent import AgentConfig, VLAAgent
 from policy.errors import AgentMismatchError
 from policy.network.head import HeadConfig
 from policy.network.normalizer import DataStatistics
-from policy.network.readers import GridReaderConfig, LinearReaderConfig
+from policy.network.readers import (
+    GridReaderConfig,
+    InstructionReaderConfig,
+    LinearReaderConfig,
+)
 from policy.objectives.base import Batch, bind
 from policy.objectives.improved_meanflow_jump import (
     ImprovedMeanFlowJump,
@@ -270,3 +274,63 @@ def test_weight_decay_is_for_matrices_only(head):
     assert {id(p) for p in decayed} == {id(layer.weight) for layer in linear}
     assert {id(p) for p in [*decayed, *others]} == {id(p) for p in agent.parameters()}
     assert len(decayed) + len(others) == len(list(agent.parameters()))
+
+
+TOLD = SPEC.model_copy(update={"instruction_dim": 6})
+
+
+def told_agent(**settings) -> VLAAgent:
+    torch.manual_seed(0)
+    config = AgentConfig(
+        readers={"pooled": LinearReaderConfig(projection_dim=8)},
+        head=HeadConfig(n_emb=64, n_layer=1, pred_horizon=8),
+        language=InstructionReaderConfig(**settings),
+    )
+    agent = VLAAgent(config, TOLD)
+    vectors = torch.randn(3, 6, generator=torch.Generator().manual_seed(1)) + 5
+    agent.language.fit(vectors)
+    return agent
+
+
+def test_an_instruction_has_a_token_before_those_of_the_steps():
+    agent = told_agent()
+    features, state, _, _ = random_batch()
+    words = torch.randn(4, 6)
+    tokens = agent._build_cond({**features, "instruction": words}, state)
+    assert tokens.shape == (4, 3, 384)
+    reader = agent.language
+    expected = reader.token((words - reader.mean) / reader.spread)
+    torch.testing.assert_close(tokens[:, 0], expected)
+    # Nothing is modulated before training, so that the steps' tokens are those without words.
+    views = agent.readers["pooled"](features["pooled"]).flatten(start_dim=2)
+    raw = torch.cat([views, agent.state_normalizer.normalize(state)], dim=-1)
+    torch.testing.assert_close(tokens[:, 1:], agent.cond_projector(raw))
+
+
+def test_training_changes_how_an_instruction_modulates_views_and_its_token():
+    for settings in ({}, {"modulates_views": False}):
+        agent = told_agent(**settings)
+        features, state, actions, valid = random_batch()
+        torch.nn.init.normal_(agent.head.predict.weight)
+        loss = agent.compute_loss(
+            {**features, "instruction": torch.randn(4, 6)},
+            state,
+            actions,
+            valid,
+            torch.Generator().manual_seed(0),
+        )
+        loss.value.backward()
+        parts = [agent.language.token, agent.language.modulation]
+        gradients = [part.weight.grad.abs().sum() > 0 for part in parts if part is not None]
+        assert gradients == [True] * (1 + agent.config.language.modulates_views)
+
+
+def test_what_all_instructions_share_is_taken_away_and_one_instruction_is_zero():
+    reader = told_agent().language
+    vectors = torch.tensor([[5.0, 5, 5, 5, 5, 6], [5, 5, 5, 5, 5, 4]])
+    reader.fit(vectors)
+    np.testing.assert_allclose(reader.mean, [5] * 6)
+    np.testing.assert_allclose(reader.spread, np.sqrt(2 / 12), rtol=1e-6)
+    reader.fit(vectors[:1])
+    assert reader.spread == 1
+    assert ((vectors[:1] - reader.mean) == 0).all()

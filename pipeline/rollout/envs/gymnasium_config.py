@@ -109,6 +109,8 @@ class GymnasiumConfig(BaseModel):
     """Control steps per second of simulated time; the recordings must have the same."""
     max_steps: Annotated[int, Field(ge=1, le=1_000_000)]
     """Control steps until the time limit; replaces the one of the registration."""
+    instruction: str = ""
+    """What the robot is told to do, in words."""
     views: Annotated[tuple[GymnasiumView, ...], Field(min_length=1)]
     """Cameras that a policy may ask for."""
     state: GymnasiumState

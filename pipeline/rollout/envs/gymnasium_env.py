@@ -55,7 +55,7 @@ class GymnasiumEnv:
         config = load_gymnasium_config(Path(file))
         require_views(name, views, [view.name for view in config.views])
         self.name = name
-        self.instruction = ""
+        self.instruction = config.instruction
         self.view_names = views
         self.control_hz = config.control_hz
         self.max_steps = config.max_steps

@@ -70,7 +70,7 @@ def write_env(
     return f"gymnasium:{file}"
 
 
-def record(folder: Path) -> Path:
+def record(folder: Path, told: tuple[str, ...] = ("",) * EPISODES) -> Path:
     """Record random moves in the toy environment, and return their manifest's path."""
     folder.mkdir(parents=True, exist_ok=True)
     env = make_env(write_env(folder / "recorded.toml", package=None), VIEWS)
@@ -90,6 +90,7 @@ def record(folder: Path) -> Path:
             env=env.name,
             seed=seed,
             fps=CONTROL_HZ,
+            instruction=told[seed],
         )
         write_episode(folder / f"data/episode_{seed}.hdf5", episode)
     env.close()

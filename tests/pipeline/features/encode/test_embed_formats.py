@@ -37,6 +37,8 @@ class Layout:
     wrist: str
     state: str
     action: str
+    instructions: tuple[str, ...] = ()
+    """What the files say that the robot was told."""
     lossless: bool = True
     """False where a codec changes the frames; how much is the affair of the layout's own tests."""
 
@@ -70,9 +72,9 @@ LEROBOT = (lerobot_files.FRONT, lerobot_files.WRIST, "observation.state", "actio
 ALOHA = (aloha_files.FRONT, aloha_files.WRIST, aloha_files.STATE, aloha_files.ACTION)
 ZARR = (zarr_files.FRONT, zarr_files.WRIST, "data/state", "data/action")
 LAYOUTS = {
-    "lerobot-v3.0": Layout(write_lerobot_v3, *LEROBOT, lossless=False),
-    "lerobot-v3.0-images": Layout(write_lerobot_images, *LEROBOT),
-    "lerobot-v2.1": Layout(write_lerobot_v21, *LEROBOT, lossless=False),
+    "lerobot-v3.0": Layout(write_lerobot_v3, *LEROBOT, ("tidy",), lossless=False),
+    "lerobot-v3.0-images": Layout(write_lerobot_images, *LEROBOT, ("tidy",)),
+    "lerobot-v2.1": Layout(write_lerobot_v21, *LEROBOT, ("tidy",), lossless=False),
     "aloha": Layout(aloha_files.write_raw, *ALOHA),
     "robomimic": Layout(
         write_robomimic,
@@ -87,6 +89,7 @@ LAYOUTS = {
         robomimic_files.LIBERO_WRIST,
         robomimic_files.LIBERO_STATE,
         robomimic_files.ACTION,
+        ("pick up the bowl",),
     ),
     "zarr": Layout(write_zarr, *ZARR),
 }
@@ -128,6 +131,7 @@ def test_a_layout_is_embedded_to_a_complete_store(name, tmp_path, encoder):
     np.testing.assert_array_equal(steps.state, np.concatenate([tiny_state(e) for e in range(2)]))
     np.testing.assert_array_equal(steps.action, np.concatenate([tiny_action(e) for e in range(2)]))
     np.testing.assert_array_equal(steps.episode_ends, np.cumsum(TINY_LENGTHS))
+    assert store.attributes.instructions == layout.instructions
     reader = ManifestReader(load_manifest(config.manifest))
     for row, (episode, step) in {1: (0, 1), 7: (1, 4)}.items():
         views = [frames[0] for frames in reader.frames(episode, step, step + 1)]
