@@ -14,7 +14,9 @@ from cli.options import (
     build_config,
 )
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
+from pipeline.rollout.play.instruction_check import roll_out_told
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
+from pipeline.rollout.report.instructions import compare_tellings
 from pipeline.rollout.report.page import write_report
 
 MAX_NAME: Final = 200  # bytes of a folder's name; file systems take 255
@@ -45,6 +47,16 @@ def rollout(
     ] = "1",
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
+    instruction: Annotated[
+        str | None, typer.Option(help="Tell the robot this; default: the environment's own task.")
+    ] = None,
+    instruction_check: Annotated[
+        bool,
+        typer.Option(
+            "--instruction-check",
+            help="Also tell it another task, and nothing, on the same seeds: does it listen?",
+        ),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for result.json; default RUN/rollouts/ENV.")
     ] = None,
@@ -67,10 +79,17 @@ def rollout(
             videos=videos,
             encoder=encoder,
             device=device,
+            instruction=instruction,
         )
-        result = roll_out(config)
-        typer.echo(f"{result.summary()}\nwrote {folder / 'result.json'}")
-        for alarm in result.alarms():
+        results = roll_out_told(config) if instruction_check else (roll_out(config),)
+        alarms = [alarm for result in results for alarm in result.alarms()]
+        for result in results:
+            typer.echo(result.summary())
+        for telling in (compare_tellings(results[0], other) for other in results[1:]):
+            typer.echo(telling.line())
+            alarms += filter(None, [telling.alarm])
+        typer.echo(f"wrote {folder / 'result.json'}")
+        for alarm in alarms:
             typer.secho(f"WARNING: {alarm}", fg="red", bold=True, err=True)
         if folder.resolve().is_relative_to(run.resolve()):
             write_report([run], run / "report.html")

@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from policy.encoders.environment import exact_float32
-from policy.errors import FeatureRangeError
+from policy.errors import AgentMismatchError, FeatureRangeError
 from policy.spec import INSTRUCTION, EncoderIdentity, FeatureSpec
 
 
@@ -89,6 +89,25 @@ class TextEncoder(ABC):
 def plain_words(instruction: str) -> str:
     """Return an instruction in lower case and with single spaces, to compare it with others."""
     return " ".join(instruction.lower().split())
+
+
+def another_instruction(known: Sequence[str], own: str) -> str:
+    """Return the known instruction after `own`, or the first other one.
+
+    Raises:
+        AgentMismatchError: there is no other one.
+    """
+    words = [plain_words(instruction) for instruction in known]
+    start = words.index(plain_words(own)) if plain_words(own) in words else -1
+    following = [*known[start + 1 :], *known]
+    others = (word for word in following if plain_words(word) != plain_words(own))
+    found = next(others, None)
+    if found is None:
+        raise AgentMismatchError(
+            f"expected a policy that was told other instructions than {own!r}, found "
+            f"{len(known)} in its training; train one on several tasks with --preset multitask"
+        )
+    return found
 
 
 class KnownInstructions:

@@ -135,6 +135,8 @@ def test_flags_are_what_users_know():
         "--seed",
         "--device",
         "--encoder",
+        "--instruction",
+        "--instruction-check",
         "--out",
         "--envs",
         "--checkpoint",

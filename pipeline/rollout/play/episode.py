@@ -66,7 +66,7 @@ class EpisodePlayer:
         out: Path | None,
         fit: Fit = "stretch",
         task: str = "",
-        instruction: str | None = None,
+        instruction: str = "",
     ):
         """Prepare.
 
@@ -77,14 +77,14 @@ class EpisodePlayer:
             out: folder of a rollout, for its videos and path images; None keeps none.
             fit: how images that are not square become square.
             task: name of the environment, in a rollout of several.
-            instruction: what the robot is told; None is the environment's own instruction.
+            instruction: what the robot is told.
         """
         self._env = env
         self._out = out
         self._task = task
         self._fit: Fit = fit
         self._max_steps = max_steps
-        self._instruction = env.instruction if instruction is None else instruction
+        self._instruction = instruction
         self._observations: deque[Observation] = deque(maxlen=obs_horizon)
         self._video: VideoFile | None = None
         self._keeps_solved = True

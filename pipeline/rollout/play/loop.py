@@ -42,6 +42,7 @@ from pipeline.storage.local import write_json
 from pipeline.storage.locks import sole_writer
 from pipeline.training.run.folder import RunDescription, run_hash
 from policy.agent import VLAAgent
+from policy.encoders.text import another_instruction
 from policy.spec import FRAME_SIZE
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,11 @@ class RolloutConfig(BaseModel):
     """Path or name of the encoder; None is the name the run was trained with."""
     device: str = "auto"
     """Where encoder and head run: `auto`, or torch's name of a device."""
+    told: Literal["own", "another", "nothing"] = "own"
+    """What the robot is told: each environment's own instruction, that of another task of the
+    training, or nothing."""
     instruction: str | None = None
-    """What the robot is told; None is the environment's own instruction."""
+    """These words instead."""
     text_encoder: str | None = None
     """Path or name of the text encoder; None is the name the run was trained with."""
 
@@ -140,6 +144,8 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
         text_encoder=config.text_encoder,
     )
     nfe = agent.evaluations(config.nfe)
+    if agent.language is None and (config.told, config.instruction) != ("own", None):
+        raise ConfigError(f"{config.run}: expected no instruction: the policy is not told any")
     encoder = agent.encoder
     assert encoder is not None
     check = None
@@ -184,6 +190,7 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
         )
         result = RolloutResult(
             env=", ".join(config.envs),
+            told=config.told if config.instruction is None else config.instruction,
             run=config.run.resolve().name,
             checkpoint_step=step,
             nfe=nfe,
@@ -236,8 +243,16 @@ class _Tasks:
             out=self.config.out,
             fit=self.description.data.fit,
             task=env.name if len(self.names) > 1 else "",
-            instruction=self.config.instruction,
+            instruction=self._instruction(env.instruction),
         )
+
+    def _instruction(self, own: str) -> str:
+        config, words = self.config, own
+        if config.told == "nothing":
+            words = ""
+        elif config.told == "another":
+            words = another_instruction(self.description.data.instructions, own)
+        return words if config.instruction is None else config.instruction
 
     def env(self, result: EpisodeResult) -> str:
         """Return the environment of an episode."""

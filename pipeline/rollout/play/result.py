@@ -136,6 +136,9 @@ class RolloutResult(BaseModel):
 
     env: str
     """The environment's name; names of several and of suites, as they were asked for."""
+    told: str = "own"
+    """What the robot was told: each environment's `own` instruction, that of `another` task,
+    `nothing`, or these words."""
     run: str
     """Folder name of the training run."""
     checkpoint_step: int

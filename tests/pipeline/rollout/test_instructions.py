@@ -8,10 +8,14 @@ import pytest
 
 from pipeline.errors import EncoderMismatchError, RequestError
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
+from pipeline.rollout.play.instruction_check import roll_out_told
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.rollout.policy import Policy
+from pipeline.rollout.report.instructions import compare_tellings
 from pipeline.training.presets import debug
 from pipeline.training.session import train
+from policy.encoders.text import another_instruction
+from policy.errors import AgentMismatchError
 from policy.network.readers import InstructionReaderConfig
 from tests.pipeline.rollout.test_policy import Robot
 from tests.pipeline.rollout.toy_run import record, write_env
@@ -96,3 +100,41 @@ def test_a_rollout_tells_what_the_environment_says_unless_it_is_told_otherwise(f
     assert words == "go left"
     assert not np.array_equal(left, right)
     np.testing.assert_array_equal(first("again", instruction="Go Right")[1], right)
+
+
+def test_the_check_tells_each_episode_its_own_task_another_and_nothing(folder, tmp_path):
+    env = write_env(tmp_path / "toy.toml", package=None)
+    file = Path(env.removeprefix("gymnasium:"))
+    file.write_text(f'instruction = "Go  right"\n{file.read_text()}')
+    config = RolloutConfig(
+        run=folder / "run",
+        envs=(env,),
+        out=tmp_path / "out",
+        episodes=2,
+        max_steps=2,
+        videos="none",
+        camera_check="off",
+        encoder=tiny_tower(),
+    )
+    results = roll_out_told(config)
+    assert [result.told for result in results] == ["own", "another", "nothing"]
+    words = [[episode.instruction for episode in result.episodes] for result in results]
+    assert words == [["Go  right"] * 2, ["go left"] * 2, [""] * 2]
+    assert {path.name for path in tmp_path.glob("out*")} == {
+        "out",
+        "out-told-another",
+        "out-told-nothing",
+    }
+    for other in results[1:]:
+        assert compare_tellings(results[0], other).change > 0
+
+
+def test_another_instruction_is_the_next_one_that_training_had():
+    known = ("go left", "go right", "stop")
+    assert another_instruction(known, "GO right") == "stop"
+    assert another_instruction(known, "stop") == "go left"
+    assert another_instruction(known, "unseen") == "go left"
+    with pytest.raises(AgentMismatchError, match="other instructions than 'stop', found 1"):
+        another_instruction(("stop",), "stop")
+    with pytest.raises(AgentMismatchError, match="found 0 in its training"):
+        another_instruction((), "stop")
