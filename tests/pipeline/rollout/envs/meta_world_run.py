@@ -16,20 +16,26 @@ VIEWS = ("corner", "topview", "gripperPOV")
 SHAPES = (VIEWS, 4, 4, 80.0)  # views, width of state and action, control rate in Hz
 
 
-def write_run(folder: Path, *settings: str, shapes=SHAPES) -> Path:
+def write_run(folder: Path, *settings: str, shapes=SHAPES, told=("", "")) -> Path:
     """Embed noise with the tiny tower, train on it, and return the run's folder.
 
-    `settings` change the debug preset, as `--set` does.
+    `settings` change the debug preset, as `--set` does; `told` are the instructions of the two
+    episodes.
     """
     store = folder / "features.zarr"
     embed_dataset(
-        EmbedConfig(manifest=write_noise(folder, shapes), store=store, encoder=tiny_tower())
+        EmbedConfig(
+            manifest=write_noise(folder, shapes, told),
+            store=store,
+            encoder=tiny_tower(),
+            text_encoder="all-minilm-l6-v2" if any(told) else None,
+        )
     )
     train([store], folder / "run", with_settings(debug(), settings), resume=False)
     return folder / "run"
 
 
-def write_noise(folder: Path, shapes=SHAPES) -> Path:
+def write_noise(folder: Path, shapes=SHAPES, told=("", "")) -> Path:
     """Write two episodes of noise in a simulator's shapes, and return their manifest's path."""
     view_names, state_dim, action_dim, control_hz = shapes
     (folder / "data").mkdir()
@@ -44,6 +50,7 @@ def write_noise(folder: Path, shapes=SHAPES) -> Path:
             env=TASK,
             seed=seed,
             fps=control_hz,
+            instruction=told[seed],
         )
         write_episode(folder / f"data/episode_{seed}.hdf5", episode)
     views = ", ".join(

@@ -3,6 +3,8 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 from pipeline.datasets.base import DatasetConfig, EpisodeLabel
 from pipeline.datasets.hdf5.aloha import AlohaHdf5Reader
@@ -10,7 +12,12 @@ from pipeline.errors import EnvError
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import make_env, make_expert_env
 from pipeline.rollout.play.record import RecordConfig, record_seed
+from pipeline.rollout.serve.config import ServeConfig
+from pipeline.rollout.serve.session import ServedPolicy, Session
 from tests.pipeline.rollout.envs.env_contract import ROOT, ExpertContract, run
+from tests.pipeline.rollout.envs.meta_world_run import write_run
+from tests.pipeline.rollout.serve.served import serving
+from tests.tower import tiny_tower
 
 VIEWS = ("agentview", "robot0_eye_in_hand", "frontview")
 SOUP = "libero/libero_object/0"
@@ -111,8 +118,44 @@ class TestLibero(ExpertContract):
         assert record_seed(env, 0, config).steps == 4
         layout = DatasetConfig(tmp_path, ("observations/images/agentview",), ("action",))
         assert AlohaHdf5Reader(layout).label(0) == EpisodeLabel(
-            success=False, task="pick up the alphabet soup and place it in the basket"
+            success=False, task=env.instruction, instruction=env.instruction
         )
+
+    def test_the_public_client_plays_an_episode_with_a_prompt(self, env, tmp_path):
+        """Each decision hears the prompt: as if the served policy were asked without a server."""
+        told = (env.instruction, "open the top drawer")
+        settings = ("agent.language={}", "agent.head.pred_horizon=70", "agent.num_action_steps=70")
+        shapes = (VIEWS, env.state_dim, env.action_dim, env.control_hz)
+        policy = ServedPolicy.load(
+            ServeConfig(
+                run=write_run(tmp_path, *settings, shapes=shapes, told=told),
+                encoder=tiny_tower(),
+                camera_check="off",  # it was trained on noise
+            )
+        )
+        for parameter in policy.agent.language.parameters():
+            torch.nn.init.normal_(parameter)  # a few steps hardly teach it words
+        env.reset(FIRST_ROLLOUT_SEED)
+        first = {"observation/state": env.state()}
+        first |= {f"observation/{v}": f for v, f in zip(VIEWS, env.render(), strict=True)}
+        actions = [Session(policy).answer({**first, "prompt": p}).actions for p in told]
+        assert not np.array_equal(*actions)
+        prompts = (env.instruction.upper(), "open the top drawer", "dance", env.instruction)
+        with serving(policy) as port:
+            client, outcome = WebsocketClientPolicy("127.0.0.1", port), None
+            asked = Session(policy)
+            assert sorted(client.get_server_metadata()["instructions"]) == sorted(told)
+            for prompt in prompts:
+                frames = dict(zip(VIEWS, env.render(), strict=True))
+                fields = {f"observation/{view}": frame for view, frame in frames.items()}
+                fields["observation/state"] = env.state()
+                answer = client.infer({**fields, "prompt": prompt})
+                assert answer["instruction"] == ("unseen" if prompt == "dance" else "known")
+                expected = asked.answer({**fields, "prompt": prompt}).actions
+                np.testing.assert_array_equal(answer["actions"], expected)
+                for action in answer["actions"]:
+                    outcome = env.step(action)
+        assert outcome.truncated
 
     def test_the_global_generator_of_numpy_is_left_alone(self, env):
         np.random.seed(5)
