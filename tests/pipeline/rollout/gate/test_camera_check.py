@@ -167,6 +167,18 @@ def test_a_mismatch_is_refused_or_said(check, caplog):
     assert CameraCheckResult.model_validate_json(result.model_dump_json()) == result
 
 
+def test_another_scene_is_a_warning_where_scenes_differ_and_a_mistake_is_refused(check, caplog):
+    frames = first_frames(100)
+    other = frames.copy()
+    other[1] = np.random.default_rng(0).integers(0, 256, other[1].shape, np.uint8)
+    assert not check.admit(other, "refuse", scenes_differ=True).matches
+    assert "does not look like training" in caplog.text
+    with pytest.raises(CameraMismatchError):
+        check.admit(other, "refuse")
+    with pytest.raises(CameraMismatchError):
+        check.admit(frames[[1, 0, 2]], "refuse", scenes_differ=True)
+
+
 @pytest.mark.sim
 def test_mistakes_on_a_real_simulator_are_named_and_clean_starts_are_not():
     from pipeline.rollout.envs.metaworld import MetaWorldEnv
