@@ -42,6 +42,7 @@ from tests.bench.video_decoding import (
     moving_scene,
     write_dataset,
 )
+from tests.pipeline.datasets.format_contract import TINY_FPS
 from tests.pipeline.datasets.lerobot.lerobot_files import TinyEpisode, write_v3
 
 EPISODES, LENGTH = 8, 128
@@ -137,7 +138,8 @@ def write_manifest(folder: Path, write: Callable[[Path], tuple[str, str, list[st
     manifest = Manifest.from_dict(
         {
             **{"name": "bench", "source": "drawn", "revision": "1", "license": "none"},
-            **{"path": str(root), "fps": FPS, "resize": [256, 256]},
+            **{"path": str(root), "resize": [256, 256]},
+            "fps": TINY_FPS if write is write_images else FPS,
             "views": [{"name": f"view{n}", "key": key} for n, key in enumerate(keys)],
             "state": {"key": state, "units": "none"},
             "action": {"key": action, "units": "none"},

@@ -119,6 +119,7 @@ def write_dataset(
         for key in VIEWS:
             row |= {f"videos/{key}/chunk_index": 0, f"videos/{key}/file_index": 0}
             row |= {f"videos/{key}/from_timestamp": first / FPS}
+            row |= {f"videos/{key}/to_timestamp": (first + length) / FPS}
         index.append(row)
     write_parquet(root / "meta/episodes/chunk-000/file-000.parquet", pa.Table.from_pylist(index))
     shape = [*size, 3]

@@ -99,7 +99,7 @@ class FrameSource:
         """
         chunks = (
             self._from_workers(rows)
-            if self.num_workers
+            if self.num_workers and rows
             else _read_units(self._reader, self._episode_ends, self._num_variants, rows)
         )
         # In a thread: in the main one, torch's DataLoader would raise at any line if a worker dies.
@@ -116,19 +116,15 @@ class FrameSource:
         """
         rows = {unit: store.unit_rows(unit) for unit in units}
         total = sum(map(store.num_unit_rows, rows))
-        held: dict[int, np.ndarray] = {}
+        held = {unit: store.read_unit_hashes(unit) for unit in rows}
         changed = set()
         with tqdm(total=total, desc="compare", unit="step", disable=None) as progress:
             for chunk, read in self.read(rows):
                 progress.update(chunk.stop - chunk.start)
-                first, last = rows[chunk.unit]
-                if chunk.start == first:
-                    held[chunk.unit] = store.read_unit_hashes(chunk.unit)
+                first, _ = rows[chunk.unit]
                 expected = held[chunk.unit][chunk.start - first : chunk.stop - first]
                 if isinstance(read, Exception) or not np.array_equal(read.hashes, expected):
                     changed.add(chunk.unit)
-                if isinstance(read, Exception) or chunk.stop == last:
-                    del held[chunk.unit]
         return changed
 
     def _from_workers(self, rows: Rows) -> Iterator[ReadChunk]:
@@ -140,7 +136,7 @@ class FrameSource:
             pin_memory=self._is_pinned,
         )
         try:
-            for item in loader if rows else ():
+            for item in loader:
                 if isinstance(item, VlaError):
                     raise item
                 yield item

@@ -53,6 +53,7 @@ def test_the_bytes_are_the_same_with_a_thread_one_process_and_four(write, tmp_pa
         counts = embed(manifest, store, read_workers=number).counts
         held[number] = store_bytes(store)
         num_read.add(counts.encoded + counts.repeated)
+    assert embed(manifest, store, read_workers=4).counts.encoded == 0
     assert len(commits(store)) == 5
     assert len(num_read) == 1  # nobody reads another's units
     assert held[0] == held[1] == held[4]
