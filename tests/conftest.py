@@ -7,6 +7,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 from pipeline.storage.objects.requests import RETRY
+from tests.forked import fork_simulators
 from tests.object_server import failing_proxy, s3_server, use_server
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +27,7 @@ def pytest_configure() -> None:
     # A kill loses nothing that was written, and no test loses power. Commands in processes of
     # their own do wait for the disk.
     os.fsync = lambda _descriptor: None
+    fork_simulators()
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,14 @@
 """The main job end to end, through the commands, on the real three-view simulator."""
 
 import json
+import os
 import signal
-import subprocess
 import time
 
 import pytest
 
-from tests.cli.test_commands import BIN, invoke, refusal, run
+from tests.cli.test_commands import invoke, refusal, run
+from tests.forked import start
 
 TASK = "metaworld/handle-press-v3"  # solved in 35 to 41 steps
 VIEWS = "corner,topview,gripperPOV"
@@ -28,12 +29,13 @@ def embedded(recorded):
     store = recorded.parent / "features.zarr"
     words = ["vla-embed", recorded / "manifest.toml", "--store", store]
     words += ["--encoder", "efficientnet-lite0", "--features", "pooled"]
-    command = [str(BIN / words[0]), *map(str, words[1:])]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    output = store.with_suffix(".txt")
+    process = start("from cli.embed import main; main()", *words[1:], output=output)
     _wait_until((store / "commits").is_dir)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=600)
-    assert process.returncode == 130, stderr
+    os.kill(process.pid, signal.SIGINT)
+    process.join(600)
+    stderr = output.read_text()
+    assert process.exitcode == 130, stderr
     assert "the same command resumes" in stderr
     assert "Traceback" not in stderr
     assert not (store / "COMPLETE.json").exists()
@@ -51,10 +53,11 @@ def trained(embedded):
     out = embedded.parent / "run"
     words = ("vla-train", embedded, "--preset", "debug", "--out", out, "--set", "steps=100")
     words += ("--set", "checkpoint_every=20", "--set", "validate_every=100")
-    process = subprocess.Popen([str(BIN / words[0]), *map(str, words[1:])])
+    program = "from cli.train import main; main()"
+    process = start(program, *words[1:], output=out.with_suffix(".txt"))
     _wait_until(lambda: any((out / "checkpoints").glob("step_*/checkpoint.json")))
     process.kill()
-    process.wait()
+    process.join()
 
     assert "--resume" in refusal(*words)
     result = invoke(*words, "--resume")

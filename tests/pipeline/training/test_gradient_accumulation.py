@@ -22,6 +22,8 @@ from pipeline.training.run.checkpoint import checkpoint_steps, read_checkpoint
 from pipeline.training.run.folder import read_run
 from pipeline.training.session import train
 from pipeline.training.trainer import Trainer
+from tests.forked import start
+from tests.object_server import free_port
 from tests.pipeline.tiny import complete_store
 
 SETTINGS = ("gradient_accumulation_steps=2", "checkpoint_every=4", "optimizer.learning_rate=0.01")
@@ -67,27 +69,44 @@ def test_the_gradient_of_a_batch_is_the_mean_over_its_parts(store, alone):
     assert parts[0]["loss"] != parts[1]["loss"]
 
 
-def torchrun(store, run, *words, processes=2):
+TRAIN = "from cli.train import main; main()"
+
+
+def words_for(store, run, *more):
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    return [str(store), "--preset", "debug", "--out", str(run), *settings, *more]
+
+
+def torchrun(store, run, *more):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes)]
-    command += ["--no-python", sys.executable, "-c", "from cli.train import main; main()"]
-    command += [str(store), "--preset", "debug"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command += ["--nproc-per-node", "2", "--no-python", sys.executable, "-c", TRAIN]
     return subprocess.Popen(
-        [*command, "--out", str(run), *settings, *words],
+        [*command, *words_for(store, run, *more)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
 
+def train_on_two(store, run, *more):
+    """Train with two processes, in the variables that torchrun sets; return what they say."""
+    shared = {"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    started = {}
+    for rank in "01":
+        output = run.with_suffix(f".{rank}.txt")
+        environment = os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}
+        words = words_for(store, run, *more)
+        started[output] = start(TRAIN, *words, output=output, environment=environment)
+    for output, process in started.items():
+        process.join(600)
+        assert process.exitcode == 0, output.read_text()
+    return "".join(output.read_text() for output in started)
+
+
 def test_two_processes_take_the_steps_of_one(store, alone, tmp_path):
-    process = torchrun(store, tmp_path / "run")
-    said, warned = process.communicate(timeout=600)
-    assert process.returncode == 0, warned
-    assert said.count("8 steps") == 1
+    assert train_on_two(store, tmp_path / "run").count("8 steps") == 1
     ours, expected = (read_checkpoint(run, 8) for run in (tmp_path / "run", alone))
     for part in ("agent", "average"):
         for name, tensor in getattr(expected, part).items():
@@ -104,10 +123,7 @@ def test_two_processes_take_the_steps_of_one(store, alone, tmp_path):
     # Stopped at step 4 and resumed, two processes come to the same bits.
     whole = read_checkpoint(tmp_path / "run", 8)
     shutil.rmtree(tmp_path / "run/checkpoints/step_00000008")
-    process = torchrun(store, tmp_path / "run", "--resume")
-    said, warned = process.communicate(timeout=600)
-    assert process.returncode == 0, warned
-    assert "resumed at step 4" in said
+    assert "resumed at step 4" in train_on_two(store, tmp_path / "run", "--resume")
     for name, tensor in read_checkpoint(tmp_path / "run", 8).agent.items():
         assert torch.equal(tensor, whole.agent[name]), name
 

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -15,6 +13,7 @@ from pipeline.training.data.windows import WindowData
 from pipeline.training.run.checkpoint import checkpoint_steps, read_checkpoint
 from pipeline.training.run.folder import read_run
 from pipeline.training.trainer import Trainer
+from tests.forked import start
 from tests.pipeline.tiny import complete_store
 
 TRAIN = "from cli.train import main; main()"
@@ -26,18 +25,19 @@ def store(tmp_path_factory):
     return complete_store(tmp_path_factory.mktemp("interrupt") / "s.zarr").path
 
 
-def start(store, run, *more, program=""):
+def start_training(store, run, *more, program=""):
+    """Return the process, and the file that it writes to."""
     words = [word for setting in SETTINGS for word in ("--set", setting)]
-    words = [str(store), "--preset", "debug", "--out", str(run), *words, *more]
-    command = [sys.executable, "-c", program + TRAIN, *words]
+    words = [store, "--preset", "debug", "--out", run, *words, *more]
+    output = run.with_suffix(".txt")
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as the trainer it is compared with
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one_thread)
+    return start(program + TRAIN, *words, output=output, environment=one_thread), output
 
 
-def wait_for(path, content, process):
+def wait_for(path, content, process, output):
     deadline = time.monotonic() + 600
     while not path.exists() or content not in path.read_text():
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive(), output.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -45,11 +45,12 @@ def wait_for(path, content, process):
 def interrupt(store, run, kind, *more):
     """Interrupt a training after 40 steps of this start; return the step it stopped at."""
     before = checkpoint_steps(run)[-1] if run.exists() else 0
-    process = start(store, run, *more)
-    wait_for(run / "log.jsonl", f'{{"step": {before - before % 20 + 40}', process)
-    process.send_signal(kind)
-    said = process.communicate(timeout=600)[1]
-    assert process.returncode == 130, said
+    process, output = start_training(store, run, *more)
+    wait_for(run / "log.jsonl", f'{{"step": {before - before % 20 + 40}', process, output)
+    os.kill(process.pid, kind)
+    process.join(600)
+    said = output.read_text()
+    assert process.exitcode == 130, said
     assert "interrupted; add --resume" in said
     assert "Traceback" not in said
     assert checkpoint_steps(run)[-1] > before
@@ -102,11 +103,12 @@ def test_a_full_disk_leaves_the_checkpoints_before_it(store, interrupted, tmp_pa
 
     size = max(map(len, files.values()))
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size - 1},) * 2); "
-    process = start(store, run, "--resume", program=limited)
-    wait_for(run / "log.jsonl", f'{{"step": {kept[0] - kept[0] % 20 + 20},', process)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=600)[1]
-    assert process.returncode == 2, said
+    process, output = start_training(store, run, "--resume", program=limited)
+    wait_for(run / "log.jsonl", f'{{"step": {kept[0] - kept[0] % 20 + 20},', process, output)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(600)
+    said = output.read_text()
+    assert process.exitcode == 2, said
     assert "File too large" in said
     assert "Traceback" not in said
     found = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}

@@ -1,15 +1,18 @@
 """SIGKILL at random moments: what was committed stays, and the end is byte-identical."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from pipeline.features.identity.source import SOURCE_NOTE
 from pipeline.features.store.units import CHUNK_ROWS
+from tests.forked import start
 from tests.pipeline.features.encode.drivers import write_one_view
 from tests.tower import tiny_tower
 
+PROGRAM = """
+import runpy
+runpy.run_module("tests.pipeline.features.encode.kill_embedding", run_name="__main__")
+"""
 KILLS = 30
 
 
@@ -23,10 +26,12 @@ def files(store: Path) -> dict[str, bytes]:
 
 def test_thirty_kills_change_no_byte_and_encode_no_unit_twice(tmp_path):
     manifest = write_one_view(tmp_path / "dataset", (2 * CHUNK_ROWS, 100, 100))
-    command = [sys.executable, "-m", "tests.pipeline.features.encode.kill_embedding"]
-    arguments = [str(manifest), str(tmp_path), tiny_tower(), str(KILLS), "0"]
-    done = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
-    seen = json.loads(done.stdout)
+    output = tmp_path / "seen.json"
+    arguments = [manifest, tmp_path, tiny_tower(), KILLS, 0]
+    process = start(PROGRAM, *arguments, output=output)
+    process.join()
+    assert process.exitcode == 0, output.read_text()
+    seen = json.loads(output.read_text().splitlines()[-1])
     assert seen["killed"] == KILLS
     assert seen["went_on_with_commits"] >= 5  # else the kills came before anything was committed
     assert seen["rewritten"] == 0

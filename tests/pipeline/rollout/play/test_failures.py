@@ -1,11 +1,9 @@
 """A rollout in a simulator that fails, and one that is killed: what is kept, and how it resumes."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from pipeline.errors import EnvError, EpisodeError, RunError
 from pipeline.rollout.play.journal import JOURNAL
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.storage.locks import sole_writer
+from tests.forked import start
 from tests.pipeline.rollout.toy_run import write_env
 from tests.tower import tiny_tower
 
@@ -86,33 +85,24 @@ def test_a_simulator_that_fails_before_the_policy_acts_is_an_error_and_episodes_
     assert [json.loads(line)["result"]["seed"] for line in lines] == [100_000, 100_001]
 
 
-ROLL_OUT = "import sys; from cli.rollout import main; main()"
-
-
-def start(run: Path, env: str, out: Path, *words: str) -> subprocess.Popen[str]:
+def start_command(run: Path, env: str, out: Path, *words: str) -> BaseProcess:
     """Type the command in a process of its own."""
-    command = [str(run), "--env", env, "--out", str(out), "--encoder", tiny_tower()]
+    command = [run, "--env", env, "--out", out, "--encoder", tiny_tower()]
     command += ["--episodes", "4", "--set", "camera_check=warn", *words]
-    return subprocess.Popen(
-        [sys.executable, "-c", ROLL_OUT, *command],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[:1]])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    output = out.with_suffix(".txt")
+    return start("from cli.rollout import main; main()", *command, output=output)
 
 
-def kill_after(process: subprocess.Popen[str], out: Path, lines: int) -> None:
+def kill_after(process: BaseProcess, out: Path, lines: int) -> None:
     """Kill a rollout as soon as its journal has so many lines."""
     journal = out / JOURNAL
-    while process.poll() is None:
+    while process.is_alive():
         if journal.exists() and journal.read_bytes().count(b"\n") >= lines:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             break
         time.sleep(0.02)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("others", [(), ("other.toml",)])
@@ -127,7 +117,7 @@ def test_a_rollout_that_was_killed_resumes_to_the_result_of_one_that_was_not(
 
     out = tmp_path / "killed"
     more = [word for other in envs[1:] for word in ("--env", other)]
-    kill_after(start(toy_run, env, out, "--videos", "all", *more), out, lines=3)
+    kill_after(start_command(toy_run, env, out, "--videos", "all", *more), out, lines=3)
     assert not (out / "result.json").exists()
     kept = (out / JOURNAL).read_bytes()
     with (out / JOURNAL).open("ab") as file:

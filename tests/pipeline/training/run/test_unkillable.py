@@ -1,14 +1,17 @@
 """SIGKILL at random steps: the losses and every checkpoint are those of an uninterrupted run."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.forked import start
 from tests.pipeline.tiny import complete_store
 
+PROGRAM = """
+import runpy
+runpy.run_module("tests.pipeline.training.run.kill_training", run_name="__main__")
+"""
 KILLS = 6
 
 
@@ -31,10 +34,12 @@ def figures(run: Path) -> list[dict[str, float]]:
 def test_kills_at_random_steps_change_no_bit(tmp_path, num_stores):
     lengths = [(12, 9, 10), (7, 11, 8, 9)][:num_stores]
     stores = [complete_store(tmp_path / f"{n}.zarr", held).path for n, held in enumerate(lengths)]
-    command = [sys.executable, "-m", "tests.pipeline.training.run.kill_training"]
-    words = [str(tmp_path), str(KILLS), "0", *map(str, stores)]
-    done = subprocess.run([*command, *words], check=True, capture_output=True, text=True)
-    seen = json.loads(done.stdout)
+    output = tmp_path / "seen.json"
+    words = [tmp_path, KILLS, 0, *stores]
+    process = start(PROGRAM, *words, output=output)
+    process.join()
+    assert process.exitcode == 0, output.read_text()
+    seen = json.loads(output.read_text().splitlines()[-1])
     assert seen["killed"] == KILLS
     assert seen["resumed"] >= KILLS // 4  # else the kills came before any checkpoint
     reference = tmp_path / "reference"
