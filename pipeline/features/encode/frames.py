@@ -90,8 +90,8 @@ class FrameSource:
         """Read units ahead of the caller; close the iterator to stop early.
 
         Yields:
-            The chunks of a unit in order, those of several workers' units by turns. A chunk that
-            does not read comes as its error, and is the last of its unit.
+            The chunks of a unit in order; those of several workers' units as they come. A chunk
+            that does not read comes as its error, and is the last of its unit.
 
         Raises:
             WorkerLostError: a worker was killed, or has no shared memory left.
@@ -134,6 +134,7 @@ class FrameSource:
             num_workers=min(self.num_workers, len(rows)),
             multiprocessing_context="spawn",  # HDF5 and object storage have threads and locks
             pin_memory=self._is_pinned,
+            in_order=False,  # of workers; each has units of its own
         )
         try:
             for item in loader:
