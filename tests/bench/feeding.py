@@ -3,8 +3,8 @@
     python -m tests.bench.feeding [--rounds 3] [FORMAT...]
 
 Datasets of three cameras and whole numbers of units are read with one and two processes by turns,
-and embedded with two; every rate is that of the middle half of the chunks, so that starting processes
-is in none. Bars: two processes read 1.8 x as fast as one, and embedding end to end (index
+and embedded with two; every rate is that of the middle half of the chunks, so that starting
+processes is in none. Bars: two processes read 1.8 x as fast as one, and embedding end to end (index
 of known frames, features, hashes and checksums of the store included) takes 85 % of what they read.
 The rate of a core is images by processor time of one thread, which other load changes little; so is
 the time of the embedding process, beside those that read and the encoder.
