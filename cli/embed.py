@@ -78,7 +78,7 @@ def embed(
         report = embed_dataset(config)
         typer.echo(report.summary())
         if not report.remainder:
-            preset = preset_for(report.features, is_told=report.is_told)
+            preset = preset_for(report.features, has_instructions=report.has_instructions)
             typer.echo(f"wrote {store}; next: vla-train {store} --preset {preset} --out runs/first")
 
 

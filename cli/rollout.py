@@ -14,9 +14,9 @@ from cli.options import (
     build_config,
 )
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
-from pipeline.rollout.play.instruction_check import roll_out_told
+from pipeline.rollout.play.instruction_check import check_instructions
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
-from pipeline.rollout.report.instructions import compare_tellings
+from pipeline.rollout.report.instructions import measure_effect
 from pipeline.rollout.report.page import write_report
 
 MAX_NAME: Final = 200  # bytes of a folder's name; file systems take 255
@@ -48,13 +48,13 @@ def rollout(
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
     instruction: Annotated[
-        str | None, typer.Option(help="Tell the robot this; default: the environment's own task.")
+        str | None, typer.Option(help="Instruction; default: the environment's own.")
     ] = None,
     instruction_check: Annotated[
         bool,
         typer.Option(
             "--instruction-check",
-            help="Also tell it another task, and nothing, on the same seeds: does it listen?",
+            help="Repeat with another task's and an empty instruction: does the policy follow it?",
         ),
     ] = False,
     out: Annotated[
@@ -81,13 +81,13 @@ def rollout(
             device=device,
             instruction=instruction,
         )
-        results = roll_out_told(config) if instruction_check else (roll_out(config),)
+        results = check_instructions(config) if instruction_check else (roll_out(config),)
         alarms = [alarm for result in results for alarm in result.alarms()]
         for result in results:
             typer.echo(result.summary())
-        for telling in (compare_tellings(results[0], other) for other in results[1:]):
-            typer.echo(telling.line())
-            alarms += filter(None, [telling.alarm])
+        for effect in (measure_effect(results[0], other) for other in results[1:]):
+            typer.echo(effect.line())
+            alarms += filter(None, [effect.alarm])
         typer.echo(f"wrote {folder / 'result.json'}")
         for alarm in alarms:
             typer.secho(f"WARNING: {alarm}", fg="red", bold=True, err=True)

@@ -32,8 +32,8 @@ from policy.objectives.registry import ObjectiveConfig, build_objective
 from policy.spec import INSTRUCTION, AgentSpec
 
 Features = Mapping[str, Tensor]
-"""Named features of observation steps, each [b, t, v, *shape], as a store keeps them; and for a
-policy that is told what to do, `instruction` [b, d]."""
+"""Named features of observation steps, each [b, t, v, *shape], as a store keeps them; and with
+`agent.language`, `instruction` [b, d]."""
 
 
 class AgentConfig(BaseModel):
@@ -45,7 +45,7 @@ class AgentConfig(BaseModel):
     """Which cached features the policy sees, by name, and what reduces each to a vector per view.
     """
     language: InstructionReaderConfig | None = None
-    """How the policy reads an instruction; None: it is not told what to do."""
+    """How the policy reads an instruction; None: it takes none."""
     cond_dim: int = Field(default=384, ge=1, le=8_192)
     """Width of the condition token of one observation step."""
     obs_horizon: int = Field(default=2, ge=1, le=4_096)
@@ -154,15 +154,15 @@ class VLAAgent(nn.Module):
             for name, values in encoded.items()
         }
 
-    def hear(self, instruction: str) -> dict[str, Float[Tensor, "1 d"]]:
-        """Return an instruction's part of the features of a decision; none if it is not told any.
+    def encode_instruction(self, instruction: str) -> dict[str, Float[Tensor, "1 d"]]:
+        """Return the features of an instruction; empty without `agent.language`.
 
         Raises:
             EncoderLoadError, EncoderMismatchError: see `KnownInstructions.vector`.
         """
         if self.language is None:
             return {}
-        assert self.instructions is not None, "a policy that is told what to do is loaded with them"
+        assert self.instructions is not None, "loaded together with `agent.language`"
         vector = torch.from_numpy(self.instructions.vector(instruction))
         return {INSTRUCTION: vector[None].to(self.device)}
 

@@ -96,7 +96,7 @@ class AgentSpec(BaseModel):
     action_dim: int = Field(ge=1)
     """Width of the action."""
     instruction_dim: int = Field(default=0, ge=0)
-    """Width of an instruction's vector; 0 for a policy that is not told what to do."""
+    """Width of an instruction's vector; 0 for a policy without instructions."""
 
     @model_validator(mode="after")
     def _view_names_are_distinct(self) -> "AgentSpec":

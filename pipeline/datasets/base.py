@@ -66,7 +66,7 @@ class EpisodeLabel:
     task: str | None = None
     """Its task in words, or the name of its environment."""
     instruction: str | None = None
-    """What the robot was told, in words; None if the files do not say."""
+    """The instruction in words; None if the files contain none."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class FormatReader(ABC):
         return EpisodeLabel()
 
     def instruction(self, episode: int) -> str | None:
-        """Return what the robot was told, in words; None if the files do not say."""
+        """Return an episode's instruction in words; None if the files contain none."""
         return self.label(episode).instruction
 
     @abstractmethod

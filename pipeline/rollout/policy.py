@@ -64,8 +64,7 @@ class Policy:
                 `obs_horizon` control steps, oldest first, [obs_horizon, height, width, 3]. A single
                 step in the middle of an episode stands for those before it too.
             state: numbers [width], or [obs_horizon, width], in the dataset's units.
-            prompt: what to do, for a policy that is told; may be left out if training had a single
-                instruction.
+            prompt: what to do, for a policy with instructions; optional if training had one only.
 
         Returns:
             The actions to execute before the next call, the first one now, in the dataset's units.

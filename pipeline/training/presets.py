@@ -87,12 +87,12 @@ PRESETS: Final[dict[str, Callable[[], TrainConfig]]] = {
 }
 
 
-def preset_for(features: Collection[str], *, is_told: bool = False) -> str:
+def preset_for(features: Collection[str], *, has_instructions: bool = False) -> str:
     """Name a preset to begin with that reads none but these features; `proj96` if none does.
 
-    `is_told`: there are vectors of several instructions.
+    `has_instructions`: whether there are vectors of several instructions.
     """
-    names = ["multitask"] if is_told else []
+    names = ["multitask"] if has_instructions else []
     names += ["demo", *(name for name in PRESETS if name != "multitask")]
     fitting = [name for name in names if PRESETS[name]().agent.readers.keys() <= set(features)]
     return fitting[0] if fitting else "proj96"

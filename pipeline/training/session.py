@@ -193,8 +193,8 @@ def _warn_of_instructions(data: WindowData, config: TrainConfig) -> None:
     words = data.instructions.words
     if len(words) > 1 and config.agent.language is None:
         logger.warning(
-            "the data has %d instructions (%r, ...), and the policy is not told which; if the "
-            "frames do not show it, embed with --text-encoder and use --preset multitask",
+            "the data has %d instructions (%r, ...), and the policy takes none; if the "
+            "frames do not show the task, embed with --text-encoder and use --preset multitask",
             len(words),
             words[0],
         )
@@ -219,7 +219,7 @@ def _open_data(
             validation_share=config.validation_share,
             weights=weights,
             cache=cache,
-            is_told=config.agent.language is not None,
+            has_language=config.agent.language is not None,
             is_balanced=config.balance_instructions,
         )
         probe = stores[0].read_probe().only(features)

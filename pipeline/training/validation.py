@@ -63,9 +63,9 @@ class ValidationWindows:
             "val_loss": float(loss.value),
         }
         words, number = self._data.instructions.words, self._data.instruction_of(self._rows)
-        for told in np.unique(number) if len(words) > 1 else ():
-            own = (number == told).to(self._device)
-            figures[f"val_error/{words[told]}"] = math.sqrt(
+        for place in np.unique(number) if len(words) > 1 else ():
+            own = (number == place).to(self._device)
+            figures[f"val_error/{words[place]}"] = math.sqrt(
                 float(error[own][batch.valid[own]].mean())
             )
         return figures

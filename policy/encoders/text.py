@@ -31,7 +31,7 @@ class TextSettings:
 class TextEncoder(ABC):
     """A frozen encoder of instructions; load one with `policy.encoders.registry.load_text_encoder`.
 
-    It runs on the CPU in float32: a policy hears few instructions, and each of them once.
+    It runs on the CPU in float32: there are few instructions, and each is encoded once.
     """
 
     def __init__(self, *, name: str, revision: str, width: int, source: str, weights: str):
@@ -104,7 +104,7 @@ def another_instruction(known: Sequence[str], own: str) -> str:
     found = next(others, None)
     if found is None:
         raise AgentMismatchError(
-            f"expected a policy that was told other instructions than {own!r}, found "
+            f"expected a policy trained with other instructions than {own!r}, found "
             f"{len(known)} in its training; train one on several tasks with --preset multitask"
         )
     return found

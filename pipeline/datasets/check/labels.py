@@ -54,8 +54,8 @@ class Labels:
                 "warning",
                 "tasks",
                 place,
-                f"{len(self.tasks)} tasks: {found}{more}; a policy does not know which one to do "
-                "unless it is told",
+                f"{len(self.tasks)} tasks: {found}{more}; only a policy with instructions knows "
+                "which one to do",
                 "embed with `--text-encoder` and train with `--preset multitask`, choose the "
                 "episodes of one task with `episodes = {only = [...]}`, or keep all if the frames "
                 "show which task it is",

@@ -112,11 +112,11 @@ def _fps(file: h5py.File) -> float | None:
 
 def _label(file: h5py.File) -> EpisodeLabel:
     """Return the attributes of recorders: ours `success` and `env`, others the task in words."""
-    told = [text(file.attrs.get(name)) for name in _INSTRUCTION_NAMES]
+    given = [text(file.attrs.get(name)) for name in _INSTRUCTION_NAMES]
     return EpisodeLabel(
         success=truth(file.attrs.get("success")),
-        task=next(filter(None, [*told, text(file.attrs.get("env"))]), None),
-        instruction=next(filter(None, told), None),
+        task=next(filter(None, [*given, text(file.attrs.get("env"))]), None),
+        instruction=next(filter(None, given), None),
     )
 
 

@@ -256,10 +256,10 @@ def _facts(file: h5py.File) -> DatasetFacts:
 def _label(file: h5py.File, demo: EpisodeGroup) -> EpisodeLabel:
     args = _json(file, "env_args")
     problem = _json(file, "problem_info")  # of LIBERO
-    told = (problem.get("language_instruction"), args.get("env_lang"))
+    given = (problem.get("language_instruction"), args.get("env_lang"))
     instruction, task = (
         next((one_line(word) for word in words if isinstance(word, str) and word), None)
-        for words in (told, (*told, args.get("env_name")))
+        for words in (given, (*given, args.get("env_name")))
     )
     return EpisodeLabel(
         success=truth(file[demo.group].attrs.get("success")), task=task, instruction=instruction

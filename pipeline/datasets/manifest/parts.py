@@ -135,6 +135,6 @@ class DataSource(_Table):
     checksums: Checksums | None = None
     """sha256 of files, by their path below `path`; checked before frames are encoded."""
     instruction: Text | None = None
-    """What the robot was told in every episode; None: what the files say."""
+    """The instruction of every episode, in words; None: that in the files."""
     allow_outside: bool = False
     """Whether links and paths of the dataset may lead outside `path`."""

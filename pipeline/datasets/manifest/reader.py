@@ -139,7 +139,7 @@ class ManifestReader:
         return label if stated is None else replace(label, task=stated, instruction=stated)
 
     def instruction(self, episode: int) -> str:
-        """Return what the robot was told in an episode; empty if nothing says it."""
+        """Return the instruction of an episode; empty if there is none."""
         reader, position, _ = self._at(episode)
         return (self._stated_instruction(episode) or reader.instruction(position) or "").strip()
 

@@ -148,7 +148,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
         )
         with hold_store(path, part):
             encoder = _load_encoder(config, path, device, len(reader.view_names))
-            told = Instructions.read(reader, config.text_encoder, path)
+            instructions = Instructions.read(reader, config.text_encoder, path)
             started = time.monotonic()
             target = _open_store(
                 config,
@@ -157,7 +157,7 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
                 reader=reader,
                 steps=steps,
                 encoder=encoder,
-                told=told,
+                instructions=instructions,
                 note=note,
             )
             num_units = target.store.num_units
@@ -191,12 +191,14 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
                             tally.advance(target.store.num_unit_rows(outcome.unit))
             tally.refuse_failures()
             with take_turn(path, part):
-                store, remainder = finish_store(target, part, partial(_write_rest, reader, told))
+                store, remainder = finish_store(
+                    target, part, partial(_write_rest, reader, instructions)
+                )
     return EmbedReport(
         store=config.store,
         encoder=store.encoder.name + ", NOT pretrained" * (not store.encoder.pretrained),
         features=store.encoder.feature_names,
-        is_told=told.encoder is not None and len(told.words) > 1,
+        has_instructions=instructions.encoder is not None and len(instructions.words) > 1,
         num_episodes=reader.num_episodes,
         num_steps=store.num_rows,
         num_views=len(reader.view_names),
@@ -264,7 +266,7 @@ def _open_store(
     reader: ManifestReader,
     steps: StepArrays,
     encoder: ImageEncoder,
-    told: Instructions,
+    instructions: Instructions,
     note: SourceNote,
 ) -> Target:
     is_part = config.part is not None
@@ -276,7 +278,7 @@ def _open_store(
         elif encoder.unfitted:
             encoder.fit(_sample_frames(reader, steps))
         attributes = _describe_store(config, manifest, reader, encoder, steps)
-        attributes = attributes.model_copy(update=told.attributes())
+        attributes = attributes.model_copy(update=instructions.attributes())
         if is_new:
             made = make_probe(encoder, _probe_frames(reader))
             FeatureStore.create(path, attributes, steps, made, encoder.bases)
@@ -333,10 +335,10 @@ def _sample_frames(reader: ManifestReader, steps: StepArrays) -> UInt8[np.ndarra
     return np.concatenate(found)
 
 
-def _write_rest(reader: ManifestReader, told: Instructions, store: FeatureStore) -> None:
+def _write_rest(reader: ManifestReader, instructions: Instructions, store: FeatureStore) -> None:
     """Write the vectors of instructions, and small first frames of episodes over the dataset."""
-    if told.encoder is not None:
-        store.write_instructions(told.encoder.encode(told.words))
+    if instructions.encoder is not None:
+        store.write_instructions(instructions.encoder.encode(instructions.words))
     chosen = spread_evenly(reader.num_episodes, MAX_STARTS).tolist()
     starts = [EpisodeSlice(episode, 0, 1) for episode in chosen]
     frames = [shrink_frames(read_slots(reader, start, num_variants=0)) for start in starts]

@@ -1,4 +1,4 @@
-"""What the robot was told in the episodes of a dataset, and the text encoder of a store."""
+"""The instructions of a dataset's episodes, and the text encoder of a store."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class Instructions:
     """The instructions of a dataset."""
 
     words: tuple[str, ...] = ()
-    """Each distinct one once, sorted; empty if nothing says any."""
+    """Each distinct one once, sorted; empty if there are none."""
     of_episode: tuple[int, ...] = ()
     """The position of each episode's; empty if there are none."""
     encoder: TextEncoder | None = None

@@ -25,7 +25,7 @@ class EmbedReport:
     """Its name, and a warning if its weights are random."""
     features: tuple[str, ...]
     """Names of the features in the store."""
-    is_told: bool
+    has_instructions: bool
     """Whether it has vectors of several instructions."""
     num_episodes: int
     num_steps: int

@@ -145,8 +145,8 @@ def _array_damage(store: FeatureStore) -> list[str]:
 
 def _hash_arrays(store: FeatureStore) -> dict[str, str]:
     """Return the sha256 of every array that belongs to no unit, by name."""
-    told = (INSTRUCTIONS,) if store.attributes.text_encoder else ()
-    names = (*STEP_ARRAYS, *START_ARRAYS, *told)
+    instructions = (INSTRUCTIONS,) if store.attributes.text_encoder else ()
+    names = (*STEP_ARRAYS, *START_ARRAYS, *instructions)
     whole = {name: hash_rows([store.read_whole(name)]) for name in names}
     bases = {f"{BASES}/{name}": hash_rows([held]) for name, held in store.read_bases().items()}
     return whole | bases | {PROBE: store.read_probe().digest()}

@@ -110,7 +110,7 @@ class GymnasiumConfig(BaseModel):
     max_steps: Annotated[int, Field(ge=1, le=1_000_000)]
     """Control steps until the time limit; replaces the one of the registration."""
     instruction: str = ""
-    """What the robot is told to do, in words."""
+    """What to do, in words, for a policy with instructions."""
     views: Annotated[tuple[GymnasiumView, ...], Field(min_length=1)]
     """Cameras that a policy may ask for."""
     state: GymnasiumState

@@ -76,7 +76,7 @@ def decide(
         noise = agent.noise(1, draw, nfe).to(agent.device)
         started = time.perf_counter()
         window, state = _window(agent, features, progress.observations)
-        window |= agent.hear(progress.instruction)
+        window |= agent.encode_instruction(progress.instruction)
         chunk = agent.predict(window, state, noise, nfe)[0]
         if agent.language is not None and not episode.decisions:
             normalized = agent.action_normalizer.normalize(chunk)

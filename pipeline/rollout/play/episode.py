@@ -49,7 +49,7 @@ class Progress:
     render_s: float
     """Time spent on rendering them."""
     instruction: str
-    """What the robot is told."""
+    """What to do, in words."""
     result: EpisodeResult | None = None
     """The result; None before the episode ends."""
 
@@ -77,7 +77,7 @@ class EpisodePlayer:
             out: folder of a rollout, for its videos and path images; None keeps none.
             fit: how images that are not square become square.
             task: name of the environment, in a rollout of several.
-            instruction: what the robot is told.
+            instruction: what to do, in words.
         """
         self._env = env
         self._out = out

@@ -1,26 +1,26 @@
-"""The same episodes told their own task, another one, and nothing."""
+"""The same episodes with their own, another task's and an empty instruction."""
 
 from typing import Literal
 
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.rollout.play.result import RolloutResult
 
-Told = Literal["own", "another", "nothing"]
+Source = Literal["own", "other", "empty"]
 
 
-def roll_out_told(config: RolloutConfig) -> tuple[RolloutResult, RolloutResult, RolloutResult]:
+def check_instructions(config: RolloutConfig) -> tuple[RolloutResult, RolloutResult, RolloutResult]:
     """Roll out under the own instructions, under those of other tasks, and under none.
 
     The folders of the last two are named after `config.out`. Errors as in `roll_out`.
 
     Raises:
-        AgentMismatchError: the policy was not told several instructions in training.
+        AgentMismatchError: training had fewer than two instructions.
     """
 
-    def told(which: Told) -> RolloutResult:
-        folder = config.out.with_name(f"{config.out.name}-told-{which}")
-        changes = {} if which == "own" else {"told": which, "out": folder}
+    def rolled_out(source: Source) -> RolloutResult:
+        folder = config.out.with_name(f"{config.out.name}-{source}-instruction")
+        changes = {} if source == "own" else {"instruction_source": source, "out": folder}
         return roll_out(config.model_copy(update=changes))
 
-    another = told("another")  # first: it may be refused
-    return told("own"), another, told("nothing")
+    other = rolled_out("other")  # first: it may be refused
+    return rolled_out("own"), other, rolled_out("empty")

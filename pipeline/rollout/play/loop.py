@@ -84,9 +84,8 @@ class RolloutConfig(BaseModel):
     """Path or name of the encoder; None is the name the run was trained with."""
     device: str = "auto"
     """Where encoder and head run: `auto`, or torch's name of a device."""
-    told: Literal["own", "another", "nothing"] = "own"
-    """What the robot is told: each environment's own instruction, that of another task of the
-    training, or nothing."""
+    instruction_source: Literal["own", "other", "empty"] = "own"
+    """Each environment's own instruction, that of another task of the training, or an empty one."""
     instruction: str | None = None
     """These words instead."""
     text_encoder: str | None = None
@@ -143,9 +142,9 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
         gate=gate,
         text_encoder=config.text_encoder,
     )
-    nfe = agent.evaluations(config.nfe)
-    if agent.language is None and (config.told, config.instruction) != ("own", None):
-        raise ConfigError(f"{config.run}: expected no instruction: the policy is not told any")
+    nfe, words = agent.evaluations(config.nfe), config.instruction
+    if agent.language is None and (config.instruction_source, config.instruction) != ("own", None):
+        raise ConfigError(f"{config.run}: expected no instruction: the policy takes none")
     encoder = agent.encoder
     assert encoder is not None
     check = None
@@ -190,7 +189,7 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
         )
         result = RolloutResult(
             env=", ".join(config.envs),
-            told=config.told if config.instruction is None else config.instruction,
+            instruction_source=config.instruction_source if words is None else words,
             run=config.run.resolve().name,
             checkpoint_step=step,
             nfe=nfe,
@@ -248,9 +247,9 @@ class _Tasks:
 
     def _instruction(self, own: str) -> str:
         config, words = self.config, own
-        if config.told == "nothing":
+        if config.instruction_source == "empty":
             words = ""
-        elif config.told == "another":
+        elif config.instruction_source == "other":
             words = another_instruction(self.description.data.instructions, own)
         return words if config.instruction is None else config.instruction
 

@@ -38,9 +38,9 @@ class EpisodeResult(BaseModel):
     """Why the simulator failed after `steps` steps, in one line; the episode ended there, unsolved.
     None where it did not fail."""
     instruction: str = ""
-    """What the robot was told; a policy without `agent.language` does not hear it."""
+    """The instruction; a policy without `agent.language` ignores it."""
     first_actions: tuple[tuple[float, ...], ...] = ()
-    """What a policy that is told what to do decides first, normalized: the action range is 2."""
+    """The first decision of a policy with `agent.language`, normalized: the action range is 2."""
 
     @property
     def file(self) -> Path:
@@ -136,9 +136,8 @@ class RolloutResult(BaseModel):
 
     env: str
     """The environment's name; names of several and of suites, as they were asked for."""
-    told: str = "own"
-    """What the robot was told: each environment's `own` instruction, that of `another` task,
-    `nothing`, or these words."""
+    instruction_source: str = "own"
+    """Each environment's `own` instruction, one of an `other` task, `empty`, or these words."""
     run: str
     """Folder name of the training run."""
     checkpoint_step: int

@@ -1,6 +1,6 @@
-"""Whether a policy does what it is told: the same seeds under its own and other instructions.
+"""Whether a policy follows its instruction: the same seeds under its own and other ones.
 
-Success alone does not show it: where the pictures tell the task, a policy may ignore its words.
+Success alone does not show it: where the images show the task, a policy may ignore its instruction.
 """
 
 import math
@@ -14,15 +14,16 @@ from pipeline.rollout.play.result import EpisodeResult, RolloutResult, wilson_in
 from pipeline.rollout.report.paired import PairedOutcome, newcombe_interval
 
 IGNORED: Final = 0.02  # change of normalized actions, whose range is 2: 1 %
+WORDS: Final = {"other": "another task's instruction", "empty": "an empty instruction"}
 NORMAL_95: Final = 1.96  # standard errors to either side of a mean
 
 
 @dataclass(frozen=True)
-class Telling:
+class InstructionEffect:
     """A rollout under other instructions than its own, against the one under these."""
 
-    told: str
-    """`another` task's instruction, or `nothing`."""
+    instruction_source: str
+    """`other`: another task's instruction; or `empty`."""
     solved: int
     own_solved: int
     episodes: int
@@ -40,16 +41,17 @@ class Telling:
 
     @property
     def alarm(self) -> str | None:
-        """Why the policy may not listen; None where it does."""
+        """Why the policy may not follow it; None where it does."""
+        words = WORDS[self.instruction_source]
         if self.change < IGNORED:
             return (
-                f"the policy ignores its instruction: told {self.told}, its first actions change "
-                f"by {self.change:.3f} of a range of 2"
+                f"the policy ignores its instruction: with {words} its first actions change by "
+                f"{self.change:.3f} of a range of 2"
             )
-        if self.told == "another" and self.difference_interval[0] <= 0:
+        if self.instruction_source == "other" and self.difference_interval[0] <= 0:
             return (
-                f"the policy is not shown to listen: it solves {self.own_solved} of "
-                f"{self.episodes} episodes told its own task, and {self.solved} told another one"
+                f"the policy is not shown to follow its instruction: it solves {self.own_solved} "
+                f"of {self.episodes} episodes with its own, and {self.solved} with another task's"
             )
         return None
 
@@ -58,14 +60,14 @@ class Telling:
         low, high = (100 * end for end in self.interval)
         below, above = (100 * end for end in self.difference_interval)
         return (
-            f"told {self.told}: solved {self.solved} of {self.episodes} ({low:.0f} to {high:.0f} "
-            f"%), {100 * self.difference:.0f} points below its own instruction ({below:.0f} to "
-            f"{above:.0f}); first actions change by {self.change:.2f} "
+            f"with {WORDS[self.instruction_source]}: solved {self.solved} of {self.episodes} "
+            f"({low:.0f} to {high:.0f} %), {100 * self.difference:.0f} points below its own "
+            f"instruction ({below:.0f} to {above:.0f}); first actions change by {self.change:.2f} "
             f"({self.change_interval[0]:.2f} to {self.change_interval[1]:.2f})"
         )
 
 
-def compare_tellings(own: RolloutResult, other: RolloutResult) -> Telling:
+def measure_effect(own: RolloutResult, other: RolloutResult) -> InstructionEffect:
     """Compare two rollouts of one policy on the same seeds under different instructions."""
     first, second = _by_key(own), _by_key(other)
     keys = sorted(first.keys() & second.keys())
@@ -77,8 +79,8 @@ def compare_tellings(own: RolloutResult, other: RolloutResult) -> Telling:
     if len(changes) > 1:
         margin = NORMAL_95 * float(np.std(changes, ddof=1)) / math.sqrt(len(changes))
     solved = outcome.both + outcome.second_only
-    return Telling(
-        told=other.told,
+    return InstructionEffect(
+        instruction_source=other.instruction_source,
         solved=solved,
         own_solved=outcome.both + outcome.first_only,
         episodes=len(keys),

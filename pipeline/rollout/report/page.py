@@ -18,7 +18,7 @@ from pipeline.rollout.play.result import RolloutResult, SuccessRate
 from pipeline.rollout.report.chart import curves
 from pipeline.rollout.report.comparison import comparison, points_text, probability_text
 from pipeline.rollout.report.contents import RunContents, read_contents
-from pipeline.rollout.report.instructions import Telling, compare_tellings
+from pipeline.rollout.report.instructions import InstructionEffect, measure_effect
 from pipeline.rollout.report.rollouts import MediaBudget, configuration, rollouts
 from pipeline.rollout.report.scales import number_text, percent
 from pipeline.storage.local import write_atomically
@@ -119,19 +119,19 @@ def success(runs: Sequence[RunContents]) -> dict[str, object]:
     return {
         "rollouts": shown,
         "tables": [table for table in tables if table[-1]],
-        "tellings": [(run, telling) for run in runs for telling in _tellings(run)],
+        "effects": [(run, effect) for run in runs for effect in _effects(run)],
     }
 
 
-def _tellings(run: RunContents) -> list[Telling]:
-    """Compare each rollout told something else with that of the same episodes told their own."""
+def _effects(run: RunContents) -> list[InstructionEffect]:
+    """Compare rollouts under other instructions with that under the environments' own."""
     results = [rollout.result for rollout in run.rollouts if rollout.result.episodes]
     return [
-        compare_tellings(own, other)
+        measure_effect(own, other)
         for own in results
         for other in results
-        if own.told == "own"
-        and other.told in ("another", "nothing")
+        if own.instruction_source == "own"
+        and other.instruction_source in ("other", "empty")
         and (own.env, own.checkpoint_step) == (other.env, other.checkpoint_step)
     ]
 
@@ -146,7 +146,7 @@ def _by_task(result: RolloutResult) -> dict[str, list[SuccessRate | None]]:
 
 
 def _alarms(run: RunContents) -> list[str]:
-    found = [f"{run.label}: {one.alarm}" for one in _tellings(run) if one.alarm]
+    found = [f"{run.label}: {one.alarm}" for one in _effects(run) if one.alarm]
     for rollout in run.rollouts:
         where = f"{run.label}, rollout {rollout.name}"
         result, data = rollout.result, run.description.data

@@ -40,7 +40,7 @@ class Request:
     starts_episode: bool
     """The client requests a new episode, of which this is the first observation."""
     instruction: str
-    """What the robot is told; empty for a policy that is not told anything."""
+    """What to do, in words; empty for a policy without instructions."""
 
 
 class RequestReader:
@@ -59,7 +59,7 @@ class RequestReader:
             spec: of the policy.
             obs_horizon: its observation steps.
             fit: how images that are not square become square, as in training.
-            instructions: what it was told in training; empty for one that is not told anything.
+            instructions: those of its training; empty for a policy without them.
 
         Raises:
             ConfigError: a view is called `state`, so that two keys would be the same.

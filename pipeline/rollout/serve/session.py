@@ -148,7 +148,7 @@ class Decision:
     history: History
     """Whether the policy saw the steps that training would have shown it."""
     instruction: Literal["known", "unseen"] | None
-    """Whether training had the instruction; None for a policy that is not told anything."""
+    """Whether training had the instruction; None for a policy without instructions."""
     timing: dict[str, float]
     """Milliseconds from the message to the actions, of the encoder, and of the head."""
 
@@ -159,11 +159,11 @@ class Decision:
             timing: further entries of `server_timing`, in milliseconds.
         """
         timing = self.timing | timing
-        told = {} if self.instruction is None else {"instruction": self.instruction}
+        language = {} if self.instruction is None else {"instruction": self.instruction}
         return {
             "actions": self.actions,
             "history": self.history,
-            **told,
+            **language,
             "server_timing": timing,
         }
 
@@ -198,10 +198,11 @@ class Session:
         if cameras is not None and self._decision == 0 and not request.step:
             cameras.admit(request.frames[-1], self._policy.camera_check)
         encoding = time.perf_counter()
-        current, told = self._encode(request), self._policy.agent.hear(request.instruction)
+        current = self._encode(request)
+        language = self._policy.agent.encode_instruction(request.instruction)
         encoded = time.perf_counter()
         steps, history = self._with_history(current, request.step)
-        chunk = self._predict(steps, told)
+        chunk = self._predict(steps, language)
         ended = time.perf_counter()
         if not np.isfinite(chunk).all():
             raise RequestError(
@@ -265,7 +266,7 @@ class Session:
         history: History = "exact" if missing == 0 or is_start else "repeated"
         return [known[0]] * missing + known, history
 
-    def _predict(self, steps: list[_Seen], told: Features) -> Float32[np.ndarray, "n a"]:
+    def _predict(self, steps: list[_Seen], language: Features) -> Float32[np.ndarray, "n a"]:
         agent, nfe = self._policy.agent, self._policy.nfe
         seed = self._policy.first_seed + self._episode
         noise = agent.noise(1, seeded_generator(seed, "decision", self._decision), nfe)
@@ -274,5 +275,5 @@ class Session:
             for name in steps[0].features
         }
         state = torch.stack([seen.state for seen in steps])[None]
-        chunk = agent.predict({**features, **told}, state, noise.to(agent.device), nfe)[0]
+        chunk = agent.predict({**features, **language}, state, noise.to(agent.device), nfe)[0]
         return chunk[: agent.config.num_action_steps].cpu().numpy()

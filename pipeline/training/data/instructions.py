@@ -1,4 +1,4 @@
-"""What the robot was told in each episode of a run's stores."""
+"""The instruction of each episode of a run's stores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class InstructionTable:
     """The distinct instructions of a run's stores, and which episode had which."""
 
     words: tuple[str, ...]
-    """In the order of their first store; a single empty one if nothing says any."""
+    """In the order of their first store; a single empty one if there are none."""
     of_episode: Int64[Tensor, " e"]
     """Position of each episode's; the episodes of the stores follow one another."""
     vectors: Float[Tensor, "k d"] | None = None
-    """Of the words, as the text encoder made them; None for a policy that is not told any."""
+    """Of the words, as the text encoder made them; None for a policy without instructions."""
     encoder: EncoderIdentity | None = None
     """That text encoder."""
 

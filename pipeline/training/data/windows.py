@@ -50,13 +50,13 @@ class Windows:
     valid: Bool[Tensor, "b horizon"]
     """False where the episode had ended."""
     instruction: Float[Tensor, "b d"] | None = None
-    """Vector of what the robot was told; None for a policy that is not told anything."""
+    """Vectors of the instructions; None for a policy without them."""
 
     @property
     def inputs(self) -> dict[str, Tensor]:
         """The features, and the instruction among them, as an agent takes them."""
-        told = {} if self.instruction is None else {INSTRUCTION: self.instruction}
-        return self.features | told
+        language = {} if self.instruction is None else {INSTRUCTION: self.instruction}
+        return self.features | language
 
     def to(self, device: torch.device) -> "Windows":
         """Return the batch on another device; to a GPU it is copied while this thread continues."""
@@ -85,7 +85,7 @@ class WindowData:
         validation_share: float,
         weights: Sequence[float] = (),
         cache: Path | None = None,
-        is_told: bool = False,
+        has_language: bool = False,
         is_balanced: bool = False,
     ):
         """Load complete stores without their features, and read those through once.
@@ -100,7 +100,7 @@ class WindowData:
             weights: how often a step of each store is drawn, against the others; a source inside
                 a store has its own weight times the store's. Empty: all equal.
             cache: where a store in object storage or with compressed features is copied to.
-            is_told: whether the policy is told what to do.
+            has_language: whether the policy takes instructions.
             is_balanced: whether every instruction is drawn equally often, instead of every step.
 
         Raises:
@@ -125,7 +125,7 @@ class WindowData:
         self.episode_of: Int64[Tensor, " n"] = torch.repeat_interleave(
             torch.arange(len(lengths)), lengths
         )
-        self.instructions = join_instructions(stores, counts, with_vectors=is_told)
+        self.instructions = join_instructions(stores, counts, with_vectors=has_language)
         ends = lengths.cumsum(0)
         self.first_rows: Int64[Tensor, " e"] = ends - lengths
         """First row of every episode."""
@@ -216,7 +216,7 @@ class WindowData:
         )
 
     def instruction_of(self, rows: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
-        """Return the position in `instructions` of what the robot was told at some rows."""
+        """Return the position in `instructions` of the instruction at some rows."""
         return self.instructions.of_episode[self.episode_of[rows]]
 
     def observed_rows(self, rows: Int64[Tensor, " b"], obs_horizon: int) -> Int64[Tensor, "b t"]:

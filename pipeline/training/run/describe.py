@@ -115,7 +115,7 @@ def _describe_run(path: Path) -> Fields:
         "state_dim": run.spec.state_dim,
         "action_dim": run.spec.action_dim,
         "fps": run.data.fps,
-        "instructions": " / ".join(run.data.instructions) or "not told any",
+        "instructions": " / ".join(run.data.instructions) or "none",
         "text_encoder": run.data.text_encoder.name if run.data.text_encoder else "none",
         "readers": ", ".join(
             f"{name}: {reader.kind}, {reader.projection_dim} wide"

@@ -73,7 +73,7 @@ class DataIdentity(BaseModel):
     start_frames_digest: str
     """`StartFrames.digest` of the run's first frames."""
     instructions: tuple[str, ...] = ()
-    """What the policy was told in training; empty if it is not told anything."""
+    """The instructions of the training; empty for a policy without them."""
     text_encoder: EncoderIdentity | None = None
     """What made their vectors, of which the run has a copy."""
 
@@ -120,8 +120,8 @@ def write_run(
     notes = {"environment": probe.environment.model_dump_json(), "tolerance": repr(probe.tolerance)}
     features = {f"{FEATURES}{name}": values for name, values in probe.features.items()}
     fitted = {f"{BASES}{name}": values for name, values in bases.items()}
-    told = {} if instructions is None else {INSTRUCTIONS: instructions}
-    arrays = {"frames": probe.frames} | features | fitted | told
+    vectors = {} if instructions is None else {INSTRUCTIONS: instructions}
+    arrays = {"frames": probe.frames} | features | fitted | vectors
     _write_arrays(run / PROBE_FILE, arrays, notes=notes)
     arrays = {"frames": starts.frames, "episodes": starts.episodes}
     _write_arrays(run / START_FRAMES_FILE, arrays, notes={})

@@ -8,10 +8,10 @@ import pytest
 
 from pipeline.errors import EncoderMismatchError, RequestError
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
-from pipeline.rollout.play.instruction_check import roll_out_told
+from pipeline.rollout.play.instruction_check import check_instructions
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.rollout.policy import Policy
-from pipeline.rollout.report.instructions import compare_tellings
+from pipeline.rollout.report.instructions import measure_effect
 from pipeline.training.presets import debug
 from pipeline.training.session import train
 from policy.encoders.text import another_instruction
@@ -72,7 +72,7 @@ def test_an_unseen_prompt_is_encoded_live_by_the_text_encoder_of_the_training(fo
         act(policy, folder, None)
 
 
-def test_a_rollout_tells_what_the_environment_says_unless_it_is_told_otherwise(folder, tmp_path):
+def test_a_rollout_takes_the_instruction_of_the_environment_or_another(folder, tmp_path):
     env = write_env(tmp_path / "toy.toml", package=None)
     file = Path(env.removeprefix("gymnasium:"))
     file.write_text(f'instruction = "go right"\n{file.read_text()}')
@@ -116,17 +116,17 @@ def test_the_check_tells_each_episode_its_own_task_another_and_nothing(folder, t
         camera_check="off",
         encoder=tiny_tower(),
     )
-    results = roll_out_told(config)
-    assert [result.told for result in results] == ["own", "another", "nothing"]
+    results = check_instructions(config)
+    assert [result.instruction_source for result in results] == ["own", "other", "empty"]
     words = [[episode.instruction for episode in result.episodes] for result in results]
     assert words == [["Go  right"] * 2, ["go left"] * 2, [""] * 2]
     assert {path.name for path in tmp_path.glob("out*")} == {
         "out",
-        "out-told-another",
-        "out-told-nothing",
+        "out-other-instruction",
+        "out-empty-instruction",
     }
     for other in results[1:]:
-        assert compare_tellings(results[0], other).change > 0
+        assert measure_effect(results[0], other).change > 0
 
 
 def test_another_instruction_is_the_next_one_that_training_had():

@@ -47,7 +47,7 @@ def data_of(*stores, **settings) -> WindowData:
 
 
 def test_every_window_has_the_vector_of_its_episode(stores):
-    data = data_of(*stores[:2], is_told=True)
+    data = data_of(*stores[:2], has_language=True)
     rows = torch.arange(sum(LENGTHS) + 36)
     windows = data.gather(rows, obs_horizon=2, pred_horizon=4)
     for row, vector in enumerate(windows.instruction.numpy()):
@@ -58,7 +58,7 @@ def test_every_window_has_the_vector_of_its_episode(stores):
 
 
 def test_the_mean_is_of_what_training_episodes_were_told(stores):
-    data = data_of(*stores[:2], is_told=True)
+    data = data_of(*stores[:2], has_language=True)
     episodes = np.unique(data.episode_of[data.train_rows])
     trained = {(*TOLD, *FURTHER)[episode] for episode in episodes}
     expected = np.stack([tiny_vector(words) for words in trained]).mean(axis=0)
@@ -87,9 +87,9 @@ def test_balanced_draws_give_every_instruction_as_many_windows(stores):
 def test_what_does_not_fit_together_is_refused(stores):
     told, _, untold, other = stores
     with pytest.raises(ConfigError, match=r"untold.zarr: expected vectors .* --text-encoder"):
-        data_of(told, untold, is_told=True)
+        data_of(told, untold, has_language=True)
     with pytest.raises(StoreError, match=r"other.zarr: text encoder: expected tiny .* as in"):
-        data_of(told, other, is_told=True)
+        data_of(told, other, has_language=True)
     with pytest.raises(ConfigError, match="--weights: expected none together with balance"):
         data_of(told, untold, is_balanced=True, weights=(1.0, 2.0))
 
@@ -104,9 +104,9 @@ def test_a_run_keeps_its_instructions_and_the_error_of_each(stores, tmp_path, ca
     for words, vector in held.items():
         np.testing.assert_array_equal(vector, tiny_vector(words))
     last = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])
-    assert "not told which" not in caplog.text
+    assert "policy takes none" not in caplog.text
 
-    data = data_of(*stores[:2], is_told=True)
+    data = data_of(*stores[:2], has_language=True)
     data_validation = np.unique(data.episode_of[data.validation_rows])
     told = {(*TOLD, *FURTHER)[episode] for episode in data_validation}
     named = {key.removeprefix("val_error/") for key in last if key.startswith("val_error/")}
@@ -114,7 +114,7 @@ def test_a_run_keeps_its_instructions_and_the_error_of_each(stores, tmp_path, ca
 
 
 def test_the_errors_of_the_instructions_make_up_the_whole_error(stores):
-    data = data_of(*stores[:2], is_told=True)
+    data = data_of(*stores[:2], has_language=True)
     config = told_config().model_copy(update={"validation_share": 0.34})
     trainer = Trainer(Path("run"), _description(config, data), data, torch.device("cpu"))
     torch.nn.init.normal_(trainer.agent.head.predict.weight, std=0.1)
@@ -136,16 +136,16 @@ def _description(config: TrainConfig, data: WindowData):
     return description().model_copy(update={"config": config, "spec": data.spec})
 
 
-def test_several_instructions_and_a_policy_that_is_told_none_are_a_warning(
+def test_several_instructions_and_a_policy_that_has_language_none_are_a_warning(
     stores, tmp_path, caplog
 ):
     train([stores[0].path], tmp_path / "run", debug(), resume=False)
-    assert "2 instructions ('close', ...), and the policy is not told which" in caplog.text
+    assert "2 instructions ('close', ...), and the policy is policy takes none" in caplog.text
 
 
-def test_the_preset_of_several_tasks_is_told_and_balanced():
+def test_the_preset_of_several_tasks_has_language_and_balanced():
     config = multitask()
     assert config.agent.language == InstructionReaderConfig()
     assert config.balance_instructions
-    assert preset_for(("grid",), is_told=True) == "multitask"
+    assert preset_for(("grid",), has_instructions=True) == "multitask"
     assert preset_for(("grid",)) == "demo"
