@@ -33,7 +33,7 @@ def run(tmp_path_factory):
 
 
 def config(run, out, **settings):
-    asked = {"episodes": 3, "max_steps": 20, "encoder": tiny_tower(), "videos": "none"}
+    asked = {"episodes": 3, "max_steps": 10, "encoder": tiny_tower(), "videos": "none"}
     return RolloutConfig(run=run, out=out, **({"envs": (TASK,)} | asked | settings))
 
 
@@ -50,7 +50,7 @@ def test_results_do_not_depend_on_how_many_environments_run_or_on_videos(run, al
     assert together.episodes == again.episodes == result.episodes
     assert [episode.seed for episode in result.episodes] == [100_000, 100_001, 100_002]
     assert len({episode.reward for episode in result.episodes}) == 3
-    assert [episode.decisions for episode in result.episodes] == [3, 3, 3]
+    assert [episode.decisions for episode in result.episodes] == [2, 2, 2]
     paths = [path.name for path in sorted((tmp_path / "together/paths").iterdir())]
     assert paths == [f"seed_{seed}.png" for seed in (100_000, 100_001, 100_002)]
     for name in paths:
@@ -69,7 +69,7 @@ def test_a_video_shows_every_step_of_all_views(alone):
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
         assert stream.average_rate == 80
-    assert len(frames) == 21  # the first look, and one after each of 20 steps
+    assert len(frames) == 11  # the first look, and one after each of 10 steps
     assert frames[0].shape == (256, 3 * 256, 3)
     env = MetaWorldEnv("drawer-open-v3", VIEWS, 256)
     env.reset(100_000)
