@@ -17,7 +17,7 @@ import cli.serve
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import make_env
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
-from tests.pipeline.rollout.envs.meta_world_run import ACTION_DIM, TASK, VIEWS, write_run
+from tests.pipeline.rollout.envs.meta_world_run import SHAPES, TASK, VIEWS, write_run
 from tests.tower import tiny_tower
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def play(env, client: WebsocketClientPolicy) -> list[float]:
         fields = {f"observation/{view}": stack for view, stack in views.items()}
         answer = client.infer(fields | {"observation/state": np.stack(states)})
         assert answer["history"] == "exact"
-        assert answer["actions"].shape == (CHUNK, ACTION_DIM)
+        assert answer["actions"].shape == (CHUNK, SHAPES[2])
         for index, action in enumerate(answer["actions"]):
             if index == CHUNK - 1:
                 before = observe(env)
