@@ -81,7 +81,7 @@ class FailedUnitsError(StoreError):
     """Frames of a dataset do not read: their units hold no rows, all others are committed."""
 
     def __init__(self, message: str, reasons: Sequence[str]):
-        """Say it in one line, and give a line for every unit."""
+        """Give the message in one line, and a line per unit."""
         super().__init__(message)
         self.reasons = tuple(reasons)
 

@@ -50,7 +50,7 @@ def demo() -> TrainConfig:
 
 
 def multitask() -> TrainConfig:
-    """Return a run on several tasks, of which the instruction says which one to do."""
+    """Return a run on several tasks, whose instructions name the one to do."""
     base = demo()
     return base.model_copy(
         update={

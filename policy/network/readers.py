@@ -161,8 +161,8 @@ class InstructionReaderConfig(BaseModel):
 class InstructionReader(nn.Module):
     """From an instruction's vector to a condition token, and to a change of the projected views.
 
-    Instructions of one dataset are mostly alike: their mean is subtracted, so that what they share
-    does not drown what tells them apart.
+    Instructions of one dataset are similar: their mean is subtracted, so that what they share does
+    not outweigh their differences.
     """
 
     mean: Tensor

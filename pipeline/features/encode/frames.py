@@ -33,7 +33,7 @@ from policy.images import augment_images, draw_augmentation, resize_images
 
 CHUNK_STEPS: Final = 32  # control steps read at once; 19 MB of three views
 CHUNKS_AHEAD: Final = 3
-MOST_WORKERS: Final = 32  # processes; at 300 images a second each, more than a GPU encodes
+MOST_WORKERS: Final = 32  # processes; at 300 images per second each, more than a GPU encodes
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -33,7 +33,7 @@ class RobotEnv(Protocol):
     name: str
     """What `make_env` was called with, for reports: `metaworld/drawer-open-v3`."""
     instruction: str
-    """The task in words, as a person would ask for it; empty where the simulator has none."""
+    """The task in words, for a policy with instructions; empty where the simulator has none."""
     view_names: tuple[str, ...]
     """Camera names, in the order of `render`."""
     state_dim: int

@@ -175,7 +175,7 @@ class LiberoEnv:
 
 
 class LiberoExpertEnv(LiberoEnv):
-    """A task that asks to put one thing on or into another; implements `ExpertEnv`."""
+    """A task that puts one object on or into another; implements `ExpertEnv`."""
 
     source: str = (
         "scripted pick and place of frozen-vla (libero_expert.py) in LIBERO, recorded with "
@@ -246,7 +246,7 @@ class LiberoExpertEnv(LiberoEnv):
 
 
 def make_libero_env(task: str, views: tuple[str, ...], render_size: int) -> LiberoEnv:
-    """Build a task, with the expert where it asks to put one movable thing on or into another.
+    """Build a task, with the expert where it puts one movable object on or into another.
 
     Args:
         task: `<suite>/<task number or name>`.

@@ -124,7 +124,7 @@ class MetaWorldEnv:
     def expert_action(self) -> Float32[np.ndarray, " a"]:
         """Return the scripted expert's action for the current step, clipped to [-1, 1]."""
         with warnings.catch_warnings():
-            # The experts ask for more than the robot's range by design; it is clipped here.
+            # The experts exceed the robot's range by design; it is clipped here.
             warnings.filterwarnings("ignore", r"Constant\(s\) may be too high", UserWarning)
             action: np.ndarray = self._expert.get_action(self._observation)
         clipped: np.ndarray = np.clip(action, -1.0, 1.0)

@@ -246,7 +246,7 @@ def _next_episode(
     for task in tasks:
         plan = _planned_seeds(task.config, task.failed)
         seeds = [seed for seed in plan if seed not in task.recorded and (task, seed) not in running]
-        # Too many failures: the running episodes finish, then an error says so.
+        # Too many failures: the running episodes finish, then an error is raised.
         if seeds and len(plan) == task.config.episodes:
             waiting[task] = seeds
     if not waiting:

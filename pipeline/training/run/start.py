@@ -80,7 +80,7 @@ class Start:
 
 
 def lengthen(run: Path, config: TrainConfig) -> None:
-    """Give a run more steps where `config` has more; say what that does to the learning rate."""
+    """Give a run more steps where `config` has more; log what that does to the learning rate."""
     held, step = read_run(run).config, checkpoint_steps(run)[-1]
     if config.steps <= held.steps:
         return
