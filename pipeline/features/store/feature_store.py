@@ -297,6 +297,7 @@ class FeatureStore:
     def write_instructions(self, vectors: Float32[np.ndarray, "k d"]) -> None:
         """Write the vectors of the distinct instructions of the attributes."""
         unmark(self.folder)
+        self.folder.delete([*self.folder.names(INSTRUCTIONS)])
         create_whole(self._group, INSTRUCTIONS, vectors)
         self.folder.settle(INSTRUCTIONS)
 

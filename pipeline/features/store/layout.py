@@ -218,14 +218,13 @@ def _create_probe(group: zarr.Group, probe: Probe) -> None:
 
 
 def create_whole(group: zarr.Group, name: str, values: np.ndarray) -> None:
-    """Create an array of one chunk, or replace it."""
+    """Create an array of one chunk."""
     group.create_array(
         name,
         data=values,
         chunks=values.shape,
         fill_value=0,
         compressors=[_blosc(values.dtype), Crc32cCodec()],
-        overwrite=True,
     )
 
 

@@ -53,14 +53,18 @@ def content(location: Path | ObjectUrl) -> dict[str, bytes]:
 def test_a_store_has_the_bytes_of_a_local_one(url, proxy, tmp_path, rows_per_unit):
     """One request in seven fails, in every way, while it is made, written, marked and read."""
     proxy.share = 1 / 7
-    complete_store(tmp_path / "x.zarr", LENGTHS, rows_per_unit=rows_per_unit)
-    complete_store(url, LENGTHS, rows_per_unit=rows_per_unit)
+    settings = {"rows_per_unit": rows_per_unit, "told": ("open", "close", "open")}
+    complete_store(tmp_path / "x.zarr", LENGTHS, **settings)
+    complete_store(url, LENGTHS, **settings)
     assert content(url) == content(tmp_path / "x.zarr")
     store = FeatureStore.open(url)
     with store.unreplaced():
         check_digest(store)
         np.testing.assert_array_equal(store.read_features("pooled"), tiny_features(sum(LENGTHS)))
     assert not verify_checksums(url).damaged
+    for store in (store, FeatureStore.open(tmp_path / "x.zarr", writable=True)):
+        FeatureStore.open(store.path, writable=True).write_instructions(np.ones((2, 9), "f4"))
+    assert content(url) == content(tmp_path / "x.zarr")
     assert len(proxy.failed) > 5
 
 
