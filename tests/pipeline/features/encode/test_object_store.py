@@ -62,8 +62,8 @@ def test_a_store_has_the_bytes_of_a_local_one(url, proxy, tmp_path, rows_per_uni
         check_digest(store)
         np.testing.assert_array_equal(store.read_features("pooled"), tiny_features(sum(LENGTHS)))
     assert not verify_checksums(url).damaged
-    for store in (store, FeatureStore.open(tmp_path / "x.zarr", writable=True)):
-        FeatureStore.open(store.path, writable=True).write_instructions(np.ones((2, 9), "f4"))
+    for path in (url, tmp_path / "x.zarr"):
+        FeatureStore.open(path, writable=True).write_instructions(np.ones((2, 9), "f4"))
     assert content(url) == content(tmp_path / "x.zarr")
     assert len(proxy.failed) > 5
 
