@@ -194,7 +194,8 @@ def _warn_of_instructions(data: WindowData, config: TrainConfig) -> None:
     if len(words) > 1 and config.agent.language is None:
         logger.warning(
             "the data has %d instructions (%r, ...), and the policy takes none; if the "
-            "frames do not show the task, embed with --text-encoder and use --preset multitask",
+            "frames do not show the task, embed with --text-encoder and use --preset multitask or "
+            "--set agent.language={}",
             len(words),
             words[0],
         )
