@@ -88,5 +88,5 @@ def test_check_and_info_take_a_folder(tmp_path):
     shown = invoke("vla-data", "info", data).stdout
     assert "lerobot_v3" in shown
     assert "front 64x96, wrist 80x64" in shown
-    assert "license     not stated" in shown
+    assert "license       not stated" in shown
     assert list(tmp_path.iterdir()) == [data]  # nothing was written

@@ -83,7 +83,7 @@ def test_a_dataset_in_a_bucket_gives_the_bytes_of_a_local_one(
     sums = f'[checksums]\n"{one.name}" = "{sha256(one.read_bytes()).hexdigest()}"\n'
     manifest, store = describe(recorded, tmp_path, url, sums), tmp_path / "x.zarr"
     proxy.share = 0.1
-    assert "\nepisodes    4\n" in invoke("vla-data", "info", url).stdout  # without a manifest
+    assert "\nepisodes      4\n" in invoke("vla-data", "info", url).stdout  # without a manifest
     result = embed(manifest, store)
     assert result.exit_code == 0, result.stderr
     assert proxy.failed

@@ -136,11 +136,11 @@ def _description(config: TrainConfig, data: WindowData):
     return description().model_copy(update={"config": config, "spec": data.spec})
 
 
-def test_several_instructions_and_a_policy_that_has_language_none_are_a_warning(
+def test_several_instructions_and_a_policy_without_language_are_a_warning(
     stores, tmp_path, caplog
 ):
     train([stores[0].path], tmp_path / "run", debug(), resume=False)
-    assert "2 instructions ('close', ...), and the policy is policy takes none" in caplog.text
+    assert "2 instructions ('close', ...), and the policy takes none" in caplog.text
 
 
 def test_the_preset_of_several_tasks_has_language_and_balanced():
