@@ -26,7 +26,7 @@ from tests.pipeline.tiny import (
     tiny_start_frames,
 )
 
-NUM_DAMAGES = 150
+NUM_DAMAGES = 1_000
 SHAPES = {"pooled": (96,), "grid": (2, 2, 8)}
 BASES = {"grid": np.arange(12, dtype=np.float32).reshape(4, 3)}
 REPORTED = {
