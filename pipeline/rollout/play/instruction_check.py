@@ -1,11 +1,8 @@
 """The same episodes with their own, another task's and an empty instruction."""
 
-from typing import Literal
-
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.rollout.play.result import RolloutResult
-
-Source = Literal["own", "other", "empty"]
+from pipeline.rollout.play.tasks import InstructionSource
 
 
 def check_instructions(config: RolloutConfig) -> tuple[RolloutResult, RolloutResult, RolloutResult]:
@@ -17,7 +14,7 @@ def check_instructions(config: RolloutConfig) -> tuple[RolloutResult, RolloutRes
         AgentMismatchError: training had fewer than two instructions.
     """
 
-    def rolled_out(source: Source) -> RolloutResult:
+    def rolled_out(source: InstructionSource) -> RolloutResult:
         folder = config.out.with_name(f"{config.out.name}-{source}-instruction")
         changes = {} if source == "own" else {"instruction_source": source, "out": folder}
         return roll_out(config.model_copy(update=changes))

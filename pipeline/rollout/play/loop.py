@@ -36,13 +36,12 @@ from pipeline.rollout.play.result import (
     RolloutResult,
     success_fields,
 )
-from pipeline.rollout.play.tasks import Queue, TaskPlayer
+from pipeline.rollout.play.tasks import InstructionSource, Queue, TaskPlayer, instruction_for
 from pipeline.rollout.play.video import require_encoder
 from pipeline.storage.local import write_json
 from pipeline.storage.locks import sole_writer
 from pipeline.training.run.folder import RunDescription, run_hash
 from policy.agent import VLAAgent
-from policy.encoders.text import another_instruction
 from policy.spec import FRAME_SIZE
 
 logger = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ class RolloutConfig(BaseModel):
     """Path or name of the encoder; None is the name the run was trained with."""
     device: str = "auto"
     """Where encoder and head run: `auto`, or torch's name of a device."""
-    instruction_source: Literal["own", "other", "empty"] = "own"
+    instruction_source: InstructionSource = "own"
     """Each environment's own instruction, that of another task of the training, or an empty one."""
     instruction: str | None = None
     """These words instead."""
@@ -235,6 +234,7 @@ class _Tasks:
         return self.player(env)
 
     def player(self, env: RobotEnv) -> EpisodePlayer:
+        words = self.config.instruction
         return EpisodePlayer(
             env,
             obs_horizon=self.obs_horizon,
@@ -242,16 +242,10 @@ class _Tasks:
             out=self.config.out,
             fit=self.description.data.fit,
             task=env.name if len(self.names) > 1 else "",
-            instruction=self._instruction(env.instruction),
+            instruction=instruction_for(
+                env, self.description, source=self.config.instruction_source, words=words
+            ),
         )
-
-    def _instruction(self, own: str) -> str:
-        config, words = self.config, own
-        if config.instruction_source == "empty":
-            words = ""
-        elif config.instruction_source == "other":
-            words = another_instruction(self.description.data.instructions, own)
-        return words if config.instruction is None else config.instruction
 
     def env(self, result: EpisodeResult) -> str:
         """Return the environment of an episode."""

@@ -1,11 +1,41 @@
 """The episodes of several environments in a few processes, each with one environment built."""
 
 from collections.abc import Callable, Collection, Iterable
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32
 
+from pipeline.errors import ConfigError
+from pipeline.rollout.envs.base import RobotEnv
 from pipeline.rollout.play.episode import EpisodePlayer, Progress
+from pipeline.training.run.folder import RunDescription
+from policy.encoders.text import another_instruction
+
+InstructionSource = Literal["own", "other", "empty"]
+
+
+def instruction_for(
+    env: RobotEnv, run: RunDescription, *, source: InstructionSource, words: str | None
+) -> str:
+    """Return the instruction of an environment's episodes; see `RolloutConfig`.
+
+    Raises:
+        AgentMismatchError: training had no other instruction.
+        ConfigError: the policy takes instructions, and neither environment nor user has one.
+    """
+    if words is not None:
+        return words
+    if source == "empty":
+        return ""
+    if source == "other":
+        return another_instruction(run.data.instructions, env.instruction)
+    if run.config.agent.language is not None and not env.instruction:
+        raise ConfigError(
+            f"{env.name}: expected an instruction for a policy that takes one, found none; pass "
+            f"--instruction, or write `instruction` into the environment's file"
+        )
+    return env.instruction
 
 
 class TaskPlayer:

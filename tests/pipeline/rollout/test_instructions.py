@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import EncoderMismatchError, RequestError
+from pipeline.errors import ConfigError, EncoderMismatchError, RequestError
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.rollout.play.instruction_check import check_instructions
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
@@ -77,10 +77,12 @@ def test_a_rollout_takes_the_instruction_of_the_environment_or_another(folder, t
     file = Path(env.removeprefix("gymnasium:"))
     file.write_text(f'instruction = "go right"\n{file.read_text()}')
 
+    silent = write_env(tmp_path / "silent.toml", package=None)
+
     def first(name: str, **settings) -> tuple[str, np.ndarray]:
         config = RolloutConfig(
             run=folder / "run",
-            envs=(env,),
+            envs=(settings.pop("env", env),),
             out=tmp_path / name,
             episodes=1,
             max_steps=2,
@@ -100,6 +102,9 @@ def test_a_rollout_takes_the_instruction_of_the_environment_or_another(folder, t
     assert words == "go left"
     assert not np.array_equal(left, right)
     np.testing.assert_array_equal(first("again", instruction="Go Right")[1], right)
+    np.testing.assert_array_equal(first("it", instruction="go right", env=silent)[1], right)
+    with pytest.raises(ConfigError, match=r"silent.toml: expected an instruction .* found none"):
+        first("none", env=silent)
 
 
 def test_the_check_tells_each_episode_its_own_task_another_and_nothing(folder, tmp_path):

@@ -136,9 +136,7 @@ def _description(config: TrainConfig, data: WindowData):
     return description().model_copy(update={"config": config, "spec": data.spec})
 
 
-def test_several_instructions_and_a_policy_without_language_are_a_warning(
-    stores, tmp_path, caplog
-):
+def test_several_instructions_and_a_policy_without_language_are_a_warning(stores, tmp_path, caplog):
     train([stores[0].path], tmp_path / "run", debug(), resume=False)
     assert "2 instructions ('close', ...), and the policy takes none" in caplog.text
 
