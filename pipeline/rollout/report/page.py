@@ -115,12 +115,23 @@ def overview(runs: Sequence[RunContents]) -> dict[str, object]:
 def success(runs: Sequence[RunContents]) -> dict[str, object]:
     """Return what `templates/success.html` shows: the rollouts that count as a run's result."""
     shown = [(run, rollout) for run in runs for rollout in run.final_rollouts]
-    tables = [(run, rollout, _by_task(rollout.result)) for run, rollout in shown]
+    tables = [
+        (run, rollout, _by_task(rollout.result), _instructions(rollout.result))
+        for run, rollout in shown
+    ]
     return {
         "rollouts": shown,
-        "tables": [table for table in tables if table[-1]],
+        "tables": [table for table in tables if table[2]],
         "effects": [(run, effect) for run in runs for effect in _effects(run)],
     }
+
+
+def _instructions(result: RolloutResult) -> dict[str, str]:
+    """Return for each task its instruction, or those of its variants."""
+    found: dict[str, dict[str, None]] = {}
+    for episode in result.episodes:
+        found.setdefault(episode.task.rpartition("/")[2], {})[episode.instruction] = None
+    return {task: " / ".join(filter(None, words)) for task, words in found.items()}
 
 
 def _effects(run: RunContents) -> list[InstructionEffect]:

@@ -267,15 +267,21 @@ def test_a_suite_and_its_variants_are_side_by_side(trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     solved = {"s/object/take_soup": 3, "s/object/take_milk": 1, "s/object_swap/take_soup": 0}
     result = make_suite_result(run, solved, episodes=4)
+    told = {"take_soup": "take the soup", "take_milk": "take the milk"}
+    episodes = tuple(
+        episode.model_copy(update={"instruction": told[episode.task.rpartition("/")[2]]})
+        for episode in result.episodes
+    )
+    result = result.model_copy(update={"episodes": episodes})
     write_rollout(run, "suites", result, images=5)
     write_report([run], tmp_path / "page.html")
     words, parsed = read(tmp_path / "page.html")
     table = words[
         words.index("Environment s/object s/object_swap") : words.index("Below each rate")
     ]
-    assert re.findall(r"(take \w+|Mean|\d+ % \d of \d)", table) == [
-        *("take soup", "75 % 3 of 4", "0 % 0 of 4"),
-        *("take milk", "25 % 1 of 4"),
+    assert re.findall(r"(take \w+ take the \w+|Mean|\d+ % \d of \d)", table) == [
+        *("take soup take the soup", "75 % 3 of 4", "0 % 0 of 4"),
+        *("take milk take the milk", "25 % 1 of 4"),
         *("Mean", "50 % 4 of 8", "0 % 0 of 4"),
     ]
     assert "s/object/take_milk 4 episodes, 3 failed" in words
