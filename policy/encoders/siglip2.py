@@ -21,7 +21,7 @@ import json
 import re
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor import config as compiler
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
 from transformers import __version__ as transformers_version
 
 from policy.encoders.base import (
@@ -45,6 +45,7 @@ from policy.errors import EncoderLoadError
 from policy.spec import FRAME_SIZE, EncoderIdentity, FeatureSpec
 
 AttentionKernel = Literal["sdpa", "eager"]
+Half = TypeVar("Half", bound=PreTrainedModel)
 
 DEFAULT_REVISION: Final = "3f9f96cb90da5dbc758b01813f2f6f1aee24c1ab"  # the hub's main in 2025-2026
 GRID_SIDE: Final = 8  # positions per side; a patch16-256 encoder's 16x16 are averaged 2x2
@@ -311,8 +312,28 @@ def fetch_checkpoint(name: str, revision: str, further: str) -> Path:
 
 def _load_network(folder: Path) -> SiglipVisionModel:
     _check_preprocessing(folder / "preprocessor_config.json")
+    network = load_half(SiglipVisionModel, folder, "vision", other=TEXT_PART)
+    expected = {"image_size": FRAME_SIZE[0], "vision_use_head": True}
+    found = {field: getattr(network.config, field) for field in expected}
+    if found != expected:
+        raise EncoderLoadError(f"{folder}/config.json: expected {expected}, found {found}")
+    return network
+
+
+def load_half(model: type[Half], folder: Path, half: str, *, other: tuple[str, ...]) -> Half:
+    """Load one half of a checkpoint, every tensor of it.
+
+    Args:
+        model: the class of the half's network.
+        folder: of the checkpoint.
+        half: what messages call it.
+        other: how the names of tensors begin that belong to the other half.
+
+    Raises:
+        EncoderLoadError: a file is damaged, or a tensor is missing, unknown or of another shape.
+    """
     try:
-        loaded = SiglipVisionModel.from_pretrained(
+        loaded = model.from_pretrained(
             folder,
             dtype=torch.float32,
             use_safetensors=True,
@@ -322,25 +343,21 @@ def _load_network(folder: Path) -> SiglipVisionModel:
     # Damaged files raise whatever the layer that trips over them raises.
     except Exception as error:
         raise EncoderLoadError(
-            f"{folder}: cannot load a SigLIP2 vision network ({error})"
+            f"{folder}: cannot load a SigLIP2 {half} network ({error})"
         ) from error
-    network, report = cast(tuple[SiglipVisionModel, dict[str, Any]], loaded)
+    network, report = cast(tuple[Half, dict[str, Any]], loaded)
     if report["missing_keys"] or report["mismatched_keys"]:
         wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise EncoderLoadError(
-            f"{folder}: {len(wrong)} tensors of the vision network are missing or have a different "
+            f"{folder}: {len(wrong)} tensors of the {half} network are missing or have a different "
             f"shape, the first is {wrong[0]}; use a complete `siglip` checkpoint"
         )
-    strange = sorted(str(k) for k in report["unexpected_keys"] if not k.startswith(TEXT_PART))
+    strange = sorted(str(k) for k in report["unexpected_keys"] if not k.startswith(other))
     if strange:
         raise EncoderLoadError(
-            f"{folder}: {len(strange)} tensors do not belong to the vision network of config.json, "
+            f"{folder}: {len(strange)} tensors do not belong to the {half} network of config.json, "
             f"the first is {strange[0]}; use the config.json of these weights"
         )
-    expected = {"image_size": FRAME_SIZE[0], "vision_use_head": True}
-    found = {field: getattr(network.config, field) for field in expected}
-    if found != expected:
-        raise EncoderLoadError(f"{folder}/config.json: expected {expected}, found {found}")
     return network
 
 

@@ -13,7 +13,7 @@ import hashlib
 import logging
 import unicodedata
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import torch
 from jaxtyping import Float32, Int64
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import SiglipTextModel
 
 from policy.encoders.base import hash_weights
-from policy.encoders.siglip2 import fetch_checkpoint, pinned_revision
+from policy.encoders.siglip2 import fetch_checkpoint, load_half, pinned_revision
 from policy.encoders.text import TextEncoder, TextSettings, plain_words
 from policy.errors import EncoderLoadError
 
@@ -84,26 +84,11 @@ def load(settings: TextSettings) -> Siglip2TextEncoder:
     path = folder / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(path))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        loaded = SiglipTextModel.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    # Damaged files raise whatever the layer that trips over them raises.
-    except Exception as error:
+    except Exception as error:  # the tokenizers' own have no common class
         raise EncoderLoadError(f"{folder}: cannot load a SigLIP2 text network ({error})") from error
-    network, report = cast(tuple[SiglipTextModel, dict[str, Any]], loaded)
-    wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    wrong += sorted(k for k in map(str, report["unexpected_keys"]) if not k.startswith(VISION_PART))
-    if wrong:
-        raise EncoderLoadError(
-            f"{folder}: {len(wrong)} tensors of the text network are missing, have another shape "
-            f"or do not belong to it, the first is {wrong[0]}; use a complete `siglip` checkpoint"
-        )
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    network = load_half(SiglipTextModel, folder, "text", other=VISION_PART)
     special = [tokenizer.id_to_token(number) for number in (PAD, EOS, BOS)]
     length = network.config.max_position_embeddings
     if special != ["<pad>", "<eos>", "<bos>"] or length != NUM_TOKENS:
