@@ -134,6 +134,12 @@ def _instructions(result: RolloutResult) -> dict[str, str]:
     return {task: " / ".join(filter(None, words)) for task, words in found.items()}
 
 
+def _played(result: RolloutResult) -> tuple[object, ...]:
+    """Return what two results must share for their episodes to be pairs."""
+    episodes = [(episode.task, episode.seed) for episode in result.episodes]
+    return result.env, result.checkpoint_step, result.nfe, episodes
+
+
 def _effects(run: RunContents) -> list[InstructionEffect]:
     """Compare rollouts under other instructions with that under the environments' own."""
     results = [rollout.result for rollout in run.rollouts if rollout.result.episodes]
@@ -143,7 +149,7 @@ def _effects(run: RunContents) -> list[InstructionEffect]:
         for other in results
         if own.instruction_source == "own"
         and other.instruction_source in ("other", "empty")
-        and (own.env, own.checkpoint_step) == (other.env, other.checkpoint_step)
+        and _played(own) == _played(other)
     ]
 
 

@@ -59,6 +59,9 @@ def test_a_report_compares_what_was_told_and_warns_in_red(trained, tmp_path):
         actions = OWN if which == "own" else OWN + CHANGES
         name = "x" if which == "own" else f"x-{which}-instruction"
         write_rollout(run, name, told(run, which, successes, actions))
+    elsewhere = told(run, "own", [True], OWN[:1])
+    moved = (elsewhere.episodes[0].model_copy(update={"seed": 5}),)
+    write_rollout(run, "other-seeds", elsewhere.model_copy(update={"episodes": moved}))
     write_report([run], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "Effect of the instruction" in page
