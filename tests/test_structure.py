@@ -66,6 +66,7 @@ OWNERS = {
         "pipeline/rollout/envs/rendering.py",
         "pipeline/rollout/envs/metaworld.py",
         "pipeline/rollout/envs/libero.py",
+        "pipeline/rollout/envs/planar.py",
     },
     "libero": {"pipeline/rollout/envs/libero_tasks.py", "pipeline/rollout/envs/libero.py"},
     "robosuite": {"pipeline/rollout/envs/libero.py"},

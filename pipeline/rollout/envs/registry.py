@@ -13,7 +13,7 @@ from pipeline.rollout.envs.guard import MAX_REASON, GuardedEnv, GuardedExpertEnv
 from policy.errors import VlaError, install_command
 from policy.spec import Fit
 
-SIMULATORS: Final = ("metaworld", "aloha", "libero")
+SIMULATORS: Final = ("metaworld", "aloha", "libero", "planar")
 GYMNASIUM: Final = "gymnasium"
 MIN_RENDER_SIZE: Final = 64  # pixels: a quarter of what the encoder takes
 MAX_RENDER_SIZE: Final = 2048  # pixels: a frame of 12 MB
@@ -131,6 +131,10 @@ def _builder(simulator: str, fit: Fit) -> Callable[[str, tuple[str, ...], int], 
         from pipeline.rollout.envs.libero import make_libero_env  # noqa: PLC0415
 
         return make_libero_env
+    if simulator == "planar":
+        from pipeline.rollout.envs.planar import TwoWaysEnv  # noqa: PLC0415
+
+        return TwoWaysEnv
     from pipeline.rollout.envs.gymnasium_env import GymnasiumEnv  # noqa: PLC0415
 
     return partial(GymnasiumEnv, fit=fit)

@@ -1,0 +1,152 @@
+"""A disc on a table that has two equally good ways around a wall; owns its MuJoCo scene.
+
+The expert takes the left way and the right one by turns, whatever it sees, and the wall is so near
+that the mean of its first actions leads into it. So a policy that averages fails, and one that draws
+from the distribution does not. An episode is solved at the goal, unless the disc has touched the
+wall.
+"""
+
+import importlib.metadata
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+from pipeline.rollout.envs.base import StepResult
+from pipeline.rollout.envs.guard import require_views, unknown_task
+from pipeline.rollout.envs.rendering import build_renderer, project_point
+
+# isort: split
+# This imports mujoco too, which `rendering` must be the first to do.
+import mujoco
+
+TASK: Final = "two-ways"
+SUBSTEPS: Final = 10  # of 5 ms
+SPEED: Final = 0.6  # m/s at action 1: 0.03 m per control step
+MAX_STEPS: Final = 60  # the expert needs 20 to 30
+REACHED_M: Final = 0.03
+PASS_M: Final = 0.2  # from the middle of the wall to the way around it; 0.11 would touch
+
+SCENE: Final = """
+<mujoco>
+  <option timestep="0.005"/>
+  <visual><headlight ambient="0.5 0.5 0.5" diffuse="0.5 0.5 0.5" specular="0 0 0"/></visual>
+  <default><geom rgba="0.55 0.55 0.6 1" condim="1"/></default>
+  <worldbody>
+    <camera name="top" pos="0 0 1.1" fovy="45"/>
+    <camera name="front" pos="0 -0.8 0.4" xyaxes="1 0 0 0 0.45 0.89" fovy="45"/>
+    <camera name="side" pos="0.6 0 0.8" xyaxes="0 1 0 -0.8 0 0.6" fovy="45"/>
+    <geom name="table" type="plane" size="0.5 0.5 0.1" contype="0" conaffinity="0"/>
+    <geom type="cylinder" pos="-0.3 -0.3 0" size="0.08 0.005" rgba="0.85 0.75 0.3 1" contype="0"
+      conaffinity="0"/>
+    <geom name="wall" type="box" pos="0 0 0.04" size="0.08 0.015 0.04" rgba="0.75 0.3 0.2 1"/>
+    <body name="goal" mocap="true">
+      <geom type="cylinder" size="0.03 0.002" rgba="0.2 0.7 0.3 1" contype="0" conaffinity="0"/>
+    </body>
+    <body name="disc" pos="0 0 0.025">
+      <joint name="x" type="slide" axis="1 0 0"/>
+      <joint name="y" type="slide" axis="0 1 0"/>
+      <geom name="disc" type="cylinder" size="0.03 0.02" mass="0.2" rgba="0.15 0.3 0.8 1"/>
+    </body>
+  </worldbody>
+  <actuator>
+    <velocity joint="x" kv="10"/>
+    <velocity joint="y" kv="10"/>
+  </actuator>
+</mujoco>
+"""
+
+
+class TwoWaysEnv:
+    """The task; implements `ExpertEnv`."""
+
+    source: str = "scripted expert of frozen-vla (planar.py), recorded with vla-data record"
+    license: str = "CC0-1.0"
+    """Scene and expert are this project's own; a recording is the simulator's output."""
+    state_units: str = "position x y of the disc in meters"
+    action_units: str = "velocity x y of the disc, 1 = 0.6 m/s"
+
+    def __init__(self, task: str, views: tuple[str, ...], render_size: int) -> None:
+        """Load the scene and its renderer; `reset` must follow.
+
+        Args:
+            task: `two-ways`.
+            views: cameras of the scene: top, front, side.
+            render_size: width and height of the images in pixels.
+
+        Raises:
+            EnvError: the task or a camera does not exist, or a camera is named twice.
+            RenderingError: neither EGL nor OSMesa works.
+        """
+        if task != TASK:
+            raise unknown_task("planar", task, [TASK])
+        self.name = f"planar/{task}"
+        self.revision = f"mujoco {importlib.metadata.version('mujoco')}"
+        self.instruction = "go around the wall to the green goal"
+        self.view_names = views
+        self.state_dim = self.action_dim = 2
+        self.action_bounds: np.ndarray | None = None
+        self._model: Any = mujoco.MjModel.from_xml_string(SCENE)
+        self._data: Any = mujoco.MjData(self._model)
+        self.control_hz: float = 1 / (SUBSTEPS * self._model.opt.timestep)
+        self.max_steps = MAX_STEPS
+        names = [self._model.camera(index).name for index in range(self._model.ncam)]
+        require_views(self.name, views, names)
+        self._render_size = render_size
+        self._renderer: Any = build_renderer(self._model, render_size)
+
+    def reset(self, seed: int) -> None:
+        """Start an episode; the same seed gives the same episode, bit for bit."""
+        mujoco.mj_resetData(self._model, self._data)
+        chance = np.random.default_rng(seed)
+        self._data.qpos[:] = chance.uniform((-0.05, -0.18), (0.05, -0.15))
+        self._goal = chance.uniform((-0.05, 0.15), (0.05, 0.25))
+        self._data.mocap_pos[0] = *self._goal, 0.002
+        mujoco.mj_forward(self._model, self._data)
+        self._steps, self._has_touched = 0, False
+        self._passing = np.array([PASS_M if seed % 2 else -PASS_M, 0.0])  # the expert's
+
+    def render(self) -> UInt8[np.ndarray, "v h w 3"]:
+        """Render every view now, RGB, values in [0, 255]."""
+        frames = []
+        for view in self.view_names:
+            self._renderer.update_scene(self._data, camera=view)
+            frames.append(self._renderer.render())
+        return np.stack(frames)
+
+    def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
+        """Return column and row of the disc in each view; see `RobotEnv`."""
+        point, size = self._data.body("disc").xpos, self._render_size
+        cameras = [self._model.camera(view).id for view in self.view_names]
+        pixels = [project_point(self._model, self._data, camera, point, size) for camera in cameras]
+        return np.stack(pixels)
+
+    def state(self) -> Float32[np.ndarray, " 2"]:
+        """Return the disc's position x, y in meters."""
+        position: np.ndarray = self._data.qpos.astype(np.float32)
+        return position
+
+    def step(self, action: Float32[np.ndarray, " 2"]) -> StepResult:
+        """Apply one velocity, clipped to [-1, 1], and advance 0.05 s."""
+        self._data.ctrl[:] = SPEED * np.clip(action, -1.0, 1.0)
+        for _ in range(SUBSTEPS):
+            mujoco.mj_step(self._model, self._data)
+            self._has_touched |= self._data.ncon > 0
+        self._steps += 1
+        distance = float(np.linalg.norm(self._data.qpos - self._goal))
+        is_solved = distance < REACHED_M and not self._has_touched
+        return StepResult(-distance, is_solved, self._steps == MAX_STEPS)
+
+    def expert_action(self) -> Float32[np.ndarray, " 2"]:
+        """Return the velocity towards the end of the wall, and beyond it towards the goal."""
+        here = self._data.qpos
+        has_passed = here[1] > self._passing[1] - 0.01
+        way = (self._goal if has_passed else self._passing) - here
+        distance = float(np.linalg.norm(way))
+        speed = min(1.0, distance / 0.06) if has_passed else 1.0
+        velocity: np.ndarray = speed * way / max(distance, 1e-6)
+        return velocity.astype(np.float32)
+
+    def close(self) -> None:
+        """Free the renderer."""
+        self._renderer.close()
