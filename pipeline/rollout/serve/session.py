@@ -201,7 +201,7 @@ class Session:
         return turn.answered.result()
 
     def read(self, turn: "Turn") -> None:
-        """Check a message, and begin an episode where it does."""
+        """Check a message, and begin the episode that it starts: before the images are encoded."""
         request = self._policy.reader.read(turn.fields)
         if request.starts_episode and self._decision > 0:
             self._episode += 1
@@ -212,7 +212,7 @@ class Session:
         turn.request = request
 
     def prepare(self, turn: "Turn") -> None:
-        """Build what the head needs from the encoded steps, those before, and this noise."""
+        """Build the head's inputs from the encoded steps, and those before; draw the noise."""
         agent, nfe = self._policy.agent, self._policy.nfe
         states = torch.from_numpy(turn.request.state).to(agent.device)
         current = [
@@ -231,7 +231,7 @@ class Session:
         turn.noise = agent.noise(1, draw, nfe).to(agent.device)
 
     def conclude(self, turn: "Turn", timing: dict[str, float]) -> None:
-        """Give the decision."""
+        """Answer with the chunk of the head."""
         if not np.isfinite(turn.chunk).all():
             raise RequestError(
                 "actions: expected finite numbers, found others; the policy has diverged, train "

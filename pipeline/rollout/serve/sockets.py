@@ -115,7 +115,10 @@ class PolicyServer:
 
     @property
     def performance(self) -> str:
-        """Return rate and latency of the latest answers in one line; empty where there are none."""
+        """Return rate and latency of the latest answers in one line; empty where there are none.
+
+        The rate is over the time from the first one's request on, pauses of all clients included.
+        """
         if not self._answered:
             return ""
         received, sent = np.array(self._answered).T
