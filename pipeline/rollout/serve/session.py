@@ -1,6 +1,11 @@
 """A served policy, and the episode that one client plays with it.
 
-Not safe for threads: the server processes one request after another.
+Not safe for threads: the server answers from one.
+
+**Together.** Requests of several sessions are answered together: their images share the encoder's
+passes, and the head evaluates them as one batch. A pass has the same shape however many there are,
+so features are the same bits as alone. Each session draws its own noise, so actions are the same as
+alone up to the rounding of float32: the last bits of a product depend on its number of rows.
 
 **History.** A policy of `obs_horizon` 2 was trained on consecutive control steps, and most clients
 send one observation for a whole chunk of actions. So a request brings either all its observation
@@ -10,7 +15,7 @@ session has seen the steps before. Otherwise the oldest known step is repeated, 
 `history` is `repeated` instead of `exact`.
 
 **Noise.** A connection's episode number e, from 0, draws the noise that `vla-rollout` draws for the
-seed `first_seed + e`: the same observations get the same actions, bit for bit.
+seed `first_seed + e`: the same observations get the same actions, bit for bit if answered alone.
 
 **Cameras.** The first observation of an episode is compared with the training's; one that does not
 match is refused before any action, or logged. There is no comparison for a client that counts its
@@ -20,8 +25,9 @@ steps and joins in the middle of an episode.
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -38,7 +44,8 @@ from pipeline.rollout.serve.request import Request, RequestReader, Value
 from pipeline.training.data.sampling import seeded_generator
 from pipeline.training.run.folder import RunDescription
 from pipeline.training.run.model_card import NOT_STATED
-from policy.agent import Features, VLAAgent
+from policy.agent import VLAAgent
+from policy.objectives.base import Noise
 
 History = Literal["exact", "repeated"]
 
@@ -189,28 +196,49 @@ class Session:
             EncoderLoadError, EncoderMismatchError: see `KnownInstructions.vector`.
             FeatureRangeError: the encoder's features of these frames are not finite.
         """
-        started = time.perf_counter()
-        request = self._policy.reader.read(fields)
+        turn = Turn(self, fields)
+        answer_together(self._policy, [turn])
+        return turn.answered.result()
+
+    def read(self, turn: "Turn") -> None:
+        """Check a message, and begin the episode that it starts: before the images are encoded."""
+        request = self._policy.reader.read(turn.fields)
         if request.starts_episode and self._decision > 0:
             self._episode += 1
             self._begin_episode()
         cameras = self._policy.cameras
         if cameras is not None and self._decision == 0 and not request.step:
             cameras.admit(request.frames[-1], self._policy.camera_check)
-        encoding = time.perf_counter()
-        current = self._encode(request)
-        language = self._policy.agent.encode_instruction(request.instruction)
-        encoded = time.perf_counter()
-        steps, history = self._with_history(current, request.step)
-        chunk = self._predict(steps, language)
-        ended = time.perf_counter()
-        if not np.isfinite(chunk).all():
+        turn.request = request
+
+    def prepare(self, turn: "Turn") -> None:
+        """Build the head's inputs from the encoded steps, and those before; draw the noise."""
+        agent, nfe = self._policy.agent, self._policy.nfe
+        states = torch.from_numpy(turn.request.state).to(agent.device)
+        current = [
+            # Copied: a slice would keep the features of all sessions in memory.
+            _Seen({name: rows[step].clone() for name, rows in turn.encoded.items()}, state)
+            for step, state in enumerate(states)
+        ]
+        steps, turn.history = self._with_history(current, turn.request.step)
+        turn.features = {
+            name: torch.stack([seen.features[name] for seen in steps])[None]
+            for name in turn.encoded
+        }
+        turn.features |= agent.encode_instruction(turn.request.instruction)
+        turn.state = torch.stack([seen.state for seen in steps])[None]
+        draw = seeded_generator(self._policy.first_seed + self._episode, "decision", self._decision)
+        turn.noise = agent.noise(1, draw, nfe).to(agent.device)
+
+    def conclude(self, turn: "Turn", timing: dict[str, float]) -> None:
+        """Answer with the chunk of the head."""
+        if not np.isfinite(turn.chunk).all():
             raise RequestError(
                 "actions: expected finite numbers, found others; the policy has diverged, train "
                 "it again"
             )
         self._decision += 1
-        if history == "repeated" and not self._has_warned:
+        if turn.history == "repeated" and not self._has_warned:
             self._has_warned = True
             logger.warning(
                 "a client sends single observations, but the policy was trained with a history; "
@@ -218,12 +246,8 @@ class Session:
                 "%d observation steps per request, or each control step with `step`",
                 self._policy.agent.config.obs_horizon,
             )
-        timing = {
-            "infer_ms": 1e3 * (ended - started),
-            "encode_ms": 1e3 * (encoded - encoding),
-            "head_ms": 1e3 * (ended - encoded),
-        }
-        return Decision(chunk, history, self._knows(request.instruction), timing)
+        known = self._knows(turn.request.instruction)
+        turn.answered.set_result(Decision(turn.chunk, turn.history, known, timing))
 
     def _begin_episode(self) -> None:
         self._decision = 0
@@ -235,15 +259,6 @@ class Session:
         if instructions is None:
             return None
         return "known" if instructions.knows(instruction) else "unseen"
-
-    def _encode(self, request: Request) -> list[_Seen]:
-        agent = self._policy.agent
-        features = agent.encode_views(request.frames)
-        states = torch.from_numpy(request.state).to(agent.device)
-        return [
-            _Seen({name: rows[step] for name, rows in features.items()}, state)
-            for step, state in enumerate(states)
-        ]
 
     def _with_history(self, current: list[_Seen], step: int | None) -> tuple[list[_Seen], History]:
         """Return `obs_horizon` steps that end with the current one, and whether all are real."""
@@ -266,14 +281,84 @@ class Session:
         history: History = "exact" if missing == 0 or is_start else "repeated"
         return [known[0]] * missing + known, history
 
-    def _predict(self, steps: list[_Seen], language: Features) -> Float32[np.ndarray, "n a"]:
-        agent, nfe = self._policy.agent, self._policy.nfe
-        seed = self._policy.first_seed + self._episode
-        noise = agent.noise(1, seeded_generator(seed, "decision", self._decision), nfe)
-        features = {
-            name: torch.stack([seen.features[name] for seen in steps])[None]
-            for name in steps[0].features
-        }
-        state = torch.stack([seen.state for seen in steps])[None]
-        chunk = agent.predict({**features, **language}, state, noise.to(agent.device), nfe)[0]
-        return chunk[: agent.config.num_action_steps].cpu().numpy()
+
+@dataclass
+class Turn:
+    """One session's request on its way to a decision; each stage adds fields below `answered`."""
+
+    session: Session
+    fields: Mapping[str, Value]
+    """The decoded message."""
+    answered: Future[Decision] = field(default_factory=Future)
+    """The decision, or the error that takes its place."""
+    request: Request = field(init=False)
+    encoded: dict[str, Tensor] = field(init=False)
+    """float32 [t, v, ...] by name, of the request's steps."""
+    features: dict[str, Tensor] = field(init=False)
+    """A batch of one for the head, as `state` and `noise`."""
+    state: Tensor = field(init=False)
+    noise: Noise = field(init=False)
+    history: History = field(init=False)
+    chunk: Float32[np.ndarray, "n a"] = field(init=False)
+
+
+def answer_together(policy: ServedPolicy, turns: list[Turn]) -> None:
+    """Decide on one request each of several sessions; errors as `Session.answer`, each its own.
+
+    Args:
+        policy: of these sessions.
+        turns: their `answered` gets a result or an exception, none of which is raised.
+    """
+    started = time.perf_counter()
+    _attempt_each(lambda turn: turn.session.read(turn), turns)
+    encoding = time.perf_counter()
+    _attempt(lambda unanswered: _encode(policy, unanswered), turns)
+    encoded = time.perf_counter()
+    _attempt_each(lambda turn: turn.session.prepare(turn), turns)
+    _attempt(lambda unanswered: _predict(policy, unanswered), turns)
+    ended = time.perf_counter()
+    timing = {
+        "infer_ms": 1e3 * (ended - started),
+        "encode_ms": 1e3 * (encoded - encoding),
+        "head_ms": 1e3 * (ended - encoded),
+    }
+    _attempt_each(lambda turn: turn.session.conclude(turn, timing), turns)
+
+
+def _attempt(stage: Callable[[list[Turn]], None], turns: list[Turn]) -> None:
+    """Run a stage for all turns without an error; where that fails, for each alone."""
+    turns = [turn for turn in turns if not turn.answered.done()]
+    if not turns:
+        return
+    try:
+        stage(turns)
+    except Exception as error:  # noqa: BLE001 - raised again where the decision is awaited
+        if len(turns) == 1:
+            turns[0].answered.set_exception(error)
+        else:
+            _attempt_each(lambda turn: stage([turn]), turns)
+
+
+def _attempt_each(stage: Callable[[Turn], None], turns: list[Turn]) -> None:
+    for turn in turns:
+        _attempt(lambda alone: stage(alone[0]), [turn])
+
+
+def _encode(policy: ServedPolicy, turns: list[Turn]) -> None:
+    frames = [turn.request.frames for turn in turns]
+    encoded = policy.agent.encode_views(np.concatenate(frames))
+    shares = {
+        name: torch.split(rows, [len(own) for own in frames]) for name, rows in encoded.items()
+    }
+    for index, turn in enumerate(turns):
+        turn.encoded = {name: rows[index] for name, rows in shares.items()}
+
+
+def _predict(policy: ServedPolicy, turns: list[Turn]) -> None:
+    names = turns[0].features
+    features = {name: torch.cat([turn.features[name] for turn in turns]) for name in names}
+    state = torch.cat([turn.state for turn in turns])
+    noise = torch.cat([turn.noise for turn in turns])
+    chunks = policy.agent.predict(features, state, noise, policy.nfe).cpu().numpy()
+    for turn, chunk in zip(turns, chunks, strict=True):
+        turn.chunk = chunk[: policy.agent.config.num_action_steps]

@@ -2,13 +2,13 @@
 
 The server sends its metadata first. Each binary message is then an observation, and the reply has
 `actions` and `server_timing`; the reply to an invalid message is one line of text, after which the
-connection closes. `/healthz` returns 200. A new connection begins a new episode; openpi-client's
-`reset` sends nothing.
+connection closes. `/healthz` returns 200, and the rate and latency of the latest answers. A new
+connection begins a new episode; openpi-client's `reset` sends nothing.
 
-One thread runs the policy: the requests of several clients are processed one after another, and the
-encoder computes where its probe was checked. Nothing that a client does ends the server: messages
-are bounded, each client may have one waiting, and web pages are refused, because a browser lets any
-page connect to this machine's ports.
+One thread runs the policy, so that the encoder computes where its probe was checked. When it has
+answered, it takes all requests that are waiting by then, and answers these together; it never waits
+for more. Nothing that a client does ends the server: messages are bounded, each client may have one
+waiting, and web pages are refused, because a browser lets any page connect to this machine's ports.
 
 Source: Physical-Intelligence/openpi, src/openpi/serving/websocket_policy_server.py, and
 openpi-client 0.1.2 on PyPI, websocket_client_policy.py, for the facts of the protocol.
@@ -19,11 +19,13 @@ import asyncio
 import logging
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Final
 
+import numpy as np
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.asyncio.server import serve as listen
 from websockets.exceptions import ConnectionClosed
@@ -32,7 +34,13 @@ from websockets.http11 import Request, Response
 
 from pipeline.errors import ConfigError
 from pipeline.rollout.serve.config import ServeConfig, is_authorized
-from pipeline.rollout.serve.session import Decision, ServedPolicy, Session
+from pipeline.rollout.serve.session import (
+    Decision,
+    ServedPolicy,
+    Session,
+    Turn,
+    answer_together,
+)
 from pipeline.rollout.serve.wire import decode_message, encode_message
 from policy.errors import VlaError
 
@@ -41,6 +49,7 @@ MIB: Final = 2**20  # bytes
 # Each may have two messages in memory, one waiting and one being read.
 MAX_CLIENTS: Final = 128
 CLOSE_TIMEOUT_S: Final = 2.0  # seconds to wait for a client's closing handshake
+LATEST_ANSWERS: Final = 1000  # whose rate and latency are reported
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +59,7 @@ def serve_until_signal(config: ServeConfig, announce: Callable[[str], None]) -> 
 
     Args:
         config: what to serve.
-        announce: takes one line when the server listens.
+        announce: see `run_until_signal`.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -65,15 +74,22 @@ def serve_until_signal(config: ServeConfig, announce: Callable[[str], None]) -> 
 
 
 async def run_until_signal(server: "PolicyServer", announce: Callable[[str], None]) -> None:
-    """Run a server in this process's main thread until Ctrl-C or SIGTERM; `announce` as above."""
+    """Run a server in this process's main thread until Ctrl-C or SIGTERM.
+
+    Args:
+        server: what to run.
+        announce: takes a line when it listens, and one with its performance when it has ended.
+    """
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     await server.run(stop, lambda url: announce(f"serving {server.summary} at {url}"))
+    if server.performance:
+        announce(server.performance)
 
 
 class PolicyServer:
-    """Answers websocket clients, one request after another."""
+    """Answers websocket clients, together those that are waiting at the same time."""
 
     def __init__(self, policy: ServedPolicy, config: ServeConfig, worker: ThreadPoolExecutor):
         """Serve a loaded policy; `worker`, of one thread, runs it."""
@@ -83,6 +99,8 @@ class PolicyServer:
         self._max_size = config.max_message_mib * MIB
         self._metadata = encode_message(policy.metadata() | {"max_message_bytes": self._max_size})
         self._server: Server | None = None
+        self._waiting: deque[Turn] = deque()
+        self._answered: deque[tuple[float, float]] = deque(maxlen=LATEST_ANSWERS)
 
     @property
     def summary(self) -> str:
@@ -93,6 +111,22 @@ class PolicyServer:
         return (
             f"{self._config.run} (step {self._policy.checkpoint_step}; views "
             f"{', '.join(description.spec.view_names)}; encoder {encoder.name}{warning})"
+        )
+
+    @property
+    def performance(self) -> str:
+        """Return rate and latency of the latest answers in one line; empty where there are none.
+
+        The rate is over the time from the first one's request on, pauses of all clients included.
+        """
+        if not self._answered:
+            return ""
+        received, sent = np.array(self._answered).T
+        median, slow = np.percentile(1e3 * (sent - received), [50, 99])
+        rate = len(sent) / (sent.max() - received.min())
+        return (
+            f"latest {len(sent)} answers: {rate:.1f} per second, latency "
+            f"p50 {median:.1f} ms, p99 {slow:.1f} ms"
         )
 
     async def run(self, stop: asyncio.Event, listening: Callable[[str], None]) -> None:
@@ -136,7 +170,7 @@ class PolicyServer:
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Respond to what is not a websocket's handshake, or not allowed to be one."""
         if request.path == "/healthz":
-            return connection.respond(HTTPStatus.OK, "OK\n")
+            return connection.respond(HTTPStatus.OK, f"OK\n{self.performance}\n")
         if not is_authorized(request.headers.get_all("Authorization"), self._config.token):
             return connection.respond(HTTPStatus.UNAUTHORIZED, "expected Authorization: Api-Key\n")
         if self._server is not None and len(self._server.connections) >= MAX_CLIENTS:
@@ -158,7 +192,9 @@ class PolicyServer:
                 waited_ms = 1e3 * (time.perf_counter() - received)
                 reply = decision.reply(queue_ms=waited_ms - decision.timing["infer_ms"], **previous)
                 await connection.send(encode_message(reply))
-                previous = {"prev_total_ms": 1e3 * (time.perf_counter() - received)}
+                sent = time.perf_counter()
+                self._answered.append((received, sent))
+                previous = {"prev_total_ms": 1e3 * (sent - received)}
         except ConnectionClosed as closed:  # clients come and go, and some are killed
             if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
                 logger.warning(
@@ -172,9 +208,11 @@ class PolicyServer:
         self, connection: ServerConnection, session: Session, message: bytes | str
     ) -> Decision | None:
         """Return the decision; without one, send the client the reason and close the connection."""
-        loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._worker, _answer, session, message)
+            turn = Turn(session, decode_message(message))
+            self._waiting.append(turn)
+            self._worker.submit(self._answer_waiting)
+            return await asyncio.wrap_future(turn.answered)
         except VlaError as error:
             line, code = " ".join(str(error).split()), CloseCode.UNSUPPORTED_DATA
             logger.warning("%s: %s", connection.remote_address[0], line)
@@ -187,6 +225,8 @@ class PolicyServer:
         await connection.close(code, "see the text before")
         return None
 
-
-def _answer(session: Session, message: bytes | str) -> Decision:
-    return session.answer(decode_message(message))
+    def _answer_waiting(self) -> None:
+        """Answer what is waiting; there may be none where the call before has taken it."""
+        turns = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        current = [turn for turn in turns if turn.answered.set_running_or_notify_cancel()]
+        answer_together(self._policy, current)

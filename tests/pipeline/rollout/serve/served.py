@@ -2,6 +2,8 @@
 
 import asyncio
 import queue
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from websockets.sync.client import ClientConnection, connect
 
 from pipeline.rollout.gate.camera_check import CameraCheck
 from pipeline.rollout.gate.camera_verdict import CameraCheckMode
@@ -19,21 +23,25 @@ from pipeline.rollout.serve.session import ServedPolicy
 from pipeline.rollout.serve.sockets import PolicyServer
 from pipeline.training.data.sampling import seeded_generator
 from policy.agent import VLAAgent
+from policy.encoders.base import ImageEncoder
 from tests.pipeline.rollout.gate.test_checks import description
 from tests.pipeline.rollout.pixel_encoder import PixelEncoder
 
 FIRST_SEED = 7
+# Actions are float32 of 1.5 at most; the last bits of a product depend on its number of rows.
+BATCH_TOLERANCE = 1e-5
 
 
 def served_policy(
     obs_horizon: int = 2,
     cameras: CameraCheck | None = None,
     camera_check: CameraCheckMode = "off",
+    encoder: ImageEncoder | None = None,
 ) -> ServedPolicy:
     """Two views (front, top), 5 numbers of state, 4 of action; random weights."""
     held = description()
     config = held.config.agent.model_copy(update={"obs_horizon": obs_horizon})
-    agent = VLAAgent(config, held.spec, PixelEncoder()).eval()
+    agent = VLAAgent(config, held.spec, encoder or PixelEncoder()).eval()
     weights = torch.Generator().manual_seed(0)
     for parameter in agent.parameters():  # fresh heads answer zeros
         torch.nn.init.normal_(parameter, std=0.2, generator=weights)
@@ -116,3 +124,38 @@ def serving(policy: ServedPolicy, **settings: object) -> Iterator[int]:
         loop.call_soon_threadsafe(stop.set)
         thread.join(timeout=30)
         assert not thread.is_alive()
+
+
+def assert_acts(actions: np.ndarray, policy: ServedPolicy, steps: list[int], **which: int) -> None:
+    """They are those of `expected_actions`, even if given together with others'."""
+    expected = expected_actions(policy, steps, **which)
+    np.testing.assert_allclose(actions, expected, rtol=0, atol=BATCH_TOLERANCE)
+
+
+@contextmanager
+def robot(port: int, **settings: str) -> Iterator[WebsocketClientPolicy]:
+    client = WebsocketClientPolicy("127.0.0.1", port, **settings)
+    try:
+        yield client
+    finally:
+        client._ws.close()  # the package itself has no way to
+
+
+def greeted(port: int, **settings: object) -> ClientConnection:
+    """Connect as a stranger and take the metadata."""
+    connection = connect(f"ws://127.0.0.1:{port}", compression=None, **settings)
+    assert isinstance(connection.recv(timeout=10), bytes)
+    return connection
+
+
+def reset(connection: ClientConnection) -> None:
+    """Break the connection off without goodbye."""
+    linger = struct.pack("ii", 1, 0)
+    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    connection.socket.close()
+
+
+def assert_still_serves(port: int, policy: ServedPolicy) -> None:
+    with robot(port) as client:
+        actions = client.infer(observation(0, 1))["actions"]
+    assert_acts(actions, policy, [0, 1])

@@ -9,12 +9,14 @@ from openpi_client import msgpack_numpy
 
 from pipeline.errors import ConfigError, RequestError
 from pipeline.rollout.serve.request import RequestReader
-from pipeline.rollout.serve.session import Session
+from pipeline.rollout.serve.session import Session, Turn, answer_together
 from pipeline.rollout.serve.wire import decode_message
 from policy.images import resize_images
 from policy.spec import AgentSpec
+from tests.pipeline.rollout.pixel_encoder import PixelEncoder
 from tests.pipeline.rollout.serve.served import (
     FIRST_SEED,
+    assert_acts,
     expected_actions,
     frame,
     observation,
@@ -22,6 +24,14 @@ from tests.pipeline.rollout.serve.served import (
     state,
 )
 from tests.pipeline.tiny import POOLED
+
+
+class PlacedEncoder(PixelEncoder):
+    """Adds an image's place in its pass."""
+
+    def _forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        pooled = super()._forward(images)["pooled"]
+        return {"pooled": pooled + torch.arange(len(images))[:, None]}
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +200,29 @@ def test_a_view_called_state_cannot_be_served():
     )
     with pytest.raises(ConfigError, match="called `state`"):
         RequestReader(spec, 2)
+
+
+@pytest.mark.parametrize("encoder", [PixelEncoder, PlacedEncoder])
+def test_sessions_answered_together_see_and_do_what_they_do_alone(encoder):
+    """Four sessions, which differ in steps, episode and history: the same features to the bit."""
+    policy = served_policy(encoder=encoder())
+    sessions = [Session(policy) for _ in range(4)]
+    ask(sessions[2], 5, step=5)
+    ask(sessions[3], 8, step=8)
+    shown = [[1, 2], [3, 3], [5, 6], [9, 9]]
+    messages = [
+        observation(1, 2),
+        observation(3),
+        observation(6, step=6),
+        observation(9, reset=True),
+    ]
+    turns = [Turn(*pair) for pair in zip(sessions, messages, strict=True)]
+    answer_together(policy, turns)
+    for turn, steps, (episode, decision) in zip(
+        turns, shown, [(0, 0), (0, 0), (0, 1), (1, 0)], strict=True
+    ):
+        frames = np.stack([np.stack([frame(step)] * 2) for step in steps])
+        alone = policy.agent.encode_views(frames)["pooled"]
+        assert torch.equal(turn.features["pooled"][0], alone)
+        actions = turn.answered.result().actions
+        assert_acts(actions, policy, steps, seed=FIRST_SEED + episode, decision=decision)

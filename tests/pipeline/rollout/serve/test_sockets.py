@@ -14,17 +14,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from openpi_client import msgpack_numpy
-from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from pydantic import SecretStr
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
 from websockets.frames import CloseCode
-from websockets.sync.client import ClientConnection, connect
 
 from pipeline.errors import ConfigError
 from pipeline.rollout.serve.config import ServeConfig
@@ -32,8 +29,13 @@ from pipeline.rollout.serve.sockets import MAX_CLIENTS, PolicyServer, run_until_
 from tests.pipeline.rollout.pixel_encoder import BROKEN_PIXEL
 from tests.pipeline.rollout.serve.served import (
     FIRST_SEED,
+    assert_acts,
+    assert_still_serves,
     expected_actions,
+    greeted,
     observation,
+    reset,
+    robot,
     run_server,
     served_policy,
     serving,
@@ -52,28 +54,6 @@ def policy():
 def port(policy):
     with serving(policy, max_message_mib=1) as port:
         yield port
-
-
-@contextmanager
-def robot(port: int, **settings: str) -> Iterator[WebsocketClientPolicy]:
-    client = WebsocketClientPolicy("127.0.0.1", port, **settings)
-    try:
-        yield client
-    finally:
-        client._ws.close()  # the package itself has no way to
-
-
-def greeted(port: int, **settings: object) -> ClientConnection:
-    """Connect as a stranger and take the metadata."""
-    connection = connect(f"ws://127.0.0.1:{port}", compression=None, **settings)
-    assert isinstance(connection.recv(timeout=10), bytes)
-    return connection
-
-
-def assert_still_serves(port: int, policy) -> None:
-    with robot(port) as client:
-        actions = client.infer(observation(0, 1))["actions"]
-    np.testing.assert_array_equal(actions, expected_actions(policy, [0, 1]))
 
 
 def status(port: int, path: str, **headers: str) -> int:
@@ -109,7 +89,7 @@ def test_the_public_client_gets_metadata_actions_and_timing(port, policy):
 
 
 def test_each_client_plays_its_own_episode(port, policy):
-    """Three robots at once: each gets what it would get alone."""
+    """Three robots at once: each gets what it would get alone, but for float32's rounding."""
     ready = threading.Barrier(3)
 
     def play(first: int) -> list[np.ndarray]:
@@ -124,7 +104,7 @@ def test_each_client_plays_its_own_episode(port, policy):
         for decision, chunk in enumerate(chunks):
             current = first + decision
             seen = [max(first, current - 1), current]
-            np.testing.assert_array_equal(chunk, expected_actions(policy, seen, decision=decision))
+            assert_acts(chunk, policy, seen, decision=decision)
 
 
 def test_a_new_connection_begins_a_new_episode(port, policy):
@@ -197,9 +177,7 @@ def test_a_connection_that_breaks_in_a_message_harms_nobody(port, policy):
     header = b"\x82\xff" + struct.pack(">Q", 1_000_000) + b"\0\0\0\0"
     connection.socket.sendall(header + b"\x81" * 100)
     assert_still_serves(port, policy)  # while it is half sent, too
-    linger = struct.pack("ii", 1, 0)
-    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    connection.socket.close()
+    reset(connection)
     assert_still_serves(port, policy)
 
 
