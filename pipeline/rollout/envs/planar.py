@@ -1,9 +1,8 @@
 """A disc on a table that has two equally good ways around a wall; owns its MuJoCo scene.
 
-The expert takes the left way and the right one by turns, whatever it sees, and the wall is so near
-that the mean of its first actions leads into it. So a policy that averages fails, and one that draws
-from the distribution does not. An episode is solved at the goal, unless the disc has touched the
-wall.
+The expert takes the left way and the right one by turns, whatever it sees, and the wall is near:
+the mean of its first actions leads into it. So a policy that averages fails, one that draws from
+the distribution does not. An episode is solved at the goal, unless the disc has touched the wall.
 """
 
 import importlib.metadata
