@@ -4,19 +4,17 @@ import tomllib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 from policy.agent import AgentConfig
-from policy.spec import ComputeDtype
+from policy.spec import ComputeDtype, FrozenModel
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-class OptimizerConfig(BaseModel):
+class OptimizerConfig(FrozenModel, allow_inf_nan=False):
     """AdamW and its schedule."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak step size."""
@@ -32,10 +30,8 @@ class OptimizerConfig(BaseModel):
     """Longer gradients are scaled down to this Euclidean norm."""
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(FrozenModel, allow_inf_nan=False):
     """Everything that decides a run's weights, given the store."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     preset: str
     """Name of the preset this configuration started from; for people."""

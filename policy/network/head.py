@@ -14,20 +14,19 @@ from typing import Final, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from policy.network import forward_mode
 from policy.network.attention_residuals import DepthMixer, ResidualSum
 from policy.network.layers import HEAD_WIDTH, Block, TimeEmbedding, rms_normalize, rotary_table
+from policy.spec import FrozenModel
 
 NUM_TIME_TOKENS: Final = 2  # one for t and one for h
 
 
-class HeadConfig(BaseModel):
+class HeadConfig(FrozenModel, allow_inf_nan=False):
     """Size and horizons of the action head."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     n_emb: int = Field(default=384, ge=HEAD_WIDTH, le=8_192)
     """Token width, a multiple of 64; compute grows with its square."""

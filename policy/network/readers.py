@@ -9,16 +9,15 @@ from typing import Annotated, Final, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from policy.errors import AgentMismatchError
 from policy.network.normalizer import FeatureStandardizer
+from policy.spec import FrozenModel
 
 
-class _ReaderSettings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _ReaderSettings(FrozenModel):
     kind: str
     """Which reader."""
     projection_dim: int = Field(default=96, ge=1, le=8_192)
@@ -149,10 +148,8 @@ class AttentionReader(FeatureReader):
         return projected
 
 
-class InstructionReaderConfig(BaseModel):
+class InstructionReaderConfig(FrozenModel):
     """A token of its own for the instruction."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     modulates_views: bool = True
     """Whether the instruction also scales and shifts the projected views."""

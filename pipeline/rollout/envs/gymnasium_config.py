@@ -15,8 +15,6 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     JsonValue,
     StringConstraints,
@@ -26,16 +24,15 @@ from pydantic import (
 )
 
 from pipeline.errors import ConfigError
+from policy.spec import FrozenModel
 
 RENDER_KEY: Final = "render()"
 _MANUAL: Final = "data_manifests/README.md explains every field"
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 
-class GymnasiumView(BaseModel):
+class GymnasiumView(FrozenModel):
     """One camera."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
     """Its name in the policy's manifest."""
@@ -45,10 +42,8 @@ class GymnasiumView(BaseModel):
     """Turn the image, where the environment renders it upside-down."""
 
 
-class GymnasiumState(BaseModel):
+class GymnasiumState(FrozenModel):
     """The robot's own state."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: Text | Annotated[tuple[Text, ...], Field(min_length=1)]
     """Its path in the observation, `agent_pos`, or several that are joined; `.` is all of it."""
@@ -63,10 +58,8 @@ class GymnasiumState(BaseModel):
         return (self.key,) if isinstance(self.key, str) else self.key
 
 
-class GymnasiumAction(BaseModel):
+class GymnasiumAction(FrozenModel):
     """The robot's action."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     units: Text
     """What each column is, in words."""
@@ -75,10 +68,8 @@ class GymnasiumAction(BaseModel):
     clip, but roll out no policy that was trained on actions beyond them."""
 
 
-class GymnasiumSuccess(BaseModel):
+class GymnasiumSuccess(FrozenModel):
     """When the task is solved: one of the two."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     info: Text | None = None
     """Path of a boolean in the step's info: `is_success`."""
@@ -92,10 +83,8 @@ class GymnasiumSuccess(BaseModel):
         return self
 
 
-class GymnasiumConfig(BaseModel):
+class GymnasiumConfig(FrozenModel):
     """How to use one Gymnasium environment as a robot."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Annotated[str, StringConstraints(pattern=r"^[\w.-]+(/[\w.-]+)?(-v\d+)?$")]
     """The environment's registered name; `module:name` is refused, `module` is its own field."""

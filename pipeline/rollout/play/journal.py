@@ -11,20 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from pipeline.rollout.gate.camera_verdict import StartFinding
 from pipeline.rollout.play.result import EpisodeResult
 from pipeline.storage.local import write_atomically
+from policy.spec import FrozenModel
 
 JOURNAL: Final = "episodes.jsonl"
 RESULT: Final = "result.json"
 
 
-class FinishedEpisode(BaseModel):
+class FinishedEpisode(FrozenModel):
     """One episode; durations in seconds per decision."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     result: EpisodeResult
     """How it ended."""

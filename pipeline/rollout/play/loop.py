@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError, RunError
@@ -42,15 +42,13 @@ from pipeline.storage.local import write_json
 from pipeline.storage.locks import sole_writer
 from pipeline.training.run.folder import RunDescription, run_hash
 from policy.agent import VLAAgent
-from policy.spec import FRAME_SIZE
+from policy.spec import FRAME_SIZE, FrozenModel
 
 logger = logging.getLogger(__name__)
 
 
-class RolloutConfig(BaseModel):
+class RolloutConfig(FrozenModel):
     """What to roll out, where, and how often."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: Path
     """Folder of a training run."""

@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from pipeline.rollout.gate.camera_verdict import CameraCheckResult
-from policy.spec import EncoderIdentity
+from policy.spec import EncoderIdentity, FrozenModel
 
 NORMAL_QUANTILE: Final = 1.959964  # two-sided 95 % of a standard normal
 
 
-class EpisodeResult(BaseModel):
+class EpisodeResult(FrozenModel):
     """One episode."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str = ""
     """Its environment, in a rollout of several; else empty."""
@@ -53,10 +50,8 @@ def episode_file(task: str, seed: int) -> Path:
     return Path(task.replace("/", "-")) / f"seed_{seed}"
 
 
-class SuccessRate(BaseModel):
+class SuccessRate(FrozenModel):
     """How often one environment, or the environments of one suite, were solved."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     """The environment; or the suite, which is the environment's name without its last part."""
@@ -92,10 +87,8 @@ class SuccessRate(BaseModel):
         )
 
 
-class Latency(BaseModel):
+class Latency(FrozenModel):
     """Duration of one decision in seconds, over all decisions of a rollout."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     p50: float
     p95: float
@@ -108,14 +101,12 @@ class Latency(BaseModel):
         return cls(p50=float(p50), p95=float(p95), p99=float(p99))
 
 
-class Disagreement(BaseModel):
+class Disagreement(FrozenModel):
     """Difference of one jump of the head and two, relative to their length, over all decisions.
 
     0 is perfect and 2 the worst. It needs no labels: a one-step policy is uncertain where it is
     large.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     median: float
     p95: float
@@ -129,10 +120,8 @@ class Disagreement(BaseModel):
         return cls(median=float(median), p95=float(p95))
 
 
-class RolloutResult(BaseModel):
+class RolloutResult(FrozenModel):
     """A rollout, as stored in `result.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     env: str
     """The environment's name; names of several and of suites, as they were asked for."""
