@@ -69,7 +69,6 @@ class GuardedEnv:
         atexit.register(self.close)
 
     def reset(self, seed: int) -> None:
-        """Start an episode; see `RobotEnv`."""
         if not 0 <= seed < 2**32:
             raise EnvError(
                 f"{self.name}: expected a seed from 0 to 2^32 - 1, found {seed}; choose another"
@@ -80,22 +79,18 @@ class GuardedEnv:
         self._has_begun, self._is_over = True, False
 
     def render(self) -> UInt8[np.ndarray, "v h w 3"]:
-        """Render every view; see `RobotEnv`."""
         with self._guarded("render"):
             return self.unguarded.render()
 
     def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
-        """Return where the end-effector is in each view; see `RobotEnv`."""
         with self._guarded("effector_pixels"):
             return self.unguarded.effector_pixels()
 
     def state(self) -> Float32[np.ndarray, " s"]:
-        """Return finite numbers; see `RobotEnv`."""
         with self._guarded("state"):
             return self._finite("state", self.unguarded.state())
 
     def step(self, action: Float32[np.ndarray, " a"]) -> StepResult:
-        """Apply one action; the reward is finite; see `RobotEnv`."""
         if action.shape != (self.action_dim,) or not np.isfinite(action).all():
             raise EnvError(
                 f"{self.name}: expected {self.action_dim} finite numbers as the action, found "
@@ -164,7 +159,6 @@ class GuardedExpertEnv(GuardedEnv):
         self._expert = env
 
     def expert_action(self) -> Float32[np.ndarray, " a"]:
-        """Return the expert's action, finite; see `ExpertEnv`."""
         with self._guarded("expert_action"):
             self._require_time_left()
             return self._finite("expert_action", self._expert.expert_action())

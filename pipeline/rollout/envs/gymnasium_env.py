@@ -83,7 +83,6 @@ class GymnasiumEnv:
             raise
 
     def reset(self, seed: int) -> None:
-        """Start an episode from a seed."""
         self._observation, _ = self._env.reset(seed=seed)
 
     def render(self) -> UInt8[np.ndarray, "v 256 256 3"]:
@@ -95,8 +94,7 @@ class GymnasiumEnv:
         return np.stack([self._frame(view) for view in self._views])
 
     def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
-        """Return NaN for every view: Gymnasium does not know the end-effector."""
-        return np.full((len(self._views), 2), np.nan)
+        return np.full((len(self._views), 2), np.nan)  # Gymnasium does not know it
 
     def state(self) -> Float32[np.ndarray, " s"]:
         """Return the configured columns of the observation.
@@ -139,7 +137,6 @@ class GymnasiumEnv:
         return StepResult(float(reward), self._is_solved(float(reward), info), is_over)
 
     def close(self) -> None:
-        """Free the environment."""
         self._env.close()
 
     def _build(self) -> Any:
