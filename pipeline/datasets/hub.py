@@ -20,7 +20,7 @@ from pipeline.datasets.manifest.selection import choose_episodes
 from pipeline.datasets.registry import detect_format, episode_numbers, format_class
 from pipeline.errors import ConfigError, ObjectStorageError
 from pipeline.storage.local import user_cache
-from policy.errors import VlaError
+from policy.errors import VlaError, first_line
 
 if TYPE_CHECKING:  # its libraries are an extra
     from pipeline.datasets.lerobot.reader import LeRobotReader
@@ -73,11 +73,11 @@ def download_dataset(address: str, episodes: str | None) -> tuple[Path, dict[str
         raise
     # The hub's client raises errors of various libraries; each means that the download failed.
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ObjectStorageError(
-            f"{address}: cannot be downloaded from the Hugging Face hub ({reason[0]}); check the "
-            "name, network and login (`hf auth login`) and run the same command again, or pass the "
-            "folder of a local copy; the manifest next to a store has the path of its data"
+            f"{address}: cannot be downloaded from the Hugging Face hub ({first_line(error)}); "
+            "check the name, network and login (`hf auth login`) and run the same command again, "
+            "or pass the folder of a local copy; the manifest next to a store has the path of its "
+            "data"
         ) from error
     source = f"{HUB}{name}"
     return folder, {"name": name.replace("/", "-"), "source": source, "revision": commit}

@@ -20,10 +20,11 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, Int64, UInt8
 
-from pipeline.datasets.causes import one_line, why_unreadable
+from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.datasets.pixels import require_pixels
 from pipeline.errors import DatasetError, FrameReadError
+from policy.errors import one_line
 
 _SEEK_GAIN: Final = 16  # frames; seeking a key frame costs about as much as decoding these
 _ROUNDING_S: Final = 1e-6  # seconds; half a frame is compared after sums of float64

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 from policy.agent import AgentConfig
+from policy.errors import invalid_field
 from policy.spec import ComputeDtype, FrozenModel
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -127,9 +128,7 @@ def _validated(content: dict[str, Any], settings: str) -> TrainConfig:
     try:
         return TrainConfig.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "settings"
-        raise ConfigError(f"--set {settings}: {field}: {first['msg']}") from error
+        raise ConfigError(f"--set {settings}: {invalid_field(error)}") from error
 
 
 def _parse_value(text: str) -> object:

@@ -21,7 +21,6 @@ import h5py
 import numpy as np
 
 from pipeline.datasets.base import DatasetConfig, DatasetFacts, EpisodeLabel, FormatSurvey
-from pipeline.datasets.causes import one_line
 from pipeline.datasets.hdf5.episodes import (
     EpisodeGroup,
     EpisodeHeader,
@@ -48,6 +47,7 @@ from pipeline.datasets.pixels import alpha_remarks
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location
 from pipeline.storage.open import open_folder
+from policy.errors import one_line
 
 LAYOUT: Final = Hdf5Layout(
     cameras="obs",
@@ -164,8 +164,7 @@ def _files(root: Location, *, allow_outside: bool) -> list[Location]:
     if not paths:
         raise DatasetError(
             f"{root}: expected a robomimic .hdf5 file, or a folder of such files, found a folder "
-            f"without "
-            "any; correct the path to it"
+            "without any; correct the path to it"
         )
     for path in paths:
         file_in(root, path.name, allow_outside=allow_outside)

@@ -20,7 +20,7 @@ from pipeline.datasets.base import (
     FormatSurvey,
     require_steps,
 )
-from pipeline.datasets.causes import one_line, why_unreadable
+from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.compressed import decode_images, image_size
 from pipeline.datasets.lerobot.clock import step_seconds
 from pipeline.datasets.lerobot.episodes import (
@@ -42,6 +42,7 @@ from pipeline.datasets.lerobot.table import ParquetTable
 from pipeline.datasets.manifest.paths import read_file
 from pipeline.datasets.video import VideoDecoder, match_frames
 from pipeline.errors import DatasetError, FrameReadError
+from policy.errors import one_line
 
 SUCCESS_KEY: Final = "next.success"
 DECODER_THREADS: Final = 2  # of all cameras together; each takes one, a single camera both

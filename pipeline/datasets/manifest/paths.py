@@ -23,8 +23,7 @@ def resolve_inside(root: Path, relative: str, *, allow_outside: bool) -> Path:
     except (OSError, RuntimeError) as error:  # a circle of links
         raise DatasetError(
             f"{root}: expected a path below this folder, found {relative!r}, which does not "
-            f"resolve "
-            f"({error}); correct it"
+            f"resolve ({error}); correct it"
         ) from error
     if allow_outside or path == base or base in path.parents:
         return path

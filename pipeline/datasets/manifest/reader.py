@@ -210,9 +210,8 @@ class ManifestReader:
         wrong = np.flatnonzero(~np.isfinite(kept))
         if len(wrong):
             raise DatasetError(
-                f"{reader.episode_name(position)}: expected finite times, found "
-                f"{kept[wrong[0]]} s at step {wrong[0]} ({len(wrong)} in all); correct this "
-                "episode or leave it out"
+                f"{reader.episode_name(position)}: expected finite times, found {kept[wrong[0]]} s "
+                f"at step {wrong[0]} ({len(wrong)} in all); correct this episode or leave it out"
             )
         return kept
 

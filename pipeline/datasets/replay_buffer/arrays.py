@@ -19,10 +19,11 @@ from typing import Any, Final
 import zarr
 import zarr.storage
 
-from pipeline.datasets.causes import GIT_LFS, one_line, why_unreadable
+from pipeline.datasets.causes import GIT_LFS, why_unreadable
 from pipeline.datasets.manifest.paths import resolve_inside
 from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.errors import DatasetError
+from policy.errors import one_line
 
 ENDS_KEY: Final = "meta/episode_ends"
 DAMAGE: Final = (  # what zarr and its codecs raise for damaged bytes and headers

@@ -22,7 +22,6 @@ from pipeline.datasets.base import (
     as_floating,
     require_steps,
 )
-from pipeline.datasets.causes import one_line
 from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
 from pipeline.datasets.pixels import (
     PixelLayout,
@@ -39,6 +38,7 @@ from pipeline.datasets.replay_buffer.arrays import (
     array_keys,
 )
 from pipeline.errors import DatasetError, FrameReadError
+from policy.errors import one_line
 
 CLOCK_KEY: Final = "data/timestamp"  # seconds; recordings of real robots have it
 
@@ -202,8 +202,7 @@ class DiffusionPolicyZarrReader(FormatReader):
         except DAMAGE as error:
             raise DatasetError(
                 f"{self._root}: {ENDS_KEY}: expected a readable array, found {one_line(error)}; "
-                f"copy "
-                "the data again"
+                "copy the data again"
             ) from error
 
     def _require_ascending(self) -> None:
@@ -215,9 +214,8 @@ class DiffusionPolicyZarrReader(FormatReader):
                 raise DatasetError(
                     f"{self._root}: {ENDS_KEY}: expected ascending ends, each episode with at "
                     f"least one row, found rows [{starts[number]}, {ends[number]}) for episode "
-                    f"{number}; "
-                    "correct the ends, or leave out an episode that has no rows with `episodes = "
-                    f"{{except = [{number}]}}` in the manifest"
+                    f"{number}; correct the ends, or leave out an episode that has no rows with "
+                    f"`episodes = {{except = [{number}]}}` in the manifest"
                 )
 
     def _require_rows(self, arrays: dict[str, Any]) -> None:
@@ -243,9 +241,8 @@ class DiffusionPolicyZarrReader(FormatReader):
                 raise
             found = one_line(error)
             raise DatasetError(
-                f"{self.episode_name(episode)}: {key}: expected readable rows "
-                f"[{first + start}, {first + stop}), found {found}; copy the data again, or "
-                f"{LEAVE_OUT}"
+                f"{self.episode_name(episode)}: {key}: expected readable rows [{first + start}, "
+                f"{first + stop}), found {found}; copy the data again, or {LEAVE_OUT}"
             ) from error
 
 

@@ -326,9 +326,8 @@ def _sample_frames(reader: ManifestReader, steps: StepArrays) -> UInt8[np.ndarra
             found.append(read_slots(reader, step, num_variants=0)[0])
     if not found:
         raise FrameReadError(
-            f"{reader.episode_name(0)} and others: none of {len(rows)} sampled steps can be "
-            f"read; run "
-            f"`vla-data check` on the dataset"
+            f"{reader.episode_name(0)} and others: none of {len(rows)} sampled steps can be read; "
+            "run `vla-data check` on the dataset"
         )
     return np.concatenate(found)
 

@@ -78,8 +78,7 @@ def load_text_like(
     if found.fingerprint != made_by.fingerprint:
         raise EncoderMismatchError(
             f"{where}: expected the text encoder {made_by.name} ({made_by.fingerprint[:12]}), "
-            f"found {found.name} ({found.fingerprint[:12]}); pass the right one with "
-            f"{option}"
+            f"found {found.name} ({found.fingerprint[:12]}); pass the right one with {option}"
         )
     return encoder
 

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import StoreError
 from pipeline.storage.folder import Folder
+from policy.errors import invalid_field
 from policy.spec import FrozenModel
 
 COMPLETE_MARK: Final = "COMPLETE.json"
@@ -191,8 +192,6 @@ def _validated(kind: type[Note], store: Folder, name: str) -> Note:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
         raise StoreError(
-            f"{store}/{name}: {field}: {first['msg']}; written by another program"
+            f"{store}/{name}: {invalid_field(error)}; written by another program"
         ) from error

@@ -10,16 +10,13 @@ import atexit
 import difflib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from pipeline.errors import EnvError, EpisodeError
 from pipeline.rollout.envs.base import ExpertEnv, RobotEnv, StepResult
-from policy.errors import VlaError
-
-MAX_REASON: Final = 300  # characters of a foreign message
+from policy.errors import VlaError, one_line
 
 
 def require_views(name: str, views: tuple[str, ...], offered: Collection[str]) -> None:
@@ -132,8 +129,9 @@ class GuardedEnv:
         except VlaError:
             raise
         except Exception as error:  # a simulator raises anything
-            reason = " ".join(str(error).split())[:MAX_REASON]
-            raise self._failure(f"{call} raised {type(error).__name__}: {reason}") from error
+            raise self._failure(
+                f"{call} raised {type(error).__name__}: {one_line(error)}"
+            ) from error
 
     def _finite(self, what: str, values: np.ndarray) -> np.ndarray:
         if not np.isfinite(values).all():

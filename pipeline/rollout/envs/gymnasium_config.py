@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from pipeline.errors import ConfigError
+from policy.errors import invalid_field, one_line
 from policy.spec import FrozenModel
 
 RENDER_KEY: Final = "render()"
@@ -136,11 +137,9 @@ def load_gymnasium_config(file: Path) -> GymnasiumConfig:
     try:
         config = GymnasiumConfig.model_validate(content)
     except ValidationError as error:
-        problem = error.errors()[0]
-        path = ".".join(map(str, problem["loc"]))
-        found = repr(problem["input"])[:200]
+        found = one_line(repr(error.errors()[0]["input"]))
         raise ConfigError(
-            f"{file}: {path}: {problem['msg']}, found {found}; correct it, {_MANUAL}"
+            f"{file}: {invalid_field(error)}, found {found}; correct it, {_MANUAL}"
         ) from error
     if config.module is not None:
         _require_installed(config.module, file)

@@ -24,6 +24,7 @@ from pipeline.rollout.envs.gymnasium_config import (
     GymnasiumView,
     load_gymnasium_config,
 )
+from policy.errors import one_line
 from policy.images import resize_images
 from policy.spec import Fit
 
@@ -155,10 +156,9 @@ class GymnasiumEnv:
                 **config.kwargs,
             )
         except Exception as error:  # an environment raises anything
-            reason = " ".join(str(error).split())[:300]
             raise EnvError(
                 f"{self.name}: expected gymnasium.make to build {config.id}, found "
-                f"{type(error).__name__}: {reason}; correct id, module or kwargs"
+                f"{type(error).__name__}: {one_line(error)}; correct id, module or kwargs"
             ) from error
 
     def _frame(self, view: GymnasiumView) -> UInt8[np.ndarray, "256 256 3"]:

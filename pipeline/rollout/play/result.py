@@ -184,8 +184,7 @@ class RolloutResult(FrozenModel):
         if at_once:
             found.append(
                 f"{at_once} of {len(self.episodes)} episodes were solved by their first step: "
-                f"check "
-                "that the success criterion is not met from the start"
+                "check that the success criterion is not met from the start"
             )
         check = self.camera_check
         if check.mode == "off":

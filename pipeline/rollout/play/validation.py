@@ -84,8 +84,7 @@ class RolloutValidation:
             shutil.rmtree(left.parent, ignore_errors=True)
             logger.warning(
                 "%s: the rollout of step %d was skipped, because that of step %d was still "
-                "running; "
-                "increase --rollout-every, or reduce --rollout-episodes",
+                "running; increase --rollout-every, or reduce --rollout-episodes",
                 run,
                 skipped,
                 step,

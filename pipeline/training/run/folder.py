@@ -29,6 +29,7 @@ from pipeline.features.store.start_frames import StartFrames
 from pipeline.storage.local import write_atomically, write_json
 from pipeline.training.config import TrainConfig
 from policy.encoders.environment import ComputeEnvironment
+from policy.errors import invalid_field
 from policy.spec import AgentSpec, EncoderIdentity, Fit, FrozenModel
 
 FORMAT_VERSION: Final = 8  # 7 had other names of settings, 6 one unnamed feature
@@ -226,8 +227,7 @@ def read_run(run: Path) -> RunDescription:
             content["config"] |= json.loads((run / STEPS_FILE).read_text())
         return RunDescription.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise RunError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise RunError(f"{path}: {invalid_field(error)}") from error
 
 
 def run_hash(run: Path) -> str:
