@@ -149,12 +149,9 @@ class VideoDecoder:
     """One MP4 file, decoded forward; opened at the first read."""
 
     def __init__(self, path: Path, size: tuple[int, int], num_threads: int) -> None:
-        """Store the path; nothing is opened.
+        """Store the path, and the (height, width) in pixels of its frames; nothing is opened.
 
-        Args:
-            path: the file.
-            size: (height, width) in pixels that its frames must have.
-            num_threads: threads that decode; they change no pixel.
+        The number of threads that decode changes no pixel.
         """
         self.path = path
         self._size, self._num_threads = size, num_threads

@@ -93,13 +93,8 @@ class Siglip2Encoder(ImageEncoder):
     ):
         """Freeze `network`, whose weights are float32, and cast it to the compute dtype.
 
-        Args:
-            network: of any size that `siglip` checkpoints have, for 256x256 images.
-            settings: how it computes.
-            name: see `EncoderIdentity`, also for the next two.
-            revision: of the weights.
-            pretrained: whether its weights were trained.
-            attention: which implementation of attention; `eager` is slower, for comparisons.
+        It may have any size that `siglip` checkpoints have, for 256x256 images. Name, revision and
+        `pretrained` as in `EncoderIdentity`; the attention `eager` is slower, for comparisons.
 
         Raises:
             EncoderLoadError: it makes no such feature, or a basis is of other patches.
@@ -320,11 +315,7 @@ def _load_network(folder: Path) -> SiglipVisionModel:
 def load_half(model: type[Half], folder: Path, half: str, *, other: tuple[str, ...]) -> Half:
     """Load one half of a checkpoint, every tensor of it.
 
-    Args:
-        model: the class of the half's network.
-        folder: of the checkpoint.
-        half: what messages call it.
-        other: how the names of tensors begin that belong to the other half.
+    `half` is what messages call it; the names of the other half's tensors begin with `other`.
 
     Raises:
         EncoderLoadError: a file is damaged, or a tensor is missing, unknown or of another shape.

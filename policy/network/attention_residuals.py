@@ -52,10 +52,7 @@ class DepthMixer(nn.Module):
     def __init__(self, width: int, num_sublayers: int, block_size: int):
         """Create one reader per sublayer and one for the output; all start as the plain mean.
 
-        Args:
-            width: features per token.
-            num_sublayers: attention and MLP sublayers together.
-            block_size: sublayers whose outputs are summed into one source; 1 is the Full variant.
+        The outputs of `block_size` sublayers are summed into one source; 1 is the Full variant.
         """
         super().__init__()
         self.block_size = block_size

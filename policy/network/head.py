@@ -188,16 +188,11 @@ class ActionHead(nn.Module):
         context: tuple[KeysValues, ...] | None = None,
         may_see: Bool[Tensor, "t t"] | None = None,
     ) -> tuple[Float[Tensor, "b t d"], tuple[KeysValues, ...]]:
-        """Pass tokens through every block.
+        """Pass embedded tokens, at `slots` of the sequence, through every block.
 
-        Args:
-            tokens: embedded.
-            slots: their positions in the sequence of observation, time and action tokens.
-            context: keys and values of each block that the tokens attend to, before their own.
-            may_see: which tokens attend to which; None is all to all.
-
-        Returns:
-            The last mixture of the residual stream, and each block's keys and values of the tokens.
+        They attend to each block's keys and values in `context`, before their own, and to each
+        other as `may_see` allows; None is all to all. Also returns each block's keys and values of
+        the tokens.
         """
         rotations = self._rotations(slots)
         stream = self.residuals.open(

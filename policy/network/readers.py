@@ -202,13 +202,7 @@ GRID_AXES: Final = 3  # rows, columns, channels
 def build_reader(
     config: ReaderConfig, *, name: str, num_views: int, shape: tuple[int, ...]
 ) -> FeatureReader:
-    """Build the reader of a feature.
-
-    Args:
-        config: which reader, and its sizes.
-        name: of the feature, for the message.
-        num_views: cameras.
-        shape: of the feature, per image.
+    """Build the reader of a feature of `shape` per image; `name` is the feature's, for the message.
 
     Raises:
         AgentMismatchError: a reader of grids is given a feature without positions.

@@ -85,14 +85,7 @@ class ColumnStatistics:
 def check_clock(
     seconds: Float64[np.ndarray, " t"], fps: float, place: str, findings: Findings
 ) -> None:
-    """Compare an episode's clock with the manifest's rate.
-
-    Args:
-        seconds: since the episode's first step; finite.
-        fps: control steps per second.
-        place: the episode, for messages.
-        findings: findings are added here.
-    """
+    """Compare an episode's clock, finite seconds since its first step, with the manifest's rate."""
     with np.errstate(over="ignore"):  # infinite values are reported below
         steps = np.diff(seconds) * fps  # in control steps
     if not len(steps):
@@ -164,14 +157,7 @@ def _are_float32_since_1970(seconds: Float64[np.ndarray, " t"]) -> bool:
 
 
 def check_shift(shift: int, num_steps: int, place: str, findings: Findings) -> None:
-    """Compare the manifest's shift of actions with an episode's length.
-
-    Args:
-        shift: `action_shift`, in control steps.
-        num_steps: of the episode.
-        place: the episode, for messages.
-        findings: findings are added here.
-    """
+    """Compare the manifest's shift of actions, in control steps, with an episode's length."""
     if shift and abs(shift) >= max(num_steps - 1, 1):
         findings.add(
             "error",

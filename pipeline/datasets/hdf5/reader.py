@@ -33,12 +33,9 @@ class Hdf5Reader(FormatReader):
         episodes: Sequence[EpisodeHeader],
         upside_down: frozenset[Location],
     ) -> None:
-        """Store the episodes, in the order of their numbers.
+        """Store one or more episodes, in the order of their numbers.
 
-        Args:
-            config: whose keys the headers were read with.
-            episodes: at least one.
-            upside_down: files whose frames are stored with the lowest row first.
+        Frames of the files in `upside_down` are stored with the lowest row first.
 
         Raises:
             DatasetError: an array is wider in one episode than in another.

@@ -104,13 +104,7 @@ def split_rows(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     """Split an index into the rows of the kept episodes, by `episode_index`, and the others.
 
-    The number of all episodes is the third value.
-
-    Args:
-        config: decides which episodes are kept.
-        info: its `total_episodes` is the number of episodes.
-        index: the file or folder of the index, for messages.
-        rows: of the index, one per episode; those of excluded episodes may be damaged.
+    The number of all episodes is the third value. Rows of excluded episodes may be damaged.
 
     Raises:
         DatasetError: a kept episode is missing or doubled, or none is kept.

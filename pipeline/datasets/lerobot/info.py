@@ -97,12 +97,7 @@ class LeRobotInfo(BaseModel):
 
 
 def read_info(root: Path, versions: tuple[str, ...], *, allow_outside: bool = False) -> LeRobotInfo:
-    """Read and check `meta/info.json`.
-
-    Args:
-        root: the dataset.
-        versions: `codebase_version`s that the caller reads.
-        allow_outside: whether the file may be stored outside `root`.
+    """Read and check `meta/info.json` of a dataset of one of these `codebase_version`s.
 
     Raises:
         DatasetError: it is missing, not JSON, of another version or storage, lacks a key, or is

@@ -184,11 +184,7 @@ class Manifest(FrozenModel):
         *,
         origin: str = "manifest",
     ) -> "Manifest":
-        """Build a manifest from plain values, such as `to_dict` returns.
-
-        Args:
-            content: the fields.
-            origin: the file or store of the values, for messages.
+        """Build a manifest from plain values, such as `to_dict` returns; `origin` names their file.
 
         Raises:
             ManifestError: a field is unknown, missing or impossible.
@@ -212,9 +208,6 @@ class LoadedManifest:
 
 def load_manifest(path: Path | str) -> LoadedManifest:
     """Read and check a manifest file; the data itself is not read.
-
-    Args:
-        path: a TOML file, such as those in `data_manifests/`.
 
     Returns:
         The manifest, and its `roots` as absolute paths, with their links, or addresses.

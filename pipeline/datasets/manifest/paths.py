@@ -10,10 +10,7 @@ from pipeline.storage.location import Location, on_disk
 def resolve_inside(root: Path, relative: str, *, allow_outside: bool) -> Path:
     """Return the absolute, resolved path of `root / relative`; it need not exist.
 
-    Args:
-        root: the dataset; may itself be reached through symbolic links.
-        relative: a path that the dataset's files name; an absolute path counts as outside.
-        allow_outside: whether the manifest permits files outside `root`.
+    `root` may itself be reached through symbolic links; an absolute path counts as outside.
 
     Raises:
         DatasetError: the path leads outside `root` and `allow_outside` is False, or in a circle.

@@ -69,11 +69,7 @@ class ReplayBufferFile:
     """A replay buffer: a folder, or a `.zip` of what is in the folder."""
 
     def __init__(self, root: Path, *, allow_outside: bool) -> None:
-        """Open the group.
-
-        Args:
-            root: a folder, or a `.zip`.
-            allow_outside: whether files may be stored outside `root`, behind links.
+        """Open the group in a folder or a `.zip`.
 
         Raises:
             DatasetError: there is no such group, or one of Zarr format 3.

@@ -58,13 +58,9 @@ class AlohaEnv:
     )
 
     def __init__(self, task: str, views: tuple[str, ...], render_size: int) -> None:
-        """Load the scene and its renderer; `reset` must follow.
+        """Load `transfer-cube` or `insertion` and its renderer; `reset` must follow.
 
-        Args:
-            task: `transfer-cube` or `insertion`.
-            views: cameras of the scene: left_pillar, right_pillar, top, angle, front_close,
-                left_wrist, right_wrist.
-            render_size: width and height of the images in pixels.
+        Cameras: left_pillar, right_pillar, top, angle, front_close, left_wrist, right_wrist.
 
         Raises:
             EnvError: a camera does not exist or is named twice.

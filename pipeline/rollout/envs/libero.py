@@ -67,12 +67,7 @@ class LiberoEnv:
     ) -> None:
         """Load the scene and its renderer; `reset` must follow.
 
-        Args:
-            name: what reports call it.
-            task: what `find_task` found.
-            views: cameras of the scene, in the order in which the policy sees them: `agentview`,
-                `robot0_eye_in_hand`, `frontview` and others.
-            render_size: width and height of the pictures in pixels.
+        Cameras: `agentview`, `robot0_eye_in_hand`, `frontview` and others.
 
         Raises:
             EnvError: a camera does not exist or is named twice.
@@ -228,12 +223,7 @@ class LiberoExpertEnv(LiberoEnv):
 
 
 def make_libero_env(task: str, views: tuple[str, ...], render_size: int) -> LiberoEnv:
-    """Build a task, with the expert where it puts one movable object on or into another.
-
-    Args:
-        task: `<suite>/<task number or name>`.
-        views: as for `LiberoEnv`.
-        render_size: as for `LiberoEnv`.
+    """Build `<suite>/<task number or name>`, with the expert if one object goes on or into another.
 
     Raises:
         EnvError: there is no such task, or as for `LiberoEnv`.

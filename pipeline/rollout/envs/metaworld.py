@@ -45,11 +45,6 @@ class MetaWorldEnv:
     def __init__(self, task: str, views: tuple[str, ...], render_size: int) -> None:
         """Load the task and its renderer; `reset` must follow.
 
-        Args:
-            task: a name of Meta-World: `drawer-open-v3`.
-            views: cameras of the scene.
-            render_size: width and height of the images in pixels.
-
         Raises:
             EnvError: the task or a camera does not exist, or a camera is named twice.
             RenderingError: neither EGL nor OSMesa works.

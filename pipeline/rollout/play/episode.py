@@ -70,14 +70,9 @@ class EpisodePlayer:
     ):
         """Prepare.
 
-        Args:
-            env: the environment.
-            obs_horizon: observation steps of a decision.
-            max_steps: control steps until an episode counts as failed.
-            out: folder of a rollout, for its videos and path images; None keeps none.
-            fit: how images that are not square become square.
-            task: name of the environment, in a rollout of several.
-            instruction: what to do, in words.
+        An episode counts as failed after `max_steps` control steps. `out` is the folder of a
+        rollout, for its videos and path images; None keeps none. `task` names the environment in a
+        rollout of several.
         """
         self._env = env
         self._out = out

@@ -45,9 +45,7 @@ class Journal:
     def __init__(self, out: Path, identity: Mapping[str, Any]):
         """Read the episodes of an interrupted rollout of the same identity; write nothing yet.
 
-        Args:
-            out: folder of the rollout.
-            identity: all that determines its episodes; JSON values.
+        `identity` is all that determines the rollout's episodes; JSON values.
         """
         self._path = out / JOURNAL
         self._identity = json.dumps(identity, sort_keys=True)

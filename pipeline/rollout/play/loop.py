@@ -315,15 +315,9 @@ def play_episodes(
     nfe: int,
     check: CameraCheck | None = None,
 ) -> Iterator[FinishedEpisode]:
-    """Play the episodes of a rollout, as many at once as there are players.
+    """Play the episodes of a queue, as many at once as there are players, each with a `TaskPlayer`.
 
-    Args:
-        agent: a policy that holds its encoder.
-        players: workers that each hold a `TaskPlayer`.
-        queue: the episodes; none is left in it afterwards.
-        config: of the rollout.
-        nfe: number of function evaluations per decision.
-        check: compares an episode's first frames with the training's; None compares nothing.
+    `check` compares an episode's first frames with the training's; None compares nothing.
 
     Yields:
         Each episode when it has finished.

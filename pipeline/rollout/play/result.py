@@ -204,9 +204,7 @@ class RolloutResult(FrozenModel):
     def eval_info(self, out: Path, seconds: float) -> dict[str, Any]:
         """Return the same as the content of LeRobot's `eval_info.json`, for tools that read it.
 
-        Args:
-            out: folder of the rollout, with its videos.
-            seconds: that all episodes took together.
+        `out` is the folder with the videos, `seconds` what all episodes took together.
 
         Source: huggingface/lerobot@7427f318:src/lerobot/scripts/lerobot_eval.py, eval_policy_all.
         """

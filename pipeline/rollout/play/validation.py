@@ -47,12 +47,7 @@ class RolloutValidation:
     """A `TrainingWatcher`, to be closed."""
 
     def __init__(self, config: RolloutConfig, *, every: int):
-        """Prepare; nothing runs yet.
-
-        Args:
-            config: of each rollout, but for `run` and `out`.
-            every: optimizer steps between two rollouts; other checkpoints are not rolled out.
-        """
+        """Prepare a rollout every so many optimizer steps; `config` counts but for `run` and `out`."""
         self._config = config
         self._every = every
         self._current: _Rollout | None = None
@@ -145,11 +140,7 @@ def validate_by_rollouts(
 ) -> RolloutValidation:
     """Check what would otherwise fail hours later, and prepare a training's rollouts.
 
-    Args:
-        rollout: of each rollout, but for `run` and `out`.
-        every: optimizer steps between two rollouts.
-        store: of the training; its views are rendered.
-        config: of the training.
+    Arguments as for `RolloutValidation`; the views of the training's `store` are rendered.
 
     Raises:
         ConfigError: no checkpoint is written at these steps.

@@ -30,12 +30,9 @@ HERE: Final = Path(__file__).parent
 def write_report(
     folders: Sequence[Path], out: Path, *, media_limit: int = MEDIA_LIMIT
 ) -> list[Path]:
-    """Write the page of one or several runs, side by side, to the file `out`.
+    """Write the page of one or several runs, side by side, to the file `out`, replaced whole.
 
-    Args:
-        folders: of the runs.
-        out: the HTML file; replaced whole if it exists.
-        media_limit: bytes of images and videos that may go into the page.
+    `media_limit` is how many bytes of images and videos may go into the page.
 
     Returns:
         The images and videos for which there was no room.
