@@ -47,7 +47,7 @@ class RolloutValidation:
     """A `TrainingWatcher`, to be closed."""
 
     def __init__(self, config: RolloutConfig, *, every: int):
-        """Prepare a rollout every so many optimizer steps; `config` counts but for `run` and `out`."""
+        """Prepare a rollout every so many optimizer steps, of `config` but for `run` and `out`."""
         self._config = config
         self._every = every
         self._current: _Rollout | None = None
