@@ -92,9 +92,7 @@ class AgentSpec(FrozenModel):
     feature_shapes: dict[str, tuple[int, ...]]
     """Shape per image of each feature that the data has, by name."""
     state_dim: int = Field(ge=1)
-    """Width of the robot state."""
     action_dim: int = Field(ge=1)
-    """Width of the action."""
     instruction_dim: int = Field(default=0, ge=0)
     """Width of an instruction's vector; 0 for a policy without instructions."""
 

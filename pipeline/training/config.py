@@ -39,7 +39,6 @@ class TrainConfig(FrozenModel, allow_inf_nan=False):
     agent: AgentConfig = AgentConfig()
     """Sizes and objective of the policy."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW and its schedule."""
     steps: int = Field(default=50_000, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(default=64, ge=1, le=65_536)

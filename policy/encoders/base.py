@@ -42,7 +42,6 @@ class EncoderSettings:
     compute_dtype: ComputeDtype | None = None
     """Dtype of weights and products; None is the encoder's own choice for the device."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where it runs."""
     compiled: bool = False
     """Fuse the network with torch.compile when it first runs: another compute environment."""
     bases: Mapping[str, np.ndarray] = field(default_factory=dict)

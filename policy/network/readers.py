@@ -19,7 +19,6 @@ from policy.spec import FrozenModel
 
 class _ReaderSettings(FrozenModel):
     kind: str
-    """Which reader."""
     projection_dim: int = Field(default=96, ge=1, le=8_192)
     """Width per view; 96 and 192 are the original design's named experiments."""
 

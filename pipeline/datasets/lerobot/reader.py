@@ -52,7 +52,6 @@ class LeRobotReader(FormatReader):
     """A LeRobot dataset; subclasses locate the episodes of their versions."""
 
     versions: ClassVar[tuple[str, ...]]
-    """`codebase_version`s that a subclass reads."""
 
     def __init__(self, config: DatasetConfig) -> None:
         """Read the index and check every file of the kept episodes by its header.

@@ -62,7 +62,6 @@ class ManifestReader:
     """
 
     loaded: LoadedManifest
-    """What it was opened with."""
     view_names: tuple[str, ...]
     """Camera names, in the order of every array below."""
     fps: float

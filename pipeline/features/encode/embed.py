@@ -73,7 +73,6 @@ class EmbedConfig(FrozenModel):
     """The settings of one embedding."""
 
     manifest: Path
-    """The dataset's manifest."""
     store: Location
     """Folder or address of the feature store that is created or resumed."""
     encoder: str = DEFAULT_ENCODER

@@ -55,7 +55,6 @@ class ChunkFrames:
     frames: UInt8[Tensor, "n s 256 256 3"]
     hashes: UInt64[np.ndarray, "n s"]
     seconds: float
-    """Time that reading them took."""
 
     def pin_memory(self) -> "ChunkFrames":
         """Copy the frames to memory that a GPU copies from by itself; DataLoader calls this."""

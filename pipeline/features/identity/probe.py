@@ -42,7 +42,6 @@ class Probe:
     features: dict[str, Float16[np.ndarray, "p v ..."]]
     """Their features by name, as a store keeps them."""
     environment: ComputeEnvironment
-    """How these features were computed."""
     tolerance: float
     """How far another environment's feature may be: relative L2, image by image."""
 

@@ -58,7 +58,6 @@ class GuardedEnv:
         self.control_hz = env.control_hz
         self.max_steps = env.max_steps
         self.unguarded = env
-        """The environment itself."""
         self._seed, self._steps = 0, 0
         self._is_closed, self._has_begun, self._is_over = False, False, False
         # A renderer that is still open at exit makes PyOpenGL print tracebacks. MuJoCo ends EGL in

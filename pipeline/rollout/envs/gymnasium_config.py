@@ -104,11 +104,8 @@ class GymnasiumConfig(FrozenModel):
     views: Annotated[tuple[GymnasiumView, ...], Field(min_length=1)]
     """Cameras that a policy may ask for."""
     state: GymnasiumState
-    """The robot's own state."""
     action: GymnasiumAction
-    """The robot's action."""
     success: GymnasiumSuccess
-    """When the task is solved."""
 
     @field_validator("views")
     @classmethod

@@ -159,7 +159,6 @@ class LiberoExpertEnv(LiberoEnv):
         "scripted pick and place of frozen-vla (libero_expert.py) in LIBERO, recorded with "
         "vla-data record"
     )
-    """Where recordings come from, in words."""
 
     def __init__(
         self, name: str, task: LiberoTask, views: tuple[str, ...], render_size: int

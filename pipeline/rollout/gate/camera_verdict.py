@@ -22,7 +22,6 @@ class ViewFinding(FrozenModel):
     """One camera's image, compared with its images in training."""
 
     view: str
-    """Its name."""
     mistake: Mistake | None
     """None where it matches."""
     shows: str | None = None
@@ -102,11 +101,9 @@ class StartFinding(FrozenModel):
     """The verdict on one episode of a rollout."""
 
     seed: int
-    """Of the episode."""
     task: str = ""
     """Its environment, in a rollout of several."""
     verdict: CameraVerdict
-    """On its first frames."""
 
 
 class CameraCheckResult(FrozenModel):

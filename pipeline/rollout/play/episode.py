@@ -37,7 +37,6 @@ class Observation:
     frames: UInt8[np.ndarray, "v 256 256 3"]
     """Every view, RGB, at the encoder's size."""
     state: Float32[np.ndarray, " s"]
-    """The robot's state."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,6 @@ class Progress:
     render_s: float
     """Time spent on rendering them."""
     instruction: str
-    """What to do, in words."""
     result: EpisodeResult | None = None
     """The result; None before the episode ends."""
 

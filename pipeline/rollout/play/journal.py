@@ -26,7 +26,6 @@ class FinishedEpisode(FrozenModel):
     """One episode; durations in seconds per decision."""
 
     result: EpisodeResult
-    """How it ended."""
     start: StartFinding | None
     """Whether its cameras showed what they showed in training; None where that was not compared."""
     render_s: tuple[float, ...]

@@ -214,7 +214,6 @@ class _Tasks:
     description: RunDescription
     obs_horizon: int
     names: tuple[str, ...]
-    """All environments, in order."""
 
     def build_env(self, name: str) -> RobotEnv:
         config, data = self.config, self.description

@@ -75,7 +75,6 @@ class RecordReport:
     failed_seeds: tuple[int, ...]
     """Seeds not solved by the expert, task by task; in the folder only where failures are kept."""
     seconds: float
-    """Wall-clock time of this call."""
 
     def summary(self) -> str:
         """Return in one line what was recorded and what to do next."""
@@ -270,7 +269,6 @@ class Attempt:
     """The outcome of one seed."""
 
     solved: bool
-    """The expert solved it."""
     steps: int
     """Control steps recorded; 0 where the episode was not kept."""
 

@@ -30,7 +30,6 @@ class EpisodeResult(FrozenModel):
     max_reward: float
     """The largest of them."""
     decisions: int
-    """Number of decisions of the policy."""
     failure: str | None = None
     """Why the simulator failed after `steps` steps, in one line; the episode ended there, unsolved.
     None where it did not fail."""
@@ -56,9 +55,7 @@ class SuccessRate(FrozenModel):
     name: str
     """The environment; or the suite, which is the environment's name without its last part."""
     episodes: int
-    """Number of episodes."""
     solved: int
-    """Of these, solved."""
     success_rate: float
     """Share of solved episodes, in [0, 1]; of a suite, the mean of its environments' shares."""
     success_interval: tuple[float, float]
@@ -136,13 +133,9 @@ class RolloutResult(FrozenModel):
     max_steps: int
     """Control steps after which an episode counts as failed; the most where suites differ."""
     encoder: EncoderIdentity
-    """The encoder of the live views."""
     dataset: str
-    """Names of the training's datasets."""
     store_digest: str
-    """Digest of the training's stores."""
     code_version: str
-    """Of this package."""
     render_size: int
     """Width and height in pixels of rendered images, before they were resized for the encoder."""
     num_envs: int

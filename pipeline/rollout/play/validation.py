@@ -37,7 +37,6 @@ class _Rollout:
 
     step: int
     out: Path
-    """Folder of its result."""
     linked: Path
     """Folder with the linked run and the process's output."""
     process: BaseProcess

@@ -82,7 +82,6 @@ class RunContents:
     """Class of its color in the style sheet."""
     description: RunDescription
     num_parameters: int
-    """Trainable numbers of the agent."""
     step: int
     """Optimizer steps behind the latest checkpoint; 0 without one."""
     log: TrainingLog

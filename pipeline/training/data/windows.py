@@ -145,7 +145,6 @@ class WindowData:
             for count, store in zip(counts, stores, strict=True)
         ]
         self.leaks = find_leaks(stores, steps, validation)
-        """See `find_leaks`."""
         self.is_validation: Bool[Tensor, " e"] = torch.cat(validation)
         is_validation = self.is_validation[self.episode_of]
         self.train_rows: Int64[Tensor, " n"] = torch.nonzero(~is_validation)[:, 0]

@@ -45,13 +45,11 @@ class StoreIdentity(FrozenModel):
     """One of the stores that a run was trained on."""
 
     name: str
-    """The dataset's name."""
     digest: str
     """sha256 of the store's content."""
     weight: float
     """How often training draws one of its steps, against the other stores."""
     manifest: dict[str, Any]
-    """The dataset's manifest."""
 
 
 class DataIdentity(FrozenModel):
