@@ -56,11 +56,7 @@ def why_unreadable(path: Location, error: object, otherwise: str) -> str:
 
 
 def require_no_pointer(path: Path, content: bytes) -> None:
-    """Refuse the pointer that git-lfs leaves instead of a file.
-
-    Raises:
-        DatasetError: `content` is one.
-    """
+    """Refuse the pointer that git-lfs leaves instead of a file (DatasetError: `content` is one)."""
     if content.startswith(GIT_LFS):
         raise DatasetError(f"{path}: expected the file itself, {_POINTER}")
 

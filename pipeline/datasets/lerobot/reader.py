@@ -112,11 +112,7 @@ class LeRobotReader(FormatReader):
 
     @classmethod
     def survey(cls, root: Path) -> FormatSurvey:
-        """List the features of `meta/info.json`.
-
-        Raises:
-            DatasetError: it does not read.
-        """
+        """List the features of `meta/info.json` (DatasetError: it does not read)."""
         return survey_info(root, read_info(root, cls.versions))
 
     def episode_number(self, episode: int) -> int:

@@ -128,11 +128,7 @@ class ManifestReader:
         return reader.episode_length(position)
 
     def label(self, episode: int) -> EpisodeLabel:
-        """Return the metadata of an episode.
-
-        Raises:
-            DatasetError: it does not read.
-        """
+        """Return the metadata of an episode (DatasetError: it does not read)."""
         reader, position, _ = self._at(episode)
         label, stated = reader.label(position), self._stated_instruction(episode)
         return label if stated is None else replace(label, task=stated, instruction=stated)

@@ -153,11 +153,7 @@ class AlohaTransferCubeEnv(AlohaEnv):
 
 
 def make_aloha_env(task: str, views: tuple[str, ...], render_size: int) -> AlohaEnv:
-    """Build a task; arguments and errors as for `AlohaEnv`.
-
-    Raises:
-        EnvError: there is no such task.
-    """
+    """Build a task; arguments and errors as for `AlohaEnv` (EnvError: there is no such task)."""
     if task not in SCENES:
         raise unknown_task("aloha", task, SCENES)
     env_class = AlohaTransferCubeEnv if task == "transfer-cube" else AlohaEnv

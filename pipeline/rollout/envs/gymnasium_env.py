@@ -98,11 +98,7 @@ class GymnasiumEnv:
         return np.full((len(self._views), 2), np.nan)  # Gymnasium does not know it
 
     def state(self) -> Float32[np.ndarray, " s"]:
-        """Return the configured columns of the observation.
-
-        Raises:
-            EnvError: they are not there.
-        """
+        """Return the configured columns of the observation (EnvError: they are not there)."""
         parts = []
         for key in self._config.state.keys:
             part = np.ravel(self._lookup(self._observation, key, "state"))

@@ -61,11 +61,7 @@ class Journal:
         write_atomically(self._path, "".join(f"{line}\n" for line in lines).encode())
 
     def append(self, episode: FinishedEpisode) -> None:
-        """Add a finished episode.
-
-        Raises:
-            OSError: the disk is full or not writable.
-        """
+        """Add a finished episode (OSError: the disk is full or not writable)."""
         self.episodes.append(episode)
         with self._path.open("ab", buffering=0) as file:
             file.write(f"{episode.model_dump_json()}\n".encode())
