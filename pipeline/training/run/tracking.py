@@ -17,9 +17,7 @@ from typing import Any, Final, Protocol, TextIO, runtime_checkable
 
 from pipeline.errors import ConfigError, TrackerError
 from pipeline.storage.local import write_atomically
-from policy.errors import MissingExtraError, install_command
-
-MAX_REASON: Final = 300  # characters of a foreign message
+from policy.errors import MissingExtraError, install_command, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +113,7 @@ class GuardedTracker:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_REASON]}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 TRACKERS: Final[dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]]] = {
@@ -155,14 +153,14 @@ def open_trackers(
 
 
 def flat_configuration(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as `group.field` names."""
+    """Return nested settings as `group.field`; a list of plain values stays one field."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= flat_configuration(value, f"{name}.")
-        else:
-            flat[name] = value
+        inner = value
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            inner = {str(index): item for index, item in enumerate(value)}
+        is_group = isinstance(inner, Mapping) and inner
+        flat |= flat_configuration(inner, f"{prefix}{key}.") if is_group else {prefix + key: value}
     return flat
 
 
