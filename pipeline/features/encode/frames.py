@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final, TypeVar
 
 import numpy as np
@@ -115,13 +116,13 @@ class FrameSource:
         """
         rows = {unit: store.unit_rows(unit) for unit in units}
         total = sum(map(store.num_unit_rows, rows))
-        held = {unit: store.read_unit_hashes(unit) for unit in rows}
+        held = lru_cache(max(1, self.num_workers))(store.read_unit_hashes)
         changed = set()
         with tqdm(total=total, desc="compare", unit="step", disable=None) as progress:
             for chunk, read in self.read(rows):
                 progress.update(chunk.stop - chunk.start)
                 first, _ = rows[chunk.unit]
-                expected = held[chunk.unit][chunk.start - first : chunk.stop - first]
+                expected = held(chunk.unit)[chunk.start - first : chunk.stop - first]
                 if isinstance(read, Exception) or not np.array_equal(read.hashes, expected):
                     changed.add(chunk.unit)
         return changed
