@@ -110,7 +110,6 @@ class KnownInstructions:
 
     def __init__(self, vectors: Mapping[str, np.ndarray], load: Callable[[], TextEncoder]):
         """Keep the vector of each instruction; `load` is called when another one comes."""
-        self.words: Final = tuple(vectors)
         self._vectors = {plain_words(words): vector for words, vector in vectors.items()}
         self._load = load
         self._encoder: TextEncoder | None = None
