@@ -69,11 +69,7 @@ class Hdf5Reader(FormatReader):
         return self._header(episode).label
 
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
-        """Return (height, width) of a view's frames in pixels; of compressed frames, the first's.
-
-        Raises:
-            FrameReadError: the first compressed frame does not read, or is not an image.
-        """
+        """Return (height, width) of a view's frames in pixels; of compressed frames, the first's."""
         header = self._header(episode)
         layout = header.layouts[view_key]
         if layout is not None:

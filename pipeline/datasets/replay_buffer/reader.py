@@ -49,13 +49,7 @@ class DiffusionPolicyZarrReader(FormatReader):
     fps: float | None = None
 
     def __init__(self, config: DatasetConfig) -> None:
-        """Open the arrays and check that all chunks of kept episodes are stored.
-
-        Raises:
-            DatasetError: no replay buffer, no kept episode, or an array is missing, of another
-                shape, type or length, needs a codec that is not installed, lacks a chunk of a kept
-                episode, or is stored outside the root.
-        """
+        """Open the arrays and check that all chunks of kept episodes are stored."""
         self._config, self._root = config, config.local_root
         self._scales: dict[str, Scale] = {}
         self._opened: ReplayBufferFile | None = None
@@ -106,11 +100,7 @@ class DiffusionPolicyZarrReader(FormatReader):
 
     @classmethod
     def survey(cls, root: Path) -> FormatSurvey:
-        """List the arrays: those of color frames are views, the others numbers.
-
-        Raises:
-            DatasetError: no replay buffer, or an array's header does not read.
-        """
+        """List the arrays: those of color frames are views, the others numbers."""
         file = ReplayBufferFile(root, allow_outside=False)
         try:
             arrays = {key: file.array(key) for key in file.keys if key != ENDS_KEY}
