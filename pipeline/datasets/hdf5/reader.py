@@ -69,7 +69,7 @@ class Hdf5Reader(FormatReader):
         return self._header(episode).label
 
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
-        """Return (height, width) of a view's frames in pixels; of compressed frames, the first's."""
+        """Return (height, width) of a view's frames in pixels; if compressed, of the first one."""
         header = self._header(episode)
         layout = header.layouts[view_key]
         if layout is not None:

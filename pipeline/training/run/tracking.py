@@ -46,12 +46,10 @@ class TensorBoard:
             self._writer.add_text("configuration", lines)
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write figures."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write figures that are still in memory."""
         self._writer.close()
 
 
@@ -74,11 +72,9 @@ class WeightsAndBiases:
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write figures."""
         self._run.log({**figures, "step": step})
 
     def close(self) -> None:
-        """Write figures that are still in memory."""
         self._run.finish()
 
 
@@ -90,11 +86,9 @@ class GuardedTracker:
         self._tracker: Tracker | None = tracker
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write figures."""
         self._guarded(lambda tracker: tracker.log(step, figures))
 
     def close(self) -> None:
-        """Write figures that are still in memory."""
         self._guarded(lambda tracker: tracker.close())
 
     def _guarded(self, call: Callable[[Tracker], None]) -> None:
