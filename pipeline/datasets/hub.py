@@ -5,14 +5,11 @@ to outside, which readers refuse.
 """
 
 import re
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from tqdm import tqdm
+from huggingface_hub import HfApi, snapshot_download
 
 from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.lerobot.info import INFO_PATH
@@ -26,7 +23,6 @@ if TYPE_CHECKING:  # its libraries are an extra
     from pipeline.datasets.lerobot.reader import LeRobotReader
 
 HUB: Final = "hf://"
-DOWNLOADS: Final = 8  # files in parallel, as `snapshot_download`
 _ADDRESS: Final = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?/?")
 
 
@@ -62,13 +58,7 @@ def download_dataset(address: str, episodes: str | None) -> tuple[Path, dict[str
         elif episodes is None:
             snapshot(allow_patterns=["data/*", "videos/*", "images/*"])
         else:
-            fetch = partial(
-                hf_hub_download, name, repo_type="dataset", revision=commit, local_dir=folder
-            )
-            files = _files_of(folder, episodes)
-            with ThreadPoolExecutor(DOWNLOADS) as pool:
-                fetched = pool.map(fetch, files)
-                deque(tqdm(fetched, total=len(files), desc="download", disable=None), maxlen=0)
+            snapshot(allow_patterns=_files_of(folder, episodes))
     except VlaError:
         raise
     # The hub's client raises errors of various libraries; each means that the download failed.

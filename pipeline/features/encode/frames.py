@@ -28,7 +28,7 @@ from pipeline.datasets.manifest.model import LoadedManifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import DatasetError, FrameReadError, WorkerLostError
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.features.store.units import EpisodeSlice, episode_slices
+from pipeline.features.store.units import EpisodeSlice, cut, episode_slices
 from policy.errors import VlaError
 from policy.images import augment_images, draw_augmentation, resize_images
 
@@ -186,7 +186,7 @@ def _read_units(
     reader: ManifestReader, episode_ends: Int64[np.ndarray, " e"], num_variants: int, rows: Rows
 ) -> Iterator[ReadChunk]:
     for unit, (first, last) in rows.items():
-        for chunk in cut_chunks(unit, first, last):
+        for chunk in (FrameChunk(unit, s.start, s.stop) for s in cut(first, last, CHUNK_STEPS)):
             started = time.perf_counter()
             try:
                 slots = [
@@ -231,12 +231,6 @@ def hash_frames(frames: UInt8[np.ndarray, "n v h w 3"]) -> UInt64[np.ndarray, "n
         for step in frames
     ]
     return np.array(hashes, np.uint64).reshape(frames.shape[:2])
-
-
-def cut_chunks(unit: int, first: int, last: int) -> Iterator[FrameChunk]:
-    """Cut the rows [first, last) of a unit into chunks."""
-    for start in range(first, last, CHUNK_STEPS):
-        yield FrameChunk(unit, start, min(start + CHUNK_STEPS, last))
 
 
 def ahead(
