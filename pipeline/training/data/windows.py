@@ -111,7 +111,7 @@ class WindowData:
         """
         if is_balanced and len(set(weights)) > 1:
             raise ConfigError(
-                "--weights: expected none together with balance_instructions, which decides how "
+                "data.weights: expected none together with balance_instructions, which decides how "
                 "often each instruction is drawn; leave one of them out"
             )
         weights = check_weights(weights, len(stores))
