@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import BeforeValidator, Field
 
 from cli.exits import exit_on_vla_error
-from cli.options import LOCATION, DeviceOption
+from cli.options import LOCATION, DeviceOption, build_config
 from pipeline.errors import ConfigError
-from pipeline.rollout.play.loop import RolloutConfig
-from pipeline.rollout.play.validation import RolloutValidation, validate_by_rollouts
+from pipeline.rollout.play.validation import (
+    RolloutValidation,
+    ValidationConfig,
+    validate_by_rollouts,
+)
 from pipeline.rollout.report.page import write_report
 from pipeline.storage.local import user_cache
 from pipeline.storage.location import parse_location
@@ -18,8 +22,18 @@ from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
 from pipeline.training.run.tracking import TRACKERS
 from pipeline.training.session import train
+from policy.spec import FrozenModel
 
 main = typer.Typer(add_completion=False)
+
+
+class DataConfig(FrozenModel):
+    """How the stores are read, as `--set data.FIELD=VALUE` changes it."""
+
+    weights: Annotated[tuple[float, ...], BeforeValidator(lambda text: text.split(","))] = ()
+    """How often a step of each store is drawn, as `2,1`; none: equally often."""
+    cache: Path = Field(default_factory=lambda: user_cache("features"))
+    """Folder for local copies of remote or compressed stores."""
 
 
 @main.command(name="train")
@@ -31,27 +45,17 @@ def train_command(
     preset: Annotated[str, typer.Option(help=f"Preset: {', '.join(PRESETS)}.")] = "proj96",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Set one field, e.g. steps=2000 or agent.head.n_layer=6."),
+        typer.Option(
+            "--set",
+            help="Set one field, e.g. steps=2000, agent.head.n_layer=6, data.weights=2,1, "
+            "data.cache=FOLDER, rollout.every=2000 or rollout.encoder=PATH.",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in OUT; --set steps=N adds steps.")
     ] = False,
     init_from: Annotated[
         Path | None, typer.Option(help="Run whose averaged weights initialize the new run.")
-    ] = None,
-    weights: Annotated[
-        str,
-        typer.Option(help="Sampling weight per store, e.g. 2,1; default: all equal."),
-    ] = "",
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for local copies of remote or compressed stores; default: in ~/.cache."
-        ),
-    ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(help="Path or name of the encoder for --rollout-env, if it has moved."),
     ] = None,
     device: DeviceOption = "auto",
     rollout_env: Annotated[
@@ -60,12 +64,6 @@ def train_command(
             help="Environment for rollouts of checkpoints, e.g. metaworld/drawer-open-v3."
         ),
     ] = None,
-    rollout_every: Annotated[
-        int, typer.Option(min=1, help="Steps between rollouts; a multiple of checkpoint_every.")
-    ] = 5_000,
-    rollout_episodes: Annotated[
-        int, typer.Option(min=1, help="Number of episodes per rollout.")
-    ] = 5,
     track: Annotated[
         list[str] | None,
         typer.Option(
@@ -75,26 +73,26 @@ def train_command(
 ) -> None:
     """Train a policy on cached features."""
     with exit_on_vla_error("add --resume to resume from the last checkpoint"):
-        if encoder is not None and rollout_env is None:
-            raise ConfigError("--encoder needs --rollout-env: training reads cached features")
         locations = [parse_location(store) for store in stores]
-        config = with_settings(preset_config(preset), settings or ())
+        groups: dict[str, list[str]] = {"data": [], "rollout": [], "": []}
+        for setting in settings or ():
+            group, _, field = setting.partition(".")
+            groups[group if group in groups else ""].append(field if group in groups else setting)
+        config = with_settings(preset_config(preset), groups[""])
+        data = build_config(DataConfig, groups["data"])
         validation: AbstractContextManager[RolloutValidation | None] = nullcontext()
         if rollout_env is not None:
-            rollout = RolloutConfig(
+            rollout = build_config(
+                ValidationConfig,
+                groups["rollout"],
                 run=out,
                 out=out / "rollouts",
                 envs=(rollout_env,),
-                episodes=rollout_episodes,
-                videos="none",
-                encoder=encoder,
                 device=device,
             )
-            validation = closing(
-                validate_by_rollouts(
-                    rollout, every=rollout_every, store=locations[0], config=config
-                )
-            )
+            validation = closing(validate_by_rollouts(rollout, locations[0], config))
+        elif groups["rollout"]:
+            raise ConfigError(f"--set rollout.{groups['rollout'][0]}: expected --rollout-env")
         with validation as watcher:
             report = train(
                 locations,
@@ -102,8 +100,8 @@ def train_command(
                 config,
                 resume=resume,
                 init_from=init_from,
-                weights=_parse_weights(weights),
-                cache=cache_dir or user_cache("features"),
+                weights=data.weights,
+                cache=data.cache,
                 device=device,
                 track=track or (),
                 watchers=[watcher] if watcher else (),
@@ -117,12 +115,3 @@ def train_command(
             )
             for failure in watcher.failures if watcher else ():
                 typer.echo(f"warning: {failure}", err=True)
-
-
-def _parse_weights(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError as error:
-        raise ConfigError(
-            f"--weights {text}: expected one number per store, such as 2,1"
-        ) from error

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
 from policy.encoders.base import ImageEncoder
@@ -29,17 +29,15 @@ from policy.network.readers import (
 from policy.objectives.base import Batch, Chunks, Loss, Noise, Times, bind
 from policy.objectives.meanflow import ImprovedMeanFlowConfig, JumpObjective
 from policy.objectives.registry import ObjectiveConfig, build_objective
-from policy.spec import INSTRUCTION, AgentSpec
+from policy.spec import INSTRUCTION, AgentSpec, FrozenModel
 
 Features = Mapping[str, Tensor]
 """Named features of observation steps, each [b, t, v, *shape], as a store keeps them; and with
 `agent.language`, `instruction` [b, d]."""
 
 
-class AgentConfig(BaseModel):
+class AgentConfig(FrozenModel, allow_inf_nan=False):
     """Sizes of the trainable part of a policy, and its objective."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     readers: dict[str, ReaderConfig] = Field(default={"pooled": LinearReaderConfig()}, min_length=1)
     """Which cached features the policy sees, by name, and what reduces each to a vector per view.

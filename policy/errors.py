@@ -5,6 +5,12 @@ line turns it into one line and exit code 2. Anything else is a defect of ours a
 traceback.
 """
 
+from typing import Final
+
+from pydantic import ValidationError
+
+MAX_LINE: Final = 300  # characters of a library's message
+
 
 class VlaError(Exception):
     """The user's input cannot be used; the message has the location and what to do."""
@@ -13,6 +19,22 @@ class VlaError(Exception):
 def install_command(extra: str) -> str:
     """Return how an optional extra is installed, for the end of an error message."""
     return f"run `pip install -c constraints.txt '.[{extra}]'` in a clone of frozen-vla"
+
+
+def one_line(message: object) -> str:
+    """Return a library's message on one line of at most `MAX_LINE` characters."""
+    return " ".join(str(message).split())[:MAX_LINE]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's error; the name of its class if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def invalid_field(error: ValidationError) -> str:
+    """Return the first invalid field of a model, as `group.field: problem`."""
+    first = error.errors()[0]
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
 
 
 class ImageFormatError(VlaError, ValueError):

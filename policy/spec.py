@@ -21,10 +21,14 @@ FRAME_SHAPE: Final = (*FRAME_SIZE, 3)  # height, width, RGB
 INSTRUCTION: Final = "instruction"  # the name of its feature
 
 
-class FeatureSpec(BaseModel):
-    """One named output of a frozen encoder, as it is cached."""
+class FrozenModel(BaseModel):
+    """A record or configuration: nothing changes a field, and unknown ones are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FeatureSpec(FrozenModel):
+    """One named output of a frozen encoder, as it is cached."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_@]*$")
     """As `pooled` or `grid`; also the name of its array in a store."""
@@ -43,10 +47,8 @@ class FeatureSpec(BaseModel):
         return 2 * math.prod(self.shape)
 
 
-class EncoderIdentity(BaseModel):
+class EncoderIdentity(FrozenModel):
     """Which encoder made some features. They may meet only where `fingerprint` is equal."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     """The hub's repository id, a local folder's name, or a registered encoder; for people."""
@@ -82,19 +84,15 @@ class EncoderIdentity(BaseModel):
         return self.model_copy(update={"features": tuple(held[name] for name in names)})
 
 
-class AgentSpec(BaseModel):
+class AgentSpec(FrozenModel):
     """What the data decides about an agent: cameras, features, widths of state and action."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     view_names: tuple[str, ...]
     """Camera names in the order of the features' view axis."""
     feature_shapes: dict[str, tuple[int, ...]]
     """Shape per image of each feature that the data has, by name."""
     state_dim: int = Field(ge=1)
-    """Width of the robot state."""
     action_dim: int = Field(ge=1)
-    """Width of the action."""
     instruction_dim: int = Field(default=0, ge=0)
     """Width of an instruction's vector; 0 for a policy without instructions."""
 

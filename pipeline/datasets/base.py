@@ -153,11 +153,7 @@ class FormatReader(ABC):
         """Return the number of control steps of an episode, at least 1."""
 
     def label(self, episode: int) -> EpisodeLabel:
-        """Return the metadata of an episode.
-
-        Raises:
-            DatasetError: it does not read.
-        """
+        """Return the metadata of an episode (DatasetError: it does not read)."""
         return EpisodeLabel()
 
     def instruction(self, episode: int) -> str | None:

@@ -13,10 +13,10 @@ from typing import Final
 from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location, on_disk
+from policy.errors import one_line
 
 GIT_LFS: Final = b"version https://git-lfs"
 """How a text file begins that git-lfs leaves instead of a large one."""
-_MAX_LINE: Final = 200  # characters of a library's message
 _POINTER: Final = "found a git-lfs pointer to it; run `git lfs pull` in the dataset's repository"
 _EMPTY: Final = f"found an empty file; download or copy it again, or {LEAVE_OUT}"
 _OPEN_FOR_WRITING: Final = (
@@ -34,11 +34,6 @@ _BY_NUMBER: Final = {
 }
 _UNITS: Final = ((1e3, "milliseconds"), (1e6, "microseconds"), (1e9, "nanoseconds"))
 _UNIT_TOLERANCE: Final = 0.5  # of the rate; units are a thousand apart
-
-
-def one_line(message: object) -> str:
-    """Return a library's message on one line of at most 200 characters."""
-    return " ".join(str(message).split())[:_MAX_LINE]
 
 
 def why_unreadable(path: Location, error: object, otherwise: str) -> str:
@@ -61,11 +56,7 @@ def why_unreadable(path: Location, error: object, otherwise: str) -> str:
 
 
 def require_no_pointer(path: Path, content: bytes) -> None:
-    """Refuse the pointer that git-lfs leaves instead of a file.
-
-    Raises:
-        DatasetError: `content` is one.
-    """
+    """Refuse the pointer that git-lfs leaves instead of a file (DatasetError: `content` is one)."""
     if content.startswith(GIT_LFS):
         raise DatasetError(f"{path}: expected the file itself, {_POINTER}")
 

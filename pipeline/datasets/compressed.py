@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.datasets.causes import one_line
 from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.datasets.pixels import MAX_PIXELS
 from pipeline.errors import FrameReadError
+from policy.errors import one_line
 
 _COLOR_MODES: Final = ("RGB", "L", "RGBA")  # of Pillow; alpha is dropped
 _ORIENTATION: Final = 0x112  # EXIF tag; 1 is upright. OpenCV obeys it, Pillow does not

@@ -5,14 +5,11 @@ to outside, which readers refuse.
 """
 
 import re
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from tqdm import tqdm
+from huggingface_hub import HfApi, snapshot_download
 
 from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.lerobot.info import INFO_PATH
@@ -20,13 +17,12 @@ from pipeline.datasets.manifest.selection import choose_episodes
 from pipeline.datasets.registry import detect_format, episode_numbers, format_class
 from pipeline.errors import ConfigError, ObjectStorageError
 from pipeline.storage.local import user_cache
-from policy.errors import VlaError
+from policy.errors import VlaError, first_line
 
 if TYPE_CHECKING:  # its libraries are an extra
     from pipeline.datasets.lerobot.reader import LeRobotReader
 
 HUB: Final = "hf://"
-DOWNLOADS: Final = 8  # files in parallel, as `snapshot_download`
 _ADDRESS: Final = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?/?")
 
 
@@ -62,22 +58,16 @@ def download_dataset(address: str, episodes: str | None) -> tuple[Path, dict[str
         elif episodes is None:
             snapshot(allow_patterns=["data/*", "videos/*", "images/*"])
         else:
-            fetch = partial(
-                hf_hub_download, name, repo_type="dataset", revision=commit, local_dir=folder
-            )
-            files = _files_of(folder, episodes)
-            with ThreadPoolExecutor(DOWNLOADS) as pool:
-                fetched = pool.map(fetch, files)
-                deque(tqdm(fetched, total=len(files), desc="download", disable=None), maxlen=0)
+            snapshot(allow_patterns=_files_of(folder, episodes))
     except VlaError:
         raise
     # The hub's client raises errors of various libraries; each means that the download failed.
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ObjectStorageError(
-            f"{address}: cannot be downloaded from the Hugging Face hub ({reason[0]}); check the "
-            "name, network and login (`hf auth login`) and run the same command again, or pass the "
-            "folder of a local copy; the manifest next to a store has the path of its data"
+            f"{address}: cannot be downloaded from the Hugging Face hub ({first_line(error)}); "
+            "check the name, network and login (`hf auth login`) and run the same command again, "
+            "or pass the folder of a local copy; the manifest next to a store has the path of its "
+            "data"
         ) from error
     source = f"{HUB}{name}"
     return folder, {"name": name.replace("/", "-"), "source": source, "revision": commit}

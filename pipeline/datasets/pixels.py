@@ -70,13 +70,9 @@ def pixel_layout(shape: tuple[int, ...], dtype: Any) -> PixelLayout | None:
 
 
 def require_layout(shape: tuple[int, ...], dtype: Any, where: str, others: str) -> PixelLayout:
-    """Return the layout of an array of frames.
+    """Return the layout of an array of frames, whose first axis are steps.
 
-    Args:
-        shape: of the array; the first axis are steps.
-        dtype: of the array.
-        where: names the array in messages.
-        others: what else the format accepts, for messages.
+    `others` is what else the format accepts, for messages.
 
     Raises:
         DatasetError: the array contains no color frames, or they are too large.

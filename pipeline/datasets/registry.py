@@ -58,11 +58,7 @@ def format_class(name: FormatName) -> type[FormatReader]:
 
 
 def open_format(name: FormatName | None, config: DatasetConfig) -> FormatReader:
-    """Open a dataset and check its headers.
-
-    Args:
-        name: its format; None detects it.
-        config: what to open.
+    """Open a dataset of the format `name`, None detects it, and check its headers.
 
     Raises:
         DatasetError: the data is missing, damaged, of no known format, or lacks a key.

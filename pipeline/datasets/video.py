@@ -20,10 +20,11 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, Int64, UInt8
 
-from pipeline.datasets.causes import one_line, why_unreadable
+from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.datasets.pixels import require_pixels
 from pipeline.errors import DatasetError, FrameReadError
+from policy.errors import one_line
 
 _SEEK_GAIN: Final = 16  # frames; seeking a key frame costs about as much as decoding these
 _ROUNDING_S: Final = 1e-6  # seconds; half a frame is compared after sums of float64
@@ -148,12 +149,9 @@ class VideoDecoder:
     """One MP4 file, decoded forward; opened at the first read."""
 
     def __init__(self, path: Path, size: tuple[int, int], num_threads: int) -> None:
-        """Store the path; nothing is opened.
+        """Store the path, and the (height, width) in pixels of its frames; nothing is opened.
 
-        Args:
-            path: the file.
-            size: (height, width) in pixels that its frames must have.
-            num_threads: threads that decode; they change no pixel.
+        The number of threads that decode changes no pixel.
         """
         self.path = path
         self._size, self._num_threads = size, num_threads

@@ -7,11 +7,9 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from io import RawIOBase
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from pipeline.storage.location import Location
-
-READ_BYTES: Final = 2**20  # of a file that is read in blocks
 
 
 class FileEntry(NamedTuple):
@@ -53,9 +51,6 @@ class Folder(Protocol):
 
     def read(self, name: str) -> bytes:
         """Return a file's content."""
-
-    def read_pieces(self, name: str) -> Iterator[bytes]:
-        """Yield a file's content in blocks of about `READ_BYTES`."""
 
     def open(self, name: str) -> RawIOBase:
         """Open a file to read from any position; only those ranges of an object are fetched."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
 
-from pipeline.storage.folder import READ_BYTES, FileEntry
+from pipeline.storage.folder import FileEntry
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -76,21 +76,17 @@ class LocalFolder:
         return str(self.location)
 
     def is_there(self) -> bool:
-        """Whether the location is a folder or a file."""
         return self.location.exists()
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file of this name."""
         return (self.location / name).is_file()
 
     def children(self) -> list[str] | None:
-        """Return the names directly below, folders too; None if there is no folder."""
         if not self.location.is_dir():
             return None
         return [path.name for path in self.location.iterdir()]
 
     def files(self) -> Iterator[FileEntry]:
-        """Return name, size and time of change of every file; see `Folder.files`."""
         root = self.location
         for path in sorted([root] if root.is_file() else _files_below(root)):
             status = path.stat()
@@ -98,39 +94,27 @@ class LocalFolder:
             yield FileEntry(name, status.st_size, str(status.st_mtime_ns))
 
     def read(self, name: str) -> bytes:
-        """Return a file's content; see `Folder.read`."""
         return (self.location / name).read_bytes()
 
-    def read_pieces(self, name: str) -> Iterator[bytes]:
-        """Yield a file's content in blocks."""
-        with (self.location / name).open("rb") as file:
-            while block := file.read(READ_BYTES):
-                yield block
-
     def open(self, name: str) -> RawIOBase:
-        """Open a file; see `Folder.open`."""
         path = self.location / name
         if path.exists() and not path.is_file():  # a pipe would wait, a device never end
             raise OSError(errno.EINVAL, "something else", str(path))
         return path.open("rb", buffering=0)
 
     def names(self, below: str = "") -> Iterator[str]:
-        """Return the names of all files, or of those in a folder below this one."""
         for path in (self.location / below).rglob("*"):
             if path.is_file():
                 yield path.relative_to(self.location).as_posix()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file under a temporary name, flush it and rename it; see `Folder.write`."""
         write_atomically(self.location / name, content)
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove files; missing ones are ignored."""
         for name in names:
             (self.location / name).unlink(missing_ok=True)
 
     def settle(self, name: str) -> None:
-        """Flush a folder and everything below it; see `Folder.settle`."""
         sync_tree(self.location / name)
         sync_file((self.location / name).parent)
 

@@ -4,19 +4,18 @@ import tomllib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 from policy.agent import AgentConfig
-from policy.spec import ComputeDtype
+from policy.errors import invalid_field
+from policy.spec import ComputeDtype, FrozenModel
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-class OptimizerConfig(BaseModel):
+class OptimizerConfig(FrozenModel, allow_inf_nan=False):
     """AdamW and its schedule."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak step size."""
@@ -32,17 +31,14 @@ class OptimizerConfig(BaseModel):
     """Longer gradients are scaled down to this Euclidean norm."""
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(FrozenModel, allow_inf_nan=False):
     """Everything that decides a run's weights, given the store."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     preset: str
     """Name of the preset this configuration started from; for people."""
     agent: AgentConfig = AgentConfig()
     """Sizes and objective of the policy."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW and its schedule."""
     steps: int = Field(default=50_000, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(default=64, ge=1, le=65_536)
@@ -131,9 +127,7 @@ def _validated(content: dict[str, Any], settings: str) -> TrainConfig:
     try:
         return TrainConfig.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "settings"
-        raise ConfigError(f"--set {settings}: {field}: {first['msg']}") from error
+        raise ConfigError(f"--set {settings}: {invalid_field(error)}") from error
 
 
 def _parse_value(text: str) -> object:

@@ -16,6 +16,7 @@ import torch.distributed
 from torch import Tensor
 
 from pipeline.errors import RankLostError
+from policy.errors import first_line
 
 SLOWEST_RANK: Final = timedelta(minutes=30)  # loading a large store, or a validation
 PRIMARY: Final = 0  # the rank that writes
@@ -88,8 +89,7 @@ def _other_ranks_needed() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo and nccl have no class of their own for a lost peer
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RankLostError(
-            f"another process of this training has ended or hangs ({reason[:120]}); its own "
-            f"message tells the cause; run the same command again with --resume"
+            f"another process of this training has ended or hangs ({first_line(error)[:120]}); its "
+            "own message tells the cause; run the same command again with --resume"
         ) from error

@@ -63,8 +63,7 @@ class TrainReport:
         error = "" if self.val_error is None else f", validation error {self.val_error:.4f}"
         return (
             f"{self.run}: {self.steps} steps{start} in {self.elapsed_s:.0f} s, "
-            f"{self.num_parameters / 1e6:.1f} M parameters"
-            f"{error}"
+            f"{self.num_parameters / 1e6:.1f} M parameters{error}"
         )
 
 

@@ -94,7 +94,6 @@ class Trainer:
         self.optimizer = build_optimizer(self.agent, config.optimizer)
         self.validation = ValidationWindows(data, config.seed, device)
         self.validated: dict[str, float] = {}
-        """The last result of `validate`."""
         self.batches = Batches(data, config, ranks)
         self.check_every = config.log_every if device.type == "cuda" else 1
         """Steps between looks at the gradients, because a look waits for a GPU."""

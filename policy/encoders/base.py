@@ -42,7 +42,6 @@ class EncoderSettings:
     compute_dtype: ComputeDtype | None = None
     """Dtype of weights and products; None is the encoder's own choice for the device."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where it runs."""
     compiled: bool = False
     """Fuse the network with torch.compile when it first runs: another compute environment."""
     bases: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -69,9 +68,7 @@ def best_compute_dtype(device: torch.device) -> ComputeDtype:
 def hash_weights(tensors: Mapping[str, Tensor], contract: Mapping[str, object]) -> str:
     """Return the sha256 over an encoder's tensors and whatever else decides its outputs.
 
-    Args:
-        tensors: parameters and buffers by name.
-        contract: architecture, preprocessing, input and compute dtype, as JSON has them.
+    `contract` is architecture, preprocessing, input and compute dtype, as JSON has them.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
@@ -97,12 +94,7 @@ class ImageEncoder(ABC):
     """Names of the features where the settings name none."""
 
     def __init__(self, settings: EncoderSettings, *, library: str, known: tuple[str, ...]):
-        """Prepare.
-
-        Args:
-            settings: which features, and how it computes.
-            library: see `ComputeEnvironment.library`.
-            known: names of all features that the encoder can make.
+        """Prepare; `known` are the names of all features that the encoder can make.
 
         Raises:
             EncoderLoadError: a requested feature is unknown, or requested twice.
@@ -236,13 +228,9 @@ def feature_spec(
     source: str,
     basis: Float32[np.ndarray, "i o"] | None = None,
 ) -> FeatureSpec:
-    """Describe a feature.
+    """Describe a feature of `shape` per image, and of a fitted `basis`.
 
-    Args:
-        name: of the feature.
-        shape: per image.
-        source: from which output it is derived and how, in words that change with it.
-        basis: a fitted matrix it depends on.
+    `source` says from which output it is derived and how, in words that change with it.
     """
     digest = hashlib.sha256(source.encode())
     if basis is not None:

@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from typing import Final, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from policy.spec import FrozenModel
 
 DeviceKind = Literal["cpu", "cuda", "mps"]
 
 ISA_LIMITS: Final = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # how oneDNN is held back
 
 
-class ComputeEnvironment(BaseModel):
+class ComputeEnvironment(FrozenModel):
     """How features were computed. Equal records promise equal bits; others, a tolerance."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: DeviceKind
     """Kind of device the encoder runs on."""

@@ -41,7 +41,7 @@ from policy.encoders.base import (
     hash_weights,
 )
 from policy.encoders.registry import DEFAULT_ENCODER, ENCODERS
-from policy.errors import EncoderLoadError
+from policy.errors import EncoderLoadError, first_line
 from policy.spec import FRAME_SIZE, EncoderIdentity, FeatureSpec
 
 AttentionKernel = Literal["sdpa", "eager"]
@@ -93,13 +93,8 @@ class Siglip2Encoder(ImageEncoder):
     ):
         """Freeze `network`, whose weights are float32, and cast it to the compute dtype.
 
-        Args:
-            network: of any size that `siglip` checkpoints have, for 256x256 images.
-            settings: how it computes.
-            name: see `EncoderIdentity`, also for the next two.
-            revision: of the weights.
-            pretrained: whether its weights were trained.
-            attention: which implementation of attention; `eager` is slower, for comparisons.
+        It may have any size that `siglip` checkpoints have, for 256x256 images. Name, revision and
+        `pretrained` as in `EncoderIdentity`; the attention `eager` is slower, for comparisons.
 
         Raises:
             EncoderLoadError: it makes no such feature, or a basis is of other patches.
@@ -214,11 +209,10 @@ class Siglip2Encoder(ImageEncoder):
             with frozen:
                 return self._network(pixel_values=pixels, output_hidden_states=keeps_layers)
         except BackendCompilerFailed as error:
-            reason = str(error.inner_exception).strip().splitlines() or [type(error).__name__]
             raise EncoderLoadError(
                 f"{self._described['name']}: the encoder cannot be compiled on this machine "
-                f"({reason[0]}); "
-                f"install a C++ compiler, or encode without compiling"
+                f"({first_line(error.inner_exception)}); install a C++ compiler, or encode without "
+                f"compiling"
             ) from error
 
     def _patches(self, feature: str, outputs: Any) -> Float32[Tensor, "n side side width"]:
@@ -288,8 +282,7 @@ def pinned_revision(name: str, revision: str | None) -> str:
     if revision is None or len(revision) != 40 or set(revision) - set("0123456789abcdef"):
         raise EncoderLoadError(
             f"{name}: expected a built-in encoder ({', '.join(ENCODERS)}) or a folder, found "
-            f"neither; a "
-            f"Hugging Face repository needs --revision with a 40-digit commit hash, not "
+            "neither; a Hugging Face repository needs --revision with a 40-digit commit hash, not "
             f"{revision!r}"
         )
     return revision
@@ -302,11 +295,10 @@ def fetch_checkpoint(name: str, revision: str, further: str) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     # The hub's client leaks the errors of whichever transport it uses; each means "not fetched".
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise EncoderLoadError(
-            f"{name}@{revision[:8]}: cannot be fetched from the Hugging Face hub ({reason[0]}). "
-            f"Pass the path of a local copy, or an encoder that does not need the hub: "
-            f"{', '.join(ENCODERS)}"
+            f"{name}@{revision[:8]}: cannot be fetched from the Hugging Face hub "
+            f"({first_line(error)}). Pass the path of a local copy, or an encoder that does not "
+            f"need the hub: {', '.join(ENCODERS)}"
         ) from error
 
 
@@ -323,11 +315,7 @@ def _load_network(folder: Path) -> SiglipVisionModel:
 def load_half(model: type[Half], folder: Path, half: str, *, other: tuple[str, ...]) -> Half:
     """Load one half of a checkpoint, every tensor of it.
 
-    Args:
-        model: the class of the half's network.
-        folder: of the checkpoint.
-        half: what messages call it.
-        other: how the names of tensors begin that belong to the other half.
+    `half` is what messages call it; the names of the other half's tensors begin with `other`.
 
     Raises:
         EncoderLoadError: a file is damaged, or a tensor is missing, unknown or of another shape.

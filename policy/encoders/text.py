@@ -35,14 +35,9 @@ class TextEncoder(ABC):
     """
 
     def __init__(self, *, name: str, revision: str, width: int, source: str, weights: str):
-        """Describe it.
+        """Describe it as `EncoderIdentity` does; `source` says which output a vector is.
 
-        Args:
-            name: see `EncoderIdentity`, also for `revision` and `weights`.
-            revision: of the weights.
-            width: of a vector.
-            source: which output a vector is, in words that change with it.
-            weights: sha256 over weights, tokenizer and the text's normalization.
+        `weights` is the sha256 over weights, tokenizer and the text's normalization.
         """
         self.identity: Final = EncoderIdentity(
             name=name,
@@ -115,7 +110,6 @@ class KnownInstructions:
 
     def __init__(self, vectors: Mapping[str, np.ndarray], load: Callable[[], TextEncoder]):
         """Keep the vector of each instruction; `load` is called when another one comes."""
-        self.words: Final = tuple(vectors)
         self._vectors = {plain_words(words): vector for words, vector in vectors.items()}
         self._load = load
         self._encoder: TextEncoder | None = None

@@ -52,10 +52,7 @@ class DepthMixer(nn.Module):
     def __init__(self, width: int, num_sublayers: int, block_size: int):
         """Create one reader per sublayer and one for the output; all start as the plain mean.
 
-        Args:
-            width: features per token.
-            num_sublayers: attention and MLP sublayers together.
-            block_size: sublayers whose outputs are summed into one source; 1 is the Full variant.
+        The outputs of `block_size` sublayers are summed into one source; 1 is the Full variant.
         """
         super().__init__()
         self.block_size = block_size
@@ -76,7 +73,6 @@ class ResidualSum(nn.Module):
     """The ordinary residual stream of a pre-norm transformer, for the control experiment."""
 
     def open(self, embedding: Float[Tensor, "*b t d"]) -> ResidualStream:
-        """Start a stream at the token embedding."""
         return SumStream(embedding)
 
 
@@ -87,11 +83,9 @@ class SumStream:
         self._sum = embedding
 
     def append(self, output: Float[Tensor, "*b t d"]) -> None:
-        """Add a sublayer's output to the sum."""
         self._sum = self._sum + output
 
     def read(self) -> Float[Tensor, "*b t d"]:
-        """Return the sum."""
         return self._sum
 
 
@@ -126,7 +120,6 @@ class DepthBuffer:
         self._score()
 
     def append(self, output: Float[Tensor, "b t d"]) -> None:
-        """Add a sublayer's output to the present block."""
         if self._reader % self._block_size == 0:
             self._newest += 1
             self._sources[self._newest] = output.flatten(end_dim=-2)
@@ -136,7 +129,6 @@ class DepthBuffer:
         self._score()
 
     def read(self) -> Float[Tensor, "b t d"]:
-        """Return the mixture of all sources for the next reader."""
         weights = self._logits[self._reader].softmax(dim=-1)
         if self._is_small:
             mixture = torch.bmm(weights[:, None], self._by_token)
@@ -168,7 +160,6 @@ class DepthStream:
         self._open: list[_Source] = []  # the running sum of the present block, if it holds any
 
     def append(self, output: Float[Tensor, "b t d"]) -> None:
-        """Add a sublayer's output to the present block."""
         self._reader += 1
         block_sum = output if self._block_sum is None else self._block_sum + output
         if self._reader % self._block_size == 0:
@@ -179,7 +170,6 @@ class DepthStream:
             self._block_sum = block_sum
 
     def read(self) -> Float[Tensor, "b t d"]:
-        """Return the mixture of all sources for the next reader."""
         sources = self._finished + self._open
         logits = [source.logits[..., self._reader - source.first_reader] for source in sources]
         weights = torch.stack(logits).softmax(dim=0)[..., None]

@@ -34,7 +34,6 @@ class DualDepthStream:
         self._logits = [self._score(tokens)]
 
     def append(self, output: Float[Tensor, "2 b t d"]) -> None:
-        """Add a sublayer's output to the present block."""
         is_new_block = self._reader % self._block_size == 0
         self._reader += 1
         if is_new_block:

@@ -14,20 +14,19 @@ from typing import Final, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from policy.network import forward_mode
 from policy.network.attention_residuals import DepthMixer, ResidualSum
 from policy.network.layers import HEAD_WIDTH, Block, TimeEmbedding, rms_normalize, rotary_table
+from policy.spec import FrozenModel
 
 NUM_TIME_TOKENS: Final = 2  # one for t and one for h
 
 
-class HeadConfig(BaseModel):
+class HeadConfig(FrozenModel, allow_inf_nan=False):
     """Size and horizons of the action head."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     n_emb: int = Field(default=384, ge=HEAD_WIDTH, le=8_192)
     """Token width, a multiple of 64; compute grows with its square."""
@@ -189,16 +188,11 @@ class ActionHead(nn.Module):
         context: tuple[KeysValues, ...] | None = None,
         may_see: Bool[Tensor, "t t"] | None = None,
     ) -> tuple[Float[Tensor, "b t d"], tuple[KeysValues, ...]]:
-        """Pass tokens through every block.
+        """Pass embedded tokens, at `slots` of the sequence, through every block.
 
-        Args:
-            tokens: embedded.
-            slots: their positions in the sequence of observation, time and action tokens.
-            context: keys and values of each block that the tokens attend to, before their own.
-            may_see: which tokens attend to which; None is all to all.
-
-        Returns:
-            The last mixture of the residual stream, and each block's keys and values of the tokens.
+        They attend to each block's keys and values in `context`, before their own, and to each
+        other as `may_see` allows; None is all to all. Also returns each block's keys and values of
+        the tokens.
         """
         rotations = self._rotations(slots)
         stream = self.residuals.open(

@@ -32,15 +32,12 @@ class Distribution:
     minimum: Float[Tensor, " d"]
     """Smallest value, in the manifest's units, as all of these."""
     maximum: Float[Tensor, " d"]
-    """Largest value."""
     low: Float[Tensor, " d"]
     """1 % quantile."""
     high: Float[Tensor, " d"]
     """99 % quantile."""
     mean: Float[Tensor, " d"]
-    """Mean."""
     std: Float[Tensor, " d"]
-    """Standard deviation."""
 
     def ends(self, scaling: Scaling) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
         """Return the values that a scaling maps to -1 and 1.
@@ -67,9 +64,7 @@ class DataStatistics:
     feature_std: dict[str, Float[Tensor, "v ..."]]
     """Standard deviation of every value of every feature, per view."""
     state: Distribution
-    """Of the states."""
     action: Distribution
-    """Of the actions."""
     instructions: Float[Tensor, "k d"] | None = None
     """Vectors of the distinct instructions; None without any."""
 

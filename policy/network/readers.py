@@ -9,18 +9,16 @@ from typing import Annotated, Final, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from policy.errors import AgentMismatchError
 from policy.network.normalizer import FeatureStandardizer
+from policy.spec import FrozenModel
 
 
-class _ReaderSettings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _ReaderSettings(FrozenModel):
     kind: str
-    """Which reader."""
     projection_dim: int = Field(default=96, ge=1, le=8_192)
     """Width per view; 96 and 192 are the original design's named experiments."""
 
@@ -149,10 +147,8 @@ class AttentionReader(FeatureReader):
         return projected
 
 
-class InstructionReaderConfig(BaseModel):
+class InstructionReaderConfig(FrozenModel):
     """A token of its own for the instruction."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     modulates_views: bool = True
     """Whether the instruction also scales and shifts the projected views."""
@@ -205,13 +201,7 @@ GRID_AXES: Final = 3  # rows, columns, channels
 def build_reader(
     config: ReaderConfig, *, name: str, num_views: int, shape: tuple[int, ...]
 ) -> FeatureReader:
-    """Build the reader of a feature.
-
-    Args:
-        config: which reader, and its sizes.
-        name: of the feature, for the message.
-        num_views: cameras.
-        shape: of the feature, per image.
+    """Build the reader of a feature of `shape` per image; `name` is the feature's, for the message.
 
     Raises:
         AgentMismatchError: a reader of grids is given a feature without positions.

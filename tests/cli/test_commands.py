@@ -119,14 +119,9 @@ def test_flags_are_what_users_know():
         "--set",
         "--resume",
         "--init-from",
-        "--weights",
-        "--cache-dir",
-        "--encoder",
         "--device",
         "--track",
         "--rollout-env",
-        "--rollout-every",
-        "--rollout-episodes",
     }
     assert flags(cli.rollout.main) == {
         "run",

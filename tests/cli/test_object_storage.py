@@ -70,7 +70,7 @@ def test_embed_verify_and_train_where_one_request_in_ten_fails(recorded, local, 
     assert f"{store}: OK (5 steps bit for bit" in verified.stdout
     assert FeatureStore.open(local).digest() in invoke("vla-data", "info", store).stdout
 
-    cache = ("--cache-dir", tmp_path / "cache")
+    cache = ("--set", f"data.cache={tmp_path / 'cache'}")
     assert train(local, tmp_path / "here") == train(store, tmp_path / "there", *cache) != {}
     assert len(list((tmp_path / "cache").rglob("00000?"))) == 2  # units
     assert len(set(proxy.failed)) > 3

@@ -27,19 +27,20 @@ def train(stores: list[FeatureStore], out: Path, *words: str) -> Result:
     ("words", "said"),
     [
         (
-            ("--weights", "2"),
-            "--weights: expected 2 positive numbers, one per store in their order, found 2",
+            ("--set", "data.weights=2"),
+            "data.weights: expected 2 positive numbers, one per store in their order, found 2",
         ),
         (
-            ("--weights", "2,-1"),
-            "--weights: expected 2 positive numbers, one per store in their order, found 2, -1",
+            ("--set", "data.weights=2,-1"),
+            "data.weights: expected 2 positive numbers, one per store in their order, found 2, -1",
         ),
         (
-            ("--weights", "2,inf"),
-            "--weights: expected 2 positive numbers, one per store in their order, found 2, inf",
+            ("--set", "data.weights=2,inf"),
+            "data.weights: expected 2 positive numbers, one per store in their order, found 2, inf",
         ),
-        (("--weights", "2,one"), "--weights 2,one: expected one number per store, such as 2,1"),
-        (("--encoder", "stand-in"), "--encoder needs --rollout-env"),
+        (("--set", "data.weights=2,one"), "--set weights=one: Input should be a valid number"),
+        (("--set", "data.weight=2"), "--set weight=2: expected field=value with one of weights, c"),
+        (("--set", "rollout.every=7"), "--set rollout.every=7: expected --rollout-env"),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_no_run(stores, tmp_path, words, said):
@@ -52,13 +53,13 @@ def test_wrong_input_is_one_line_and_leaves_no_run(stores, tmp_path, words, said
 
 
 def test_a_run_on_several_stores_shows_them_all(stores, tmp_path, caplog):
-    result = train(stores, tmp_path / "run", "--weights", "2,0.5")
+    result = train(stores, tmp_path / "run", "--set", "data.weights=2,0.5")
     assert result.exit_code == 0, result.output
     assert f"next: vla-rollout {tmp_path / 'run'} --env ENV" in result.stdout
     assert "training from step 0 to 3, batch size 8, on 37 steps of 4 episodes" in caplog.text
     shown = CliRunner().invoke(cli.data.main, ["info", str(tmp_path / "run")]).stdout
     assert "2, 0.5" in shown
     assert all(store.digest() in shown for store in stores)
-    again = train(stores[::-1], tmp_path / "run", "--weights", "2,0.5", "--resume")
+    again = train(stores[::-1], tmp_path / "run", "--set", "data.weights=2,0.5", "--resume")
     assert again.exit_code == 2
     assert "their order differs" in again.stderr

@@ -29,16 +29,13 @@ _MIN_EPISODES: Final = 3
 
 
 class ColumnOddities:
-    """Checks every value of state or action, episode after episode; keeps a few per column."""
+    """Checks every value of state or action."""
 
     def __init__(self, role: str) -> None:
         """Start with no episode; `role` is `state` or `action`."""
         self._role = role
         self._names: list[str] = []
-        self._num_values = 0
-        # Of low and high: values, and (episode, step) of each.
-        self._ends: list[tuple[np.ndarray, np.ndarray]] = []
-        self._magnitudes: list[Float32[np.ndarray, " d"]] = []  # of each episode
+        self._episodes: list[Float32[np.ndarray, "t d"]] = []
         self._num_jumps: dict[tuple[int, str], int] = {}
         self._first_jump: dict[tuple[int, str], str] = {}
         self._flips: dict[tuple[int, int], list[str]] = {}  # by first column and number of columns
@@ -46,19 +43,15 @@ class ColumnOddities:
     def add(self, values: Float32[np.ndarray, "t d"], episode: str) -> None:
         """Add one episode; `episode` names it in messages."""
         self._names.append(episode)
-        self._num_values += len(values)
-        self._magnitudes.append(np.abs(values).max(axis=0))
-        self._keep_ends(values)
+        self._episodes.append(values)
         self._count_jumps(values, episode)
         self._find_flips(values.astype(np.float64), episode)
 
     def report(self, findings: Findings) -> None:
         """Add findings of columns with outliers, jumps of a full turn, or two units."""
-        if not self._names:
-            return
-        for column in range(len(self._magnitudes[0])):
+        for column, values in enumerate(np.concatenate(self._episodes).T if self._names else ()):
             name = f"{self._role}[{column}]"
-            self._report_few(column, name, findings)
+            self._report_few(values, name, findings)
             self._report_units(column, name, findings)
         for (column, turn), count in self._num_jumps.items():
             findings.add(
@@ -95,26 +88,13 @@ class ColumnOddities:
                     places = self._flips.setdefault((column, width), [])
                     places.append(f"{episode}, step {step + 1}")
 
-    def _keep_ends(self, values: Float32[np.ndarray, "t d"]) -> None:
-        """Keep the smallest and the largest values of every column, with episode and step."""
-        steps = np.stack(np.broadcast_arrays(len(self._names) - 1, np.arange(len(values))), axis=-1)
-        places = np.broadcast_to(steps[:, None], (*values.shape, 2))
-        if not self._ends:
-            self._ends = [(values[:0], places[:0])] * 2
-        for end, sign in enumerate((1, -1)):
-            all_values = np.concatenate([self._ends[end][0], values])
-            all_places = np.concatenate([self._ends[end][1], places])
-            order = np.argsort(sign * all_values, axis=0, kind="stable")[: _MAX_FEW + 1]
-            self._ends[end] = (
-                np.take_along_axis(all_values, order, axis=0),
-                np.take_along_axis(all_places, order[..., None], axis=0),
-            )
-
-    def _report_few(self, column: int, name: str, findings: Findings) -> None:
-        few = int(np.clip(np.ceil(_FEW_SHARE * self._num_values), 1, _MAX_FEW))
-        if self._num_values <= 2 * few + 2:
+    def _report_few(self, values: Float32[np.ndarray, " n"], name: str, findings: Findings) -> None:
+        few = int(np.clip(np.ceil(_FEW_SHARE * len(values)), 1, _MAX_FEW))
+        if len(values) <= 2 * few + 2:
             return
-        (low, low_at), (high, high_at) = ((v[:, column], at[:, column]) for v, at in self._ends)
+        order = np.argsort(values, kind="stable")
+        low_at, high_at = order[: few + 1], order[: -few - 2 : -1]
+        low, high = values[low_at], values[high_at]
         core = float(high[few] - low[few])
         if float(high[0] - low[0]) <= _FAR * core or float(high[0] - low[0]) <= CONSTANT_RANGE:
             return
@@ -125,12 +105,15 @@ class ColumnOddities:
         if core <= CONSTANT_RANGE and count > 1:
             return
         is_high = bool(far_high.any()) and high[0] - high[few] >= low[few] - low[0]
-        value, (episode, step) = (high[0], high_at[0]) if is_high else (low[0], low_at[0])
+        value, row = (high[0], high_at[0]) if is_high else (low[0], low_at[0])
+        ends = np.cumsum([len(episode) for episode in self._episodes])
+        episode = int(np.searchsorted(ends, row, side="right"))
+        step = row - ends[episode] + len(self._episodes[episode])
         findings.add(
             "warning",
             "outlier",
             name,
-            f"{count} of {self._num_values} values make most of the range: {value:.6g} in "
+            f"{count} of {len(values)} values make most of the range: {value:.6g} in "
             f"{self._names[episode]}, step {step}, the others are within {low[few]:.4g} to "
             f"{high[few]:.4g}; training scales the whole range to [-1, 1]",
             "correct the values, or leave their episodes out with `episodes = {except = [...]}`",
@@ -151,7 +134,9 @@ class ColumnOddities:
                 self._num_jumps[column, word] = self._num_jumps.get((column, word), 0) + count
 
     def _report_units(self, column: int, name: str, findings: Findings) -> None:
-        sizes: Float64[np.ndarray, " e"] = np.array([of[column] for of in self._magnitudes], float)
+        sizes: Float64[np.ndarray, " e"] = np.array(
+            [np.abs(values[:, column]).max() for values in self._episodes], float
+        )
         order = np.argsort(sizes, kind="stable")
         order = order[sizes[order] > CONSTANT_RANGE]
         if len(order) < _MIN_EPISODES:

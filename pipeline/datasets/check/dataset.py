@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
 from pipeline.datasets.check.columns import ColumnOddities
@@ -23,14 +23,13 @@ from pipeline.datasets.manifest.model import LoadedManifest, Manifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.storage.local import write_atomically
+from policy.spec import FrozenModel
 
 _SHEET_EPISODES: Final = 4  # more would make the sheet too large to look at
 
 
-class CheckConfig(BaseModel):
+class CheckConfig(FrozenModel):
     """What to check."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: str
     """The dataset, or its manifest; see `describe_data`."""

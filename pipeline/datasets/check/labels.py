@@ -19,7 +19,6 @@ class Labels:
     num_labeled: int = 0
     """Episodes with a mark of success or failure."""
     failed: list[int] = field(default_factory=list)
-    """Numbers of the failed ones."""
     tasks: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     """Numbers of the episodes of each task."""
 

@@ -19,44 +19,31 @@ _MANY: Final = 0.1  # of an episode's steps; more long ones are the rate or jitt
 
 
 class ColumnStatistics:
-    """Minimum, maximum, mean and standard deviation of every column, episode after episode."""
+    """Minimum, maximum, mean and standard deviation of every column over all episodes."""
 
     def __init__(self, role: str) -> None:
         """Start with no episode; `role` is `state` or `action`."""
         self.role = role
-        self._count = 0
+        self._episodes: list[Float32[np.ndarray, "t d"]] = []
 
     def add(self, values: Float32[np.ndarray, "t d"]) -> None:
         """Add one episode."""
-        wide = values.astype(np.float64)
-        if not self._count:
-            self._offset = wide[0]  # keeps the sums small and so exact
-            self._sum = self._squares = np.zeros(wide.shape[1])
-            self._min = self._max = wide[0]
-        self._count += len(wide)
-        self._sum = self._sum + (wide - self._offset).sum(axis=0)
-        self._squares = self._squares + ((wide - self._offset) ** 2).sum(axis=0)
-        self._min = np.minimum(self._min, wide.min(axis=0))
-        self._max = np.maximum(self._max, wide.max(axis=0))
+        self._episodes.append(values)
 
     @property
     def std(self) -> Float64[np.ndarray, " d"]:
         """Standard deviation of every column; of width 0 before the first episode."""
-        if not self._count:
-            return np.zeros(0)
-        variance = self._squares / self._count - (self._sum / self._count) ** 2
-        return np.asarray(np.sqrt(np.maximum(variance, 0)))
+        return np.array([dim.std for dim in self.summaries()])
 
     def summaries(self) -> list[DimSummary]:
         """Describe every column; none before the first episode."""
-        if not self._count:
-            return []
-        mean = self._offset + self._sum / self._count
-        columns = zip(self._min, self._max, mean, self.std, strict=True)
-        return [
-            DimSummary(f"{self.role}[{dim}]", *map(float, column))
-            for dim, column in enumerate(columns)
-        ]
+        columns = np.concatenate(self._episodes).T if self._episodes else ()
+        summaries = []
+        for dim, column in enumerate(columns):
+            values = column.astype(np.float64)
+            figures = values.min(), values.max(), values.mean(), values.std()
+            summaries.append(DimSummary(f"{self.role}[{dim}]", *map(float, figures)))
+        return summaries
 
     def report(self, findings: Findings) -> None:
         """Add a finding per column that never or hardly changes."""
@@ -85,14 +72,7 @@ class ColumnStatistics:
 def check_clock(
     seconds: Float64[np.ndarray, " t"], fps: float, place: str, findings: Findings
 ) -> None:
-    """Compare an episode's clock with the manifest's rate.
-
-    Args:
-        seconds: since the episode's first step; finite.
-        fps: control steps per second.
-        place: the episode, for messages.
-        findings: findings are added here.
-    """
+    """Compare an episode's clock, finite seconds since its first step, with the manifest's rate."""
     with np.errstate(over="ignore"):  # infinite values are reported below
         steps = np.diff(seconds) * fps  # in control steps
     if not len(steps):
@@ -164,14 +144,7 @@ def _are_float32_since_1970(seconds: Float64[np.ndarray, " t"]) -> bool:
 
 
 def check_shift(shift: int, num_steps: int, place: str, findings: Findings) -> None:
-    """Compare the manifest's shift of actions with an episode's length.
-
-    Args:
-        shift: `action_shift`, in control steps.
-        num_steps: of the episode.
-        place: the episode, for messages.
-        findings: findings are added here.
-    """
+    """Compare the manifest's shift of actions, in control steps, with an episode's length."""
     if shift and abs(shift) >= max(num_steps - 1, 1):
         findings.add(
             "error",

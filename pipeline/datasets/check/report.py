@@ -33,7 +33,6 @@ class ViewSummary:
     sizes: tuple[tuple[int, int], ...]
     """All (height, width) in pixels."""
     num_frames: int
-    """Number of decoded frames."""
     max_drift_s: float
     """Largest distance between a step and its frame, in seconds."""
 
@@ -70,7 +69,6 @@ class CheckReport:
     statements: tuple[str, ...] = ()
     """Metadata of the files, in words."""
     sheet: str | None = None
-    """The contact sheet that was written."""
 
     @property
     def is_clean(self) -> bool:

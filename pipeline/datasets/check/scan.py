@@ -30,14 +30,7 @@ class FrameScan:
         findings: Findings,
         on_sheet: list[int],
     ) -> None:
-        """Start with no episode.
-
-        Args:
-            reader: the dataset.
-            state_std: standard deviation of every column of the state.
-            findings: findings are added here.
-            on_sheet: episodes whose frames are kept for the sheet.
-        """
+        """Start with no episode; the frames of the episodes `on_sheet` are kept for the sheet."""
         self._reader, self._findings = reader, findings
         self._least = np.maximum(_MOVED_SHARE * state_std, CONSTANT_RANGE)
         self._views = [ViewScan(view, reader.fps) for view in reader.view_names]

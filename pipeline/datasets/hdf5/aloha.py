@@ -50,13 +50,6 @@ class AlohaHdf5Reader(Hdf5Reader):
     """A folder of `episode_<i>.hdf5`, sorted by number."""
 
     def __init__(self, config: DatasetConfig) -> None:
-        """Check the headers of every kept file; no frame or number is read.
-
-        Raises:
-            DatasetError: the folder contains no episode, or a file is damaged, lacks a key, links
-                to another file, was cut off while recording, or its arrays differ in length or
-                from those of other files in width.
-        """
         episodes, stated = [], []
         for number, path in _episode_files(config):
             with open_hdf5(path) as file:
@@ -93,12 +86,7 @@ class AlohaHdf5Reader(Hdf5Reader):
 
     @classmethod
     def survey(cls, root: Location) -> FormatSurvey:
-        """List the arrays of the first file; columns have no names in this format.
-
-        Raises:
-            DatasetError: the folder contains no episode, or the first file is damaged or has no
-                camera.
-        """
+        """List the arrays of the first file; columns have no names in this format."""
         number, path = _episode_files(DatasetConfig(root, (), ()))[0]
         with open_hdf5(path) as file:
             where = EpisodeGroup(path=path, group="", number=number)

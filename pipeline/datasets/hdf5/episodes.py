@@ -46,7 +46,6 @@ class EpisodeGroup:
     group: str
     """Key of the episode's group in the file; empty for the file itself."""
     number: int
-    """The episode's number in the files."""
 
     @property
     def name(self) -> str:

@@ -58,9 +58,7 @@ def open_hdf5(path: Location) -> Iterator[h5py.File]:
 def find_object(file: h5py.File, key: str) -> h5py.Group | h5py.Dataset | None:
     """Find a group or dataset of this file; None if there is none. Links in the file are followed.
 
-    Args:
-        file: open for reading.
-        key: names joined by single slashes; empty for the file's root.
+    `key` is names joined by single slashes; empty for the file's root.
 
     Raises:
         DatasetError: the key is a link to another file.

@@ -33,12 +33,9 @@ class Hdf5Reader(FormatReader):
         episodes: Sequence[EpisodeHeader],
         upside_down: frozenset[Location],
     ) -> None:
-        """Store the episodes, in the order of their numbers.
+        """Store one or more episodes, in the order of their numbers.
 
-        Args:
-            config: whose keys the headers were read with.
-            episodes: at least one.
-            upside_down: files whose frames are stored with the lowest row first.
+        Frames of the files in `upside_down` are stored with the lowest row first.
 
         Raises:
             DatasetError: an array is wider in one episode than in another.
@@ -72,11 +69,7 @@ class Hdf5Reader(FormatReader):
         return self._header(episode).label
 
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
-        """Return (height, width) of a view's frames in pixels; of compressed frames, the first's.
-
-        Raises:
-            FrameReadError: the first compressed frame does not read, or is not an image.
-        """
+        """Return (height, width) of a view's frames in pixels; if compressed, of the first one."""
         header = self._header(episode)
         layout = header.layouts[view_key]
         if layout is not None:

@@ -62,14 +62,10 @@ class RecordingLabel:
 
 
 def write_episode(path: Path, episode: RecordedEpisode) -> None:
-    """Write one demonstration; the file appears whole or not at all.
+    """Write one demonstration to `<folder>/episode_<i>.hdf5`; it appears whole or not at all.
 
     The bytes depend only on `episode`. `qvel`, which ACT's loader needs, is not measured: it is the
     change of the state since the previous step, per second (zero at the first step).
-
-    Args:
-        path: `<folder>/episode_<i>.hdf5`; an existing file is replaced.
-        episode: at least one step, all arrays of one length.
     """
     previous = np.concatenate([episode.state[:1], episode.state[:-1]])
     partial = path.with_name(f".{path.name}.partial")

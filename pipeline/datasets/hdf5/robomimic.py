@@ -21,7 +21,6 @@ import h5py
 import numpy as np
 
 from pipeline.datasets.base import DatasetConfig, DatasetFacts, EpisodeLabel, FormatSurvey
-from pipeline.datasets.causes import one_line
 from pipeline.datasets.hdf5.episodes import (
     EpisodeGroup,
     EpisodeHeader,
@@ -48,6 +47,7 @@ from pipeline.datasets.pixels import alpha_remarks
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location
 from pipeline.storage.open import open_folder
+from policy.errors import one_line
 
 LAYOUT: Final = Hdf5Layout(
     cameras="obs",
@@ -76,13 +76,6 @@ class RobomimicHdf5Reader(Hdf5Reader):
     """
 
     def __init__(self, config: DatasetConfig) -> None:
-        """Check the headers of every kept demonstration; no frame is read.
-
-        Raises:
-            DatasetError: there is no demonstration, or none is kept; or a file is damaged, lacks a
-                key, contains no frames, links to another file, or its arrays differ in length or
-                from those of other files in width.
-        """
         paths = _files(config.root, allow_outside=config.allow_outside)
         listed = _listed(paths)
         wanted = wanted_numbers(
@@ -117,13 +110,7 @@ class RobomimicHdf5Reader(Hdf5Reader):
             )
 
     def subset(self, name: str) -> tuple[int, ...]:
-        """Return the episode numbers of a subset in `/mask`, ascending, also of episodes not kept.
-
-        Files without a kept demonstration are not read.
-
-        Raises:
-            DatasetError: a file names no such subset.
-        """
+        """Return the numbers in `/mask`, also of episodes not kept, in files with a kept one."""
         found: set[int] = set()
         for path, numbers in self._numbers.items():
             with open_hdf5(path) as file:
@@ -143,11 +130,7 @@ class RobomimicHdf5Reader(Hdf5Reader):
 
     @classmethod
     def survey(cls, root: Location) -> FormatSurvey:
-        """List the arrays of the first demonstration of the first file; columns have no names.
-
-        Raises:
-            DatasetError: there is no demonstration, or the first is damaged or has no camera.
-        """
+        """List the arrays of the first demonstration of the first file; columns have no names."""
         path = _files(root, allow_outside=False)[0]
         with open_hdf5(path) as file:
             number, group = _demos(file, path)[0]
@@ -164,8 +147,7 @@ def _files(root: Location, *, allow_outside: bool) -> list[Location]:
     if not paths:
         raise DatasetError(
             f"{root}: expected a robomimic .hdf5 file, or a folder of such files, found a folder "
-            f"without "
-            "any; correct the path to it"
+            "without any; correct the path to it"
         )
     for path in paths:
         file_in(root, path.name, allow_outside=allow_outside)

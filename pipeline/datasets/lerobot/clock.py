@@ -22,13 +22,7 @@ _LATE_START_S: Final = 10.0  # seconds by which a camera may have begun before t
 def step_seconds(
     table: ParquetTable, rows: slice, fps: float, where: str
 ) -> Float64[np.ndarray, " t"]:
-    """Return seconds from the episode's time 0 to each of its steps.
-
-    Args:
-        table: the file of the episode's rows.
-        rows: the episode's.
-        fps: control steps per second.
-        where: names file and episode in messages.
+    """Return seconds from the episode's time 0 to each of its steps, which are `rows` of the table.
 
     Raises:
         DatasetError: a time is not finite, or not in seconds since the episode's start.

@@ -104,13 +104,7 @@ def split_rows(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     """Split an index into the rows of the kept episodes, by `episode_index`, and the others.
 
-    The number of all episodes is the third value.
-
-    Args:
-        config: decides which episodes are kept.
-        info: its `total_episodes` is the number of episodes.
-        index: the file or folder of the index, for messages.
-        rows: of the index, one per episode; those of excluded episodes may be damaged.
+    The number of all episodes is the third value. Rows of excluded episodes may be damaged.
 
     Raises:
         DatasetError: a kept episode is missing or doubled, or none is kept.
@@ -245,9 +239,8 @@ def _check_video(
             raise DatasetError(
                 f"{where}: expected episode {files.number} to end at {rows_end:.4f} s, like its "
                 f"{files.length} rows, found the end of its clip at {files.clips[key].end_s:.4f} "
-                f"s; "
-                f"correct `fps` in {INFO_PATH} if the video has another rate, download or convert "
-                f"the dataset again, or {LEAVE_OUT}"
+                f"s; correct `fps` in {INFO_PATH} if the video has another rate, download or "
+                f"convert the dataset again, or {LEAVE_OUT}"
             )
     last, *ordered = sorted(all_users, key=lambda each: (each.clips[key].start_s, each.number))
     last_end = max(last.clips[key].end_s, last.rows_end_s(key, fps))
@@ -257,9 +250,8 @@ def _check_video(
             raise DatasetError(
                 f"{where}: expected episode {files.number} to begin after episode {last.number}, "
                 f"which ends at {last_end:.4f} s, found {files.clips[key].start_s:.4f} s: the "
-                "index assigns the same frames to both; download or convert the dataset again, "
-                "or leave "
-                "out both"
+                "index assigns the same frames to both; download or convert the dataset again, or "
+                "leave out both"
             )
         end = max(files.clips[key].end_s, files.rows_end_s(key, fps))
         if end > last_end:

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.datasets.base import FormatSurvey
-from pipeline.datasets.causes import one_line, why_unreadable
+from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.manifest.paths import read_file
 from pipeline.errors import DatasetError
+from policy.errors import invalid_field, one_line
 
 INFO_PATH: Final = "meta/info.json"
 BOOK_KEYS: Final = ("timestamp", "frame_index", "episode_index", "index", "task_index")
@@ -96,12 +97,7 @@ class LeRobotInfo(BaseModel):
 
 
 def read_info(root: Path, versions: tuple[str, ...], *, allow_outside: bool = False) -> LeRobotInfo:
-    """Read and check `meta/info.json`.
-
-    Args:
-        root: the dataset.
-        versions: `codebase_version`s that the caller reads.
-        allow_outside: whether the file may be stored outside `root`.
+    """Read and check `meta/info.json` of a dataset of one of these `codebase_version`s.
 
     Raises:
         DatasetError: it is missing, not JSON, of another version or storage, lacks a key, or is
@@ -132,17 +128,13 @@ def read_info(root: Path, versions: tuple[str, ...], *, allow_outside: bool = Fa
         raise DatasetError(
             f"{path}: storage_format: expected parquet and MP4 files, found "
             f"{content['storage_format']}, which is not supported; export the dataset to parquet "
-            f"with "
-            "LeRobot"
+            "with LeRobot"
         )
     try:
         return LeRobotInfo.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
         raise DatasetError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: found an invalid value: "
-            f"{one_line(first['msg'])}; correct it or download the file "
-            "again"
+            f"{path}: {one_line(invalid_field(error))}; correct it or download the file again"
         ) from error
 
 

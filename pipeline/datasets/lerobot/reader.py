@@ -20,7 +20,7 @@ from pipeline.datasets.base import (
     FormatSurvey,
     require_steps,
 )
-from pipeline.datasets.causes import one_line, why_unreadable
+from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.compressed import decode_images, image_size
 from pipeline.datasets.lerobot.clock import step_seconds
 from pipeline.datasets.lerobot.episodes import (
@@ -42,6 +42,7 @@ from pipeline.datasets.lerobot.table import ParquetTable
 from pipeline.datasets.manifest.paths import read_file
 from pipeline.datasets.video import VideoDecoder, match_frames
 from pipeline.errors import DatasetError, FrameReadError
+from policy.errors import one_line
 
 SUCCESS_KEY: Final = "next.success"
 DECODER_THREADS: Final = 2  # of all cameras together; each takes one, a single camera both
@@ -51,16 +52,9 @@ class LeRobotReader(FormatReader):
     """A LeRobot dataset; subclasses locate the episodes of their versions."""
 
     versions: ClassVar[tuple[str, ...]]
-    """`codebase_version`s that a subclass reads."""
 
     def __init__(self, config: DatasetConfig) -> None:
-        """Read the index and check every file of the kept episodes by its header.
-
-        Raises:
-            DatasetError: another version, an index that lacks a kept episode, a key that is not a
-                feature, no kept episode, or a file that is missing, damaged, too short, of more
-                frames than rows, or outside the root.
-        """
+        """Read the index and check every file of the kept episodes by its header."""
         self._config, self._root = config, config.local_root
         info = read_info(self._root, self.versions, allow_outside=config.allow_outside)
         self._info, self._fps = info, info.fps
@@ -112,11 +106,7 @@ class LeRobotReader(FormatReader):
 
     @classmethod
     def survey(cls, root: Path) -> FormatSurvey:
-        """List the features of `meta/info.json`.
-
-        Raises:
-            DatasetError: it does not read.
-        """
+        """List the features of `meta/info.json` (DatasetError: it does not read)."""
         return survey_info(root, read_info(root, cls.versions))
 
     def episode_number(self, episode: int) -> int:
@@ -130,11 +120,7 @@ class LeRobotReader(FormatReader):
         return self._at(episode).length
 
     def label(self, episode: int) -> EpisodeLabel:
-        """Return the task of the index, and whether any step is marked as success.
-
-        Raises:
-            DatasetError: the column `next.success` does not read.
-        """
+        """Return the task of the index, and whether any step is marked as success."""
         files = self._at(episode)
         success = None
         if SUCCESS_KEY in self._info.features:
@@ -146,11 +132,7 @@ class LeRobotReader(FormatReader):
         return self._at(episode).task
 
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
-        """Return (height, width) of a view's frames in pixels, from the header of its file.
-
-        Raises:
-            DatasetError: the first image of an image column does not read.
-        """
+        """Return (height, width) of a view's frames in pixels, from the header of its file."""
         files = self._at(episode)
         if self._kinds[view_key] == "video":
             return self._video_sizes[view_key][files.clips[view_key].path]
@@ -184,11 +166,7 @@ class LeRobotReader(FormatReader):
             raise FrameReadError(str(error)) from error
 
     def numbers(self, episode: int, number_key: str) -> Float[np.ndarray, "t d"]:
-        """Read one feature of every step, flattened.
-
-        Raises:
-            DatasetError: the column does not read, or is not as wide as `meta/info.json` states.
-        """
+        """Read one feature of every step, flattened."""
         files = self._at(episode)
         feature = require_feature(self._root, self._info, number_key, ("numbers",))
         values = self._open_table(files).numbers(number_key)[self._rows(files)]
@@ -206,11 +184,7 @@ class LeRobotReader(FormatReader):
     def frame_drift(self, episode: int, view_key: str) -> float:
         """Return the largest distance in seconds between a step and its frame; decodes nothing.
 
-        Image columns have no times, and no drift.
-
-        Raises:
-            FrameReadError: a step has no frame.
-            DatasetError: the rows do not read.
+        Image columns have no times, and no drift. FrameReadError: a step has no frame.
         """
         files = self._at(episode)
         if self._kinds[view_key] != "video":
@@ -221,11 +195,7 @@ class LeRobotReader(FormatReader):
         return float(np.abs(shown_s[positions] - wanted_s).max())
 
     def subset(self, name: str) -> tuple[int, ...]:
-        """Return the episode numbers of a split of `meta/info.json`, also of episodes not kept.
-
-        Raises:
-            DatasetError: there is no such split.
-        """
+        """Return the episode numbers of a split of `meta/info.json`, also of episodes not kept."""
         return read_split(self._root, self._info, name, self._num_indexed)
 
     def close(self) -> None:

@@ -174,7 +174,6 @@ class ParquetTable:
         if problem:
             raise DatasetError(
                 f"{self.path}: {column}: expected the same number of values in each row, found "
-                f"{problem}; "
-                "use a numeric column, or write this one again"
+                f"{problem}; use a numeric column, or write this one again"
             )
         return np.asarray(array.to_numpy(zero_copy_only=False).reshape(self.num_rows, -1))

@@ -60,10 +60,8 @@ def draft_manifest(
 ) -> Draft:
     """Draft a manifest of a dataset, with all cameras.
 
-    Args:
-        path: the dataset: a folder, a file or an address.
-        notes: `name`, `source` and `revision`, if known.
-        episodes: argument of `choose_episodes`; None uses all that are not marked as failed.
+    `notes` are `name`, `source` and `revision`, if known; `episodes` is the argument of
+    `choose_episodes`, None all that are not marked as failed.
 
     Raises:
         DatasetError: there is no data, not of a known format, or it does not read.

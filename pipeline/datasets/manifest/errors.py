@@ -26,13 +26,7 @@ _MODELS: Final[Mapping[str, type[BaseModel]]] = {
 
 
 def first_problem(error: ValidationError, content: Mapping[str, Any], top: type[BaseModel]) -> str:
-    """Describe the first problem, and count the others.
-
-    Args:
-        error: raised by `top` for `content`.
-        content: the manifest's plain values.
-        top: the model of the whole manifest.
-    """
+    """Describe the first problem of the manifest `content` that `top` refuses; count the others."""
     problems = error.errors()
     keys = [_key(problem, content) for problem in problems]
     # The branches of a union are reported one by one for the same key.

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -38,7 +36,7 @@ from pipeline.datasets.manifest.toml import toml_text
 from pipeline.datasets.registry import FormatName
 from pipeline.errors import ConfigError, ManifestError
 from pipeline.storage.location import Location, is_address, parse_location
-from policy.spec import Fit
+from policy.spec import Fit, FrozenModel
 
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _OF_ONE_SOURCE: Final = (
@@ -53,10 +51,8 @@ _OF_ONE_SOURCE: Final = (
 MAX_SHIFT: Final = 1000  # control steps; 20 s at 50 Hz, where real recordings are off by a few
 
 
-class Manifest(BaseModel):
+class Manifest(FrozenModel):
     """A dataset: its origin, its path, and the meaning of its arrays."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Text
     """What reports call the dataset."""
@@ -188,11 +184,7 @@ class Manifest(BaseModel):
         *,
         origin: str = "manifest",
     ) -> "Manifest":
-        """Build a manifest from plain values, such as `to_dict` returns.
-
-        Args:
-            content: the fields.
-            origin: the file or store of the values, for messages.
+        """Build a manifest from plain values, such as `to_dict` returns; `origin` names their file.
 
         Raises:
             ManifestError: a field is unknown, missing or impossible.
@@ -216,9 +208,6 @@ class LoadedManifest:
 
 def load_manifest(path: Path | str) -> LoadedManifest:
     """Read and check a manifest file; the data itself is not read.
-
-    Args:
-        path: a TOML file, such as those in `data_manifests/`.
 
     Returns:
         The manifest, and its `roots` as absolute paths, with their links, or addresses.

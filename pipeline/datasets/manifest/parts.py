@@ -8,9 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
     field_serializer,
@@ -18,6 +16,7 @@ from pydantic import (
 )
 
 from pipeline.datasets.registry import FormatName
+from policy.spec import FrozenModel
 
 ColorOrder = Literal["rgb", "bgr"]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -64,11 +63,7 @@ Checksums = Annotated[
 ]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ViewSource(_Table):
+class ViewSource(FrozenModel):
     """One camera of the dataset."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -77,7 +72,7 @@ class ViewSource(_Table):
     """The data format's key of the camera's frames: `observations/images/cam_high`."""
 
 
-class ArraySource(_Table):
+class ArraySource(FrozenModel):
     """The robot state or the action of the dataset."""
 
     key: Annotated[tuple[Key, ...], BeforeValidator(_one_or_several)]
@@ -97,7 +92,7 @@ class ArraySource(_Table):
         return key[0] if len(key) == 1 else key
 
 
-class EpisodeFilter(_Table):
+class EpisodeFilter(FrozenModel):
     """Which episodes are used, by their numbers in the files."""
 
     only: Numbers | None = None
@@ -112,14 +107,14 @@ class EpisodeFilter(_Table):
         return self
 
 
-class Splits(_Table):
+class Splits(FrozenModel):
     """Which episodes are kept out of training."""
 
     validation: Numbers | Text
     """Their numbers in the files, or the name of a subset that the files define: `valid`."""
 
 
-class DataSource(_Table):
+class DataSource(FrozenModel):
     """One of several datasets of the same robot that are used together."""
 
     path: Text

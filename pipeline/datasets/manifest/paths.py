@@ -10,10 +10,7 @@ from pipeline.storage.location import Location, on_disk
 def resolve_inside(root: Path, relative: str, *, allow_outside: bool) -> Path:
     """Return the absolute, resolved path of `root / relative`; it need not exist.
 
-    Args:
-        root: the dataset; may itself be reached through symbolic links.
-        relative: a path that the dataset's files name; an absolute path counts as outside.
-        allow_outside: whether the manifest permits files outside `root`.
+    `root` may itself be reached through symbolic links; an absolute path counts as outside.
 
     Raises:
         DatasetError: the path leads outside `root` and `allow_outside` is False, or in a circle.
@@ -23,8 +20,7 @@ def resolve_inside(root: Path, relative: str, *, allow_outside: bool) -> Path:
     except (OSError, RuntimeError) as error:  # a circle of links
         raise DatasetError(
             f"{root}: expected a path below this folder, found {relative!r}, which does not "
-            f"resolve "
-            f"({error}); correct it"
+            f"resolve ({error}); correct it"
         ) from error
     if allow_outside or path == base or base in path.parents:
         return path

@@ -55,14 +55,13 @@ def _first_widths(keys: Sequence[str], reader: FormatReader) -> tuple[str, list[
 
 
 class ManifestReader:
-    """All episodes of a manifest, source after source.
+    """All episodes of a manifest, source after source; methods as those of `FormatReader`.
 
     Episodes are numbered 0..num_episodes-1 in a fixed order; the frame at step t was seen before
     the action at step t was taken.
     """
 
     loaded: LoadedManifest
-    """What it was opened with."""
     view_names: tuple[str, ...]
     """Camera names, in the order of every array below."""
     fps: float
@@ -119,21 +118,14 @@ class ManifestReader:
         return reader.episode_number(position)
 
     def episode_name(self, episode: int) -> str:
-        """Name an episode for messages: the path of its file, and its key or number."""
         reader, position, _ = self._at(episode)
         return reader.episode_name(position)
 
     def episode_length(self, episode: int) -> int:
-        """Return the number of control steps of an episode, at least 1."""
         reader, position, _ = self._at(episode)
         return reader.episode_length(position)
 
     def label(self, episode: int) -> EpisodeLabel:
-        """Return the metadata of an episode.
-
-        Raises:
-            DatasetError: it does not read.
-        """
         reader, position, _ = self._at(episode)
         label, stated = reader.label(position), self._stated_instruction(episode)
         return label if stated is None else replace(label, task=stated, instruction=stated)
@@ -152,7 +144,6 @@ class ManifestReader:
         return tuple(reader.facts for reader in self._readers)
 
     def frame_size(self, episode: int, view: str) -> tuple[int, int]:
-        """Return (height, width) of a view's frames in pixels, decoding one frame at most."""
         reader, position, _ = self._at(episode)
         return reader.frame_size(position, self._view_keys[view])
 
@@ -171,7 +162,6 @@ class ManifestReader:
         return tuple(np.ascontiguousarray(view[..., ::-1]) for view in views)
 
     def frame_drift(self, episode: int, view: str) -> float:
-        """Return the largest distance in seconds between a step and its frame; 0 without times."""
         reader, position, _ = self._at(episode)
         return reader.frame_drift(position, self._view_keys[view])
 
@@ -210,14 +200,12 @@ class ManifestReader:
         wrong = np.flatnonzero(~np.isfinite(kept))
         if len(wrong):
             raise DatasetError(
-                f"{reader.episode_name(position)}: expected finite times, found "
-                f"{kept[wrong[0]]} s at step {wrong[0]} ({len(wrong)} in all); correct this "
-                "episode or leave it out"
+                f"{reader.episode_name(position)}: expected finite times, found {kept[wrong[0]]} s "
+                f"at step {wrong[0]} ({len(wrong)} in all); correct this episode or leave it out"
             )
         return kept
 
     def close(self) -> None:
-        """Close every open file; reading again opens it again."""
         for reader in self._readers:
             reader.close()
 

@@ -11,11 +11,7 @@ LEAVE_OUT: Final = "leave the episode out with `episodes = {except = [..]}` in t
 
 
 def wanted_numbers(config: DatasetConfig, numbers: Iterable[int]) -> frozenset[int]:
-    """Return the episode numbers that `config.keeps` keeps.
-
-    Raises:
-        DatasetError: it keeps none.
-    """
+    """Return the episode numbers that `config.keeps` keeps (DatasetError: it keeps none)."""
     found = list(numbers)
     wanted = frozenset(number for number in found if config.keeps(number))
     if not wanted:

@@ -19,11 +19,7 @@ class SourceOpener:
     """Opens one source of a manifest."""
 
     def __init__(self, loaded: LoadedManifest, source: int) -> None:
-        """Detect the format.
-
-        Raises:
-            DatasetError: there is no data, or not of a known format.
-        """
+        """Detect the format (DatasetError: there is no data, or not of a known format)."""
         self._manifest, self._origin = loaded.manifest, loaded.origin
         self._source, self._root = loaded.manifest.data_sources[source], loaded.roots[source]
         self._format = self._source.format or detect_format(self._root)

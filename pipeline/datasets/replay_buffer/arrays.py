@@ -19,10 +19,11 @@ from typing import Any, Final
 import zarr
 import zarr.storage
 
-from pipeline.datasets.causes import GIT_LFS, one_line, why_unreadable
+from pipeline.datasets.causes import GIT_LFS, why_unreadable
 from pipeline.datasets.manifest.paths import resolve_inside
 from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.errors import DatasetError
+from policy.errors import one_line
 
 ENDS_KEY: Final = "meta/episode_ends"
 DAMAGE: Final = (  # what zarr and its codecs raise for damaged bytes and headers
@@ -68,11 +69,7 @@ class ReplayBufferFile:
     """A replay buffer: a folder, or a `.zip` of what is in the folder."""
 
     def __init__(self, root: Path, *, allow_outside: bool) -> None:
-        """Open the group.
-
-        Args:
-            root: a folder, or a `.zip`.
-            allow_outside: whether files may be stored outside `root`, behind links.
+        """Open the group in a folder or a `.zip`.
 
         Raises:
             DatasetError: there is no such group, or one of Zarr format 3.

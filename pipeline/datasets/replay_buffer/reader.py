@@ -22,7 +22,6 @@ from pipeline.datasets.base import (
     as_floating,
     require_steps,
 )
-from pipeline.datasets.causes import one_line
 from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
 from pipeline.datasets.pixels import (
     PixelLayout,
@@ -39,6 +38,7 @@ from pipeline.datasets.replay_buffer.arrays import (
     array_keys,
 )
 from pipeline.errors import DatasetError, FrameReadError
+from policy.errors import one_line
 
 CLOCK_KEY: Final = "data/timestamp"  # seconds; recordings of real robots have it
 
@@ -49,13 +49,7 @@ class DiffusionPolicyZarrReader(FormatReader):
     fps: float | None = None
 
     def __init__(self, config: DatasetConfig) -> None:
-        """Open the arrays and check that all chunks of kept episodes are stored.
-
-        Raises:
-            DatasetError: no replay buffer, no kept episode, or an array is missing, of another
-                shape, type or length, needs a codec that is not installed, lacks a chunk of a kept
-                episode, or is stored outside the root.
-        """
+        """Open the arrays and check that all chunks of kept episodes are stored."""
         self._config, self._root = config, config.local_root
         self._scales: dict[str, Scale] = {}
         self._opened: ReplayBufferFile | None = None
@@ -106,11 +100,7 @@ class DiffusionPolicyZarrReader(FormatReader):
 
     @classmethod
     def survey(cls, root: Path) -> FormatSurvey:
-        """List the arrays: those of color frames are views, the others numbers.
-
-        Raises:
-            DatasetError: no replay buffer, or an array's header does not read.
-        """
+        """List the arrays: those of color frames are views, the others numbers."""
         file = ReplayBufferFile(root, allow_outside=False)
         try:
             arrays = {key: file.array(key) for key in file.keys if key != ENDS_KEY}
@@ -202,8 +192,7 @@ class DiffusionPolicyZarrReader(FormatReader):
         except DAMAGE as error:
             raise DatasetError(
                 f"{self._root}: {ENDS_KEY}: expected a readable array, found {one_line(error)}; "
-                f"copy "
-                "the data again"
+                "copy the data again"
             ) from error
 
     def _require_ascending(self) -> None:
@@ -215,9 +204,8 @@ class DiffusionPolicyZarrReader(FormatReader):
                 raise DatasetError(
                     f"{self._root}: {ENDS_KEY}: expected ascending ends, each episode with at "
                     f"least one row, found rows [{starts[number]}, {ends[number]}) for episode "
-                    f"{number}; "
-                    "correct the ends, or leave out an episode that has no rows with `episodes = "
-                    f"{{except = [{number}]}}` in the manifest"
+                    f"{number}; correct the ends, or leave out an episode that has no rows with "
+                    f"`episodes = {{except = [{number}]}}` in the manifest"
                 )
 
     def _require_rows(self, arrays: dict[str, Any]) -> None:
@@ -243,9 +231,8 @@ class DiffusionPolicyZarrReader(FormatReader):
                 raise
             found = one_line(error)
             raise DatasetError(
-                f"{self.episode_name(episode)}: {key}: expected readable rows "
-                f"[{first + start}, {first + stop}), found {found}; copy the data again, or "
-                f"{LEAVE_OUT}"
+                f"{self.episode_name(episode)}: {key}: expected readable rows [{first + start}, "
+                f"{first + stop}), found {found}; copy the data again, or {LEAVE_OUT}"
             ) from error
 
 

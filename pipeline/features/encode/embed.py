@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
 from pipeline.datasets.manifest.checksums import verify_checksums
@@ -60,7 +60,7 @@ from policy.device import open_device
 from policy.encoders.base import EncoderSettings, ImageEncoder, default_images_per_pass
 from policy.encoders.registry import DEFAULT_ENCODER, load_encoder
 from policy.errors import MissingExtraError, install_command
-from policy.spec import FRAME_SHAPE, FRAME_SIZE, ComputeDtype
+from policy.spec import FRAME_SHAPE, FRAME_SIZE, ComputeDtype, FrozenModel
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +69,10 @@ SAMPLED_STEPS: Final = 64  # control steps whose views a PCA basis is fitted to
 MOST_PROBED: Final = 20  # episodes tried where those do not read
 
 
-class EmbedConfig(BaseModel):
+class EmbedConfig(FrozenModel):
     """The settings of one embedding."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     manifest: Path
-    """The dataset's manifest."""
     store: Location
     """Folder or address of the feature store that is created or resumed."""
     encoder: str = DEFAULT_ENCODER
@@ -328,9 +325,8 @@ def _sample_frames(reader: ManifestReader, steps: StepArrays) -> UInt8[np.ndarra
             found.append(read_slots(reader, step, num_variants=0)[0])
     if not found:
         raise FrameReadError(
-            f"{reader.episode_name(0)} and others: none of {len(rows)} sampled steps can be "
-            f"read; run "
-            f"`vla-data check` on the dataset"
+            f"{reader.episode_name(0)} and others: none of {len(rows)} sampled steps can be read; "
+            "run `vla-data check` on the dataset"
         )
     return np.concatenate(found)
 

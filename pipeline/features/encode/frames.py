@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final, TypeVar
 
 import numpy as np
@@ -27,7 +28,7 @@ from pipeline.datasets.manifest.model import LoadedManifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import DatasetError, FrameReadError, WorkerLostError
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.features.store.units import EpisodeSlice, episode_slices
+from pipeline.features.store.units import EpisodeSlice, cut, episode_slices
 from policy.errors import VlaError
 from policy.images import augment_images, draw_augmentation, resize_images
 
@@ -55,7 +56,6 @@ class ChunkFrames:
     frames: UInt8[Tensor, "n s 256 256 3"]
     hashes: UInt64[np.ndarray, "n s"]
     seconds: float
-    """Time that reading them took."""
 
     def pin_memory(self) -> "ChunkFrames":
         """Copy the frames to memory that a GPU copies from by itself; DataLoader calls this."""
@@ -116,13 +116,13 @@ class FrameSource:
         """
         rows = {unit: store.unit_rows(unit) for unit in units}
         total = sum(map(store.num_unit_rows, rows))
-        held = {unit: store.read_unit_hashes(unit) for unit in rows}
+        held = lru_cache(max(1, self.num_workers))(store.read_unit_hashes)
         changed = set()
         with tqdm(total=total, desc="compare", unit="step", disable=None) as progress:
             for chunk, read in self.read(rows):
                 progress.update(chunk.stop - chunk.start)
                 first, _ = rows[chunk.unit]
-                expected = held[chunk.unit][chunk.start - first : chunk.stop - first]
+                expected = held(chunk.unit)[chunk.start - first : chunk.stop - first]
                 if isinstance(read, Exception) or not np.array_equal(read.hashes, expected):
                     changed.add(chunk.unit)
         return changed
@@ -186,7 +186,7 @@ def _read_units(
     reader: ManifestReader, episode_ends: Int64[np.ndarray, " e"], num_variants: int, rows: Rows
 ) -> Iterator[ReadChunk]:
     for unit, (first, last) in rows.items():
-        for chunk in cut_chunks(unit, first, last):
+        for chunk in (FrameChunk(unit, s.start, s.stop) for s in cut(first, last, CHUNK_STEPS)):
             started = time.perf_counter()
             try:
                 slots = [
@@ -231,12 +231,6 @@ def hash_frames(frames: UInt8[np.ndarray, "n v h w 3"]) -> UInt64[np.ndarray, "n
         for step in frames
     ]
     return np.array(hashes, np.uint64).reshape(frames.shape[:2])
-
-
-def cut_chunks(unit: int, first: int, last: int) -> Iterator[FrameChunk]:
-    """Cut the rows [first, last) of a unit into chunks."""
-    for start in range(first, last, CHUNK_STEPS):
-        yield FrameChunk(unit, start, min(start + CHUNK_STEPS, last))
 
 
 def ahead(

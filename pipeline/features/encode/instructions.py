@@ -26,12 +26,9 @@ class Instructions:
 
     @classmethod
     def read(cls, reader: ManifestReader, encoder: str | None, store: Location) -> "Instructions":
-        """Collect the instructions of a dataset.
+        """Collect the instructions of a dataset, and load the text encoder.
 
-        Args:
-            reader: of the dataset.
-            encoder: name of the text encoder; None is the store's, or none.
-            store: which may exist.
+        `encoder` None is that of the store, which may not exist, or none.
 
         Raises:
             ConfigError: a text encoder is named, and there is nothing to encode.

@@ -92,13 +92,9 @@ class KnownFrames:
         index: FrameIndex,
         units_at_once: int = 1,
     ):
-        """Open the stores of an index.
+        """Open the stores of an index; `environment` computes the frames that will be added.
 
-        Args:
-            features: of the encoder.
-            environment: computes the frames that will be added.
-            index: of stored frames.
-            units_at_once: how many units are encoded by turns; as many stored ones stay in memory.
+        As many stored units stay in memory as are encoded by turns, `units_at_once`.
         """
         self._specs = features
         size = sum(spec.num_bytes for spec in self._specs)

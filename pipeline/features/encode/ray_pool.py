@@ -29,6 +29,7 @@ from pipeline.features.identity.source import open_source
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.storage.location import Location
 from policy.device import open_device
+from policy.errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def encode_with_ray(
                 lost = [unit for unit in left if unit not in committed]
                 waiting.extendleft(reversed(lost))
                 lost_at[lost[0] if lost else None] += 1  # the others were hardly begun
-                _refuse_more_losses(lost_at, _first_line(error))
+                _refuse_more_losses(lost_at, first_line(error))
                 logger.warning("a worker was lost (%s); starting a new one", error)
                 start()
                 continue
@@ -170,8 +171,7 @@ def _refuse_more_losses(lost_at: Counter[int | None], reason: str) -> None:
         where = "before they encoded anything" if unit is None else f"at unit {unit}"
         raise WorkerLostError(
             f"{losses} workers were lost {where}, the last one: {reason}; committed units are "
-            f"kept; "
-            f"check the memory and that unit's files, then run the same command again"
+            "kept; check the memory and that unit's files, then run the same command again"
         )
 
 
@@ -204,9 +204,8 @@ def _check_resources(needs: dict[str, float]) -> None:
     best = {kind: max((node.get(kind, 0) for node in held), default=0) for kind in needs}
     raise ConfigError(
         f"a worker needs {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs, but no node of this Ray "
-        f"cluster has that many (at most {best['CPU']:g} and {best['GPU']:g}); set "
-        f"OMP_NUM_THREADS to the "
-        f"CPUs per worker"
+        f"cluster has that many (at most {best['CPU']:g} and {best['GPU']:g}); set OMP_NUM_THREADS "
+        "to the CPUs per worker"
     )
 
 
@@ -223,10 +222,6 @@ def _require_answer(address: str) -> None:
 
 def _no_ray(address: str, error: Exception) -> ConfigError:
     return ConfigError(
-        f"{ADDRESS}={address}: cannot connect to Ray ({_first_line(error)}); use host:port of a "
+        f"{ADDRESS}={address}: cannot connect to Ray ({first_line(error)}); use host:port of a "
         f"running head node, and the same Ray version and token as there"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -99,8 +99,7 @@ class Tally:
         reasons = [f"unit {unit}: {' '.join(failed[unit].split())}" for unit in sorted(failed)]
         raise FailedUnitsError(
             f"{self._store.path}: {len(failed)} of {self._store.num_units} units failed, the "
-            f"others "
-            f"are committed; correct these files and run the same command again; the first is "
-            f"{reasons[0]}",
+            "others are committed; correct these files and run the same command again; the first "
+            f"is {reasons[0]}",
             reasons,
         )

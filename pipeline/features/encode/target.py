@@ -162,15 +162,11 @@ def open_target(
     *,
     may_grow: bool = True,
 ) -> Target:
-    """Resume the store at `path`, or grow one next to it.
+    """Resume the store at `path`, which `continue_store` has accepted, or grow one next to it.
 
-    Args:
-        path: a store that `continue_store` has accepted, or that was just created.
-        attributes: that it must have.
-        steps: of the dataset as it is now.
-        encoder: of the store.
-        made: the probe that this encoder has just made, if this process has created the store.
-        may_grow: whether a store of other rows than the dataset's is grown, or refused.
+    `attributes` and `steps` are of the dataset as it is now. `made` is the probe that this encoder
+    has just made, if this process has created the store. Unless it `may_grow`, a store of other
+    rows than the dataset's is refused.
 
     Raises:
         EncoderMismatchError: the encoder does not pass the store's probe.

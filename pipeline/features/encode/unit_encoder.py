@@ -31,7 +31,6 @@ class EncodeCounts:
     """How many frames were encoded, and how many copied."""
 
     encoded: int = 0
-    """Frames that went through the encoder."""
     repeated: int = 0
     """Frames with the pixels of one that this process had encoded."""
     copied: int = 0
@@ -54,7 +53,6 @@ class UnitOutcome:
     unit: int
     counts: EncodeCounts = field(default_factory=EncodeCounts)
     seconds: dict[Stage, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0})
-    """Time that each stage took."""
 
 
 @dataclass

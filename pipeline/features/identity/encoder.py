@@ -23,16 +23,10 @@ def load_like(
     device: torch.device,
     compiled: bool = False,
 ) -> ImageEncoder:
-    """Load an encoder, set up to make the features of `made_by`.
+    """Load an encoder, set up to make the features of `made_by`, with as many images per pass.
 
-    Args:
-        made_by: the encoder of the features.
-        environment: in which they were computed; passes keep its number of images.
-        bases: arrays that the features were fitted with.
-        name: repository, local folder or registered encoder; None is `made_by`'s own name.
-        where: what holds the features, for the message.
-        device: where it runs.
-        compiled: see `EncoderSettings.compiled`.
+    `name` is a repository, local folder or registered encoder, None `made_by`'s own name; `where`
+    is what holds the features, for the message.
 
     Raises:
         EncoderLoadError: it cannot be loaded, or makes no such features.
@@ -59,11 +53,7 @@ def load_text_like(
 ) -> TextEncoder:
     """Load the text encoder that made the vectors of some instructions.
 
-    Args:
-        made_by: that text encoder.
-        name: repository, local folder or registered text encoder; None is `made_by`'s own name.
-        where: what holds the vectors, for the message.
-        option: how the user names one, for the message.
+    `name` and `where` as in `load_like`; `option` is how the user names one, for the message.
 
     Raises:
         EncoderLoadError: it cannot be loaded.
@@ -78,8 +68,7 @@ def load_text_like(
     if found.fingerprint != made_by.fingerprint:
         raise EncoderMismatchError(
             f"{where}: expected the text encoder {made_by.name} ({made_by.fingerprint[:12]}), "
-            f"found {found.name} ({found.fingerprint[:12]}); pass the right one with "
-            f"{option}"
+            f"found {found.name} ({found.fingerprint[:12]}); pass the right one with {option}"
         )
     return encoder
 

@@ -42,7 +42,6 @@ class Probe:
     features: dict[str, Float16[np.ndarray, "p v ..."]]
     """Their features by name, as a store keeps them."""
     environment: ComputeEnvironment
-    """How these features were computed."""
     tolerance: float
     """How far another environment's feature may be: relative L2, image by image."""
 
@@ -78,15 +77,10 @@ def make_probe(encoder: ImageEncoder, real_frames: UInt8[np.ndarray, "q v 256 25
 
 
 def check_probe(encoder: ImageEncoder, probe: Probe, *, where: str) -> None:
-    """Refuse an encoder that gives the probe other features than it had.
+    """Refuse an encoder that gives the probe of a store or a run other features than it had.
 
     In the environment of the probe every bit must be equal; in another one each feature must be
-    within the probe's tolerance.
-
-    Args:
-        encoder: its fingerprint was compared already.
-        probe: of a store or a run.
-        where: what holds the probe, for the message.
+    within the probe's tolerance. The fingerprint was compared already.
 
     Raises:
         EncoderMismatchError: they differ; the message names frame, feature and distance and, where

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from pipeline.datasets.manifest.model import load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
@@ -21,14 +21,13 @@ from pipeline.features.store.records import SOURCE_NOTE, read_sealed, write_seal
 from pipeline.storage.folder import Folder
 from pipeline.storage.location import Location
 from pipeline.storage.open import open_folder
+from policy.spec import FrozenModel
 
 DECODERS: Final = ("av", "h5py", "imagecodecs", "numcodecs", "pillow", "pyarrow", "zarr")
 
 
-class SourceNote(BaseModel):
+class SourceNote(FrozenModel):
     """What `vla-embed` last read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     manifest: Path
     """The manifest file, absolute."""

@@ -34,10 +34,8 @@ class Distances:
     """How far features are from those they should be."""
 
     max_abs: float
-    """Largest difference of a value."""
     relative_l2_worst: float
     equal_share: float
-    """Share of values that are equal."""
 
     @classmethod
     def between(
@@ -71,7 +69,6 @@ class VerifyReport:
     num_exact_steps: int = 0
     """Steps that were computed in this very environment, so that every bit must be equal."""
     num_broken_steps: int = 0
-    """Those of them that are not."""
     other_environment: tuple[str, ...] = ()
     """In what this environment differs from the one of the store's probe."""
     changed: tuple[str, ...] = ()

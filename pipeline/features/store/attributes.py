@@ -2,13 +2,13 @@
 
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.errors import StoreError
 from pipeline.features.store.units import CHUNK_ROWS
 from pipeline.storage.location import Location
 from policy.encoders.environment import ComputeEnvironment
-from policy.spec import EncoderIdentity, Fit
+from policy.spec import EncoderIdentity, Fit, FrozenModel
 
 Codec = Literal["none", "blosc"]
 
@@ -16,10 +16,8 @@ FORMAT: Final = "frozen-vla features"
 FORMAT_VERSION: Final = 7  # 6 had no instructions and other hashes of frames, 5 British names
 
 
-class SourceShare(BaseModel):
+class SourceShare(FrozenModel):
     """One of the datasets that a manifest joins."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_episodes: int
     """How many of the store's episodes come from it; they follow those of the source before."""
@@ -27,10 +25,8 @@ class SourceShare(BaseModel):
     """How often training draws one of its steps, against the other sources."""
 
 
-class StoreAttributes(BaseModel):
+class StoreAttributes(FrozenModel):
     """The attributes of a store's root."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str = FORMAT
     """Tells a feature store from any other Zarr group."""

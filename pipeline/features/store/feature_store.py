@@ -222,10 +222,8 @@ class FeatureStore:
     def check_rows(self, unit: int, name: str, rows: Iterable[np.ndarray] | None = None) -> None:
         """Compare a unit's rows in one array with its record, with few of them in memory.
 
-        Args:
-            unit: its number.
-            name: of the array, a key of `unit_arrays`.
-            rows: the unit's rows in slices, if the caller has read them already.
+        `name` is a key of `unit_arrays`; `rows` are the unit's in slices, if they have been read
+        already.
 
         Raises:
             StoreError: the unit was never committed, or is damaged; the message names the array.

@@ -64,7 +64,7 @@ def create_arrays(
             group = zarr.create_group(partial, zarr_format=3, attributes=described)
             _create_unit_arrays(group, int(steps.episode_ends[-1]), attributes)
             for name in STEP_ARRAYS:
-                _create_steps(group, name, getattr(steps, name))
+                _create_steps(group, name, getattr(steps, name), STEP_ARRAYS[name])
             _create_starts(group, len(steps.episode_ends), len(attributes.view_names))
             _create_probe(group, probe)
             fitted = group.create_group(BASES)
@@ -167,14 +167,14 @@ def _create_unit_arrays(group: zarr.Group, num_rows: int, attributes: StoreAttri
         )
 
 
-def _create_steps(group: zarr.Group, name: str, values: np.ndarray) -> None:
+def _create_steps(group: zarr.Group, name: str, values: np.ndarray, axes: tuple[str, ...]) -> None:
     group.create_array(
         name,
         data=values,
         chunks=(min(STEP_CHUNK_ROWS, len(values)), *values.shape[1:]),
         fill_value=-1 if values.dtype.kind == "i" else float("nan"),
         compressors=[Crc32cCodec()],
-        dimension_names=STEP_ARRAYS[name],
+        dimension_names=axes,
     )
 
 
@@ -192,14 +192,7 @@ def _create_starts(group: zarr.Group, num_episodes: int, num_views: int) -> None
         compressors=[_blosc(np.dtype(np.uint8)), Crc32cCodec()],
         dimension_names=("start", "view", "height", "width", "channel"),
     )
-    group.create_array(
-        episodes,
-        data=chosen,
-        chunks=chosen.shape,
-        fill_value=-1,
-        compressors=[Crc32cCodec()],
-        dimension_names=("start",),
-    )
+    _create_steps(group, episodes, chosen, ("start",))
 
 
 def _create_probe(group: zarr.Group, probe: Probe) -> None:

@@ -44,9 +44,8 @@ def copy_units(store: FeatureStore, name: str, cache: Path) -> list[Path]:
         if needed > free:
             raise ConfigError(
                 f"{store.path}: a local copy of {name} needs {needed / 1e9:,.1f} GB more, but the "
-                f"disk of {cache} has {free / 1e9:,.1f} GB left; use another --cache-dir, or "
-                f"delete "
-                f"old copies in it"
+                f"disk of {cache} has {free / 1e9:,.1f} GB left; use another data.cache, or "
+                "delete old copies in it"
             )
         for unit in tqdm(missing, desc="copy", unit="unit", disable=None if missing else True):
             _copy_unit(store, name, unit, paths[unit])

@@ -29,20 +29,16 @@ class ObjectArrays(ObjectStore[obstore.store.ObjectStore]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return an object or a range of it; None if there is none."""
         get = partial(super().get, key, prototype, byte_range)
         return await until_whole_async(f"{self._folder}/{key}", get)
 
     async def exists(self, key: str) -> bool:
-        """Whether there is an object of this name."""
         return await until_whole_async(f"{self._folder}/{key}", partial(super().exists, key))
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Put an object."""
         await until_whole_async(f"{self._folder}/{key}", partial(super().set, key, value))
 
     async def delete(self, key: str) -> None:
-        """Remove an object, if it is there."""
         await until_whole_async(f"{self._folder}/{key}", partial(super().delete, key))
 
 

@@ -21,10 +21,12 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 from jaxtyping import Int64, UInt64
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import StoreError
 from pipeline.storage.folder import Folder
+from policy.errors import invalid_field
+from policy.spec import FrozenModel
 
 COMPLETE_MARK: Final = "COMPLETE.json"
 SOURCE_NOTE: Final = "source.json"
@@ -34,10 +36,8 @@ SEAL: Final = "seal"
 Note = TypeVar("Note", bound=BaseModel)
 
 
-class UnitRecord(BaseModel):
+class UnitRecord(FrozenModel):
     """A unit's rows were written: by what, and what they must hash to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     unit: int
     rows: tuple[int, int]
@@ -50,10 +50,8 @@ class UnitRecord(BaseModel):
     """`ComputeEnvironment.digest` of each in which some of its features were computed, sorted."""
 
 
-class CompleteMark(BaseModel):
+class CompleteMark(FrozenModel):
     """What a complete store holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: int
     units: int
@@ -194,8 +192,6 @@ def _validated(kind: type[Note], store: Folder, name: str) -> Note:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
         raise StoreError(
-            f"{store}/{name}: {field}: {first['msg']}; written by another program"
+            f"{store}/{name}: {invalid_field(error)}; written by another program"
         ) from error

@@ -24,7 +24,6 @@ class StartFrames:
     frames: UInt8[np.ndarray, "k v 32 32 3"]
     """Every view, RGB in [0, 255]; see `shrink_frames`."""
     episodes: Int64[np.ndarray, " k"]
-    """The episodes they begin."""
 
     def digest(self) -> str:
         """Return the sha256 of frames and episodes."""

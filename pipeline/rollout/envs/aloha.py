@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from pipeline.rollout.envs.base import StepResult
-from pipeline.rollout.envs.guard import require_views, unknown_task
-from pipeline.rollout.envs.rendering import build_renderer, project_point
+from pipeline.rollout.envs.guard import unknown_task
+from pipeline.rollout.envs.rendering import SceneCameras
 
 # isort: split
 # These import mujoco, which `rendering` must be the first to do.
@@ -58,13 +58,9 @@ class AlohaEnv:
     )
 
     def __init__(self, task: str, views: tuple[str, ...], render_size: int) -> None:
-        """Load the scene and its renderer; `reset` must follow.
+        """Load `transfer-cube` or `insertion` and its renderer; `reset` must follow.
 
-        Args:
-            task: `transfer-cube` or `insertion`.
-            views: cameras of the scene: left_pillar, right_pillar, top, angle, front_close,
-                left_wrist, right_wrist.
-            render_size: width and height of the images in pixels.
+        Cameras: left_pillar, right_pillar, top, angle, front_close, left_wrist, right_wrist.
 
         Raises:
             EnvError: a camera does not exist or is named twice.
@@ -88,15 +84,10 @@ class AlohaEnv:
         self._data: Any = self._physics.data.ptr
         self._substeps = round(DT / self._model.opt.timestep)
         self._action_low, self._action_high = self._action_range()
-        names = [self._model.camera(index).name for index in range(self._model.ncam)]
-        require_views(self.name, views, names)
-        self._cameras = [names.index(view) for view in views]
-        self._render_size = render_size
+        self._cameras = SceneCameras(self.name, views, self._model, self._data, size=render_size)
         self._steps = 0
-        self._renderer: Any = build_renderer(self._model, render_size)
 
     def reset(self, seed: int) -> None:
-        """Start an episode; the same seed gives the same episode, bit for bit."""
         with self._physics.reset_context():  # clears all state, the solver's warm start too
             poses = np.ravel(self._sample_poses(seed))
             self._data.qpos[:] = np.concatenate([START_ARM_POSE, poses])
@@ -107,28 +98,13 @@ class AlohaEnv:
         self._steps = 0
 
     def render(self) -> UInt8[np.ndarray, "v h w 3"]:
-        """Render every view now, RGB, values in [0, 255]; all cameras of the scene are upright."""
-        frames = []
-        for camera in self._cameras:
-            self._renderer.update_scene(self._data, camera=camera)
-            frames.append(self._renderer.render())
-        return np.stack(frames)
+        return self._cameras.render()  # all cameras of the scene are upright
 
     def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
-        """Return column and row of the right gripper in each view; see `RobotEnv`.
-
-        The right arm picks the cube or the peg up, so its path shows most of an episode.
-        """
-        point = self._data.site(EFFECTOR_SITE).xpos
-        return np.stack(
-            [
-                project_point(self._model, self._data, camera, point, self._render_size)
-                for camera in self._cameras
-            ]
-        )
+        # The right arm picks the cube or the peg up, so its path shows most of an episode.
+        return self._cameras.project(self._data.site(EFFECTOR_SITE).xpos)
 
     def state(self) -> Float32[np.ndarray, " s"]:
-        """Return the joints and grippers of both arms, columns as in `state_units`."""
         joints: np.ndarray = self._task.get_qpos(self._physics)
         return joints.astype(np.float32)
 
@@ -145,8 +121,7 @@ class AlohaEnv:
         return StepResult(float(reward), reward == SOLVED_REWARD, self._steps == MAX_STEPS)
 
     def close(self) -> None:
-        """Free the renderer and the simulator."""
-        self._renderer.close()
+        self._cameras.renderer.close()
         self._physics.free()
 
     def _action_range(self) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +141,6 @@ class AlohaTransferCubeEnv(AlohaEnv):
     )
 
     def reset(self, seed: int) -> None:
-        """Start an episode; see `AlohaEnv.reset`."""
         super().reset(seed)
         robot: np.ndarray = self._task.get_qpos(self._physics)
         x, y = self._data.body("box").xpos[:2]
@@ -179,11 +153,7 @@ class AlohaTransferCubeEnv(AlohaEnv):
 
 
 def make_aloha_env(task: str, views: tuple[str, ...], render_size: int) -> AlohaEnv:
-    """Build a task; arguments and errors as for `AlohaEnv`.
-
-    Raises:
-        EnvError: there is no such task.
-    """
+    """Build a task; arguments and errors as for `AlohaEnv` (EnvError: there is no such task)."""
     if task not in SCENES:
         raise unknown_task("aloha", task, SCENES)
     env_class = AlohaTransferCubeEnv if task == "transfer-cube" else AlohaEnv

@@ -37,9 +37,7 @@ class RobotEnv(Protocol):
     view_names: tuple[str, ...]
     """Camera names, in the order of `render`."""
     state_dim: int
-    """Width of `state`."""
     action_dim: int
-    """Width of the action."""
     action_bounds: Float32[np.ndarray, "2 a"] | None
     """Lowest and highest action that `step` does not clip, where these are another's word that may
     not be the recordings'; None where they are known to be right, or nothing is clipped."""

@@ -10,16 +10,13 @@ import atexit
 import difflib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from pipeline.errors import EnvError, EpisodeError
 from pipeline.rollout.envs.base import ExpertEnv, RobotEnv, StepResult
-from policy.errors import VlaError
-
-MAX_REASON: Final = 300  # characters of a foreign message
+from policy.errors import VlaError, one_line
 
 
 def require_views(name: str, views: tuple[str, ...], offered: Collection[str]) -> None:
@@ -61,7 +58,6 @@ class GuardedEnv:
         self.control_hz = env.control_hz
         self.max_steps = env.max_steps
         self.unguarded = env
-        """The environment itself."""
         self._seed, self._steps = 0, 0
         self._is_closed, self._has_begun, self._is_over = False, False, False
         # A renderer that is still open at exit makes PyOpenGL print tracebacks. MuJoCo ends EGL in
@@ -69,7 +65,6 @@ class GuardedEnv:
         atexit.register(self.close)
 
     def reset(self, seed: int) -> None:
-        """Start an episode; see `RobotEnv`."""
         if not 0 <= seed < 2**32:
             raise EnvError(
                 f"{self.name}: expected a seed from 0 to 2^32 - 1, found {seed}; choose another"
@@ -80,22 +75,18 @@ class GuardedEnv:
         self._has_begun, self._is_over = True, False
 
     def render(self) -> UInt8[np.ndarray, "v h w 3"]:
-        """Render every view; see `RobotEnv`."""
         with self._guarded("render"):
             return self.unguarded.render()
 
     def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
-        """Return where the end-effector is in each view; see `RobotEnv`."""
         with self._guarded("effector_pixels"):
             return self.unguarded.effector_pixels()
 
     def state(self) -> Float32[np.ndarray, " s"]:
-        """Return finite numbers; see `RobotEnv`."""
         with self._guarded("state"):
             return self._finite("state", self.unguarded.state())
 
     def step(self, action: Float32[np.ndarray, " a"]) -> StepResult:
-        """Apply one action; the reward is finite; see `RobotEnv`."""
         if action.shape != (self.action_dim,) or not np.isfinite(action).all():
             raise EnvError(
                 f"{self.name}: expected {self.action_dim} finite numbers as the action, found "
@@ -137,8 +128,9 @@ class GuardedEnv:
         except VlaError:
             raise
         except Exception as error:  # a simulator raises anything
-            reason = " ".join(str(error).split())[:MAX_REASON]
-            raise self._failure(f"{call} raised {type(error).__name__}: {reason}") from error
+            raise self._failure(
+                f"{call} raised {type(error).__name__}: {one_line(error)}"
+            ) from error
 
     def _finite(self, what: str, values: np.ndarray) -> np.ndarray:
         if not np.isfinite(values).all():
@@ -164,7 +156,6 @@ class GuardedExpertEnv(GuardedEnv):
         self._expert = env
 
     def expert_action(self) -> Float32[np.ndarray, " a"]:
-        """Return the expert's action, finite; see `ExpertEnv`."""
         with self._guarded("expert_action"):
             self._require_time_left()
             return self._finite("expert_action", self._expert.expert_action())

@@ -15,8 +15,6 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     JsonValue,
     StringConstraints,
@@ -26,16 +24,16 @@ from pydantic import (
 )
 
 from pipeline.errors import ConfigError
+from policy.errors import invalid_field, one_line
+from policy.spec import FrozenModel
 
 RENDER_KEY: Final = "render()"
 _MANUAL: Final = "data_manifests/README.md explains every field"
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 
-class GymnasiumView(BaseModel):
+class GymnasiumView(FrozenModel):
     """One camera."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
     """Its name in the policy's manifest."""
@@ -45,10 +43,8 @@ class GymnasiumView(BaseModel):
     """Turn the image, where the environment renders it upside-down."""
 
 
-class GymnasiumState(BaseModel):
+class GymnasiumState(FrozenModel):
     """The robot's own state."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: Text | Annotated[tuple[Text, ...], Field(min_length=1)]
     """Its path in the observation, `agent_pos`, or several that are joined; `.` is all of it."""
@@ -63,10 +59,8 @@ class GymnasiumState(BaseModel):
         return (self.key,) if isinstance(self.key, str) else self.key
 
 
-class GymnasiumAction(BaseModel):
+class GymnasiumAction(FrozenModel):
     """The robot's action."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     units: Text
     """What each column is, in words."""
@@ -75,10 +69,8 @@ class GymnasiumAction(BaseModel):
     clip, but roll out no policy that was trained on actions beyond them."""
 
 
-class GymnasiumSuccess(BaseModel):
+class GymnasiumSuccess(FrozenModel):
     """When the task is solved: one of the two."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     info: Text | None = None
     """Path of a boolean in the step's info: `is_success`."""
@@ -92,10 +84,8 @@ class GymnasiumSuccess(BaseModel):
         return self
 
 
-class GymnasiumConfig(BaseModel):
+class GymnasiumConfig(FrozenModel):
     """How to use one Gymnasium environment as a robot."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Annotated[str, StringConstraints(pattern=r"^[\w.-]+(/[\w.-]+)?(-v\d+)?$")]
     """The environment's registered name; `module:name` is refused, `module` is its own field."""
@@ -114,11 +104,8 @@ class GymnasiumConfig(BaseModel):
     views: Annotated[tuple[GymnasiumView, ...], Field(min_length=1)]
     """Cameras that a policy may ask for."""
     state: GymnasiumState
-    """The robot's own state."""
     action: GymnasiumAction
-    """The robot's action."""
     success: GymnasiumSuccess
-    """When the task is solved."""
 
     @field_validator("views")
     @classmethod
@@ -147,11 +134,9 @@ def load_gymnasium_config(file: Path) -> GymnasiumConfig:
     try:
         config = GymnasiumConfig.model_validate(content)
     except ValidationError as error:
-        problem = error.errors()[0]
-        path = ".".join(map(str, problem["loc"]))
-        found = repr(problem["input"])[:200]
+        found = one_line(repr(error.errors()[0]["input"]))
         raise ConfigError(
-            f"{file}: {path}: {problem['msg']}, found {found}; correct it, {_MANUAL}"
+            f"{file}: {invalid_field(error)}, found {found}; correct it, {_MANUAL}"
         ) from error
     if config.module is not None:
         _require_installed(config.module, file)

@@ -24,6 +24,7 @@ from pipeline.rollout.envs.gymnasium_config import (
     GymnasiumView,
     load_gymnasium_config,
 )
+from policy.errors import one_line
 from policy.images import resize_images
 from policy.spec import Fit
 
@@ -83,7 +84,6 @@ class GymnasiumEnv:
             raise
 
     def reset(self, seed: int) -> None:
-        """Start an episode from a seed."""
         self._observation, _ = self._env.reset(seed=seed)
 
     def render(self) -> UInt8[np.ndarray, "v 256 256 3"]:
@@ -95,15 +95,10 @@ class GymnasiumEnv:
         return np.stack([self._frame(view) for view in self._views])
 
     def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
-        """Return NaN for every view: Gymnasium does not know the end-effector."""
-        return np.full((len(self._views), 2), np.nan)
+        return np.full((len(self._views), 2), np.nan)  # Gymnasium does not know it
 
     def state(self) -> Float32[np.ndarray, " s"]:
-        """Return the configured columns of the observation.
-
-        Raises:
-            EnvError: they are not there.
-        """
+        """Return the configured columns of the observation (EnvError: they are not there)."""
         parts = []
         for key in self._config.state.keys:
             part = np.ravel(self._lookup(self._observation, key, "state"))
@@ -139,7 +134,6 @@ class GymnasiumEnv:
         return StepResult(float(reward), self._is_solved(float(reward), info), is_over)
 
     def close(self) -> None:
-        """Free the environment."""
         self._env.close()
 
     def _build(self) -> Any:
@@ -158,10 +152,9 @@ class GymnasiumEnv:
                 **config.kwargs,
             )
         except Exception as error:  # an environment raises anything
-            reason = " ".join(str(error).split())[:300]
             raise EnvError(
                 f"{self.name}: expected gymnasium.make to build {config.id}, found "
-                f"{type(error).__name__}: {reason}; correct id, module or kwargs"
+                f"{type(error).__name__}: {one_line(error)}; correct id, module or kwargs"
             ) from error
 
     def _frame(self, view: GymnasiumView) -> UInt8[np.ndarray, "256 256 3"]:

@@ -22,8 +22,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, StepResult
-from pipeline.rollout.envs.guard import require_views
-from pipeline.rollout.envs.rendering import build_renderer, project_point
+from pipeline.rollout.envs.rendering import SceneCameras
 
 # isort: split
 # These import mujoco, which `rendering` must be the first to do.
@@ -68,12 +67,7 @@ class LiberoEnv:
     ) -> None:
         """Load the scene and its renderer; `reset` must follow.
 
-        Args:
-            name: what reports call it.
-            task: what `find_task` found.
-            views: cameras of the scene, in the order in which the policy sees them: `agentview`,
-                `robot0_eye_in_hand`, `frontview` and others.
-            render_size: width and height of the pictures in pixels.
+        Cameras: `agentview`, `robot0_eye_in_hand`, `frontview` and others.
 
         Raises:
             EnvError: a camera does not exist or is named twice.
@@ -104,14 +98,12 @@ class LiberoEnv:
         self._robot: Any = self._scene.robots[0]
         self._model: Any = self._scene.sim.model._model
         self._data: Any = self._scene.sim.data._data
-        names = [self._model.camera(index).name for index in range(self._model.ncam)]
-        require_views(self.name, views, names)
-        self._cameras = [names.index(view) for view in views]
-        self._render_size = render_size
         self._steps = 0
-        self._looks = mujoco.MjvOption()
-        self._looks.geomgroup[0] = 0  # shapes that only collide
-        self._renderer: Any = build_renderer(self._model, render_size)
+        looks = mujoco.MjvOption()
+        looks.geomgroup[0] = 0  # shapes that only collide
+        self._cameras = SceneCameras(
+            name, views, self._model, self._data, size=render_size, looks=looks
+        )
 
     def reset(self, seed: int) -> None:
         """Start an episode, with settled objects; the same seed gives the same, bit for bit."""
@@ -137,25 +129,12 @@ class LiberoEnv:
         self._steps = 0
 
     def render(self) -> UInt8[np.ndarray, "v h w 3"]:
-        """Render every view now, RGB, values in [0, 255], upright."""
-        frames = []
-        for camera in self._cameras:
-            self._renderer.update_scene(self._data, camera=camera, scene_option=self._looks)
-            frames.append(self._renderer.render())
-        return np.stack(frames)
+        return self._cameras.render()
 
     def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
-        """Return column and row of the point between the fingers in each view; see `RobotEnv`."""
-        point = self._data.site_xpos[self._robot.eef_site_id]
-        return np.stack(
-            [
-                project_point(self._model, self._data, camera, point, self._render_size)
-                for camera in self._cameras
-            ]
-        )
+        return self._cameras.project(self._data.site_xpos[self._robot.eef_site_id])
 
     def state(self) -> Float32[np.ndarray, " s"]:
-        """Return pose and fingers, columns as in `state_units`."""
         position = self._data.site_xpos[self._robot.eef_site_id]
         quaternion_wxyz = self._data.body(self._robot.robot_model.eef_name).xquat
         fingers = self._data.qpos[self._robot._ref_gripper_joint_pos_indexes]
@@ -169,8 +148,7 @@ class LiberoEnv:
         return StepResult(float(reward), bool(success), self._steps == self.max_steps)
 
     def close(self) -> None:
-        """Free the renderer and the simulator."""
-        self._renderer.close()
+        self._cameras.renderer.close()
         self._scene.close()
 
 
@@ -181,7 +159,6 @@ class LiberoExpertEnv(LiberoEnv):
         "scripted pick and place of frozen-vla (libero_expert.py) in LIBERO, recorded with "
         "vla-data record"
     )
-    """Where recordings come from, in words."""
 
     def __init__(
         self, name: str, task: LiberoTask, views: tuple[str, ...], render_size: int
@@ -191,7 +168,6 @@ class LiberoExpertEnv(LiberoEnv):
         _, self._thing, self._target = task.goal[0]
 
     def reset(self, seed: int) -> None:
-        """Start an episode; see `LiberoEnv.reset`."""
         super().reset(seed)
         # Of bodies, along their axes: measured anew, because the last bits depend on the pose.
         self._bounds: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -246,12 +222,7 @@ class LiberoExpertEnv(LiberoEnv):
 
 
 def make_libero_env(task: str, views: tuple[str, ...], render_size: int) -> LiberoEnv:
-    """Build a task, with the expert where it puts one movable object on or into another.
-
-    Args:
-        task: `<suite>/<task number or name>`.
-        views: as for `LiberoEnv`.
-        render_size: as for `LiberoEnv`.
+    """Build `<suite>/<task number or name>`, with the expert if one object goes on or into another.
 
     Raises:
         EnvError: there is no such task, or as for `LiberoEnv`.

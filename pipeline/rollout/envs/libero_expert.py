@@ -54,11 +54,9 @@ class Sight:
     """What the expert sees at one step; world frame, meters."""
 
     hand: Float64[np.ndarray, " 3"]
-    """The point between the fingers."""
     axes: Float64[np.ndarray, "3 3"]
     """Columns: the hand's axes; fingers close along the first, the third points out of the hand."""
     thing: Box
-    """What is to be moved."""
     target: Box
     """Where it belongs: on top of this box, or into it from above."""
     others: tuple[Box, ...]

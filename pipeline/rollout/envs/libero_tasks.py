@@ -78,7 +78,6 @@ class LiberoTask:
     goal: tuple[tuple[str, ...], ...]
     """What must hold at the end, all of it: `("on", "bowl_1", "plate_1")`."""
     movable: tuple[str, ...]
-    """The scene's movable objects."""
     initial_states: Float64[np.ndarray, "n d"]
     """The fixed initial states of evaluations: time, positions, velocities of the simulation."""
     max_steps: int

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from pipeline.rollout.envs.base import StepResult
-from pipeline.rollout.envs.guard import require_views, unknown_task
-from pipeline.rollout.envs.rendering import build_renderer, project_point
+from pipeline.rollout.envs.guard import unknown_task
+from pipeline.rollout.envs.rendering import SceneCameras
 
 # isort: split
 # These import mujoco too, which `rendering` must be the first to do.
@@ -45,11 +45,6 @@ class MetaWorldEnv:
     def __init__(self, task: str, views: tuple[str, ...], render_size: int) -> None:
         """Load the task and its renderer; `reset` must follow.
 
-        Args:
-            task: a name of Meta-World: `drawer-open-v3`.
-            views: cameras of the scene.
-            render_size: width and height of the images in pixels.
-
         Raises:
             EnvError: the task or a camera does not exist, or a camera is named twice.
             RenderingError: neither EGL nor OSMesa works.
@@ -69,11 +64,15 @@ class MetaWorldEnv:
         self._task = _build_task(task)
         self.control_hz: float = 1.0 / self._task.dt
         self.max_steps: int = self._task.max_path_length
-        self._cameras = self._find_cameras(views)
         self._observation: np.ndarray
         self._expert: Any = None
+        model, data = self._task.model, self._task.data
+        self._cameras = SceneCameras(self.name, views, model, data, size=render_size)
         self._render_size = render_size
-        self._renderer: Any = build_renderer(self._task.model, render_size)
+        up_axes = data.cam_xmat[self._cameras.numbers].reshape(-1, 3, 3)[:, 2, 1]
+        is_fixed_to_world = model.cam_bodyid[self._cameras.numbers] == 0
+        self._is_upside_down = is_fixed_to_world & (up_axes < 0)
+        """Of each view."""
 
     def reset(self, seed: int) -> None:
         """Start an episode; the same seed gives the same episode, bit for bit.
@@ -95,21 +94,13 @@ class MetaWorldEnv:
         Images of cameras that are fixed to the world and whose up axis points below the horizon
         (corner, corner2, corner3, corner4) are turned by 180 degrees, so that up is up.
         """
-        frames = []
-        for camera, is_upside_down in self._cameras:
-            self._renderer.update_scene(self._task.data, camera=camera)
-            frame = self._renderer.render()
-            frames.append(frame[::-1, ::-1] if is_upside_down else frame)
-        return np.stack(frames)
+        frames = self._cameras.render()
+        frames[self._is_upside_down] = frames[self._is_upside_down, ::-1, ::-1]
+        return frames
 
     def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
-        """Return column and row of the point between the fingers in each view; see `RobotEnv`."""
-        model, data, size = self._task.model, self._task.data, self._render_size
-        pixels = []
-        for camera, is_upside_down in self._cameras:
-            pixel = project_point(model, data, camera, self._task.tcp_center, size)
-            pixels.append(size - pixel if is_upside_down else pixel)
-        return np.stack(pixels)
+        pixels = self._cameras.project(self._task.tcp_center)
+        return np.where(self._is_upside_down[:, None], self._render_size - pixels, pixels)
 
     def state(self) -> Float32[np.ndarray, " s"]:
         """Return hand position (x, y, z; meters) and gripper openness (0 closed, 1 open)."""
@@ -131,21 +122,8 @@ class MetaWorldEnv:
         return clipped.astype(np.float32)
 
     def close(self) -> None:
-        """Free the renderer and the simulator."""
-        self._renderer.close()
+        self._cameras.renderer.close()
         self._task.close()
-
-    def _find_cameras(self, views: tuple[str, ...]) -> list[tuple[int, bool]]:
-        model, data = self._task.model, self._task.data
-        ids = {model.camera(index).name: index for index in range(model.ncam)}
-        require_views(self.name, views, ids)
-        cameras = []
-        for view in views:
-            camera = ids[view]
-            up_axis_z = data.cam_xmat[camera].reshape(3, 3)[2, 1]
-            is_fixed_to_world = model.cam_bodyid[camera] == 0
-            cameras.append((camera, bool(is_fixed_to_world and up_axis_z < 0)))
-        return cameras
 
 
 def _build_task(task: str) -> Any:

@@ -9,8 +9,8 @@ from typing import Final
 
 from pipeline.errors import EnvError
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, ExpertEnv, RobotEnv
-from pipeline.rollout.envs.guard import MAX_REASON, GuardedEnv, GuardedExpertEnv
-from policy.errors import VlaError, install_command
+from pipeline.rollout.envs.guard import GuardedEnv, GuardedExpertEnv
+from policy.errors import VlaError, install_command, one_line
 from policy.spec import Fit
 
 SIMULATORS: Final = ("metaworld", "aloha", "libero", "planar")
@@ -63,10 +63,9 @@ def make_env(
     except VlaError:
         raise
     except Exception as error:  # a simulator raises anything
-        reason = " ".join(str(error).split())[:MAX_REASON]
         raise EnvError(
             f"{name}: expected an environment that can be built and reset, found "
-            f"{type(error).__name__}: {reason}; check that its simulator works on its own"
+            f"{type(error).__name__}: {one_line(error)}; check that its simulator works on its own"
         ) from error
     return GuardedExpertEnv(env) if isinstance(env, ExpertEnv) else GuardedEnv(env)
 

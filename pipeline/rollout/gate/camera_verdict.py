@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from policy.spec import FrozenModel
 
 CameraCheckMode = Literal["refuse", "warn", "off"]
 """What to do where the cameras do not show what training showed: end, warn, or do not compare."""
@@ -18,13 +18,10 @@ Mistake = Literal[
 """What is wrong with a view."""
 
 
-class ViewFinding(BaseModel):
+class ViewFinding(FrozenModel):
     """One camera's image, compared with its images in training."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     view: str
-    """Its name."""
     mistake: Mistake | None
     """None where it matches."""
     shows: str | None = None
@@ -64,10 +61,8 @@ def _undone(mistake: Mistake | None) -> str:
     return str(mistake)
 
 
-class CameraVerdict(BaseModel):
+class CameraVerdict(FrozenModel):
     """The first frames of an episode, compared with training."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     views: tuple[ViewFinding, ...]
     """One each, in the order of the training."""
@@ -102,23 +97,17 @@ class CameraVerdict(BaseModel):
         return "; ".join(parts)
 
 
-class StartFinding(BaseModel):
+class StartFinding(FrozenModel):
     """The verdict on one episode of a rollout."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     seed: int
-    """Of the episode."""
     task: str = ""
     """Its environment, in a rollout of several."""
     verdict: CameraVerdict
-    """On its first frames."""
 
 
-class CameraCheckResult(BaseModel):
+class CameraCheckResult(FrozenModel):
     """The camera check of a whole rollout, as stored in `result.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: CameraCheckMode
     """What to do at a mismatch."""

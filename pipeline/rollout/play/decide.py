@@ -51,16 +51,10 @@ def decide(
     """Return the next `num_action_steps` actions of some episodes, in the manifest's units.
 
     Views are encoded together, and each decision waits for all of them. The head decides for each
-    episode alone: its last bits depend on the number of rows of a product. Its disagreement with
-    itself is measured outside of the timed part: it takes a few more evaluations, which no robot
-    would need.
-
-    Args:
-        agent: a policy that holds its encoder.
-        seen: the latest observation steps of each episode.
-        episodes: the same episodes; seed and number of the decision determine the noise. Durations
-            and disagreement are appended to them.
-        nfe: number of function evaluations per decision.
+    episode alone: its last bits depend on the number of rows of a product. Seed and number of the
+    decision determine the noise. Its disagreement with itself is measured outside of the timed
+    part: it takes a few more evaluations, which no robot would need. Durations and disagreement are
+    appended to the episodes.
     """
     observations = [observation for progress in seen for observation in progress.observations]
     frames = np.stack([observation.frames for observation in observations])

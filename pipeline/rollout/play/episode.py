@@ -37,7 +37,6 @@ class Observation:
     frames: UInt8[np.ndarray, "v 256 256 3"]
     """Every view, RGB, at the encoder's size."""
     state: Float32[np.ndarray, " s"]
-    """The robot's state."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,6 @@ class Progress:
     render_s: float
     """Time spent on rendering them."""
     instruction: str
-    """What to do, in words."""
     result: EpisodeResult | None = None
     """The result; None before the episode ends."""
 
@@ -70,14 +68,9 @@ class EpisodePlayer:
     ):
         """Prepare.
 
-        Args:
-            env: the environment.
-            obs_horizon: observation steps of a decision.
-            max_steps: control steps until an episode counts as failed.
-            out: folder of a rollout, for its videos and path images; None keeps none.
-            fit: how images that are not square become square.
-            task: name of the environment, in a rollout of several.
-            instruction: what to do, in words.
+        An episode counts as failed after `max_steps` control steps. `out` is the folder of a
+        rollout, for its videos and path images; None keeps none. `task` names the environment in a
+        rollout of several.
         """
         self._env = env
         self._out = out

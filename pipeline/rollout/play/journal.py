@@ -11,23 +11,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from pipeline.rollout.gate.camera_verdict import StartFinding
 from pipeline.rollout.play.result import EpisodeResult
 from pipeline.storage.local import write_atomically
+from policy.spec import FrozenModel
 
 JOURNAL: Final = "episodes.jsonl"
 RESULT: Final = "result.json"
 
 
-class FinishedEpisode(BaseModel):
+class FinishedEpisode(FrozenModel):
     """One episode; durations in seconds per decision."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     result: EpisodeResult
-    """How it ended."""
     start: StartFinding | None
     """Whether its cameras showed what they showed in training; None where that was not compared."""
     render_s: tuple[float, ...]
@@ -46,9 +44,7 @@ class Journal:
     def __init__(self, out: Path, identity: Mapping[str, Any]):
         """Read the episodes of an interrupted rollout of the same identity; write nothing yet.
 
-        Args:
-            out: folder of the rollout.
-            identity: all that determines its episodes; JSON values.
+        `identity` is all that determines the rollout's episodes; JSON values.
         """
         self._path = out / JOURNAL
         self._identity = json.dumps(identity, sort_keys=True)
@@ -65,11 +61,7 @@ class Journal:
         write_atomically(self._path, "".join(f"{line}\n" for line in lines).encode())
 
     def append(self, episode: FinishedEpisode) -> None:
-        """Add a finished episode.
-
-        Raises:
-            OSError: the disk is full or not writable.
-        """
+        """Add a finished episode (OSError: the disk is full or not writable)."""
         self.episodes.append(episode)
         with self._path.open("ab", buffering=0) as file:
             file.write(f"{episode.model_dump_json()}\n".encode())

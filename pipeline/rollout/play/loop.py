@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError, RunError
@@ -42,15 +42,13 @@ from pipeline.storage.local import write_json
 from pipeline.storage.locks import sole_writer
 from pipeline.training.run.folder import RunDescription, run_hash
 from policy.agent import VLAAgent
-from policy.spec import FRAME_SIZE
+from policy.spec import FRAME_SIZE, FrozenModel
 
 logger = logging.getLogger(__name__)
 
 
-class RolloutConfig(BaseModel):
+class RolloutConfig(FrozenModel):
     """What to roll out, where, and how often."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: Path
     """Folder of a training run."""
@@ -216,7 +214,6 @@ class _Tasks:
     description: RunDescription
     obs_horizon: int
     names: tuple[str, ...]
-    """All environments, in order."""
 
     def build_env(self, name: str) -> RobotEnv:
         config, data = self.config, self.description
@@ -317,15 +314,9 @@ def play_episodes(
     nfe: int,
     check: CameraCheck | None = None,
 ) -> Iterator[FinishedEpisode]:
-    """Play the episodes of a rollout, as many at once as there are players.
+    """Play the episodes of a queue, as many at once as there are players, each with a `TaskPlayer`.
 
-    Args:
-        agent: a policy that holds its encoder.
-        players: workers that each hold a `TaskPlayer`.
-        queue: the episodes; none is left in it afterwards.
-        config: of the rollout.
-        nfe: number of function evaluations per decision.
-        check: compares an episode's first frames with the training's; None compares nothing.
+    `check` compares an episode's first frames with the training's; None compares nothing.
 
     Yields:
         Each episode when it has finished.

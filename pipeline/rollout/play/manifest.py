@@ -15,14 +15,10 @@ def manifest_of(
     name: str | None = None,
     folders: Sequence[str] = (".",),
 ) -> Manifest:
-    """Describe recordings of an environment, or of a suite.
+    """Describe recordings of an environment, or of a suite of this `name`.
 
-    Args:
-        env: the environment, or any of the suite's: what is described does not differ.
-        has_failures: whether episodes that the expert fails are among them.
-        render_size: width and height in pixels of the rendered images.
-        name: of the suite; None is the environment's.
-        folders: of the recordings, relative to that of the manifest.
+    `env` may be any of the suite's: what is described does not differ. `folders` are those of the
+    recordings, relative to that of the manifest.
     """
     rendered = f", rendered at {render_size}x{render_size} pixels" * (
         render_size != DEFAULT_RENDER_SIZE

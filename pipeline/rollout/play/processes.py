@@ -79,12 +79,7 @@ def ready(busy: Sequence[AnyWorker]) -> list[AnyWorker]:
 
 
 def start_process(target: Callable[..., None], arguments: tuple[Any, ...]) -> BaseProcess:
-    """Start a process that ignores Ctrl-C, because the caller ends it, and prints no traceback.
-
-    Args:
-        target: runs in it.
-        arguments: picklable.
-    """
+    """Start a process that ignores Ctrl-C, because the caller ends it, and prints no traceback."""
     context = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
     process = context.Process(target=target, args=arguments, daemon=True)
     if threading.current_thread() is not threading.main_thread():
@@ -102,9 +97,7 @@ def start_process(target: Callable[..., None], arguments: tuple[Any, ...]) -> Ba
 def workers(build: Callable[[], Any], count: int) -> Iterator[list[Worker]]:
     """Start processes; end them at once if the block is left by an error or Ctrl-C.
 
-    Args:
-        build: makes the object that each holds, which has a `close`; picklable.
-        count: how many.
+    `build` makes the object that each holds, which has a `close`; picklable.
     """
     started: list[Worker] = []
     try:

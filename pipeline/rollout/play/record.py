@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
 from pipeline.datasets.hdf5.recording import RecordedEpisode, read_label, write_episode
@@ -28,6 +28,7 @@ from pipeline.rollout.play.manifest import manifest_of
 from pipeline.rollout.play.processes import AnyWorker, ready, workers
 from pipeline.storage.local import write_atomically, write_json
 from policy.images import resize_images
+from policy.spec import FrozenModel
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +38,8 @@ ATTEMPTS_PER_EPISODE: Final = 3  # seeds tried at most, per requested episode
 Keep = Literal["successes", "all"]
 
 
-class RecordConfig(BaseModel):
+class RecordConfig(FrozenModel):
     """What to record, and where."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     env: str
     """What `make_env` takes, or a suite: `metaworld/drawer-open-v3`, `libero/libero_object`."""
@@ -76,7 +75,6 @@ class RecordReport:
     failed_seeds: tuple[int, ...]
     """Seeds not solved by the expert, task by task; in the folder only where failures are kept."""
     seconds: float
-    """Wall-clock time of this call."""
 
     def summary(self) -> str:
         """Return in one line what was recorded and what to do next."""
@@ -271,7 +269,6 @@ class Attempt:
     """The outcome of one seed."""
 
     solved: bool
-    """The expert solved it."""
     steps: int
     """Control steps recorded; 0 where the episode was not kept."""
 

@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from pipeline.rollout.gate.camera_verdict import CameraCheckResult
-from policy.spec import EncoderIdentity
+from policy.spec import EncoderIdentity, FrozenModel
 
 NORMAL_QUANTILE: Final = 1.959964  # two-sided 95 % of a standard normal
 
 
-class EpisodeResult(BaseModel):
+class EpisodeResult(FrozenModel):
     """One episode."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str = ""
     """Its environment, in a rollout of several; else empty."""
@@ -33,7 +30,6 @@ class EpisodeResult(BaseModel):
     max_reward: float
     """The largest of them."""
     decisions: int
-    """Number of decisions of the policy."""
     failure: str | None = None
     """Why the simulator failed after `steps` steps, in one line; the episode ended there, unsolved.
     None where it did not fail."""
@@ -53,17 +49,13 @@ def episode_file(task: str, seed: int) -> Path:
     return Path(task.replace("/", "-")) / f"seed_{seed}"
 
 
-class SuccessRate(BaseModel):
+class SuccessRate(FrozenModel):
     """How often one environment, or the environments of one suite, were solved."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     """The environment; or the suite, which is the environment's name without its last part."""
     episodes: int
-    """Number of episodes."""
     solved: int
-    """Of these, solved."""
     success_rate: float
     """Share of solved episodes, in [0, 1]; of a suite, the mean of its environments' shares."""
     success_interval: tuple[float, float]
@@ -92,10 +84,8 @@ class SuccessRate(BaseModel):
         )
 
 
-class Latency(BaseModel):
+class Latency(FrozenModel):
     """Duration of one decision in seconds, over all decisions of a rollout."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     p50: float
     p95: float
@@ -108,14 +98,12 @@ class Latency(BaseModel):
         return cls(p50=float(p50), p95=float(p95), p99=float(p99))
 
 
-class Disagreement(BaseModel):
+class Disagreement(FrozenModel):
     """Difference of one jump of the head and two, relative to their length, over all decisions.
 
     0 is perfect and 2 the worst. It needs no labels: a one-step policy is uncertain where it is
     large.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     median: float
     p95: float
@@ -129,10 +117,8 @@ class Disagreement(BaseModel):
         return cls(median=float(median), p95=float(p95))
 
 
-class RolloutResult(BaseModel):
+class RolloutResult(FrozenModel):
     """A rollout, as stored in `result.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     env: str
     """The environment's name; names of several and of suites, as they were asked for."""
@@ -147,13 +133,9 @@ class RolloutResult(BaseModel):
     max_steps: int
     """Control steps after which an episode counts as failed; the most where suites differ."""
     encoder: EncoderIdentity
-    """The encoder of the live views."""
     dataset: str
-    """Names of the training's datasets."""
     store_digest: str
-    """Digest of the training's stores."""
     code_version: str
-    """Of this package."""
     render_size: int
     """Width and height in pixels of rendered images, before they were resized for the encoder."""
     num_envs: int
@@ -195,8 +177,7 @@ class RolloutResult(BaseModel):
         if at_once:
             found.append(
                 f"{at_once} of {len(self.episodes)} episodes were solved by their first step: "
-                f"check "
-                "that the success criterion is not met from the start"
+                "check that the success criterion is not met from the start"
             )
         check = self.camera_check
         if check.mode == "off":
@@ -216,9 +197,7 @@ class RolloutResult(BaseModel):
     def eval_info(self, out: Path, seconds: float) -> dict[str, Any]:
         """Return the same as the content of LeRobot's `eval_info.json`, for tools that read it.
 
-        Args:
-            out: folder of the rollout, with its videos.
-            seconds: that all episodes took together.
+        `out` is the folder with the videos, `seconds` what all episodes took together.
 
         Source: huggingface/lerobot@7427f318:src/lerobot/scripts/lerobot_eval.py, eval_policy_all.
         """

@@ -47,13 +47,7 @@ class TaskPlayer:
         env: str = "",
         player: EpisodePlayer | None = None,
     ):
-        """Prepare.
-
-        Args:
-            build: makes the player of an environment; picklable.
-            env: name of an environment that is built already.
-            player: the player of that environment.
-        """
+        """Prepare to build players; `player` is of an environment that is built already, `env`."""
         self._build = build
         self._env = env
         self._player = player

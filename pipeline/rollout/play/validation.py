@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.features.store.feature_store import FeatureStore
@@ -37,24 +37,28 @@ class _Rollout:
 
     step: int
     out: Path
-    """Folder of its result."""
     linked: Path
     """Folder with the linked run and the process's output."""
     process: BaseProcess
 
 
+class ValidationConfig(RolloutConfig):
+    """What to roll out during a training."""
+
+    episodes: int = Field(default=5, ge=1)
+    """Episodes of each rollout."""
+    videos: Literal["all", "failed", "none"] | Annotated[int, Field(ge=0)] = "none"
+    """See `RolloutConfig`."""
+    every: int = Field(default=5_000, ge=1)
+    """Optimizer steps between two rollouts; a multiple of `checkpoint_every`."""
+
+
 class RolloutValidation:
     """A `TrainingWatcher`, to be closed."""
 
-    def __init__(self, config: RolloutConfig, *, every: int):
-        """Prepare; nothing runs yet.
-
-        Args:
-            config: of each rollout, but for `run` and `out`.
-            every: optimizer steps between two rollouts; other checkpoints are not rolled out.
-        """
+    def __init__(self, config: ValidationConfig):
+        """Prepare; `run` and `out` of the configuration do not count."""
         self._config = config
-        self._every = every
         self._current: _Rollout | None = None
         self._waiting: tuple[Path, int] | None = None
         self._ready: list[tuple[int, Mapping[str, float]]] = []
@@ -77,15 +81,14 @@ class RolloutValidation:
 
         It replaces one that is waiting, with a warning in the log.
         """
-        if step % self._every:
+        if step % self._config.every:
             return
         if self._waiting is not None:
             left, skipped = self._waiting
             shutil.rmtree(left.parent, ignore_errors=True)
             logger.warning(
                 "%s: the rollout of step %d was skipped, because that of step %d was still "
-                "running; "
-                "increase --rollout-every, or reduce --rollout-episodes",
+                "running; increase rollout.every, or reduce rollout.episodes",
                 run,
                 skipped,
                 step,
@@ -142,29 +145,25 @@ class RolloutValidation:
 
 
 def validate_by_rollouts(
-    rollout: RolloutConfig, *, every: int, store: Location, config: TrainConfig
+    rollout: ValidationConfig, store: Location, config: TrainConfig
 ) -> RolloutValidation:
     """Check what would otherwise fail hours later, and prepare a training's rollouts.
 
-    Args:
-        rollout: of each rollout, but for `run` and `out`.
-        every: optimizer steps between two rollouts.
-        store: of the training; its views are rendered.
-        config: of the training.
+    The views of the training's `store` are rendered.
 
     Raises:
         ConfigError: no checkpoint is written at these steps.
         StoreError: the store cannot be opened.
         EnvError: the environment cannot be built.
     """
-    if every % config.checkpoint_every:
+    if rollout.every % config.checkpoint_every:
         raise ConfigError(
-            f"--rollout-every: expected a multiple of checkpoint_every={config.checkpoint_every}, "
-            f"found {every}; a rollout needs a checkpoint"
+            f"rollout.every: expected a multiple of checkpoint_every={config.checkpoint_every}, "
+            f"found {rollout.every}; a rollout needs a checkpoint"
         )
     env = envs_of(rollout.envs)[0]
     make_env(env, FeatureStore.open(store).attributes.view_names).close()
-    return RolloutValidation(rollout, every=every)
+    return RolloutValidation(rollout)
 
 
 def _roll_out(config: RolloutConfig, output: Path) -> None:

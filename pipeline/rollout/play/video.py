@@ -34,12 +34,7 @@ class VideoFile:
     """A video that is being written; it appears under its name when it is complete."""
 
     def __init__(self, path: Path, frames_per_s: float):
-        """Begin.
-
-        Args:
-            path: of the MP4; its folder is made.
-            frames_per_s: playback rate.
-        """
+        """Begin an MP4, whose folder is made, at a playback rate."""
         import av  # noqa: PLC0415 - optional
 
         path.parent.mkdir(parents=True, exist_ok=True)

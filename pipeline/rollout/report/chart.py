@@ -121,12 +121,9 @@ class Chart:
 
 
 def chart(lines: Sequence[Line], style: ChartStyle, last_step: int) -> Chart:
-    """Choose the scales of a figure.
+    """Choose the scales of a figure of one or more lines, each with one point or more.
 
-    Args:
-        lines: one or more, each with one point or more.
-        style: how it is drawn.
-        last_step: where the horizontal axis ends, in optimizer steps.
+    The horizontal axis ends at `last_step`, in optimizer steps.
     """
     if style.is_share:
         upward = linear_scale(0.0, 1.0)

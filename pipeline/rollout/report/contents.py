@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from pipeline.rollout.report.training_log import Point, TrainingLog, read_log
 from pipeline.training.run.checkpoint import checkpoint_steps
 from pipeline.training.run.folder import RunDescription, read_run
 from policy.agent import VLAAgent
+from policy.errors import invalid_field
 
 VALIDATION_NAME: Final = re.compile(r"step_\d{8}")
 VALIDATION_ERROR: Final = "val_error"  # its name in log.jsonl
@@ -81,7 +82,6 @@ class RunContents:
     """Class of its color in the style sheet."""
     description: RunDescription
     num_parameters: int
-    """Trainable numbers of the agent."""
     step: int
     """Optimizer steps behind the latest checkpoint; 0 without one."""
     log: TrainingLog
@@ -158,9 +158,7 @@ def _read_rollout(path: Path) -> Rollout:
     try:
         result = RolloutResult.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first: Any = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "content"
-        raise _damaged(path, f"{field}: {first['msg']}") from error
+        raise _damaged(path, invalid_field(error)) from error
     rollout = Rollout(path.parent, result)
     count, distinct = len(result.episodes), len(rollout.successes)
     if not count or distinct != count:

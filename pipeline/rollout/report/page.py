@@ -30,12 +30,9 @@ HERE: Final = Path(__file__).parent
 def write_report(
     folders: Sequence[Path], out: Path, *, media_limit: int = MEDIA_LIMIT
 ) -> list[Path]:
-    """Write the page of one or several runs, side by side, to the file `out`.
+    """Write the page of one or several runs, side by side, to the file `out`, replaced whole.
 
-    Args:
-        folders: of the runs.
-        out: the HTML file; replaced whole if it exists.
-        media_limit: bytes of images and videos that may go into the page.
+    `media_limit` is how many bytes of images and videos may go into the page.
 
     Returns:
         The images and videos for which there was no room.
@@ -55,8 +52,9 @@ def write_report(
 
 def render_page(runs: Sequence[RunContents], media: MediaBudget) -> str:
     """Return the page's HTML."""
+    effects = [(run, effect) for run in runs for effect in _effects(run)]
     sections: list[tuple[str, str, Mapping[str, object] | None]] = [
-        ("Success", "success.html", success(runs)),
+        ("Success", "success.html", success(runs) | {"effects": effects}),
         ("Comparison", "comparison.html", comparison(runs)),  # None, left out, for a single run
         ("Training", "training.html", curves(runs)),
         ("Rollouts", "rollouts.html", rollouts(runs, media)),
@@ -72,7 +70,7 @@ def render_page(runs: Sequence[RunContents], media: MediaBudget) -> str:
         ],
         style=(HERE / "page.css").read_text("utf-8"),
         script=(HERE / "page.js").read_text("utf-8"),
-        **overview(runs),
+        **overview(runs, effects),
     )
 
 
@@ -102,11 +100,14 @@ def _sha256(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def overview(runs: Sequence[RunContents]) -> dict[str, object]:
-    """Return what `templates/overview.html` shows."""
+def overview(
+    runs: Sequence[RunContents], effects: Sequence[tuple[RunContents, InstructionEffect]]
+) -> dict[str, object]:
+    """Return what `templates/overview.html` shows; `effects` are those of instructions."""
+    ignored = [f"{run.label}: {effect.alarm}" for run, effect in effects if effect.alarm]
     return {
         "title": runs[0].label if len(runs) == 1 else f"{len(runs)} runs side by side",
-        "alarms": [alarm for run in runs for alarm in _alarms(run)],
+        "alarms": ignored + [alarm for run in runs for alarm in _alarms(run)],
         "untrained": [run.label for run in runs if not run.description.data.encoder.pretrained],
         "cautions": [caution for run in runs for caution in _cautions(run)],
     }
@@ -122,7 +123,6 @@ def success(runs: Sequence[RunContents]) -> dict[str, object]:
     return {
         "rollouts": shown,
         "tables": [table for table in tables if table[2]],
-        "effects": [(run, effect) for run in runs for effect in _effects(run)],
     }
 
 
@@ -163,7 +163,7 @@ def _by_task(result: RolloutResult) -> dict[str, list[SuccessRate | None]]:
 
 
 def _alarms(run: RunContents) -> list[str]:
-    found = [f"{run.label}: {one.alarm}" for one in _effects(run) if one.alarm]
+    found = []
     for rollout in run.rollouts:
         where = f"{run.label}, rollout {rollout.name}"
         result, data = rollout.result, run.description.data

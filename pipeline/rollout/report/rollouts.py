@@ -12,6 +12,7 @@ from typing import Final
 
 from pipeline.rollout.play.result import EpisodeResult
 from pipeline.rollout.report.contents import Rollout, RunContents
+from pipeline.training.run.tracking import flat_configuration
 
 PNG_MARK: Final = b"\x89PNG\r\n\x1a\n"  # PNG specification, section 5.2
 MP4_MARK: Final = b"ftyp"  # bytes 4 to 8 of an MP4 file; ISO/IEC 14496-12, section 4.3
@@ -122,15 +123,7 @@ def configuration(runs: Sequence[RunContents]) -> dict[str, object]:
     return {"fields": {name: [fields.get(name, ABSENT) for fields in flat] for name in names}}
 
 
-def flatten(content: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Return nested settings as `group.field` and text; a list of plain values stays one field."""
-    fields: dict[str, str] = {}
-    for key, value in content.items():
-        inner = value
-        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            inner = {str(index): item for index, item in enumerate(value)}
-        if isinstance(inner, dict) and inner:
-            fields |= flatten(inner, f"{prefix}{key}.")
-        else:
-            fields[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
-    return fields
+def flatten(content: Mapping[str, object]) -> dict[str, str]:
+    """Return nested settings as `group.field` and text."""
+    flat = flat_configuration(content)
+    return {k: value if isinstance(value, str) else json.dumps(value) for k, value in flat.items()}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import obstore
 from obstore.store import from_url
 
-from pipeline.storage.folder import READ_BYTES, FileEntry
+from pipeline.storage.folder import FileEntry
 from pipeline.storage.local import LocalFolder
 from pipeline.storage.location import ObjectUrl
 from pipeline.storage.objects.file import ObjectFile
@@ -45,11 +45,9 @@ class ObjectFolder:
             return from_url(str(self), retry_config=RETRY)
 
     def is_there(self) -> bool:
-        """Whether there is an object below the address, or at it."""
         return any(self._listed())
 
     def exists(self, name: str) -> bool:
-        """Whether there is an object of this name."""
         try:
             with reaching(f"{self}/{name}"):
                 obstore.head(self.objects, name)
@@ -58,40 +56,25 @@ class ObjectFolder:
         return True
 
     def children(self) -> list[str] | None:
-        """Return the names of the objects directly below; None if there are none at all."""
         names = list(self.names())
         return [name for name in names if "/" not in name] if any(names) else None
 
     def files(self) -> Iterable[FileEntry]:
-        """Return name, size and etag of every object; see `Folder.files`."""
         return sorted(self._listed())
 
     def read(self, name: str) -> bytes:
-        """Return an object's content; see `Folder.read`."""
-        return b"".join(self.read_pieces(name))
-
-    def read_pieces(self, name: str) -> Iterator[bytes]:
-        """Yield an object's content in blocks."""
-        url = f"{self}/{name}"
-        answer = until_whole(url, partial(obstore.get, self.objects, name))
-        with reaching(url):
-            for block in answer.stream(min_chunk_size=READ_BYTES):
-                yield bytes(block)
+        return until_whole(f"{self}/{name}", lambda: bytes(obstore.get(self.objects, name).bytes()))
 
     def open(self, name: str) -> RawIOBase:
-        """Open an object; see `Folder.open`."""
         return ObjectFile(self.location / name)
 
     def names(self, below: str = "") -> Iterator[str]:
-        """Return the names of all objects, or of those below a prefix."""
         return (held["path"] for held in self._entries(below))
 
-    def write(self, name: str, content: bytes) -> None:
-        """Put an object; the last of several writers wins. See `Folder.write`."""
-        self._put(name, content)
+    def write(self, name: str, content: bytes | Path) -> None:
+        until_whole(f"{self}/{name}", partial(obstore.put, self.objects, name, content))
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove objects; missing ones are ignored."""
         for name in names:
             with suppress(FileNotFoundError):
                 until_whole(f"{self}/{name}", partial(obstore.delete, self.objects, name))
@@ -100,7 +83,6 @@ class ObjectFolder:
         """Do nothing: an acknowledged PUT is durable."""
 
     def is_vacant(self, parts: Collection[str]) -> bool:
-        """See `Folder.is_vacant`."""
         return all(name.split("/")[0] in parts for name in self.names())
 
     @contextmanager
@@ -117,7 +99,7 @@ class ObjectFolder:
             leftovers = set(self.names()) - names
             if last not in leftovers:
                 for name in sorted(names):
-                    self._put(name, Path(temporary, name))
+                    self.write(name, Path(temporary, name))
                 self.delete(leftovers)
             self._create(last, filled.read(last))
 
@@ -149,9 +131,6 @@ class ObjectFolder:
             return next(iter(pages), ())
 
         return until_whole(f"{self}/{below}".rstrip("/"), first_page)
-
-    def _put(self, name: str, content: bytes | Path) -> None:
-        until_whole(f"{self}/{name}", partial(obstore.put, self.objects, name, content))
 
     def _create(self, name: str, content: bytes) -> None:
         # In one part: an upload in several cannot be conditional.

@@ -24,7 +24,6 @@ class InstructionTable:
     vectors: Float[Tensor, "k d"] | None = None
     """Of the words, as the text encoder made them; None for a policy without instructions."""
     encoder: EncoderIdentity | None = None
-    """That text encoder."""
 
 
 def join_instructions(

@@ -29,9 +29,8 @@ def check_weights(weights: Sequence[float], num_stores: int) -> tuple[float, ...
         return (1.0,) * num_stores
     if len(weights) != num_stores or not all(0 < w < math.inf for w in weights):
         raise ConfigError(
-            f"--weights: expected {num_stores} positive numbers, one per store in their order, "
-            f"found "
-            f"{', '.join(f'{weight:g}' for weight in weights)}"
+            f"data.weights: expected {num_stores} positive numbers, one per store in their order, "
+            f"found {', '.join(f'{weight:g}' for weight in weights)}"
         )
     return tuple(map(float, weights))
 
@@ -63,8 +62,7 @@ def check_agreement(stores: Sequence[FeatureStore], features: Sequence[str]) -> 
             if ours != theirs:
                 raise StoreError(
                     f"{store.path}: {field}: expected {expected_shown} as in {first.path}, found "
-                    f"{shown}; "
-                    f"embed both stores with the same settings, or train on one of them"
+                    f"{shown}; embed both stores with the same settings, or train on one of them"
                 )
         _check_probes(store, first, features)
         # The same episode in training and validation would make the validation error too small.
@@ -72,7 +70,7 @@ def check_agreement(stores: Sequence[FeatureStore], features: Sequence[str]) -> 
         if twin is not store:
             raise StoreError(
                 f"{store.path}: has the same content as {twin.path}; to sample a store more "
-                f"often, pass it once and increase its weight (--weights)"
+                f"often, pass it once and increase its weight (--set data.weights)"
             )
 
 

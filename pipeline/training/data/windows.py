@@ -111,7 +111,7 @@ class WindowData:
         """
         if is_balanced and len(set(weights)) > 1:
             raise ConfigError(
-                "--weights: expected none together with balance_instructions, which decides how "
+                "data.weights: expected none together with balance_instructions, which decides how "
                 "often each instruction is drawn; leave one of them out"
             )
         weights = check_weights(weights, len(stores))
@@ -145,7 +145,6 @@ class WindowData:
             for count, store in zip(counts, stores, strict=True)
         ]
         self.leaks = find_leaks(stores, steps, validation)
-        """See `find_leaks`."""
         self.is_validation: Bool[Tensor, " e"] = torch.cat(validation)
         is_validation = self.is_validation[self.episode_of]
         self.train_rows: Int64[Tensor, " n"] = torch.nonzero(~is_validation)[:, 0]

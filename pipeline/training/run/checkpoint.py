@@ -41,15 +41,10 @@ class Checkpoint:
 def write_checkpoint(
     run: Path, checkpoint: Checkpoint, *, card: str, keep: int, val_error: float | None = None
 ) -> None:
-    """Write a checkpoint whole, with its model card, then delete older ones.
+    """Write a checkpoint whole, with its model card in Markdown, then delete older ones.
 
-    Args:
-        run: folder of the run.
-        checkpoint: the state.
-        card: the model card, in Markdown.
-        keep: how many of the latest stay, in addition to the best one.
-        val_error: of the averaged weights; None if it was not measured at this step, which then
-            cannot be the best.
+    The latest `keep` and the best one stay. `val_error` is that of the averaged weights; a
+    checkpoint without one cannot be the best.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.

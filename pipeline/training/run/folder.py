@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -29,7 +29,8 @@ from pipeline.features.store.start_frames import StartFrames
 from pipeline.storage.local import write_atomically, write_json
 from pipeline.training.config import TrainConfig
 from policy.encoders.environment import ComputeEnvironment
-from policy.spec import AgentSpec, EncoderIdentity, Fit
+from policy.errors import invalid_field
+from policy.spec import AgentSpec, EncoderIdentity, Fit, FrozenModel
 
 FORMAT_VERSION: Final = 8  # 7 had other names of settings, 6 one unnamed feature
 FEATURES: Final = "features/"
@@ -40,25 +41,19 @@ STEPS_FILE: Final = "steps.json"
 START_FRAMES_FILE: Final = "start_frames.safetensors"
 
 
-class StoreIdentity(BaseModel):
+class StoreIdentity(FrozenModel):
     """One of the stores that a run was trained on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
-    """The dataset's name."""
     digest: str
     """sha256 of the store's content."""
     weight: float
     """How often training draws one of its steps, against the other stores."""
     manifest: dict[str, Any]
-    """The dataset's manifest."""
 
 
-class DataIdentity(BaseModel):
+class DataIdentity(FrozenModel):
     """The data of a run, and the encoder of its features."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     stores: tuple[StoreIdentity, ...] = Field(min_length=1)
     """In the order of their rows."""
@@ -91,10 +86,8 @@ class DataIdentity(BaseModel):
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-class RunDescription(BaseModel):
+class RunDescription(FrozenModel):
     """Everything that is needed to resume a run and to roll it out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: int = FORMAT_VERSION
     """Raised when older code could no longer read the run."""
@@ -232,8 +225,7 @@ def read_run(run: Path) -> RunDescription:
             content["config"] |= json.loads((run / STEPS_FILE).read_text())
         return RunDescription.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise RunError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise RunError(f"{path}: {invalid_field(error)}") from error
 
 
 def run_hash(run: Path) -> str:

@@ -17,9 +17,7 @@ from typing import Any, Final, Protocol, TextIO, runtime_checkable
 
 from pipeline.errors import ConfigError, TrackerError
 from pipeline.storage.local import write_atomically
-from policy.errors import MissingExtraError, install_command
-
-MAX_REASON: Final = 300  # characters of a foreign message
+from policy.errors import MissingExtraError, install_command, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +46,10 @@ class TensorBoard:
             self._writer.add_text("configuration", lines)
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write figures."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write figures that are still in memory."""
         self._writer.close()
 
 
@@ -76,11 +72,9 @@ class WeightsAndBiases:
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write figures."""
         self._run.log({**figures, "step": step})
 
     def close(self) -> None:
-        """Write figures that are still in memory."""
         self._run.finish()
 
 
@@ -92,11 +86,9 @@ class GuardedTracker:
         self._tracker: Tracker | None = tracker
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write figures."""
         self._guarded(lambda tracker: tracker.log(step, figures))
 
     def close(self) -> None:
-        """Write figures that are still in memory."""
         self._guarded(lambda tracker: tracker.close())
 
     def _guarded(self, call: Callable[[Tracker], None]) -> None:
@@ -115,7 +107,7 @@ class GuardedTracker:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_REASON]}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 TRACKERS: Final[dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]]] = {
@@ -155,14 +147,14 @@ def open_trackers(
 
 
 def flat_configuration(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as `group.field` names."""
+    """Return nested settings as `group.field`; a list of plain values stays one field."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= flat_configuration(value, f"{name}.")
-        else:
-            flat[name] = value
+        inner = value
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            inner = {str(index): item for index, item in enumerate(value)}
+        is_group = isinstance(inner, Mapping) and inner
+        flat |= flat_configuration(inner, f"{prefix}{key}.") if is_group else {prefix + key: value}
     return flat
 
 

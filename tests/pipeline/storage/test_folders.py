@@ -54,14 +54,13 @@ class FolderContract:
         assert (folder.read("notes/a"), folder.read("last")) == (b"one", b"end")
         assert not folder.is_vacant(("notes",))
         assert not folder.exists("notes/b")
-        for ask_for in (folder.read, lambda name: list(folder.read_pieces(name))):
-            with pytest.raises(FileNotFoundError):
-                ask_for("notes/b")
+        with pytest.raises(FileNotFoundError):
+            folder.read("notes/b")
 
     def test_a_file_is_replaced(self, folder):
         self.make(folder, notes__a="one")
         folder.write("notes/a", b"two")
-        assert b"".join(folder.read_pieces("notes/a")) == b"two"
+        assert folder.read("notes/a") == b"two"
         folder.settle("notes")
 
     def test_a_listing_says_what_is_there_and_whether_it_changed(self, folder):
@@ -95,13 +94,11 @@ class FolderContract:
         folder.delete(["notes/none", "notes/a"])
         assert sorted(folder.names()) == ["last", "notes/b"]
 
-    def test_a_large_file_comes_back_in_pieces(self, folder):
+    def test_a_large_file_comes_back(self, folder):
         self.make(folder)
         content = bytes(range(256)) * 30_000  # 7.7 MB: more than a piece, and than a part of a PUT
         folder.write("large", content)
-        pieces = list(folder.read_pieces("large"))
-        assert len(pieces) > 1
-        assert b"".join(pieces) == content
+        assert folder.read("large") == content
 
     def test_what_fails_while_it_is_made_is_not_there(self, folder):
         made = folder.made("last")

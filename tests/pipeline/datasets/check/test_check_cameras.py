@@ -102,8 +102,7 @@ def test_one_step_that_looks_the_same_is_no_finding(tmp_path):
     assert check(tmp_path, plant).is_clean
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e308])
-@pytest.mark.parametrize("at", [0, 7, 19])
+@pytest.mark.parametrize(("value", "at"), [(np.nan, 0), (np.inf, 19), (-np.inf, 7), (1e308, 7)])
 def test_a_clock_that_is_not_finite_is_found(tmp_path, value, at):
     def plant(arrays):
         arrays["timestamp"][step(2, at)] = value

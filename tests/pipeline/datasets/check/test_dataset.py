@@ -104,8 +104,9 @@ def test_a_file_that_differs_from_its_checksum_is_found(tmp_path):
     assert "data/state/.zarray" in f"{finding.place} {finding.found}"
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
-@pytest.mark.parametrize("key", ["state", "action"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("state", np.nan), ("action", np.inf), ("state", 1e300)]
+)
 def test_a_number_that_is_not_finite_is_found_in_any_episode(tmp_path, key, value):
     def plant(arrays):
         arrays[key][step(5, 7), 1] = value  # an episode whose frames are not read
@@ -117,9 +118,9 @@ def test_a_number_that_is_not_finite_is_found_in_any_episode(tmp_path, key, valu
 
 
 @pytest.mark.parametrize(
-    ("noise", "kind"), [(0, "constant"), (2e-5, "constant"), (4e-4, "tiny_spread")]
+    ("key", "noise", "kind"),
+    [("state", 0, "constant"), ("action", 2e-5, "constant"), ("state", 4e-4, "tiny_spread")],
 )
-@pytest.mark.parametrize("key", ["state", "action"])
 def test_a_column_that_hardly_changes_is_found(tmp_path, key, noise, kind):
     def plant(arrays):
         arrays[key][:, 2] = 0.5 + noise * np.random.default_rng(0).uniform(-1, 1, ENDS[-1])

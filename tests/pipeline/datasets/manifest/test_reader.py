@@ -134,7 +134,7 @@ def test_a_column_that_is_not_there_is_named(root):
     assert "found 5" in message
 
 
-@pytest.mark.parametrize("shift", [0, 1, 2, 9, -1, -3, -9])
+@pytest.mark.parametrize("shift", [0, 2, 9, -3])
 def test_a_shift_gives_each_step_an_earlier_or_later_action(root, shift):
     got = ManifestReader(describe(root, action_shift=shift)).action(1)
     for step in range(5):
@@ -143,8 +143,14 @@ def test_a_shift_gives_each_step_an_earlier_or_later_action(root, shift):
     np.testing.assert_array_equal(state, tiny_state(1))
 
 
-@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e300])  # the last overflows float32
-@pytest.mark.parametrize(("key", "name"), [("observations/qpos", "state"), ("action", "action")])
+@pytest.mark.parametrize(
+    ("key", "name", "value"),
+    [
+        ("observations/qpos", "state", np.nan),
+        ("action", "action", -np.inf),
+        ("observations/qpos", "state", 1e300),  # overflows float32
+    ],
+)
 def test_numbers_that_are_not_finite_are_named_with_key_step_and_dim(root, key, name, value):
     set_step(root / "episode_12.hdf5", key, value)
     reader = ManifestReader(describe(root))

@@ -88,7 +88,7 @@ def test_copies_that_would_fill_the_disk_are_refused_before_the_first(cache, tmp
     store = complete_store(tmp_path / "s.zarr", LENGTHS, codec="blosc")
     free = sum(LENGTHS) * ROW_BYTES
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free - 1))
-    with pytest.raises(ConfigError, match=r"needs 0.0 GB more, .* use another --cache-dir"):
+    with pytest.raises(ConfigError, match=r"needs 0.0 GB more, .* use another data.cache"):
         everything(store, cache)
     assert copies(cache) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))

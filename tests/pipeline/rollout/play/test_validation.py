@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, EnvError
-from pipeline.rollout.play.loop import RolloutConfig
-from pipeline.rollout.play.validation import RolloutValidation, validate_by_rollouts
+from pipeline.rollout.play.validation import (
+    RolloutValidation,
+    ValidationConfig,
+    validate_by_rollouts,
+)
 from pipeline.training.config import with_settings
 from pipeline.training.presets import debug
 from pipeline.training.run.checkpoint import checkpoint_steps
@@ -26,7 +29,7 @@ def store(toy_run):
 
 @contextmanager
 def validation(env: str, every: int) -> Iterator[RolloutValidation]:
-    config = RolloutConfig(
+    config = ValidationConfig(
         run=Path("run"),
         out=Path("out"),
         envs=(env,),
@@ -34,8 +37,9 @@ def validation(env: str, every: int) -> Iterator[RolloutValidation]:
         videos="none",
         encoder=tiny_tower(),
         camera_check="warn",
+        every=every,
     )
-    with closing(RolloutValidation(config, every=every)) as watcher:
+    with closing(RolloutValidation(config)) as watcher:
         yield watcher
 
 
@@ -79,8 +83,8 @@ def test_a_rollout_that_fails_is_logged_and_training_continues(store, tmp_path, 
 
 def test_what_would_never_be_rolled_out_is_refused_before_training(store, tmp_path):
     def refused(env: str, every: int) -> None:
-        rollout = RolloutConfig(run=tmp_path, out=tmp_path, envs=(env,))
-        validate_by_rollouts(rollout, every=every, store=store, config=debug())
+        rollout = ValidationConfig(run=tmp_path, out=tmp_path, envs=(env,), every=every)
+        validate_by_rollouts(rollout, store, debug())
 
     with pytest.raises(ConfigError, match="multiple of checkpoint_every=4, found 6"):
         refused(write_env(tmp_path / "env.toml"), 6)

@@ -90,7 +90,7 @@ def test_what_does_not_fit_together_is_refused(stores):
         data_of(told, untold, has_language=True)
     with pytest.raises(StoreError, match=r"other.zarr: text encoder: expected tiny .* as in"):
         data_of(told, other, has_language=True)
-    with pytest.raises(ConfigError, match="--weights: expected none together with balance"):
+    with pytest.raises(ConfigError, match="weights: expected none together with balance"):
         data_of(told, untold, is_balanced=True, weights=(1.0, 2.0))
 
 
