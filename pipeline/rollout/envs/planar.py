@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from pipeline.rollout.envs.base import StepResult
-from pipeline.rollout.envs.guard import require_views, unknown_task
-from pipeline.rollout.envs.rendering import build_renderer, project_point
+from pipeline.rollout.envs.guard import unknown_task
+from pipeline.rollout.envs.rendering import SceneCameras
 
 # isort: split
 # This imports mujoco too, which `rendering` must be the first to do.
@@ -89,10 +89,7 @@ class TwoWaysEnv:
         self._data: Any = mujoco.MjData(self._model)
         self.control_hz: float = 1 / (SUBSTEPS * self._model.opt.timestep)
         self.max_steps = MAX_STEPS
-        names = [self._model.camera(index).name for index in range(self._model.ncam)]
-        require_views(self.name, views, names)
-        self._render_size = render_size
-        self._renderer: Any = build_renderer(self._model, render_size)
+        self._cameras = SceneCameras(self.name, views, self._model, self._data, size=render_size)
 
     def reset(self, seed: int) -> None:
         """Start an episode; the same seed gives the same episode, bit for bit."""
@@ -106,19 +103,11 @@ class TwoWaysEnv:
         self._passing = np.array([PASS_M if seed % 2 else -PASS_M, 0.0])  # the expert's
 
     def render(self) -> UInt8[np.ndarray, "v h w 3"]:
-        """Render every view now, RGB, values in [0, 255]."""
-        frames = []
-        for view in self.view_names:
-            self._renderer.update_scene(self._data, camera=view)
-            frames.append(self._renderer.render())
-        return np.stack(frames)
+        return self._cameras.render()
 
     def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
         """Return column and row of the disc in each view; see `RobotEnv`."""
-        point, size = self._data.body("disc").xpos, self._render_size
-        cameras = [self._model.camera(view).id for view in self.view_names]
-        pixels = [project_point(self._model, self._data, camera, point, size) for camera in cameras]
-        return np.stack(pixels)
+        return self._cameras.project(self._data.body("disc").xpos)
 
     def state(self) -> Float32[np.ndarray, " 2"]:
         """Return the disc's position x, y in meters."""
@@ -147,5 +136,4 @@ class TwoWaysEnv:
         return velocity.astype(np.float32)
 
     def close(self) -> None:
-        """Free the renderer."""
-        self._renderer.close()
+        self._cameras.renderer.close()
