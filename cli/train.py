@@ -1,6 +1,7 @@
 """`vla-train`: fit the trainable part of a policy on cached features."""
 
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from pipeline.storage.location import parse_location
 from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
 from pipeline.training.run.tracking import TRACKERS
+from pipeline.training.seeds import train_seeds
 from pipeline.training.session import train
 from policy.spec import FrozenModel
 
@@ -57,6 +59,9 @@ def train_command(
     init_from: Annotated[
         Path | None, typer.Option(help="Run whose averaged weights initialize the new run.")
     ] = None,
+    seeds: Annotated[
+        str, typer.Option(help="Train a run per seed at once, e.g. 0,1,2, in OUT/seed-0 and so on.")
+    ] = "",
     device: DeviceOption = "auto",
     rollout_env: Annotated[
         str | None,
@@ -80,6 +85,26 @@ def train_command(
             groups[group if group in groups else ""].append(field if group in groups else setting)
         config = with_settings(preset_config(preset), groups[""])
         data = build_config(DataConfig, groups["data"])
+        train_run = partial(
+            train,
+            locations,
+            resume=resume,
+            init_from=init_from,
+            weights=data.weights,
+            cache=data.cache,
+            device=device,
+            track=track or (),
+        )
+        if seeds:
+            if rollout_env is not None:
+                raise ConfigError("--seeds: expected no --rollout-env; roll the finished runs out")
+            reports = train_seeds(train_run, out, config, _parse_seeds(seeds))
+            runs = [report.run for report in reports]
+            write_report(runs, out / "report.html")
+            for report in reports:
+                typer.echo(report.summary())
+            typer.echo(f"wrote {out / 'report.html'}; next: vla-rollout {runs[0]} --env ENV")
+            return
         validation: AbstractContextManager[RolloutValidation | None] = nullcontext()
         if rollout_env is not None:
             rollout = build_config(
@@ -94,18 +119,7 @@ def train_command(
         elif groups["rollout"]:
             raise ConfigError(f"--set rollout.{groups['rollout'][0]}: expected --rollout-env")
         with validation as watcher:
-            report = train(
-                locations,
-                out,
-                config,
-                resume=resume,
-                init_from=init_from,
-                weights=data.weights,
-                cache=data.cache,
-                device=device,
-                track=track or (),
-                watchers=[watcher] if watcher else (),
-            )
+            report = train_run(out, config, watchers=[watcher] if watcher else ())
         if report.is_primary:
             typer.echo(report.summary())
             write_report([out], out / "report.html")
@@ -115,3 +129,10 @@ def train_command(
             )
             for failure in watcher.failures if watcher else ():
                 typer.echo(f"warning: {failure}", err=True)
+
+
+def _parse_seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds {text}: expected whole numbers, such as 0,1,2") from error

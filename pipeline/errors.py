@@ -26,7 +26,7 @@ class IncompleteStoreError(StoreError):
 
 
 class WorkerLostError(VlaError, RuntimeError):
-    """Processes that encode frames end again and again: killed, or out of memory."""
+    """Processes that do part of the work have ended: killed, or out of memory."""
 
 
 class ObjectStorageError(VlaError):

@@ -119,6 +119,7 @@ def test_flags_are_what_users_know():
         "--set",
         "--resume",
         "--init-from",
+        "--seeds",
         "--device",
         "--track",
         "--rollout-env",

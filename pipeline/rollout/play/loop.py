@@ -19,6 +19,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError, RunError
+from pipeline.processes import AnyWorker, LocalWorker, ready, workers
 from pipeline.progress import Estimate
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, RobotEnv
 from pipeline.rollout.envs.registry import definition, envs_of, make_env
@@ -28,7 +29,6 @@ from pipeline.rollout.gate.checks import Gate, check_action_bounds, check_env, l
 from pipeline.rollout.play.decide import Episode, decide
 from pipeline.rollout.play.episode import EpisodePlayer, Progress
 from pipeline.rollout.play.journal import RESULT, FinishedEpisode, Journal
-from pipeline.rollout.play.processes import AnyWorker, LocalWorker, ready, workers
 from pipeline.rollout.play.result import (
     Disagreement,
     EpisodeResult,
@@ -111,7 +111,8 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         RunError, EncoderLoadError, EncoderMismatchError: the policy cannot be loaded faithfully,
             or another rollout writes to the same folder.
         EnvError: the simulator cannot be built, does not fit the policy, fails before the policy
-            has acted, or its process ended.
+            has acted.
+        WorkerLostError: a simulator's process ended.
         ConfigError: a seed may have been seen in training.
         AgentMismatchError: the policy's objective cannot take that NFE.
         CameraMismatchError: see `play_episodes`.
@@ -324,7 +325,8 @@ def play_episodes(
     Raises:
         CameraMismatchError: what the cameras show at an episode's start is not what they showed
             in training, and `config` refuses that; no action of it was taken.
-        EnvError: a simulator fails before the policy has acted, or its process ended.
+        EnvError: a simulator fails before the policy has acted.
+        WorkerLostError: a simulator's process ended.
     """
     solved = played = 0
     playing: dict[AnyWorker, Episode] = {}

@@ -21,11 +21,11 @@ from tqdm import tqdm
 from pipeline.datasets.hdf5.recording import RecordedEpisode, read_label, write_episode
 from pipeline.datasets.manifest.model import load_manifest
 from pipeline.errors import ConfigError, DatasetError, EnvError
+from pipeline.processes import AnyWorker, ready, workers
 from pipeline.progress import Estimate
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, FIRST_ROLLOUT_SEED, ExpertEnv
 from pipeline.rollout.envs.registry import envs_of, make_expert_env
 from pipeline.rollout.play.manifest import manifest_of
-from pipeline.rollout.play.processes import AnyWorker, ready, workers
 from pipeline.storage.local import write_atomically, write_json
 from policy.images import resize_images
 from policy.spec import FrozenModel

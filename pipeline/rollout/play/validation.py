@@ -16,9 +16,9 @@ from pydantic import Field, ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.processes import start_process
 from pipeline.rollout.envs.registry import envs_of, make_env
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
-from pipeline.rollout.play.processes import start_process
 from pipeline.rollout.play.result import RolloutResult
 from pipeline.storage.location import Location
 from pipeline.training.config import TrainConfig

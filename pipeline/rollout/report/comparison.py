@@ -53,6 +53,15 @@ class SeedRow:
     """Whether each seed that the run ran was solved."""
 
 
+@dataclass(frozen=True)
+class Repeats:
+    """Runs that differ by their training seed alone."""
+
+    runs: list[RunContents]
+    figures: dict[str, list[float]]
+    """The last validation error, and the success rate of each environment, of the runs."""
+
+
 def comparison(runs: Sequence[RunContents]) -> dict[str, object] | None:
     """Compare each pair of runs on each environment that both ran; None for a single run."""
     if len(runs) == 1:
@@ -60,6 +69,7 @@ def comparison(runs: Sequence[RunContents]) -> dict[str, object] | None:
     pairs, apart = find_pairs(runs)
     adjusted = holm([pair.p_value for pair in pairs])
     return {
+        "repeats": find_repeats(runs),
         "pairs": list(zip(pairs, adjusted, strict=True)),
         "apart": apart,
         "significant": SIGNIFICANT,
@@ -94,6 +104,28 @@ def find_pairs(
             max_steps = (ours.result.max_steps, theirs.result.max_steps)
             pairs.append(Pair(env, first, second, outcome, is_partial, max_steps))
     return pairs, apart
+
+
+def find_repeats(runs: Sequence[RunContents]) -> list[Repeats]:
+    """Return the groups of two or more runs of the same data and settings but for the seed."""
+    groups: dict[str, list[RunContents]] = {}
+    for run in runs:
+        config = run.description.config.model_copy(update={"seed": 0})
+        same = run.description.model_copy(update={"config": config})
+        groups.setdefault(same.model_dump_json(), []).append(run)
+    repeats = []
+    for group in groups.values():
+        figures: dict[str, list[float]] = {}
+        for run in group:
+            if run.validation_error is not None:
+                figures.setdefault("validation error", []).append(run.validation_error[0].value)
+            for env in dict.fromkeys(rollout.result.env for rollout in run.final_rollouts):
+                if rollout := chosen(run, env):
+                    name = f"success rate on {env}"
+                    figures.setdefault(name, []).append(rollout.result.success_rate)
+        if len(group) > 1 and figures:
+            repeats.append(Repeats(group, figures))
+    return repeats
 
 
 def _seed_rows(env: str, runs: Sequence[RunContents]) -> list[SeedRow]:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.processes import LocalWorker
 from pipeline.rollout.envs.base import StepResult
 from pipeline.rollout.play.episode import EpisodePlayer
 from pipeline.rollout.play.loop import RolloutConfig, play_episodes
-from pipeline.rollout.play.processes import LocalWorker
 from pipeline.rollout.play.tasks import Queue, TaskPlayer
 from pipeline.training.data.windows import WindowData
 from policy.agent import AgentConfig, VLAAgent

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import EncoderMismatchError, EnvError, RunError
+from pipeline import processes
+from pipeline.errors import EncoderMismatchError, RunError, WorkerLostError
 from pipeline.rollout.envs.metaworld import MetaWorldEnv
-from pipeline.rollout.play import processes
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.rollout.play.result import RolloutResult
 from tests.pipeline.rollout.envs.meta_world_run import TASK, VIEWS, write_run
@@ -111,7 +111,7 @@ def test_a_simulator_that_dies_is_an_error_and_leaves_no_result(run, tmp_path, m
         time.sleep(0.2)
 
     monkeypatch.setattr(processes.Worker, "send", kill_one)
-    with pytest.raises(EnvError, match="exited with code -9"):
+    with pytest.raises(WorkerLostError, match="exited with code -9"):
         roll_out(config(run, tmp_path / "dead", num_envs=2))
     assert not (tmp_path / "dead/result.json").exists()
 

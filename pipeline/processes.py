@@ -1,4 +1,4 @@
-"""Processes with a simulator each, for rollouts, recordings and validation.
+"""Processes with an object each: simulators of rollouts and recordings, trainings of several seeds.
 
 They end with the process that started them. What a worker does depends on its messages alone, so
 results do not depend on how many there are.
@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from pipeline.errors import EnvError
+from pipeline.errors import WorkerLostError
 from policy.errors import VlaError
 
 
@@ -40,10 +40,10 @@ class Worker:
             result = self.connection.recv()
         except (EOFError, OSError) as error:
             self.process.join(timeout=5)
-            raise EnvError(
-                f"simulator process: expected an episode, found that the process exited with code "
+            raise WorkerLostError(
+                f"worker process: expected a result, found that the process exited with code "
                 f"{self.process.exitcode}; -9 means out of memory: use fewer processes at once. "
-                "The same command resumes after the finished episodes"
+                "The same command resumes after what is finished"
             ) from error
         if isinstance(result, VlaError | OSError):
             raise result

@@ -1,0 +1,75 @@
+"""Several trainings at once that differ by their seed, each in a process of its own.
+
+A small head keeps no more than one core busy, so that seeds side by side take hardly longer than
+one. The features of a store are memory-mapped, and in memory once.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.processes import AnyWorker, ready, workers
+from pipeline.training.config import TrainConfig
+from pipeline.training.session import TrainReport
+
+
+def train_seeds(
+    train_run: Callable[[Path, TrainConfig], TrainReport],
+    out: Path,
+    config: TrainConfig,
+    seeds: Sequence[int],
+) -> list[TrainReport]:
+    """Train a run per seed, all at once, in the folders `seed-0` and so on below `out`.
+
+    Each result equals that of the seed trained alone, on as many threads, to the bit. The first
+    process shows its progress; the others do the same.
+
+    Args:
+        train_run: `train`, of a run's folder and configuration; picklable.
+        out: gets a folder per seed.
+        config: of each run, but for the seed.
+        seeds: one or more.
+
+    Raises:
+        ConfigError: a seed is repeated, or below 0.
+        VlaError: what a training raised; the others are interrupted, and write a checkpoint.
+    """
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        found = ",".join(map(str, seeds))
+        raise ConfigError(f"--seeds: expected distinct numbers from 0, found {found}")
+    threads = max(1, torch.get_num_threads() // len(seeds))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the processes as Ctrl-C does
+    with workers(partial(_Training, train_run, threads), len(seeds)) as started:
+        for place, (worker, seed) in enumerate(zip(started, seeds, strict=True)):
+            run, own = out / f"seed-{seed}", config.model_copy(update={"seed": seed})
+            worker.send("train", run, own, place == 0)
+        reports: dict[AnyWorker, TrainReport] = {}
+        while len(reports) < len(started):
+            for done in ready([worker for worker in started if worker not in reports]):
+                reports[done] = done.receive()
+        return [reports[worker] for worker in started]
+
+
+class _Training:
+    """What trains in a process of its own."""
+
+    def __init__(self, train_run: Callable[[Path, TrainConfig], TrainReport], threads: int):
+        self._train_run = train_run
+        torch.set_num_threads(threads)
+
+    def train(self, run: Path, config: TrainConfig, is_shown: bool) -> TrainReport:
+        if not is_shown:
+            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
+        try:
+            return self._train_run(run, config)
+        except KeyboardInterrupt:  # the process that started this one ends it
+            raise SystemExit(130) from None
+
+    def close(self) -> None:
+        """End; nothing is held."""
