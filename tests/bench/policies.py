@@ -1,0 +1,204 @@
+"""Which feature, which reader, which objective makes a policy that solves its task?
+
+    python -m tests.bench.policies features --work DIR --envs metaworld/push-v3
+    python -m tests.bench.policies objectives --work DIR --envs metaworld/push-v3 planar/two-ways
+
+Per environment: 40 recorded demonstrations, one store per encoder; per row of the table
+`--seeds` trainings of the preset `demo`, each rolled out on the same unseen seeds. Everything that
+is there already is kept, so that an interrupted run resumes. Prints a Markdown table: the solved
+episodes of all trainings per environment, the mean of the environments' rates with its 95 %
+interval, and against the first row the p-value of McNemar's exact test over the same environment,
+training and episode.
+"""
+
+import argparse
+import json
+import multiprocessing
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.rollout.play.loop import RolloutConfig, roll_out
+from pipeline.rollout.play.result import mean_interval
+from pipeline.rollout.report.paired import PairedOutcome, exact_mcnemar
+from pipeline.training.config import with_settings
+from pipeline.training.presets import preset_config
+from pipeline.training.session import train
+
+VIEWS = {"metaworld": "corner,topview,gripperPOV", "planar": "top,front,side"}
+COMMANDS = "import sys; from cli.{0} import main; sys.argv[0] = '{0}'; main()"
+LITE0 = "efficientnet-lite0"
+FEATURES = {"stand-in": "pooled", LITE0: "pooled,grid"}
+DEMONSTRATIONS = 40
+EPISODES = 20  # of each rollout
+OBJECTIVE = "agent.objective."
+Outcomes = dict[tuple[str, int, int], bool]
+"""Whether an episode was solved, by environment, training seed and episode seed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy of a table; its name is also that of its folder."""
+
+    name: str
+    settings: tuple[str, ...]
+    """Settings beside the preset's."""
+    encoder: str = LITE0
+    nfe: int | None = None
+    trained_as: str | None = None
+    """Name of the row whose training this one rolls out."""
+
+
+def reader(feature: str, kind: str, encoder: str = LITE0) -> Row:
+    """Return a row of the table of features."""
+    name = {"stand-in": "stand-in", LITE0: "Lite0"}[encoder]
+    settings = (f'agent.readers={{{feature}={{kind="{kind}"}}}}',)
+    return Row(f"{name} {feature}, {kind}", settings, encoder)
+
+
+def objective(name: str, kind: str, *settings: str, nfe: int | None = None) -> Row:
+    """Return a row of the table of objectives."""
+    words = (f'{OBJECTIVE}kind="{kind}"', *(OBJECTIVE + setting for setting in settings))
+    return Row(name, words, nfe=nfe)
+
+
+TABLES = {
+    "features": (
+        reader("grid", "grid"),
+        reader("grid", "linear"),
+        reader("grid", "keypoints"),
+        reader("grid", "attention"),
+        reader("pooled", "linear"),
+        reader("pooled", "linear", "stand-in"),
+    ),
+    "objectives": (
+        objective("improved MeanFlow", "improved_meanflow"),
+        objective("improved MeanFlow, squared", "improved_meanflow", "weight_power=0"),
+        objective("improved MeanFlow by jumps", "improved_meanflow_jump"),
+        objective("regression", "regression"),
+        objective("flow matching", "flow_matching"),
+        objective("MIP", "mip"),
+    ),
+}
+
+
+def command(name: str, *words: object, log: Path) -> None:
+    """Run one of the project's commands; its output goes to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    line = [sys.executable, "-c", COMMANDS.format(name), *map(str, words)]
+    with log.open("w") as file:
+        subprocess.run(line, check=True, stdout=file, stderr=file)
+
+
+def prepare(work: Path, env: str, encoders: set[str]) -> None:
+    """Record an environment's demonstrations and embed them with some encoders."""
+    recordings = work / env / "recordings"
+    if not (recordings / "manifest.toml").exists():
+        views = VIEWS[env.partition("/")[0]]
+        words = ("--env", env, "--views", views, "--episodes", DEMONSTRATIONS)
+        command("data", "record", *words, "--out", recordings, log=work / env / "record.log")
+    for encoder in sorted(encoders):
+        store = work / env / f"{encoder}.zarr"
+        if not (store / "COMPLETE.json").exists():
+            words = ("--store", store, "--encoder", encoder, "--features", FEATURES[encoder])
+            log = work / env / f"embed-{encoder}.log"
+            command("embed", recordings / "manifest.toml", *words, log=log)
+
+
+def play(work: Path, env: str, row: Row, seed: int, settings: list[str]) -> None:
+    """Train one policy, and roll it out, unless its result is there."""
+    run, rollout = folders(work, env, row, seed)
+    if (rollout / "result.json").exists():
+        return
+    torch.set_num_threads(1)
+    config = with_settings(preset_config("demo"), [f"seed={seed}", *row.settings, *settings])
+    train([work / env / f"{row.encoder}.zarr"], run, config, resume=True)
+    roll_out(
+        RolloutConfig(
+            run=run,
+            envs=(env,),
+            out=rollout,
+            episodes=EPISODES,
+            nfe=row.nfe,
+            videos="none",
+        )
+    )
+
+
+def folders(work: Path, env: str, row: Row, seed: int) -> tuple[Path, Path]:
+    """Return where a training and its rollout are kept."""
+    name = (row.trained_as or row.name).replace(", ", "-").replace(" ", "-")
+    run = work / env / "runs" / f"{name}-{seed}"
+    return run, run / f"rollout-{row.nfe or 'own'}"
+
+
+def outcomes(work: Path, envs: list[str], row: Row, seeds: range) -> Outcomes:
+    """Return the episodes that are done."""
+    found = {}
+    for env in envs:
+        for seed in seeds:
+            path = folders(work, env, row, seed)[1] / "result.json"
+            if path.exists():
+                for episode in json.loads(path.read_text())["episodes"]:
+                    found[env, seed, episode["seed"]] = bool(episode["success"])
+    return found
+
+
+def line(row: Row, envs: list[str], found: Outcomes, reference: Outcomes) -> str:
+    """Return a row of the table; `reference` are the outcomes of the first row."""
+    counts = []
+    for env in envs:
+        solved = [success for (name, _, _), success in found.items() if name == env]
+        counts.append((sum(solved), len(solved)))
+    if not all(trials for _, trials in counts):
+        return f"| {row.name} | " + " | ".join(f"{a} of {b}" for a, b in counts) + " | | |"
+    mean = 100 * sum(solved / trials for solved, trials in counts) / len(counts)
+    low, high = (100 * bound for bound in mean_interval(counts))
+    cells = [row.name, *(f"{solved} of {trials}" for solved, trials in counts)]
+    cells.append(f"{mean:.0f} % ({low:.0f} to {high:.0f})")
+    p = exact_mcnemar(PairedOutcome.of(found, reference))
+    return f"| {' | '.join([*cells, '' if found is reference else f'{p:.3f}'])} |"
+
+
+def main() -> None:
+    """Prepare, train, roll out, print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--envs", nargs="+", required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--rows", default="", help="part of the names of the rows to run")
+    parser.add_argument("--set", dest="settings", action="append", default=[])
+    parser.add_argument("--print", action="store_true", help="only the table of what is done")
+    arguments = parser.parse_args()
+    rows = [row for row in TABLES[arguments.table] if arguments.rows in row.name]
+    work, envs = arguments.work, arguments.envs
+    if not arguments.print:
+        spawned = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(arguments.jobs, mp_context=spawned) as pool:
+            encoders = {row.encoder for row in rows}
+            stores = [pool.submit(prepare, work, env, encoders) for env in envs]
+            for store in stores:
+                store.result()
+            jobs = [
+                pool.submit(play, work, env, row, seed, arguments.settings)
+                for seed in range(arguments.seeds)
+                for env in envs
+                for row in rows
+            ]
+            for job in jobs:
+                job.result()
+    found = [outcomes(work, envs, row, range(arguments.seeds)) for row in rows]
+    print(f"| policy | {' | '.join(envs)} | mean (95 %) | p |")
+    print("|---" * (len(envs) + 3) + "|")
+    for row, solved in zip(rows, found, strict=True):
+        print(line(row, envs, solved, found[0]))
+
+
+if __name__ == "__main__":
+    main()
