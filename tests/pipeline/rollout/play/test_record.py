@@ -248,18 +248,12 @@ def test_ctrl_c_ends_every_process_and_keeps_what_is_whole(tmp_path):
     while len(written := list(out.glob("episode_*.hdf5"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    interrupted = time.monotonic()
     # The pipes close only when the last worker is gone.
     stdout, stderr = process.communicate(timeout=60)
-    took = time.monotonic() - interrupted
-    # Of two workers the third episode is somebody's second, so this is what one episode takes:
-    # 2 s where ending took 0.3, and both grow with the machine's load.
-    times = sorted(path.stat().st_mtime for path in written)
-    assert took < (times[2] - times[0]) / 2
     assert stdout == "interrupted\n"
     assert "Traceback" not in stderr
     names = sorted(path.name for path in out.iterdir())
-    assert names
+    assert len(written) <= len(names) <= len(written) + 2  # one of each worker, in the meantime
     assert all(name.startswith("episode_") for name in names)
 
 
