@@ -3,7 +3,7 @@
     python -m tests.bench.policies features --work DIR --envs metaworld/push-v3
     python -m tests.bench.policies objectives --work DIR --envs metaworld/push-v3 planar/two-ways
 
-Per environment: 40 recorded demonstrations, one store per encoder; per row of the table
+Per environment: recorded demonstrations, one store per encoder; per row of the table
 `--seeds` trainings of the preset `demo`, each rolled out on the same unseen seeds. Everything that
 is there already is kept, so that an interrupted run resumes. Prints a Markdown table: the solved
 episodes of all trainings per environment, the mean of the environments' rates with its 95 %
@@ -33,7 +33,7 @@ VIEWS = {"metaworld": "corner,topview,gripperPOV", "planar": "top,front,side"}
 COMMANDS = "import sys; from cli.{0} import main; sys.argv[0] = '{0}'; main()"
 LITE0 = "efficientnet-lite0"
 FEATURES = {"stand-in": "pooled", LITE0: "pooled,grid"}
-DEMONSTRATIONS = 40
+DEMONSTRATIONS = {"metaworld": 40, "planar": 60}
 EPISODES = 20  # of each rollout
 OBJECTIVE = "agent.objective."
 Outcomes = dict[tuple[str, int, int], bool]
@@ -98,8 +98,8 @@ def prepare(work: Path, env: str, encoders: set[str]) -> None:
     """Record an environment's demonstrations and embed them with some encoders."""
     recordings = work / env / "recordings"
     if not (recordings / "manifest.toml").exists():
-        views = VIEWS[env.partition("/")[0]]
-        words = ("--env", env, "--views", views, "--episodes", DEMONSTRATIONS)
+        simulator = env.partition("/")[0]
+        words = ("--env", env, "--views", VIEWS[simulator], "--episodes", DEMONSTRATIONS[simulator])
         command("data", "record", *words, "--out", recordings, log=work / env / "record.log")
     for encoder in sorted(encoders):
         store = work / env / f"{encoder}.zarr"
