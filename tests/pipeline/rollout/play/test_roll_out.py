@@ -22,7 +22,7 @@ from pipeline.rollout.play.result import RolloutResult
 from tests.pipeline.rollout.envs.meta_world_run import TASK, VIEWS, write_run
 from tests.tower import tiny_tower
 
-SCHEMA = Path(processes.__file__).with_name("result.schema.json")
+SCHEMA = Path(__file__).parents[4] / "pipeline/rollout/play/result.schema.json"
 
 pytestmark = pytest.mark.sim
 
