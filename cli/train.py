@@ -85,6 +85,8 @@ def train_command(
             groups[group if group in groups else ""].append(field if group in groups else setting)
         config = with_settings(preset_config(preset), groups[""])
         data = build_config(DataConfig, groups["data"])
+        if groups["rollout"] and rollout_env is None:
+            raise ConfigError(f"--set rollout.{groups['rollout'][0]}: expected --rollout-env")
         train_run = partial(
             train,
             locations,
@@ -116,8 +118,6 @@ def train_command(
                 device=device,
             )
             validation = closing(validate_by_rollouts(rollout, locations[0], config))
-        elif groups["rollout"]:
-            raise ConfigError(f"--set rollout.{groups['rollout'][0]}: expected --rollout-env")
         with validation as watcher:
             report = train_run(out, config, watchers=[watcher] if watcher else ())
         if report.is_primary:

@@ -44,16 +44,19 @@ def train_seeds(
         found = ",".join(map(str, seeds))
         raise ConfigError(f"--seeds: expected distinct numbers from 0, found {found}")
     threads = max(1, torch.get_num_threads() // len(seeds))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the processes as Ctrl-C does
-    with workers(partial(_Training, train_run, threads), len(seeds)) as started:
-        for place, (worker, seed) in enumerate(zip(started, seeds, strict=True)):
-            run, own = out / f"seed-{seed}", config.model_copy(update={"seed": seed})
-            worker.send("train", run, own, place == 0)
-        reports: dict[AnyWorker, TrainReport] = {}
-        while len(reports) < len(started):
-            for done in ready([worker for worker in started if worker not in reports]):
-                reports[done] = done.receive()
-        return [reports[worker] for worker in started]
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends them as Ctrl-C does
+    try:
+        with workers(partial(_Training, train_run, threads), len(seeds)) as started:
+            for place, (worker, seed) in enumerate(zip(started, seeds, strict=True)):
+                run, own = out / f"seed-{seed}", config.model_copy(update={"seed": seed})
+                worker.send("train", run, own, place == 0)
+            reports: dict[AnyWorker, TrainReport] = {}
+            while len(reports) < len(started):
+                for done in ready([worker for worker in started if worker not in reports]):
+                    reports[done] = done.receive()
+            return [reports[worker] for worker in started]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Training:

@@ -41,6 +41,10 @@ def train(stores: list[FeatureStore], out: Path, *words: str) -> Result:
         (("--set", "data.weights=2,one"), "--set weights=one: Input should be a valid number"),
         (("--set", "data.weight=2"), "--set weight=2: expected field=value with one of weights, c"),
         (("--set", "rollout.every=7"), "--set rollout.every=7: expected --rollout-env"),
+        (
+            ("--seeds", "0,1", "--set", "rollout.every=7"),
+            "--set rollout.every=7: expected --rollout-env",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_no_run(stores, tmp_path, words, said):
