@@ -38,6 +38,11 @@ class ObjectArrays(ObjectStore[obstore.store.ObjectStore]):
     async def set(self, key: str, value: Buffer) -> None:
         await until_whole_async(f"{self._folder}/{key}", partial(super().set, key, value))
 
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        # Sent again after its answer broke off, it meets itself, which zarr takes for done.
+        create = partial(super().set_if_not_exists, key, value)
+        await until_whole_async(f"{self._folder}/{key}", create)
+
     async def delete(self, key: str) -> None:
         await until_whole_async(f"{self._folder}/{key}", partial(super().delete, key))
 

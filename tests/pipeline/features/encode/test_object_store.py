@@ -68,6 +68,14 @@ def test_a_store_has_the_bytes_of_a_local_one(url, proxy, tmp_path, rows_per_uni
     assert len(proxy.failed) > 5
 
 
+@pytest.mark.parametrize("kind", ["503", "500", "drop", "lose", "cut"])
+def test_a_store_is_made_though_each_first_request_fails(url, proxy, tmp_path, kind):
+    proxy.fails_first_time = kind
+    complete_store(url, LENGTHS)
+    assert set(proxy.failed) == {kind}
+    assert content(url) == content(complete_store(tmp_path / "x.zarr", LENGTHS).path)
+
+
 def test_the_store_is_there_once_its_root_is_and_a_unit_once_its_record_is(url, proxy):
     fill_store(create_store(url, LENGTHS))
     put = [name.removeprefix(f"{url.path}/") for method, name in proxy.seen if method == "PUT"]
