@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ from pipeline.training.validation import ValidationWindows
 from policy.agent import VLAAgent
 from policy.errors import NonFiniteLossError
 from policy.network.ema import WeightAverage
+
+MAX_FEATURES_SHARE: Final = 0.5  # of a GPU's free memory; the rest is for training itself
 
 
 @runtime_checkable  # the test run checks types
@@ -98,6 +100,10 @@ class Trainer:
         self.check_every = config.log_every if device.type == "cuda" else 1
         """Steps between looks at the gradients, because a look waits for a GPU."""
         self._unchecked: list[tuple[int, Tensor, Tensor]] = []  # steps, norms, rows
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+            if data.features_nbytes <= MAX_FEATURES_SHARE * free:
+                data.move_features(device)
 
     def restore(self) -> int:
         """Load the latest checkpoint if there is one (RunError: damaged, or of another agent)."""

@@ -3,7 +3,8 @@
 An uncompressed array needs no decoding: a chunk is the raw rows and four bytes of checksum, and a
 shard is 64 such chunks with an index at its end. So a row is one read at a known offset, memory
 holds only the requested rows, and rows that were read before come from the system's page cache.
-`announce` starts reading without waiting, so that a disk reads a whole batch at once.
+`announce` starts reading without waiting, so that a disk reads a whole batch at once. What fits into
+the memory of a GPU is read once, into `DeviceRows`.
 
 Values are addressed by `row * num_slots + slot`, so that one slot of a row can be read without the
 others. A file must not change after it was opened.
@@ -24,7 +25,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import unit_arrays
 from pipeline.features.store.local_copy import copy_units
-from pipeline.features.store.units import CHUNK_ROWS
+from pipeline.features.store.units import CHUNK_ROWS, PASSING_ROWS, cut
 from pipeline.storage.location import on_disk
 
 INDEX_ENTRY: Final = 2  # uint64 of a chunk in a shard's index: offset and bytes
@@ -64,11 +65,12 @@ class StoredRows:
         """
         dtype, axes = unit_arrays(stores[0].attributes)[name]
         self.num_slots = stores[0].attributes.num_slots
-        self._value = np.dtype((dtype, axes))
+        self.value = np.dtype((dtype, axes))
+        """Type and shape of one."""
         self._paths: list[Path] = []
         starts, files, offsets, first_row = [], [], [], 0
         for store in stores:
-            paths, rows, numbers, begins = _chunks(store, name, self._value.itemsize, cache)
+            paths, rows, numbers, begins = _chunks(store, name, self.value.itemsize, cache)
             starts.append((first_row + rows) * self.num_slots)
             files.append(len(self._paths) + numbers)
             offsets.append(begins)
@@ -76,14 +78,20 @@ class StoredRows:
             first_row += store.num_rows
         self._starts, self._files, self._offsets = map(np.concatenate, (starts, files, offsets))
         """First value, file and offset of every chunk."""
+        self.num_values = first_row * self.num_slots
         self._stamps = [_stamp(path.stat()) for path in self._paths]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all values."""
+        return self.num_values * self.value.itemsize
 
     def announce(self, addresses: Int64[Tensor, "*b"]) -> None:
         """Have the system read values into its page cache, without waiting."""
         if sys.platform != "linux":
             return
         for own in self._slices(addresses):
-            size = (own.stop - own.start) * self._value.itemsize
+            size = (own.stop - own.start) * self.value.itemsize
             descriptor = os.open(self._paths[own.file], os.O_RDONLY)
             try:
                 os.posix_fadvise(descriptor, own.offset, size, os.POSIX_FADV_WILLNEED)
@@ -92,10 +100,10 @@ class StoredRows:
 
     def read(self, addresses: Int64[Tensor, "*b"]) -> Float16[Tensor, "..."]:
         """Read values, as `[*addresses, *value]` (StoreError: a file changed or does not read)."""
-        values = np.empty(addresses.numel(), self._value)
+        values = np.empty(addresses.numel(), self.value)
         content = memoryview(values.reshape(-1).view(np.uint8).data)
         for own in self._slices(addresses):
-            size = self._value.itemsize
+            size = self.value.itemsize
             self._read(own, content[own.start * size : own.stop * size])
         return torch.from_numpy(values).view(*addresses.shape, *values.shape[1:])
 
@@ -127,9 +135,27 @@ class StoredRows:
         first = np.concatenate([[0], np.flatnonzero(is_cut) + 1])
         stops = np.append(first[1:], len(flat))
         chunks = chunks[first]
-        within = (flat[first] - self._starts[chunks]) * self._value.itemsize
+        within = (flat[first] - self._starts[chunks]) * self.value.itemsize
         columns = (first, stops, self._files[chunks], self._offsets[chunks] + within)
         return map(_Slice, *(column.tolist() for column in columns))
+
+
+class DeviceRows:
+    """All values of a `StoredRows`, in the memory of a device."""
+
+    def __init__(self, stored: StoredRows, device: torch.device):
+        """Read them (StoreError: a file changed or does not read)."""
+        shape = (stored.num_values, *stored.value.shape)
+        self._values = torch.empty(shape, dtype=torch.float16, device=device)
+        for part in cut(0, stored.num_values, PASSING_ROWS * stored.num_slots):
+            self._values[part] = stored.read(torch.arange(part.start, part.stop))
+
+    def announce(self, addresses: Int64[Tensor, "*b"]) -> None:
+        """Do nothing: they are read."""
+
+    def read(self, addresses: Int64[Tensor, "*b"]) -> Float16[Tensor, "..."]:
+        """Return values on the device, as `[*addresses, *value]`."""
+        return self._values[addresses.to(self._values.device, non_blocking=True)]
 
 
 Chunks = tuple[

@@ -7,7 +7,7 @@ step repeat that one and are marked invalid, so that they do not count in the lo
 leaves its episode.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.features.store.attributes import SourceShare
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import FEATURES
-from pipeline.features.store.rows import StoredRows
+from pipeline.features.store.rows import DeviceRows, StoredRows
 from pipeline.features.store.units import PASSING_ROWS, cut
 from pipeline.training.data.instructions import join_instructions
 from pipeline.training.data.sampling import SourceDraws, source_draws
@@ -62,8 +62,8 @@ class Windows:
         """Return the batch on another device; to a GPU it is copied while this thread continues."""
 
         def moved(tensor: Tensor) -> Tensor:
-            pinned = tensor.pin_memory() if device.type == "cuda" else tensor
-            return pinned.to(device, non_blocking=True)
+            is_sent = device.type == "cuda" and tensor.device.type == "cpu"
+            return (tensor.pin_memory() if is_sent else tensor).to(device, non_blocking=True)
 
         return Windows(
             rows=moved(self.rows),
@@ -154,17 +154,29 @@ class WindowData:
             self._balanced_draws() if is_balanced else self._draws(sources)
         )
         """How an epoch draws from each source or instruction; empty where all weights are equal."""
-        self._features = {
-            name: StoredRows(stores, f"{FEATURES}/{name}", cache) for name in features
-        }
+        stored = {name: StoredRows(stores, f"{FEATURES}/{name}", cache) for name in features}
+        self._stored = stored
+        self._features: Mapping[str, StoredRows | DeviceRows] = stored
         self._num_slots = stores[0].attributes.num_slots
         self.statistics = self._read_through(stores, ~is_validation)
         """Of the training episodes alone, of the frames as recorded."""
 
+    @property
+    def features_nbytes(self) -> int:
+        """Size of all features that the policy reads."""
+        return sum(stored.nbytes for stored in self._stored.values())
+
+    def move_features(self, device: torch.device) -> None:
+        """Read all features into a device's memory, from which `gather` takes them from now on."""
+        self._features = {name: DeviceRows(held, device) for name, held in self._stored.items()}
+
     def observed_features(
         self, observed: Int64[Tensor, "b t"], variants: Int64[Tensor, "b v"] | None
     ) -> dict[str, Float16[Tensor, "b t v ..."]]:
-        """Return the features of the rows `observed`, each view in its variant; see `gather`."""
+        """Return the features of the rows `observed`, each view in its variant; see `gather`.
+
+        They are where `move_features` has put them, otherwise on the CPU.
+        """
         addresses = self._addresses(observed, variants)
         return {name: stored.read(addresses) for name, stored in self._features.items()}
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from policy.encoders.base import ImageEncoder
 from policy.errors import ImageFormatError
@@ -9,7 +10,9 @@ from policy.spec import EncoderIdentity
 
 
 class EncoderContract:
-    """Subclasses load the same encoder, with all of its features, at each call."""
+    """Subclasses load the same encoder, with all of its features, at each call on `device`."""
+
+    device = torch.device("cpu")
 
     @classmethod
     def load(cls, images_per_pass: int) -> ImageEncoder:

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.features.store.rows import StoredRows
+from pipeline.features.store.rows import DeviceRows, StoredRows
 from tests.pipeline.tiny import complete_store
 from tests.pipeline.training.data.test_stores import make_store
 
@@ -42,6 +42,9 @@ def test_values_of_any_places_are_those_of_zarr(tmp_path, attributes):
     np.testing.assert_array_equal(found.numpy(), expected[places.numpy()])
     whole = rows.read(torch.arange(len(expected)))
     np.testing.assert_array_equal(whole.numpy(), expected)
+    in_memory = DeviceRows(rows, torch.device("cpu"))
+    assert rows.nbytes == expected.nbytes
+    assert torch.equal(in_memory.read(places), found)
 
 
 @pytest.mark.parametrize("change", ["replaced", "written", "removed"])

@@ -1,5 +1,7 @@
 """Augmented variants are drawn per window by the trainer."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -42,6 +44,17 @@ def test_a_window_shows_the_asked_variant_in_every_observation_step(stores):
                 slot = int(variants[window, view]) * NUM_VIEWS + view
                 expected = stored[row - 1 + step, slot].float()
                 assert torch.equal(windows.features["pooled"][window, step, view], expected)
+
+
+def test_features_in_the_memory_of_a_device_are_those_of_the_files(stores, tmp_path):
+    shutil.copytree(stores / "variants.zarr", tmp_path / "s.zarr")
+    data = load(tmp_path, "s.zarr")
+    rows, variants = torch.tensor([1, 4]), torch.tensor([[0, 2, 1], [1, 0, 2]])
+    expected = data.gather(rows, obs_horizon=2, pred_horizon=2, variants=variants)
+    data.move_features(torch.device("cpu"))
+    shutil.rmtree(tmp_path / "s.zarr")
+    found = data.gather(rows, obs_horizon=2, pred_horizon=2, variants=variants)
+    assert torch.equal(found.features["pooled"], expected.features["pooled"])
 
 
 def test_without_a_draw_windows_and_statistics_are_those_of_the_plain_store(stores):
