@@ -13,7 +13,7 @@ import torch
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.identity.verify import verify_store
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.rollout.gate.checks import load_policy
+from pipeline.rollout.gate.checks import PolicyConfig, load_policy
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.rollout.play.result import RolloutResult
 from pipeline.training.config import TrainConfig
@@ -50,7 +50,7 @@ def roll_toy_out(run: Path, encoder: str) -> RolloutResult:
 
 def assert_cached_equals_live(store: FeatureStore, manifest: Path, run: Path, encoder: str) -> None:
     """One step of each episode, as the rollout encodes it: every bit."""
-    _, agent, _ = load_policy(run, encoder=encoder)
+    _, agent, _ = load_policy(PolicyConfig(run=run, encoder=encoder))
     assert store.num_rows == EPISODES * STEPS
     for episode, path in enumerate(sorted((manifest.parent / "data").iterdir())):
         step = episode + 1

@@ -64,13 +64,18 @@ class Ranks:
         self.any(False)
 
 
+def has_launcher() -> bool:
+    """Return whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @contextmanager
 def joined_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     """Join the processes that torchrun started, if any; yield the ranks and this process's device.
 
     If `device` is a GPU without a number, each process takes its own.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not has_launcher():
         yield Ranks(), device
         return
     backend = "nccl" if device.type == "cuda" else "gloo"

@@ -16,6 +16,7 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.processes import AnyWorker, ready, workers
 from pipeline.training.config import TrainConfig
+from pipeline.training.distributed import has_launcher
 from pipeline.training.session import TrainReport
 
 
@@ -37,12 +38,16 @@ def train_seeds(
         seeds: one or more.
 
     Raises:
-        ConfigError: a seed is repeated, or below 0.
+        ConfigError: a seed is repeated, or below 0, or torchrun started this process.
         VlaError: what a training raised; the others are interrupted, and write a checkpoint.
     """
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         found = ",".join(map(str, seeds))
         raise ConfigError(f"--seeds: expected distinct numbers from 0, found {found}")
+    if has_launcher():
+        raise ConfigError(
+            "--seeds: expected no torchrun, whose processes share one run; leave it out"
+        )
     threads = max(1, torch.get_num_threads() // len(seeds))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends them as Ctrl-C does
     try:

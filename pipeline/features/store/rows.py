@@ -3,8 +3,8 @@
 An uncompressed array needs no decoding: a chunk is the raw rows and four bytes of checksum, and a
 shard is 64 such chunks with an index at its end. So a row is one read at a known offset, memory
 holds only the requested rows, and rows that were read before come from the system's page cache.
-`announce` starts reading without waiting, so that a disk reads a whole batch at once. What fits into
-the memory of a GPU is read once, into `DeviceRows`.
+`announce` starts reading without waiting, so that a disk reads a whole batch at once. What fits
+into the memory of a GPU is read once, into `DeviceRows`.
 
 Values are addressed by `row * num_slots + slot`, so that one slot of a row can be read without the
 others. A file must not change after it was opened.

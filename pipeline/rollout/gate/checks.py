@@ -1,4 +1,4 @@
-"""What must hold before a robot moves: the encoder, its features, the cameras and the widths.
+"""Loads a policy if all holds that must before a robot moves: encoder, features, rate and widths.
 
 Every refusal names what differs.
 """
@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from pydantic import Field
 
 from pipeline.errors import EncoderMismatchError, EnvError, RunError
 from pipeline.features.identity.encoder import load_like, load_text_like, refuse_other_encoder
 from pipeline.features.identity.probe import check_probe
 from pipeline.rollout.envs.base import RobotEnv
+from pipeline.rollout.gate.camera_verdict import CameraCheckMode
 from pipeline.training.run.checkpoint import read_average, resolve_step
 from pipeline.training.run.folder import (
     RunDescription,
@@ -26,6 +28,7 @@ from policy.agent import VLAAgent
 from policy.device import open_device
 from policy.encoders.text import KnownInstructions
 from policy.errors import VlaError
+from policy.spec import FrozenModel
 
 _MARGIN: Final = 0.01  # of the width of the bounds, by which training may reach beyond them
 
@@ -49,25 +52,36 @@ class Gate:
         logger.warning("CHECK OVERRIDDEN: %s", reason)
 
 
+class PolicyConfig(FrozenModel):
+    """Which policy to run, and how."""
+
+    run: Path
+    """Folder of a training run."""
+    checkpoint: str = "latest"
+    """`latest`, `best` or a step."""
+    nfe: int | None = Field(default=None, ge=1)
+    """Number of function evaluations per decision; None is the objective's own."""
+    encoder: str | None = None
+    """Path or name of the encoder; None is the name the run was trained with."""
+    device: str = "auto"
+    """Where encoder and head run: `auto`, or torch's name of a device."""
+    text_encoder: str | None = None
+    """Path or name of what encodes instructions that training did not have; None is the name the
+    run was trained with. It is loaded when the first one comes."""
+    camera_check: CameraCheckMode = "refuse"
+    """What to do where an episode's first frames are not what training showed. Of several
+    environments, some scenes may differ: `refuse` then refuses only flipped, turned or exchanged
+    pictures."""
+
+
 def load_policy(
-    run: Path,
-    *,
-    encoder: str | None = None,
-    device: str = "auto",
-    checkpoint: str = "latest",
-    gate: Gate | None = None,
-    text_encoder: str | None = None,
+    config: PolicyConfig, gate: Gate | None = None
 ) -> tuple[RunDescription, VLAAgent, int]:
     """Load a run's averaged weights behind the encoder that made its features.
 
     Args:
-        run: folder of a training run.
-        encoder: path or name of that encoder; None is the name the run was trained with.
-        device: where encoder and head run.
-        checkpoint: `latest`, `best` or a step.
+        config: the policy.
         gate: decides about another encoder; None refuses it.
-        text_encoder: path or name of what encodes instructions that training did not have; None is
-            the name that the run was trained with. It is loaded when the first one comes.
 
     Returns:
         The run's description, the agent with its encoder, ready to predict, and its step.
@@ -78,14 +92,19 @@ def load_policy(
         EncoderMismatchError: it is not the one that made the features, or gives the run's probe
             other features than it had.
     """
-    gate = gate or Gate()
+    gate, run = gate or Gate(), config.run
     description = read_run(run)
     probe = read_probe(run, description)
-    step, weights = read_average(run, resolve_step(run, checkpoint))
-    opened = open_device(device)
+    step, weights = read_average(run, resolve_step(run, config.checkpoint))
+    opened = open_device(config.device)
     made_by = description.data.encoder
     loaded = load_like(
-        made_by, probe.environment, read_bases(run), name=encoder, where=str(run), device=opened
+        made_by,
+        probe.environment,
+        read_bases(run),
+        name=config.encoder,
+        where=str(run),
+        device=opened,
     )
     try:
         refuse_other_encoder(loaded, made_by, where=str(run))
@@ -96,7 +115,7 @@ def load_policy(
         description.config.agent,
         description.spec,
         loaded,
-        _known_instructions(run, description, text_encoder),
+        _known_instructions(run, description, config.text_encoder),
     )
     try:
         agent.load_state_dict(weights, strict=True)

@@ -25,7 +25,13 @@ from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, RobotEnv
 from pipeline.rollout.envs.registry import definition, envs_of, make_env
 from pipeline.rollout.gate.camera_check import CameraCheck
 from pipeline.rollout.gate.camera_verdict import CameraCheckMode, CameraCheckResult, StartFinding
-from pipeline.rollout.gate.checks import Gate, check_action_bounds, check_env, load_policy
+from pipeline.rollout.gate.checks import (
+    Gate,
+    PolicyConfig,
+    check_action_bounds,
+    check_env,
+    load_policy,
+)
 from pipeline.rollout.play.decide import Episode, decide
 from pipeline.rollout.play.episode import EpisodePlayer, Progress
 from pipeline.rollout.play.journal import RESULT, FinishedEpisode, Journal
@@ -42,16 +48,14 @@ from pipeline.storage.local import write_json
 from pipeline.storage.locks import sole_writer
 from pipeline.training.run.folder import RunDescription, run_hash
 from policy.agent import VLAAgent
-from policy.spec import FRAME_SIZE, FrozenModel
+from policy.spec import FRAME_SIZE
 
 logger = logging.getLogger(__name__)
 
 
-class RolloutConfig(FrozenModel):
+class RolloutConfig(PolicyConfig):
     """What to roll out, where, and how often."""
 
-    run: Path
-    """Folder of a training run."""
     envs: tuple[str, ...] = Field(min_length=1)
     """Environments and suites: `metaworld/drawer-open-v3`, `libero/libero_object`."""
     out: Path
@@ -64,29 +68,16 @@ class RolloutConfig(FrozenModel):
     """Environments at once, each in a process of its own; changes the speed, never the results."""
     render_size: int = FRAME_SIZE[0]
     """Width and height in pixels of rendered images, before they are resized for the encoder."""
-    checkpoint: str = "latest"
-    """`latest`, `best` or a step."""
-    nfe: int | None = Field(default=None, ge=1)
-    """Number of function evaluations per decision; None is the objective's own."""
     max_steps: int | None = Field(default=None, ge=1)
     """Control steps until an episode counts as failed; None is the simulator's own limit."""
     videos: Literal["all", "failed", "none"] | Annotated[int, Field(ge=0)] = 1
     """Which episodes have a video: a number is that many of the first of each environment."""
-    camera_check: CameraCheckMode = "refuse"
-    """What to do where the cameras do not show what training showed. With several environments,
-    some scenes may differ: `refuse` then refuses only flipped, turned or exchanged pictures."""
     override_gate: bool = False
     """Continue with another encoder or control rate; the result lists it as an alarm."""
-    encoder: str | None = None
-    """Path or name of the encoder; None is the name the run was trained with."""
-    device: str = "auto"
-    """Where encoder and head run: `auto`, or torch's name of a device."""
     instruction_source: InstructionSource = "own"
     """Each environment's own instruction, that of another task of the training, or an empty one."""
     instruction: str | None = None
     """These words instead."""
-    text_encoder: str | None = None
-    """Path or name of the text encoder; None is the name the run was trained with."""
 
     @property
     def seeds(self) -> range:
@@ -132,14 +123,7 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
 
 def _roll_out(config: RolloutConfig) -> RolloutResult:
     gate = Gate(is_overridden=config.override_gate)
-    description, agent, step = load_policy(
-        config.run,
-        encoder=config.encoder,
-        device=config.device,
-        checkpoint=config.checkpoint,
-        gate=gate,
-        text_encoder=config.text_encoder,
-    )
+    description, agent, step = load_policy(config, gate)
     nfe, words = agent.evaluations(config.nfe), config.instruction
     if agent.language is None and (config.instruction_source, config.instruction) != ("own", None):
         raise ConfigError(f"{config.run}: expected no instruction: the policy takes none")

@@ -10,24 +10,20 @@ import os
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
 
 from pipeline.errors import ConfigError
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
-from pipeline.rollout.gate.camera_verdict import CameraCheckMode
+from pipeline.rollout.gate.checks import PolicyConfig
 
 TOKEN_VARIABLE: Final = "VLA_SERVE_TOKEN"  # noqa: S105 - the variable's name
 MIN_TOKEN_LENGTH: Final = 16  # characters; 64 bits if they are hexadecimal
 SCHEME: Final = "Api-Key"  # openpi-client 0.1.2, websocket_client_policy.py
 
 
-class ServeConfig(BaseModel):
+class ServeConfig(PolicyConfig):
     """What to serve, where, and to whom."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run: Path
-    """Folder of a training run."""
     host: str = "127.0.0.1"
     """Address to listen on; one that other machines reach needs a token."""
     port: int = Field(default=8000, ge=0, le=65_535)
@@ -36,20 +32,8 @@ class ServeConfig(BaseModel):
     """What clients must send as `Authorization: Api-Key TOKEN`; None requires nothing."""
     max_message_mib: int = Field(default=16, ge=1, le=1024)
     """Largest message in MiB; three views of 640x480 at two observation steps take 6."""
-    checkpoint: str = "latest"
-    """`latest`, `best` or a step."""
-    nfe: int | None = Field(default=None, ge=1)
-    """Number of function evaluations per decision; None is the objective's own."""
     first_seed: int = Field(default=FIRST_ROLLOUT_SEED, ge=0)
     """Decides the noise of each connection's first episode; each further episode takes the next."""
-    encoder: str | None = None
-    """Path or name of the encoder; None is the name the run was trained with."""
-    device: str = "auto"
-    """Where encoder and head run: `auto`, or torch's name of a device."""
-    text_encoder: str | None = None
-    """Path or name of the text encoder; None is the name the run was trained with."""
-    camera_check: CameraCheckMode = "refuse"
-    """What to do where an episode's first frames are not what training showed."""
 
 
 def read_token(path: Path | None) -> SecretStr | None:

@@ -88,13 +88,7 @@ class ServedPolicy:
             AgentMismatchError: the objective cannot take that NFE.
             ConfigError: a view's name cannot be served.
         """
-        description, agent, step = load_policy(
-            config.run,
-            encoder=config.encoder,
-            device=config.device,
-            checkpoint=config.checkpoint,
-            text_encoder=config.text_encoder,
-        )
+        description, agent, step = load_policy(config)
         is_checked = config.camera_check != "off"
         return cls(
             description=description,

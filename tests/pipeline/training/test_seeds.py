@@ -100,3 +100,11 @@ def test_seeds_that_cannot_be_meant_are_refused(store, tmp_path, seeds):
     assert result.exit_code == 2
     assert "--seeds" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_torchrun_whose_processes_share_a_run_is_refused(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    words = [store, "--preset", "debug", "--seeds", "0,1", "--out", tmp_path / "run"]
+    result = CliRunner().invoke(main, list(map(str, words)))
+    assert result.exit_code == 2
+    assert "--seeds: expected no torchrun" in result.stderr

@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import EncoderMismatchError, EnvError, RunError
 from pipeline.features.identity.probe import Probe, make_probe
 from pipeline.rollout.envs.base import StepResult
-from pipeline.rollout.gate.checks import Gate, check_env, load_policy
+from pipeline.rollout.gate.checks import Gate, PolicyConfig, check_env, load_policy
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.training.presets import debug
 from pipeline.training.run.folder import (
@@ -107,12 +107,12 @@ def test_a_run_trained_on_another_encoders_features_is_refused(tmp_path):
     store = complete_store(tmp_path / "s.zarr")
     train([store.path], tmp_path / "run", debug(), resume=False)
     with pytest.raises(EncoderMismatchError, match=r"found stand-in .* with different weights"):
-        load_policy(tmp_path / "run", encoder="stand-in")
+        load_policy(PolicyConfig(run=tmp_path / "run", encoder="stand-in"))
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="expected a training run, found none"):
-        load_policy(tmp_path, encoder=None)
+        load_policy(PolicyConfig(run=tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def train_on(probe: Probe, encoder, folder):
 
 def test_the_encoder_that_gives_the_probe_its_features_passes(encoder, probe, tmp_path):
     run = train_on(probe, encoder, tmp_path)
-    held, agent, step = load_policy(run, encoder=None)
+    held, agent, step = load_policy(PolicyConfig(run=run))
     assert step == 4
     assert agent.encoder is not None
     carried = read_probe(run, held)
@@ -169,7 +169,7 @@ def test_a_probe_that_was_swapped_damaged_or_removed_is_refused(encoder, probe, 
     ):
         path.write_bytes(damage)
         with pytest.raises(RunError, match=rf"{path}: .*{pattern}"):
-            load_policy(run, encoder=None)
+            load_policy(PolicyConfig(run=run))
     path.unlink()
     with pytest.raises(RunError, match=str(path)):
-        load_policy(run, encoder=None)
+        load_policy(PolicyConfig(run=run))
