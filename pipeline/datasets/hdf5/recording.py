@@ -1,11 +1,16 @@
-"""Writes demonstrations in the HDF5 format of ACT and ALOHA, one file per episode.
+"""Writes demonstrations as HDF5, one file per episode, in the layout of ACT or of LIBERO.
 
-`/observations/images/<camera>` (t, h, w, 3) uint8 RGB, `/observations/qpos` (t, s),
-`/observations/qvel` (t, s) and `/action` (t, a).
-Source: tonyzhaozh/act@42a5e2f, utils.py (the loader needs `sim`, `qpos`, `qvel` and `action`).
-Differs from the source: frames are losslessly compressed.
+ACT and ALOHA: `/observations/images/<camera>` (t, h, w, 3) uint8 RGB, `/observations/qpos` (t, s),
+`/observations/qvel` (t, s) and `/action` (t, a). LIBERO: `/data/demo_0` with `obs/<camera>_rgb`,
+upside down, `obs/ee_states` (t, 6), `obs/gripper_states` (t, 2) and `actions` (t, 7), each frame
+and state seen after the action of its step.
+Source: tonyzhaozh/act@42a5e2f, utils.py (the loader needs `sim`, `qpos`, `qvel` and `action`);
+Lifelong-Robot-Learning/LIBERO@1952000, scripts/create_dataset.py.
+Differs from the source: frames are losslessly compressed; LIBERO's are as large as here, and its
+files also have the simulator's states and the arm's joints.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +24,39 @@ from pipeline.datasets.hdf5.files import open_hdf5
 from pipeline.errors import DatasetError
 from pipeline.storage.local import sync_file
 
-IMAGES_GROUP: Final = "observations/images"
-STATE_KEY: Final = "observations/qpos"
-ACTION_KEY: Final = "action"
+
+@dataclass(frozen=True)
+class RecordingLayout:
+    """Where the files of a format have what is recorded."""
+
+    format: str
+    """Its name in manifests."""
+    group: str
+    """Of the demonstration."""
+    image: str
+    """Key of a view's frames in the group, `{}` for its name."""
+    state: Mapping[str, int]
+    """Keys of the state in the group, each with the number of its columns; -1: all others."""
+    action: str
+    action_shift: int
+    """0: a frame was seen before the action of its step; -1: after it."""
+
+    def image_key(self, view: str) -> str:
+        """Return the key of a view's frames."""
+        return self.image.format(view.removeprefix("robot0_"))
+
+
+ACT: Final = RecordingLayout(
+    "aloha_hdf5", "/", "observations/images/{}", {"observations/qpos": -1}, "action", 0
+)
+LIBERO: Final = RecordingLayout(
+    "robomimic_hdf5",
+    "/data/demo_0",
+    "obs/{}_rgb",
+    {"obs/ee_states": 6, "obs/gripper_states": 2},
+    "actions",
+    -1,
+)
 # Measured on three 256x256 Meta-World views: 7.6 ms and 205 kB per step; 11 ms and 189 kB at
 # level 4 and 590 kB uncompressed; rendering the step takes 36 ms. Every HDF5 tool reads gzip.
 _GZIP_LEVEL: Final = 1
@@ -33,7 +68,8 @@ class RecordedEpisode:
     """One demonstration."""
 
     frames: Mapping[str, UInt8[np.ndarray, "t h w 3"]]
-    """RGB frames of each view, in view order, values in [0, 255], seen before the action."""
+    """RGB frames of each view, in view order, values in [0, 255], upright; seen before the action
+    of the step, or after it with `layout.action_shift` -1."""
     state: Float32[np.ndarray, "t s"]
     action: Float32[np.ndarray, "t a"]
     """Action of each step, as the robot applied it."""
@@ -48,6 +84,7 @@ class RecordedEpisode:
     """Whether the last step solved the task."""
     instruction: str = ""
     """The task in words, which readers report as the episode's task; empty where there are none."""
+    layout: RecordingLayout = ACT
 
 
 @dataclass(frozen=True)
@@ -67,23 +104,25 @@ def write_episode(path: Path, episode: RecordedEpisode) -> None:
     The bytes depend only on `episode`. `qvel`, which ACT's loader needs, is not measured: it is the
     change of the state since the previous step, per second (zero at the first step).
     """
-    previous = np.concatenate([episode.state[:1], episode.state[:-1]])
+    layout = episode.layout
     partial = path.with_name(f".{path.name}.partial")
     try:
         with h5py.File(partial, "w") as file:
+            group = file.require_group(layout.group)
             for view, frames in episode.frames.items():
-                file.create_dataset(
-                    f"{IMAGES_GROUP}/{view}",
-                    data=frames,
+                group.create_dataset(
+                    layout.image_key(view),
+                    data=frames[:, ::-1] if layout is LIBERO else frames,
                     chunks=(1, *frames.shape[1:]),
                     compression="gzip",
                     compression_opts=_GZIP_LEVEL,
                 )
-            file[STATE_KEY] = episode.state
-            file["observations/qvel"] = (episode.state - previous) * np.float32(episode.fps)
-            file[ACTION_KEY] = episode.action
-            file.attrs["sim"] = True
-            file.attrs["compress"] = False  # of JPEG, in the sense of the format
+            column = 0
+            for key, width in layout.state.items():
+                group[key] = episode.state[:, column:][:, : width if width > 0 else None]
+                column += width
+            group[layout.action] = episode.action
+            (_describe_libero if layout is LIBERO else _describe_act)(file, episode)
             file.attrs["env"] = episode.env
             file.attrs["seed"] = episode.seed
             file.attrs["fps"] = episode.fps
@@ -95,6 +134,23 @@ def write_episode(path: Path, episode: RecordedEpisode) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _describe_act(file: h5py.File, episode: RecordedEpisode) -> None:
+    previous = np.concatenate([episode.state[:1], episode.state[:-1]])
+    file["observations/qvel"] = (episode.state - previous) * np.float32(episode.fps)
+    file.attrs["sim"] = True
+    file.attrs["compress"] = False  # of JPEG, in the sense of the format
+
+
+def _describe_libero(file: h5py.File, episode: RecordedEpisode) -> None:
+    data, demo = file["data"], file[LIBERO.group]
+    control = {"control_freq": episode.fps}
+    data.attrs["env_args"] = json.dumps({"type": 1, "env_name": episode.env, "env_kwargs": control})
+    data.attrs["problem_info"] = json.dumps({"language_instruction": episode.instruction})
+    data.attrs["macros_image_convention"] = "opengl"
+    demo.attrs["num_samples"] = len(episode.action)
+    demo.attrs["success"] = episode.success
 
 
 def read_label(path: Path) -> RecordingLabel:

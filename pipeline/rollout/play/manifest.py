@@ -2,9 +2,14 @@
 
 from collections.abc import Sequence
 
-from pipeline.datasets.hdf5.recording import ACTION_KEY, IMAGES_GROUP, STATE_KEY
+from pipeline.datasets.hdf5.recording import ACT, LIBERO, RecordingLayout
 from pipeline.datasets.manifest.model import Manifest
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, ExpertEnv
+
+
+def layout_of(env: str) -> RecordingLayout:
+    """Return the layout of an environment's recordings: that of its published ones, or ACT's."""
+    return LIBERO if env.startswith("libero/") else ACT
 
 
 def manifest_of(
@@ -23,7 +28,9 @@ def manifest_of(
     rendered = f", rendered at {render_size}x{render_size} pixels" * (
         render_size != DEFAULT_RENDER_SIZE
     )
-    sources = [{"path": folder, "format": "aloha_hdf5"} for folder in folders]
+    layout = layout_of(env.name)
+    sources = [{"path": folder, "format": layout.format} for folder in folders]
+    states = list(layout.state)
     return Manifest.from_dict(
         {
             "name": (name or env.name).replace("/", "-"),
@@ -32,8 +39,9 @@ def manifest_of(
             "license": env.license,
             **(sources[0] if len(sources) == 1 else {"sources": sources}),
             "fps": env.control_hz,
-            "views": [{"name": name, "key": f"{IMAGES_GROUP}/{name}"} for name in env.view_names],
-            "state": {"key": STATE_KEY, "units": env.state_units},
-            "action": {"key": ACTION_KEY, "units": env.action_units},
+            **({"action_shift": layout.action_shift} if layout.action_shift else {}),
+            "views": [{"name": name, "key": layout.image_key(name)} for name in env.view_names],
+            "state": {"key": states if len(states) > 1 else states[0], "units": env.state_units},
+            "action": {"key": layout.action, "units": env.action_units},
         }
     )

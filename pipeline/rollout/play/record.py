@@ -25,7 +25,7 @@ from pipeline.processes import AnyWorker, ready, workers
 from pipeline.progress import Estimate
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, FIRST_ROLLOUT_SEED, ExpertEnv
 from pipeline.rollout.envs.registry import envs_of, make_expert_env
-from pipeline.rollout.play.manifest import manifest_of
+from pipeline.rollout.play.manifest import layout_of, manifest_of
 from pipeline.storage.local import write_atomically, write_json
 from policy.images import resize_images
 from policy.spec import FrozenModel
@@ -300,17 +300,19 @@ def record_seed(env: ExpertEnv, seed: int, config: RecordConfig) -> Attempt:
     if not solved and config.keep == "successes":
         return Attempt(solved=False, steps=0)
     env.reset(seed)
-    frames, states, actions, is_solved = [], [], [], False
+    layout, is_solved = layout_of(env.name), False
+    seen, actions = [(resize_images(env.render()), env.state())], []
     for _ in range(length):
-        frames.append(resize_images(env.render()))
-        states.append(env.state())
         actions.append(env.expert_action())
         is_solved = env.step(actions[-1]).success
+        seen.append((resize_images(env.render()), env.state()))
     if is_solved != solved:
         raise EnvError(
             f"{env.name}: expected seed {seed} to give the same episode twice, found another "
             f"outcome at step {length}; please report this: the simulator is not deterministic"
         )
+    # Of one more observation than actions, the first or the last belongs to no step.
+    frames, states = zip(*(seen[1:] if layout.action_shift else seen[:-1]), strict=True)
     episode = RecordedEpisode(
         frames=dict(zip(env.view_names, np.stack(frames, axis=1), strict=True)),
         state=np.stack(states),
@@ -321,6 +323,7 @@ def record_seed(env: ExpertEnv, seed: int, config: RecordConfig) -> Attempt:
         render_size=config.render_size,
         success=solved,
         instruction=env.instruction,
+        layout=layout,
     )
     write_episode(config.out / f"episode_{seed}.hdf5", episode)
     return Attempt(solved=solved, steps=length)

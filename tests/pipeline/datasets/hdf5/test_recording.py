@@ -4,7 +4,8 @@ import pytest
 
 from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.hdf5.aloha import AlohaHdf5Reader
-from pipeline.datasets.hdf5.recording import RecordedEpisode, read_label, write_episode
+from pipeline.datasets.hdf5.recording import LIBERO, RecordedEpisode, read_label, write_episode
+from pipeline.datasets.hdf5.robomimic import RobomimicHdf5Reader
 from pipeline.errors import DatasetError
 from tests.pipeline.datasets.format_contract import (
     TINY_FPS,
@@ -13,6 +14,8 @@ from tests.pipeline.datasets.format_contract import (
     tiny_frames,
     tiny_state,
 )
+
+LIBERO_CAMERAS = {"agentview": "agentview", "robot0_eye_in_hand": "eye_in_hand"}
 
 
 def recorded() -> RecordedEpisode:
@@ -60,6 +63,38 @@ def test_a_written_episode_is_read_back_by_the_reader_and_is_the_same_bytes_twic
     write_episode(path, recorded())
     assert path.read_bytes() == before
     assert path.stat().st_ino != inode  # replaced by a rename, never written in place
+
+
+def test_a_written_episode_of_libero_has_the_layout_of_its_files(tmp_path):
+    """Read with h5py as its own script writes it (LIBERO@1952000, scripts/create_dataset.py)."""
+    numbers = np.random.default_rng(0)
+    views = {view: f"obs/{key}_rgb" for view, key in LIBERO_CAMERAS.items()}
+    episode = RecordedEpisode(
+        frames={view: numbers.integers(0, 256, (5, 8, 8, 3), np.uint8) for view in views},
+        state=numbers.random((5, 8), np.float32),
+        action=numbers.random((5, 7), np.float32),
+        env="libero/libero_object/0",
+        seed=7,
+        fps=20.0,
+        instruction="pick up the soup",
+        layout=LIBERO,
+    )
+    path = tmp_path / "episode_7.hdf5"
+    write_episode(path, episode)
+    with h5py.File(path) as file:
+        demo = file["data/demo_0"]
+        for view, key in views.items():
+            np.testing.assert_array_equal(demo[key][:], episode.frames[view][:, ::-1])
+        np.testing.assert_array_equal(demo["obs/ee_states"][:], episode.state[:, :6])
+        np.testing.assert_array_equal(demo["obs/gripper_states"][:], episode.state[:, 6:])
+        np.testing.assert_array_equal(demo["actions"][:], episode.action)
+    states = ("obs/ee_states", "obs/gripper_states")
+    reader = RobomimicHdf5Reader(DatasetConfig(tmp_path, (*views.values(),), states))
+    assert (reader.fps, reader.facts.action_shift, reader.label(0).success) == (20.0, -1, True)
+    assert reader.label(0).instruction == "pick up the soup"
+    for place, frames in enumerate(episode.frames.values()):
+        np.testing.assert_array_equal(reader.frames(0, 0, 5)[place], frames)
+    assert read_label(path).views == (*views,)
 
 
 def test_a_recording_that_fails_half_way_leaves_nothing(tmp_path):

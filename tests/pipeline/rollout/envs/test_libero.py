@@ -7,10 +7,12 @@ import torch
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 from pipeline.datasets.base import DatasetConfig, EpisodeLabel
-from pipeline.datasets.hdf5.aloha import AlohaHdf5Reader
+from pipeline.datasets.hdf5.robomimic import RobomimicHdf5Reader
+from pipeline.datasets.manifest.model import load_manifest
 from pipeline.errors import EnvError
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import make_env, make_expert_env
+from pipeline.rollout.play.manifest import manifest_of
 from pipeline.rollout.play.record import RecordConfig, record_seed
 from pipeline.rollout.serve.config import ServeConfig
 from pipeline.rollout.serve.session import ServedPolicy, Session
@@ -111,15 +113,35 @@ class TestLibero(ExpertContract):
         assert nearest[FIRST_ROLLOUT_SEED + 49] == (True, 49)
         assert not any(nearest[seed][0] for seed in (0, 1, FIRST_ROLLOUT_SEED + 50))
 
-    def test_a_recording_carries_the_instruction(self, env, tmp_path, monkeypatch):
+    def test_a_recording_is_read_by_a_manifest_of_the_published_files(
+        self, env, tmp_path, monkeypatch
+    ):
         """Its time limit is shortened; how many steps are recorded is the recorder's test."""
         monkeypatch.setattr(env.unguarded, "max_steps", 4)
         config = RecordConfig(env=SOUP, views=VIEWS, episodes=1, out=tmp_path, keep="all")
         assert record_seed(env, 0, config).steps == 4
-        layout = DatasetConfig(tmp_path, ("observations/images/agentview",), ("action",))
-        assert AlohaHdf5Reader(layout).label(0) == EpisodeLabel(
+        monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+        published = load_manifest(ROOT / "data_manifests/libero-spatial.toml").manifest.to_dict()
+        ours = manifest_of(env).to_dict()
+        for field in ("format", "fps", "action_shift"):
+            assert ours[field] == published[field], field
+        keys = [view["key"] for view in published["views"]]
+        assert [view["key"] for view in ours["views"]] == [*keys, "obs/frontview_rgb"]
+        assert [ours[part]["key"] for part in ("state", "action")] == [
+            published[part]["key"] for part in ("state", "action")
+        ]
+        states = tuple(published["state"]["key"])
+        reader = RobomimicHdf5Reader(DatasetConfig(tmp_path, (*keys,), (*states, "actions")))
+        assert reader.label(0) == EpisodeLabel(
             success=False, task=env.instruction, instruction=env.instruction
         )
+        frames, actions = reader.frames(0, 0, 4), reader.numbers(0, "actions")
+        state = np.concatenate([reader.numbers(0, key) for key in states], axis=1)
+        env.reset(0)
+        for step, action in enumerate(actions.astype(np.float32)):
+            env.step(action)  # a frame was seen after the action of its step
+            np.testing.assert_array_equal(state[step].astype(np.float32), env.state())
+            np.testing.assert_array_equal([seen[step] for seen in frames], env.render()[:2])
 
     def test_the_public_client_plays_an_episode_with_a_prompt(self, env, tmp_path):
         """Each decision hears the prompt: as if the served policy were asked without a server."""
