@@ -10,7 +10,7 @@ INSTALLED := .venv/installed
 TASK := metaworld/pick-place-v3
 DEMO := demo/$(subst /,--,$(BACKBONE))
 # The original design reads pooled features; the demo's own encoder has a grid.
-READERS := $(if $(filter efficientnet-lite0,$(BACKBONE)),,--set 'agent.readers={pooled={kind="linear"}}')
+READERS := $(if $(filter efficientnet-lite0,$(BACKBONE)),,--set 'agent.readers={pooled={}}')
 
 export MUJOCO_GL ?= egl
 

@@ -22,9 +22,7 @@ from policy.network.readers import (
     FeatureReader,
     InstructionReader,
     InstructionReaderConfig,
-    LinearReaderConfig,
     ReaderConfig,
-    build_reader,
 )
 from policy.objectives.base import Batch, Chunks, Loss, Noise, Times, bind
 from policy.objectives.meanflow import ImprovedMeanFlowConfig, JumpObjective
@@ -39,7 +37,7 @@ Features = Mapping[str, Tensor]
 class AgentConfig(FrozenModel, allow_inf_nan=False):
     """Sizes of the trainable part of a policy, and its objective."""
 
-    readers: dict[str, ReaderConfig] = Field(default={"pooled": LinearReaderConfig()}, min_length=1)
+    readers: dict[str, ReaderConfig] = Field(default={"pooled": ReaderConfig()}, min_length=1)
     """Which cached features the policy sees, by name, and what reduces each to a vector per view.
     """
     language: InstructionReaderConfig | None = None
@@ -84,7 +82,7 @@ class VLAAgent(nn.Module):
         """Build an untrained agent; `encoder` and `instructions` are needed only for live use.
 
         Raises:
-            AgentMismatchError: the data lacks a feature, or a reader does not fit its shape.
+            AgentMismatchError: the data lacks a feature that the policy reads.
             MissingExtraError: the objective needs a library that is not installed.
         """
         super().__init__()
@@ -97,9 +95,7 @@ class VLAAgent(nn.Module):
         self.raw_cond_dim = views_width + spec.state_dim
         self.readers = nn.ModuleDict(
             {
-                name: build_reader(
-                    reader, name=name, num_views=spec.num_views, shape=_shape(spec, name)
-                )
+                name: FeatureReader(reader, spec.num_views, _shape(spec, name))
                 for name, reader in config.readers.items()
             }
         )

@@ -21,13 +21,12 @@ from pipeline.training.presets import debug
 from pipeline.training.run.checkpoint import read_average
 from pipeline.training.session import train
 from policy.encoders.registry import ENCODERS
-from policy.network.readers import GridReaderConfig, LinearReaderConfig, ReaderConfig
+from policy.network.readers import ReaderConfig
 from tests import toy_encoder
 from tests.pipeline.rollout.toy_run import EPISODES, STEPS, VIEWS, record, write_env
 from tests.tower import tiny_tower
 
-LINEAR = LinearReaderConfig(projection_dim=4)
-GRID = GridReaderConfig(projection_dim=4)
+READER = ReaderConfig(projection_dim=4)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def test_an_encoder_of_one_registry_entry_goes_all_the_way(manifest, tmp_path, m
         assert store.read_features(name).shape == (EPISODES * STEPS, len(VIEWS), *shape)
     assert verify_store(path, None, sample=EPISODES * STEPS, seed=0).is_within_tolerance
 
-    train([path], run, config(dict.fromkeys(toy_encoder.FEATURES, LINEAR)), resume=False)
+    train([path], run, config(dict.fromkeys(toy_encoder.FEATURES, READER)), resume=False)
     assert_cached_equals_live(store, manifest, run, toy_encoder.NAME)
     result = roll_toy_out(run, toy_encoder.NAME)
     assert result.encoder == store.encoder
@@ -107,9 +106,9 @@ def stores(manifest, tmp_path_factory):
 @pytest.mark.parametrize(
     ("encoder", "readers"),
     [
-        ("tiny SigLIP2", {"pooled": LINEAR}),
-        ("tiny SigLIP2", {"grid": GRID}),
-        ("efficientnet-lite0", {"pooled": LINEAR, "grid": GRID}),
+        ("tiny SigLIP2", {"pooled": READER}),
+        ("tiny SigLIP2", {"grid": READER}),
+        ("efficientnet-lite0", {"pooled": READER, "grid": READER}),
     ],
 )
 def test_each_feature_is_trained_on_resumed_and_rolled_out(

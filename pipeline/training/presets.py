@@ -10,11 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.training.config import OptimizerConfig, TrainConfig
 from policy.agent import AgentConfig
 from policy.network.head import HeadConfig
-from policy.network.readers import (
-    GridReaderConfig,
-    InstructionReaderConfig,
-    LinearReaderConfig,
-)
+from policy.network.readers import InstructionReaderConfig, ReaderConfig
 
 
 def proj96() -> TrainConfig:
@@ -24,22 +20,20 @@ def proj96() -> TrainConfig:
 
 def proj192() -> TrainConfig:
     """Return the original run with views projected to 192 features."""
-    readers = {"pooled": LinearReaderConfig(projection_dim=192)}
+    readers = {"pooled": ReaderConfig(projection_dim=192)}
     return TrainConfig(preset="proj192", agent=AgentConfig(readers=readers))
 
 
 def grid96() -> TrainConfig:
     """Return the original sizes on a spatial grid instead of the pooled feature."""
-    return TrainConfig(preset="grid96", agent=AgentConfig(readers={"grid": GridReaderConfig()}))
+    return TrainConfig(preset="grid96", agent=AgentConfig(readers={"grid": ReaderConfig()}))
 
 
 def demo() -> TrainConfig:
     """Return a run that two CPU cores finish in minutes on one scripted task."""
     return TrainConfig(
         preset="demo",
-        agent=AgentConfig(
-            readers={"grid": GridReaderConfig()}, head=HeadConfig(n_emb=128, n_layer=4)
-        ),
+        agent=AgentConfig(readers={"grid": ReaderConfig()}, head=HeadConfig(n_emb=128, n_layer=4)),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
         steps=1_800,
         batch_size=32,
@@ -69,7 +63,7 @@ def debug() -> TrainConfig:
     return TrainConfig(
         preset="debug",
         agent=AgentConfig(
-            readers={"pooled": LinearReaderConfig(projection_dim=8)},
+            readers={"pooled": ReaderConfig(projection_dim=8)},
             cond_dim=16,
             head=HeadConfig(n_emb=64, n_layer=2, pred_horizon=8),
         ),

@@ -105,34 +105,18 @@ class FeatureStandardizer(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, num_views: int, shape: tuple[int, ...], *, per_channel: bool = False):
-        """Prepare for features of a shape.
-
-        Args:
-            num_views: cameras.
-            shape: of the feature, per image; channels last.
-            per_channel: one mean and spread per channel, over all positions, which keeps what
-                differs between positions; otherwise one per value.
-        """
+    def __init__(self, num_views: int, shape: tuple[int, ...]):
+        """Prepare for features of a shape per image."""
         super().__init__()
-        fitted = shape[-1:] if per_channel else shape
-        self._positions = tuple(range(1, len(shape))) if per_channel else ()
-        self._broadcast = (num_views, *(1 for _ in self._positions), *fitted)
-        self.register_buffer("mean", torch.zeros(num_views, *fitted))
-        self.register_buffer("std", torch.ones(num_views, *fitted))
+        self.register_buffer("mean", torch.zeros(num_views, *shape))
+        self.register_buffer("std", torch.ones(num_views, *shape))
 
     def fit(self, mean: Float[Tensor, "v ..."], std: Float[Tensor, "v ..."]) -> None:
         """Take mean and standard deviation of every value; a constant one is mapped to zero."""
-        if self._positions:
-            # The spread over steps and positions, from that over steps at each position.
-            center = mean.mean(dim=self._positions, keepdim=True)
-            variance = (std.square() + (mean - center).square()).mean(dim=self._positions)
-            mean, std = center.reshape(self.mean.shape), variance.sqrt()
         self.mean.copy_(mean)
         # Zero, not infinity: buffers are averaged as weights are, and inf - inf is NaN.
         self.std.copy_(std.where(std > CONSTANT_STD, 0.0))
 
     def forward(self, features: Float[Tensor, "b t v ..."]) -> Float[Tensor, "b t v ..."]:
         """Standardize raw features."""
-        mean, std = self.mean.view(self._broadcast), self.std.view(self._broadcast)
-        return (features - mean) / std.where(std > 0, torch.inf)
+        return (features - self.mean) / self.std.where(self.std > 0, torch.inf)

@@ -1,4 +1,4 @@
-"""Which feature, which reader, which objective makes a policy that solves its task?
+"""Which feature, which objective makes a policy that solves its task?
 
     python -m tests.bench.policies features --work DIR --envs metaworld/push-v3
     python -m tests.bench.policies objectives --work DIR --envs metaworld/push-v3 planar/two-ways
@@ -53,11 +53,9 @@ class Row:
     """Name of the row whose training this one rolls out."""
 
 
-def reader(feature: str, kind: str, encoder: str = LITE0) -> Row:
+def feature(name: str, encoder: str = LITE0) -> Row:
     """Return a row of the table of features."""
-    name = {"stand-in": "stand-in", LITE0: "Lite0"}[encoder]
-    settings = (f'agent.readers={{{feature}={{kind="{kind}"}}}}',)
-    return Row(f"{name} {feature}, {kind}", settings, encoder)
+    return Row(f"{encoder} {name}", (f"agent.readers={{{name}={{}}}}",), encoder)
 
 
 def objective(name: str, kind: str, *settings: str, nfe: int | None = None) -> Row:
@@ -68,12 +66,9 @@ def objective(name: str, kind: str, *settings: str, nfe: int | None = None) -> R
 
 TABLES = {
     "features": (
-        reader("grid", "grid"),
-        reader("grid", "linear"),
-        reader("grid", "keypoints"),
-        reader("grid", "attention"),
-        reader("pooled", "linear"),
-        reader("pooled", "linear", "stand-in"),
+        feature("grid"),
+        feature("pooled"),
+        feature("pooled", "stand-in"),
     ),
     "objectives": (
         objective("improved MeanFlow", "improved_meanflow"),

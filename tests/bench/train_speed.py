@@ -151,7 +151,7 @@ def main() -> None:
         print(f"{chosen.threads} threads, batch {BATCH}, tower in {dtype}")
         for name, preset in (("design", proj96()), ("demo", demo())):
             settings = [f"batch_size={BATCH}", "validation_share=0.0"]
-            config = with_settings(preset, [*settings, 'agent.readers={pooled = {kind="linear"}}'])
+            config = with_settings(preset, [*settings, "agent.readers={pooled={}}"])
             ours = trainer_of(config, store, cached, run)
             ours.advance()  # picks kernels, wakes threads
             before = seconds_a_step(ours, CACHED_STEPS[name])

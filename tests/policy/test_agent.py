@@ -10,9 +10,8 @@ from policy.errors import AgentMismatchError
 from policy.network.head import HeadConfig
 from policy.network.normalizer import DataStatistics
 from policy.network.readers import (
-    GridReaderConfig,
     InstructionReaderConfig,
-    LinearReaderConfig,
+    ReaderConfig,
 )
 from policy.objectives.base import Batch, bind
 from policy.objectives.improved_meanflow_jump import (
@@ -37,7 +36,7 @@ UNSCALED_STATE = between(-torch.ones(STATE_DIM), torch.ones(STATE_DIM))
 def tiny_agent(projection_dim: int = 8, encoder=None, **settings) -> VLAAgent:
     torch.manual_seed(0)
     head = HeadConfig(n_emb=64, n_layer=1, pred_horizon=8)
-    readers = {"pooled": LinearReaderConfig(projection_dim=projection_dim)}
+    readers = {"pooled": ReaderConfig(projection_dim=projection_dim)}
     config = AgentConfig(**{"readers": readers, "head": head} | settings)
     return VLAAgent(config, SPEC, encoder)
 
@@ -95,8 +94,8 @@ def test_condition_equals_the_contract_written_out(projection_dim):
 def test_two_features_enter_one_after_the_other_and_the_state_last():
     """Pooled vectors of every view, then flattened grids of every view, then the state."""
     readers = {
-        "pooled": LinearReaderConfig(projection_dim=8),
-        "grid": GridReaderConfig(projection_dim=5),
+        "pooled": ReaderConfig(projection_dim=8),
+        "grid": ReaderConfig(projection_dim=5),
     }
     agent = tiny_agent(readers=readers)
     features, state, _, _ = random_batch()
@@ -117,7 +116,7 @@ def test_two_features_enter_one_after_the_other_and_the_state_last():
 
 def test_a_feature_that_the_data_lacks_is_refused_and_those_there_are_listed():
     with pytest.raises(AgentMismatchError) as refused:
-        tiny_agent(readers={"depth": LinearReaderConfig()})
+        tiny_agent(readers={"depth": ReaderConfig()})
     (line,) = str(refused.value).splitlines()
     assert "`depth` is not in the data, which has pooled, grid" in line
 
@@ -242,7 +241,7 @@ def test_defaults_are_the_designs():
     assert (config.head.n_emb, config.head.n_layer, config.head.pred_horizon) == (384, 12, 16)
     assert (config.num_action_steps, config.obs_horizon) == (8, 2)
     assert config.cond_dim == 384
-    assert config.readers == {"pooled": LinearReaderConfig(projection_dim=96)}
+    assert config.readers == {"pooled": ReaderConfig(projection_dim=96)}
     assert (config.state_scaling, config.action_scaling) == ("range", "range")
 
 
@@ -282,7 +281,7 @@ TOLD = SPEC.model_copy(update={"instruction_dim": 6})
 def told_agent(**settings) -> VLAAgent:
     torch.manual_seed(0)
     config = AgentConfig(
-        readers={"pooled": LinearReaderConfig(projection_dim=8)},
+        readers={"pooled": ReaderConfig(projection_dim=8)},
         head=HeadConfig(n_emb=64, n_layer=1, pred_horizon=8),
         language=InstructionReaderConfig(**settings),
     )

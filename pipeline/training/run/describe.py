@@ -118,7 +118,7 @@ def _describe_run(path: Path) -> Fields:
         "instructions": " / ".join(run.data.instructions) or "none",
         "text_encoder": run.data.text_encoder.name if run.data.text_encoder else "none",
         "readers": ", ".join(
-            f"{name}: {reader.kind}, {reader.projection_dim} wide"
+            f"{name} to {reader.projection_dim} per view"
             for name, reader in run.config.agent.readers.items()
         ),
         "head": f"{head.n_layer} layers of {head.n_emb}",

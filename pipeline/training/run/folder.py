@@ -32,7 +32,8 @@ from policy.encoders.environment import ComputeEnvironment
 from policy.errors import invalid_field
 from policy.spec import AgentSpec, EncoderIdentity, Fit, FrozenModel
 
-FORMAT_VERSION: Final = 8  # 7 had other names of settings, 6 one unnamed feature
+# 8 had readers of several kinds, 7 other names of settings, 6 one unnamed feature.
+FORMAT_VERSION: Final = 9
 FEATURES: Final = "features/"
 BASES: Final = "bases/"
 INSTRUCTIONS: Final = "instructions"

@@ -39,8 +39,7 @@ def model_card(
         *(
             (
                 f"feature {feature.name}",
-                f"{'x'.join(map(str, feature.shape))} per view, read by "
-                f"{config.agent.readers[feature.name].kind} to "
+                f"{'x'.join(map(str, feature.shape))} per view, projected to "
                 f"{config.agent.readers[feature.name].projection_dim}",
             )
             for feature in encoder.features

@@ -5,7 +5,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
-from policy.network.readers import AttentionReaderConfig, GridReaderConfig, LinearReaderConfig
+from policy.network.readers import ReaderConfig
 from policy.objectives.deterministic import MipConfig
 from policy.objectives.diffusion import DiffusionConfig
 from policy.objectives.meanflow import ImprovedMeanFlowConfig
@@ -14,9 +14,9 @@ from policy.objectives.meanflow import ImprovedMeanFlowConfig
 @pytest.mark.parametrize(
     ("name", "readers"),
     [
-        ("proj96", {"pooled": LinearReaderConfig(projection_dim=96)}),
-        ("proj192", {"pooled": LinearReaderConfig(projection_dim=192)}),
-        ("grid96", {"grid": GridReaderConfig(projection_dim=96)}),
+        ("proj96", {"pooled": ReaderConfig(projection_dim=96)}),
+        ("proj192", {"pooled": ReaderConfig(projection_dim=192)}),
+        ("grid96", {"grid": ReaderConfig(projection_dim=96)}),
     ],
 )
 def test_presets_of_the_original_size_are_the_designs(name, readers):
@@ -32,7 +32,7 @@ def test_presets_of_the_original_size_are_the_designs(name, readers):
 
 def test_the_demo_reads_a_grid_by_a_small_head():
     config = preset_config("demo")
-    assert config.agent.readers == {"grid": GridReaderConfig(projection_dim=96)}
+    assert config.agent.readers == {"grid": ReaderConfig(projection_dim=96)}
     assert (config.agent.head.n_emb, config.agent.head.n_layer) == (128, 4)
     assert (config.agent.num_action_steps, config.agent.obs_horizon) == (8, 2)
     assert (config.steps, config.batch_size) == (1_800, 32)
@@ -71,11 +71,10 @@ def test_another_kind_starts_from_its_own_defaults():
     assert changed.agent.head == preset_config("debug").agent.head
 
 
-def test_another_reader_of_a_feature_is_a_setting():
-    settings = ["agent.readers.grid.kind=attention", "agent.readers.grid.num_queries=2"]
-    changed = with_settings(preset_config("demo"), settings)
-    assert changed.agent.readers == {"grid": AttentionReaderConfig(num_queries=2)}
-    changed = with_settings(preset_config("proj96"), ['agent.readers={grid = {kind = "grid"}}'])
+def test_another_feature_is_a_setting():
+    changed = with_settings(preset_config("demo"), ["agent.readers.grid.projection_dim=5"])
+    assert changed.agent.readers == {"grid": ReaderConfig(projection_dim=5)}
+    changed = with_settings(preset_config("proj96"), ["agent.readers={grid={}}"])
     assert changed.agent == preset_config("grid96").agent
 
 
@@ -103,8 +102,7 @@ def test_a_field_of_another_kind_lists_the_ones_there_are():
         ("stepz=3", "known fields: preset, agent"),
         ("agent.head.layers=3", "n_layer"),
         ("agent.readers.pooled.projection_dim.x=3", "expected group.field=value"),
-        ("agent.readers.grid.kind=grid", "known fields: pooled"),
-        ("agent.readers.pooled.kind=conv", "'linear', 'grid', 'keypoints', 'attention'"),
+        ("agent.readers.grid.projection_dim=5", "known fields: pooled"),
         ("agent.state_scaling=median", "'range', 'quantiles' or 'deviation'"),
         ("preset=demo", "expected group.field=value"),
         ("optimizer.learning_rate=inf", "finite"),

@@ -29,8 +29,8 @@ def reading(*readers: str) -> TrainConfig:
     return with_settings(debug(), [f"agent.readers={{{', '.join(readers)}}}"])
 
 
-POOLED = 'pooled = {kind = "linear", projection_dim = 8}'
-GRID = 'grid = {kind = "grid", projection_dim = 5}'
+POOLED = "pooled = {projection_dim = 8}"
+GRID = "grid = {projection_dim = 5}"
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_probe_of_another_run_is_not_taken(store, run, tmp_path):
 
 def test_a_feature_that_the_store_lacks_is_refused_and_those_there_are_listed(store, tmp_path):
     with pytest.raises(ConfigError) as refused:
-        train([store.path], tmp_path / "run", reading('depth = {kind = "grid"}'), resume=False)
+        train([store.path], tmp_path / "run", reading("depth = {}"), resume=False)
     (line,) = str(refused.value).splitlines()
     assert "expected feature `depth`" in line
     assert "found pooled, grid, grid@1" in line

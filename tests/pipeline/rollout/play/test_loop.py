@@ -14,7 +14,7 @@ from pipeline.rollout.play.tasks import Queue, TaskPlayer
 from pipeline.training.data.windows import WindowData
 from policy.agent import AgentConfig, VLAAgent
 from policy.network.head import HeadConfig
-from policy.network.readers import LinearReaderConfig
+from policy.network.readers import ReaderConfig
 from policy.spec import AgentSpec
 from tests.pipeline.rollout.pixel_encoder import PixelEncoder
 from tests.pipeline.tiny import ACTION_DIM, POOLED, STATE_DIM, VIEWS, complete_store
@@ -74,7 +74,7 @@ class RecordingAgent(VLAAgent):
 
 def counting_agent(obs_horizon: int, num_action_steps: int) -> RecordingAgent:
     config = AgentConfig(
-        readers={"pooled": LinearReaderConfig(projection_dim=4)},
+        readers={"pooled": ReaderConfig(projection_dim=4)},
         cond_dim=8,
         obs_horizon=obs_horizon,
         num_action_steps=num_action_steps,
