@@ -20,6 +20,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.presets import debug
 from pipeline.training.run.checkpoint import read_average
 from pipeline.training.session import train
+from pipeline.training.trainer import TrainingWatcher
 from policy.encoders.registry import ENCODERS
 from policy.network.readers import ReaderConfig
 from tests import toy_encoder
@@ -79,17 +80,11 @@ def test_an_encoder_of_one_registry_entry_goes_all_the_way(manifest, tmp_path, m
     assert [episode.failure for episode in result.episodes] == [None, None]
 
 
-class Dying:
+class Dying(TrainingWatcher):
     """Ends the training at its first checkpoint, as Ctrl-C does."""
 
     def checkpoint_written(self, run: Path, step: int) -> None:
         raise KeyboardInterrupt
-
-    def figures(self) -> list[tuple[int, dict[str, float]]]:
-        return []
-
-    def finish(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")

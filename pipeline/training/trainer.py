@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -46,15 +46,15 @@ from policy.network.ema import WeightAverage
 MAX_FEATURES_SHARE: Final = 0.5  # of a GPU's free memory; the rest is for training itself
 
 
-@runtime_checkable  # the test run checks types
-class TrainingWatcher(Protocol):
-    """Follows a run while it trains, in processes of its own, as rollouts do."""
+class TrainingWatcher:
+    """Follows a run while it trains, as rollouts do; this one does nothing."""
 
     def checkpoint_written(self, run: Path, step: int) -> None:
         """Take note of a checkpoint; must return at once, and may keep the run's files open."""
 
     def figures(self) -> Sequence[tuple[int, Mapping[str, float]]]:
         """Return the figures that are new since the last call, with their steps."""
+        return ()
 
     def finish(self) -> None:
         """Wait for the remaining work; `figures` is called once more afterwards."""

@@ -22,6 +22,7 @@ from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.rollout.play.result import RolloutResult
 from pipeline.storage.location import Location
 from pipeline.training.config import TrainConfig
+from pipeline.training.trainer import TrainingWatcher
 from policy.errors import VlaError
 
 NICENESS: Final = 10  # of the process: the training goes first
@@ -53,8 +54,8 @@ class ValidationConfig(RolloutConfig):
     """Optimizer steps between two rollouts; a multiple of `checkpoint_every`."""
 
 
-class RolloutValidation:
-    """A `TrainingWatcher`, to be closed."""
+class RolloutValidation(TrainingWatcher):
+    """To be closed."""
 
     def __init__(self, config: ValidationConfig):
         """Prepare; `run` and `out` of the configuration do not count."""
