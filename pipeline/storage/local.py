@@ -16,11 +16,21 @@ from pathlib import Path
 from pipeline.storage.folder import FileEntry
 
 
+@contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Give a name to the `OSError` of a write, which has none where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves the old one or the new one (OSError: disk full)."""
     partial = sibling(path, f"{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
+        with naming(path), partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -67,6 +67,7 @@ from pipeline.features.store.start_frames import StartFrames
 from pipeline.features.store.steps import STEP_ARRAYS, StepArrays
 from pipeline.features.store.units import PASSING_ROWS, cut, num_units, unit_rows
 from pipeline.storage.folder import Folder
+from pipeline.storage.local import naming
 from pipeline.storage.location import Location, on_disk
 from pipeline.storage.open import open_folder
 from policy.spec import EncoderIdentity
@@ -99,13 +100,14 @@ class FeatureStore:
         probe: Probe,
         bases: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> "FeatureStore":
-        """Create a store with every array at full size (StoreError: `path` is taken)."""
+        """Create a store with every array at full size (StoreError: `path` is taken; OSError)."""
         folder = open_folder(path)
         if not is_vacant(folder):
             raise StoreError(
                 f"{path}: expected an empty or new folder, found other files; choose another path"
             )
-        create_arrays(folder, attributes, steps, probe, bases)
+        with naming(path):
+            create_arrays(folder, attributes, steps, probe, bases)
         return cls.open(path, allow_incomplete=True, writable=True)
 
     @classmethod
@@ -271,7 +273,8 @@ class FeatureStore:
         assert all(len(rows) == stop - start for rows in written.values())
         unmark(self.folder)  # a damaged unit is being replaced
         hashes = {}
-        with ThreadPoolExecutor(max_workers=1) as hasher:  # neither holds Python's lock for long
+        # Neither writing nor hashing holds Python's lock for long.
+        with naming(self.path), ThreadPoolExecutor(max_workers=1) as hasher:
             for name, rows in written.items():
                 hashing = hasher.submit(hash_rows, [rows])
                 self._open(name)[start:stop] = rows

@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_it(store, interrupted, tmp_pa
     process.join(600)
     said = output.read_text()
     assert process.exitcode == 2, said
-    assert "File too large" in said
+    assert ".safetensors: File too large" in said
     assert "Traceback" not in said
     found = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}
     assert found == files
