@@ -43,7 +43,7 @@ def record(
         int, typer.Option(help="Side length of rendered images in pixels; recorded at 256x256.")
     ] = DEFAULT_RENDER_SIZE,
 ) -> None:
-    """Record a simulator's scripted expert as an ACT/ALOHA HDF5 dataset. Resumable."""
+    """Record a simulator's scripted expert as an HDF5 dataset. Resumable."""
     with exit_on_vla_error("the same command resumes from here"):
         names = tuple(name.strip() for name in views.split(",") if name.strip())
         config = RecordConfig(
