@@ -14,7 +14,7 @@ from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import check_digest, mark_complete, verify_checksums
 from pipeline.storage.location import ObjectUrl
 from pipeline.storage.open import open_folder
-from tests.object_server import BUCKET, ask, use_server
+from tests.object_server import BUCKET, ask, failing_proxy, use_server
 from tests.pipeline.tiny import (
     complete_store,
     create_store,
@@ -69,11 +69,21 @@ def test_a_store_has_the_bytes_of_a_local_one(url, proxy, tmp_path, rows_per_uni
 
 
 @pytest.mark.parametrize("kind", ["503", "500", "drop", "lose", "cut"])
-def test_a_store_is_made_though_each_first_request_fails(url, proxy, tmp_path, kind):
-    proxy.fails_first_time = kind
-    complete_store(url, LENGTHS)
-    assert set(proxy.failed) == {kind}
-    assert content(url) == content(complete_store(tmp_path / "x.zarr", LENGTHS).path)
+def test_a_store_is_made_and_extended_though_each_first_request_fails(url, server, tmp_path, kind):
+    """A further array asks for a new root, which exists: an answer that may be cut."""
+    stores = [complete_store(tmp_path / "x.zarr", LENGTHS)]
+    with failing_proxy(server) as proxy, pytest.MonkeyPatch.context() as environment:
+        proxy.fails_first_time = kind
+        use_server(environment, proxy.url)
+        stores.append(complete_store(url, LENGTHS))
+    with failing_proxy(server) as proxy, pytest.MonkeyPatch.context() as environment:
+        proxy.fails_first_time = kind
+        use_server(environment, proxy.url)
+        for store in stores:
+            opened = FeatureStore.open(store.path, writable=True)
+            opened.write_instructions(np.ones((2, 9), "f4"))
+        assert set(proxy.failed) == {kind}
+        assert content(url) == content(tmp_path / "x.zarr")
 
 
 def test_the_store_is_there_once_its_root_is_and_a_unit_once_its_record_is(url, proxy):
