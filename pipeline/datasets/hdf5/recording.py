@@ -40,10 +40,12 @@ class RecordingLayout:
     action: str
     action_shift: int
     """0: a frame was seen before the action of its step; -1: after it."""
+    left_out: str = ""
+    """What a camera's name begins with, and its key does not."""
 
     def image_key(self, view: str) -> str:
         """Return the key of a view's frames."""
-        return self.image.format(view.removeprefix("robot0_"))
+        return self.image.format(view.removeprefix(self.left_out))
 
 
 ACT: Final = RecordingLayout(
@@ -56,6 +58,7 @@ LIBERO: Final = RecordingLayout(
     {"obs/ee_states": 6, "obs/gripper_states": 2},
     "actions",
     -1,
+    "robot0_",
 )
 # Measured on three 256x256 Meta-World views: 7.6 ms and 205 kB per step; 11 ms and 189 kB at
 # level 4 and 590 kB uncompressed; rendering the step takes 36 ms. Every HDF5 tool reads gzip.

@@ -106,7 +106,7 @@ def train_on_two(store, run, *more):
 
 
 def test_two_processes_take_the_steps_of_one(store, alone, tmp_path):
-    assert train_on_two(store, tmp_path / "run").count("8 steps") == 1
+    assert train_on_two(store, tmp_path / "run").count(": 8 steps") == 1
     ours, expected = (read_checkpoint(run, 8) for run in (tmp_path / "run", alone))
     for part in ("agent", "average"):
         for name, tensor in getattr(expected, part).items():

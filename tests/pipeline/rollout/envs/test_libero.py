@@ -98,6 +98,8 @@ class TestLibero(ExpertContract):
             )
             assert np.abs(ours - others).mean() < 2  # of 255
             assert np.abs(ours - others[:, ::-1]).mean() > 5
+        # It frees its frame buffers in whichever OpenGL context is current.
+        theirs.sim._render_context_offscreen.gl_ctx.make_current()
         theirs.close()
 
     def test_seeds_of_rollouts_are_the_fixed_states_and_no_other_seed_is(self, env):

@@ -11,7 +11,12 @@ from pipeline.features.store.start_frames import StartFrames, shrink_frames
 from pipeline.rollout.gate.camera_check import CameraCheck
 from pipeline.rollout.gate.camera_verdict import CameraCheckResult, StartFinding
 from pipeline.training.presets import debug
-from pipeline.training.run.folder import START_FRAMES_FILE, read_run, read_start_frames
+from pipeline.training.run.folder import (
+    FORMAT_VERSION,
+    START_FRAMES_FILE,
+    read_run,
+    read_start_frames,
+)
 from pipeline.training.session import train
 from policy.images import resize_images
 from tests.pipeline.tiny import complete_store, tiny_start_frames
@@ -261,6 +266,6 @@ def test_a_run_that_knows_cameras_by_features_is_refused_in_one_line(run):
     content["format_version"] = 6
     content["data"]["reference_digest"] = content["data"].pop("start_frames_digest")
     path.write_text(json.dumps(content))
-    with pytest.raises(RunError, match="format version 8, found 6; use") as caught:
+    with pytest.raises(RunError, match=f"format version {FORMAT_VERSION}, found 6; use") as caught:
         read_run(run)
     assert "\n" not in str(caught.value)
