@@ -35,8 +35,10 @@ class RecordingLayout:
     """Of the demonstration."""
     image: str
     """Key of a view's frames in the group, `{}` for its name."""
-    state: Mapping[str, int]
-    """Keys of the state in the group, each with the number of its columns; -1: all others."""
+    state: tuple[str, ...]
+    """Keys of the parts of the state in the group."""
+    state_splits: tuple[int, ...]
+    """Column at which each part but the first begins."""
     action: str
     action_shift: int
     """0: a frame was seen before the action of its step; -1: after it."""
@@ -49,13 +51,14 @@ class RecordingLayout:
 
 
 ACT: Final = RecordingLayout(
-    "aloha_hdf5", "/", "observations/images/{}", {"observations/qpos": -1}, "action", 0
+    "aloha_hdf5", "/", "observations/images/{}", ("observations/qpos",), (), "action", 0
 )
 LIBERO: Final = RecordingLayout(
     "robomimic_hdf5",
     "/data/demo_0",
     "obs/{}_rgb",
-    {"obs/ee_states": 6, "obs/gripper_states": 2},
+    ("obs/ee_states", "obs/gripper_states"),
+    (6,),
     "actions",
     -1,
     "robot0_",
@@ -104,8 +107,7 @@ class RecordingLabel:
 def write_episode(path: Path, episode: RecordedEpisode) -> None:
     """Write one demonstration to `<folder>/episode_<i>.hdf5`; it appears whole or not at all.
 
-    The bytes depend only on `episode`. `qvel`, which ACT's loader needs, is not measured: it is the
-    change of the state since the previous step, per second (zero at the first step).
+    The bytes depend only on `episode`.
     """
     layout = episode.layout
     partial = path.with_name(f".{path.name}.partial")
@@ -120,10 +122,9 @@ def write_episode(path: Path, episode: RecordedEpisode) -> None:
                     compression="gzip",
                     compression_opts=_GZIP_LEVEL,
                 )
-            column = 0
-            for key, width in layout.state.items():
-                group[key] = episode.state[:, column:][:, : width if width > 0 else None]
-                column += width
+            parts = np.split(episode.state, layout.state_splits, axis=1)
+            for key, part in zip(layout.state, parts, strict=True):
+                group[key] = part
             group[layout.action] = episode.action
             (_describe_libero if layout is LIBERO else _describe_act)(file, episode)
             file.attrs["env"] = episode.env
@@ -140,6 +141,8 @@ def write_episode(path: Path, episode: RecordedEpisode) -> None:
 
 
 def _describe_act(file: h5py.File, episode: RecordedEpisode) -> None:
+    # ACT's loader needs `qvel`, which is not measured: it is the change of the state since the
+    # previous step, per second (zero at the first step).
     previous = np.concatenate([episode.state[:1], episode.state[:-1]])
     file["observations/qvel"] = (episode.state - previous) * np.float32(episode.fps)
     file.attrs["sim"] = True
