@@ -30,6 +30,12 @@ def pytest_configure() -> None:
     fork_simulators()
 
 
+@pytest.fixture(autouse=True)
+def _no_real_time():
+    yield
+    assert os.sched_getscheduler(0) not in {os.SCHED_FIFO, os.SCHED_RR}, "call leave_real_time"
+
+
 @pytest.fixture(scope="session")
 def server():
     with s3_server() as port:

@@ -31,6 +31,7 @@ from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.lerobot.reader import DECODER_THREADS
 from pipeline.datasets.lerobot.v3 import LeRobotV3Reader
 from pipeline.datasets.video import VideoDecoder, read_header
+from tests.bench.video_loss import leave_real_time
 from tests.pipeline.datasets.lerobot.lerobot_files import (
     TinyEpisode,
     rows_table,
@@ -80,6 +81,7 @@ def write_video(path: Path, num_frames: int, codec: str, options: dict, size: tu
             frame = av.VideoFrame.from_ndarray(moving_scene(step, size, scene), "rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    leave_real_time()
 
 
 def repeat_video(source: Path, target: Path, times: int) -> None:

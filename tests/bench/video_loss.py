@@ -22,6 +22,15 @@ SETTINGS: Final[dict[VideoCodec, tuple[str, dict[str, str]]]] = {
 }
 
 
+def leave_real_time() -> None:
+    """Make this thread an ordinary one again, after encoding AV1.
+
+    For root, SVT-AV1 makes its caller a real-time thread. What it then starts, or waits for by
+    turning around, can stand still for ever on a machine of two cores.
+    """
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 def through_video(
     frames: UInt8[np.ndarray, "n h w 3"], codec: VideoCodec
 ) -> UInt8[np.ndarray, "n h w 3"]:
@@ -51,6 +60,7 @@ def through_video(
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
         container.mux(stream.encode())
+    leave_real_time()
     file.seek(0)
     with av.open(file, "r", format="mp4") as written:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in written.decode(video=0)])

@@ -7,7 +7,6 @@ Source: huggingface/lerobot@7427f318:src/lerobot/datasets/utils.py (facts only).
 
 import io
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from tests.bench.video_loss import leave_real_time
 from tests.pipeline.datasets.format_contract import (
     TINY_ACTION_NAMES,
     TINY_FPS,
@@ -34,7 +34,7 @@ FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 VIDEO_SIZES = {FRONT: (64, 96), WRIST: (80, 64)}
 CODECS = {
     # As LeRobot encodes: AV1 of constant quality with a key frame every other frame.
-    "av1": ("libsvtav1", {"g": "2", "crf": "30", "preset": "10", "svtav1-params": "lp=1"}),
+    "av1": ("libsvtav1", {"g": "2", "crf": "30", "preset": "12", "svtav1-params": "lp=1"}),
     "h264": ("libx264", {"g": "8", "crf": "20", "bf": "2", "threads": "1"}),
     "mpeg4": ("mpeg4", {"g": "6", "qscale": "3", "threads": "1"}),
 }
@@ -90,9 +90,7 @@ def write_video(
                 frame.time_base, frame.pts = Fraction(1, 1000 * fps), ticks[index]
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    # For root, SVT-AV1 makes its caller a real-time process, which would starve the servers and the
-    # processes of later tests.
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    leave_real_time()
     return path
 
 
