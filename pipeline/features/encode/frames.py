@@ -6,7 +6,9 @@ shares meet, and a video is decoded forward. Frames come back through shared mem
 """
 
 import itertools
+import multiprocessing
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -135,6 +137,7 @@ class FrameSource:
             multiprocessing_context="spawn",  # HDF5 and object storage have threads and locks
             pin_memory=self._is_pinned,
             in_order=False,  # of workers; each has units of its own
+            worker_init_fn=_end_with_parent,
         )
         try:
             for item in loader:
@@ -175,6 +178,21 @@ class _WorkerFrames(IterableDataset[ReadChunk | VlaError]):
                     yield chunk, read
         except VlaError as error:
             yield error
+
+
+def _end_with_parent(_worker: int) -> None:
+    """End this worker with its parent, also one that ended while the worker still started.
+
+    torch's own watch takes for the parent whoever is that when the worker has started.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def free_cores() -> int:

@@ -1,5 +1,7 @@
 """Processes that read frames: the same bytes as from a thread, and no unit lost with a process."""
 
+import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -80,26 +82,30 @@ def test_killed_processes_and_parents_lose_no_committed_unit(tmp_path, monkeypat
     command = [sys.executable, "-c", "from cli.embed import main; main()", manifest, "--store"]
     settings = ["--encoder", tiny_tower(), "--set", "read_workers=2"]
 
-    def start(num_commits: int) -> tuple[subprocess.Popen, set[int]]:
-        """Start a command, wait for commits, and return its processes that read."""
-        process = subprocess.Popen([*command, store, *settings], stderr=subprocess.PIPE, text=True)
-        wait_until(lambda: len(commits(store)) >= num_commits)
+    def readers() -> set[int]:
         ours = processes_with(mark.encode(), in_their="environ")
-        return process, ours & processes_with(b"spawn_main", in_their="cmdline")
+        return ours & processes_with(b"spawn_main", in_their="cmdline")
 
-    process, workers = start(1)
-    assert len(workers) == 2
-    kill(max(workers))
-    _, complained = process.communicate()
+    process = subprocess.Popen([*command, store, *settings], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: commits(store))
+    assert len(readers()) == 2
+    kill(max(readers()))
+    _, complained = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "Traceback" not in complained
     [line] = [line for line in complained.splitlines() if line.startswith("error: ")]
     assert "a process that reads frames was lost" in line
     kept = commits(store)
 
-    process, workers = start(len(kept) + 1)
+    # A worker that is late has not begun to watch its parent when that is killed.
+    process = subprocess.Popen([*command, store, *settings], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: len(readers()) == 2)
+    late = max(readers())
+    os.kill(late, signal.SIGSTOP)
+    wait_until(lambda: len(commits(store)) > len(kept))
     kill(process.pid)
-    process.communicate()
+    os.kill(late, signal.SIGCONT)
+    process.communicate(timeout=120)
     wait_until(lambda: not processes_with(mark.encode(), in_their="environ"))
     assert kept.items() <= commits(store).items()
 
