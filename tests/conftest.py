@@ -13,17 +13,18 @@ from tests.object_server import failing_proxy, s3_server, use_server
 ROOT = Path(__file__).parents[1]
 
 
-def pytest_configure() -> None:
-    """Check the shapes and types of all arguments where arrays are annotated; spare waits.
+# Now, before the tests' folders import any of it. mypy checks the other modules; checking them here
+# too takes a fifth of all tests' time.
+ANNOTATED = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "pipeline").rglob("*.py"))
+    if "jaxtyping" in path.read_text()
+]
+install_import_hook(["policy", *ANNOTATED], "beartype.beartype")
 
-    mypy checks the other modules; checking them here too takes a fifth of all tests' time.
-    """
-    annotated = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for path in sorted((ROOT / "pipeline").rglob("*.py"))
-        if "jaxtyping" in path.read_text()
-    ]
-    install_import_hook(["policy", *annotated], "beartype.beartype")
+
+def pytest_configure() -> None:
+    """Spare waits."""
     # A kill loses nothing that was written, and no test loses power. Commands in processes of
     # their own do wait for the disk.
     os.fsync = lambda _descriptor: None
