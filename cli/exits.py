@@ -1,13 +1,13 @@
 """How every command ends: one line and exit code 2 for a user's error, 130 for Ctrl-C."""
 
 import errno
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 import typer
 
+from pipeline.progress import show_notes
 from policy.errors import VlaError
 
 USER_ERROR: Final = 2
@@ -28,9 +28,7 @@ def exit_on_vla_error(after_interrupt: str) -> Iterator[None]:
     Args:
         after_interrupt: what Ctrl-C leaves behind and how to resume, in a few words.
     """
-    logging.addLevelName(logging.INFO, "note")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("pipeline").setLevel(logging.INFO)
+    show_notes()
     cause: Exception
     try:
         yield

@@ -26,25 +26,28 @@ SettingsOption = Annotated[
 Config = TypeVar("Config", bound=BaseModel)
 
 
-def build_config(model: type[Config], settings: Sequence[str] | None, **options: object) -> Config:
+def build_config(
+    model: type[Config], settings: Sequence[str] | None, *, group: str = "", **options: object
+) -> Config:
     """Build a configuration from a command's options and from `field=value` for other fields.
+
+    `group`, as in `--set group.field=value`, is what was cut off these settings.
 
     Raises:
         ConfigError: a setting names no other field, or a value is out of range.
     """
-    fields = dict(options)
+    fields, group = dict(options), group and f"{group}."
     for setting in settings or ():
         name, separator, value = setting.partition("=")
         known = [field for field in model.model_fields if field not in options]
         if not separator or name not in known:
-            raise ConfigError(
-                f"--set {setting}: expected field=value with one of {', '.join(known)}"
-            )
+            names = ", ".join(f"{group}{field}" for field in known)
+            raise ConfigError(f"--set {group}{setting}: expected field=value with one of {names}")
         fields[name] = value
     try:
         return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"][:1]))
-        option = f"--{field} " if field in options else f"--set {field}="
+        option = f"--{field} " if field in options else f"--set {group}{field}="
         raise ConfigError(f"{option}{first['input']}: {first['msg']}") from error

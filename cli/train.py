@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from cli.exits import exit_on_vla_error
 from cli.options import LOCATION, DeviceOption, build_config
 from pipeline.errors import ConfigError
+from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.play.validation import (
     RolloutValidation,
     ValidationConfig,
@@ -34,7 +35,9 @@ class DataConfig(FrozenModel):
 
     weights: Annotated[tuple[float, ...], BeforeValidator(lambda text: text.split(","))] = ()
     """How often a step of each store is drawn, as `2,1`; none: equally often."""
-    cache: Path = Field(default_factory=lambda: user_cache("features"))
+    cache: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
+        default_factory=lambda: user_cache("features")
+    )
     """Folder for local copies of remote or compressed stores."""
 
 
@@ -84,7 +87,7 @@ def train_command(
             group, _, field = setting.partition(".")
             groups[group if group in groups else ""].append(field if group in groups else setting)
         config = with_settings(preset_config(preset), groups[""])
-        data = build_config(DataConfig, groups["data"])
+        data = build_config(DataConfig, groups["data"], group="data")
         if groups["rollout"] and rollout_env is None:
             raise ConfigError(f"--set rollout.{groups['rollout'][0]}: expected --rollout-env")
         train_run = partial(
@@ -100,6 +103,8 @@ def train_command(
         if seeds:
             if rollout_env is not None:
                 raise ConfigError("--seeds: expected no --rollout-env; roll the finished runs out")
+            if any(setting.startswith("seed=") for setting in groups[""]):
+                raise ConfigError("--seeds: expected no --set seed=; name that seed too")
             reports = train_seeds(train_run, out, config, _parse_seeds(seeds))
             runs = [report.run for report in reports]
             write_report(runs, out / "report.html")
@@ -112,10 +117,15 @@ def train_command(
             rollout = build_config(
                 ValidationConfig,
                 groups["rollout"],
+                group="rollout",
                 run=out,
                 out=out / "rollouts",
                 envs=(rollout_env,),
                 device=device,
+                # The process of a rollout may start no others, and holds one checkpoint.
+                num_envs=1,
+                checkpoint="latest",
+                first_seed=FIRST_ROLLOUT_SEED,
             )
             validation = closing(validate_by_rollouts(rollout, locations[0], config))
         with validation as watcher:

@@ -43,7 +43,7 @@ class Worker:
             raise WorkerLostError(
                 f"worker process: expected a result, found that the process exited with code "
                 f"{self.process.exitcode}; -9 means out of memory: use fewer processes at once. "
-                "The same command resumes after what is finished"
+                "What is finished is kept"
             ) from error
         if isinstance(result, VlaError | OSError):
             raise result
@@ -81,7 +81,7 @@ def ready(busy: Sequence[AnyWorker]) -> list[AnyWorker]:
 def start_process(target: Callable[..., None], arguments: tuple[Any, ...]) -> BaseProcess:
     """Start a process that ignores Ctrl-C, because the caller ends it, and prints no traceback."""
     context = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
-    process = context.Process(target=target, args=arguments, daemon=True)
+    process = context.Process(target=_run, args=(target, arguments), daemon=True)
     if threading.current_thread() is not threading.main_thread():
         process.start()  # only the main thread may set a handler, and only it gets Ctrl-C
         return process
@@ -91,6 +91,23 @@ def start_process(target: Callable[..., None], arguments: tuple[Any, ...]) -> Ba
     finally:
         signal.signal(signal.SIGINT, handler)
     return process
+
+
+def _run(target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    end_with_parent()
+    target(*arguments)
+
+
+def end_with_parent() -> None:
+    """Have this process get SIGTERM when the process that started it has ended, however it did."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

@@ -9,6 +9,13 @@ MINUTE_S: Final = 60
 logger = logging.getLogger(__name__)
 
 
+def show_notes() -> None:
+    """Print notes and warnings of this package to stderr, a line each."""
+    logging.addLevelName(logging.INFO, "note")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("pipeline").setLevel(logging.INFO)
+
+
 class Estimate:
     """Logs after the first units how long the others will take; progress bars show the rest."""
 

@@ -22,7 +22,8 @@ def naming(path: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # else its text is all it says
+            error.filename = error.filename or str(path)
         raise
 
 

@@ -6,8 +6,8 @@ long as one on two cores. The features of a store are memory-mapped, and in memo
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stderr
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.processes import AnyWorker, ready, workers
-from pipeline.training.config import TrainConfig
+from pipeline.progress import show_notes
+from pipeline.training.config import TrainConfig, with_settings
 from pipeline.training.distributed import has_launcher
 from pipeline.training.session import TrainReport
 
@@ -38,7 +39,7 @@ def train_seeds(
         seeds: one or more.
 
     Raises:
-        ConfigError: a seed is repeated, or below 0, or torchrun started this process.
+        ConfigError: a seed is repeated or out of range, or torchrun started this process.
         VlaError: what a training raised; the others are interrupted, and write a checkpoint.
     """
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
@@ -48,13 +49,13 @@ def train_seeds(
         raise ConfigError(
             "--seeds: expected no torchrun, whose processes share one run; leave it out"
         )
+    configs = [with_settings(config, [f"seed={seed}"]) for seed in seeds]
     threads = max(1, torch.get_num_threads() // len(seeds))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends them as Ctrl-C does
     try:
         with workers(partial(_Training, train_run, threads), len(seeds)) as started:
-            for place, (worker, seed) in enumerate(zip(started, seeds, strict=True)):
-                run, own = out / f"seed-{seed}", config.model_copy(update={"seed": seed})
-                worker.send("train", run, own, place == 0)
+            for place, (worker, own) in enumerate(zip(started, configs, strict=True)):
+                worker.send("train", out / f"seed-{own.seed}", own, place == 0)
             reports: dict[AnyWorker, TrainReport] = {}
             while len(reports) < len(started):
                 for done in ready([worker for worker in started if worker not in reports]):
@@ -72,12 +73,14 @@ class _Training:
         torch.set_num_threads(threads)
 
     def train(self, run: Path, config: TrainConfig, is_shown: bool) -> TrainReport:
-        if not is_shown:
-            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
-        try:
-            return self._train_run(run, config)
-        except KeyboardInterrupt:  # the process that started this one ends it
-            raise SystemExit(130) from None
+        if is_shown:
+            show_notes()
+        with Path(os.devnull).open("w") as nowhere:
+            try:
+                with nullcontext() if is_shown else redirect_stderr(nowhere):
+                    return self._train_run(run, config)
+            except KeyboardInterrupt:  # the process that started this one ends it
+                raise SystemExit(130) from None
 
     def close(self) -> None:
         """End; nothing is held."""

@@ -285,7 +285,7 @@ def _log_figures(watchers: Sequence[TrainingWatcher], log: RunLog) -> None:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Yield whether Ctrl-C or SIGTERM has come, instead of raising it; a second one ends at once.
+    """Yield whether Ctrl-C or SIGTERM has come, instead of raising it; a second Ctrl-C is raised.
 
     Outside the main thread, which alone gets signals, nothing is changed.
     """
@@ -295,17 +295,14 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     came = threading.Event()
     before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
 
-    def restore() -> None:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
     def remember(_number: int, _frame: FrameType | None) -> None:
         came.set()
-        restore()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])  # a SIGTERM may come twice
 
     for kind in before:
         signal.signal(kind, remember)
     try:
         yield came.is_set
     finally:
-        restore()
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

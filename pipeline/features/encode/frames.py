@@ -6,9 +6,7 @@ shares meet, and a video is decoded forward. Frames come back through shared mem
 """
 
 import itertools
-import multiprocessing
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +29,7 @@ from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import DatasetError, FrameReadError, WorkerLostError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.units import EpisodeSlice, cut, episode_slices
+from pipeline.processes import end_with_parent
 from policy.errors import VlaError
 from policy.images import augment_images, draw_augmentation, resize_images
 
@@ -181,18 +180,8 @@ class _WorkerFrames(IterableDataset[ReadChunk | VlaError]):
 
 
 def _end_with_parent(_worker: int) -> None:
-    """End this worker with its parent, also one that ended while the worker still started.
-
-    torch's own watch takes for the parent whoever is that when the worker has started.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+    # torch's own watch takes for the parent whoever is that when the worker has started.
+    end_with_parent()
 
 
 def free_cores() -> int:

@@ -163,7 +163,7 @@ def validate_by_rollouts(
             f"found {rollout.every}; a rollout needs a checkpoint"
         )
     env = envs_of(rollout.envs)[0]
-    make_env(env, FeatureStore.open(store).attributes.view_names).close()
+    make_env(env, FeatureStore.open(store).attributes.view_names, rollout.render_size).close()
     return RolloutValidation(rollout)
 
 

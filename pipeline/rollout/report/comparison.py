@@ -107,7 +107,7 @@ def find_pairs(
 
 
 def find_repeats(runs: Sequence[RunContents]) -> list[Repeats]:
-    """Return the groups of two or more runs of the same data and settings but for the seed."""
+    """Return the groups of two or more runs of the same data and settings, each of another seed."""
     groups: dict[str, list[RunContents]] = {}
     for run in runs:
         config = run.description.config.model_copy(update={"seed": 0})
@@ -123,7 +123,8 @@ def find_repeats(runs: Sequence[RunContents]) -> list[Repeats]:
                 if rollout := chosen(run, env):
                     name = f"success rate on {env}"
                     figures.setdefault(name, []).append(rollout.result.success_rate)
-        if len(group) > 1 and figures:
+        seeds = {run.description.config.seed for run in group}
+        if len(seeds) == len(group) > 1 and figures:
             repeats.append(Repeats(group, figures))
     return repeats
 

@@ -307,8 +307,8 @@ def answer_together(policy: ServedPolicy, turns: list[Turn]) -> None:
     _attempt_each(lambda turn: turn.session.read(turn), turns)
     encoding = time.perf_counter()
     _attempt(lambda unanswered: _encode(policy, unanswered), turns)
-    encoded = time.perf_counter()
     _attempt_each(lambda turn: turn.session.prepare(turn), turns)
+    encoded = time.perf_counter()
     _attempt(lambda unanswered: _predict(policy, unanswered), turns)
     ended = time.perf_counter()
     timing = {

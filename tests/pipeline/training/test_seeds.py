@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -68,19 +69,33 @@ def test_runs_of_other_settings_are_no_repeats(store, trained, tmp_path):
     assert find_repeats(read_contents([trained / "seed-3", tmp_path / "other"])) == []
 
 
-def test_sigterm_leaves_a_checkpoint_of_each_seed_to_resume_from(store, tmp_path):
+@pytest.mark.parametrize(
+    ("end", "number", "exit_code"),
+    [
+        (os.killpg, signal.SIGTERM, 130),
+        (os.killpg, signal.SIGINT, 130),
+        (os.kill, signal.SIGKILL, -9),
+    ],
+    ids=["a job's end", "Ctrl-C", "kill -9"],
+)
+def test_whatever_ends_the_command_leaves_a_checkpoint_of_each_seed(
+    store, tmp_path, end, number, exit_code
+):
     run = tmp_path / "run"
     run.mkdir()
-    process, output = start_training(store, run, "--seeds", "0,1", "--resume")
+    job = "import os; os.setsid(); "
+    process, output = start_training(store, run, "--seeds", "0,1", "--resume", program=job)
     for seed in (0, 1):
         wait_for(run / f"seed-{seed}/log.jsonl", '{"step": 40', process, output)
-    os.kill(process.pid, signal.SIGTERM)
+    end(process.pid, number)
     process.join(600)
     said = output.read_text()
-    assert process.exitcode == 130, said
+    assert process.exitcode == exit_code, said
     assert "Traceback" not in said
-    for seed in (0, 1):
-        assert checkpoint_steps(run / f"seed-{seed}")[-1] >= 40
+    deadline = time.monotonic() + 60
+    while not all(checkpoint_steps(run / f"seed-{seed}") for seed in (0, 1)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_what_one_training_raises_ends_the_command(store, trained):
@@ -93,12 +108,12 @@ def test_what_one_training_raises_ends_the_command(store, trained):
     assert "seed-3" in line
 
 
-@pytest.mark.parametrize("seeds", ["0,0", "-1", "0,x", "0,"])
+@pytest.mark.parametrize("seeds", ["0,0", "-1", "0,x", "0,", f"0,{2**63}"])
 def test_seeds_that_cannot_be_meant_are_refused(store, tmp_path, seeds):
     words = [store, "--preset", "debug", f"--seeds={seeds}", "--out", tmp_path / "run"]
     result = CliRunner().invoke(main, list(map(str, words)))
     assert result.exit_code == 2
-    assert "--seeds" in result.stderr
+    assert "seed" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
