@@ -1,7 +1,7 @@
 """Several trainings at once that differ by their seed, each in a process of its own.
 
 A small head does not keep several cores busy: three seeds of the preset `demo` take 2.2 times as
-long as one on two cores. The features of a store are memory-mapped, and in memory once.
+long as one on two cores. On a CPU, the features of a store are in memory once.
 """
 
 import os

@@ -8,7 +8,7 @@ the processes of a run share, so that any number of processes takes the same ste
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -103,7 +103,9 @@ class Trainer:
         if device.type == "cuda":
             free = torch.cuda.mem_get_info(device)[0]
             if data.features_nbytes <= MAX_FEATURES_SHARE * free:
-                data.move_features(device)
+                # Another training may have taken it meanwhile: the same features, from the disk.
+                with suppress(torch.OutOfMemoryError):
+                    data.move_features(device)
 
     def restore(self) -> int:
         """Load the latest checkpoint if there is one (RunError: damaged, or of another agent)."""

@@ -44,6 +44,8 @@ class RecordingLayout:
     """0: a frame was seen before the action of its step; -1: after it."""
     left_out: str = ""
     """What a camera's name begins with, and its key does not."""
+    file: str = "episode_{}.hdf5"
+    """Name of the file of a seed."""
 
     def image_key(self, view: str) -> str:
         """Return the key of a view's frames."""
@@ -62,6 +64,7 @@ LIBERO: Final = RecordingLayout(
     "actions",
     -1,
     "robot0_",
+    "episode_{:05}.hdf5",  # episodes count in the order of their names, also when more are recorded
 )
 # Measured on three 256x256 Meta-World views: 7.6 ms and 205 kB per step; 11 ms and 189 kB at
 # level 4 and 590 kB uncompressed; rendering the step takes 36 ms. Every HDF5 tool reads gzip.

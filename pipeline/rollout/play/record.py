@@ -325,7 +325,7 @@ def record_seed(env: ExpertEnv, seed: int, config: RecordConfig) -> Attempt:
         instruction=env.instruction,
         layout=layout,
     )
-    write_episode(config.out / f"episode_{seed}.hdf5", episode)
+    write_episode(config.out / layout.file.format(seed), episode)
     return Attempt(solved=solved, steps=length)
 
 
@@ -352,9 +352,10 @@ def _recorded_seeds(config: RecordConfig) -> tuple[set[int], set[int]]:
                 f"{label.env} with {', '.join(label.views)} at {label.render_size}; record into "
                 "another folder"
             )
-        if path.name != f"episode_{label.seed}.hdf5":
+        name = layout_of(config.env).file.format(label.seed)
+        if path.name != name:
             raise ConfigError(
-                f"{path}: expected episode_{label.seed}.hdf5 for a recording of seed {label.seed}, "
+                f"{path}: expected {name} for a recording of seed {label.seed}, "
                 "found another name; rename it back or move it away"
             )
         seeds.add(label.seed)

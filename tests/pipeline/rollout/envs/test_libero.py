@@ -122,6 +122,7 @@ class TestLibero(ExpertContract):
         monkeypatch.setattr(env.unguarded, "max_steps", 4)
         config = RecordConfig(env=SOUP, views=VIEWS, episodes=1, out=tmp_path, keep="all")
         assert record_seed(env, 0, config).steps == 4
+        assert [path.name for path in tmp_path.iterdir()] == ["episode_00000.hdf5"]
         monkeypatch.setenv("DATA_ROOT", str(tmp_path))
         published = load_manifest(ROOT / "data_manifests/libero-spatial.toml").manifest.to_dict()
         ours = manifest_of(env).to_dict()
