@@ -35,7 +35,7 @@ def demo() -> TrainConfig:
         preset="demo",
         agent=AgentConfig(readers={"grid": ReaderConfig()}, head=HeadConfig(n_emb=128, n_layer=4)),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
-        steps=1_800,
+        steps=2_100,
         batch_size=32,
         log_every=20,
         validate_every=300,

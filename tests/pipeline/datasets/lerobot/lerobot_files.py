@@ -34,7 +34,7 @@ FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 VIDEO_SIZES = {FRONT: (64, 96), WRIST: (80, 64)}
 CODECS = {
     # As LeRobot encodes: AV1 of constant quality with a key frame every other frame.
-    "av1": ("libsvtav1", {"g": "2", "crf": "30", "preset": "12", "svtav1-params": "lp=1"}),
+    "av1": ("libsvtav1", {"g": "2", "crf": "30", "preset": "10", "svtav1-params": "lp=1"}),
     "h264": ("libx264", {"g": "8", "crf": "20", "bf": "2", "threads": "1"}),
     "mpeg4": ("mpeg4", {"g": "6", "qscale": "3", "threads": "1"}),
 }
