@@ -42,14 +42,17 @@ def train_seeds(
         ConfigError: a seed is repeated or out of range, or torchrun started this process.
         VlaError: what a training raised; the others are interrupted, and write a checkpoint.
     """
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+    if len(set(seeds)) < len(seeds):
         found = ",".join(map(str, seeds))
-        raise ConfigError(f"--seeds: expected distinct numbers from 0, found {found}")
+        raise ConfigError(f"--seeds: expected distinct numbers, found {found}")
     if has_launcher():
         raise ConfigError(
             "--seeds: expected no torchrun, whose processes share one run; leave it out"
         )
-    configs = [with_settings(config, [f"seed={seed}"]) for seed in seeds]
+    try:
+        configs = [with_settings(config, [f"seed={seed}"]) for seed in seeds]
+    except ConfigError as error:
+        raise ConfigError(f"--seeds: {error}") from error
     threads = max(1, torch.get_num_threads() // len(seeds))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends them as Ctrl-C does
     try:

@@ -25,8 +25,7 @@ SETTINGS: Final[dict[VideoCodec, tuple[str, dict[str, str]]]] = {
 def leave_real_time() -> None:
     """Make this thread an ordinary one again, after encoding AV1.
 
-    For root, SVT-AV1 makes its caller a real-time thread. What it then starts, or waits for by
-    turning around, can stand still for ever on a machine of two cores.
+    For root, SVT-AV1 makes its caller a real-time thread, which can starve all other processes.
     """
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 

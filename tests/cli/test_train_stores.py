@@ -39,7 +39,10 @@ def train(stores: list[FeatureStore], out: Path, *words: str) -> Result:
             "data.weights: expected 2 positive numbers, one per store in their order, found 2, inf",
         ),
         (("--set", "data.weights=2,one"), "--set data.weights=one: Input should be a valid number"),
-        (("--set", "data.weight=2"), "--set data.weight=2: expected field=value with one of data."),
+        (
+            ("--set", "data.weight=2"),
+            "--set data.weight=2: expected field=value with one of data.weights, data.cache",
+        ),
         (("--set", "rollout.every=7"), "--set rollout.every=7: expected --rollout-env"),
         (
             ("--seeds", "0,1", "--set", "rollout.every=7"),

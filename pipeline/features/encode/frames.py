@@ -180,7 +180,7 @@ class _WorkerFrames(IterableDataset[ReadChunk | VlaError]):
 
 
 def _end_with_parent(_worker: int) -> None:
-    # torch's own watch takes for the parent whoever is that when the worker has started.
+    # torch's own check learns its parent only once the worker runs: too late if that was killed.
     end_with_parent()
 
 

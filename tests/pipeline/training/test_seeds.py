@@ -96,6 +96,8 @@ def test_whatever_ends_the_command_leaves_a_checkpoint_of_each_seed(
     while not all(checkpoint_steps(run / f"seed-{seed}") for seed in (0, 1)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    for seed in (0, 1):
+        assert checkpoint_steps(run / f"seed-{seed}")[-1] >= 40
 
 
 def test_what_one_training_raises_ends_the_command(store, trained):
@@ -113,7 +115,7 @@ def test_seeds_that_cannot_be_meant_are_refused(store, tmp_path, seeds):
     words = [store, "--preset", "debug", f"--seeds={seeds}", "--out", tmp_path / "run"]
     result = CliRunner().invoke(main, list(map(str, words)))
     assert result.exit_code == 2
-    assert "seed" in result.stderr
+    assert "--seeds" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
