@@ -4,6 +4,7 @@ The same weights give the same bits only in the same environment; in another one
 tolerance.
 """
 
+import ctypes
 import hashlib
 import os
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from policy.spec import FrozenModel
 
 DeviceKind = Literal["cpu", "cuda", "mps"]
 
+M_TRIM_THRESHOLD: Final = -1  # glibc's malloc.h
+M_MMAP_THRESHOLD: Final = -3  # the same
+REUSED_BYTES: Final = 2**31 - 1  # the most that mallopt takes; beyond it memory is returned
 ISA_LIMITS: Final = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # how oneDNN is held back
 
 
@@ -88,6 +92,18 @@ def exact_float32(device: torch.device) -> Iterator[None]:
         yield
     finally:
         products.fp32_precision, convolutions.fp32_precision = held
+
+
+def reuse_freed_memory() -> None:
+    """Let this process keep the memory that a pass on the CPU frees, for the next pass.
+
+    glibc otherwise maps every large tensor anew, and the kernel clears its pages each time:
+    embedding with EfficientNet-Lite0 took 1.28 times as long. No effect without glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, REUSED_BYTES)
+        mallopt(M_TRIM_THRESHOLD, REUSED_BYTES)
 
 
 def _hardware(device: torch.device) -> tuple[str, ...]:

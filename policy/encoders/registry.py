@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Final
 
 from policy.encoders.base import EncoderSettings, ImageEncoder
+from policy.encoders.environment import reuse_freed_memory
 from policy.encoders.text import TextEncoder, TextSettings
 from policy.errors import EncoderLoadError
 
@@ -32,6 +33,8 @@ def load_encoder(settings: EncoderSettings) -> ImageEncoder:
             f"{settings.name}: expected no revision for a built-in encoder, found "
             f"{settings.revision!r}"
         )
+    if settings.device.type == "cpu":
+        reuse_freed_memory()
     module = import_module(ENCODERS.get(settings.name, CHECKPOINTS))
     encoder: ImageEncoder = module.load(settings)
     return encoder
