@@ -7,8 +7,8 @@ from typing import Annotated, Final
 import typer
 
 from cli.command import DATASET, LOCATION, DeviceOption, EncoderOption, exit_on_vla_error
-from pipeline.datasets.check.dataset import CheckConfig, check_dataset
-from pipeline.datasets.manifest.assumed import draft_of
+from pipeline.datasets.check.dataset import check_dataset
+from pipeline.datasets.manifest.draft import draft_manifest
 from pipeline.errors import ConfigError
 from pipeline.features.identity.verify import verify_store
 from pipeline.features.store.integrity import verify_checksums
@@ -67,9 +67,7 @@ def check(
 ) -> None:
     """Check a dataset before hours of compute. Exit code 1 if something is found."""
     with exit_on_vla_error("nothing was changed"):
-        report = check_dataset(
-            CheckConfig(dataset=dataset, sheet=sheet, episodes=None if is_all else episodes)
-        )
+        report = check_dataset(dataset, episodes=None if is_all else episodes, sheet=sheet)
     typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
     if not as_json and all(finding.severity != "error" for finding in report.findings):
         typer.echo(f"next: vla-embed {dataset} --store my.zarr")
@@ -86,7 +84,7 @@ def init(
     with exit_on_vla_error("nothing was written"):
         if out is not None and out.exists():
             raise ConfigError(f"{out}: expected a new file, found an existing one; choose another")
-        draft = draft_of(path)
+        draft = draft_manifest(path)
         if out is None:
             typer.echo(draft.text, nl=False)
         else:

@@ -12,7 +12,7 @@ from cli.command import (
     build_config,
     exit_on_vla_error,
 )
-from pipeline.datasets.manifest.assumed import manifest_next_to
+from pipeline.datasets.manifest.draft import manifest_next_to
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.encode.parts import Part
 from pipeline.storage.location import parse_location
