@@ -127,14 +127,7 @@ class FrameScan:
 
 
 def contact_sheet(rows: list[list[tuple[str, Frame | None]]]) -> bytes:
-    """Draw frames in rows, each below its label; None as a crossed box.
-
-    Args:
-        rows: at least one, of equal lengths.
-
-    Returns:
-        A PNG file.
-    """
+    """Draw a PNG of frames in rows of equal lengths, each below its label; None is crossed out."""
     cell_height = _CELL + _LABEL_HEIGHT + _GAP
     size = (len(rows[0]) * (_CELL + _GAP) + _GAP, len(rows) * cell_height + _GAP)
     sheet = Image.new("RGB", size, "white")
