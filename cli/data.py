@@ -6,10 +6,9 @@ from typing import Annotated, Final
 
 import typer
 
-from cli.exits import exit_on_vla_error
-from cli.options import DATASET, LOCATION, DeviceOption
-from pipeline.datasets.check.dataset import CheckConfig, check_dataset
-from pipeline.datasets.manifest.assumed import draft_of
+from cli.command import DATASET, LOCATION, DeviceOption, EncoderOption, exit_on_vla_error
+from pipeline.datasets.check.dataset import check_dataset
+from pipeline.datasets.manifest.draft import draft_manifest
 from pipeline.errors import ConfigError
 from pipeline.features.identity.verify import verify_store
 from pipeline.features.store.integrity import verify_checksums
@@ -36,8 +35,7 @@ def record(
     views: Annotated[str, typer.Option(help="Cameras, comma-separated, in the policy's order.")],
     first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode.")] = 0,
     keep: Annotated[
-        Keep,
-        typer.Option(help="Which episodes to keep; `all` includes episodes that the expert fails."),
+        Keep, typer.Option(help="`all` also keeps episodes that the expert fails.")
     ] = "successes",
     render_size: Annotated[
         int, typer.Option(help="Side length of rendered images in pixels; recorded at 256x256.")
@@ -45,10 +43,9 @@ def record(
 ) -> None:
     """Record a simulator's scripted expert as an HDF5 dataset. Resumable."""
     with exit_on_vla_error("the same command resumes from here"):
-        names = tuple(name.strip() for name in views.split(",") if name.strip())
         config = RecordConfig(
             env=env,
-            views=names,
+            views=tuple(name.strip() for name in views.split(",") if name.strip()),
             episodes=episodes,
             out=out,
             keep=keep,
@@ -65,18 +62,12 @@ def check(
     sheet: Annotated[
         Path | None, typer.Option(help="PNG file to write with first, middle and last frames.")
     ] = None,
-    episodes: Annotated[
-        int, typer.Option(min=1, help="Number of episodes whose frames are read, evenly spaced.")
-    ] = 5,
-    all_frames: Annotated[
-        bool, typer.Option("--all", help="Read the frames of all episodes.")
-    ] = False,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes whose frames are read.")] = 5,
+    is_all: Annotated[bool, typer.Option("--all", help="Read the frames of all episodes.")] = False,
 ) -> None:
     """Check a dataset before hours of compute. Exit code 1 if something is found."""
     with exit_on_vla_error("nothing was changed"):
-        report = check_dataset(
-            CheckConfig(dataset=dataset, sheet=sheet, episodes=None if all_frames else episodes)
-        )
+        report = check_dataset(dataset, episodes=None if is_all else episodes, sheet=sheet)
     typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
     if not as_json and all(finding.severity != "error" for finding in report.findings):
         typer.echo(f"next: vla-embed {dataset} --store my.zarr")
@@ -87,15 +78,13 @@ def check(
 @main.command()
 def init(
     path: Annotated[str, typer.Argument(help="Dataset: folder, file or hf://owner/name.")],
-    out: Annotated[
-        Path | None, typer.Option(help="File to write; default: print the manifest.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; default: print it.")] = None,
 ) -> None:
     """Draft a manifest of a dataset, to edit by hand."""
     with exit_on_vla_error("nothing was written"):
         if out is not None and out.exists():
             raise ConfigError(f"{out}: expected a new file, found an existing one; choose another")
-        draft = draft_of(path)
+        draft = draft_manifest(path)
         if out is None:
             typer.echo(draft.text, nl=False)
         else:
@@ -126,17 +115,12 @@ def verify(
     manifest: Annotated[
         Path | None, typer.Option(help="Manifest of the dataset; default: the one in the store.")
     ] = None,
-    sample: Annotated[
-        int, typer.Option(min=1, help="Number of random steps to encode again.")
-    ] = 200,
+    sample: Annotated[int, typer.Option(min=1, help="Number of steps to encode again.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random steps.")] = 0,
     checksums: Annotated[
-        bool,
-        typer.Option("--checksums", help="Only compare checksums, without encoding."),
+        bool, typer.Option("--checksums", help="Only compare checksums, without encoding.")
     ] = False,
-    encoder: Annotated[
-        str | None, typer.Option(help="Path or name of the store's encoder, if it has moved.")
-    ] = None,
+    encoder: EncoderOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Verify that a store contains its encoder's features of its data. Exit code 1 if not.

@@ -1,15 +1,18 @@
 """`vla-embed`: encode every frame of a dataset once and cache the features."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
-from cli.exits import exit_on_vla_error
-from cli.options import DATASET, LOCATION, DeviceOption, SettingsOption, build_config
-from pipeline.datasets.manifest.assumed import manifest_next_to
-from pipeline.errors import FailedUnitsError
+from cli.command import (
+    DATASET,
+    LOCATION,
+    DeviceOption,
+    SettingsOption,
+    build_config,
+    exit_on_vla_error,
+)
+from pipeline.datasets.manifest.draft import manifest_next_to
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.features.encode.parts import Part
 from pipeline.storage.location import parse_location
@@ -31,35 +34,26 @@ def embed(
     ] = None,
     text_encoder: Annotated[
         str | None,
-        typer.Option(
-            help=f"Encodes instructions: hub repository, local folder, or "
-            f"{', '.join(TEXT_ENCODERS)}; default: none."
-        ),
+        typer.Option(help=f"For instructions: repository, folder, or {', '.join(TEXT_ENCODERS)}."),
     ] = None,
     revision: Annotated[
         str | None, typer.Option(help="Commit hash (40 digits) of a Hugging Face repository.")
     ] = None,
     device: DeviceOption = "auto",
     episodes: Annotated[
-        str | None,
-        typer.Option(
-            help="Episodes to embed (without a manifest): 10 for the first ten, or 0-9,12."
-        ),
+        str | None, typer.Option(help="Without a manifest: 10 for the first ten, or 0-9,12.")
     ] = None,
-    variants: Annotated[
-        int, typer.Option(min=0, max=64, help="Number of augmented variants to cache per frame.")
-    ] = 0,
+    variants: Annotated[int, typer.Option(min=0, max=64, help="Augmented variants per frame.")] = 0,
     units: Annotated[
         str | None, typer.Option(help="i/n: embed only the i-th of n parts, e.g. in a job array.")
     ] = None,
     ray_workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of Ray actors to encode with; connects to RAY_ADDRESS."),
+        int | None, typer.Option(min=1, help="Number of Ray actors; connects to RAY_ADDRESS.")
     ] = None,
     settings: SettingsOption = None,
 ) -> None:
     """Encode every frame of a dataset once and cache the features. Resumable."""
-    with exit_on_vla_error("the same command resumes from here"), _every_failed_unit():
+    with exit_on_vla_error("the same command resumes from here"):
         location = parse_location(store)
         config = build_config(
             EmbedConfig,
@@ -80,14 +74,3 @@ def embed(
         if not report.remainder:
             preset = preset_for(report.features, has_instructions=report.has_instructions)
             typer.echo(f"wrote {store}; next: vla-train {store} --preset {preset} --out runs/first")
-
-
-@contextmanager
-def _every_failed_unit() -> Iterator[None]:
-    """List the failed units, one line per unit, before the error with their number."""
-    try:
-        yield
-    except FailedUnitsError as error:
-        for reason in error.reasons:
-            typer.echo(reason, err=True)
-        raise

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.exits import exit_on_vla_error
+from cli.command import exit_on_vla_error
 from pipeline.rollout.report.page import MEDIA_LIMIT, write_report
 
 BYTES_PER_MB = 1_000_000
@@ -18,9 +18,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of training runs.")],
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="HTML file to write; default RUN/report.html, or report.html for several runs."
-        ),
+        typer.Option(help="HTML file; default RUN/report.html, or report.html for several runs."),
     ] = None,
     media_mb: Annotated[
         int, typer.Option(min=0, help="Maximum size of embedded images and videos in megabytes.")

@@ -1,25 +1,23 @@
 """`vla-rollout`: run a trained policy live and measure its success."""
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
-from cli.exits import exit_on_vla_error
-from cli.options import (
+from cli.command import (
     CheckpointOption,
     DeviceOption,
     EncoderOption,
     SettingsOption,
     build_config,
+    exit_on_vla_error,
 )
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.play.instruction_check import check_instructions
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.rollout.report.instructions import measure_effect
 from pipeline.rollout.report.page import write_report
-
-MAX_NAME: Final = 200  # bytes of a folder's name; file systems take 255
 
 main = typer.Typer(add_completion=False)
 
@@ -29,42 +27,28 @@ def rollout(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     env: Annotated[
         list[str],
-        typer.Option(
-            help="Environment, e.g. metaworld/drawer-open-v3, or suite, e.g. libero/libero_object; "
-            "repeat it for several."
-        ),
+        typer.Option(help="Environment, e.g. metaworld/drawer-open-v3, or suite; repeatable."),
     ],
-    episodes: Annotated[
-        int, typer.Option(min=1, help="Number of episodes per environment, each with its own seed.")
-    ] = 50,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes, per environment.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = FIRST_ROLLOUT_SEED,
-    envs: Annotated[
-        int, typer.Option(min=1, help="Number of parallel environments; does not change results.")
-    ] = 1,
+    envs: Annotated[int, typer.Option(min=1, help="Parallel environments; the same results.")] = 1,
     checkpoint: CheckpointOption = "latest",
-    videos: Annotated[
-        str, typer.Option(help="Videos to keep: all, failed, none, or N of each environment.")
-    ] = "1",
+    videos: Annotated[str, typer.Option(help="all, failed, none, or N of each environment.")] = "1",
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
-    instruction: Annotated[
-        str | None, typer.Option(help="Instruction; default: the environment's own.")
-    ] = None,
+    instruction: Annotated[str | None, typer.Option(help="Default: the environment's own.")] = None,
     instruction_check: Annotated[
         bool,
         typer.Option(
-            "--instruction-check",
-            help="Repeat with another task's and an empty instruction: does the policy follow it?",
+            "--instruction-check", help="Repeat with another and an empty instruction, and compare."
         ),
     ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for result.json; default RUN/rollouts/ENV.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default RUN/rollouts/ENV.")] = None,
     settings: SettingsOption = None,
 ) -> None:
     """Roll a trained policy out on unseen seeds, through the encoder of its training."""
     with exit_on_vla_error("the same command resumes after the finished episodes"):
-        name = "+".join(env).replace("/", "-")[:MAX_NAME]
+        name = "+".join(env).replace("/", "-")[:200]  # bytes; file systems take 255
         folder = out or run / "rollouts" / name
         config = build_config(
             RolloutConfig,

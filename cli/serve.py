@@ -5,20 +5,15 @@ from typing import Annotated
 
 import typer
 
-from cli.exits import exit_on_vla_error
-from cli.options import (
+from cli.command import (
     CheckpointOption,
     DeviceOption,
     EncoderOption,
     SettingsOption,
     build_config,
+    exit_on_vla_error,
 )
-from pipeline.rollout.serve.config import (
-    TOKEN_VARIABLE,
-    ServeConfig,
-    check_exposure,
-    read_token,
-)
+from pipeline.rollout.serve.config import TOKEN_VARIABLE, ServeConfig, check_exposure, read_token
 from policy.errors import MissingExtraError, install_command
 
 main = typer.Typer(add_completion=False)
@@ -29,10 +24,8 @@ def serve(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     host: Annotated[
         str, typer.Option(help="Address to listen on; all but loopback require a token.")
-    ] = ("127.0.0.1"),
-    port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="Port; 0 selects a free one.")
-    ] = 8000,
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 selects a free one.")] = 8000,
     token_file: Annotated[
         Path | None, typer.Option(help=f"File that contains the token; default ${TOKEN_VARIABLE}.")
     ] = None,

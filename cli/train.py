@@ -1,6 +1,7 @@
 """`vla-train`: fit the trainable part of a policy on cached features."""
 
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -8,15 +9,10 @@ from typing import Annotated
 import typer
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from cli.exits import exit_on_vla_error
-from cli.options import LOCATION, DeviceOption, build_config
+from cli.command import LOCATION, DeviceOption, build_config, exit_on_vla_error
 from pipeline.errors import ConfigError
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
-from pipeline.rollout.play.validation import (
-    RolloutValidation,
-    ValidationConfig,
-    validate_by_rollouts,
-)
+from pipeline.rollout.play.validation import ValidationConfig, validate_by_rollouts
 from pipeline.rollout.report.page import write_report
 from pipeline.storage.local import user_cache
 from pipeline.storage.location import parse_location
@@ -67,16 +63,10 @@ def train_command(
     ] = "",
     device: DeviceOption = "auto",
     rollout_env: Annotated[
-        str | None,
-        typer.Option(
-            help="Environment for rollouts of checkpoints, e.g. metaworld/drawer-open-v3."
-        ),
+        str | None, typer.Option(help="Environment to roll checkpoints out in, while training.")
     ] = None,
     track: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"Also log to {' or '.join(TRACKERS)}; install the extra of the same name."
-        ),
+        list[str] | None, typer.Option(help=f"Also log to {' or '.join(TRACKERS)} (an extra each).")
     ] = None,
 ) -> None:
     """Train a policy on cached features."""
@@ -100,20 +90,16 @@ def train_command(
             device=device,
             track=track or (),
         )
+        failures: Sequence[str] = ()
         if seeds:
             if rollout_env is not None:
                 raise ConfigError("--seeds: expected no --rollout-env; roll the finished runs out")
             if any(setting.startswith("seed=") for setting in groups[""]):
                 raise ConfigError("--seeds: expected no --set seed=; name that seed too")
             reports = train_seeds(train_run, out, config, _parse_seeds(seeds))
-            runs = [report.run for report in reports]
-            write_report(runs, out / "report.html")
-            for report in reports:
-                typer.echo(report.summary())
-            typer.echo(f"wrote {out / 'report.html'}; next: vla-rollout {runs[0]} --env ENV")
-            return
-        validation: AbstractContextManager[RolloutValidation | None] = nullcontext()
-        if rollout_env is not None:
+        elif rollout_env is None:
+            reports = [train_run(out, config)]
+        else:
             rollout = build_config(
                 ValidationConfig,
                 groups["rollout"],
@@ -127,18 +113,21 @@ def train_command(
                 checkpoint="latest",
                 first_seed=FIRST_ROLLOUT_SEED,
             )
-            validation = closing(validate_by_rollouts(rollout, locations[0], config))
-        with validation as watcher:
-            report = train_run(out, config, watchers=[watcher] if watcher else ())
-        if report.is_primary:
+            with closing(validate_by_rollouts(rollout, locations[0], config)) as watcher:
+                reports = [train_run(out, config, watchers=[watcher])]
+            failures = watcher.failures
+        if not reports[0].is_primary:
+            return
+        runs = [report.run for report in reports]
+        for report in reports:
             typer.echo(report.summary())
-            write_report([out], out / "report.html")
-            typer.echo(
-                f"wrote {out} and {out / 'report.html'}; next: vla-rollout {out} --env ENV, or "
-                f"vla-serve {out}"
-            )
-            for failure in watcher.failures if watcher else ():
-                typer.echo(f"warning: {failure}", err=True)
+        write_report(runs, out / "report.html")
+        typer.echo(
+            f"wrote {out / 'report.html'}; next: vla-rollout {runs[0]} --env ENV, or "
+            f"vla-serve {runs[0]}"
+        )
+        for failure in failures:
+            typer.echo(f"warning: {failure}", err=True)
 
 
 def _parse_seeds(text: str) -> list[int]:

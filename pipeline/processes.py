@@ -41,9 +41,8 @@ class Worker:
         except (EOFError, OSError) as error:
             self.process.join(timeout=5)
             raise WorkerLostError(
-                f"worker process: expected a result, found that the process exited with code "
-                f"{self.process.exitcode}; -9 means out of memory: use fewer processes at once. "
-                "What is finished is kept"
+                f"worker process: exited with code {self.process.exitcode}; -9 means out of "
+                "memory: use fewer processes at once. What is finished is kept"
             ) from error
         if isinstance(result, VlaError | OSError):
             raise result

@@ -2,9 +2,6 @@
 
 import logging
 import time
-from typing import Final
-
-MINUTE_S: Final = 60
 
 logger = logging.getLogger(__name__)
 
@@ -33,5 +30,5 @@ class Estimate:
         self._is_said = True
         rate = self._done / max(time.monotonic() - self._started, 1e-9)
         left_s = (self._total - self._done) / rate
-        left = f"{left_s / MINUTE_S:.0f} min" if left_s > 2 * MINUTE_S else f"{left_s:.0f} s"
+        left = f"{left_s / 60:.0f} min" if left_s > 120 else f"{left_s:.0f} s"
         logger.info("%.3g %ss/s; about %s for the rest", rate, self._unit, left)

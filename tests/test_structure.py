@@ -33,7 +33,7 @@ OWNERS = {
         "policy/images.py",
         "policy/augment.py",
         "pipeline/datasets/compressed.py",
-        "pipeline/datasets/check/contact_sheet.py",
+        "pipeline/datasets/check/scan.py",
         "pipeline/rollout/play/episode.py",
     },
     "pyarrow": {"pipeline/datasets/lerobot/table.py"},

@@ -1,7 +1,7 @@
 """Findings about the metadata of episodes: failures, several tasks, shifted actions."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -9,7 +9,6 @@ from pipeline.datasets.base import DatasetFacts, EpisodeLabel
 from pipeline.datasets.check.report import Findings
 
 _MAX_TASKS: Final = 5  # that a finding names
-_MAX_NUMBERS: Final = 200  # of episodes that an advice lists
 
 
 @dataclass
@@ -33,49 +32,18 @@ class Labels:
     def report(self, place: str, findings: Findings) -> None:
         """Add findings about failed episodes, and about several tasks in one dataset."""
         if self.failed:
-            numbers = ", ".join(map(str, self.failed[:_MAX_NUMBERS]))
-            is_all = len(self.failed) == self.num_labeled
-            findings.add(
-                "warning",
-                "failed",
-                place,
-                f"{len(self.failed)} of {self.num_labeled} episodes are marked as failed; a "
-                "policy imitates them too",
-                "leave them out unless the mark was never set"
-                if is_all
-                else f"leave them out with `episodes = {{except = [{numbers}]}}`",
-            )
+            found = f"{len(self.failed)} of {self.num_labeled} episodes are marked as failed"
+            to_do = f"leave them out with `episodes = {{except = {self.failed}}}`"
+            if len(self.failed) == self.num_labeled:
+                to_do = "leave them out unless the mark was never set"
+            findings.add("warning", "failed", place, found, to_do)
         if len(self.tasks) > 1:
             named = list(self.tasks.items())[:_MAX_TASKS]
             found = ", ".join(f"{task[:60]!r} ({len(numbers)} episodes)" for task, numbers in named)
             more = ", ..." if len(self.tasks) > _MAX_TASKS else ""
-            findings.add(
-                "warning",
-                "tasks",
-                place,
-                f"{len(self.tasks)} tasks: {found}{more}; only a policy with instructions knows "
-                "which one to do",
-                "embed with `--text-encoder` and train with `--preset multitask`, choose the "
-                "episodes of one task with `episodes = {only = [...]}`, or keep all if the frames "
-                "show which task it is",
-            )
-
-
-def check_action_shift(
-    shift: int, facts: Sequence[DatasetFacts], origin: str, findings: Findings
-) -> None:
-    """Compare the manifest's `action_shift` with the one that the files need."""
-    for needed in sorted({of.action_shift for of in facts}):
-        if needed and needed != shift:
-            findings.add(
-                "warning",
-                "shift",
-                origin,
-                f"`action_shift` is {shift}; files of LIBERO contain with each action the frame "
-                "that was seen after it",
-                f"write `action_shift = {needed}` into the manifest, unless these files were made "
-                "in another way",
-            )
+            found = f"{len(self.tasks)} tasks, which need instructions: {found}{more}"
+            to_do = "use `--text-encoder` and `--preset multitask`, or choose one task's episodes"
+            findings.add("warning", "tasks", place, found, to_do)
 
 
 def statements(facts: DatasetFacts, labels: Labels) -> Iterable[str]:
@@ -85,10 +53,8 @@ def statements(facts: DatasetFacts, labels: Labels) -> Iterable[str]:
         more = ", ..." if len(names) > _MAX_TASKS else ""
         yield f"{len(names)} task{'s' * (len(names) > 1)}: {', '.join(names[:_MAX_TASKS])}{more}"
     if labels.num_labeled:
-        yield (
-            f"{labels.num_labeled - len(labels.failed)} of {labels.num_labeled} episodes marked "
-            "as successful"
-        )
+        num_solved = labels.num_labeled - len(labels.failed)
+        yield f"{num_solved} of {labels.num_labeled} episodes marked as successful"
     if facts.gripper:
         yield f"gripper of the action: {facts.gripper}"
     yield from facts.remarks

@@ -1,14 +1,12 @@
 """The report of a check: a table for people, a JSON document for programs."""
 
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 DOCUMENT_VERSION: Final = 1  # increases when a field of `to_dict` is renamed or removed
-_MAX_LISTED: Final = 20  # findings of one kind that are listed
+MAX_LISTED: Final = 20  # findings of one kind that are listed
 Severity = Literal["error", "warning"]
-Kind = str
-"""Of a finding; data_manifests/README.md lists all."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +15,8 @@ class Finding:
 
     severity: Severity
     """`error`: training on it is wrong or impossible. `warning`: may be intended."""
-    kind: Kind
+    kind: str
+    """data_manifests/README.md lists all."""
     place: str
     """The file, episode, view or column."""
     found: str
@@ -81,60 +80,46 @@ class CheckReport:
 
     def table(self) -> str:
         """Return the report as a table of fixed-width text."""
-        head = (
+        blocks = [
             f"{self.manifest}: {self.name}: {self.num_episodes} episodes, {self.num_steps} steps, "
             f"{self.seconds:.1f} s; read the frames of {len(self.frames_of)} episodes"
-        )
-        views = [
-            [
-                view.name,
-                ", ".join(f"{height}x{width}" for height, width in view.sizes),
-                str(view.num_frames),
-                f"{1000 * view.max_drift_s:.1f} ms",
-            ]
-            for view in self.views
         ]
-        dims = [
-            [d.name, *(f"{value:.4g}" for value in (d.minimum, d.maximum, d.mean, d.std))]
-            for d in self.dims
-        ]
-        blocks = [head]
         if self.statements:
             blocks.append("according to the files: " + "; ".join(self.statements))
-        if views:
-            blocks.append(_columns([["view", "size", "frames read", "drift"], *views]))
-        if dims:
-            blocks.append(_columns([["column", "min", "max", "mean", "std"], *dims]))
+        views = [["view", "size", "frames read", "drift"]]
+        dims = [["column", "min", "max", "mean", "std"]]
+        for view in self.views:
+            sizes = ", ".join(f"{height}x{width}" for height, width in view.sizes)
+            drift = f"{1000 * view.max_drift_s:.1f} ms"
+            views.append([view.name, sizes, str(view.num_frames), drift])
+        for dim in self.dims:
+            figures = (dim.minimum, dim.maximum, dim.mean, dim.std)
+            dims.append([dim.name, *(f"{figure:.4g}" for figure in figures)])
+        blocks += [_columns(rows) for rows in (views, dims) if len(rows) > 1]
         blocks += [
             f"{finding.severity}: {finding.kind}: {finding.place}\n    found: {finding.found}\n"
             f"    to do: {finding.to_do}"
             for finding in self.findings
         ]
         if self.sheet:
-            blocks.append(
-                f"contact sheet: {self.sheet}; check for flipped images and swapped colors"
-            )
+            blocks.append(f"contact sheet: {self.sheet}; look for flipped images, swapped colors")
         counts = Counter(finding.severity for finding in self.findings)
-        verdict = ", ".join(
-            f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items()
-        )
-        return "\n\n".join([*blocks, verdict or "no problems found"])
+        verdict = [f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items()]
+        return "\n\n".join([*blocks, ", ".join(verdict) or "no problems found"])
 
 
-@dataclass
 class Findings:
-    """Collects findings in order; of each kind the first are kept and the others counted."""
+    """Collects findings; of each kind the first are listed and the others counted."""
 
-    _kept: list[Finding] = field(default_factory=list)
-    _counts: Counter[Kind] = field(default_factory=Counter)
+    def __init__(self) -> None:
+        """Start with none."""
+        self._of_kind: dict[str, list[Finding]] = defaultdict(list)
 
-    def add(self, severity: Severity, kind: Kind, place: str, found: str, to_do: str) -> None:
+    def add(self, severity: Severity, kind: str, place: str, found: str, to_do: str) -> None:
         """Add one finding."""
-        self._counts[kind] += 1
-        if self._counts[kind] <= _MAX_LISTED:
-            self._kept.append(Finding(severity, kind, place, found, to_do))
+        self._of_kind[kind].append(Finding(severity, kind, place, found, to_do))
 
-    def add_error(self, kind: Kind, place: str, error: Exception) -> None:
+    def add_error(self, kind: str, place: str, error: Exception) -> None:
         """Add a reader's error: `place: expected, found; what to do`."""
         text = " ".join(str(error).split()).removeprefix(f"{place}: ")
         found, _, to_do = text.rpartition("; ")
@@ -142,18 +127,14 @@ class Findings:
 
     def all(self) -> tuple[Finding, ...]:
         """Return the findings, errors first, and the number of further ones per kind."""
-        more = [
-            Finding(
-                next(finding.severity for finding in self._kept if finding.kind == kind),
-                kind,
-                "elsewhere",
-                f"{count - _MAX_LISTED} more of this kind",
-                "correct the above and run the check again",
-            )
-            for kind, count in self._counts.items()
-            if count > _MAX_LISTED
-        ]
-        return tuple(sorted([*self._kept, *more], key=lambda finding: finding.severity != "error"))
+        listed = []
+        for kind, found in self._of_kind.items():
+            listed += found[:MAX_LISTED]
+            if len(found) > MAX_LISTED:
+                more = f"{len(found) - MAX_LISTED} more of this kind"
+                to_do = "correct the above and run the check again"
+                listed.append(Finding(found[0].severity, kind, "elsewhere", more, to_do))
+        return tuple(sorted(listed, key=lambda finding: finding.severity != "error"))
 
 
 def _columns(rows: list[list[str]]) -> str:

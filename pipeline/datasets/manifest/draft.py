@@ -1,23 +1,28 @@
-"""Drafts a manifest from the files' metadata and the usual keys of their format.
+"""The `DATASET` argument of commands: a manifest, or data, of which a manifest is drafted.
 
-What a store needs and the files do not contain (the rate, or which of several arrays is the state)
-is left as an empty string, which `load_manifest` refuses.
+A draft follows from the files' metadata and the usual keys of their format. What a store needs and
+the files do not contain (the rate, or which of several arrays is the state) is left as an empty
+string, which `load_manifest` refuses.
 """
 
+import logging
 import os
 import re
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 
 from pipeline.datasets.base import DatasetConfig, FormatReader, FormatSurvey, every_episode
 from pipeline.datasets.check.labels import Labels, statements
+from pipeline.datasets.hub import HUB, download_dataset
+from pipeline.datasets.manifest.model import LoadedManifest, load_manifest, parse_manifest
+from pipeline.datasets.manifest.parts import toml_text
 from pipeline.datasets.manifest.selection import choose_episodes
-from pipeline.datasets.manifest.toml import toml_text
 from pipeline.datasets.registry import (
     FormatName,
     detect_format,
@@ -25,10 +30,12 @@ from pipeline.datasets.registry import (
     format_class,
     open_format,
 )
-from pipeline.errors import DatasetError
-from pipeline.storage.location import Location, on_disk
+from pipeline.errors import ConfigError, DatasetError, ManifestError
+from pipeline.storage.local import write_atomically
+from pipeline.storage.location import Location, on_disk, parse_location
 from policy.spec import FRAME_SIZE
 
+MANIFEST_SUFFIX: Final = ".toml"
 _NO_NAME: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 # Usual keys of the state and the action; all that match the first pattern with a match.
 _USUAL_STATES: Final = (
@@ -40,7 +47,8 @@ _USUAL_STATES: Final = (
 )
 _USUAL_ACTIONS: Final = (r"action", r"actions", r"data/action")
 _USUAL_FPS: Final[Mapping[FormatName, float]] = {"aloha_hdf5": 50.0}  # of ACT and ALOHA
-_MAX_COLUMNS: Final = 32  # names of columns that a comment lists
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,19 +63,73 @@ class Draft:
     """Key and choices of each empty string."""
 
 
-def draft_manifest(
-    path: Location, notes: Mapping[str, str] = MappingProxyType({}), episodes: str | None = None
-) -> Draft:
-    """Draft a manifest of a dataset, with all cameras.
+def describe_data(dataset: str) -> LoadedManifest:
+    """Load a manifest, or draft one of data; writes nothing.
 
-    `notes` are `name`, `source` and `revision`, if known; `episodes` is the argument of
-    `choose_episodes`, None all that are not marked as failed.
+    Args:
+        dataset: a manifest (`.toml`); or data: a folder, a file, an address, `hf://owner/name`.
+
+    Raises:
+        ManifestError: the manifest is wrong, or cannot be completed from the files.
+        DatasetError: there is no data, not of a known format, or it does not read.
+    """
+    if dataset.endswith(MANIFEST_SUFFIX):
+        return load_manifest(dataset)
+    draft = _complete_draft(dataset)
+    logger.info("%s: no manifest was passed, using:\n%s", dataset, draft.assumed)
+    return parse_manifest(tomllib.loads(draft.text), Path(dataset))
+
+
+def manifest_next_to(store: Location, dataset: str, episodes: str | None = None) -> Path:
+    """Return the manifest to embed: `dataset` itself, or one that is drafted next to the store.
+
+    Args:
+        store: `s.zarr` gets `s.toml`; a store in object storage gets it in the working directory.
+        dataset: as `describe_data`.
+        episodes: argument of `choose_episodes`; None uses all.
+
+    Raises:
+        ManifestError, DatasetError: as `describe_data`.
+        ConfigError: there are no such episodes, or a different manifest is next to the store.
+    """
+    if dataset.endswith(MANIFEST_SUFFIX):
+        if episodes is not None:
+            raise ConfigError(f"--episodes: write `episodes = {{only = [..]}}` into {dataset}")
+        return Path(dataset)
+    place = on_disk(store)
+    folder = Path() if place is None else place.parent
+    path = folder / f"{store.name.removesuffix('.zarr')}{MANIFEST_SUFFIX}"
+    draft = _complete_draft(dataset, episodes, path)
+    command = f"vla-embed {path} --store"
+    try:
+        is_same = tomllib.loads(path.read_text()) == tomllib.loads(draft.text)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, draft.text.encode())
+        is_same = True
+    except ValueError:  # not TOML
+        is_same = False
+    if not is_same:
+        raise ConfigError(
+            f"{path}: expected the manifest drafted from {dataset}, found a different one; to use "
+            f"it, run `{command} {store}`, else move it away or use another --store"
+        )
+    advice = f"To change this, edit {path}, then run `{command} NEW_STORE`"
+    logger.info("%s: no manifest was passed, using:\n%s\n%s", dataset, draft.assumed, advice)
+    return path
+
+
+def draft_manifest(dataset: Path | str, episodes: str | None = None) -> Draft:
+    """Draft a manifest of data, with all cameras; `hf://` is downloaded.
+
+    `episodes` is the argument of `choose_episodes`, None all that are not marked as failed.
 
     Raises:
         DatasetError: there is no data, not of a known format, or it does not read.
-        ConfigError: there are no such episodes.
+        ConfigError: there are no such episodes, or `dataset` is an invalid address.
+        ObjectStorageError: the hub refuses, or does not answer.
     """
-    root = path if on_disk(path) is None else Path(os.path.normpath(Path(str(path)).absolute()))
+    root, notes = _locate(str(dataset), episodes)
     name = detect_format(root)
     survey: FormatSurvey = format_class(name).survey(root)
     notes = {**survey.notes, **notes}
@@ -121,6 +183,30 @@ def draft_manifest(
     )
 
 
+def _locate(dataset: str, episodes: str | None) -> tuple[Location, dict[str, str]]:
+    """Return where data is, downloading it for `hf://`, and the hub's notes about it."""
+    root: Location
+    notes: dict[str, str] = {}
+    if dataset.startswith(HUB):
+        root, notes = download_dataset(dataset, episodes)
+    else:
+        root = parse_location(dataset)
+    path = on_disk(root)
+    return root if path is None else Path(os.path.normpath(path.absolute())), notes
+
+
+def _complete_draft(
+    dataset: str, episodes: str | None = None, path: Path = Path("my.toml")
+) -> Draft:
+    draft = draft_manifest(dataset, episodes)
+    if draft.missing:
+        raise ManifestError(
+            f"{dataset}: the files do not contain {'; '.join(draft.missing)}; run `vla-data init "
+            f"{dataset} --out {path}`, complete that file, and pass it instead of the data"
+        )
+    return draft
+
+
 class _Metadata:
     """The files' metadata, and the lines of the manifest that follow from it."""
 
@@ -137,19 +223,13 @@ class _Metadata:
             chosen = choose_episodes(episodes, episode_numbers(name, root))
         if not keys:
             return
+        # Frames are not read: that takes long, and `vla-data check` does it.
+        keeps = set(chosen).__contains__ if chosen else every_episode
         try:
-            # Frames are not read: that takes long, and `vla-data check` does it.
-            keeps = set(chosen).__contains__ if chosen else every_episode
-            reader = open_format(name, DatasetConfig(root, (), keys, keeps=keeps))
-        except (DatasetError, OSError) as error:
-            self.lines = [f"# Not all of it opens: {_one_line(str(error))}"]
-            return
-        try:
-            self._read(reader, chosen)
+            with closing(open_format(name, DatasetConfig(root, (), keys, keeps=keeps))) as reader:
+                self._read(reader, chosen)
         except (DatasetError, OSError) as error:
             self.lines.append(f"# Not all of it reads: {_one_line(str(error))}")
-        finally:
-            reader.close()
 
     def _read(self, reader: FormatReader, chosen: Sequence[int] | None) -> None:
         facts, labels = reader.facts, Labels()
@@ -246,9 +326,7 @@ def _array_lines(
     value: str | list[str] = keys[0] if len(keys) == 1 else list(keys) or ""
     lines = [f"[{role}]", _line("key", value, f"one key or a list, of (width) {found}")]
     if columns:
-        more = ", ..." if len(columns) > _MAX_COLUMNS else ""
-        named = f"# columns are {', '.join(columns[:_MAX_COLUMNS])}{more}{gripper}"
-        lines.append(_one_line(named))
+        lines.append(_one_line(f"# columns are {', '.join(columns)}{gripper}"))
     return lines
 
 

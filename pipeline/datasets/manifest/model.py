@@ -13,45 +13,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import (
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
-from pipeline.datasets.manifest.errors import MANUAL, first_problem
 from pipeline.datasets.manifest.parts import (
     ArraySource,
-    Checksums,
-    ColorOrder,
     DataSource,
     EpisodeFilter,
+    OneSource,
     Splits,
     Text,
     ViewSource,
     key_path,
+    toml_text,
 )
-from pipeline.datasets.manifest.toml import toml_text
-from pipeline.datasets.registry import FormatName
 from pipeline.errors import ConfigError, ManifestError
 from pipeline.storage.location import Location, is_address, parse_location
-from policy.spec import Fit, FrozenModel
+from policy.spec import Fit
 
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_OF_ONE_SOURCE: Final = (
-    "format",
-    "episodes",
-    "splits",
-    "checksums",
-    "instruction",
-    "allow_outside",
-)
+_MANUAL: Final = "data_manifests/README.md explains every field"
+_TABLES: Final[Mapping[str, type[BaseModel]]] = {
+    "views": ViewSource,
+    "state": ArraySource,
+    "action": ArraySource,
+    "sources": DataSource,
+    "episodes": EpisodeFilter,
+    "splits": Splits,
+}
 
-MAX_SHIFT: Final = 1000  # control steps; 20 s at 50 Hz, where real recordings are off by a few
 
-
-class Manifest(FrozenModel):
+class Manifest(OneSource):
     """A dataset: its origin, its path, and the meaning of its arrays."""
 
     name: Text
@@ -62,10 +54,6 @@ class Manifest(FrozenModel):
     """Which state of that source: a commit, a date, the version of a simulator."""
     license: Text | None = None
     """Under which terms the data may be used."""
-    format: FormatName | None = None
-    """The file format; None detects it."""
-    path: Text | None = None
-    """The data: absolute, relative to the manifest, or beginning with `${VARIABLE}`."""
     sources: tuple[DataSource, ...] = ()
     """Several datasets used together, instead of `path` and the other fields of one source."""
     fps: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
@@ -81,34 +69,21 @@ class Manifest(FrozenModel):
     fit: Fit = "stretch"
     """With `resize`, how frames that are not square become so: `stretch` changes their aspect
     ratio, `crop` keeps the square in the middle, `pad` adds black bars. Live images too."""
-    color_order: ColorOrder = "rgb"
+    color_order: Literal["rgb", "bgr"] = "rgb"
     """Order of the color channels in the files; `bgr` is converted to RGB while reading."""
-    action_shift: Annotated[int, Field(strict=True, ge=-MAX_SHIFT, le=MAX_SHIFT)] = 0
+    action_shift: Annotated[int, Field(strict=True, ge=-1000, le=1000)] = 0
     """Control steps by which an action is stored too early (above 0) or too late for its frame:
     step t gets the action of t - shift, the first or last one at the ends."""
-    episodes: EpisodeFilter | None = None
-    """Which episodes are used; None uses all."""
-    splits: Splits | None = None
-    """Which episodes are kept out of training; None lets the trainer choose."""
-    checksums: Checksums | None = None
-    """sha256 of files, by their path below `path`; checked before frames are encoded."""
-    instruction: Text | None = None
-    """The instruction of every episode, in words; None: that in the files."""
-    allow_outside: bool = False
-    """Whether links and paths of the dataset may lead outside `path`."""
 
     @field_validator("views")
     @classmethod
     def _views_are_different_cameras(cls, views: tuple[ViewSource, ...]) -> tuple[ViewSource, ...]:
-        for kind, values in (
-            ("names", [view.name for view in views]),
-            ("keys", [key_path(view.key) for view in views]),
-        ):
+        names, keys = [view.name for view in views], [key_path(view.key) for view in views]
+        for kind, values in (("names", names), ("keys", keys)):
             repeated = sorted({value for value in values if values.count(value) > 1})
             if repeated:
                 raise ValueError(
-                    f"expected distinct {kind}, found {', '.join(repeated)} more than once; "
-                    "give each view its own name and camera"
+                    f"expected distinct {kind}, found {', '.join(repeated)} more than once"
                 )
         return views
 
@@ -116,14 +91,9 @@ class Manifest(FrozenModel):
     def _either_path_or_sources(self) -> "Manifest":
         if self.path is None and not self.sources:
             raise ValueError(
-                f"path: expected this key, or [[sources]] blocks, found none; add it, {MANUAL}"
+                f"path: expected this key, or [[sources]] blocks, found none; add it, {_MANUAL}"
             )
-        if self.path is not None and self.sources:
-            raise ValueError(
-                "path: expected either `path` or [[sources]] blocks, found both; move the path "
-                "into its own block"
-            )
-        for field in _OF_ONE_SOURCE:
+        for field in OneSource.model_fields:
             if self.sources and field in self.model_fields_set:
                 raise ValueError(
                     f"{field}: expected it inside each of the [[sources]] blocks, found it at the "
@@ -134,11 +104,8 @@ class Manifest(FrozenModel):
     @property
     def data_sources(self) -> tuple[DataSource, ...]:
         """The sources in order; a single one from `path` if the manifest has no `sources`."""
-        if self.sources:
-            return self.sources
-        assert self.path is not None
-        fields = {field: getattr(self, field) for field in _OF_ONE_SOURCE}
-        return (DataSource.model_construct(path=self.path, **fields),)
+        fields = {field: getattr(self, field) for field in OneSource.model_fields}
+        return self.sources or (DataSource.model_construct(**fields),)
 
     @property
     def view_names(self) -> tuple[str, ...]:
@@ -178,12 +145,7 @@ class Manifest(FrozenModel):
         return toml_text(self.to_dict())
 
     @classmethod
-    def from_dict(
-        cls,
-        content: Mapping[str, Any],
-        *,
-        origin: str = "manifest",
-    ) -> "Manifest":
+    def from_dict(cls, content: Mapping[str, Any], *, origin: str = "manifest") -> "Manifest":
         """Build a manifest from plain values, such as `to_dict` returns; `origin` names their file.
 
         Raises:
@@ -192,7 +154,7 @@ class Manifest(FrozenModel):
         try:
             return cls.model_validate(dict(content))
         except ValidationError as error:
-            raise ManifestError(f"{origin}: {first_problem(error, content, cls)}") from error
+            raise ManifestError(f"{origin}: {_first_problem(error, content)}") from error
 
 
 @dataclass(frozen=True)
@@ -217,23 +179,17 @@ def load_manifest(path: Path | str) -> LoadedManifest:
     """
     path = Path(path)
     try:
-        return parse_manifest(path.read_text(encoding="utf-8-sig"), path)
-    except ManifestError:  # which is a ValueError
-        raise
-    except FileNotFoundError as error:
-        raise ManifestError(
-            f"{path}: expected a manifest file, found nothing; correct the path, or write one: "
-            f"{MANUAL}"
-        ) from error
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ManifestError(
-            f"{path}: expected a manifest, TOML in UTF-8, found: {error}; correct it"
+            f"{path}: expected a manifest, TOML in UTF-8, found: {error}; correct it, {_MANUAL}"
         ) from error
+    return parse_manifest(content, path)
 
 
-def parse_manifest(text: str, path: Path) -> LoadedManifest:
-    """Check the text of a manifest whose file is, or would be, at `path`; see `load_manifest`."""
-    manifest = Manifest.from_dict(tomllib.loads(text), origin=str(path))
+def parse_manifest(content: Mapping[str, Any], path: Path) -> LoadedManifest:
+    """Check the content of a manifest file that is, or would be, at `path`; see `load_manifest`."""
+    manifest = Manifest.from_dict(content, origin=str(path))
     roots = tuple(
         _resolve(source.path, path, f"sources[{index}].path" if manifest.sources else "path")
         for index, source in enumerate(manifest.data_sources)
@@ -242,21 +198,20 @@ def parse_manifest(text: str, path: Path) -> LoadedManifest:
 
 
 def _resolve(written: str, manifest_file: Path, key: str) -> Location:
+    where, folder = f"{manifest_file}: {key}", manifest_file.absolute().parent
     match = _VARIABLE.match(written)
     rest = written[match.end() :] if match else written
     if "://" not in rest and ("$" in rest or written.startswith("~")):
         raise ManifestError(
-            f"{manifest_file}: {key}: expected an absolute path, one relative to this file, or one "
-            f'that begins with a variable as in "${{DATA_ROOT}}/x", found {written!r}; a home '
-            'folder is "${HOME}"'
+            f"{where}: expected an absolute path, one relative to this file, or one that begins "
+            f'with a variable as in "${{HOME}}/x", found {written!r}'
         )
-    folder = manifest_file.absolute().parent
     if match:
         value = os.environ.get(match[1], "")
         if not value:
             raise ManifestError(
-                f"{manifest_file}: {key}: expected the environment variable {match[1]} to be set, "
-                f"found it unset or empty; run `export {match[1]}=/folder/of/your/data` first"
+                f"{where}: expected the environment variable {match[1]} to be set, found it unset "
+                f"or empty; run `export {match[1]}=/folder/of/your/data` first"
             )
         rest = value + rest
         if not Path(value).is_absolute():  # as in every other command of the shell that set it
@@ -265,6 +220,44 @@ def _resolve(written: str, manifest_file: Path, key: str) -> Location:
         try:
             return parse_location(rest)
         except ConfigError as error:  # which repeats no secret
-            raise ManifestError(f"{manifest_file}: {key}: {error}") from error
+            raise ManifestError(f"{where}: {error}") from error
     # Links stay: a file's name tells its layout, and a download cache links to nameless ones.
     return Path(os.path.normpath(folder / rest))
+
+
+def _first_problem(error: ValidationError, content: Mapping[str, Any]) -> str:
+    """Describe the first problem in one line: key, expected, found, fix; count the others."""
+    problems = error.errors()
+    keys = [_key(problem, content) for problem in problems]
+    # The branches of a union are reported one by one for the same key.
+    more = f" ({len(set(keys)) - 1} more to correct)" if len(set(keys)) > 1 else ""
+    return ": ".join(filter(None, [keys[0], _text(problems[0])])) + more
+
+
+def _key(problem: ErrorDetails, content: Mapping[str, Any]) -> str:
+    """Return the key as in the file, without pydantic's names of a union's branches."""
+    key: str = ""
+    node: Any = content
+    for part in problem["loc"]:
+        if isinstance(part, int):
+            if isinstance(node, list | tuple) and part < len(node):
+                key, node = f"{key}[{part}]", node[part]
+        elif isinstance(node, Mapping) and (part in node or problem["type"] == "missing"):
+            key, node = f"{key}.{part}" if key else part, node.get(part)
+    return key
+
+
+def _text(problem: ErrorDetails) -> str:
+    if problem["type"] == "missing":
+        return f"expected this key, found none; add it, {_MANUAL}"
+    if problem["type"] == "extra_forbidden":
+        tables = [part for part in problem["loc"][:-1] if isinstance(part, str)]
+        fields = (_TABLES[tables[-1]] if tables else Manifest).model_fields
+        names = ", ".join(field.alias or name for name, field in fields.items())
+        hint = "; a key below a [table] line belongs to that table" if tables else ""
+        return f"expected one of {names}, found an unknown key; rename or remove it{hint}"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    wanted = problem["msg"].removeprefix("Input should be ")
+    found = repr(problem["input"])[:200]
+    return f"expected {wanted[0].lower()}{wanted[1:]}, found {found}; correct it, {_MANUAL}"

@@ -1,10 +1,12 @@
-"""The tables of a manifest: views, number arrays, sources, episode filters and splits.
+"""The tables of a manifest: views, number arrays, sources, episode filters and splits; their text.
 
 `data_manifests/README.md` explains every field in words.
 """
 
-from collections import Counter
-from typing import Annotated, Any, Final, Literal
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
 from pydantic import (
     AfterValidator,
@@ -18,17 +20,15 @@ from pydantic import (
 from pipeline.datasets.registry import FormatName
 from policy.spec import FrozenModel
 
-ColorOrder = Literal["rgb", "bgr"]
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-_SHA256: Final = r"^[0-9a-f]{64}$"
 
 
 def _require_names(key: str) -> str:
     """Refuse a key that a reader would report as a damaged file."""
-    if any(part in ("", ".", "..") for part in key_path(key).split("/")):
+    if {"", ".", ".."} & set(key_path(key).split("/")):
         raise ValueError(
-            "expected names joined by single slashes, such as observations/images/front, found "
-            f"{key!r}; correct this key"
+            f"expected names joined by single slashes, as a/b/c, found {key!r}; correct this key"
         )
     return key
 
@@ -47,20 +47,16 @@ def _one_or_several(value: Any) -> Any:
 
 
 def _require_unique(numbers: tuple[int, ...]) -> tuple[int, ...]:
-    repeated = sorted(number for number, count in Counter(numbers).items() if count > 1)
-    if repeated:
-        raise ValueError(
-            f"expected each number once, found {repeated} repeated; remove the duplicates"
-        )
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"expected each number once, found {list(numbers)}; remove duplicates")
     return numbers
 
 
 Key = Annotated[Text, AfterValidator(_require_names)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 Numbers = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_require_unique)]
-Checksums = Annotated[
-    dict[Text, Annotated[str, StringConstraints(pattern=_SHA256)]], Field(min_length=1)
-]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Checksums = Annotated[dict[Text, Sha256], Field(min_length=1)]
 
 
 class ViewSource(FrozenModel):
@@ -114,22 +110,64 @@ class Splits(FrozenModel):
     """Their numbers in the files, or the name of a subset that the files define: `valid`."""
 
 
-class DataSource(FrozenModel):
-    """One of several datasets of the same robot that are used together."""
+class OneSource(FrozenModel):
+    """What differs between datasets that are used together."""
 
-    path: Text
+    path: Text | None = None
     """The data: absolute, relative to the manifest, or beginning with `${VARIABLE}`."""
     format: FormatName | None = None
     """The file format; None detects it."""
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] = 1.0
-    """How often training draws a step of this source per epoch, relative to the others."""
     episodes: EpisodeFilter | None = None
     """Which episodes are used; None uses all."""
     splits: Splits | None = None
-    """Which episodes are kept out of training."""
+    """Which episodes are kept out of training; None lets the trainer choose."""
     checksums: Checksums | None = None
     """sha256 of files, by their path below `path`; checked before frames are encoded."""
     instruction: Text | None = None
     """The instruction of every episode, in words; None: that in the files."""
     allow_outside: bool = False
     """Whether links and paths of the dataset may lead outside `path`."""
+
+
+class DataSource(OneSource):
+    """One of several datasets of the same robot that are used together."""
+
+    path: Text
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] = 1.0
+    """How often training draws a step of this source per epoch, relative to the others."""
+
+
+def toml_text(content: Mapping[str, Any]) -> str:
+    """Write TOML: values first, then a `[table]` per mapping and `[[table]]`s per list of them.
+
+    Args:
+        content: strings, finite numbers, booleans, lists and mappings of these; no None.
+    """
+    lines, blocks = [], []
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            blocks += [f"\n[{_key(key)}]", *_lines(value)]
+        elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+            for entry in value:
+                blocks += [f"\n[[{_key(key)}]]", *_lines(entry)]
+        else:
+            lines += _lines({key: value})
+    return "\n".join([*lines, *blocks]) + "\n"
+
+
+def _lines(table: Mapping[str, Any]) -> list[str]:
+    return [f"{_key(key)} = {_value(value)}" for key, value in table.items()]
+
+
+def _key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(_lines(value)) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(entry) for entry in value) + "]"
+    # JSON and TOML agree on strings, once non-ASCII text is left as it is, and on numbers; DEL is
+    # the one character that JSON leaves and TOML forbids.
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")

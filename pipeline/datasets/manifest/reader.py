@@ -27,27 +27,22 @@ class _Columns:
 
     def __init__(self, role: str, wanted: ArraySource, reader: FormatReader, origin: str):
         self.keys = wanted.key_paths
-        self.measured, widths = _first_widths(self.keys, reader)
-        joined = [
-            (key, dim) for key, width in zip(self.keys, widths, strict=True) for dim in range(width)
-        ]
+        widths = zip(self.keys, _first_widths(self.keys, reader), strict=True)
+        joined = [(key, dim) for key, width in widths for dim in range(width)]
         self.columns = list(wanted.columns or range(len(joined)))
         if max(self.columns) >= len(joined):
             raise DatasetError(
-                f"{origin}: {role}.columns: expected columns below {len(joined)}, the "
-                f"width of {' + '.join(self.keys)} in {self.measured}, found "
-                f"{max(self.columns)}; columns are counted from 0"
+                f"{origin}: {role}.columns: expected columns below {len(joined)}, the width of "
+                f"{' + '.join(self.keys)}, found {max(self.columns)}; columns are counted from 0"
             )
-        self.num_joined = len(joined)
         self.sources = [joined[column] for column in self.columns]
 
 
-def _first_widths(keys: Sequence[str], reader: FormatReader) -> tuple[str, list[int]]:
-    """Return the name of the first episode that reads, and the widths of its arrays."""
+def _first_widths(keys: Sequence[str], reader: FormatReader) -> list[int]:
+    """Return the widths of the arrays, of the first episode that reads."""
     for episode in range(reader.num_episodes):
         try:
-            widths = [reader.numbers(episode, key).shape[1] for key in keys]
-            return reader.episode_name(episode), widths
+            return [reader.numbers(episode, key).shape[1] for key in keys]
         except DatasetError:  # raised again when that episode is read; others may be good
             if episode == reader.num_episodes - 1:
                 raise
@@ -87,17 +82,23 @@ class ManifestReader:
                 describes; sources differ in width; or filter and split name episodes that do not
                 exist or leave none to train on.
         """
-        self.loaded, self._origin, manifest = loaded, loaded.origin, loaded.manifest
+        manifest = self._manifest = loaded.manifest
+        self.loaded, self._origin = loaded, loaded.origin
         self.view_names, self.fps, self.fit = manifest.view_names, manifest.fps, manifest.fit
-        self._manifest = manifest
         self._view_keys = {view.name: key_path(view.key) for view in manifest.views}
+        self._instructions = [source.instruction for source in manifest.data_sources]
         self._readers: list[FormatReader] = []
-        self._columns: list[tuple[_Columns, _Columns]] = []
+        self._columns: list[dict[str, _Columns]] = []  # of each source, by role
         self._episodes: list[tuple[int, int]] = []  # source, position in it
         validation: list[int] = []
         try:
             for source in range(len(manifest.data_sources)):
                 validation += self._add_source(source, on_problem)
+            if len(validation) == len(self._episodes):
+                raise DatasetError(
+                    f"{self._origin}: splits.validation: expected at least one episode to train "
+                    f"on, found all {len(validation)} in the split; list fewer"
+                )
         except BaseException:
             self.close()
             raise
@@ -105,38 +106,30 @@ class ManifestReader:
         self.source_of = tuple(source for source, _ in self._episodes)
         has_splits = any(source.splits for source in manifest.data_sources)
         self.validation = tuple(validation) if has_splits else None
-        if len(validation) == self.num_episodes:
-            self.close()
-            raise DatasetError(
-                f"{self._origin}: splits.validation: expected at least one episode to train on, "
-                f"found all {self.num_episodes} in the split; list fewer"
-            )
 
     def episode_number(self, episode: int) -> int:
         """Return the number of the episode in its files; each source has its own numbers."""
-        reader, position, _ = self._at(episode)
+        reader, position = self._at(episode)
         return reader.episode_number(position)
 
     def episode_name(self, episode: int) -> str:
-        reader, position, _ = self._at(episode)
+        reader, position = self._at(episode)
         return reader.episode_name(position)
 
     def episode_length(self, episode: int) -> int:
-        reader, position, _ = self._at(episode)
+        reader, position = self._at(episode)
         return reader.episode_length(position)
 
     def label(self, episode: int) -> EpisodeLabel:
-        reader, position, _ = self._at(episode)
-        label, stated = reader.label(position), self._stated_instruction(episode)
+        reader, position = self._at(episode)
+        label, stated = reader.label(position), self._instructions[self.source_of[episode]]
         return label if stated is None else replace(label, task=stated, instruction=stated)
 
     def instruction(self, episode: int) -> str:
         """Return the instruction of an episode; empty if there is none."""
-        reader, position, _ = self._at(episode)
-        return (self._stated_instruction(episode) or reader.instruction(position) or "").strip()
-
-    def _stated_instruction(self, episode: int) -> str | None:
-        return self._manifest.data_sources[self.source_of[episode]].instruction
+        reader, position = self._at(episode)
+        stated = self._instructions[self.source_of[episode]]
+        return (stated or reader.instruction(position) or "").strip()
 
     @property
     def facts(self) -> tuple[DatasetFacts, ...]:
@@ -144,7 +137,7 @@ class ManifestReader:
         return tuple(reader.facts for reader in self._readers)
 
     def frame_size(self, episode: int, view: str) -> tuple[int, int]:
-        reader, position, _ = self._at(episode)
+        reader, position = self._at(episode)
         return reader.frame_size(position, self._view_keys[view])
 
     def frames(
@@ -155,14 +148,14 @@ class ManifestReader:
         Raises:
             FrameReadError: a frame is missing or does not decode; never fewer rows than requested.
         """
-        reader, position, _ = self._at(episode)
+        reader, position = self._at(episode)
         views = reader.frames(position, start, stop)
         if self._manifest.color_order == "rgb":
             return views
         return tuple(np.ascontiguousarray(view[..., ::-1]) for view in views)
 
     def frame_drift(self, episode: int, view: str) -> float:
-        reader, position, _ = self._at(episode)
+        reader, position = self._at(episode)
         return reader.frame_drift(position, self._view_keys[view])
 
     def state(self, episode: int) -> Float32[np.ndarray, "t s"]:
@@ -171,20 +164,13 @@ class ManifestReader:
         Raises:
             DatasetError: a value is NaN or infinite as float32, or does not read.
         """
-        _, _, (columns, _) = self._at(episode)
-        return self._numbers(episode, columns)
+        return self._numbers(episode, "state")
 
     def action(self, episode: int) -> Float32[np.ndarray, "t a"]:
-        """Read the action of every step, in the units of the manifest, shifted as it states.
-
-        Raises:
-            DatasetError: a value is NaN or infinite as float32, or does not read.
-        """
-        _, _, (_, columns) = self._at(episode)
-        action = self._numbers(episode, columns)
+        """Read the action of every step, shifted as the manifest states; errors as of `state`."""
+        action = self._numbers(episode, "action")
         rows = np.arange(len(action)) - self._manifest.action_shift
-        shifted: np.ndarray = action[rows.clip(0, len(action) - 1)]
-        return shifted
+        return np.asarray(action[rows.clip(0, len(action) - 1)])
 
     def timestamp(self, episode: int) -> Float64[np.ndarray, " t"]:
         """Return seconds since the episode's first step; from `fps` if the files have no times.
@@ -192,7 +178,7 @@ class ManifestReader:
         Raises:
             DatasetError: a time is NaN or infinite, or does not read.
         """
-        reader, position, _ = self._at(episode)
+        reader, position = self._at(episode)
         with np.errstate(over="ignore", invalid="ignore"):  # infinite values are reported below
             kept = reader.timestamp(position)
         if kept is None:
@@ -209,33 +195,35 @@ class ManifestReader:
         for reader in self._readers:
             reader.close()
 
-    def _at(self, episode: int) -> tuple[FormatReader, int, tuple[_Columns, _Columns]]:
+    def _at(self, episode: int) -> tuple[FormatReader, int]:
         if not 0 <= episode < self.num_episodes:
             raise IndexError(f"episode: expected 0 to {self.num_episodes - 1}, found {episode}")
         source, position = self._episodes[episode]
-        return self._readers[source], position, self._columns[source]
+        return self._readers[source], position
 
     def _add_source(self, source: int, on_problem: OnProblem | None) -> list[int]:
         """Open a source and return its validation episodes, as this reader numbers them."""
-        manifest, data = self._manifest, self._manifest.data_sources[source]
         opener = SourceOpener(self.loaded, source)
         reader = opener.open(on_problem)
         self._readers.append(reader)
         self._check_fps(reader, on_problem)
-        numbers = [reader.episode_number(position) for position in range(reader.num_episodes)]
-        named = data.splits.validation if data.splits is not None else ()
-        if isinstance(named, str):
-            validation = self._subset(reader, named, numbers, opener.where)
-        else:
-            validation = set(named)
-            opener.refuse_unknown(validation, opener.kept, "splits.validation")
-        state = _Columns("state", manifest.state, reader, self._origin)
-        action = _Columns("action", manifest.action, reader, self._origin)
-        self._columns.append((state, action))
-        self._check_widths(reader, source)
-        first = len(self._episodes)
+        wanted = {"state": self._manifest.state, "action": self._manifest.action}
+        columns = {role: _Columns(role, wanted[role], reader, self._origin) for role in wanted}
+        self._columns.append(columns)
+        for role, first in self._columns[0].items():
+            width, found = len(first.sources), len(columns[role].sources)
+            if found != width:
+                raise DatasetError(
+                    f"{self._origin}: sources[{source}]: expected {role} of width {width} as in "
+                    f"sources[0], found {found}; write one manifest per robot"
+                )
+        validation, start = opener.validation(reader), len(self._episodes)
         self._episodes += [(source, position) for position in range(reader.num_episodes)]
-        return [first + position for position, number in enumerate(numbers) if number in validation]
+        return [
+            start + position
+            for position in range(reader.num_episodes)
+            if reader.episode_number(position) in validation
+        ]
 
     def _check_fps(self, reader: FormatReader, on_problem: OnProblem | None) -> None:
         if reader.fps is None or math.isclose(reader.fps, self.fps, rel_tol=_FPS_TOLERANCE):
@@ -248,37 +236,11 @@ class ManifestReader:
             raise error
         on_problem("fps", self._origin, error)
 
-    def _check_widths(self, reader: FormatReader, source: int) -> None:
-        for role, first, ours in zip(
-            ("state", "action"), self._columns[0], self._columns[source], strict=True
-        ):
-            if len(ours.sources) != len(first.sources):
-                raise DatasetError(
-                    f"{self._origin}: sources[{source}]: expected {role} of width "
-                    f"{len(first.sources)} as in sources[0], found {len(ours.sources)} in "
-                    f"{reader.episode_name(0)}; write one manifest per robot"
-                )
-
-    def _subset(self, reader: FormatReader, name: str, numbers: list[int], where: str) -> set[int]:
-        validation = set(numbers).intersection(reader.subset(name))
-        if not validation:
-            raise DatasetError(
-                f"{self._origin}: {where}splits.validation: expected episodes in the subset "
-                f"{name!r}, found none in use; choose another subset, or list episode numbers"
-            )
-        return validation
-
-    def _numbers(self, episode: int, columns: _Columns) -> Float32[np.ndarray, "t d"]:
-        reader, position, _ = self._at(episode)
+    def _numbers(self, episode: int, role: str) -> Float32[np.ndarray, "t d"]:
+        reader, position = self._at(episode)
+        columns = self._columns[self.source_of[episode]][role]
         parts = [reader.numbers(position, key) for key in columns.keys]
-        raw = np.concatenate(parts, axis=1)
-        if raw.shape[1] != columns.num_joined:
-            raise DatasetError(
-                f"{reader.episode_name(position)}: {' + '.join(columns.keys)}: expected width "
-                f"{columns.num_joined} as in {columns.measured}, found {raw.shape[1]}; create "
-                "one dataset per robot"
-            )
-        raw = raw[:, columns.columns]
+        raw = np.concatenate(parts, axis=1)[:, columns.columns]
         with np.errstate(over="ignore"):  # an overflow becomes infinite and is reported below
             values = np.asarray(raw, dtype=np.float32)
         wrong = np.argwhere(~np.isfinite(values))

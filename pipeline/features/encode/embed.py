@@ -19,9 +19,9 @@ from jaxtyping import UInt8
 from pydantic import Field
 from tqdm import tqdm
 
-from pipeline.datasets.manifest.checksums import verify_checksums
 from pipeline.datasets.manifest.model import Manifest, load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
+from pipeline.datasets.manifest.sources import verify_checksums
 from pipeline.errors import ConfigError, DatasetError, FrameReadError
 from pipeline.features.encode.frames import FrameSource, free_cores, read_slots
 from pipeline.features.encode.instructions import Instructions

@@ -4,7 +4,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from pipeline.datasets.manifest.assumed import describe_data
+from pipeline.datasets.manifest.draft import describe_data
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.features.identity.probe import Probe
 from pipeline.features.store.feature_store import FeatureStore

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets.check.dataset import CheckConfig, check_dataset
+from pipeline.datasets.check.dataset import check_dataset
 from pipeline.datasets.check.report import CheckReport, Finding
 from tests.pipeline.datasets.replay_buffer.zarr_files import write_replay_buffer
 
@@ -83,7 +83,7 @@ def check(
     harm(write_replay_buffer(folder / "clean.zarr", arrays, ENDS, rows_per_chunk=ROWS_PER_CHUNK))
     path = folder / "clean.toml"
     path.write_text(manifest)
-    return check_dataset(CheckConfig(dataset=str(path), episodes=episodes, sheet=sheet))
+    return check_dataset(str(path), episodes=episodes, sheet=sheet)
 
 
 def only(report: CheckReport) -> Finding:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.datasets.check import scan as frame_scan
-from pipeline.datasets.check.dataset import CheckConfig, check_dataset
+from pipeline.datasets.check.dataset import check_dataset
 from pipeline.datasets.check.report import CheckReport
 from pipeline.datasets.manifest.reader import ManifestReader
 
@@ -57,7 +57,7 @@ def root(tmp_path):
 def check(root: Path, manifest: str = MANIFEST, sheet: Path | None = None) -> CheckReport:
     path = root.parent / "files.toml"
     path.write_text(manifest)
-    return check_dataset(CheckConfig(dataset=str(path), sheet=sheet))
+    return check_dataset(str(path), sheet=sheet)
 
 
 def cut_off(root: Path, numbers: Iterable[int]) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.datasets.check.columns import ColumnOddities
+from pipeline.datasets.check.columns import check_columns
 from pipeline.datasets.check.report import Finding, Findings
 from tests.pipeline.datasets.check.clean_files import ENDS, check, only, step
 
@@ -11,11 +11,10 @@ RANDOM = np.random.default_rng(0)
 
 
 def odd(*episodes: np.ndarray) -> tuple[Finding, ...]:
-    oddities, findings = ColumnOddities("state"), Findings()
-    for number, values in enumerate(episodes):
-        oddities.add(np.asarray(values, np.float32), f"episode {number}")
-    oddities.report(findings)
-    return findings.all()
+    findings = Findings()
+    named = {i: (f"episode {i}", np.asarray(e, np.float32)) for i, e in enumerate(episodes)}
+    check_columns("state", named, findings)
+    return tuple(finding for finding in findings.all() if finding.kind != "constant")
 
 
 @pytest.mark.parametrize(

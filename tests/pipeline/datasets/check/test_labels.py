@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.datasets.check.dataset import CheckConfig, check_dataset
+from pipeline.datasets.check.dataset import check_dataset
 from pipeline.datasets.check.report import CheckReport
 from pipeline.datasets.hdf5.recording import RecordedEpisode, write_episode
 from pipeline.datasets.manifest.draft import draft_manifest
@@ -112,7 +112,7 @@ def started(root: Path) -> str:
 def check(root: Path, text: str) -> CheckReport:
     path = root.parent / "started.toml"
     path.write_text(text)
-    return check_dataset(CheckConfig(dataset=str(path)))
+    return check_dataset(str(path))
 
 
 CLEAN = {

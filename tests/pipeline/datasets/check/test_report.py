@@ -1,6 +1,5 @@
 import io
 import json
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from typer.testing import CliRunner
 
 import cli.data
 from pipeline.datasets.check.report import Finding, Findings
-from pipeline.datasets.check.same_views import small_copy
 from pipeline.errors import ConfigError, DatasetError, ManifestError
 from tests.pipeline.datasets.check.clean_files import MANIFEST, ROWS_PER_CHUNK, check, step
 
@@ -117,23 +115,6 @@ def test_a_sheet_without_a_place_is_refused_before_anything_is_read(tmp_path, na
     with pytest.raises(ConfigError, match=name):
         check(tmp_path, sheet=tmp_path / name)
     assert (tmp_path / "clean.toml").read_text() == MANIFEST
-
-
-@pytest.mark.parametrize("size", [(256, 256), (48, 64), (5, 7), (1, 1), (17, 40)])
-def test_a_small_copy_is_the_mean_over_a_grid(size):
-    frame = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    got = small_copy(frame).reshape(16, 16, 3)
-    rows, columns = (np.arange(17) * length // 16 for length in size)
-    wanted = np.array(
-        [
-            [
-                frame[y : max(y + 1, y2), x : max(x + 1, x2)].astype(float).mean(axis=(0, 1))
-                for x, x2 in pairwise(columns)
-            ]
-            for y, y2 in pairwise(rows)
-        ]
-    )
-    np.testing.assert_allclose(got, wanted - wanted.mean(), rtol=0, atol=1e-9)
 
 
 def invoke(*words: object):

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.datasets.check.dataset import CheckConfig, check_dataset
+from pipeline.datasets.check.dataset import check_dataset
 from pipeline.datasets.manifest.model import load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from tests.pipeline.datasets.lerobot.lerobot_files import (
@@ -44,7 +44,7 @@ def open_shipped(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Open the manifest, whose `path` begins with DATA_ROOT, and check that nothing is odd."""
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     path = FOLDER / f"{name}.toml"
-    report = check_dataset(CheckConfig(dataset=str(path)))
+    report = check_dataset(str(path))
     assert [f for f in report.findings if f.severity == "error"] == []
     return ManifestReader(load_manifest(path))
 

@@ -3,7 +3,7 @@ import errno
 import pytest
 import typer
 
-from cli.exits import exit_on_vla_error
+from cli.command import exit_on_vla_error
 
 
 @pytest.mark.parametrize(
