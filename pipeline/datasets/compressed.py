@@ -30,12 +30,8 @@ _BROKEN: Final = (  # what Pillow raises for damaged files
 def decode_image(data: bytes | UInt8[np.ndarray, " n"], where: str) -> UInt8[np.ndarray, "h w 3"]:
     """Decode one JPEG or PNG image of 8 bits a channel to RGB, values in [0, 255].
 
-    Args:
-        data: the file's bytes; bytes after its end are ignored, such as padding with zeros.
-        where: names the image in messages.
-
-    Returns:
-        The pixels; of a gray image the same value in all three channels; of RGBA without alpha.
+    Bytes after its end, such as padding, are ignored; gray becomes three equal channels; alpha is
+    dropped. `where` names the image in messages.
 
     Raises:
         FrameReadError: the image is cut off, damaged, of another format, or neither color nor gray.

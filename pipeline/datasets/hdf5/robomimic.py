@@ -12,6 +12,7 @@ Source: ARISE-Initiative/robomimic@d309eae, docs/datasets/overview.md and
 scripts/dataset_states_to_obs.py; Lifelong-Robot-Learning/LIBERO@1952000, scripts/create_dataset.py.
 """
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -155,18 +156,14 @@ def _require_files(root: Location, *, allow_outside: bool) -> list[Location]:
 def _numbered(paths: list[Location]) -> dict[Location, dict[str, int]]:
     """Number the demonstrations of all files: episode number by name, by file."""
     numbered: dict[Location, dict[str, int]] = {}
-    num_before = 0
+    running, is_alone = itertools.count(), len(paths) == 1
     for path in paths:
         with open_hdf5(path) as file:
-            demos = _demos(file, path)
-        numbers = range(num_before, num_before + len(demos)) if len(paths) > 1 else map(_own, demos)
-        numbered[path] = dict(zip(demos, numbers, strict=True))
-        num_before += len(demos)
+            numbered[path] = {
+                demo: _demo_number(demo) if is_alone else next(running)
+                for demo in _demos(file, path)
+            }
     return numbered
-
-
-def _own(demo: str) -> int:
-    return int(demo.removeprefix("demo_"))
 
 
 def _demos(file: h5py.File, path: Location) -> list[str]:
@@ -184,7 +181,11 @@ def _demos(file: h5py.File, path: Location) -> list[str]:
             raise DatasetError(
                 f"{path}: expected only demo_<i> in `data`, found {name!r}; rename or remove it"
             )
-    return sorted(names, key=_own)
+    return sorted(names, key=_demo_number)
+
+
+def _demo_number(demo: str) -> int:
+    return int(demo.removeprefix("demo_"))
 
 
 def _group(file: h5py.File, demo: str) -> h5py.Group:

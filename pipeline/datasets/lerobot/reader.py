@@ -199,10 +199,7 @@ class LeRobotReader(FormatReader):
         return np.asarray(seconds - seconds[0])
 
     def frame_drift(self, episode: int, view_key: str) -> float:
-        """Return the largest distance in seconds between a step and its frame; decodes nothing.
-
-        Image columns have no times, and no drift. FrameReadError: a step has no frame.
-        """
+        """Return the largest drift in seconds; 0 for images (FrameReadError: a frame is missing)."""
         if view_key not in self._videos:
             return 0.0
         files, positions = self._episodes[episode], self._frame_positions(episode, view_key)

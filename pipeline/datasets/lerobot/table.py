@@ -76,9 +76,7 @@ class ParquetTable:
         A step's time is frame_index / fps in float64, because the float32 of `timestamp` is too
         coarse for long files; if `timestamp` differs by more than a millisecond, it was measured,
         and is used. `rows` are the episode's, `where` names it in messages.
-
-        Raises:
-            DatasetError: a time is not finite, or not in seconds since the episode's start.
+        DatasetError: a time is not finite, or not in seconds.
         """
         steps: np.ndarray = np.arange(rows.stop - rows.start)
         if "frame_index" in self.columns:
