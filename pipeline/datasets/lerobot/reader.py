@@ -199,7 +199,7 @@ class LeRobotReader(FormatReader):
         return np.asarray(seconds - seconds[0])
 
     def frame_drift(self, episode: int, view_key: str) -> float:
-        """Return the largest drift in seconds; 0 for images (FrameReadError: a frame is missing)."""
+        """Return the largest drift in seconds, 0 for images (FrameReadError: a frame is absent)."""
         if view_key not in self._videos:
             return 0.0
         files, positions = self._episodes[episode], self._frame_positions(episode, view_key)
