@@ -46,7 +46,7 @@ OWNERS = {
         "pipeline/features/store/layout.py",
         "pipeline/features/store/object_arrays.py",
         "pipeline/features/store/feature_store.py",
-        "pipeline/datasets/replay_buffer/arrays.py",
+        "pipeline/datasets/replay_buffer/reader.py",
     },
     "obstore": {
         "pipeline/storage/objects/requests.py",
@@ -58,7 +58,6 @@ OWNERS = {
         "pipeline/datasets/hdf5/aloha.py",
         "pipeline/datasets/hdf5/recording.py",
         "pipeline/datasets/hdf5/files.py",
-        "pipeline/datasets/hdf5/episodes.py",
         "pipeline/datasets/hdf5/reader.py",
         "pipeline/datasets/hdf5/robomimic.py",
     },

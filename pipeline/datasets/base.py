@@ -5,7 +5,7 @@ embedding, checking and training use.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -83,17 +83,18 @@ class FormatSurvey:
     """Values of manifest keys that the files contain: `source`, `license`, ..."""
 
 
-def require_steps(start: int, stop: int, length: int, episode: str) -> None:
-    """Refuse a range of steps outside an episode; `episode` names it in messages.
+@dataclass(frozen=True)
+class Episode:
+    """One episode; formats add what they need to read it."""
 
-    Raises:
-        FrameReadError: [start, stop) is not within [0, length).
-    """
-    if not 0 <= start <= stop <= length:
-        raise FrameReadError(
-            f"{episode}: expected steps within 0..{length}, found [{start}, {stop}); request "
-            "steps of the episode"
-        )
+    number: int
+    """Its number in the files, which may have gaps."""
+    path: Location
+    """The file of its numbers; a replay buffer's folder."""
+    name: str
+    """Names it in messages: the path of its file, and its key or number."""
+    length: int
+    """Number of control steps, at least 1."""
 
 
 def as_floating(values: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
@@ -105,19 +106,18 @@ def as_floating(values: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 class FormatReader(ABC):
     """One dataset of one file format; constructed from a `DatasetConfig`.
 
-    Contains the episodes that `DatasetConfig.keeps` keeps, ordered by their number in the files
-    (which may have gaps). The constructor checks the headers of every file of these episodes
-    (present, readable, equal length, one width over all episodes), decodes no frame, and raises
-    DatasetError; also if no episode is kept.
+    The constructor checks the headers of every file of the kept episodes (present, readable, equal
+    length, one width over all episodes), decodes no frame, and raises DatasetError; also if no
+    episode is kept.
     """
 
     reads_objects: ClassVar[bool] = False
     """Whether the format is read from object storage too."""
-    num_episodes: int
-    """Number of kept episodes, at least 1."""
-    fps: float | None
+    fps: float | None = None
     """Control steps per second; None if the files do not contain it."""
-    facts: DatasetFacts
+    facts = DatasetFacts()
+    _episodes: Sequence[Episode]
+    """The kept episodes, ordered by their number; set by the constructor."""
 
     @abstractmethod
     def __init__(self, config: DatasetConfig) -> None: ...
@@ -125,32 +125,29 @@ class FormatReader(ABC):
     @classmethod
     @abstractmethod
     def recognizes(cls, root: Any) -> bool:
-        """Whether `root` (a Path; a Location if `reads_objects`) is of this format, by headers.
-
-        Raises:
-            ObjectStorageError: object storage refuses, or does not answer.
-        """
+        """Whether `root` (a Path; a Location if `reads_objects`) is of this format, by headers."""
 
     @classmethod
     @abstractmethod
     def survey(cls, root: Any) -> FormatSurvey:
-        """List the keys and metadata of a dataset, to draft a manifest from.
+        """List the keys and metadata of a dataset, for a draft (DatasetError: it does not read)."""
 
-        Raises:
-            DatasetError: the dataset does not read.
-        """
+    @property
+    def num_episodes(self) -> int:
+        """Number of kept episodes, at least 1."""
+        return len(self._episodes)
 
-    @abstractmethod
     def episode_number(self, episode: int) -> int:
         """Return the number in the files of the episode at this position."""
+        return self._at(episode).number
 
-    @abstractmethod
     def episode_name(self, episode: int) -> str:
         """Name an episode for messages: the path of its file, and its key or number."""
+        return self._at(episode).name
 
-    @abstractmethod
     def episode_length(self, episode: int) -> int:
         """Return the number of control steps of an episode, at least 1."""
+        return self._at(episode).length
 
     def label(self, episode: int) -> EpisodeLabel:
         """Return the metadata of an episode (DatasetError: it does not read)."""
@@ -164,7 +161,6 @@ class FormatReader(ABC):
     def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
         """Return (height, width) of a view's frames in pixels, decoding one frame at most."""
 
-    @abstractmethod
     def frames(
         self, episode: int, start: int, stop: int
     ) -> tuple[UInt8[np.ndarray, "t h w 3"], ...]:
@@ -174,20 +170,34 @@ class FormatReader(ABC):
             FrameReadError: a step is out of range, or a frame is missing or does not decode;
                 never fewer rows than requested.
         """
+        of = self._at(episode)
+        if not 0 <= start <= stop <= of.length:
+            raise FrameReadError(
+                f"{of.name}: expected steps within 0..{of.length}, found [{start}, {stop}); "
+                "request steps of the episode"
+            )
+        try:
+            return self._frames(episode, start, stop)
+        except DatasetError as error:
+            raise FrameReadError(str(error)) from error
+
+    @abstractmethod
+    def _frames(
+        self, episode: int, start: int, stop: int
+    ) -> tuple[UInt8[np.ndarray, "t h w 3"], ...]:
+        """Read steps of the episode, as `frames` describes; may raise DatasetError too."""
 
     @abstractmethod
     def numbers(self, episode: int, number_key: str) -> Float[np.ndarray, "t d"]:
         """Read one array of every step as float32 or float64; one-axis arrays have d = 1.
 
-        Raises:
-            DatasetError: the array does not read.
+        DatasetError: the array does not read.
         """
 
     def timestamp(self, episode: int) -> Float64[np.ndarray, " t"] | None:
         """Return seconds since the episode's first step; None if the files contain no times.
 
-        Raises:
-            DatasetError: the times do not read.
+        DatasetError: the times do not read.
         """
         return None
 
@@ -196,11 +206,7 @@ class FormatReader(ABC):
         return 0.0
 
     def subset(self, name: str) -> tuple[int, ...]:
-        """Return the episode numbers of a subset that the files name (`valid`, `train`).
-
-        Raises:
-            DatasetError: the files name no such subset.
-        """
+        """Return the episode numbers of a subset of the files (DatasetError: there is none)."""
         raise DatasetError(
             f"{self.episode_name(0)}: expected a subset {name!r}, found a format without subsets; "
             "list episode numbers in the manifest"
@@ -210,7 +216,7 @@ class FormatReader(ABC):
     def close(self) -> None:
         """Close every open file; reading again opens them again."""
 
-    def _require_episode(self, episode: int) -> int:
+    def _at(self, episode: int) -> Episode:
         if not 0 <= episode < self.num_episodes:
             raise IndexError(f"episode: expected 0 to {self.num_episodes - 1}, found {episode}")
-        return episode
+        return self._episodes[episode]

@@ -37,15 +37,12 @@ _UNIT_TOLERANCE: Final = 0.5  # of the rate; units are a thousand apart
 
 
 def why_unreadable(path: Location, error: object, otherwise: str) -> str:
-    """Describe why a file does not read, and what to do.
+    """Return `found ...; <what to do>`, the end of a message about a file that does not read.
 
     Args:
         path: the file.
         error: what a library raised on reading it, or what was wrong in words.
         otherwise: what to do if the file itself is damaged.
-
-    Returns:
-        `found ...; <what to do>`, the end of a message.
     """
     number, text = getattr(error, "errno", None), one_line(error)
     if number in _BY_NUMBER:
@@ -64,11 +61,10 @@ def require_no_pointer(path: Path, content: bytes) -> None:
 def _instead(path: Location) -> str | None:
     """Describe what is at a path instead of a file with content."""
     file = on_disk(path)
-    if file is None:
+    if file is None or file.is_dir():
         return None
-    if not file.is_file():
-        kind = "something that is not a file" if file.exists() else "nothing"
-        return f"found {kind}; correct the path to it, or download it"
+    if not file.exists():
+        return "found nothing; correct the path to it, or download it"
     try:
         with file.open("rb") as content:
             start = content.read(64).lstrip().lower()
@@ -84,9 +80,7 @@ def _instead(path: Location) -> str | None:
 def clock_unit(found: float, expected: float) -> str | None:
     """Return the unit of a clock that runs a thousand, a million, ... times too fast.
 
-    Args:
-        found: time between two steps, by the clock.
-        expected: seconds between them, by the number of steps and their rate.
+    `found` is the time between two steps by the clock, `expected` the seconds by their rate.
     """
     ratio = found / expected if expected > 0 else 0.0
     return next(

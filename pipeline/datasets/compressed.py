@@ -6,7 +6,8 @@ Damage inside a JPEG that ends properly is not found, because JPEG has no checks
 import io
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
@@ -14,50 +15,33 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.datasets.manifest.selection import LEAVE_OUT
-from pipeline.datasets.pixels import MAX_PIXELS
 from pipeline.errors import FrameReadError
 from policy.errors import one_line
 
 _COLOR_MODES: Final = ("RGB", "L", "RGBA")  # of Pillow; alpha is dropped
 _ORIENTATION: Final = 0x112  # EXIF tag; 1 is upright. OpenCV obeys it, Pillow does not
-_PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_END: Final = b"IEND\xaeB`\x82"  # the last chunk, which Pillow does not require
 _BROKEN: Final = (  # what Pillow raises for damaged files
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error),
     Image.DecompressionBombError,
-    Image.DecompressionBombWarning,  # where warnings are errors
 )
 
 
 def decode_image(data: bytes | UInt8[np.ndarray, " n"], where: str) -> UInt8[np.ndarray, "h w 3"]:
     """Decode one JPEG or PNG image of 8 bits a channel to RGB, values in [0, 255].
 
-    Args:
-        data: the file's bytes; bytes after its end are ignored, such as padding with zeros.
-        where: names the image in messages.
-
-    Returns:
-        The pixels; of a gray image the same value in all three channels; of RGBA without alpha.
+    Bytes after its end, such as padding, are ignored; gray becomes three equal channels; alpha is
+    dropped. `where` names the image in messages.
 
     Raises:
-        FrameReadError: the image is cut off, damaged, of another format, neither color nor gray, or
-            larger than `MAX_PIXELS`.
+        FrameReadError: the image is cut off, damaged, of another format, or neither color nor gray.
     """
     # Without its padding, an image that was cut off ends too early, which Pillow notices.
     content = bytes(data).rstrip(b"\0")
-    if content.startswith(_PNG_START) and _PNG_END not in content:
-        raise _unreadable(where, f"a PNG that is cut off after {len(content)} bytes")
     with _opened(content, where) as image:
-        try:
-            return np.array(image.convert("RGB"))
-        except _BROKEN as error:
-            raise _unreadable(where, str(error)) from error
+        if image.format == "PNG" and _PNG_END not in content:
+            raise ValueError(f"a PNG that is cut off after {len(content)} bytes")
+        return np.array(image.convert("RGB"))
 
 
 def decode_images(
@@ -81,40 +65,34 @@ def decode_images(
 
 
 def image_size(data: bytes | UInt8[np.ndarray, " n"], where: str) -> tuple[int, int]:
-    """Return (height, width) in pixels from the header of a JPEG or PNG image.
-
-    Raises:
-        FrameReadError: as `decode_image`, by the header.
-    """
+    """Return (height, width) in pixels from a header (FrameReadError: as `decode_image`)."""
     with _opened(bytes(data), where) as image:
         return image.height, image.width
 
 
-def _opened(content: bytes, where: str) -> Image.Image:
+@contextmanager
+def _opened(content: bytes, where: str) -> Iterator[Image.Image]:
     try:
-        image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
-    except UnidentifiedImageError as error:
-        raise _unreadable(where, f"{len(content)} bytes of something else") from error
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
+            turn = image.getexif().get(_ORIENTATION, 1) if image.format == "JPEG" else 1
+            if turn != 1:
+                raise FrameReadError(
+                    f"{where}: expected an upright image, found one rotated by its EXIF metadata "
+                    f"(orientation {turn}); store its pixels upright"
+                )
+            if image.mode not in _COLOR_MODES:
+                found = "depth of 16 bits or more" if image.mode[0] in "IF" else image.mode
+                raise FrameReadError(
+                    f"{where}: expected an RGB or gray image of 8 bits per channel, found {found}; "
+                    "use a color camera, or convert its images"
+                )
+            yield image
+    except FrameReadError:
+        raise
     except _BROKEN as error:
-        raise _unreadable(where, str(error)) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise _unreadable(where, f"a header of {image.height}x{image.width} pixels")
-    if image.format == "JPEG" and (turn := image.getexif().get(_ORIENTATION, 1)) != 1:
+        is_other = isinstance(error, UnidentifiedImageError)
+        found = f"{len(content)} bytes of something else" if is_other else one_line(error)
         raise FrameReadError(
-            f"{where}: expected an upright image, found one rotated by its EXIF metadata "
-            f"(orientation {turn}); store its pixels upright"
-        )
-    if image.mode not in _COLOR_MODES:
-        found = "a depth image of 16 bits or more" if image.mode[0] in "IF" else image.mode
-        raise FrameReadError(
-            f"{where}: expected an RGB or gray image of 8 bits per channel, found {found}; use a "
-            "color camera, or convert its images"
-        )
-    return image
-
-
-def _unreadable(where: str, found: str) -> FrameReadError:
-    return FrameReadError(
-        f"{where}: expected a complete JPEG or PNG image, found {one_line(found)}; copy "
-        f"it again, or {LEAVE_OUT}"
-    )
+            f"{where}: expected a complete JPEG or PNG image, found {found}; copy it again, or "
+            f"{LEAVE_OUT}"
+        ) from error

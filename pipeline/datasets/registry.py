@@ -5,13 +5,10 @@ Imports a reader only when it is needed, because its libraries may not be instal
 
 import contextlib
 import importlib
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final, Literal
 
 from pipeline.datasets.base import DatasetConfig, FormatReader
-from pipeline.datasets.manifest.paths import read_file
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location, on_disk
 from pipeline.storage.open import open_folder
@@ -30,6 +27,7 @@ FORMATS: Final[Mapping[FormatName, tuple[str, str]]] = {
         "DiffusionPolicyZarrReader",
     ),
 }
+_IN_BUCKETS: Final = "aloha_hdf5, robomimic_hdf5"  # those with `reads_objects`
 _EXTRAS: Final = {"av": "lerobot", "pyarrow": "lerobot"}  # package: extra of this project
 
 
@@ -38,11 +36,7 @@ class _MissingPackageError(DatasetError):
 
 
 def format_class(name: FormatName) -> type[FormatReader]:
-    """Return the reader class of a format.
-
-    Raises:
-        DatasetError: a package that it needs is not installed.
-    """
+    """Return the reader class of a format (DatasetError: a package of it is not installed)."""
     module, attribute = FORMATS[name]
     try:
         reader: type[FormatReader] = getattr(importlib.import_module(module), attribute)
@@ -60,12 +54,14 @@ def format_class(name: FormatName) -> type[FormatReader]:
 def open_format(name: FormatName | None, config: DatasetConfig) -> FormatReader:
     """Open a dataset of the format `name`, None detects it, and check its headers.
 
-    Raises:
-        DatasetError: the data is missing, damaged, of no known format, or lacks a key.
+    DatasetError: the data is missing, damaged, of no known format, or lacks a key.
     """
     reader = format_class(name or detect_format(config.root))
     if on_disk(config.root) is None and not reader.reads_objects:
-        raise _not_from_objects(config.root, f"found {name}")
+        raise DatasetError(
+            f"{config.root}: expected one of the formats {_IN_BUCKETS}, found {name}; copy the "
+            "dataset to a disk, or mount its bucket"
+        )
     return reader(config)
 
 
@@ -107,34 +103,11 @@ def detect_format(root: Location) -> FormatName:
             f"{root}: expected files of one format, found {' and '.join(found)}; write `format` "
             "into the manifest, or move each dataset to its own folder"
         )
-    if local_root is None:
-        raise _not_from_objects(root, "found neither episode_<i>.hdf5 nor data/demo_<i> in HDF5")
-    if missing:  # it may be the format that could not be detected
+    if missing and local_root:  # it may be the format that could not be detected
         raise DatasetError(f"{root}: cannot detect the format: {missing}")
     raise DatasetError(
-        f"{root}: expected one of the formats {', '.join(FORMATS)}, found "
-        f"{_unknown_format(local_root)}; correct the path to it, or convert the dataset"
-    )
-
-
-def _not_from_objects(root: Location, found: str) -> DatasetError:
-    return DatasetError(
-        f"{root}: expected a format that can be read from object storage (aloha_hdf5, "
-        f"robomimic_hdf5), {found}; copy the dataset to a disk, or mount its bucket"
-    )
-
-
-def _unknown_format(root: Path) -> str:
-    with contextlib.suppress(OSError, ValueError):
-        content = json.loads(read_file(root, "meta/info.json", allow_outside=False))
-        if isinstance(content, dict):
-            return (
-                f"LeRobot data with codebase_version {content.get('codebase_version')} stored as "
-                f"{content.get('storage_format', 'parquet')}, of which v2.0, v2.1 and v3.0 in "
-                "parquet are read"
-            )
-    return (
-        "neither meta/info.json (LeRobot), episode_<i>.hdf5 (ACT, ALOHA), an HDF5 file of "
-        "data/demo_<i> (robomimic, LIBERO), nor a Zarr folder or .zarr.zip with data and "
-        "meta/episode_ends (Diffusion Policy)"
+        f"{root}: expected one of the formats {', '.join(FORMATS) if local_root else _IN_BUCKETS}, "
+        "found neither meta/info.json (LeRobot), episode_<i>.hdf5 (ACT, ALOHA), HDF5 of demo_<i> "
+        "(robomimic, LIBERO), nor a Zarr folder or .zarr.zip with data and meta/episode_ends "
+        "(Diffusion Policy); correct the path to it, convert the dataset, or copy it to a disk"
     )

@@ -10,9 +10,10 @@ only); presentation and decoding times, ISO/IEC 14496-12, section 8.6.1.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import av
 import av.container
@@ -22,7 +23,6 @@ from jaxtyping import Float64, Int64, UInt8
 
 from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.manifest.selection import LEAVE_OUT
-from pipeline.datasets.pixels import require_pixels
 from pipeline.errors import DatasetError, FrameReadError
 from policy.errors import one_line
 
@@ -31,8 +31,7 @@ _ROUNDING_S: Final = 1e-6  # seconds; half a frame is compared after sums of flo
 _MICROSECONDS: Final = 1_000_000  # a second in the unit of a container's duration
 
 
-@dataclass(frozen=True)
-class VideoHeader:
+class VideoHeader(NamedTuple):
     """The header of a file."""
 
     size: tuple[int, int]
@@ -44,7 +43,7 @@ class VideoHeader:
 
 
 @dataclass(frozen=True)
-class _Clock:
+class VideoClock:
     """Presentation times of a file's frames, in ticks of the file's own clock."""
 
     pts: Int64[np.ndarray, " n"]
@@ -58,41 +57,44 @@ class _Clock:
 
 
 def read_header(path: Path) -> VideoHeader:
-    """Read the header of an MP4 file.
+    """Read the header of an MP4 file (DatasetError: it is no video, or cut off)."""
+    with _reading(path), _open(path) as container:
+        stream = _video_stream(container)
+        entries, duration = stream.index_entries, container.duration
+        end = entries[-1].pos + entries[-1].size if len(entries) else 0
+        if end > path.stat().st_size:
+            raise _DamageError(f"that it is cut off before byte {end}")
+        start = container.start_time or 0
+        end_s = None if duration is None else (start + duration) / _MICROSECONDS
+        return VideoHeader((stream.height, stream.width), stream.frames or None, end_s)
 
-    Raises:
-        DatasetError: not an MP4 file, without video, or cut off before its last frame.
+
+def read_clock(path: Path) -> VideoClock:
+    """Read the times of all frames, in a pass over the packets that decodes nothing.
+
+    DatasetError: the file does not read to its end.
     """
-    try:
-        with _open(path) as container:
-            stream = _video_stream(container, path)
-            size, entries = (stream.height, stream.width), stream.index_entries
-            end = entries[-1].pos + entries[-1].size if len(entries) else 0
-            is_whole = end <= path.stat().st_size
-            num_frames, duration = stream.frames or None, container.duration
-            start = container.start_time or 0
-    except (av.FFmpegError, OSError) as error:
-        raise DatasetError(_no_video(path, error)) from error
-    require_pixels(*size, str(path))
-    if not is_whole:
-        raise DatasetError(
-            f"{path}: expected a complete file of {end} bytes or more, found "
-            f"{path.stat().st_size}: it is cut off; download or copy it again"
-        )
-    end_s = None if duration is None else (start + duration) / _MICROSECONDS
-    return VideoHeader(size=size, num_frames=num_frames, end_s=end_s)
-
-
-def count_frames(path: Path) -> int:
-    """Count the shown frames, in a pass over the packets that decodes nothing.
-
-    Raises:
-        DatasetError: the file does not read to its end.
-    """
-    try:
-        return len(_read_clock(path).pts)
-    except (av.FFmpegError, OSError, DatasetError) as error:
-        raise DatasetError(_no_video(path, error)) from error
+    shown: list[int] = []
+    keys: list[tuple[int, int]] = []
+    with _reading(path), _open(path) as container:
+        stream = _video_stream(container)
+        time_base = stream.time_base
+        for packet in container.demux(stream):
+            if packet.size == 0:  # the end of the stream
+                continue
+            if packet.pts is None or packet.dts is None or packet.is_corrupt:
+                raise _DamageError(f"a packet cut off or without time after {len(shown)} frames")
+            if packet.is_keyframe:
+                keys.append((packet.pts, packet.dts))
+            if not packet.is_discard:  # an edit list hides it
+                shown.append(packet.pts)
+        pts = np.unique(np.array(shown, np.int64))
+        if len(pts) != len(shown):
+            raise _DamageError(f"{len(shown) - len(pts)} frames at the same time as another")
+        assert time_base is not None, "an MP4 has a clock"
+    key_pts, key_dts = np.array(sorted(keys), np.int64).reshape(-1, 2).T
+    seconds = pts.astype(np.float64) * time_base.numerator / time_base.denominator
+    return VideoClock(pts=pts, key_pts=key_pts, key_dts=key_dts, seconds=seconds)
 
 
 def match_frames(
@@ -117,11 +119,8 @@ def match_frames(
     """
     if not len(shown_s):
         raise FrameReadError(f"{where}: expected frames, found none; download it again")
-    after = np.clip(np.searchsorted(shown_s, wanted_s), 1, max(len(shown_s) - 1, 1))
-    before = after - 1
-    after = np.minimum(after, len(shown_s) - 1)
-    is_before = np.abs(wanted_s - shown_s[before]) <= np.abs(shown_s[after] - wanted_s)
-    found = np.where(is_before, before, after).astype(np.int64)
+    middles = (shown_s[:-1] + shown_s[1:]) / 2
+    found = np.searchsorted(middles, wanted_s).astype(np.int64)
     distance = np.abs(shown_s[found] - wanted_s)
     # `not <=` so that NaN counts as too far
     unmatched = np.flatnonzero(~(distance <= 0.5 / fps + _ROUNDING_S))
@@ -131,16 +130,15 @@ def match_frames(
             f"{where}: frame {step}: expected a frame within {0.5 / fps:.4g} s of "
             f"{wanted_s[step]:.4f} s, found the nearest of {len(shown_s)} at "
             f"{shown_s[found[step]]:.4f} s ({len(unmatched)} of {len(wanted_s)} steps have none); "
-            "compare the video's rate with `fps` and with the column `timestamp` (without it, a "
-            f"step's time is frame_index / fps), download it again, or {LEAVE_OUT}"
+            "compare the video's rate with `fps` and the column `timestamp`, download it again, "
+            f"or {LEAVE_OUT}"
         )
     shared = np.flatnonzero(np.diff(found) < 1)
     if len(shared):
         step = int(shared[0]) + 1
         raise FrameReadError(
             f"{where}: frame {step}: expected a frame later than that of step {step - 1}, found "
-            f"the one at {shown_s[found[step]]:.4f} s for both; the video lacks frames or "
-            f"times, download it again, or {LEAVE_OUT}"
+            f"the one at {shown_s[found[step]]:.4f} s for both; download it again, or {LEAVE_OUT}"
         )
     return found
 
@@ -156,18 +154,17 @@ class VideoDecoder:
         self.path = path
         self._size, self._num_threads = size, num_threads
         self._to_rgb = VideoReformatter()  # one for all frames: creating it is slow
-        self._clock: _Clock | None = None
+        self._read_clock: VideoClock | None = None
         self._container: av.container.InputContainer | None = None
         self._coming: Iterator[av.VideoFrame] = iter(())
         self._last_pts: int | None = None  # of the frame decoded last; None at a fresh start
 
-    def shown_s(self, where: str) -> Float64[np.ndarray, " n"]:
-        """Return the seconds at which the frames are shown, ascending; nothing is decoded.
-
-        Raises:
-            FrameReadError: the file does not read to its end; `where` names it in the message.
-        """
-        return self._times(where).seconds
+    @property
+    def clock(self) -> VideoClock:
+        """The times of all frames (DatasetError: the file does not read to its end)."""
+        if self._read_clock is None:
+            self._read_clock = read_clock(self.path)
+        return self._read_clock
 
     def frames(
         self, positions: Int64[np.ndarray, " t"], where: str, first_step: int
@@ -175,27 +172,25 @@ class VideoDecoder:
         """Decode frames by position in the order of presentation, as RGB, values in [0, 255].
 
         Args:
-            positions: strictly ascending positions in `shown_s`.
+            positions: strictly ascending positions in `clock.seconds`.
             where: names file, episode and view in messages.
             first_step: the step of the first position, for messages.
 
         Raises:
             FrameReadError: a frame does not decode, or is of another size than in the header.
+            DatasetError: as `clock`.
         """
-        pts = self._times(where).pts[positions]
+        pts = self.clock.pts[positions]
         frames = np.empty((len(pts), *self._size, 3), np.uint8)
         for row in range(len(pts)):
             step = f"{where}: frame {first_step + row}"
             frame = self._frame_at(int(pts[row]), step)
-            if (frame.height, frame.width) != self._size:
+            size = (frame.height, frame.width)
+            if size != self._size or frame.rotation % 360:
                 raise FrameReadError(
-                    f"{step}: expected {self._size[0]}x{self._size[1]} pixels as in the file's "
-                    f"header, found {frame.height}x{frame.width}; encode the video again"
-                )
-            if frame.rotation % 360:
-                raise FrameReadError(
-                    f"{step}: expected an upright video, found one that players rotate "
-                    f"by {frame.rotation} degrees; encode it again without the rotation"
+                    f"{step}: expected an upright frame of {self._size[0]}x{self._size[1]} pixels "
+                    f"as in the file's header, found {size[0]}x{size[1]}, which players rotate by "
+                    f"{frame.rotation} degrees; encode the video again"
                 )
             rgb = self._to_rgb.reformat(frame, format="rgb24", threads=1)
             frames[row] = rgb.to_ndarray()
@@ -209,41 +204,34 @@ class VideoDecoder:
             self._container.close()
             self._container = None
 
-    def _times(self, where: str) -> _Clock:
-        if self._clock is None:
-            try:
-                self._clock = _read_clock(self.path)
-            except (av.FFmpegError, OSError, DatasetError) as error:
-                raise _undecodable(where, error) from error
-        return self._clock
-
     def _frame_at(self, pts: int, where: str) -> av.VideoFrame:
         """Decode up to the frame shown at `pts`; from the file's start if seeking fails."""
-        target = self._seek_target(pts, where)
-        if target is not None:
-            try:
-                self._seek(target)
-                frame = self._advance(pts)
-            except av.FFmpegError:  # frames around a key frame may depend on those before it
-                frame = None
-            if frame is not None:
-                return frame
-            self.close()
+        cause: Exception | None = None
         try:
+            target = self._seek_target(pts)
+            if target is not None:
+                # Frames around a key frame may depend on those before it.
+                with suppress(av.FFmpegError):
+                    self._begin(target)
+                    if frame := self._advance(pts):
+                        return frame
+                self.close()
             if self._container is None:
-                self._start()
-            frame = self._advance(pts)
+                self._begin()
+            if frame := self._advance(pts):
+                return frame
         except (av.FFmpegError, OSError) as error:
-            self.close()
-            raise _undecodable(where, error) from error
-        if frame is None:
-            self.close()
-            raise _undecodable(where, "that the decoder skipped it or marked it as damaged")
-        return frame
+            cause = error
+        self.close()
+        raise FrameReadError(
+            f"{where}: expected a readable frame, found "
+            f"{one_line(cause or 'that the decoder skipped it or marked it as damaged')}; download "
+            f"the video again, or {LEAVE_OUT}"
+        ) from cause
 
-    def _seek_target(self, pts: int, where: str) -> int | None:
+    def _seek_target(self, pts: int) -> int | None:
         """Return the decoding time of the key frame to seek; None to continue."""
-        clock = self._times(where)
+        clock = self.clock
         key = int(np.searchsorted(clock.key_pts, pts, side="right")) - 1
         last = -1 if self._last_pts is None else self._last_pts
         is_behind = self._last_pts is not None and pts <= self._last_pts
@@ -254,23 +242,18 @@ class VideoDecoder:
         here, there = np.searchsorted(clock.pts, [last, clock.key_pts[key]])
         return int(clock.key_dts[key]) if is_behind or there - here > _SEEK_GAIN else None
 
-    def _start(self) -> None:
-        self._container = _open(self.path)
-        stream = _video_stream(self._container, self.path)
-        stream.thread_count, stream.thread_type = self._num_threads, "AUTO"
-        # Otherwise a damaged frame is silently patched from its neighbors.
-        stream.codec_context.options = {"err_detect": "explode"}
-        self._coming = self._container.decode(stream)
-        self._last_pts = None
-
-    def _seek(self, dts: int) -> None:
+    def _begin(self, dts: int | None = None) -> None:
+        """Continue decoding at the key frame with this decoding time, or at the file's start."""
         if self._container is None:
-            self._start()
-        assert self._container is not None
+            self._container = _open(self.path)
+            stream = _video_stream(self._container)
+            stream.thread_count, stream.thread_type = self._num_threads, "AUTO"
+            # Otherwise a damaged frame is silently patched from its neighbors.
+            stream.codec_context.options = {"err_detect": "explode"}
         stream = self._container.streams.video[0]
-        self._container.seek(dts, stream=stream)
-        self._coming = self._container.decode(stream)
-        self._last_pts = None
+        if dts is not None:
+            self._container.seek(dts, stream=stream)
+        self._coming, self._last_pts = self._container.decode(stream), None
 
     def _advance(self, pts: int) -> av.VideoFrame | None:
         """Decode forward to the frame shown at `pts`; None if it is missing or damaged."""
@@ -283,50 +266,26 @@ class VideoDecoder:
         return None
 
 
+class _DamageError(Exception):
+    """A defect of a file that FFmpeg does not report."""
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (av.FFmpegError, OSError, _DamageError) as error:
+        otherwise = "download or copy the file again"
+        raise DatasetError(
+            f"{path}: expected a complete MP4 video, {why_unreadable(path, error, otherwise)}"
+        ) from error
+
+
 def _open(path: Path) -> av.container.InputContainer:
     return av.open(str(path), format="mp4")
 
 
-def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     if not container.streams.video:
-        raise DatasetError(f"{path}: expected a video, found none in the file; use another camera")
+        raise _DamageError("a file without a video stream")
     return container.streams.video[0]
-
-
-def _read_clock(path: Path) -> _Clock:
-    shown: list[int] = []
-    keys: list[tuple[int, int]] = []
-    with _open(path) as container:
-        stream = _video_stream(container, path)
-        time_base = stream.time_base
-        for packet in container.demux(stream):
-            if packet.size == 0:  # the end of the stream
-                continue
-            if packet.pts is None or packet.dts is None or packet.is_corrupt:
-                raise DatasetError(
-                    f"a packet that is cut off or has no time after {len(shown)} frames"
-                )
-            if packet.is_keyframe:
-                keys.append((packet.pts, packet.dts))
-            if not packet.is_discard:  # an edit list hides it
-                shown.append(packet.pts)
-    if not time_base:
-        raise DatasetError("no time base")
-    pts = np.unique(np.array(shown, np.int64))
-    if len(pts) != len(shown):
-        raise DatasetError(f"{len(shown) - len(pts)} frames shown at the same time as another")
-    key_pts, key_dts = np.array(sorted(keys), np.int64).reshape(-1, 2).T
-    seconds = pts.astype(np.float64) * time_base.numerator / time_base.denominator
-    return _Clock(pts=pts, key_pts=key_pts, key_dts=key_dts, seconds=seconds)
-
-
-def _no_video(path: Path, error: Exception) -> str:
-    otherwise = "download or copy the file again"
-    return f"{path}: expected a complete MP4 video, {why_unreadable(path, error, otherwise)}"
-
-
-def _undecodable(where: str, error: object) -> FrameReadError:
-    return FrameReadError(
-        f"{where}: expected a readable frame, found {one_line(error)}; download "
-        f"the video again, or {LEAVE_OUT}"
-    )

@@ -188,7 +188,7 @@ def read_long_video(path: Path) -> None:
     """Read a video to its end, as the reader does, and print this process's peak memory."""
     header = read_header(path)
     decoder = VideoDecoder(path, header.size, DECODER_THREADS)
-    num_frames = len(decoder.shown_s(str(path)))
+    num_frames = len(decoder.clock.pts)
     for start in range(0, num_frames, BLOCK):
         positions = np.arange(start, min(num_frames, start + BLOCK), dtype=np.int64)
         decoder.frames(positions, str(path), start)

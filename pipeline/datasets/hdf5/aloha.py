@@ -9,37 +9,28 @@ Differs from the source: a file whose arrays differ in length is refused.
 """
 
 import re
-from dataclasses import replace
 from typing import Final
 
 import h5py
 
+from pipeline.datasets.arrays import alpha_remarks
 from pipeline.datasets.base import DatasetConfig, DatasetFacts, EpisodeLabel, FormatSurvey
-from pipeline.datasets.hdf5.episodes import (
-    EpisodeGroup,
-    Hdf5Layout,
-    agreed_fps,
+from pipeline.datasets.hdf5.files import (
+    HDF5_ERRORS,
+    attribute,
+    find_object,
+    open_hdf5,
     positive_number,
-    read_header,
-    survey_episode,
-    text,
-    truth,
+    success_attribute,
+    text_attribute,
 )
-from pipeline.datasets.hdf5.files import HDF5_ERRORS, find_object, open_hdf5
-from pipeline.datasets.hdf5.reader import Hdf5Reader
+from pipeline.datasets.hdf5.reader import Hdf5Reader, agreed_fps
 from pipeline.datasets.manifest.paths import file_in
 from pipeline.datasets.manifest.selection import wanted_numbers
-from pipeline.datasets.pixels import alpha_remarks
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location
 from pipeline.storage.open import open_folder
 
-LAYOUT: Final = Hdf5Layout(
-    cameras="observations/images",
-    folders=("observations", ""),
-    jpeg=True,
-    without_cameras="correct `key` in the manifest, or remove the episode",
-)
 _EPISODE_NAME: Final = re.compile(r"episode_([0-9]{1,18})\.hdf5")  # 18 digits fit 64 bits
 _INSTRUCTION_NAMES: Final = ("task", "instruction", "language_instruction")  # attributes
 # Files that users of ACT store next to episodes, and the notes of macOS: `._episode_0.hdf5`.
@@ -49,15 +40,18 @@ _COMPANIONS: Final = re.compile(r"features|mirror|\A\.")
 class AlohaHdf5Reader(Hdf5Reader):
     """A folder of `episode_<i>.hdf5`, sorted by number."""
 
+    cameras = "observations/images"
+    folders = ("observations", "")
+    without_cameras = "correct `key` in the manifest"
+
     def __init__(self, config: DatasetConfig) -> None:
         episodes, stated = [], []
         for number, path in _episode_files(config):
             with open_hdf5(path) as file:
-                where = EpisodeGroup(path=path, group="", number=number)
-                facts = read_header(file, where, config, LAYOUT)
-                episodes.append(replace(facts, label=_label(file)))
+                label = _label(file)
+                episodes.append(self.read_header(file["/"], path, number, config, label=label))
                 stated.append((path, _fps(file)))
-        super().__init__(config, episodes, upside_down=frozenset())
+        super().__init__(config, episodes)
         self.fps = agreed_fps(stated)
         self.facts = DatasetFacts(
             gripper="0 closed to 1 open, as ACT and ALOHA write it",
@@ -87,38 +81,28 @@ class AlohaHdf5Reader(Hdf5Reader):
     @classmethod
     def survey(cls, root: Location) -> FormatSurvey:
         """List the arrays of the first file; columns have no names in this format."""
-        number, path = _episode_files(DatasetConfig(root, (), ()))[0]
+        _, path = _episode_files(DatasetConfig(root, (), ()))[0]
         with open_hdf5(path) as file:
-            where = EpisodeGroup(path=path, group="", number=number)
-            return survey_episode(file, where, LAYOUT, fps=_fps(file), notes={})
+            return cls.survey_group(file["/"], path, _fps(file), {})
 
 
 def _fps(file: h5py.File) -> float | None:
     """Return the attribute that our own recorder writes; ACT and ALOHA store no rate."""
-    return positive_number(file.attrs.get("fps"))
+    return positive_number(attribute(file, "fps"))
 
 
 def _label(file: h5py.File) -> EpisodeLabel:
     """Return the attributes of recorders: ours `success` and `env`, others the task in words."""
-    given = [text(file.attrs.get(name)) for name in _INSTRUCTION_NAMES]
-    return EpisodeLabel(
-        success=truth(file.attrs.get("success")),
-        task=next(filter(None, [*given, text(file.attrs.get("env"))]), None),
-        instruction=next(filter(None, given), None),
-    )
+    given = [text_attribute(file, name) for name in _INSTRUCTION_NAMES]
+    instruction = next(filter(None, given), None)
+    task = instruction or text_attribute(file, "env") or None
+    return EpisodeLabel(success_attribute(file), task, instruction)
 
 
 def _episode_files(config: DatasetConfig) -> list[tuple[int, Location]]:
     """Return the kept episodes' numbers and files, by number."""
-    root, folder = config.root, open_folder(config.root)
-    names = folder.children()
-    if names is None:
-        raise DatasetError(
-            f"{root}: expected a folder of episode_<i>.hdf5, found "
-            f"{'a file' if folder.is_there() else 'nothing'}; correct the path to it"
-        )
-    numbered = []
-    for path in (root / name for name in names):
+    root, numbered = config.root, []
+    for path in (root / name for name in open_folder(root).children() or ()):
         match = _EPISODE_NAME.fullmatch(path.name)
         if match:
             numbered.append((int(match[1]), path))
@@ -129,11 +113,11 @@ def _episode_files(config: DatasetConfig) -> list[tuple[int, Location]]:
             )
     if not numbered:
         raise DatasetError(
-            f"{root}: expected at least one episode_<i>.hdf5, found none; correct the path to "
-            "them, or record first"
+            f"{root}: expected a folder with episode_<i>.hdf5, found none; correct the path to "
+            "it, or record first"
         )
     wanted = wanted_numbers(config, (number for number, _ in numbered))
-    numbered = sorted(pair for pair in numbered if pair[0] in wanted)
-    for _, path in numbered:
+    kept = sorted(pair for pair in numbered if pair[0] in wanted)
+    for _, path in kept:
         file_in(root, path.name, allow_outside=config.allow_outside)
-    return numbered
+    return kept

@@ -17,7 +17,6 @@ from pipeline.errors import DatasetError
 from pipeline.storage.location import Location, on_disk
 from pipeline.storage.open import open_folder
 
-DAMAGED: Final = f"copy it again from where it was recorded, or {LEAVE_OUT}"
 HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 """What h5py raises for damaged files; our DatasetError is a ValueError."""
 
@@ -26,8 +25,7 @@ def hdf5_file(path: Location) -> h5py.File:
     """Open a file for reading; an object in a bucket is fetched in ranges as it is read.
 
     Raises:
-        FileNotFoundError: there is no file.
-        OSError: it is damaged or not HDF5.
+        OSError: there is no file, or it is damaged or not HDF5.
         ObjectStorageError: object storage refuses, or does not answer; also during later reads.
     """
     file = on_disk(path)
@@ -38,11 +36,9 @@ def hdf5_file(path: Location) -> h5py.File:
 
 @contextmanager
 def open_hdf5(path: Location) -> Iterator[h5py.File]:
-    """Open a file for reading; errors of h5py while it is open name the file.
+    """Open a file for reading; errors of h5py while it is open become DatasetErrors of the file.
 
-    Raises:
-        DatasetError: there is no file, or it is damaged or not HDF5.
-        ObjectStorageError: object storage refuses, or does not answer.
+    ObjectStorageError: object storage refuses, or does not answer.
     """
     try:
         with hdf5_file(path) as file:
@@ -50,74 +46,60 @@ def open_hdf5(path: Location) -> Iterator[h5py.File]:
     except DatasetError:
         raise
     except HDF5_ERRORS as error:
-        raise DatasetError(
-            f"{path}: expected an HDF5 file, {why_unreadable(path, error, DAMAGED)}"
-        ) from error
+        why = why_unreadable(path, error, f"copy it again, or {LEAVE_OUT}")
+        raise DatasetError(f"{path}: expected an HDF5 file, {why}") from error
 
 
-def find_object(file: h5py.File, key: str) -> h5py.Group | h5py.Dataset | None:
-    """Find a group or dataset of this file; None if there is none. Links in the file are followed.
-
-    `key` is names joined by single slashes; empty for the file's root.
-
-    Raises:
-        DatasetError: the key is a link to another file.
-    """
+def find_object(group: h5py.Group, key: str) -> h5py.Group | h5py.Dataset | None:
+    """Find a group or dataset, by links too; None if there is none (DatasetError: outside)."""
     try:
-        node = file[key or "/"]
+        node = group[key]
     except (KeyError, RuntimeError):  # a link to nothing, or a circle of links
         return None
-    if node.file.filename != file.filename:
-        raise _outside(file, key)
+    if node.file.filename != group.file.filename:
+        raise _outside(group, key)
     return node if isinstance(node, h5py.Group | h5py.Dataset) else None
 
 
-def find_dataset(file: h5py.File, key: str) -> h5py.Dataset | None:
-    """Find a dataset whose values are stored in this file; None if there is no dataset.
-
-    Raises:
-        DatasetError: the key or the values are in another file.
-    """
-    node = find_object(file, key)
+def find_dataset(group: h5py.Group, key: str) -> h5py.Dataset | None:
+    """Find a dataset; None if there is none (DatasetError: its values are in another file)."""
+    node = find_object(group, key)
     if not isinstance(node, h5py.Dataset):
         return None
     if node.is_virtual or node.external:  # a missing source file reads as zeros
-        raise _outside(file, key)
+        raise _outside(group, key)
     return node
 
 
-def is_compressed(dataset: h5py.Dataset, *, in_rows: bool) -> bool:
-    """Whether a dataset has the shape and type of JPEG or PNG files, one per step.
-
-    Args:
-        dataset: found by `find_dataset`.
-        in_rows: whether padded rows of uint8 count too, not only byte strings and rows of varying
-            length.
-    """
-    if dataset.ndim == 1:
-        kind = h5py.check_vlen_dtype(dataset.dtype)
-        return kind == np.uint8 or h5py.check_string_dtype(dataset.dtype) is not None
-    return bool(in_rows and dataset.ndim == 2 and dataset.dtype == np.uint8 and dataset.shape[1])
+def attribute(of: h5py.Group, name: str) -> Any:
+    """Return an attribute out of an array of one element, bytes as text; None if there is none."""
+    value = of.attrs.get(name)
+    if isinstance(value, np.ndarray | np.generic) and value.size == 1:
+        value = value.item()
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def is_numbers(dataset: h5py.Dataset) -> bool:
-    """Whether a dataset has the shape and type of numbers: (t, d) or (t,), of any real type."""
-    has_columns = dataset.ndim == 1 or (dataset.ndim == 2 and dataset.shape[1] > 0)
-    return has_columns and dataset.dtype.kind in "fiub"
+def text_attribute(of: h5py.Group, name: str) -> str | None:
+    """Return an attribute's text; None for others."""
+    value = attribute(of, name)
+    return value if isinstance(value, str) else None
 
 
-def single_value(value: Any) -> Any:
-    """Return the value of an attribute, unwrapped if it is an array of one element."""
-    is_wrapped = isinstance(value, np.ndarray | np.generic) and value.size == 1
-    return value.item() if is_wrapped else value
+def success_attribute(of: h5py.Group) -> bool | None:
+    """Return the attribute `success`, stored as bool or as 0 and 1; None for others."""
+    value = attribute(of, "success")
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+
+def positive_number(value: object) -> float | None:
+    """Return a rate from a file; None if it is not a finite number above 0."""
+    if isinstance(value, int | float) and 0 < value < math.inf:
+        return float(value)
+    return None
 
 
 def require_written(dataset: h5py.Dataset, where: str) -> None:
-    """Refuse a dataset of which a part was reserved and never written: it reads as zeros.
-
-    Raises:
-        DatasetError: some of the dataset is not in the file; `where` names the dataset.
-    """
+    """Refuse a dataset of which a part was never written, and reads as zeros (DatasetError)."""
     if dataset.chunks is None:
         # Not `dataset.nbytes`, which overflows for lengths beyond memory.
         wanted, unit = math.prod(dataset.shape) * dataset.dtype.itemsize, "bytes"
@@ -129,13 +111,13 @@ def require_written(dataset: h5py.Dataset, where: str) -> None:
     if num_stored < wanted:
         raise DatasetError(
             f"{where}: expected {dataset.shape} written to the end, found {num_stored} of "
-            f"{wanted} {unit}: the recording was cut off; copy it again if the original is "
-            f"complete, or {LEAVE_OUT}"
+            f"{wanted} {unit}: it was cut off; copy it again if the original is complete, or "
+            f"{LEAVE_OUT}"
         )
 
 
-def _outside(file: h5py.File, key: str) -> DatasetError:
+def _outside(group: h5py.Group, key: str) -> DatasetError:
     return DatasetError(
-        f"{file.filename}: {key}: expected data inside the file, found a link to another "
+        f"{group.file.filename}: {key}: expected data inside the file, found a link to another "
         "file; copy the data into this file with h5repack or h5copy"
     )

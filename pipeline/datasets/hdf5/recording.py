@@ -163,11 +163,7 @@ def _describe_libero(file: h5py.File, episode: RecordedEpisode) -> None:
 
 
 def read_label(path: Path) -> RecordingLabel:
-    """Read the attributes that `write_episode` wrote.
-
-    Raises:
-        DatasetError: the file does not open, or was not written by `write_episode`.
-    """
+    """Read the attributes that `write_episode` wrote (DatasetError: they are not there)."""
     with open_hdf5(path) as file:
         absent = [name for name in ("env", "seed", "views") if name not in file.attrs]
         if absent:
@@ -176,11 +172,10 @@ def read_label(path: Path) -> RecordingLabel:
                 f"{', '.join(absent)}; record into another folder"
             )
         attrs = file.attrs
-        views = tuple(str(view) for view in attrs["views"])
         return RecordingLabel(
             env=str(attrs["env"]),
             seed=int(attrs["seed"]),
-            views=views,
+            views=tuple(map(str, attrs["views"])),
             # Recordings without these attributes were all rendered so, and all solved.
             render_size=int(attrs.get("render_size", _USUAL_RENDER_SIZE)),
             success=bool(attrs.get("success", True)),

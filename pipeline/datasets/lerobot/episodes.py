@@ -5,23 +5,23 @@ Source: huggingface/lerobot@7427f318:src/lerobot/datasets/dataset_reader.py (fac
 """
 
 import functools
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from pipeline.datasets.base import DatasetConfig
-from pipeline.datasets.lerobot.info import INFO_PATH, LeRobotInfo, fill_template, require_feature
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+
+from pipeline.datasets.base import DatasetConfig, Episode
+from pipeline.datasets.lerobot.info import INFO_PATH, LeRobotInfo
 from pipeline.datasets.lerobot.table import ParquetTable
 from pipeline.datasets.manifest.paths import resolve_inside
 from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
-from pipeline.datasets.video import count_frames, read_header
+from pipeline.datasets.video import read_clock, read_header
 from pipeline.errors import DatasetError
 
 _NAMED: Final = 3  # missing files that a message names
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,10 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class EpisodeFiles:
-    """The files of an episode, and its rows and clips in them."""
+class EpisodeFiles(Episode):
+    """An episode, and its rows and clips in its files."""
 
-    number: int
-    length: int
-    table: Path
+    path: Path
     first_index: int | None
     """Value of `index` in the episode's first row; None if its files contain only this episode."""
     clips: dict[str, Clip]
@@ -54,141 +52,107 @@ class EpisodeFiles:
         return self.clips[key].start_s + self.length / fps
 
 
-@dataclass(frozen=True)
-class LocatedEpisodes:
-    """The episodes of a dataset's index."""
+class IndexRow(BaseModel):
+    """An episode in the index; versions add where it is stored."""
 
-    wanted: tuple[EpisodeFiles, ...]
-    """The kept episodes, ordered by number; at least one."""
-    num_indexed: int
-    """Number of all episodes of the dataset."""
-    excluded: tuple[EpisodeFiles, ...] = ()
-    """The others that share files with them, without those whose row is damaged."""
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    episode_index: NonNegativeInt
+    length: PositiveInt
+    tasks: Any = None
+
+    @property
+    def task(self) -> str | None:
+        """Its task in words."""
+        tasks = self.tasks if isinstance(self.tasks, list) else [self.tasks]
+        return " / ".join(task for task in tasks if isinstance(task, str) and task) or None
 
 
-def file_finder(config: DatasetConfig) -> Callable[..., Path]:
-    """Return a function that fills a path template with names, and resolves each path once.
+FindFile = Callable[..., Path]
+"""Fills a path template with names (DatasetError: it has other fields, or leads outside)."""
 
-    It raises DatasetError for a template with other fields, and for a path outside the root.
-    """
+
+def file_finder(config: DatasetConfig) -> FindFile:
+    """Return a `FindFile` that resolves each path once."""
     root = config.local_root
 
     @functools.cache
     def find(template: str, **names: int | str) -> Path:
-        relative = fill_template(template, names, f"{root / INFO_PATH}")
+        try:
+            relative = template.format(**names)
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise DatasetError(
+                f"{root / INFO_PATH}: expected a path with fields {', '.join(sorted(names))}, "
+                f"found {template!r}; correct it"
+            ) from error
         return resolve_inside(root, relative, allow_outside=config.allow_outside)
 
     return find
 
 
-def task_of(listed: object) -> str | None:
-    """Return an episode's task from the index's list of tasks."""
-    tasks = listed if isinstance(listed, list) else [listed]
-    return " / ".join(task for task in tasks if isinstance(task, str) and task) or None
-
-
-def view_kinds(config: DatasetConfig, info: LeRobotInfo) -> dict[str, str]:
-    """Return per view whether it is a `video` or an `image` column.
-
-    Raises:
-        DatasetError: a view key is not a color camera of the dataset.
-    """
-    kinds = ("video", "image")
-    return {
-        key: require_feature(config.local_root, info, key, kinds).kind for key in config.view_keys
-    }
-
-
 def split_rows(
     config: DatasetConfig, info: LeRobotInfo, index: Path, rows: list[dict[str, Any]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-    """Split an index into the rows of the kept episodes, by `episode_index`, and the others.
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Split an index into the rows of the kept episodes, and the others, which may be damaged.
 
-    The number of all episodes is the third value. Rows of excluded episodes may be damaged.
-
-    Raises:
-        DatasetError: a kept episode is missing or doubled, or none is kept.
+    DatasetError: a kept episode is missing or doubled, or none is kept.
     """
-    numbers = [_whole(row.get("episode_index")) for row in rows]
-    counts = Counter(number for number in numbers if number is not None)
-    num = max(info.total_episodes or 0, max(counts, default=-1) + 1)
-    wrong = [number for number in range(num) if counts[number] != 1 and config.keeps(number)]
-    if wrong:
-        raise DatasetError(
-            f"{index}: expected one row for episode {wrong[0]} of {num}, found {counts[wrong[0]]} "
-            f"({len(wrong)} such episodes in all); download `meta` again, or where the episode was "
-            f"removed on purpose, {LEAVE_OUT}"
-        )
-    wanted = wanted_numbers(config, counts)
-    by_number = dict(zip(numbers, rows, strict=True))
-    others = [row for number, row in zip(numbers, rows, strict=True) if number not in wanted]
-    return [by_number[number] for number in sorted(wanted)], others, num
-
-
-def _whole(value: object) -> int | None:
-    if isinstance(value, float) and value.is_integer():  # of a column with empty rows
-        value = int(value)
-    return value if isinstance(value, int) else None
-
-
-def integer(row: dict[str, Any], key: str, index: Path, least: int = 0) -> int:
-    """Return a whole number of a row of an index.
-
-    Raises:
-        DatasetError: the value is something else, or below `least`.
-    """
-    value = _whole(row.get(key))
-    if value is None or value < least:
-        raise DatasetError(
-            f"{index}: episode {row.get('episode_index')}: {key}: expected a whole number of at "
-            f"least {least}, found {row.get(key)}; download `meta` again, or {LEAVE_OUT}"
-        )
-    return value
+    found: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        try:
+            found[int(row["episode_index"])].append(row)
+        except (KeyError, TypeError, ValueError):
+            found[-1].append(row)
+    num = max(info.total_episodes or 0, max(found, default=-1) + 1)
+    kept = wanted_numbers(config, range(num))
+    for number in sorted(kept):
+        if len(found[number]) != 1:
+            raise DatasetError(
+                f"{index}: expected one row for episode {number} of {num}, found "
+                f"{len(found[number])}; download `meta` again, or {LEAVE_OUT}"
+            )
+    others = [row for number, same in found.items() if number not in kept for row in same]
+    return [found[number][0] for number in sorted(kept)], others
 
 
 def check_headers(
-    config: DatasetConfig, info: LeRobotInfo, located: LocatedEpisodes
+    config: DatasetConfig,
+    fps: float,
+    episodes: Sequence[EpisodeFiles],
+    excluded: Sequence[EpisodeFiles],
+    video_keys: Iterable[str],
 ) -> dict[str, dict[Path, tuple[int, int]]]:
     """Check every file of the kept episodes, opening each once.
 
-    Returns:
-        (height, width) of every video by view key and path.
-
-    Raises:
-        DatasetError: a key is not a feature, or a file is missing, damaged or too short.
+    Returns (height, width) of every video by view key and path.
+    DatasetError: a file is missing, damaged or too short.
     """
-    for key in config.number_keys:
-        require_feature(config.local_root, info, key, ("numbers",))
-    episodes = located.wanted
     _require_files(config, episodes)
-    for path, users in _grouped((files.table, files) for files in episodes).items():
+    for path, users in _grouped((files.path, files) for files in episodes).items():
         _check_table(path, users)
     sizes: dict[str, dict[Path, tuple[int, int]]] = {}
-    for key, kind in view_kinds(config, info).items():
-        if kind == "video":
-            clips = _grouped((files.clips[key].path, files) for files in episodes)
-            others = _grouped((files.clips[key].path, files) for files in located.excluded)
-            sizes[key] = {
-                path: _check_video(key, path, users, others.get(path, []), info.fps)
-                for path, users in clips.items()
-            }
+    for key in video_keys:
+        clips = _grouped((files.clips[key].path, files) for files in episodes)
+        others = _grouped((files.clips[key].path, files) for files in excluded)
+        sizes[key] = {
+            path: _check_video(key, path, users, others.get(path, []), fps)
+            for path, users in clips.items()
+        }
     return sizes
 
 
-def _require_files(config: DatasetConfig, episodes: tuple[EpisodeFiles, ...]) -> None:
+def _require_files(config: DatasetConfig, episodes: Sequence[EpisodeFiles]) -> None:
     """Name missing files, of all kinds at once, before any is opened."""
     users: dict[Path, int] = {}
     for files in episodes:
-        for path in (files.table, *(clip.path for clip in files.clips.values())):
+        for path in (files.path, *(clip.path for clip in files.clips.values())):
             users.setdefault(path, files.number)
-    missing = [path for path in users if not path.is_file()]
+    missing = [f"{path} (episode {users[path]})" for path in users if not path.is_file()]
     if missing:
-        named = ", ".join(f"{path} (episode {users[path]})" for path in missing[:_NAMED])
-        more = ", ..." if len(missing) > _NAMED else ""
         raise DatasetError(
             f"{config.local_root}: expected {len(users)} files for {len(episodes)} episodes, found "
-            f"{len(missing)} of them missing: {named}{more}; download the rest, or list the "
-            "episodes that are complete: `episodes = {only = [..]}` in the manifest"
+            f"{len(missing)} of them missing: {', '.join(missing[:_NAMED])}; download the rest, or "
+            "list the episodes that are complete: `episodes = {only = [..]}` in the manifest"
         )
 
 
@@ -199,9 +163,8 @@ def _check_table(path: Path, users: list[EpisodeFiles]) -> None:
     if table.num_rows < num_rows or (table.num_rows > num_rows and not is_shared):
         raise DatasetError(
             f"{path}: expected {num_rows} rows for {_span(users)}, by `length` in meta/episodes, "
-            f"found {table.num_rows}; correct `length` if the videos have {table.num_rows} frames "
-            f"too; else download the file again, convert the dataset again if its index lists "
-            f"the wrong file, or {LEAVE_OUT}"
+            f"found {table.num_rows}; download the file again, convert the dataset again if its "
+            f"index lists the wrong file or `length`, or {LEAVE_OUT}"
         )
 
 
@@ -217,31 +180,20 @@ def _check_video(
     num_steps, num_frames = sum(files.length for files in all_users), header.num_frames
     is_alone = users[0].first_index is None
     if is_alone and num_frames != num_steps:
-        num_frames = count_frames(path)  # of the shown ones: an edit list hides some
+        num_frames = len(read_clock(path).pts)  # of the shown ones: an edit list hides some
     if num_frames is not None and num_frames > num_steps and is_alone:
         raise DatasetError(
             f"{where}: expected {num_steps} frames for {_span(users)}, one per row, found "
-            f"{num_frames}: frames cannot be assigned to rows; encode the video again, or "
-            f"{LEAVE_OUT}"
+            f"{num_frames}: frames cannot be assigned to rows; encode it again, or {LEAVE_OUT}"
         )
     end = max(files.rows_end_s(key, fps) for files in all_users)
     is_short = num_frames is not None and num_frames < num_steps
     if is_short or (header.end_s is not None and end - 1.5 / fps > header.end_s):
         raise DatasetError(
             f"{where}: expected {num_steps} frames for {_span(all_users)}, until {end:.4f} s, "
-            f"found {num_frames} frames until {header.end_s} s: the camera stopped early, or the "
-            "index describes another file; download or convert the dataset again, or leave out "
-            "all episodes of this file"
+            f"found {num_frames} frames until {header.end_s} s; download or convert the dataset "
+            "again, or leave out all episodes of this file"
         )
-    for files in users:
-        rows_end = files.rows_end_s(key, fps)
-        if files.clips[key].end_s < rows_end - 0.5 / fps:
-            raise DatasetError(
-                f"{where}: expected episode {files.number} to end at {rows_end:.4f} s, like its "
-                f"{files.length} rows, found the end of its clip at {files.clips[key].end_s:.4f} "
-                f"s; correct `fps` in {INFO_PATH} if the video has another rate, download or "
-                f"convert the dataset again, or {LEAVE_OUT}"
-            )
     last, *ordered = sorted(all_users, key=lambda each: (each.clips[key].start_s, each.number))
     last_end = max(last.clips[key].end_s, last.rows_end_s(key, fps))
     for files in ordered:
@@ -249,9 +201,8 @@ def _check_video(
         if is_wanted and files.clips[key].start_s < last_end - 0.5 / fps:
             raise DatasetError(
                 f"{where}: expected episode {files.number} to begin after episode {last.number}, "
-                f"which ends at {last_end:.4f} s, found {files.clips[key].start_s:.4f} s: the "
-                "index assigns the same frames to both; download or convert the dataset again, or "
-                "leave out both"
+                f"which ends at {last_end:.4f} s, found {files.clips[key].start_s:.4f} s, the same "
+                "frames for both; download or convert the dataset again, or leave out both"
             )
         end = max(files.clips[key].end_s, files.rows_end_s(key, fps))
         if end > last_end:
@@ -259,10 +210,12 @@ def _check_video(
     return header.size
 
 
-def _grouped(pairs: Iterable[tuple[Path, _T]]) -> dict[Path, list[_T]]:
-    groups: defaultdict[Path, list[_T]] = defaultdict(list)
-    for path, value in pairs:
-        groups[path].append(value)
+def _grouped(
+    pairs: Iterable[tuple[Path, EpisodeFiles]],
+) -> dict[Path, list[EpisodeFiles]]:
+    groups: defaultdict[Path, list[EpisodeFiles]] = defaultdict(list)
+    for path, files in pairs:
+        groups[path].append(files)
     return groups
 
 

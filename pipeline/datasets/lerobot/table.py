@@ -1,7 +1,7 @@
 """Parquet files as arrays: the only file that imports pyarrow.
 
 Source: Apache Parquet format; columns as huggingface/lerobot@7427f318:src/lerobot/datasets/utils.py
-writes them (facts only).
+writes them, times as its dataset_reader.py reads them (facts only).
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,14 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64
 
 from pipeline.datasets.base import as_floating
-from pipeline.datasets.causes import why_unreadable
+from pipeline.datasets.causes import clock_unit, why_unreadable
+from pipeline.datasets.manifest.selection import LEAVE_OUT
 from pipeline.errors import DatasetError
 
+_TOLERANCE_S: Final = 1e-3  # seconds; beyond it `timestamp` was measured
 # What pyarrow raises for files that are damaged, cut off or of another kind.
 _DAMAGE: Final = (pa.ArrowException, OSError, ValueError, KeyError, EOFError)
 
@@ -25,11 +27,7 @@ class ParquetTable:
     """One parquet file, read column by column; columns of numbers stay in memory."""
 
     def __init__(self, path: Path) -> None:
-        """Open a file and read its footer.
-
-        Raises:
-            DatasetError: it is missing, damaged, not a parquet file, or was never finished.
-        """
+        """Open a file and read its footer (DatasetError: it is missing, damaged or unfinished)."""
         self.path = path
         self._arrays: dict[str, np.ndarray] = {}
         self._images: dict[str, tuple[int, Any]] = {}  # key: (first row, rows of one row group)
@@ -47,11 +45,7 @@ class ParquetTable:
         self.columns: tuple[str, ...] = tuple(self._file.schema_arrow.names)
 
     def rows(self, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """Read some columns of every row as Python values.
-
-        Raises:
-            DatasetError: a column is missing or damaged.
-        """
+        """Read some columns of every row as Python values (DatasetError: one does not read)."""
         values = [self._column(column).to_pylist() for column in columns]
         return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
@@ -66,62 +60,61 @@ class ParquetTable:
             self._arrays[column] = as_floating(self._rectangle(column))
         return self._arrays[column]
 
-    def integers(self, column: str) -> Int64[np.ndarray, " t"]:
-        """Read every row of a column of whole numbers.
-
-        Raises:
-            DatasetError: the column is missing or damaged, or contains other values.
-        """
-        key = f"int64 {column}"
-        if key not in self._arrays:
-            values = self._rectangle(column)
-            if values.dtype.kind not in "iu" or values.shape[1] != 1:
-                raise DatasetError(
-                    f"{self.path}: {column}: expected one whole number per row, found "
-                    f"{values.shape[1]} of {values.dtype}; write the column again"
-                )
-            self._arrays[key] = values[:, 0].astype(np.int64)
-        return self._arrays[key]
-
     def flags(self, column: str) -> Float64[np.ndarray, " t"]:
-        """Read one truth value per row as 0 or 1; NaN for an empty one.
-
-        Raises:
-            DatasetError: the column is missing or damaged, or contains other values.
-        """
+        """Read one truth value per row as 0 or 1, NaN for an empty one (DatasetError: damaged)."""
         key = f"flags {column}"
         if key not in self._arrays:
             array = self._column(column)
-            try:
-                flat = array.flatten() if pa.types.is_nested(array.type) else array
-                values = flat.cast(pa.float64()).to_numpy(zero_copy_only=False)
-                self._arrays[key] = values.reshape(self.num_rows)
-            except _DAMAGE as error:
-                raise DatasetError(
-                    f"{self.path}: {column}: expected one boolean per row, found {array.type}; "
-                    "write the column again"
-                ) from error
+            flat = array.flatten() if pa.types.is_nested(array.type) else array
+            values = flat.cast(pa.float64()).to_numpy(zero_copy_only=False)
+            self._arrays[key] = values.reshape(self.num_rows)
         return self._arrays[key]
 
-    def images(self, column: str, start: int, stop: int) -> list[tuple[bytes | None, str | None]]:
+    def step_seconds(self, rows: slice, fps: float, where: str) -> Float64[np.ndarray, " t"]:
+        """Return seconds from an episode's time 0 to each of its steps, on its videos' clock.
+
+        A step's time is frame_index / fps in float64, because the float32 of `timestamp` is too
+        coarse for long files; if `timestamp` differs by more than a millisecond, it was measured,
+        and is used. `rows` are the episode's, `where` names it in messages.
+        DatasetError: a time is not finite, or not in seconds.
+        """
+        steps: np.ndarray = np.arange(rows.stop - rows.start)
+        if "frame_index" in self.columns:
+            steps = self.numbers("frame_index")[rows, 0]
+        even: Float64[np.ndarray, " t"] = steps / fps
+        if "timestamp" not in self.columns:
+            return even
+        times, where = self.numbers("timestamp")[rows, 0], f"{where}: timestamp"
+        if not np.isfinite(times).all():
+            raise DatasetError(
+                f"{where}: expected finite seconds, found {times[~np.isfinite(times)][0]}; correct "
+                f"this episode, or {LEAVE_OUT}"
+            )
+        unit = clock_unit(float(times[-1] - times[0]), float(even[-1] - even[0]))
+        if unit is not None:
+            raise DatasetError(
+                f"{where}: expected seconds, found {unit}; write the column again in seconds"
+            )
+        # float32 is coarser than the tolerance after some hours
+        tolerance = _TOLERANCE_S + np.spacing(times.astype(np.float32))
+        is_measured = np.abs(times - even) > tolerance
+        return times.astype(np.float64) if is_measured.any() else even
+
+    def images(self, column: str, start: int, stop: int) -> list[dict[str, Any]]:
         """Read rows [start, stop) of a column of images; one row group stays in memory.
 
-        Returns:
-            The encoded bytes and the path of an image file; one of both may be None.
-
-        Raises:
-            DatasetError: the column is missing or damaged, or contains other values.
+        Returns `bytes`, the encoded image, or `path`, its file, of each; one of both may be None.
+        DatasetError: the column is missing or damaged.
         """
         found = []
         for row in range(start, stop):
-            first, rows = self._image_rows(column, row)
-            value = rows[row - first].as_py()
-            if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
-                raise DatasetError(
-                    f"{self.path}: {column}: row {row}: expected an image's bytes or path, found "
-                    f"{type(value).__name__}; write the column again"
-                )
-            found.append((value.get("bytes"), value.get("path")))
+            first, rows = self._images.get(column, (0, ()))
+            if not first <= row < first + len(rows):
+                group = int(np.searchsorted(self._group_starts, row, side="right")) - 1
+                self._images.pop(column, None)  # so that memory never contains two row groups
+                first, rows = int(self._group_starts[group]), self._column(column, [group])
+                self._images[column] = (first, rows)
+            found.append(rows[row - first].as_py() or {})
         return found
 
     def close(self) -> None:
@@ -129,15 +122,6 @@ class ParquetTable:
         self._arrays.clear()
         self._images.clear()
         self._file.close()
-
-    def _image_rows(self, column: str, row: int) -> tuple[int, Any]:
-        first, rows = self._images.get(column, (0, ()))
-        if not first <= row < first + len(rows):
-            group = int(np.searchsorted(self._group_starts, row, side="right")) - 1
-            self._images.pop(column, None)  # so that memory never contains two row groups
-            first, rows = int(self._group_starts[group]), self._column(column, [group])
-            self._images[column] = (first, rows)
-        return first, rows
 
     def _column(self, column: str, groups: list[int] | None = None) -> Any:
         """Read a column as one Arrow array, of some row groups or of all."""

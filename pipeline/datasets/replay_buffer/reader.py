@@ -3,86 +3,193 @@
 `data/<key>` contains the control steps of all episodes, one after another, `meta/episode_ends` the
 row after each episode's last. Keys include the group: `data/img`, `data/action`. The files contain
 no control frequency. Recordings of real robots with their frames in `videos/` are not read.
-Source: real-stanford/diffusion_policy@5ba07ac6, diffusion_policy/common/replay_buffer.py.
-Differs from the source: a chunk that was never written is an error, not zeros.
+
+Zarr reads a missing chunk as its fill value, that is as black frames and zeros, without an error;
+and Blosc reads memory behind the end of a chunk that was cut off. Both are refused here.
+Source: real-stanford/diffusion_policy@5ba07ac6, diffusion_policy/common/replay_buffer.py;
+Blosc/c-blosc, README_CHUNK_FORMAT.rst (`cbytes` at 12, 32 bits, little-endian).
 """
 
+import itertools
+import lzma
+import os
+import re
+import struct
 import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64, UInt8
+import zarr
+import zarr.storage
+from jaxtyping import Float64, Int64, Shaped
 
-from pipeline.datasets.base import (
-    DatasetConfig,
-    DatasetFacts,
-    FormatReader,
-    FormatSurvey,
-    as_floating,
-    require_steps,
-)
-from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
-from pipeline.datasets.pixels import (
+from pipeline.datasets.arrays import (
+    ArrayReader,
     PixelLayout,
-    Scale,
     alpha_remarks,
-    decide_scale,
+    number_columns,
     pixel_layout,
     require_layout,
+    require_numbers,
 )
-from pipeline.datasets.replay_buffer.arrays import (
-    DAMAGE,
-    ENDS_KEY,
-    ReplayBufferFile,
-    array_keys,
-)
-from pipeline.errors import DatasetError, FrameReadError
+from pipeline.datasets.base import DatasetConfig, DatasetFacts, Episode, FormatSurvey
+from pipeline.datasets.causes import GIT_LFS, why_unreadable
+from pipeline.datasets.manifest.paths import resolve_inside
+from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
+from pipeline.errors import DatasetError
 from policy.errors import one_line
 
+ENDS_KEY: Final = "meta/episode_ends"
 CLOCK_KEY: Final = "data/timestamp"  # seconds; recordings of real robots have it
+_HEADER: Final = re.compile(rf"(data/[^/]+|{ENDS_KEY})/\.zarray")
+_BLOSC_SIZE: Final = slice(12, 16)  # bytes of a Blosc chunk that contain its length
+_DAMAGE: Final = (  # what zarr and its codecs raise for damaged bytes and headers
+    *(RuntimeError, ValueError, TypeError, OSError, EOFError, OverflowError, KeyError),
+    *(AttributeError, NotImplementedError, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
+    struct.error,
+)
 
 
-class DiffusionPolicyZarrReader(FormatReader):
+@dataclass(frozen=True)
+class _Rows(Episode):
+    """An episode, and its first row in the arrays."""
+
+    first: int
+
+
+class _WholeChunks(zarr.storage.WrapperStore[Any]):
+    """A store in which a missing chunk, or a Blosc chunk that was cut off, is an error."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
+        self.blosc: set[str] = set()  # keys of arrays
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        """Return what is stored at a key (OSError, ValueError: a chunk is missing, or cut off)."""
+        value = await super().get(key, prototype, byte_range)
+        group, array, *chunk = key.split("/")[:3] if "/" in key else (key, "")
+        if not chunk or chunk[0].startswith("."):  # a header
+            return value
+        if value is None:
+            raise FileNotFoundError(f"chunk {key} is missing (Zarr would read it as zeros)")
+        start = value.as_numpy_array()[:32].tobytes()
+        if start.startswith(GIT_LFS):
+            raise ValueError(f"chunk {key} is a git-lfs pointer; run `git lfs pull`")
+        stated = int.from_bytes(start[_BLOSC_SIZE], "little")
+        if f"{group}/{array}" in self.blosc and stated != len(value):
+            raise ValueError(
+                f"chunk {key} has {len(value)} bytes, expected {stated} by its Blosc header"
+            )
+        return value
+
+
+class _Buffer:
+    """The files and arrays of a replay buffer; closing is optional for folders."""
+
+    def __init__(self, root: Path, *, allow_outside: bool) -> None:
+        """Open a folder or a `.zip` (DatasetError: it is no group of Zarr format 2)."""
+        self.root, self._allow_outside = root, allow_outside
+        is_folder = root.is_dir()
+        try:
+            self.files = _file_names(root)
+            self.store = _WholeChunks(
+                zarr.storage.LocalStore(root, read_only=True)
+                if is_folder
+                else zarr.storage.ZipStore(root, mode="r")
+            )
+            self._group = zarr.open_group(
+                self.store,
+                mode="r",
+                zarr_format=2,
+                use_consolidated=False,  # a copy of the headers, which may be an older one
+            )
+        except _DAMAGE as error:
+            found = why_unreadable(root, error, "correct the path, or copy or download it again")
+            if is_folder and (root / "zarr.json").is_file():
+                found = "found format 3; copy it with zarr_format=2"
+            raise DatasetError(
+                f"{root}: expected a Zarr v2 replay buffer with .zgroup, data/ and {ENDS_KEY} at "
+                f"its top, {found}"
+            ) from error
+        self.keys = _array_keys(self.files)
+
+    def array(self, key: str) -> Any:
+        """Open one `zarr.Array` (DatasetError: it is missing or outside, or does not open)."""
+        if key not in self.keys:
+            raise DatasetError(
+                f"{self.root}: expected an array {key}, found {', '.join(self.keys) or 'none'}; "
+                "correct the key"
+            )
+        header = self.root
+        if self.root.is_dir():
+            header = resolve_inside(self.root, f"{key}/.zarray", allow_outside=self._allow_outside)
+        try:
+            array: Any = self._group[key]
+            if getattr(array.metadata.compressor, "codec_id", None) == "blosc":
+                self.store.blosc.add(key)
+        except _DAMAGE as error:
+            advice = (
+                "copy the array again, or install its codec if that is not available (imagecodecs "
+                "and imagecodecs-numcodecs for imagecodecs_*)"
+            )
+            raise DatasetError(
+                f"{self.root}: {key}/.zarray: expected the header of a Zarr v2 array, "
+                f"{why_unreadable(header, error, advice)}"
+            ) from error
+        return array
+
+    def require_chunks(self, key: str, array: Any, episodes: Iterable[_Rows]) -> None:
+        """Refuse an array that lacks a chunk of an episode (DatasetError)."""
+        per_chunk = array.chunks[0]
+        needed = {
+            chunk
+            for of in episodes
+            for chunk in range(of.first // per_chunk, -(-(of.first + of.length) // per_chunk))
+        }
+        others = zip(array.shape[1:], array.chunks[1:], strict=True)
+        axes = [sorted(needed), *(range(-(-length // chunk)) for length, chunk in others)]
+        for index in itertools.product(*axes):
+            name = array.metadata.encode_chunk_key(index)
+            if f"{key}/{name}" not in self.files:
+                raise DatasetError(
+                    f"{self.root}: {key}: expected all chunks, found no chunk {name}, which Zarr "
+                    "would read as zeros; copy the data again, or write it with "
+                    f"write_empty_chunks=True if it is all zeros, or {LEAVE_OUT}"
+                )
+
+
+class DiffusionPolicyZarrReader(ArrayReader):
     """A replay buffer; an episode's number is its position."""
 
-    fps: float | None = None
+    damage = _DAMAGE
+    _episodes: Sequence[_Rows]
 
     def __init__(self, config: DatasetConfig) -> None:
         """Open the arrays and check that all chunks of kept episodes are stored."""
-        self._config, self._root = config, config.local_root
-        self._scales: dict[str, Scale] = {}
-        self._opened: ReplayBufferFile | None = None
+        super().__init__(config)
+        buffer = _Buffer(config.local_root, allow_outside=config.allow_outside)
+        self._store = buffer.store
         try:
-            self._ends = self._read_ends()
-            self._numbers = sorted(wanted_numbers(config, range(len(self._ends))))
-            self.num_episodes: int = len(self._numbers)
-            self._require_ascending()
-            file = self._file()
-            clock = [CLOCK_KEY] if CLOCK_KEY in file.keys else []
-            arrays = {
-                key: file.array(key) for key in (*config.view_keys, *config.number_keys, *clock)
-            }
-            self._layouts: dict[str, PixelLayout] = {
-                key: require_layout(
-                    arrays[key].shape, arrays[key].dtype, f"{self._root}: {key}", ""
-                )
-                for key in config.view_keys
-            }
-            for key in (*config.number_keys, *clock):
-                if not _is_numbers(arrays[key]):
-                    raise DatasetError(
-                        f"{self._root}: {key}: expected one row of numbers per step, found "
-                        f"{arrays[key].dtype} {arrays[key].shape}; use another key"
-                    )
-            self._require_rows(arrays)
-            rows = [self._rows(episode) for episode in range(self.num_episodes)]
-            for key in arrays:
-                file.require_chunks(key, rows)
+            ends = _read_ends(buffer)
+            self._episodes = _episodes(config, buffer.root, ends)
+            clock = [CLOCK_KEY] if CLOCK_KEY in buffer.keys else []
+            numbers = dict.fromkeys((*config.number_keys, *clock))
+            self._arrays = {key: buffer.array(key) for key in (*config.view_keys, *numbers)}
+            self._layouts: dict[str, PixelLayout] = {}
+            for key in config.view_keys:
+                self._layouts[key] = require_layout(self._arrays[key], f"{buffer.root}: {key}")
+            for key in numbers:
+                require_numbers(self._arrays[key], f"{buffer.root}: {key}")
+            self._require_rows(buffer.root, ends)
+            for key, array in self._arrays.items():
+                buffer.require_chunks(key, array, self._episodes)
         except BaseException:
             self.close()
             raise
-        self._has_clock = bool(clock)
         self.facts = DatasetFacts(remarks=alpha_remarks(self._layouts))
 
     @classmethod
@@ -94,148 +201,95 @@ class DiffusionPolicyZarrReader(FormatReader):
                 return has_header and (root / ENDS_KEY).is_dir() and (root / "data").is_dir()
             if root.name.endswith(".zarr.zip"):
                 return root.is_file()
-            return root.suffix == ".zip" and ENDS_KEY in array_keys(root)
+            return root.suffix == ".zip" and ENDS_KEY in _array_keys(_file_names(root))
         except (OSError, zipfile.BadZipFile):
             return False
 
     @classmethod
     def survey(cls, root: Path) -> FormatSurvey:
         """List the arrays: those of color frames are views, the others numbers."""
-        file = ReplayBufferFile(root, allow_outside=False)
+        buffer = _Buffer(root, allow_outside=False)
         try:
-            arrays = {key: file.array(key) for key in file.keys if key != ENDS_KEY}
+            arrays = {key: buffer.array(key) for key in buffer.keys if key != ENDS_KEY}
         finally:
-            file.close()
-        layouts = {key: pixel_layout(array.shape, array.dtype) for key, array in arrays.items()}
-        return FormatSurvey(
-            fps=None,
-            views={key: layout.size for key, layout in layouts.items() if layout},
-            numbers={
-                key: tuple(map(str, range(array.shape[1] if array.ndim == 2 else 1)))
-                for key, array in arrays.items()
-                if _is_numbers(array)
-            },
-        )
-
-    def episode_number(self, episode: int) -> int:
-        return self._numbers[self._require_episode(episode)]
-
-    def episode_name(self, episode: int) -> str:
-        return f"{self._root}: episode {self.episode_number(episode)}"
-
-    def episode_length(self, episode: int) -> int:
-        start, stop = self._rows(episode)
-        return stop - start
-
-    def frame_size(self, episode: int, view_key: str) -> tuple[int, int]:
-        return self._layouts[view_key].size
-
-    def frames(
-        self, episode: int, start: int, stop: int
-    ) -> tuple[UInt8[np.ndarray, "t h w 3"], ...]:
-        first, last = self._rows(episode)
-        require_steps(start, stop, last - first, self.episode_name(episode))
-        views = []
-        for key, layout in self._layouts.items():
-            try:
-                frames = self._read(episode, key, start, stop)
-            except DatasetError as error:
-                raise FrameReadError(str(error)) from error
-            where = f"{self.episode_name(episode)}: {key}"
-            views.append(layout.to_rgb(frames, self._scale(key, layout), where, start))
-        return tuple(views)
-
-    def numbers(self, episode: int, number_key: str) -> Float[np.ndarray, "t d"]:
-        length = self.episode_length(episode)
-        return as_floating(self._read(episode, number_key, 0, length)).reshape(length, -1)
+            buffer.store.close()
+        layouts = {key: pixel_layout(array) for key, array in arrays.items()}
+        views = {key: layout.size for key, layout in layouts.items() if layout}
+        return FormatSurvey(fps=None, views={**views}, numbers=number_columns(arrays))
 
     def timestamp(self, episode: int) -> Float64[np.ndarray, " t"] | None:
-        if not self._has_clock:
+        if CLOCK_KEY not in self._arrays:
             return None
         seconds = np.asarray(self.numbers(episode, CLOCK_KEY)[:, 0], np.float64)
         return np.asarray(seconds - seconds[0])
 
     def close(self) -> None:
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
+        self._store.close()
 
-    def _file(self) -> ReplayBufferFile:
-        if self._opened is None:
-            self._opened = ReplayBufferFile(self._root, allow_outside=self._config.allow_outside)
-        return self._opened
+    def _layout(self, episode: int, view_key: str) -> PixelLayout:
+        return self._layouts[view_key]
 
-    def _scale(self, key: str, layout: PixelLayout) -> Scale:
-        def middle_frame(episode: int) -> np.ndarray:
-            middle = self.episode_length(episode) // 2
-            return self._read(episode, key, middle, middle + 1)
+    def _read(self, episode: int, key: str, start: int, stop: int) -> Shaped[np.ndarray, "t ..."]:
+        first = self._episodes[episode].first
+        return np.asarray(self._arrays[key][first + start : first + stop])
 
-        if not layout.is_floating:
-            return "levels"
-        if key not in self._scales:
-            self._scales[key] = decide_scale(middle_frame, self.num_episodes)
-        return self._scales[key]
-
-    def _rows(self, episode: int) -> tuple[int, int]:
-        number = self.episode_number(episode)
-        return int(self._ends[number - 1]) if number else 0, int(self._ends[number])
-
-    def _read_ends(self) -> Int64[np.ndarray, " e"]:
-        array = self._file().array(ENDS_KEY)
-        if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
-            raise DatasetError(
-                f"{self._root}: {ENDS_KEY}: expected whole numbers on one axis, found "
-                f"{array.dtype} {array.shape}; write the row after each episode's last"
-            )
-        try:
-            return np.asarray(array[:]).astype(np.int64)
-        except DAMAGE as error:
-            raise DatasetError(
-                f"{self._root}: {ENDS_KEY}: expected a readable array, found {one_line(error)}; "
-                "copy the data again"
-            ) from error
-
-    def _require_ascending(self) -> None:
-        """Refuse kept episodes without rows, or that begin before an earlier one ends."""
-        ends = self._ends
-        starts = np.concatenate([[0], ends[:-1]])
-        for number in self._numbers:
-            if not max(0, ends[:number].max(initial=0)) <= starts[number] < ends[number]:
-                raise DatasetError(
-                    f"{self._root}: {ENDS_KEY}: expected ascending ends, each episode with at "
-                    f"least one row, found rows [{starts[number]}, {ends[number]}) for episode "
-                    f"{number}; correct the ends, or leave out an episode that has no rows with "
-                    f"`episodes = {{except = [{number}]}}` in the manifest"
-                )
-
-    def _require_rows(self, arrays: dict[str, Any]) -> None:
+    def _require_rows(self, root: Path, ends: Int64[np.ndarray, " e"]) -> None:
         """Refuse arrays of different lengths: any rows of them may be missing."""
-        last = self._numbers[-1]
-        is_last = last == len(self._ends) - 1  # else the last end may be wrong
-        expected = int(self._ends[-1]) if is_last else next(iter(arrays.values())).shape[0]
-        for key, array in arrays.items():
-            if array.shape[0] != expected or expected < self._ends[last]:
+        last = int(ends[self._episodes[-1].number])
+        is_last = self._episodes[-1].number == len(ends) - 1  # else the last end may be wrong
+        expected = last if is_last else next(iter(self._arrays.values())).shape[0]
+        for key, array in self._arrays.items():
+            if array.shape[0] != expected or expected < last:
                 raise DatasetError(
-                    f"{self._root}: {key}: expected {max(expected, int(self._ends[last]))} rows, "
-                    f"by {ENDS_KEY} or the other arrays, found {array.shape[0]}: an array was cut "
-                    "off or edited, or an episode is incomplete; cut all arrays to the same length "
-                    "to drop it, or copy the data again"
+                    f"{root}: {key}: expected {max(expected, last)} rows, by {ENDS_KEY} or the "
+                    f"other arrays, found {array.shape[0]}: an array was cut off or edited, or an "
+                    "episode is incomplete; cut all arrays to the same length, or copy the data "
+                    "again"
                 )
 
-    def _read(self, episode: int, key: str, start: int, stop: int) -> np.ndarray:
-        first, _ = self._rows(episode)
-        try:
-            return np.asarray(self._file().array(key)[first + start : first + stop])
-        except DAMAGE as error:
-            if isinstance(error, DatasetError):
-                raise
-            found = one_line(error)
+
+def _file_names(root: Path) -> frozenset[str]:
+    if not root.is_dir():
+        with zipfile.ZipFile(root) as archive:
+            return frozenset(archive.namelist())
+    return frozenset(
+        Path(folder, name).relative_to(root).as_posix()
+        for folder, _, names in os.walk(root, followlinks=True)
+        for name in names
+    )
+
+
+def _array_keys(files: Iterable[str]) -> list[str]:
+    """Return the keys of the arrays of a replay buffer: `data/action`, `data/img`."""
+    return sorted(header[1] for name in files if (header := _HEADER.fullmatch(name)))
+
+
+def _read_ends(buffer: _Buffer) -> Int64[np.ndarray, " e"]:
+    array = buffer.array(ENDS_KEY)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
+        raise DatasetError(
+            f"{buffer.root}: {ENDS_KEY}: expected whole numbers on one axis, found {array.dtype} "
+            f"{array.shape}; write the row after each episode's last"
+        )
+    try:
+        return np.asarray(array[:]).astype(np.int64)
+    except _DAMAGE as error:
+        raise DatasetError(
+            f"{buffer.root}: {ENDS_KEY}: expected a readable array, found {one_line(error)}; copy "
+            "the data again"
+        ) from error
+
+
+def _episodes(config: DatasetConfig, root: Path, ends: Int64[np.ndarray, " e"]) -> list[_Rows]:
+    """Locate the kept episodes; refuse those without rows, or that begin before others end."""
+    found, starts = [], np.concatenate([[0], ends[:-1]])
+    for number in sorted(wanted_numbers(config, range(len(ends)))):
+        start, end = int(starts[number]), int(ends[number])
+        if not max(0, ends[:number].max(initial=0)) <= start < end:
             raise DatasetError(
-                f"{self.episode_name(episode)}: {key}: expected readable rows [{first + start}, "
-                f"{first + stop}), found {found}; copy the data again, or {LEAVE_OUT}"
-            ) from error
-
-
-def _is_numbers(array: Any) -> bool:
-    has_columns = array.ndim == 1 or (array.ndim == 2 and array.shape[1] > 0)
-    return has_columns and array.dtype.kind in "fiub"
+                f"{root}: {ENDS_KEY}: expected ascending ends, each episode with at least one row, "
+                f"found rows [{start}, {end}) for episode {number}; correct the ends, or "
+                f"{LEAVE_OUT}"
+            )
+        found.append(_Rows(number, root, f"{root}: episode {number}", end - start, start))
+    return found

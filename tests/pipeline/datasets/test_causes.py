@@ -129,9 +129,9 @@ def test_a_missing_permission_and_a_failing_disk_leave_the_data_alone():
 @pytest.mark.parametrize(
     ("times", "found"),
     [
-        ([1.7e9 + step / 10 for step in range(5)], r"begins at 1700000000"),
-        ([40.0 + step / 10 for step in range(5)], "begins at 40 s;"),
-        ([100.0 * step for step in range(5)], "expected seconds, found milliseconds"),
+        ([1.7e9 + step / 10 for step in range(5)], r"frame 0: .* of 1700000\d\d\d.* `timestamp`"),
+        ([40.0 + step / 10 for step in range(5)], r"frame 0: .* of 40\.3000 s, .* `timestamp`"),
+        ([100.0 * step for step in range(5)], "timestamp: expected seconds, found milliseconds"),
     ],
 )
 def test_a_clock_of_another_zero_or_unit_is_named_as_that(tmp_path, times, found):
@@ -139,6 +139,6 @@ def test_a_clock_of_another_zero_or_unit_is_named_as_that(tmp_path, times, found
     episodes[1].extra = {"timestamp": times}
     lerobot_files.write_v3(tmp_path, episodes)
     reader = LeRobotV3Reader(DatasetConfig(tmp_path, VIEWS, NUMBERS))
-    with pytest.raises(FrameReadError, match=f"episode 1: timestamp: .*{found}"):
+    with pytest.raises(FrameReadError, match=f"episode 1: .*{found}"):
         reader.frames(1, 0, 1)
     reader.close()

@@ -101,7 +101,7 @@ def test_a_png_with_a_changed_byte_is_refused(place):
 
 @pytest.mark.parametrize(
     ("pixels", "found"),
-    [(RAMP.astype(np.uint16) * 200, "a depth image of 16 bits"), (RAMP > 60, "1")],
+    [(RAMP.astype(np.uint16) * 200, "depth of 16 bits"), (RAMP > 60, "1")],
 )
 def test_depth_and_masks_are_no_color_frames(pixels, found):
     with pytest.raises(FrameReadError, match=f"found {found}.*color camera"):
@@ -126,10 +126,9 @@ def test_other_formats_of_pillow_are_not_tried():
         decode_image(encode(PICTURE, "BMP"), "x")
 
 
-@pytest.mark.parametrize("side", [9_000, 60_000])
-def test_a_header_that_promises_too_much_is_refused_before_memory_is_taken(side):
+def test_a_header_that_promises_too_much_is_refused_before_memory_is_taken():
     content = bytearray(encode(PICTURE, "PNG"))
-    content[16:24] = side.to_bytes(4) + side.to_bytes(4)
+    content[16:24] = (60_000).to_bytes(4) * 2
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4)
     for read in (decode_image, image_size):
         with pytest.raises(FrameReadError, match="expected a complete"):

@@ -76,11 +76,11 @@ def test_several_layouts_in_one_place_ask_for_a_word(tmp_path):
 @pytest.mark.parametrize(
     ("info", "found"),
     [
-        ({"codebase_version": "v1.6", "fps": 10}, r"LeRobot data .* v1\.6 "),
-        ({"codebase_version": "v4.0"}, r"LeRobot data .* v4\.0 "),
+        ({"codebase_version": "v1.6", "fps": 10}, r"expected v2\.1 or v2\.0, found v1\.6"),
+        ({"codebase_version": "v4.0"}, r"expected v3\.0, found v4\.0"),
         (
             {"codebase_version": "v3.0", "storage_format": "lance"},
-            r"v3\.0 stored as lance, of which v2\.0, v2\.1 and v3\.0 in parquet are read",
+            "storage_format: Input should be 'parquet'",
         ),
         ([1], "neither meta/info.json"),
     ],
@@ -89,7 +89,7 @@ def test_a_layout_of_the_same_family_that_is_not_read_is_named(tmp_path, info, f
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta" / "info.json").write_text(json.dumps(info))
     with pytest.raises(DatasetError, match=found) as caught:
-        detect_format(tmp_path)
+        open_format(None, DatasetConfig(tmp_path, (), ()))
     assert "\n" not in str(caught.value)
 
 

@@ -59,7 +59,7 @@ def test_times_are_those_that_were_written(tmp_path, start, stride):
     path = write_video(tmp_path / "a.mp4", numbered(8), ticks=ticks, codec="h264")
     decoder = VideoDecoder(path, SIZE, num_threads=2)
     # 1e-4 s: the clock of an MP4 has ticks
-    np.testing.assert_allclose(decoder.shown_s("here"), np.array(ticks) / 1e4, atol=1e-4)
+    np.testing.assert_allclose(decoder.clock.seconds, np.array(ticks) / 1e4, atol=1e-4)
     assert read_counters(decode(decoder, 2, 5)) == [2, 5]
     header = read_header(path)
     assert (header.size, header.num_frames) == (SIZE, 8)
@@ -111,7 +111,7 @@ def test_matching_takes_the_nearest_frame():
         (
             [0.0],
             [0.0, 0.1],
-            r"frame 1: .* within 0\.05 s of 0\.1000 s.* `timestamp` \(",
+            r"frame 1: .* within 0\.05 s of 0\.1000 s.* `timestamp`,",
         ),
         ([0.0, 0.1], [0.0, 0.16], r"frame 1: .*nearest of 2 at 0\.1000 s \(1 of 2 steps"),
         ([0.0, 0.1, 0.2], [-0.06, 0.1], "frame 0: expected a frame within"),
@@ -215,10 +215,10 @@ def test_a_video_that_is_cut_off_behind_its_table_of_contents_is_refused(tmp_pat
     assert read_header(path).num_frames == 40
     content = path.read_bytes()
     path.write_bytes(content[:-200])
-    with pytest.raises(DatasetError, match=rf"of {len(content)} bytes or more, found .* cut off"):
+    with pytest.raises(DatasetError, match=rf"found .* cut off before byte {len(content)}"):
         read_header(path)
-    with pytest.raises(FrameReadError, match="here: expected a readable frame"):
-        VideoDecoder(path, SIZE, num_threads=2).shown_s("here")
+    with pytest.raises(DatasetError, match=r"a\.mp4: expected a complete MP4 video"):
+        decode(VideoDecoder(path, SIZE, num_threads=2), 0)
 
 
 def test_a_file_without_video_is_refused(tmp_path):
@@ -229,7 +229,7 @@ def test_a_file_without_video_is_refused(tmp_path):
         frame.sample_rate, frame.time_base, frame.pts = 8000, Fraction(1, 8000), 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    with pytest.raises(DatasetError, match="expected a video"):
+    with pytest.raises(DatasetError, match=r"sound\.mp4: .*without a video"):
         read_header(path)
 
 
@@ -242,11 +242,13 @@ def test_a_video_that_asks_to_be_turned_is_refused(tmp_path):
     quarter = [bytes(4), one, bytes(4), (-(1 << 16)).to_bytes(4, "big", signed=True), bytes(4)]
     content[matrix : matrix + 20] = b"".join(quarter)
     path.write_bytes(content)
-    with pytest.raises(FrameReadError, match=r"frame 0: expected an upright video, .* degrees"):
+    with pytest.raises(
+        FrameReadError, match=r"frame 0: expected an upright frame .* rotate by -?[1-9]\S* degrees"
+    ):
         decode(VideoDecoder(path, SIZE, num_threads=2), 0)
 
 
 def test_frames_of_another_size_than_expected_are_refused(tmp_path):
     path = write_video(tmp_path / "a.mp4", numbered(4))
-    with pytest.raises(FrameReadError, match=r"frame 0: expected 96x64 pixels .* found 64x96"):
+    with pytest.raises(FrameReadError, match=r"frame 0: .* of 96x64 pixels .* found 64x96"):
         decode(VideoDecoder(path, (96, 64), num_threads=2), 0)

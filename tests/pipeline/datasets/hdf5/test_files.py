@@ -119,15 +119,6 @@ def test_a_link_within_the_file_is_followed(root):
     np.testing.assert_array_equal(reader.frames(1, 0, 5)[0], tiny_frames(1, "front"))
 
 
-def test_frames_of_more_pixels_than_memory_holds_are_refused_by_the_header(root):
-    shape = (5, 20_000, 20_000, 3)
-    edit(root, FRONT, None)
-    with h5py.File(root / "episode_12.hdf5", "r+") as file:
-        file.create_dataset(FRONT, shape, np.uint8, chunks=(1, 20_000, 20_000, 1))
-    with pytest.raises(DatasetError, match=r"front: expected frames of 1 to .*20000x20000"):
-        open_tiny(root)
-
-
 @pytest.mark.parametrize("kind", ["u1", "i8", "?", "f2", ">f4", "<f8"])
 def test_numbers_of_every_type_are_read(root, kind):
     values = np.arange(15).reshape(5, 3) % 2 if kind == "?" else np.arange(15).reshape(5, 3)

@@ -29,7 +29,7 @@ def test_a_file_without_frames_says_how_to_render_them(path):
         for demo in file["data"].values():
             for key in (FRONT, WRIST):
                 del demo[key]
-    with pytest.raises(DatasetError, match=r"demo_9: .*no camera; .*dataset_states_to_obs\.py"):
+    with pytest.raises(DatasetError, match=r"demo_9: .*found none; .*dataset_states_to_obs\.py"):
         open_tiny(path)
     with pytest.raises(DatasetError, match=r"dataset_states_to_obs\.py"):
         RobomimicHdf5Reader.survey(path)
@@ -43,8 +43,12 @@ def test_a_file_without_frames_says_how_to_render_them(path):
 @pytest.mark.parametrize(
     ("key", "value", "pattern"),
     [
-        (FRONT, None, r"frames at obs/agentview_image, .*cameras .* obs/robot0_eye_in_hand_image:"),
-        (STATE, None, r"numbers at obs/robot0_eef_pos, .*obs/robot0_gripper_qpos, actions"),
+        (FRONT, None, r"frames at obs/agentview_image, found only obs/robot0_eye_in_hand_image;"),
+        (
+            STATE,
+            None,
+            r"numbers at obs/robot0_eef_pos, found only obs/robot0_gripper_qpos, actions",
+        ),
         (FRONT, np.zeros((5, 6, 8, 1), np.uint8), r"RGB frames .*\(5, 6, 8, 1\); use a color"),
         (FRONT, np.zeros((5, 6, 8), np.uint16), r"RGB frames .*found depth"),
         (FRONT, np.zeros((4, 6, 8, 3), np.uint8), r"same number of steps.*agentview_image': 4"),
@@ -69,17 +73,6 @@ def test_space_that_was_reserved_and_never_filled_is_not_read_as_zeros(path):
         open_tiny(path)
 
 
-@pytest.mark.parametrize("stated", [4, "5", [5, 5]])
-def test_lengths_agree_with_num_samples(path, stated):
-    with h5py.File(path, "r+") as file:
-        file["data/demo_12"].attrs["num_samples"] = stated
-    with pytest.raises(DatasetError, match=r"demo_12: .*`num_samples`, found 5"):
-        open_tiny(path)
-    with h5py.File(path, "r+") as file:
-        del file["data/demo_12"].attrs["num_samples"]
-    assert open_tiny(path).episode_length(1) == 5
-
-
 def test_a_frame_that_does_not_decompress_names_demonstration_frame_and_view(tmp_path):
     path = write_robomimic(tmp_path / "image.hdf5", {3: 0, 4: 1})
     frames = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3), np.uint8)
@@ -93,7 +86,7 @@ def test_a_frame_that_does_not_decompress_names_demonstration_frame_and_view(tmp
     path.write_bytes(content)
     reader = open_tiny(path)
     np.testing.assert_array_equal(reader.frames(1, 4, 5)[0], frames[4:])
-    with pytest.raises(FrameReadError, match=r"image\.hdf5: demo_4: frame 2 of obs/agentview"):
+    with pytest.raises(FrameReadError, match=r"image\.hdf5: demo_4: obs/agentview_image: step 2: "):
         reader.frames(1, 0, 5)
 
 
@@ -116,7 +109,9 @@ def test_a_demonstration_that_was_broken_off_before_its_first_step_is_left_out(p
     """As Isaac Lab keeps an attempt that was reset at once."""
     with h5py.File(path, "r+") as file:
         file["data"].create_group("demo_13").attrs["num_samples"] = 0
-    with pytest.raises(DatasetError, match=r"demo_13: .* one step, found no array; leave the ep"):
+    with pytest.raises(
+        DatasetError, match=r"demo_13: expected frames at .*, found none; .* leave the ep"
+    ):
         open_tiny(path)
 
 
@@ -143,7 +138,7 @@ def test_places_without_demonstrations_say_what_to_correct(tmp_path):
         open_tiny(path)
     with h5py.File(path, "w") as file:
         file.create_group("data")
-    with pytest.raises(DatasetError, match=r"a\.hdf5: expected at least one demonstration"):
+    with pytest.raises(DatasetError, match=r"a\.hdf5: .* at least one demonstration, found none"):
         open_tiny(path)
     path.write_bytes(b"not HDF5")
     with pytest.raises(DatasetError, match=r"a\.hdf5: .* an unreadable one"):

@@ -142,7 +142,7 @@ def test_a_chunk_that_was_cut_off_is_an_error(tmp_path, num_bytes, is_zip):
     path.write_bytes(path.read_bytes()[:-num_bytes])
     reader = open_buffer(zip_folder(root) if is_zip else root)
     with pytest.raises(
-        FrameReadError, match=r"episode 1: data/img: expected readable rows \[3, 5\)"
+        FrameReadError, match=r"episode 1: data/img: step 0: expected readable values"
     ):
         reader.frames(1, 0, 2)
     path.write_bytes(b"short")
@@ -162,14 +162,14 @@ def test_a_chunk_that_was_cut_off_is_an_error_whatever_its_codec(tmp_path, codec
     path = root / FRONT / "1.0.0.0"
     for size in (path.stat().st_size - 3, 20):
         path.write_bytes(path.read_bytes()[:size])
-        with pytest.raises(FrameReadError, match=r"data/img: .*readable rows"):
+        with pytest.raises(FrameReadError, match=r"data/img: .*readable values"):
             open_buffer(root).frames(1, 0, 5)
 
 
 def test_a_raw_chunk_that_was_cut_off_is_an_error(root):
     path = root / "data/state/0.0"
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(DatasetError, match=r"data/state: .*readable rows"):
+    with pytest.raises(DatasetError, match=r"data/state: .*readable values"):
         open_buffer(root).numbers(0, "data/state")
 
 
@@ -226,7 +226,7 @@ def test_keys_that_do_not_fit_are_refused(tmp_path):
     }.items():
         with pytest.raises(DatasetError, match=pattern):
             open_buffer(root, (key,))
-    with pytest.raises(DatasetError, match="one row of numbers per step"):
+    with pytest.raises(DatasetError, match="expected numbers of shape"):
         DiffusionPolicyZarrReader(DatasetConfig(root, (), (FRONT,)))
 
 
@@ -239,13 +239,6 @@ def test_links_out_of_the_root_need_the_manifests_word(root, tmp_path):
     np.testing.assert_array_equal(
         open_buffer(root, allow_outside=True).frames(0, 0, 3)[0], tiny_frames(0, "front")
     )
-    (root / FRONT).unlink()
-    shutil.copytree(outside, root / FRONT)
-    (root / FRONT / "1.0.0.0").unlink()
-    (root / FRONT / "1.0.0.0").symlink_to(outside / "1.0.0.0")
-    with pytest.raises(DatasetError, match="allow_outside"):
-        open_buffer(root)
-    open_buffer(root, allow_outside=True)
 
 
 def test_zips_that_do_not_open_or_hold_something_else_are_named(root, tmp_path):
@@ -269,7 +262,7 @@ def test_a_damaged_chunk_in_a_zip_is_an_error(root):
     reader = open_buffer(path)
     with pytest.raises(
         FrameReadError,
-        match=r"episode 0: data/img: .*readable rows .* found "
+        match=r"episode 0: data/img: .*readable values, found "
         ".*CRC",
     ):
         reader.frames(0, 0, 1)
@@ -282,7 +275,7 @@ def test_other_folders_and_formats_are_named(root, tmp_path):
     with pytest.raises(DatasetError, match="expected an array meta/episode_ends"):
         open_buffer(root)
     zarr.open_group(tmp_path / "three.zarr", mode="w", zarr_format=3)
-    with pytest.raises(DatasetError, match=r"expected Zarr format 2, .*found format 3"):
+    with pytest.raises(DatasetError, match=r"expected a Zarr v2 .*, found format 3"):
         open_buffer(tmp_path / "three.zarr")
 
 
@@ -329,11 +322,5 @@ def test_a_header_without_a_field_is_named(root):
 
 def test_a_missing_codec_names_its_package(root):
     header(root, FRONT, compressor={"id": "imagecodecs_jpegxl", "level": 50})
-    with pytest.raises(DatasetError, match=r"imagecodecs_jpegxl.*; install .*imagecodecs"):
-        open_buffer(root)
-
-
-def test_frames_of_more_pixels_than_memory_holds_are_refused_by_the_header(root):
-    header(root, FRONT, shape=[8, 9000, 9000, 3])
-    with pytest.raises(DatasetError, match="data/img: expected frames of 1 to 64000000 pixels"):
+    with pytest.raises(DatasetError, match=r"imagecodecs_jpegxl.*; .* install .*imagecodecs"):
         open_buffer(root)

@@ -66,7 +66,7 @@ def test_a_damaged_frame_fails_its_unit_alone_in_a_process_too(tmp_path):
     path = tmp_path / "data/episode_1.hdf5"
     healthy = path.read_bytes()
     break_frame(path, "top", 20)  # row 320, of the second unit
-    with pytest.raises(FailedUnitsError, match=r"1 of 3 units failed.*episode_1.*frame 20 of"):
+    with pytest.raises(FailedUnitsError, match=r"1 of 3 units failed.*episode_1.*top: step 20: "):
         embed(manifest, store, read_workers=2)
     assert sorted(commits(store)) == ["000000.json", "000002.json"]
     path.write_bytes(healthy)
