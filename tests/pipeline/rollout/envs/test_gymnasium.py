@@ -141,6 +141,7 @@ def test_a_wrong_file_is_answered_in_one_line(tmp_path, old, new, pattern):
     ("old", "new", "pattern"),
     [
         (toy_env.ID, "NoSuchEnv-v3", "gymnasium.make to build NoSuchEnv-v3, found NameNotFound"),
+        ("control_hz", 'module = "no_such"\ncontrol_hz', "found ModuleNotFoundError: .*no_such"),
         ("[action]", "[kwargs]\nspede = 1\n[action]", "found TypeError: .*spede"),
         ("[action]", "[kwargs]\nmax_episode_steps = 3\n[action]", "TypeError: .*max_episode_s"),
         ("pixels/front", "pixels/frnt", "view front: expected pixels/frnt, found front, top"),
