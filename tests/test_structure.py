@@ -64,7 +64,6 @@ OWNERS = {
     "mujoco": {
         "pipeline/rollout/envs/rendering.py",
         "pipeline/rollout/envs/metaworld.py",
-        "pipeline/rollout/envs/libero.py",
         "pipeline/rollout/envs/planar.py",
     },
     "libero": {"pipeline/rollout/envs/libero_tasks.py", "pipeline/rollout/envs/libero.py"},

@@ -24,7 +24,7 @@ import torch
 
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.rollout.play.result import mean_interval
-from pipeline.rollout.report.paired import PairedOutcome, exact_mcnemar
+from pipeline.rollout.report.comparison import PairedOutcome
 from pipeline.training.config import with_settings
 from pipeline.training.presets import preset_config
 from pipeline.training.session import train
@@ -155,7 +155,7 @@ def line(row: Row, envs: list[str], found: Outcomes, reference: Outcomes) -> str
     low, high = (100 * bound for bound in mean_interval(counts))
     cells = [row.name, *(f"{solved} of {trials}" for solved, trials in counts)]
     cells.append(f"{mean:.0f} % ({low:.0f} to {high:.0f})")
-    p = exact_mcnemar(PairedOutcome.of(found, reference))
+    p = PairedOutcome.of(found, reference).p_value
     return f"| {' | '.join([*cells, '' if found is reference else f'{p:.3f}'])} |"
 
 

@@ -9,16 +9,15 @@ multisampling are off; the poses of objects belong to the environment instead of
 variable, so that several can be in one process.
 """
 
-import importlib.metadata
 from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float32, Float64
 
-from pipeline.rollout.envs.base import StepResult
+from pipeline.rollout.envs.base import StepResult, versions
 from pipeline.rollout.envs.guard import unknown_task
-from pipeline.rollout.envs.rendering import SceneCameras
+from pipeline.rollout.envs.rendering import MujocoEnv
 
 # isort: split
 # These import mujoco, which `rendering` must be the first to do.
@@ -45,7 +44,7 @@ SCENES: Final[dict[str, tuple[str, type[BimanualViperXTask], Callable[[int], Any
 }
 
 
-class AlohaEnv:
+class AlohaEnv(MujocoEnv):
     """One gym-aloha task; implements `RobotEnv`."""
 
     license: str = "Apache-2.0"
@@ -61,31 +60,24 @@ class AlohaEnv:
         """Load `transfer-cube` or `insertion` and its renderer; `reset` must follow.
 
         Cameras: left_pillar, right_pillar, top, angle, front_close, left_wrist, right_wrist.
-
-        Raises:
-            EnvError: a camera does not exist or is named twice.
-            RenderingError: neither EGL nor OSMesa works.
+        Errors as for `MujocoEnv`.
         """
-        self.name = f"aloha/{task}"
-        self.instruction = task.replace("-", " ")
-        self.revision = ", ".join(
-            f"{package} {importlib.metadata.version(package)}"
-            for package in ("gym-aloha", "dm-control", "mujoco")
-        )
-        self.view_names = views
-        self.state_dim = self.action_dim = len(JOINTS)
-        self.action_bounds: np.ndarray | None = None
-        self.control_hz: float = 1.0 / DT
-        self.max_steps = MAX_STEPS
         file, build_task, self._sample_poses = SCENES[task]
         self._task: BimanualViperXTask = build_task()
         self._physics = Physics.from_xml_path(str(ASSETS_DIR / file))
-        self._model: Any = self._physics.model.ptr
-        self._data: Any = self._physics.data.ptr
-        self._substeps = round(DT / self._model.opt.timestep)
-        self._action_low, self._action_high = self._action_range()
-        self._cameras = SceneCameras(self.name, views, self._model, self._data, size=render_size)
-        self._steps = 0
+        model: Any = self._physics.model.ptr
+        data: Any = self._physics.data.ptr
+        super().__init__(f"aloha/{task}", views, model, data, render_size)
+        self.instruction = task.replace("-", " ")
+        self.revision = versions("gym-aloha", "dm-control", "mujoco")
+        self.state_dim = self.action_dim = len(JOINTS)
+        self.control_hz: float = 1.0 / DT
+        self.max_steps = MAX_STEPS
+        self._substeps = round(DT / model.opt.timestep)
+        # Each gripper has two actuators, its fingers, behind one column from 0 to 1.
+        limits = np.delete(model.actuator_ctrlrange, (7, 15), axis=0)
+        limits[list(GRIPPER_COLUMNS)] = 0.0, 1.0
+        self._action_low, self._action_high = limits.astype(np.float32).T
 
     def reset(self, seed: int) -> None:
         with self._physics.reset_context():  # clears all state, the solver's warm start too
@@ -97,23 +89,15 @@ class AlohaEnv:
         self._physics.after_reset()
         self._steps = 0
 
-    def render(self) -> UInt8[np.ndarray, "v h w 3"]:
-        return self._cameras.render()  # all cameras of the scene are upright
-
-    def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
+    def effector(self) -> Float64[np.ndarray, " 3"]:
         # The right arm picks the cube or the peg up, so its path shows most of an episode.
-        return self._cameras.project(self._data.site(EFFECTOR_SITE).xpos)
+        return np.asarray(self._data.site(EFFECTOR_SITE).xpos)
 
     def state(self) -> Float32[np.ndarray, " s"]:
-        joints: np.ndarray = self._task.get_qpos(self._physics)
-        return joints.astype(np.float32)
+        return np.asarray(self._task.get_qpos(self._physics), np.float32)
 
     def step(self, action: Float32[np.ndarray, " a"]) -> StepResult:
-        """Apply one target for all joints, clipped to their range, and advance 0.02 s.
-
-        Targets that throw the joints about can break the simulation, which raises dm_control's
-        `PhysicsError`.
-        """
+        """Apply one target for all joints, clipped to their range, and advance 0.02 s."""
         self._task.before_step(np.clip(action, self._action_low, self._action_high), self._physics)
         self._physics.step(self._substeps)
         self._steps += 1
@@ -121,15 +105,8 @@ class AlohaEnv:
         return StepResult(float(reward), reward == SOLVED_REWARD, self._steps == MAX_STEPS)
 
     def close(self) -> None:
-        self._cameras.renderer.close()
+        super().close()
         self._physics.free()
-
-    def _action_range(self) -> tuple[np.ndarray, np.ndarray]:
-        # Each gripper has two actuators, its fingers, behind one column from 0 to 1.
-        limits = np.delete(self._model.actuator_ctrlrange, (7, 15), axis=0)
-        low, high = limits.astype(np.float32).T
-        low[list(GRIPPER_COLUMNS)], high[list(GRIPPER_COLUMNS)] = 0.0, 1.0
-        return low, high
 
 
 class AlohaTransferCubeEnv(AlohaEnv):
@@ -148,8 +125,7 @@ class AlohaTransferCubeEnv(AlohaEnv):
 
     def expert_action(self) -> Float32[np.ndarray, " a"]:
         """Return the plan's target for the current step; the plan knows where the cube was."""
-        action: np.ndarray = self._plan[self._steps]
-        return action
+        return np.asarray(self._plan[self._steps])
 
 
 def make_aloha_env(task: str, views: tuple[str, ...], render_size: int) -> AlohaEnv:

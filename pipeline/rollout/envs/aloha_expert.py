@@ -6,8 +6,7 @@ Source of the geometry: huggingface/gym-aloha 0.1.5, assets/vx300s_left.xml and 
 a test compares it with MuJoCo's own kinematics.
 """
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -24,34 +23,21 @@ _FOREARM_M: Final = 0.2 + 0.1  # from elbow to wrist
 _GRASP_M: Final = 0.069744 + 0.14
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One of the two arms, which differ only in their base."""
-
-    base: tuple[float, float]
-    """x, y in meters."""
-    heading: float
-    """Direction of the arm at waist angle 0, in radians about z."""
+Point = tuple[float, float, float]  # target of the cube's center between the fingers; world frame
+Way = list[tuple[int, Point, float]]  # control step, where the arm rests, opening: 0 closed, 1 open
 
 
-LEFT: Final = Arm(base=(-0.469, 0.5), heading=0.0)
-RIGHT: Final = Arm(base=(0.469, 0.5), heading=np.pi)
+class Arm(NamedTuple):
+    """One of the two arms."""
+
+    base: tuple[float, float]  # x, y in meters
+    heading: float  # direction of the arm at waist angle 0, in radians about z
+    pitch: float  # of the gripper below the horizon, in radians
+    roll: float  # about its own axis, in radians; at 0 the fingers close horizontally
 
 
-@dataclass(frozen=True)
-class WayPoint:
-    """Position of a gripper at one control step, at rest."""
-
-    step: int
-    """Control step, from the start of the episode."""
-    point: tuple[float, float, float]
-    """Target of the cube's center between the fingers; meters, world frame."""
-    pitch: float
-    """Of the gripper below the horizon, in radians."""
-    roll: float
-    """Of the gripper about its own axis, in radians; at 0 the fingers close horizontally."""
-    opening: float
-    """0 closed to 1 open."""
+LEFT: Final = Arm(base=(-0.469, 0.5), heading=0.0, pitch=0.0, roll=UPRIGHT)
+RIGHT: Final = Arm(base=(0.469, 0.5), heading=np.pi, pitch=PICK_PITCH, roll=0.0)
 
 
 def plan_transfer(
@@ -74,19 +60,11 @@ def plan_transfer(
     return np.concatenate([left, right], axis=1).astype(np.float32)
 
 
-def joints_at(
-    arm: Arm, point: tuple[float, float, float], pitch: float, roll: float
-) -> Float64[np.ndarray, " 6"]:
+def joints_at(arm: Arm, point: Point, pitch: float, roll: float) -> Float64[np.ndarray, " 6"]:
     """Return the joints, elbow up, that move an arm's gripper to a point; inverse kinematics.
 
-    The gripper stays in the vertical plane through the arm's base and the point.
-
-    Args:
-        arm: which arm.
-        point: target of the cube's center between the fingers, within the arm's reach; meters,
-            world frame.
-        pitch: of the gripper below the horizon, in radians.
-        roll: of the gripper about its own axis, in radians.
+    The gripper stays in the vertical plane through the arm's base and the point, which is within
+    the arm's reach; `pitch` and `roll` as in `Arm`.
 
     Returns:
         Waist, shoulder, elbow, forearm roll, wrist angle, wrist rotation, in radians.
@@ -105,54 +83,44 @@ def joints_at(
     elbow = upper_arm * np.array([np.cos(elevation), np.sin(elevation)])
     shoulder = np.arctan2(_UPPER_ARM_M[1], _UPPER_ARM_M[0]) - elevation
     forearm_pitch = -np.arctan2(wrist[1] - elbow[1], wrist[0] - elbow[0])
-    return np.array(
-        [
-            np.arctan2(aside, ahead),
-            shoulder,
-            forearm_pitch - shoulder,
-            0.0,
-            pitch - forearm_pitch,
-            roll,
-        ]
-    )
+    waist, elbow_angle = np.arctan2(aside, ahead), forearm_pitch - shoulder
+    return np.array([waist, shoulder, elbow_angle, 0.0, pitch - forearm_pitch, roll])
 
 
-def _right_way(cube: tuple[float, float, float]) -> list[WayPoint]:
+def _right_way(cube: Point) -> Way:
     """Take the cube by its sides, lift it, hold it at the meeting point, let go and draw back."""
     above = (cube[0], cube[1], cube[2] + 0.08)
     away = (0.12, MEETING_POINT_M[1], MEETING_POINT_M[2] + 0.05)
     return [
-        WayPoint(50, above, PICK_PITCH, 0.0, 1.0),
-        WayPoint(75, cube, PICK_PITCH, 0.0, 1.0),
-        WayPoint(100, cube, PICK_PITCH, 0.0, 0.0),
-        WayPoint(155, MEETING_POINT_M, PICK_PITCH, 0.0, 0.0),
-        WayPoint(225, MEETING_POINT_M, PICK_PITCH, 0.0, 0.0),
-        WayPoint(250, MEETING_POINT_M, PICK_PITCH, 0.0, 1.0),
-        WayPoint(285, away, PICK_PITCH, 0.0, 1.0),
+        (50, above, 1.0),
+        (75, cube, 1.0),
+        (100, cube, 0.0),
+        (155, MEETING_POINT_M, 0.0),
+        (225, MEETING_POINT_M, 0.0),
+        (250, MEETING_POINT_M, 1.0),
+        (285, away, 1.0),
     ]
 
 
-def _left_way() -> list[WayPoint]:
+def _left_way() -> Way:
     """Wait aside with one finger above the other, take the cube from above and below, draw back."""
     aside = (-0.12, MEETING_POINT_M[1], MEETING_POINT_M[2])
     return [
-        WayPoint(110, aside, 0.0, UPRIGHT, 1.0),
-        WayPoint(150, aside, 0.0, UPRIGHT, 1.0),
-        WayPoint(185, MEETING_POINT_M, 0.0, UPRIGHT, 1.0),
-        WayPoint(210, MEETING_POINT_M, 0.0, UPRIGHT, 0.0),
-        WayPoint(285, MEETING_POINT_M, 0.0, UPRIGHT, 0.0),
-        WayPoint(315, aside, 0.0, UPRIGHT, 0.0),
+        (110, aside, 1.0),
+        (150, aside, 1.0),
+        (185, MEETING_POINT_M, 1.0),
+        (210, MEETING_POINT_M, 0.0),
+        (285, MEETING_POINT_M, 0.0),
+        (315, aside, 0.0),
     ]
 
 
-def _follow(
-    arm: Arm, way: list[WayPoint], start: np.ndarray, steps: np.ndarray
-) -> Float64[np.ndarray, "t 7"]:
+def _follow(arm: Arm, way: Way, start: np.ndarray, steps: np.ndarray) -> Float64[np.ndarray, "t 7"]:
     """Go from rest to rest with minimum jerk, joint by joint; return joints and opening."""
     stations = [start] + [
-        np.append(joints_at(arm, at.point, at.pitch, at.roll), at.opening) for at in way
+        np.append(joints_at(arm, point, arm.pitch, arm.roll), opening) for _, point, opening in way
     ]
-    times = np.array([0] + [at.step for at in way])
+    times = np.array([0] + [step for step, *_ in way])
     progress = np.interp(steps, times, np.arange(len(times)))  # 1.5: halfway from first to second
     before = np.minimum(progress.astype(int), len(way) - 1)
     share = (progress - before)[:, None]

@@ -20,11 +20,7 @@ from policy.errors import VlaError, one_line
 
 
 def require_views(name: str, views: tuple[str, ...], offered: Collection[str]) -> None:
-    """Refuse views that an environment does not have, none at all, and one that is named twice.
-
-    Raises:
-        EnvError: they are; the message lists the views that `name` offers.
-    """
+    """Raise an EnvError for views that are not offered, none at all, or one named twice."""
     if not views or len(set(views)) < len(views) or not set(views).issubset(offered):
         raise EnvError(
             f"{name}: expected distinct views from {', '.join(offered)}, found "
@@ -36,8 +32,8 @@ def unknown_task(simulator: str, task: str, known: Collection[str]) -> EnvError:
     """Return the error for a task that a simulator does not have."""
     close = difflib.get_close_matches(task, known, n=1, cutoff=0.0)
     return EnvError(
-        f"{simulator}/{task}: expected one of {', '.join(sorted(known))}, found {task}; "
-        f"did you mean {simulator}/{close[0]}?"
+        f"{simulator}/{task}: expected a name out of {len(known)}, found {task!r}; did you mean "
+        f"{simulator}/{close[0]}?"
     )
 
 
@@ -93,7 +89,6 @@ class GuardedEnv:
                 f"{action}; check the policy's action width and its training"
             )
         with self._guarded("step"):
-            self._require_time_left()
             outcome = self.unguarded.step(action)
             self._steps += 1
             self._is_over = outcome.truncated
@@ -108,21 +103,17 @@ class GuardedEnv:
             with suppress(Exception):
                 self.unguarded.close()
 
-    def _require_time_left(self) -> None:
-        if self._is_over:
-            raise EnvError(
-                f"{self.name}: expected a running episode of at most {self.max_steps} steps, found "
-                "one that has ended; call reset(seed) first"
-            )
-
     @contextmanager
     def _guarded(self, call: str) -> Iterator[None]:
+        problem = None
         if self._is_closed:
-            raise EnvError(
-                f"{self.name}: expected an open environment, found a closed one; create a new one"
-            )
-        if not self._has_begun and call != "reset":
-            raise EnvError(f"{self.name}: expected an episode, found none; call reset(seed) first")
+            problem = "an open environment, found a closed one; create a new one"
+        elif call != "reset" and not self._has_begun:
+            problem = "an episode, found none; call reset(seed) first"
+        elif call in {"step", "expert_action"} and self._is_over:
+            problem = "a running episode, found one that has ended; call reset(seed) first"
+        if problem:
+            raise EnvError(f"{self.name}: expected {problem}")
         try:
             yield
         except VlaError:
@@ -157,5 +148,4 @@ class GuardedExpertEnv(GuardedEnv):
 
     def expert_action(self) -> Float32[np.ndarray, " a"]:
         with self._guarded("expert_action"):
-            self._require_time_left()
             return self._finite("expert_action", self._expert.expert_action())

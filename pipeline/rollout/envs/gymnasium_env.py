@@ -8,25 +8,126 @@ Source: Farama-Foundation/Gymnasium 1.4.0, core.py, envs/registration.py.
 import importlib
 import os
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final
 
 import gymnasium
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
-from pipeline.errors import EnvError
+from pipeline.datasets.manifest.errors import MANUAL
+from pipeline.datasets.manifest.parts import Text
+from pipeline.errors import ConfigError, EnvError
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, StepResult
 from pipeline.rollout.envs.guard import require_views
-from pipeline.rollout.envs.gymnasium_config import (
-    RENDER_KEY,
-    GymnasiumView,
-    load_gymnasium_config,
-)
-from policy.errors import one_line
+from policy.errors import invalid_field, one_line
 from policy.images import resize_images
-from policy.spec import Fit
+from policy.spec import Fit, FrozenModel
+
+RENDER_KEY: Final = "render()"
+
+
+class GymnasiumView(FrozenModel):
+    """One camera."""
+
+    name: Text
+    """Its name in the policy's manifest."""
+    key: Text
+    """Its path in the observation, `pixels/top`; or `render()`, the environment's own image."""
+    rotate_180: bool = False
+    """Turn the image, where the environment renders it upside-down."""
+
+
+class GymnasiumState(FrozenModel):
+    """The robot's own state."""
+
+    key: Annotated[tuple[Text, ...], Field(min_length=1)]
+    """Its path in the observation, `agent_pos`, or several that are joined; `.` is all of it."""
+    columns: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """Which columns are taken, counted from 0; None takes all."""
+    units: Text
+    """What each column is, in words."""
+
+    @field_validator("key", mode="before")
+    @classmethod
+    def _one_or_several(cls, key: object) -> object:
+        return (key,) if isinstance(key, str) else key
+
+
+class GymnasiumAction(FrozenModel):
+    """The robot's action."""
+
+    units: Text
+    """What each column is, in words."""
+    clip: bool | None = None
+    """Clip to the bounds of the action space; false where they are wrong, as in gym-aloha. Unsaid:
+    clip, but roll out no policy that was trained on actions beyond them."""
+
+
+class GymnasiumSuccess(FrozenModel):
+    """When the task is solved: one of the two."""
+
+    info: Text | None = None
+    """Path of a boolean in the step's info: `is_success`."""
+    reward_at_least: float | None = None
+    """The reward of a step that solves the task."""
+
+    @model_validator(mode="after")
+    def _is_one_measure(self) -> "GymnasiumSuccess":
+        if (self.info is None) == (self.reward_at_least is None):
+            raise ValueError("expected either info or reward_at_least, found both or none")
+        return self
+
+
+class GymnasiumConfig(FrozenModel):
+    """How to use one Gymnasium environment as a robot."""
+
+    id: Text
+    """The environment's registered name."""
+    module: Text | None = None
+    """Module to import first, because that registers the environment."""
+    kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    """Arguments of the environment itself, the size of its images among them."""
+    control_hz: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Control steps per second of simulated time; the recordings must have the same."""
+    max_steps: Annotated[int, Field(ge=1)]
+    """Control steps until the time limit; replaces the one of the registration."""
+    instruction: str = ""
+    """What to do, in words, for a policy with instructions."""
+    views: Annotated[tuple[GymnasiumView, ...], Field(min_length=1)]
+    """Cameras that a policy may ask for."""
+    state: GymnasiumState
+    action: GymnasiumAction
+    success: GymnasiumSuccess
+
+    @field_validator("views")
+    @classmethod
+    def _have_different_names(cls, views: tuple[GymnasiumView, ...]) -> tuple[GymnasiumView, ...]:
+        names = [view.name for view in views]
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected different names, found {', '.join(names)}")
+        return views
+
+
+def load_gymnasium_config(file: Path) -> GymnasiumConfig:
+    """Read a configuration.
+
+    Raises:
+        ConfigError: the file cannot be read, is no TOML, or has an unknown, missing or impossible
+            field.
+    """
+    try:
+        return GymnasiumConfig.model_validate(tomllib.loads(file.read_text(encoding="utf-8-sig")))
+    except ValidationError as error:
+        found = one_line(repr(error.errors()[0]["input"]))
+        raise ConfigError(
+            f"{file}: {invalid_field(error)}, found {found}; correct it, {MANUAL}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: expected a TOML file, found: {error}; correct it") from error
 
 
 class GymnasiumEnv:
@@ -47,36 +148,33 @@ class GymnasiumEnv:
             ConfigError: the file is wrong.
             EnvError: the environment cannot be built, or does not have what the file describes.
         """
-        name = f"gymnasium:{file}"
+        self.name = f"gymnasium:{file}"
         if render_size != DEFAULT_RENDER_SIZE:
             raise EnvError(
-                f"{name}: expected render size {DEFAULT_RENDER_SIZE}, found {render_size}; the "
-                "environment determines its image size: set its argument for it in [kwargs]"
+                f"{self.name}: expected render size {DEFAULT_RENDER_SIZE}, found {render_size}; "
+                "the environment determines its image size: set its argument for it in [kwargs]"
             )
         config = load_gymnasium_config(Path(file))
-        require_views(name, views, [view.name for view in config.views])
-        self.name = name
+        by_name = {view.name: view for view in config.views}
+        require_views(self.name, views, by_name)
         self.instruction = config.instruction
         self.view_names = views
         self.control_hz = config.control_hz
         self.max_steps = config.max_steps
-        self.state_units = config.state.units
-        self.action_units = config.action.units
         self._config, self._fit = config, fit
-        by_name = {view.name: view for view in config.views}
         self._views = [by_name[view] for view in views]
         self._env: Any = self._build()
         try:
             space = self._env.action_space
             if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
                 raise EnvError(
-                    f"{name}: expected an action space of one axis (Box), found {space}; this "
+                    f"{self.name}: expected an action space of one axis (Box), found {space}; this "
                     "environment needs its own adapter"
                 )
             self.action_dim: int = space.shape[0]
             is_sure = config.action.clip is not None
             self.action_bounds = None if is_sure else np.stack([space.low, space.high])
-            self._observation, _ = self._env.reset(seed=0)
+            self.reset(seed=0)
             self.state_dim = len(self.state())
             self.render()
         except BaseException:
@@ -87,29 +185,21 @@ class GymnasiumEnv:
         self._observation, _ = self._env.reset(seed=seed)
 
     def render(self) -> UInt8[np.ndarray, "v 256 256 3"]:
-        """Return every view now, RGB, values in [0, 255], at the encoder's size.
-
-        Raises:
-            EnvError: a view is no image.
-        """
         return np.stack([self._frame(view) for view in self._views])
 
     def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
         return np.full((len(self._views), 2), np.nan)  # Gymnasium does not know it
 
     def state(self) -> Float32[np.ndarray, " s"]:
-        """Return the configured columns of the observation (EnvError: they are not there)."""
-        parts = []
-        for key in self._config.state.keys:
-            part = np.ravel(self._lookup(self._observation, key, "state"))
-            if part.dtype.kind not in "biuf":
-                raise EnvError(
-                    f"{self.name}: state: expected numbers at {key}, found {part.dtype}; use the "
-                    "key of an array below it"
-                )
-            parts.append(part)
-        joined = np.concatenate(parts)
-        columns = self._config.state.columns
+        keys, columns = self._config.state.key, self._config.state.columns
+        joined = np.concatenate(
+            [np.ravel(self._lookup(self._observation, key, "state")) for key in keys]
+        )
+        if joined.dtype.kind not in "biuf":
+            raise EnvError(
+                f"{self.name}: state: expected numbers at {', '.join(keys)}, found {joined.dtype}; "
+                "use keys of arrays"
+            )
         if columns is not None and max(columns) >= len(joined):
             raise EnvError(
                 f"{self.name}: state.columns: expected columns below {len(joined)}, found "
@@ -119,11 +209,6 @@ class GymnasiumEnv:
         return chosen.astype(np.float32)
 
     def step(self, action: Float32[np.ndarray, " a"]) -> StepResult:
-        """Apply one action, clipped to the action space if so configured, and advance one step.
-
-        Raises:
-            EnvError: the measure of success is not there.
-        """
         space = self._env.action_space
         clips = self._config.action.clip is not False
         applied = np.clip(action, space.low, space.high) if clips else action
@@ -189,7 +274,7 @@ class GymnasiumEnv:
         node = tree
         for part in [] if key == "." else key.split("/"):
             if not isinstance(node, Mapping) or part not in node:
-                offered = ", ".join(node) if isinstance(node, Mapping) else "no entries"
+                offered = ", ".join(node) if isinstance(node, Mapping) else ""
                 raise EnvError(
                     f"{self.name}: {field}: expected {key}, found {offered or 'no entries'}; "
                     "correct the key"

@@ -12,24 +12,21 @@ Differs from the source: pictures are rendered only when asked for, upright and 
 multisampling; a reset keeps the model, where LIBERO parses it again.
 """
 
-import importlib.metadata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float32, Float64
 
-from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, StepResult
-from pipeline.rollout.envs.rendering import SceneCameras
+from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, StepResult, versions
+from pipeline.rollout.envs.rendering import MujocoEnv
 
 # isort: split
 # These import mujoco, which `rendering` must be the first to do.
-import mujoco
-
 from pipeline.rollout.envs.libero_expert import Box, PickAndPlace, Sight
-from pipeline.rollout.envs.libero_tasks import PACKAGE, ROBOSUITE, LiberoTask, find_task
+from pipeline.rollout.envs.libero_tasks import PACKAGE, LiberoTask, find_task
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecations within LIBERO and robosuite
@@ -37,8 +34,6 @@ with warnings.catch_warnings():
     from robosuite.utils.errors import RandomizationError
     from robosuite.utils.transform_utils import quat2axisangle
 
-ACTION_DIM: Final = 7
-STATE_DIM: Final = 8
 SETTLING_STEPS: Final = 10  # openvla/openvla@c8f03f4, run_libero_eval.py: num_steps_wait
 NULL_ACTION: Final = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # keeps still, gripper open
 JOINT_NOISE_RAD: Final = 0.02  # spread of the arm's joints in the fixed states of LIBERO's suites
@@ -46,7 +41,7 @@ _PLACEMENT_ATTEMPTS: Final = 20  # each is 5,000 draws of a place that is free
 _SCENE_SEED: Final = 0  # of the fixtures, with a fixed initial state; the field's `env.seed(0)`
 
 
-class LiberoEnv:
+class LiberoEnv(MujocoEnv):
     """One task of LIBERO or LIBERO-PRO; implements `RobotEnv`."""
 
     license: str = "MIT"
@@ -67,24 +62,11 @@ class LiberoEnv:
     ) -> None:
         """Load the scene and its renderer; `reset` must follow.
 
-        Cameras: `agentview`, `robot0_eye_in_hand`, `frontview` and others.
-
-        Raises:
-            EnvError: a camera does not exist or is named twice.
-            RenderingError: neither EGL nor OSMesa works.
+        Cameras: agentview, robot0_eye_in_hand, frontview and others. Errors as for `MujocoEnv`.
         """
-        self._task = task
-        self.name = name
-        self.instruction = self._task.instruction
-        self.revision = f"{PACKAGE} {importlib.metadata.version(PACKAGE)}, robosuite {ROBOSUITE}, "
-        self.revision += f"mujoco {importlib.metadata.version('mujoco')}"
-        self.view_names = views
-        self.state_dim, self.action_dim = STATE_DIM, ACTION_DIM
-        self.action_bounds: np.ndarray | None = None
-        self.max_steps = self._task.max_steps
         with _global_seed(_SCENE_SEED):
             control = ControlEnv(
-                bddl_file_name=str(self._task.bddl_file),
+                bddl_file_name=str(task.bddl_file),
                 use_camera_obs=False,
                 has_offscreen_renderer=False,
                 hard_reset=False,
@@ -94,16 +76,16 @@ class LiberoEnv:
         # They are brought up to date at each of the 25 steps of physics in a control step, to be
         # read by no one.
         self._scene._observables.clear()
-        self.control_hz = float(self._scene.control_freq)
         self._robot: Any = self._scene.robots[0]
-        self._model: Any = self._scene.sim.model._model
-        self._data: Any = self._scene.sim.data._data
-        self._steps = 0
-        looks = mujoco.MjvOption()
-        looks.geomgroup[0] = 0  # shapes that only collide
-        self._cameras = SceneCameras(
-            name, views, self._model, self._data, size=render_size, looks=looks
-        )
+        model, data = self._scene.sim.model._model, self._scene.sim.data._data
+        super().__init__(name, views, model, data, render_size)
+        self._looks.geomgroup[0] = 0  # shapes that only collide
+        self._task = task
+        self.instruction = task.instruction
+        self.revision = versions(PACKAGE, "robosuite", "mujoco")
+        self.state_dim, self.action_dim = 8, 7
+        self.max_steps = task.max_steps
+        self.control_hz = float(self._scene.control_freq)
 
     def reset(self, seed: int) -> None:
         """Start an episode, with settled objects; the same seed gives the same, bit for bit."""
@@ -128,18 +110,14 @@ class LiberoEnv:
             self._scene.step(NULL_ACTION)
         self._steps = 0
 
-    def render(self) -> UInt8[np.ndarray, "v h w 3"]:
-        return self._cameras.render()
-
-    def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
-        return self._cameras.project(self._data.site_xpos[self._robot.eef_site_id])
+    def effector(self) -> Float64[np.ndarray, " 3"]:
+        return np.asarray(self._data.site_xpos[self._robot.eef_site_id])
 
     def state(self) -> Float32[np.ndarray, " s"]:
-        position = self._data.site_xpos[self._robot.eef_site_id]
         quaternion_wxyz = self._data.body(self._robot.robot_model.eef_name).xquat
         fingers = self._data.qpos[self._robot._ref_gripper_joint_pos_indexes]
         rotation = quat2axisangle(np.roll(quaternion_wxyz, -1))
-        return np.concatenate([position, rotation, fingers]).astype(np.float32)
+        return np.concatenate([self.effector(), rotation, fingers]).astype(np.float32)
 
     def step(self, action: Float32[np.ndarray, " a"]) -> StepResult:
         """Apply one action, clipped to [-1, 1], and advance 0.05 s."""
@@ -148,7 +126,7 @@ class LiberoEnv:
         return StepResult(float(reward), bool(success), self._steps == self.max_steps)
 
     def close(self) -> None:
-        self._cameras.renderer.close()
+        super().close()
         self._scene.close()
 
 
@@ -160,25 +138,16 @@ class LiberoExpertEnv(LiberoEnv):
         "vla-data record"
     )
 
-    def __init__(
-        self, name: str, task: LiberoTask, views: tuple[str, ...], render_size: int
-    ) -> None:
-        """Load the scene; arguments and errors as for `LiberoEnv`."""
-        super().__init__(name, task, views, render_size)
-        _, self._thing, self._target = task.goal[0]
-
     def reset(self, seed: int) -> None:
         super().reset(seed)
-        # Of bodies, along their axes: measured anew, because the last bits depend on the pose.
-        self._bounds: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._expert = PickAndPlace(seed)
-        self._decided: tuple[int, Float32[np.ndarray, " 7"]] | None = None
+        _, self._thing, self._target = self._task.goal[0]
+        # Measured anew, because the last bits depend on the pose.
+        self._bounds = {body: self._measure(body) for body in self._scene.obj_body_id.values()}
+        self._expert = PickAndPlace(seed, self._sight())
 
     def expert_action(self) -> Float32[np.ndarray, " a"]:
-        """Return the routine's action for the current step, the same if asked again."""
-        if self._decided is None or self._decided[0] != self._steps:
-            self._decided = self._steps, self._expert.action(self._sight())
-        return self._decided[1]
+        """Return the routine's action for the current step; call it once per step."""
+        return self._expert.action(self._sight())
 
     def _sight(self) -> Sight:
         boxes = {name: self._box(body) for name, body in self._scene.obj_body_id.items()}
@@ -188,26 +157,24 @@ class LiberoExpertEnv(LiberoEnv):
             surface = Box(self._data.site(self._target).xpos.copy(), np.eye(3), np.zeros(3))
             target = boxes[parent] if parent in self._task.movable else surface
         thing = boxes.pop(self._thing)
-        hand = self._robot.eef_site_id
+        hand_axes = self._data.site_xmat[self._robot.eef_site_id]
         return Sight(
-            hand=self._data.site_xpos[hand].copy(),
-            axes=self._data.site_xmat[hand].reshape(3, 3).copy(),
+            hand=self.effector().copy(),
+            axes=hand_axes.reshape(3, 3).copy(),
             thing=thing,
             target=target,
             others=tuple(boxes.values()),
         )
 
     def _box(self, body: int) -> Box:
-        """Bound the colliding shapes of an object, along its axes."""
-        data = self._data
-        axes = data.xmat[body].reshape(3, 3).copy()
-        if body not in self._bounds:
-            self._bounds[body] = self._measure(body, axes)
+        axes = self._data.xmat[body].reshape(3, 3).copy()
         low, high = self._bounds[body]
-        return Box(data.xpos[body] + axes @ (low + high) / 2, axes, high - low)
+        return Box(self._data.xpos[body] + axes @ (low + high) / 2, axes, high - low)
 
-    def _measure(self, body: int, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _measure(self, body: int) -> tuple[np.ndarray, np.ndarray]:
+        """Bound the colliding shapes of an object, along its axes."""
         model, data = self._model, self._data
+        axes = data.xmat[body].reshape(3, 3)
         corners = []
         for geom in np.flatnonzero(
             (model.body_rootid[model.geom_bodyid] == model.body_rootid[body])
@@ -224,9 +191,7 @@ class LiberoExpertEnv(LiberoEnv):
 def make_libero_env(task: str, views: tuple[str, ...], render_size: int) -> LiberoEnv:
     """Build `<suite>/<task number or name>`, with the expert if one object goes on or into another.
 
-    Raises:
-        EnvError: there is no such task, or as for `LiberoEnv`.
-        RenderingError: neither EGL nor OSMesa works.
+    Errors as for `find_task` and `LiberoEnv`.
     """
     found = find_task(task)
     relation, thing, *_ = found.goal[0]

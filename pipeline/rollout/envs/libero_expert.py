@@ -63,63 +63,39 @@ class Sight:
     """Everything else that stands in the scene."""
 
 
-class Phase(IntEnum):
-    """Where in the routine the expert is."""
-
-    ABOVE = 0
-    DOWN = 1
-    CLOSE = 2
-    UP = 3
-    OVER = 4
-    LOWER = 5
-    OPEN = 6
-    AWAY = 7
-
-
-@dataclass(frozen=True)
-class _Grasp:
-    """Where the hand takes the object, relative to the object's center."""
-
-    along: Float64[np.ndarray, " 3"]
-    """Horizontal direction in which the fingers close, world frame."""
-    offset: Float64[np.ndarray, " 3"]
-    """From the object's center to the point between the fingers, in meters."""
+Phase = IntEnum("Phase", "ABOVE DOWN CLOSE UP OVER LOWER OPEN AWAY", start=0)
 
 
 class PickAndPlace:
     """The routine for one episode."""
 
-    def __init__(self, seed: int) -> None:
-        """Draw how this episode is played."""
+    def __init__(self, seed: int, sight: Sight) -> None:
+        """Draw how this episode is played, from what is seen at its start."""
         self._rng = np.random.default_rng(seed)
         self._speed = self._rng.uniform(0.6, 1.0)  # of the fastest action
-        self._phase, self._waited = Phase.ABOVE, 0
-        self._grasp: _Grasp | None = None
+        self._begin(sight)
+
+    def _begin(self, sight: Sight) -> None:
+        """Try, for the first time or again, with another grasp and another way to it."""
+        self._phase, self._waited = Phase.ABOVE, 1
+        self._along, self._offset = self._choose_grasp(sight)
+        self._hover = self._rng.uniform(0.06, 0.12)  # meters above the grasp
+        self._drift = np.append(self._rng.uniform(-0.02, 0.02, 2), 0.0)  # of the way point above
+        self._hold = int(self._rng.integers(8, 12))  # steps for the fingers to close or to open
 
     def action(self, sight: Sight) -> Float32[np.ndarray, " 7"]:
         """Decide the next action, columns as in `LiberoEnv.action_units`; call it once per step."""
-        if self._grasp is None:
-            self._begin(sight)
-        assert self._grasp is not None
         if self._has_reached_end_of_phase(sight):
             self._phase, self._waited = Phase((self._phase + 1) % len(Phase)), 0
-        if (self._phase in {Phase.UP, Phase.OVER} and self._has_slipped(sight)) or (
-            self._phase is Phase.ABOVE and self._waited == 0
-        ):
+        away = sight.hand - (sight.thing.center + self._offset)
+        has_slipped = self._phase in {Phase.UP, Phase.OVER} and np.linalg.norm(away) > 0.05
+        if has_slipped or (self._phase is Phase.ABOVE and self._waited == 0):
             self._begin(sight)
         is_open = self._phase in {Phase.ABOVE, Phase.DOWN, Phase.OPEN, Phase.AWAY}
         move = (self._aim(sight) - sight.hand) / _TRANSLATION_M
         move *= min(1.0, self._speed / max(np.abs(move).max(), 1e-9))
         turn = np.clip(self._turn(sight) / _ROTATION_RAD, -self._speed, self._speed)
         return np.concatenate([move, turn, [-1.0 if is_open else 1.0]]).astype(np.float32)
-
-    def _begin(self, sight: Sight) -> None:
-        """Try, for the first time or again, with another grasp and another way to it."""
-        self._phase, self._waited = Phase.ABOVE, 1
-        self._grasp = self._choose_grasp(sight)
-        self._hover = self._rng.uniform(0.06, 0.12)  # meters above the grasp
-        self._drift = np.append(self._rng.uniform(-0.02, 0.02, 2), 0.0)  # of the way point above
-        self._hold = int(self._rng.integers(8, 12))  # steps for the fingers to close or to open
 
     def _has_reached_end_of_phase(self, sight: Sight) -> bool:
         self._waited += 1
@@ -137,10 +113,9 @@ class PickAndPlace:
 
     def _aim(self, sight: Sight) -> Float64[np.ndarray, " 3"]:
         """Return where the hand is to be, in this phase."""
-        assert self._grasp is not None
         aim = sight.hand.copy()
         if self._phase in {Phase.ABOVE, Phase.DOWN}:
-            aim = sight.thing.center + self._grasp.offset
+            aim = sight.thing.center + self._offset
         if self._phase is Phase.ABOVE:
             aim += self._drift
         if self._phase is Phase.DOWN:  # a funnel: the lower, the closer to the vertical
@@ -157,16 +132,17 @@ class PickAndPlace:
         return aim
 
     def _turn(self, sight: Sight) -> Float64[np.ndarray, " 3"]:
-        assert self._grasp is not None
-        return _rotation_between(sight.axes, _pointing_down(self._grasp.along, sight.axes))
+        return _rotation_between(sight.axes, _pointing_down(self._along, sight.axes))
 
-    def _has_slipped(self, sight: Sight) -> bool:
-        assert self._grasp is not None
-        away = sight.hand - (sight.thing.center + self._grasp.offset)
-        return bool(np.linalg.norm(away) > 0.05)
+    def _choose_grasp(
+        self, sight: Sight
+    ) -> tuple[Float64[np.ndarray, " 3"], Float64[np.ndarray, " 3"]]:
+        """Take the object across its narrowest side, or a bowl by its rim.
 
-    def _choose_grasp(self, sight: Sight) -> _Grasp:
-        """Take the object across its narrowest side, or a bowl by its rim."""
+        Returns:
+            Horizontal direction in which the fingers close; and the point between the fingers,
+            from the object's center. World frame, meters.
+        """
         thing = sight.thing
         upright = np.abs(thing.axes[2]).argmax()
         sides = [index for index in range(3) if index != upright]
@@ -177,14 +153,14 @@ class PickAndPlace:
             side = closing * self._rng.choice([-1.0, 1.0])
             if _room(sight, -side) > min(_room(sight, side), CLEARANCE_M):
                 side = -side
-            return _Grasp(side, np.append((side * (narrowest / 2 - RIM_M))[:2], height))
+            return side, np.append((side * (narrowest / 2 - RIM_M))[:2], height)
         directions = [
             _horizontal(thing.axes[:, side])
             for side in sides
             if thing.size[side] < 1.15 * narrowest
         ]
         along = max(directions, key=lambda direction: abs(direction @ closing))
-        return _Grasp(along, np.array([0.0, 0.0, height]))
+        return along, np.array([0.0, 0.0, height])
 
 
 def _room(sight: Sight, side: np.ndarray) -> float:

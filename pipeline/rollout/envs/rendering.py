@@ -14,13 +14,14 @@ from jaxtyping import Float64, UInt8
 
 from pipeline.errors import RenderingError
 from pipeline.rollout.envs.guard import require_views
+from policy.errors import one_line
 
 
 def _rendering_error(reason: str) -> RenderingError:
     chosen = os.environ.get("MUJOCO_GL", "(unset when mujoco was imported)")
     return RenderingError(
         f"expected MuJoCo to render without a screen, found MUJOCO_GL={chosen} unusable "
-        f"({' '.join(reason.split())[:160]}); run `apt-get install libegl1 libgl1-mesa-dri` (with "
+        f"({one_line(reason)[:160]}); run `apt-get install libegl1 libgl1-mesa-dri` (with "
         "MUJOCO_GL=egl or unset), or set MUJOCO_GL=osmesa and install libosmesa6"
     )
 
@@ -36,28 +37,21 @@ except Exception as error:  # a broken GL raises AttributeError, ImportError, OS
     raise _rendering_error(str(error)) from error
 
 
-class SceneCameras:
-    """Some cameras of a scene, in the order in which the policy sees them, with a renderer."""
+class MujocoEnv:
+    """What environments on MuJoCo share: cameras of a scene, in the policy's order, and a renderer.
 
-    def __init__(
-        self,
-        name: str,
-        views: tuple[str, ...],
-        model: Any,
-        data: Any,
-        *,
-        size: int,
-        looks: Any = None,
-    ) -> None:
-        """Find the cameras and build the renderer, to be closed before the program ends.
+    Subclasses add `effector` and the rest of `RobotEnv`.
+    """
+
+    def __init__(self, name: str, views: tuple[str, ...], model: Any, data: Any, size: int) -> None:
+        """Find the cameras and build the renderer.
 
         Args:
-            name: of the environment, for messages.
+            name: of the environment.
             views: names of cameras.
             model: the scene, a `mujoco.MjModel`; its settings of quality and size are changed.
             data: its state, a `mujoco.MjData`.
             size: width and height of the images in pixels.
-            looks: what is drawn, a `mujoco.MjvOption`; None is MuJoCo's default.
 
         Raises:
             EnvError: a camera does not exist or is named twice.
@@ -65,33 +59,39 @@ class SceneCameras:
         """
         numbers = {model.camera(index).name: index for index in range(model.ncam)}
         require_views(name, views, numbers)
-        self.numbers = [numbers[view] for view in views]
-        """Of the cameras in the scene."""
-        self._model, self._data, self._size, self._looks = model, data, size, looks
+        self.name = name
+        self.view_names = views
+        self.action_bounds: np.ndarray | None = None
+        self.cameras = [numbers[view] for view in views]
+        """Their numbers in the scene."""
+        self._model, self._data, self._size = model, data, size
+        self._looks = mujoco.MjvOption()
+        """What is drawn."""
         self.renderer = build_renderer(model, size)
 
     def render(self) -> UInt8[np.ndarray, "v h w 3"]:
-        """Render every camera now, RGB, values in [0, 255], as MuJoCo does (not turned)."""
         frames = []
-        for camera in self.numbers:
+        for camera in self.cameras:
             self.renderer.update_scene(self._data, camera=camera, scene_option=self._looks)
             frames.append(self.renderer.render())
         return np.stack(frames)
 
-    def project(self, point: Float64[np.ndarray, " 3"]) -> Float64[np.ndarray, "v 2"]:
-        """Return the pixel of a point in every camera; see `project_point`."""
-        pixels = [
-            project_point(self._model, self._data, camera, point, self._size)
-            for camera in self.numbers
-        ]
-        return np.stack(pixels)
+    def effector(self) -> Float64[np.ndarray, " 3"]:
+        """Return x, y, z of the end-effector, in meters."""
+        raise NotImplementedError
+
+    def effector_pixels(self) -> Float64[np.ndarray, "v 2"]:
+        point = self.effector()
+        return np.stack(
+            [project_point(self._model, self._data, c, point, self._size) for c in self.cameras]
+        )
+
+    def close(self) -> None:
+        self.renderer.close()
 
 
 def build_renderer(model: Any, size: int) -> Any:
-    """Build a renderer of square RGB images without shadows, reflections and multisampling.
-
-    Arguments and errors as for `SceneCameras`.
-    """
+    """Build a renderer of square RGB images without shadows, reflections and multisampling."""
     # Three views of Meta-World take 36 ms on one core of a CPU, 58 ms with the default 4 samples
     # per pixel and 290 ms with shadows. Both settings are read when the renderer is built.
     model.vis.quality.offsamples = 0
@@ -106,12 +106,11 @@ def build_renderer(model: Any, size: int) -> Any:
         renderer = mujoco.Renderer(model, size, size)
     except Exception as error:  # noqa: BLE001 - drivers raise anything
         reason = str(error) or type(error).__name__
-    try:
-        if reason:
-            gc.collect()
-            raise _rendering_error(reason)
-    finally:
-        sys.unraisablehook = unraisable_hook
+    if reason:
+        gc.collect()
+    sys.unraisablehook = unraisable_hook
+    if reason:
+        raise _rendering_error(reason)
     renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
     renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
     return renderer
@@ -120,14 +119,9 @@ def build_renderer(model: Any, size: int) -> Any:
 def project_point(
     model: Any, data: Any, camera: int, point: Float64[np.ndarray, " 3"], size: int
 ) -> Float64[np.ndarray, " 2"]:
-    """Return the pixel of a point of the world in a square image of a camera.
+    """Return the pixel of `point` (meters) in a square image of the camera of that number.
 
-    Args:
-        model: the scene, a `mujoco.MjModel`.
-        data: its state, a `mujoco.MjData`, with the cameras' poses up to date.
-        camera: number of the camera.
-        point: x, y, z in meters.
-        size: width and height of the image in pixels.
+    `size` is the image's in pixels; other arguments as for `MujocoEnv`, with poses up to date.
 
     Returns:
         Column and row in pixels, as MuJoCo renders it (not turned); (0, 0) is the outer corner of
@@ -138,5 +132,4 @@ def project_point(
     if back >= 0:
         return np.full(2, np.nan)
     focal_length = size / 2 / np.tan(np.radians(model.cam_fovy[camera]) / 2)  # pixels
-    pixels: np.ndarray = size / 2 + focal_length * np.array([right, -up]) / -back
-    return pixels
+    return np.asarray(size / 2 + focal_length * np.array([right, -up]) / -back)

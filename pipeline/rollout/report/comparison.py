@@ -1,15 +1,116 @@
-"""Runs against each other on common seeds; `templates/comparison.html`."""
+"""Runs against each other on common seeds; `templates/comparison.html`.
 
-from collections.abc import Sequence
+Two policies on the same seeds have the same initial states: only the seeds on which they differ
+show which is better, and far fewer episodes are needed than for two separate rates.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Final
+from typing import Any, Final
 
+from pipeline.rollout.play.result import wilson_interval
 from pipeline.rollout.report.contents import EpisodeKey, Rollout, RunContents
-from pipeline.rollout.report.paired import PairedOutcome, exact_mcnemar, holm, newcombe_interval
 
 SIGNIFICANT: Final = 0.05  # probability of calling equal policies different
 MAX_SEEDS: Final = 50  # marks in one row of the picture
+
+
+@dataclass(frozen=True)
+class PairedOutcome:
+    """How often two policies, first and second, solved the same seeds."""
+
+    both: int
+    first_only: int
+    second_only: int
+    neither: int
+
+    @classmethod
+    def of(cls, first: Mapping[Any, bool], second: Mapping[Any, bool]) -> "PairedOutcome":
+        """Count over the seeds that both have; the mappings go from it to success."""
+        pairs = [(first[seed], second[seed]) for seed in first.keys() & second.keys()]
+        return cls(
+            both=pairs.count((True, True)),
+            first_only=pairs.count((True, False)),
+            second_only=pairs.count((False, True)),
+            neither=pairs.count((False, False)),
+        )
+
+    @property
+    def trials(self) -> int:
+        """Number of seeds that both ran."""
+        return self.both + self.discordant + self.neither
+
+    @property
+    def discordant(self) -> int:
+        """Number of seeds on which the two differ."""
+        return self.first_only + self.second_only
+
+    @property
+    def solved(self) -> tuple[int, int]:
+        """Number of seeds that the first and the second solved."""
+        return self.both + self.first_only, self.both + self.second_only
+
+    @property
+    def difference(self) -> float:
+        """Success rate of the first minus that of the second, in [-1, 1]."""
+        return (self.first_only - self.second_only) / self.trials
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided p-value of equal success rates, in (0, 1]: the exact McNemar test.
+
+        Given on how many seeds the two differ, each of them is then as likely to favor either: a
+        fair coin. The value is exact, without an approximation for large samples.
+
+        Source: Q. McNemar, Psychometrika 12 (1947), 153-157; the exact binomial form, as in
+        A. Agresti, Categorical Data Analysis (3rd ed.), section 11.1.
+        """
+        fewer = min(self.first_only, self.second_only)
+        tail = sum(math.comb(self.discordant, count) for count in range(fewer + 1))
+        return min(1.0, 2 * tail / (1 << self.discordant))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the difference of the success rates.
+
+        The Wilson intervals of both rates are combined, with the correlation of the pairs.
+
+        Source: R. G. Newcombe, Statistics in Medicine 17 (1998), 2635-2650, method 10.
+        """
+        (low_1, high_1), (low_2, high_2) = (wilson_interval(n, self.trials) for n in self.solved)
+        first, second = (count / self.trials for count in self.solved)
+        down_1, up_1 = first - low_1, high_1 - first
+        down_2, up_2 = second - low_2, high_2 - second
+        phi = self._correlation()
+        below = math.sqrt(max(0.0, down_1**2 - 2 * phi * down_1 * up_2 + up_2**2))
+        above = math.sqrt(max(0.0, down_2**2 - 2 * phi * down_2 * up_1 + up_1**2))
+        return max(-1.0, self.difference - below), min(1.0, self.difference + above)
+
+    def _correlation(self) -> float:
+        """Return phi of the fourfold table, its positive values corrected for continuity."""
+        a, b, c, d = self.both, self.first_only, self.second_only, self.neither
+        margins = (a + b) * (c + d) * (a + c) * (b + d)
+        if margins == 0:
+            return 0.0
+        determinant = float(a * d - b * c)
+        if determinant > 0:
+            determinant = max(0.0, determinant - self.trials / 2)
+        return determinant / math.sqrt(margins)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for there being several, in the same order.
+
+    Source: S. Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 @dataclass(frozen=True)
@@ -19,38 +120,10 @@ class Pair:
     env: str
     first: RunContents
     second: RunContents
+    rollouts: tuple[Rollout, Rollout]
+    """What represents them."""
     outcome: PairedOutcome
     """On the seeds that both ran."""
-    is_partial: bool
-    """One of them also ran seeds that the other did not."""
-    max_steps: tuple[int, int]
-    """Control steps after which an episode of the first and of the second counts as failed."""
-
-    @property
-    def better(self) -> str:
-        """Label of the run with more successes on the common seeds."""
-        is_first = self.outcome.first_only > self.outcome.second_only
-        return (self.first if is_first else self.second).label
-
-    @property
-    def p_value(self) -> float:
-        """P-value of equal success rates, of this pair by itself."""
-        return exact_mcnemar(self.outcome)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the difference of the success rates."""
-        return newcombe_interval(self.outcome)
-
-
-@dataclass(frozen=True)
-class SeedRow:
-    """A run's outcomes on some of an environment's seeds."""
-
-    run: RunContents
-    seeds: Sequence[EpisodeKey]
-    successes: dict[EpisodeKey, bool]
-    """Whether each seed that the run ran was solved."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +135,10 @@ class Repeats:
     """The last validation error, and the success rate of each environment, of the runs."""
 
 
-def comparison(runs: Sequence[RunContents]) -> dict[str, object] | None:
-    """Compare each pair of runs on each environment that both ran; None for a single run."""
-    if len(runs) == 1:
-        return None
+def comparison(runs: Sequence[RunContents]) -> dict[str, object]:
+    """Compare each pair of runs on each environment that both ran."""
     pairs, apart = find_pairs(runs)
-    adjusted = holm([pair.p_value for pair in pairs])
+    adjusted = holm([pair.outcome.p_value for pair in pairs])
     return {
         "repeats": find_repeats(runs),
         "pairs": list(zip(pairs, adjusted, strict=True)),
@@ -97,12 +168,10 @@ def find_pairs(
             if ours is None or theirs is None:
                 continue
             outcome = PairedOutcome.of(ours.successes, theirs.successes)
-            if outcome.trials == 0:
+            if outcome.trials:
+                pairs.append(Pair(env, first, second, (ours, theirs), outcome))
+            else:
                 apart.append((env, first, second))
-                continue
-            is_partial = ours.successes.keys() != theirs.successes.keys()
-            max_steps = (ours.result.max_steps, theirs.result.max_steps)
-            pairs.append(Pair(env, first, second, outcome, is_partial, max_steps))
     return pairs, apart
 
 
@@ -129,13 +198,18 @@ def find_repeats(runs: Sequence[RunContents]) -> list[Repeats]:
     return repeats
 
 
-def _seed_rows(env: str, runs: Sequence[RunContents]) -> list[SeedRow]:
-    """Return the outcomes of all runs on an environment, the same seeds below each other."""
+def _seed_rows(
+    env: str, runs: Sequence[RunContents]
+) -> list[tuple[RunContents, list[EpisodeKey], dict[EpisodeKey, bool]]]:
+    """Return runs, some of an environment's seeds, and whether each that was run was solved.
+
+    The same seeds of all runs are below each other.
+    """
     found = [(run, chosen(run, env)) for run in runs]
     outcomes = [(run, rollout.successes) for run, rollout in found if rollout]
     seeds = sorted({seed for _, successes in outcomes for seed in successes})
     return [
-        SeedRow(run, some, successes)
+        (run, some, successes)
         for some in (seeds[i : i + MAX_SEEDS] for i in range(0, len(seeds), MAX_SEEDS))
         for run, successes in outcomes
         if successes.keys() & set(some)

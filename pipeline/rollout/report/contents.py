@@ -1,27 +1,23 @@
 """The data of a report: runs with their logs and rollouts, read and checked.
 
-The folder of a run:
-
-    run.json, log.jsonl, checkpoints/     see pipeline/training
-    rollouts/NAME/result.json             a rollout; NAME is `step_00001000` where the trainer
-                                          rolled out by itself
-    rollouts/NAME/videos/seed_SEED.mp4    an episode's video, H.264
-    rollouts/NAME/paths/seed_SEED.png     its first frame with the end-effector's path
+Next to what `pipeline/training` writes, the folder of a run has `rollouts/NAME` with `result.json`,
+a video per episode in `videos` and its first frame with the end-effector's path in `paths`. NAME is
+`step_00001000` where the trainer rolled out by itself.
 """
 
+import json
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 
 from pipeline.errors import RunError
-from pipeline.rollout.play.result import EpisodeResult, RolloutResult, SuccessRate, success_fields
-from pipeline.rollout.report.training_log import Point, TrainingLog, read_log
+from pipeline.rollout.play.result import RolloutResult, success_fields, wilson_interval
 from pipeline.training.run.checkpoint import checkpoint_steps
 from pipeline.training.run.folder import RunDescription, read_run
 from policy.agent import VLAAgent
@@ -29,10 +25,37 @@ from policy.errors import invalid_field
 
 VALIDATION_NAME: Final = re.compile(r"step_\d{8}")
 VALIDATION_ERROR: Final = "val_error"  # its name in log.jsonl
+SUCCESS_RATE: Final = "rollout_success"  # the same, of validation rollouts
 NUM_COLORS: Final = 8  # of the style sheet
-RATE_ROUNDING: Final = 1e-6  # of a rate or interval that was written as decimal digits
 
 EpisodeKey = tuple[str, int]  # environment, in a rollout of several, and seed
+
+
+@dataclass(frozen=True)
+class Point:
+    """One figure at one step."""
+
+    step: int
+    value: float
+    trials: int | None = None
+    """Episodes behind a success rate; None for every other figure."""
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % Wilson interval of a success rate; None for every other figure."""
+        if not self.trials:
+            return None
+        return wilson_interval(round(self.value * self.trials), self.trials)
+
+
+@dataclass
+class TrainingLog:
+    """What a run logged so far."""
+
+    figures: dict[str, list[Point]] = field(default_factory=dict)
+    """Finite values in the order of their steps."""
+    remarks: list[str] = field(default_factory=list)
+    """What could not be read or drawn."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +85,11 @@ class Rollout:
         """Whether each episode was solved."""
         return {(episode.task, episode.seed): episode.success for episode in self.result.episodes}
 
-    def video(self, episode: EpisodeResult) -> Path:
-        """Return the path of an episode's video, which may not exist."""
-        return (self.folder / "videos" / episode.file).with_suffix(".mp4")
-
-    def path_image(self, episode: EpisodeResult) -> Path:
-        """Return the path of an episode's path image, which may not exist."""
-        return (self.folder / "paths" / episode.file).with_suffix(".png")
-
 
 @dataclass(frozen=True)
 class RunContents:
     """One run, finished or not."""
 
-    folder: Path
     label: str
     """Its name on the page: the shortest end of its path that no other run shares."""
     color: str
@@ -122,12 +136,11 @@ def read_contents(folders: Sequence[Path]) -> list[RunContents]:
 
 def distinct_labels(folders: Sequence[Path]) -> list[str]:
     """Return the shortest ends of different absolute paths that tell them apart."""
-    longest = max(len(folder.parts) for folder in folders)
-    for depth in range(1, longest):
+    depth, labels = 1, [folder.name for folder in folders]
+    while len(set(labels)) < len(labels):
+        depth += 1
         labels = ["/".join(folder.parts[1:][-depth:]) for folder in folders]
-        if len(set(labels)) == len(labels):
-            return labels
-    return [str(folder) for folder in folders]
+    return labels
 
 
 def color_class(index: int) -> str:
@@ -143,7 +156,6 @@ def _read_one(folder: Path, label: str, color: str) -> RunContents:
     found = [_read_rollout(path) for path in sorted(folder.glob("rollouts/*/result.json"))]
     validations = [rollout for rollout in found if rollout.is_validation]
     return RunContents(
-        folder=folder,
         label=label,
         color=color,
         description=description,
@@ -155,28 +167,59 @@ def _read_one(folder: Path, label: str, color: str) -> RunContents:
 
 
 def _read_rollout(path: Path) -> Rollout:
+    """Read a result; its success rates are counted again, from its episodes."""
     try:
         result = RolloutResult.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise _damaged(path, invalid_field(error)) from error
-    rollout = Rollout(path.parent, result)
-    count, distinct = len(result.episodes), len(rollout.successes)
-    if not count or distinct != count:
+    count = len(result.episodes)
+    distinct = len({(episode.task, episode.seed) for episode in result.episodes})
+    if not count or distinct < count:
         raise _damaged(path, f"episodes: expected {count} different seeds, found {distinct}")
-    stated = _rates(result)
-    expected = _rates(result.model_copy(update=success_fields(result.episodes)))
-    if len(stated) != len(expected) or not np.allclose(stated, expected, 0, RATE_ROUNDING):
-        raise _damaged(
-            path, f"success_rate: expected {expected} as in its episodes, found {stated}"
-        )
-    return rollout
-
-
-def _rates(result: RolloutResult) -> list[float]:
-    """Return every success rate of a result, with its interval."""
-    rates: tuple[RolloutResult | SuccessRate, ...] = (result, *result.tasks, *result.suites)
-    return [number for rate in rates for number in (rate.success_rate, *rate.success_interval)]
+    return Rollout(path.parent, result.model_copy(update=success_fields(result.episodes)))
 
 
 def _damaged(path: Path, what: str) -> RunError:
     return RunError(f"{path}: damaged: {what}; delete {path.parent} or run vla-rollout again")
+
+
+def read_log(path: Path) -> TrainingLog:
+    """Read a run's log; a run that has not logged yet has none.
+
+    A line that does not parse is left out, with a remark: the last one is incomplete while a run
+    writes it, or after a kill.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
+    log = TrainingLog()
+    if not path.exists():
+        return log
+    unread, not_finite, number = [], 0, 0
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                step, episodes = row.pop("step"), int(row.pop("rollout_episodes", 0))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                unread.append(number)
+                continue
+            for name, value in row.items():
+                if math.isfinite(value):
+                    trials = episodes if name == SUCCESS_RATE and episodes else None
+                    log.figures.setdefault(name, []).append(Point(step, float(value), trials))
+                else:
+                    not_finite += 1
+    for points in log.figures.values():
+        points.sort(key=lambda point: point.step)  # rollouts report later than their step
+    if unread and unread[-1] == number:
+        unread.pop()
+        log.remarks.append(
+            f"{path.name} ends in the middle of a line: the run is writing it, or was killed"
+        )
+    if unread:
+        some = ", ".join(map(str, unread[:5])) + (", ..." if len(unread) > 5 else "")
+        log.remarks.append(f"{path.name}: skipped unreadable lines: {some}")
+    if not_finite:
+        log.remarks.append(f"{path.name}: {not_finite} values are NaN or infinite and not drawn")
+    return log

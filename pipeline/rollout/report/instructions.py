@@ -4,14 +4,13 @@ Success alone does not show it: where the images show the task, a policy may ign
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from pipeline.rollout.play.result import EpisodeResult, RolloutResult, wilson_interval
-from pipeline.rollout.report.paired import PairedOutcome, newcombe_interval
+from pipeline.rollout.play.result import RolloutResult, wilson_interval
+from pipeline.rollout.report.comparison import PairedOutcome
 
 IGNORED: Final = 0.02  # change of normalized actions, whose range is 2: 1 %
 WORDS: Final = {"other": "another task's instruction", "empty": "an empty instruction"}
@@ -24,78 +23,67 @@ class InstructionEffect:
 
     instruction_source: str
     """`other`: another task's instruction; or `empty`."""
-    solved: int
-    own_solved: int
-    episodes: int
-    """Those that both rollouts have."""
-    interval: tuple[float, float]
-    """95 % Wilson interval of `solved`."""
-    difference: float
-    """Success rate under the own instructions minus this one."""
-    difference_interval: tuple[float, float]
-    """Its 95 % interval; see `newcombe_interval`."""
+    outcome: PairedOutcome
+    """First under the own instructions, second under the other ones."""
     change: float
     """Root mean squared change of an episode's first actions, normalized; mean over episodes."""
     change_interval: tuple[float, float]
     """Its 95 % interval."""
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the success rate under the other instructions."""
+        return wilson_interval(self.outcome.solved[1], self.outcome.trials)
+
+    @property
     def alarm(self) -> str | None:
         """Why the policy may not follow it; None where it does."""
-        words = WORDS[self.instruction_source]
+        own_solved, solved = self.outcome.solved
         if self.change < IGNORED:
             return (
-                f"the policy ignores its instruction: with {words} its first actions change by "
-                f"{self.change:.3f} of a range of 2"
+                f"the policy ignores its instruction: with {WORDS[self.instruction_source]} its "
+                f"first actions change by {self.change:.3f} of a range of 2"
             )
-        if self.instruction_source == "other" and self.difference_interval[0] <= 0:
+        if self.instruction_source == "other" and self.outcome.interval[0] <= 0:
             return (
-                f"the policy is not shown to follow its instruction: it solves {self.own_solved} "
-                f"of {self.episodes} episodes with its own, and {self.solved} with another task's"
+                f"the policy is not shown to follow its instruction: it solves {own_solved} of "
+                f"{self.outcome.trials} episodes with its own, and {solved} with another task's"
             )
         return None
 
     def line(self) -> str:
         """Return the figures in words."""
         low, high = (100 * end for end in self.interval)
-        below, above = (100 * end for end in self.difference_interval)
+        below, above = (100 * end for end in self.outcome.interval)
         return (
-            f"with {WORDS[self.instruction_source]}: solved {self.solved} of {self.episodes} "
-            f"({low:.0f} to {high:.0f} %), {100 * self.difference:.0f} points below its own "
-            f"instruction ({below:.0f} to {above:.0f}); first actions change by {self.change:.2f} "
+            f"with {WORDS[self.instruction_source]}: solved {self.outcome.solved[1]} of "
+            f"{self.outcome.trials} ({low:.0f} to {high:.0f} %), "
+            f"{100 * self.outcome.difference:.0f} points below its own instruction ({below:.0f} to "
+            f"{above:.0f}); first actions change by {self.change:.2f} "
             f"({self.change_interval[0]:.2f} to {self.change_interval[1]:.2f})"
         )
 
 
 def measure_effect(own: RolloutResult, other: RolloutResult) -> InstructionEffect:
     """Compare two rollouts of one policy on the same seeds under different instructions."""
-    first, second = _by_key(own), _by_key(other)
-    keys = sorted(first.keys() & second.keys())
-    outcome = PairedOutcome.of(
-        {key: first[key].success for key in keys}, {key: second[key].success for key in keys}
+    first, second = (
+        {(episode.task, episode.seed): episode for episode in result.episodes}
+        for result in (own, other)
     )
-    changes = [_change(first[key], second[key]) for key in keys]
-    change, margin = float(np.mean(changes)), 0.0
-    if len(changes) > 1:
-        margin = NORMAL_95 * float(np.std(changes, ddof=1)) / math.sqrt(len(changes))
-    solved = outcome.both + outcome.second_only
+    changes = [
+        np.subtract(first[key].first_actions, second[key].first_actions)
+        for key in sorted(first.keys() & second.keys())
+    ]
+    sizes = [np.sqrt(np.mean(np.square(change))) for change in changes]
+    change, margin = float(np.mean(sizes)), 0.0
+    if len(sizes) > 1:
+        margin = NORMAL_95 * float(np.std(sizes, ddof=1)) / math.sqrt(len(sizes))
     return InstructionEffect(
         instruction_source=other.instruction_source,
-        solved=solved,
-        own_solved=outcome.both + outcome.first_only,
-        episodes=len(keys),
-        interval=wilson_interval(solved, len(keys)),
-        difference=outcome.difference,
-        difference_interval=newcombe_interval(outcome),
+        outcome=PairedOutcome.of(
+            {key: episode.success for key, episode in first.items()},
+            {key: episode.success for key, episode in second.items()},
+        ),
         change=change,
         change_interval=(max(0.0, change - margin), change + margin),
     )
-
-
-def _by_key(result: RolloutResult) -> Mapping[tuple[str, int], EpisodeResult]:
-    return {(episode.task, episode.seed): episode for episode in result.episodes}
-
-
-def _change(first: EpisodeResult, second: EpisodeResult) -> float:
-    difference = np.subtract(first.first_actions, second.first_actions)
-    return float(np.sqrt(np.mean(np.square(difference))))

@@ -1,12 +1,15 @@
 """The whole page: its sections, style sheet and script, in one file that loads nothing.
 
 A section is a function that computes its values, and a template in `templates/` that shows them.
+Images and videos are in the page as `data:` URLs, up to a total size; the page names the others.
 The page does not hold the time of its making: the same files give the same bytes.
 """
 
 import base64
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -14,17 +17,53 @@ from typing import Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.errors import ConfigError
-from pipeline.rollout.play.result import RolloutResult, SuccessRate
-from pipeline.rollout.report.chart import curves
+from pipeline.rollout.play.result import EpisodeResult, RolloutResult, SuccessRate
+from pipeline.rollout.report.chart import curves, number_text, percent
 from pipeline.rollout.report.comparison import comparison, points_text, probability_text
-from pipeline.rollout.report.contents import RunContents, read_contents
+from pipeline.rollout.report.contents import Rollout, RunContents, read_contents
 from pipeline.rollout.report.instructions import InstructionEffect, measure_effect
-from pipeline.rollout.report.rollouts import MediaBudget, configuration, rollouts
-from pipeline.rollout.report.scales import number_text, percent
 from pipeline.storage.local import write_atomically
+from pipeline.training.run.tracking import flat_configuration
 
 MEDIA_LIMIT: Final = 32_000_000  # bytes of images and videos; still quick to open and to send
 HERE: Final = Path(__file__).parent
+ABSENT: Final = "\N{EN DASH}"  # where a run has no such field
+SHOWN_ELSEWHERE: Final = {  # fields of a result that the page shows elsewhere
+    "episodes",
+    "success_rate",
+    "success_interval",
+    "tasks",
+    "suites",
+    "render_s",
+    "encode_s",
+    "head_s",
+    "gate_overridden",
+}
+
+Card = tuple[EpisodeResult, str | None, str | None]  # with the URLs of its image and its video
+
+
+@dataclass
+class MediaBudget:
+    """The files inlined into a page so far, and those for which there was no room."""
+
+    limit: int
+    """In bytes of files; inside the page they take a third more."""
+    used: int = 0
+    left_out: list[Path] = field(default_factory=list)
+    left_out_bytes: int = 0
+
+    def url(self, path: Path, kind: str) -> str | None:
+        """Return a file of the media type `kind` as a URL; None where it is absent or left out."""
+        if not path.is_file():
+            return None
+        size = path.stat().st_size
+        if self.used + size > self.limit:
+            self.left_out.append(path)
+            self.left_out_bytes += size
+            return None
+        self.used += size
+        return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def write_report(
@@ -53,24 +92,23 @@ def write_report(
 def render_page(runs: Sequence[RunContents], media: MediaBudget) -> str:
     """Return the page's HTML."""
     effects = [(run, effect) for run in runs for effect in _effects(run)]
-    sections: list[tuple[str, str, Mapping[str, object] | None]] = [
-        ("Success", "success.html", success(runs) | {"effects": effects}),
-        ("Comparison", "comparison.html", comparison(runs)),  # None, left out, for a single run
-        ("Training", "training.html", curves(runs)),
-        ("Rollouts", "rollouts.html", rollouts(runs, media)),
-        ("Configuration", "configuration.html", configuration(runs)),
-    ]
-    templates = environment()
-    return templates.get_template("page.html").render(
+    ignored = [f"{run.label}: {effect.alarm}" for run, effect in effects if effect.alarm]
+    final = [(run, rollout) for run in runs for rollout in run.final_rollouts]
+    page = environment().get_template("page.html")
+    return page.render(
         runs=runs,
-        sections=[
-            (title, templates.get_template(name).render(runs=runs, **values))
-            for title, name, values in sections
-            if values is not None
-        ],
+        title=runs[0].label if len(runs) == 1 else f"{len(runs)} runs side by side",
+        alarms=ignored + [alarm for run in runs for alarm in _alarms(run)],
+        cautions=[caution for run in runs for caution in _cautions(run)],
+        final=final,
+        tables=[(*each, by_task(each[1].result)) for each in final if each[1].result.suites],
+        effects=effects,
         style=(HERE / "page.css").read_text("utf-8"),
         script=(HERE / "page.js").read_text("utf-8"),
-        **overview(runs, effects),
+        **comparison(runs),
+        **curves(runs),
+        **rollouts(runs, media),
+        **configuration(runs),
     )
 
 
@@ -100,66 +138,35 @@ def _sha256(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def overview(
-    runs: Sequence[RunContents], effects: Sequence[tuple[RunContents, InstructionEffect]]
-) -> dict[str, object]:
-    """Return what `templates/overview.html` shows; `effects` are those of instructions."""
-    ignored = [f"{run.label}: {effect.alarm}" for run, effect in effects if effect.alarm]
-    return {
-        "title": runs[0].label if len(runs) == 1 else f"{len(runs)} runs side by side",
-        "alarms": ignored + [alarm for run in runs for alarm in _alarms(run)],
-        "untrained": [run.label for run in runs if not run.description.data.encoder.pretrained],
-        "cautions": [caution for run in runs for caution in _cautions(run)],
-    }
-
-
-def success(runs: Sequence[RunContents]) -> dict[str, object]:
-    """Return what `templates/success.html` shows: the rollouts that count as a run's result."""
-    shown = [(run, rollout) for run in runs for rollout in run.final_rollouts]
-    tables = [
-        (run, rollout, _by_task(rollout.result), _instructions(rollout.result))
-        for run, rollout in shown
-    ]
-    return {
-        "rollouts": shown,
-        "tables": [table for table in tables if table[2]],
-    }
-
-
-def _instructions(result: RolloutResult) -> dict[str, str]:
-    """Return for each task its instruction, or those of its variants."""
-    found: dict[str, dict[str, None]] = {}
+def by_task(result: RolloutResult) -> list[tuple[str, str, list[SuccessRate | None]]]:
+    """Return each task of suites, its instructions, and its rate in each suite, side by side."""
+    rates = {(rate.task, rate.suite): rate for rate in result.tasks}
+    words: dict[str, dict[str, None]] = {}
     for episode in result.episodes:
-        found.setdefault(episode.task.rpartition("/")[2], {})[episode.instruction] = None
-    return {task: " / ".join(filter(None, words)) for task, words in found.items()}
-
-
-def _played(result: RolloutResult) -> tuple[object, ...]:
-    """Return what two results must share for their episodes to be pairs."""
-    episodes = [(episode.task, episode.seed) for episode in result.episodes]
-    return result.env, result.checkpoint_step, result.nfe, episodes
+        words.setdefault(episode.task.rpartition("/")[2], {})[episode.instruction] = None
+    return [
+        (task, " / ".join(filter(None, said)), [rates.get((task, s.name)) for s in result.suites])
+        for task, said in words.items()
+    ]
 
 
 def _effects(run: RunContents) -> list[InstructionEffect]:
     """Compare rollouts under other instructions with that under the environments' own."""
-    results = [rollout.result for rollout in run.rollouts if rollout.result.episodes]
+
+    def played(result: RolloutResult) -> tuple[object, ...]:
+        """Return what two results must share for their episodes to be pairs."""
+        seeds = [(episode.task, episode.seed) for episode in result.episodes]
+        return result.env, result.checkpoint_step, result.nfe, seeds
+
+    results = [rollout.result for rollout in run.rollouts]
     return [
         measure_effect(own, other)
         for own in results
         for other in results
         if own.instruction_source == "own"
         and other.instruction_source in ("other", "empty")
-        and _played(own) == _played(other)
+        and played(own) == played(other)
     ]
-
-
-def _by_task(result: RolloutResult) -> dict[str, list[SuccessRate | None]]:
-    """Return for each task its rate in each of the result's suites: variants are side by side."""
-    rates = {(rate.task, rate.suite): rate for rate in result.tasks}
-    return {
-        task: [rates.get((task, suite.name)) for suite in result.suites]
-        for task in dict.fromkeys(task for task, _ in rates)
-    }
 
 
 def _alarms(run: RunContents) -> list[str]:
@@ -183,3 +190,47 @@ def _cautions(run: RunContents) -> list[str]:
             f"{run.label}: not finished, the last checkpoint is at step {run.step:,} of {steps:,}."
         )
     return found
+
+
+def rollouts(runs: Sequence[RunContents], media: MediaBudget) -> dict[str, object]:
+    """Return every rollout with its run, cards and settings; media are added in this order."""
+    shown = [
+        (
+            run,
+            rollout,
+            _cards(rollout, media),
+            flatten(rollout.result.model_dump(mode="json", exclude=SHOWN_ELSEWHERE)),
+        )
+        for run in runs
+        for rollout in run.rollouts
+    ]
+    return {
+        "requested": [one for one in shown if not one[1].is_validation],
+        "validations": [one for one in shown if one[1].is_validation],
+        "media": media,
+    }
+
+
+def _cards(rollout: Rollout, media: MediaBudget) -> list[Card]:
+    """Inline the media of a rollout, failures first; return them in the order of the episodes."""
+    found = {}
+    for episode in sorted(rollout.result.episodes, key=lambda episode: episode.success):
+        image = (rollout.folder / "paths" / episode.file).with_suffix(".png")
+        video = (rollout.folder / "videos" / episode.file).with_suffix(".mp4")
+        urls = media.url(image, "image/png"), media.url(video, "video/mp4")
+        if any(urls):
+            found[episode.file] = (episode, *urls)
+    return [found[e.file] for e in rollout.result.episodes if e.file in found]
+
+
+def configuration(runs: Sequence[RunContents]) -> dict[str, object]:
+    """Return every field of every run's `run.json`, for `templates/configuration.html`."""
+    flat = [flatten(run.description.model_dump(mode="json")) for run in runs]
+    names = dict.fromkeys(name for fields in flat for name in fields)
+    return {"fields": {name: [fields.get(name, ABSENT) for fields in flat] for name in names}}
+
+
+def flatten(content: Mapping[str, object]) -> dict[str, str]:
+    """Return nested settings as `group.field` and text."""
+    flat = flat_configuration(content)
+    return {k: value if isinstance(value, str) else json.dumps(value) for k, value in flat.items()}

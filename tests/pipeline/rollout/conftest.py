@@ -10,7 +10,7 @@ from tests.pipeline.rollout.toy_run import PACKAGE, install, write_toy_run
 @pytest.fixture(scope="module")
 def toy_package(tmp_path_factory):
     site = tmp_path_factory.mktemp("site")
-    install(site, PACKAGE, requires="gymnasium>=1.0")
+    install(site, PACKAGE)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(site)
         yield site

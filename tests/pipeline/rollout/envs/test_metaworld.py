@@ -94,8 +94,8 @@ def test_experts_that_need_the_goal_succeed(task):
 @pytest.mark.parametrize(
     ("name", "views", "pattern"),
     [
-        ("metawrld/reach-v3", ("corner",), r"did you mean metaworld/reach-v3"),
-        ("reach-v3", ("corner",), r"did you mean metaworld/reach-v3"),
+        ("metawrld/reach-v3", ("corner",), r"metaworld, aloha, libero, planar, as metaworld/"),
+        ("reach-v3", ("corner",), r"expected <simulator>/<task> .*, as metaworld/reach-v3"),
         ("metaworld/draw-open", ("corner",), r"did you mean metaworld/drawer-open-v3"),
         ("metaworld/reach-v3", ("front",), r"distinct views from topview, corner, .*found front"),
         ("metaworld/reach-v3", ("corner", "corner"), r"distinct views.*found corner, corner"),

@@ -165,9 +165,9 @@ def test_the_effector_is_where_its_fingertips_are_seen(steps):
     for _ in range(steps):
         env.step(env.expert_action())
     pixels = dict(zip(VIEWS, env.effector_pixels(), strict=True))
-    model, renderer = env._task.model, env._cameras.renderer
+    model, renderer = env._task.model, env.renderer
     tips = [model.site(name).id for name in ("rightEndEffector", "leftEndEffector")]
-    cameras = zip(env._cameras.numbers, env._is_upside_down, VIEWS, strict=True)
+    cameras = zip(env.cameras, env._is_upside_down, VIEWS, strict=True)
     for camera, is_upside_down, view in cameras:
         renderer.update_scene(env._task.data, camera=camera)
         renderer.enable_segmentation_rendering()

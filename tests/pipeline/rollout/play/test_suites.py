@@ -44,7 +44,10 @@ def test_the_names_of_suites_are_those_of_their_benchmarks():
 @pytest.mark.parametrize(
     ("suite", "pattern"),
     [
-        ("libero/libero_objct", r"a suite out of 83, found 'libero_objct'; try libero/libero_obj"),
+        (
+            "libero/libero_objct",
+            r"a name out of 83, found 'libero_objct'; did you mean libero/libero_obj",
+        ),
         ("libero/libero_object_env", r"found no .*; `libero-pro list`"),
     ],
 )

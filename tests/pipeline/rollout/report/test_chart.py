@@ -1,4 +1,4 @@
-"""Charts: where a point is drawn, and what a long line keeps."""
+"""Charts: where a point is drawn, what a long line keeps, and which axes hold the values."""
 
 import json
 import re
@@ -7,14 +7,22 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from pipeline.rollout.report.chart import ChartStyle, Line, chart, spans
+from pipeline.rollout.report.chart import (
+    Line,
+    chart,
+    fitting_scale,
+    linear_scale,
+    number_text,
+    step_scale,
+    tick_texts,
+)
+from pipeline.rollout.report.contents import Point
 from pipeline.rollout.report.page import environment
-from pipeline.rollout.report.training_log import Point
 
 
-def drawn(lines, style=None, last_step=100):
+def drawn(lines, name="loss", last_step=100):
     """Parse a chart as XML, which an unescaped name would break."""
-    figure = chart(lines, style or ChartStyle("Loss"), last_step)
+    figure = chart(name, lines, last_step)
     return ElementTree.fromstring(environment().get_template("chart.html").render(chart=figure))
 
 
@@ -55,8 +63,8 @@ def test_runs_share_the_axes_and_have_their_names_and_last_values():
 
 
 def test_a_share_has_its_interval_and_an_axis_from_0_to_100_percent():
-    style = ChartStyle("Success", is_share=True)
-    figure = drawn([Line("a", "s0", [Point(50, 0.8, trials=5), Point(100, 1.0)])], style)
+    line = Line("a", "s0", [Point(50, 0.8, trials=5), Point(100, 1.0)])
+    figure = drawn([line], "rollout_success")
     whiskers = [path.get("d") for path in figure.iter("path")]
     assert len(whiskers) == 1
     _, bottom, top = map(float, re.findall(r"[\d.]+", whiskers[0]))
@@ -69,12 +77,70 @@ def test_a_share_has_its_interval_and_an_axis_from_0_to_100_percent():
 def test_a_long_line_keeps_its_extremes():
     numbers = np.random.default_rng(0).normal(size=5_000)
     points = [Point(10 * step, float(value)) for step, value in enumerate(numbers)]
-    found = spans(points)
+    line = Line("a", "s0", points)
+    found = line.spans
     assert len(found) <= 120
     assert min(span.low for span in found) == numbers.min()
     assert max(span.high for span in found) == numbers.max()
     assert all(span.low <= span.middle <= span.high for span in found)
     assert found[0].middle == pytest.approx(np.median(numbers[: len(points) // len(found) + 1]))
-    figure = drawn([Line("a", "s0", points)], last_step=50_000)
+    figure = drawn([line], last_step=50_000)
     assert len(coordinates(figure)) == len(found)
     assert len(figure.findall(".//polygon")) == 1
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_axis_holds_its_values_between_few_round_ticks(seed):
+    numbers = np.random.default_rng(seed)
+    values = numbers.normal(size=5) * 10.0 ** numbers.uniform(-8, 8) + numbers.choice([0, 1, -50])
+    if seed % 2:
+        values = np.exp(10 * values / np.abs(values).max())
+    scale = fitting_scale(list(values), may_be_log=True)
+    margin = 1e-6 * (scale.high - scale.low)
+    assert scale.low - margin <= values.min() <= values.max() <= scale.high + margin
+    assert 2 <= len(scale.ticks) <= 9
+    assert len(set(tick_texts(scale))) == len(scale.ticks)
+    assert all(0 <= scale.position(value) <= 1 for value in values)
+
+
+def test_values_over_decades_get_a_logarithmic_axis_and_others_not():
+    assert fitting_scale([0.01, 1.0], may_be_log=True).is_log
+    assert not fitting_scale([0.01, 1.0], may_be_log=False).is_log
+    assert not fitting_scale([0.5, 1.0], may_be_log=True).is_log
+    assert not fitting_scale([0.0, 1.0], may_be_log=True).is_log
+
+
+def test_a_logarithmic_axis_places_by_ratio():
+    scale = fitting_scale([0.01, 1.0], may_be_log=True)
+    assert [scale.position(value) for value in (0.01, 0.1, 1.0)] == pytest.approx([0, 0.5, 1])
+
+
+def test_one_value_alone_has_an_axis():
+    for value in (0.0, 3.0, -2.0):
+        scale = linear_scale(value, value)
+        assert scale.low < value < scale.high or value == scale.low == 0
+
+
+def test_steps_start_at_zero_and_end_where_training_ends():
+    scale = step_scale(900)
+    assert (scale.low, scale.high) == (0, 900)
+    assert scale.ticks == (0, 200, 400, 600, 800)
+    assert step_scale(1).ticks == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.08912, "0.08912"),
+        (12.3456, "12.35"),
+        (1234.6, "1,235"),
+        (1e-3, "0.001"),
+        (2.5e-6, "2.5e\N{MINUS SIGN}06"),
+        (1.5e7, "1.5e+07"),
+        (-0.25, "\N{MINUS SIGN}0.25"),
+        (100.0, "100"),
+    ],
+)
+def test_numbers_read_well(value, text):
+    assert number_text(value) == text

@@ -1,4 +1,4 @@
-"""Reading runs: what is there, what is damaged, what they are called."""
+"""Reading runs and their logs: what is there, what is damaged, what they are called."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RunError
-from pipeline.rollout.report.contents import color_class, distinct_labels, read_contents
+from pipeline.rollout.report.contents import (
+    Point,
+    color_class,
+    distinct_labels,
+    read_contents,
+    read_log,
+)
 from pipeline.training.run.checkpoint import read_average
 from tests.pipeline.rollout.report.runs import copy_run, make_result, write_rollout
 
@@ -44,8 +50,6 @@ def test_validations_come_after_what_was_asked_for(trained, tmp_path):
         (lambda content: content["episodes"][1].pop("seed"), r"episodes\.1\.seed"),
         (lambda content: content["episodes"].clear(), "episodes"),
         (lambda content: content["episodes"].append(content["episodes"][0]), "different seeds"),
-        (lambda content: content.update(success_rate=0.9), "success_rate"),
-        (lambda content: content.update(success_interval=[0, 1]), "success_rate"),
     ],
 )
 def test_a_damaged_result_is_refused_by_name(trained, tmp_path, damage, said):
@@ -56,6 +60,16 @@ def test_a_damaged_result_is_refused_by_name(trained, tmp_path, damage, said):
     path.write_text(json.dumps(content))
     with pytest.raises(RunError, match=rf"drawer/result\.json: .*{said}.*run vla-rollout again"):
         read_contents([run])
+
+
+def test_success_is_counted_from_the_episodes(trained, tmp_path):
+    """Whatever a file that was edited by hand claims."""
+    run = copy_run(trained, tmp_path / "run")
+    result = make_result(run, [True, False])
+    claimed = result.model_copy(update={"success_rate": 0.9, "success_interval": (0.8, 1.0)})
+    write_rollout(run, "drawer", claimed)
+    (read,) = read_contents([run])
+    assert read.rollouts[0].result == result
 
 
 def test_a_result_that_is_no_json_is_refused(trained, tmp_path):
@@ -83,3 +97,53 @@ def test_labels_are_as_short_as_they_can_be():
     assert distinct_labels(paths[:2]) == ["demo/run", "long/run"]
     assert distinct_labels(paths) == ["a/demo/run", "a/long/run", "b/long/run"]
     assert distinct_labels([Path("/run"), Path("/a/run")]) == ["run", "a/run"]
+
+
+def test_a_run_without_a_log_has_no_figures(tmp_path):
+    log = read_log(tmp_path / "log.jsonl")
+    assert (log.figures, log.remarks) == ({}, [])
+
+
+def test_figures_come_by_name_in_the_order_of_their_steps(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text(
+        '{"step": 10, "loss": 2, "grad_norm": 0.5}\n'
+        '{"step": 20, "loss": 1.5}\n'
+        '{"step": 10, "rollout_success": 0.8, "rollout_episodes": 5}\n'
+        '{"step": 15, "loss": 1.75}\n'
+    )
+    log = read_log(path)
+    assert log.figures == {
+        "loss": [Point(10, 2.0), Point(15, 1.75), Point(20, 1.5)],
+        "grad_norm": [Point(10, 0.5)],
+        "rollout_success": [Point(10, 0.8, trials=5)],
+    }
+    assert log.remarks == []
+
+
+def test_a_torn_last_line_is_left_out_and_said(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 10, "loss": 2}\n{"step": 20, "lo')
+    log = read_log(path)
+    assert log.figures == {"loss": [Point(10, 2.0)]}
+    assert log.remarks == [
+        "log.jsonl ends in the middle of a line: the run is writing it, or was killed"
+    ]
+
+
+def test_damage_in_the_middle_is_counted_by_line(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(
+        b'{"step": 1, "loss": 2}\n\xff\xfe\n[1]\n{"loss": 3}\n{"step": 2, "loss": 1}\n'
+    )
+    log = read_log(path)
+    assert [point.step for point in log.figures["loss"]] == [1, 2]
+    assert log.remarks == ["log.jsonl: skipped unreadable lines: 2, 3, 4"]
+
+
+def test_values_that_are_not_finite_are_not_drawn_and_said(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "loss": NaN, "grad_norm": Infinity}\n{"step": 2, "loss": 1}\n')
+    log = read_log(path)
+    assert log.figures == {"loss": [Point(2, 1.0)]}
+    assert log.remarks == ["log.jsonl: 2 values are NaN or infinite and not drawn"]

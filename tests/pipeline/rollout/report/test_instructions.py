@@ -34,8 +34,8 @@ def test_figures_are_those_of_numpy_and_of_the_paired_seeds(trained):
     assert one.change_interval == pytest.approx(
         (per_episode.mean() - margin, per_episode.mean() + margin)
     )
-    assert (one.solved, one.own_solved, one.difference) == (2, 16, pytest.approx(0.7))
-    assert one.difference_interval[0] > 0.4
+    assert (one.outcome.solved, one.outcome.difference) == ((16, 2), pytest.approx(0.7))
+    assert one.outcome.interval[0] > 0.4
     assert one.alarm is None
 
 

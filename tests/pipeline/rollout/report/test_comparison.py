@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 from scipy.stats import binomtest
 
-from pipeline.rollout.report.paired import PairedOutcome, exact_mcnemar, holm, newcombe_interval
+from pipeline.rollout.report.comparison import PairedOutcome, holm
 
 
 @pytest.mark.parametrize(
@@ -14,17 +14,17 @@ from pipeline.rollout.report.paired import PairedOutcome, exact_mcnemar, holm, n
 def test_p_is_the_binomial_test_of_the_discordant_pairs(first_only, second_only):
     expected = binomtest(first_only, first_only + second_only, 0.5).pvalue
     outcome = PairedOutcome(9, first_only, second_only, 4)
-    assert exact_mcnemar(outcome) == pytest.approx(expected, rel=1e-12)
+    assert outcome.p_value == pytest.approx(expected, rel=1e-12)
 
 
 def test_p_is_the_share_of_coin_tosses_at_least_as_uneven():
     tosses = [sum(toss) for toss in product((0, 1), repeat=9)]
     uneven = sum(min(heads, 9 - heads) <= 2 for heads in tosses) / len(tosses)
-    assert exact_mcnemar(PairedOutcome(0, 7, 2, 0)) == pytest.approx(uneven)
+    assert PairedOutcome(0, 7, 2, 0).p_value == pytest.approx(uneven)
 
 
 def test_policies_that_agree_on_every_seed_are_not_told_apart():
-    assert exact_mcnemar(PairedOutcome(18, 0, 0, 2)) == 1.0
+    assert PairedOutcome(18, 0, 0, 2).p_value == 1.0
 
 
 @pytest.mark.parametrize(
@@ -33,15 +33,15 @@ def test_policies_that_agree_on_every_seed_are_not_told_apart():
 )
 def test_interval_is_the_published_one(counts, low, high):
     """R. G. Newcombe, Statistics in Medicine 17 (1998), 2635-2650, table II, method 10."""
-    assert newcombe_interval(PairedOutcome(*counts)) == pytest.approx((low, high), abs=5e-5)
+    assert PairedOutcome(*counts).interval == pytest.approx((low, high), abs=5e-5)
 
 
 def test_interval_without_a_difference_is_symmetric_and_swapping_turns_it_around():
-    low, high = newcombe_interval(PairedOutcome(20, 0, 0, 0))
+    low, high = PairedOutcome(20, 0, 0, 0).interval
     assert low == pytest.approx(-high)
     assert 0 < high < 0.2
-    low, high = newcombe_interval(PairedOutcome(11, 6, 1, 2))
-    assert newcombe_interval(PairedOutcome(11, 1, 6, 2)) == pytest.approx((-high, -low))
+    low, high = PairedOutcome(11, 6, 1, 2).interval
+    assert PairedOutcome(11, 1, 6, 2).interval == pytest.approx((-high, -low))
 
 
 def test_only_common_seeds_count():
