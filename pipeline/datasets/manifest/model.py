@@ -32,7 +32,7 @@ from pipeline.storage.location import Location, is_address, parse_location
 from policy.spec import Fit
 
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_MANUAL: Final = "data_manifests/README.md explains every field"
+MANUAL: Final = "data_manifests/README.md explains every field"
 _TABLES: Final[Mapping[str, type[BaseModel]]] = {
     "views": ViewSource,
     "state": ArraySource,
@@ -91,7 +91,7 @@ class Manifest(OneSource):
     def _either_path_or_sources(self) -> "Manifest":
         if self.path is None and not self.sources:
             raise ValueError(
-                f"path: expected this key, or [[sources]] blocks, found none; add it, {_MANUAL}"
+                f"path: expected this key, or [[sources]] blocks, found none; add it, {MANUAL}"
             )
         for field in OneSource.model_fields:
             if self.sources and field in self.model_fields_set:
@@ -182,7 +182,7 @@ def load_manifest(path: Path | str) -> LoadedManifest:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ManifestError(
-            f"{path}: expected a manifest, TOML in UTF-8, found: {error}; correct it, {_MANUAL}"
+            f"{path}: expected a manifest, TOML in UTF-8, found: {error}; correct it, {MANUAL}"
         ) from error
     return parse_manifest(content, path)
 
@@ -249,7 +249,7 @@ def _key(problem: ErrorDetails, content: Mapping[str, Any]) -> str:
 
 def _text(problem: ErrorDetails) -> str:
     if problem["type"] == "missing":
-        return f"expected this key, found none; add it, {_MANUAL}"
+        return f"expected this key, found none; add it, {MANUAL}"
     if problem["type"] == "extra_forbidden":
         tables = [part for part in problem["loc"][:-1] if isinstance(part, str)]
         fields = (_TABLES[tables[-1]] if tables else Manifest).model_fields
@@ -260,4 +260,4 @@ def _text(problem: ErrorDetails) -> str:
         return str(problem["ctx"]["error"])
     wanted = problem["msg"].removeprefix("Input should be ")
     found = repr(problem["input"])[:200]
-    return f"expected {wanted[0].lower()}{wanted[1:]}, found {found}; correct it, {_MANUAL}"
+    return f"expected {wanted[0].lower()}{wanted[1:]}, found {found}; correct it, {MANUAL}"

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
-from pipeline.datasets.manifest.errors import MANUAL
+from pipeline.datasets.manifest.model import MANUAL
 from pipeline.datasets.manifest.parts import Text
 from pipeline.errors import ConfigError, EnvError
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, StepResult
