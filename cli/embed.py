@@ -13,8 +13,8 @@ from cli.command import (
     exit_on_vla_error,
 )
 from pipeline.datasets.manifest.draft import manifest_next_to
-from pipeline.features.encode.embed import EmbedConfig, embed_dataset
-from pipeline.features.encode.parts import Part
+from pipeline.features.encode.config import EmbedConfig, Part
+from pipeline.features.encode.embed import embed_dataset
 from pipeline.storage.location import parse_location
 from pipeline.training.presets import preset_for
 from policy.encoders.registry import DEFAULT_ENCODER, ENCODERS, TEXT_ENCODERS

@@ -50,7 +50,6 @@ OWNERS = {
     },
     "obstore": {
         "pipeline/storage/objects/requests.py",
-        "pipeline/storage/objects/file.py",
         "pipeline/storage/objects/folder.py",
         "pipeline/features/store/object_arrays.py",
     },

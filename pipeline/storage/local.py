@@ -3,7 +3,6 @@
 A file is written under a temporary name, flushed to the disk and renamed: it survives a power cut.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
 
-from pipeline.storage.folder import FileEntry
+from pipeline.storage.location import FileEntry
 
 
 @contextmanager
@@ -99,19 +98,18 @@ class LocalFolder:
 
     def files(self) -> Iterator[FileEntry]:
         root = self.location
-        for path in sorted([root] if root.is_file() else _files_below(root)):
+        # A link that leads back to a folder above it ends where the system refuses the path.
+        below = os.walk(root, followlinks=True)
+        paths = [Path(folder, name) for folder, _, names in below for name in names]
+        for path in sorted(filter(Path.is_file, paths or [root])):
             status = path.stat()
-            name = str(path.relative_to(root))
-            yield FileEntry(name, status.st_size, str(status.st_mtime_ns))
+            yield FileEntry(str(path.relative_to(root)), status.st_size, str(status.st_mtime_ns))
 
     def read(self, name: str) -> bytes:
         return (self.location / name).read_bytes()
 
     def open(self, name: str) -> RawIOBase:
-        path = self.location / name
-        if path.exists() and not path.is_file():  # a pipe would wait, a device never end
-            raise OSError(errno.EINVAL, "something else", str(path))
-        return path.open("rb", buffering=0)
+        return (self.location / name).open("rb", buffering=0)
 
     def names(self, below: str = "") -> Iterator[str]:
         for path in (self.location / below).rglob("*"):
@@ -151,14 +149,3 @@ class LocalFolder:
 def sibling(path: Path, what: str) -> Path:
     """Return a hidden path next to a folder or file, for its lock or a temporary copy."""
     return path.with_name(f".{path.name}.{what}")
-
-
-def _files_below(root: Path) -> Iterator[Path]:
-    seen = set()  # a link may lead back to a folder above it
-    for folder, folders, files in os.walk(root, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        yield from (path for name in files if (path := Path(folder, name)).is_file())

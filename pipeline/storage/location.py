@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import ConfigError
@@ -52,6 +52,17 @@ class ObjectUrl:
 
 
 Location = Path | ObjectUrl
+
+
+class FileEntry(NamedTuple):
+    """A file of a listing."""
+
+    name: str
+    """Below the folder; `.` (empty in a bucket) if the location is a file."""
+    size: int
+    """Bytes."""
+    stamp: str
+    """Changes with the content: the time of change, or an etag."""
 
 
 def parse_location(text: str) -> Location:

@@ -42,8 +42,12 @@ def shared_writer(folder: Path, refusal: type[VlaError], *, lock: Path) -> Itera
 
 @contextmanager
 def _locked(held: Path, folder: Path, refusal: type[VlaError], operation: int) -> Iterator[None]:
+    flags = os.O_RDONLY
+    if held != folder:  # on NFS an exclusive lock needs a file that is open for writing
+        held.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT
     while True:
-        descriptor = os.open(held, os.O_RDONLY) if held == folder else _open_lock(held)
+        descriptor = os.open(held, flags, 0o644)
         try:
             try:
                 fcntl.flock(descriptor, operation)
@@ -52,20 +56,15 @@ def _locked(held: Path, folder: Path, refusal: type[VlaError], operation: int) -
                     f"{folder}: another process is writing here; wait for it, or stop it"
                 ) from error
             # The last holder may have removed the lock file since: then this lock means nothing.
-            if held == folder or _is_at(descriptor, held):
+            if _is_at(descriptor, held):
                 yield
                 return
         finally:
             os.close(descriptor)
 
 
-def _open_lock(path: Path) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-
-
 def _is_at(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False

@@ -171,8 +171,9 @@ class Clock:
 def read_rate(source: FrameSource, store: FeatureStore) -> float:
     """Read every unit, and return the images per second."""
     clock = Clock()
-    for chunk, _ in source.read({unit: store.unit_rows(unit) for unit in range(store.num_units)}):
-        clock.add(chunk.stop - chunk.start)
+    rows = {unit: store.unit_rows(unit) for unit in range(store.num_units)}
+    for _, own, _ in source.read(rows):
+        clock.add(own.stop - own.start)
     return clock.rate
 
 

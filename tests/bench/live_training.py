@@ -62,8 +62,10 @@ class LiveWindowData(WindowData):
         places, place_of = torch.unique(self._addresses(observed, variants), return_inverse=True)
         blocks = torch.split(places, BLOCK_IMAGES)
         encoded = [
-            self._encoder.encode(frames.result(), (block % self.spec.num_views).numpy())
-            for block, frames in ahead(self._read_block, blocks, BLOCKS_AHEAD)
+            self._encoder.encode(frames, (block % self.spec.num_views).numpy())
+            for block, frames in zip(
+                blocks, ahead(self._read_block, blocks, BLOCKS_AHEAD), strict=True
+            )
         ]
         return {
             name: torch.from_numpy(np.concatenate([features[name] for features in encoded]))[

@@ -13,7 +13,7 @@ from pipeline.datasets.hdf5.robomimic import RobomimicHdf5Reader
 from pipeline.errors import ObjectStorageError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.storage.location import Location, ObjectUrl
-from pipeline.storage.objects import file as object_file
+from pipeline.storage.objects import folder as object_folder
 from pipeline.storage.objects.requests import RETRY, open_bucket
 from pipeline.storage.open import open_folder
 from tests.cli.test_commands import invoke
@@ -179,8 +179,8 @@ def everything(layout: str, root: Location) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("layout", READERS)
 def test_an_outage_at_whatever_request_is_no_damage(layout, url, proxy, monkeypatch, tmp_path):
-    monkeypatch.setattr(object_file, "BLOCK_BYTES", 4096)  # so that there are many requests
-    monkeypatch.setattr(object_file, "MAX_BLOCKS", 2)
+    monkeypatch.setattr(object_folder, "BLOCK_BYTES", 4096)  # so that there are many requests
+    monkeypatch.setattr(object_folder, "MAX_BLOCKS", 2)
     root = write_tiny(tmp_path, layout)
     place = url if root.is_dir() else url / root.name
     upload(root, place)
@@ -205,7 +205,7 @@ def test_ranges_are_read_and_never_the_whole_object(url, proxy, tmp_path):
     """Of 8 MB, a byte in the middle costs one block; what was replaced meanwhile is refused."""
     content = np.random.default_rng(0).bytes(8 * 2**20 + 5)
     open_folder(url).write("x", content)
-    held = object_file.ObjectFile(url / "x")
+    held = object_folder.ObjectFile(url / "x")
     proxy.seen.clear()
     for start, size in [(5_000_000, 1), (5_000_001, 9), (3 * 2**20 - 4, 8), (len(content) - 3, 9)]:
         target = bytearray(b"?" * size)

@@ -42,15 +42,6 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class FrameChunk:
-    """Consecutive rows of one unit."""
-
-    unit: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
 class ChunkFrames:
     """The frames of a chunk, in the size that the encoder takes."""
 
@@ -65,27 +56,21 @@ class ChunkFrames:
 
 Rows = Mapping[int, tuple[int, int]]
 """The rows [first, last) of units, in the order in which they are read."""
-ReadChunk = tuple[FrameChunk, ChunkFrames | FrameReadError | DatasetError]
+ReadChunk = tuple[int, slice, ChunkFrames | FrameReadError | DatasetError]
+"""A unit, consecutive rows of it, and their frames."""
 
 
+@dataclass(frozen=True)
 class FrameSource:
     """Reads the frames of units, hashed, in the size that the encoder takes."""
 
-    def __init__(
-        self,
-        reader: ManifestReader,
-        episode_ends: Int64[np.ndarray, " e"],
-        num_variants: int,
-        *,
-        num_workers: int = 0,
-        is_pinned: bool = False,
-    ):
-        """Start nothing yet; see `EmbedConfig.read_workers`. Pinned frames need a GPU."""
-        self._reader = reader
-        self._episode_ends = episode_ends
-        self._num_variants = num_variants
-        self.num_workers = num_workers
-        self._is_pinned = is_pinned
+    reader: ManifestReader
+    episode_ends: Int64[np.ndarray, " e"]
+    num_variants: int
+    num_workers: int = 0
+    """See `EmbedConfig.read_workers`."""
+    is_pinned: bool = False
+    """Whether frames come in memory that a GPU copies from by itself."""
 
     def read(self, rows: Rows) -> Iterator[ReadChunk]:
         """Read units ahead of the caller; close the iterator to stop early.
@@ -101,11 +86,10 @@ class FrameSource:
         chunks = (
             self._from_workers(rows)
             if self.num_workers and rows
-            else _read_units(self._reader, self._episode_ends, self._num_variants, rows)
+            else _read_units(self.reader, self.episode_ends, self.num_variants, rows)
         )
         # In a thread: in the main one, torch's DataLoader would raise at any line if a worker dies.
-        for _, read in ahead(lambda _: next(chunks, None), itertools.count(), CHUNKS_AHEAD):
-            chunk = read.result()
+        for chunk in ahead(lambda _: next(chunks, None), itertools.count(), CHUNKS_AHEAD):
             if chunk is None:
                 return
             yield chunk
@@ -120,21 +104,21 @@ class FrameSource:
         held = lru_cache(max(1, self.num_workers))(store.read_unit_hashes)
         changed = set()
         with tqdm(total=total, desc="compare", unit="step", disable=None) as progress:
-            for chunk, read in self.read(rows):
-                progress.update(chunk.stop - chunk.start)
-                first, _ = rows[chunk.unit]
-                expected = held(chunk.unit)[chunk.start - first : chunk.stop - first]
+            for unit, own, read in self.read(rows):
+                progress.update(own.stop - own.start)
+                first, _ = rows[unit]
+                expected = held(unit)[own.start - first : own.stop - first]
                 if isinstance(read, Exception) or not np.array_equal(read.hashes, expected):
-                    changed.add(chunk.unit)
+                    changed.add(unit)
         return changed
 
     def _from_workers(self, rows: Rows) -> Iterator[ReadChunk]:
         loader: Iterable[ReadChunk | VlaError] = DataLoader(
-            _WorkerFrames(self._reader.loaded, self._episode_ends, self._num_variants, rows),
+            _WorkerFrames(self.reader.loaded, self.episode_ends, self.num_variants, rows),
             batch_size=None,
             num_workers=min(self.num_workers, len(rows)),
             multiprocessing_context="spawn",  # HDF5 and object storage have threads and locks
-            pin_memory=self._is_pinned,
+            pin_memory=self.is_pinned,
             in_order=False,  # of workers; each has units of its own
             worker_init_fn=_end_with_parent,
         )
@@ -148,9 +132,9 @@ class FrameSource:
         except (RuntimeError, OSError, EOFError) as error:
             found = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise WorkerLostError(
-                f"a process that reads frames was lost ({found}); "
-                f"committed units are kept; check the memory, of which /dev/shm needs 60 MB per "
-                f"process, and run the same command again, or with fewer: --set read_workers=1"
+                f"a process that reads frames was lost ({found}); committed units are "
+                f"kept; check the memory, of which /dev/shm needs 60 MB per process, and run the "
+                f"same command again, or with fewer: --set read_workers=1"
             ) from error
 
 
@@ -171,10 +155,10 @@ class _WorkerFrames(IterableDataset[ReadChunk | VlaError]):
         try:
             with closing(ManifestReader(self.loaded)) as reader:
                 chunks = _read_units(reader, self.episode_ends, self.num_variants, rows)
-                for chunk, read in chunks:
+                for unit, own, read in chunks:
                     if isinstance(read, ChunkFrames):  # here the parent hears of full memory
                         read.frames.share_memory_()  # type: ignore[no-untyped-call]
-                    yield chunk, read
+                    yield unit, own, read
         except VlaError as error:
             yield error
 
@@ -193,20 +177,20 @@ def _read_units(
     reader: ManifestReader, episode_ends: Int64[np.ndarray, " e"], num_variants: int, rows: Rows
 ) -> Iterator[ReadChunk]:
     for unit, (first, last) in rows.items():
-        for chunk in (FrameChunk(unit, s.start, s.stop) for s in cut(first, last, CHUNK_STEPS)):
+        for own in cut(first, last, CHUNK_STEPS):
             started = time.perf_counter()
             try:
                 slots = [
                     read_slots(reader, steps, num_variants=num_variants)
-                    for steps in episode_slices(episode_ends, chunk.start, chunk.stop)
+                    for steps in episode_slices(episode_ends, own.start, own.stop)
                 ]
             except (FrameReadError, DatasetError) as error:
-                yield chunk, error
+                yield unit, own, error
                 break
             frames = np.concatenate(slots) if len(slots) > 1 else slots[0]
             hashes = hash_frames(frames)
             spent = time.perf_counter() - started
-            yield chunk, ChunkFrames(torch.from_numpy(frames), hashes, spent)
+            yield unit, own, ChunkFrames(torch.from_numpy(frames), hashes, spent)
 
 
 def read_slots(
@@ -240,22 +224,16 @@ def hash_frames(frames: UInt8[np.ndarray, "n v h w 3"]) -> UInt64[np.ndarray, "n
     return np.array(hashes, np.uint64).reshape(frames.shape[:2])
 
 
-def ahead(
-    do: Callable[[Task], Result], tasks: Iterable[Task], depth: int
-) -> Iterator[tuple[Task, Future[Result]]]:
-    """Run `do` on tasks in a thread, at most `depth` of them ahead of the caller.
-
-    Yields:
-        Every task in order, and its result; the task's error is raised by `result()`.
-    """
+def ahead(do: Callable[[Task], Result], tasks: Iterable[Task], depth: int) -> Iterator[Result]:
+    """Run `do` on tasks in a thread, at most `depth` ahead of the caller; yield each result."""
     pool = ThreadPoolExecutor(max_workers=1)
     try:
-        waiting: deque[tuple[Task, Future[Result]]] = deque()
+        waiting: deque[Future[Result]] = deque()
         for task in tasks:
-            waiting.append((task, pool.submit(do, task)))
+            waiting.append(pool.submit(do, task))
             if len(waiting) > depth:
-                yield waiting.popleft()
+                yield waiting.popleft().result()
         while waiting:
-            yield waiting.popleft()
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

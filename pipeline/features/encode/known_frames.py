@@ -49,35 +49,29 @@ class FrameIndex:
     @classmethod
     def of(cls, stored: Sequence[StoredUnits], *, place_matters: bool) -> "FrameIndex":
         """Index the frames of committed units, all by one encoder (StoreError: one is damaged)."""
-        stores = [store for store, _ in stored]
-        units = [(i, unit) for i, (_, held) in enumerate(stored) for unit in sorted(held)]
-        sizes = [
-            stores[i].num_unit_rows(unit) * stores[i].attributes.num_slots for i, unit in units
-        ]
-        ends = np.cumsum([0, *sizes], dtype=np.int64)
-        hashes = np.empty(ends[-1], np.uint64)
-        for (number, unit), start, stop in zip(units, ends[:-1], ends[1:], strict=True):
-            held = stores[number]
-            num_views = len(held.attributes.view_names)
-            keys = frame_keys(held.read_unit_hashes(unit), num_views, place_matters)
-            hashes[start:stop] = keys.ravel()
-        order = np.argsort(hashes, kind="stable").astype(
-            np.uint32 if len(hashes) < 2**32 else np.uint64
-        )
+        units: list[tuple[int, int]] = []
+        keys = [np.empty(0, np.uint64)]
+        for number, (store, held) in enumerate(stored):
+            num_views = len(store.attributes.view_names)
+            for unit in sorted(held):
+                units.append((number, unit))
+                hashes = store.read_unit_hashes(unit)
+                keys.append(frame_keys(hashes, num_views, place_matters).ravel())
+        joined = np.concatenate(keys)
+        order = np.argsort(joined, kind="stable")
         return cls(
-            stores=tuple(store.path for store in stores),
+            stores=tuple(store.path for store, _ in stored),
             units=np.array(units, np.int64).reshape(-1, 2),
-            ends=ends[1:],
-            hashes=hashes[order],
-            positions=order,
+            ends=np.cumsum([len(own) for own in keys[1:]], dtype=np.int64),
+            hashes=joined[order],
+            positions=order.astype(np.uint32 if len(order) < 2**32 else np.uint64),
         )
 
     def find(self, hashes: UInt64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
         """Return the position of each frame, -1 if no stored unit holds it."""
         if not len(self.hashes):
             return np.full(len(hashes), -1)
-        first = np.searchsorted(self.hashes, hashes)
-        nearest = np.minimum(first, len(self.hashes) - 1)
+        nearest = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
         is_held = self.hashes[nearest] == hashes
         return np.where(is_held, self.positions[nearest].astype(np.int64), -1)
 
@@ -97,7 +91,7 @@ class KnownFrames:
         As many stored units stay in memory as are encoded by turns, `units_at_once`.
         """
         self._specs = features
-        size = sum(spec.num_bytes for spec in self._specs)
+        size = sum(spec.num_bytes for spec in features)
         self._num_recent = min(RECENT_FRAMES, RECENT_BYTES // size)
         self._recent: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
         self._environment = environment.digest()
@@ -119,25 +113,23 @@ class KnownFrames:
         }
         status = np.full(len(keys), NEW, np.int8)
         environments: set[str] = set()
-
-        def put(row: int, found: Mapping[str, np.ndarray], where: int) -> None:
-            status[row] = where
-            for name, values in found.items():
-                features[name][row] = values
-
-        for row, key in enumerate(keys):
-            recent = self._recent.get(int(key))
-            if recent is not None:
-                self._recent.move_to_end(int(key))
-                put(row, recent, RECENT)
-                environments.add(self._environment)
-        positions = np.where(status == RECENT, -1, self._index.find(keys))
+        positions = self._index.find(keys)
         # Sorted, so that a unit is read once for all of its frames.
         for row in np.argsort(positions, kind="stable").tolist():
-            if positions[row] >= 0:
-                found, computed_in = self._copy(int(positions[row]))
-                put(row, found, STORED)
-                environments |= computed_in
+            found = self._recent.get(int(keys[row]))
+            if found is not None:
+                self._recent.move_to_end(int(keys[row]))
+                status[row] = RECENT
+                environments.add(self._environment)
+            elif positions[row] >= 0:
+                which = int(np.searchsorted(self._index.ends, positions[row], side="right"))
+                held, computed_in = self._load(which)
+                place = positions[row] - self._index.ends[which]  # counted from the end
+                found = {name: rows[place] for name, rows in held.items()}
+                status[row] = STORED
+                environments.update(computed_in)
+            for name, values in (found or {}).items():
+                features[name][row] = values
         return features, status, environments
 
     def add(
@@ -149,20 +141,14 @@ class KnownFrames:
         while len(self._recent) > self._num_recent:
             self._recent.popitem(last=False)
 
-    def _copy(self, position: int) -> tuple[dict[str, np.ndarray], frozenset[str]]:
-        which = int(np.searchsorted(self._index.ends, position, side="right"))
-        held, environments = self._load(which)
-        row = position - int(self._index.ends[which])  # counted from the end
-        return {name: rows[row] for name, rows in held.items()}, environments
-
-    def _load_unit(self, which: int) -> tuple[dict[str, np.ndarray], frozenset[str]]:
+    def _load_unit(self, which: int) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         number, unit = map(int, self._index.units[which])
         store = self._stores[number]
         flat = {
             name: rows.reshape(-1, *rows.shape[2:])
             for name, rows in store.read_unit_features(unit).items()
         }
-        return flat, store.unit_environments(unit)
+        return flat, store.unit_record(unit).environments
 
 
 def frame_keys(

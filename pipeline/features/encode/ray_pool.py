@@ -9,9 +9,9 @@ import logging
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import ConfigError, WorkerLostError
+from pipeline.features.encode.config import EmbedConfig
 from pipeline.features.encode.frames import FrameSource
 from pipeline.features.encode.known_frames import FrameIndex
 from pipeline.features.encode.unit_encoder import UnitEncoder, UnitOutcome
@@ -39,62 +40,52 @@ UNITS_PER_CALL: Final = 8  # read ahead without a pause; fewer towards the end, 
 LOSSES_ALLOWED: Final = 3  # of actors at one unit, or while they open, without a unit between
 
 
-@dataclass(frozen=True)
-class WorkerPlan:
-    """The settings of every actor."""
-
-    manifest: Path
-    """Of the dataset, whose files the actor reads."""
-    store: Location
-    """With a probe that the actor's encoder must pass."""
-    encoder: str | None
-    """A local folder with the store's encoder; None: the store names it."""
-    device: str
-    """torch's name."""
-    compiled: bool
-    threads: int
-    """torch's threads in each actor, which Ray reserves as CPUs."""
-    index: FrameIndex
-    """Frames whose features may be copied."""
-
-
 class _Actor:
-    def __init__(self, plan: WorkerPlan):
-        self._plan = plan
+    def __init__(self, threads: int, open_encoder: Callable[[], UnitEncoder]):
+        self._threads = threads
+        self._open_encoder = open_encoder
 
     def open(self) -> None:
-        self._encoder = open_encoder(self._plan)
+        torch.set_num_threads(self._threads)
+        self._encoder = self._open_encoder()
 
     def encode(self, units: list[int]) -> Iterator[UnitOutcome]:
-        torch.set_num_threads(self._plan.threads)  # OpenMP keeps the number by calling thread
+        torch.set_num_threads(self._threads)  # OpenMP keeps the number by calling thread
         yield from self._encoder.encode(units)
 
 
-def open_encoder(plan: WorkerPlan) -> UnitEncoder:
-    """Open encoder, store and dataset (VlaError: one fails, or the probe differs here)."""
-    torch.set_num_threads(plan.threads)
-    store = FeatureStore.open(plan.store, allow_incomplete=True, writable=True)
-    where = f"{store.path}, a worker"
+def _open_encoder(
+    config: EmbedConfig, path: Location, device: str, index: FrameIndex
+) -> UnitEncoder:
+    """Open encoder, store and dataset in an actor; the encoder must pass the store's probe."""
+    store = FeatureStore.open(path, allow_incomplete=True, writable=True)
+    where = f"{path}, a worker"
     encoder = load_like(
         store.encoder,
         store.attributes.environment,
         store.read_bases(),
-        name=plan.encoder,
+        name=config.encoder if Path(config.encoder).is_absolute() else None,
         where=where,
-        device=open_device(plan.device),
-        compiled=plan.compiled,
+        device=open_device(device),
+        compiled=config.compiled,
     )
     refuse_other_encoder(encoder, store.encoder, where=where)
     check_probe(encoder, store.read_probe(), where=where)
-    reader = open_source(store, plan.manifest)
+    reader = open_source(store, config.manifest)
     source = FrameSource(reader, store.read_episode_ends(), store.attributes.num_variants)
-    return UnitEncoder(store, source, encoder, plan.index)
+    return UnitEncoder(store, source, encoder, index)
 
 
 def encode_with_ray(
-    plan: WorkerPlan, num_workers: int, units: Sequence[int]
+    config: EmbedConfig,
+    path: Location,
+    device: torch.device,
+    units: Sequence[int],
+    index: FrameIndex,
 ) -> Generator[UnitOutcome]:
-    """Encode units with actors, the next few with the first actor that is free.
+    """Encode units of the store at `path` with actors, the next few with the first that is free.
+
+    `index` has frames whose features may be copied.
 
     Yields:
         The outcome of each unit, in any order.
@@ -106,18 +97,25 @@ def encode_with_ray(
     """
     if not units:  # no actor need load an encoder
         return
-    store = FeatureStore.open(plan.store, allow_incomplete=True)
-    needs = {"CPU": float(plan.threads), "GPU": float(plan.device.startswith("cuda"))}
+    num_workers, threads = config.ray_workers or 1, torch.get_num_threads()
+    needs = {"CPU": float(threads), "GPU": float(device.type == "cuda")}
+    # Actors have another working directory.
+    absolute: dict[str, object] = {"manifest": config.manifest.absolute()}
+    if Path(config.encoder).is_dir():
+        absolute["encoder"] = str(Path(config.encoder).absolute())
+    config = config.model_copy(update=absolute)
+    store = FeatureStore.open(path, allow_incomplete=True)
     waiting, lost_at = deque(units), Counter[int | None]()
     # The units that every actor was passed and has not finished; none while it opens.
     work: dict[Any, tuple[Any, list[int]]] = {}
     with _connected(needs):
-        held = ray.put(plan)  # its index is kept once per machine, not per actor
+        # Kept once per machine, not per actor: the index is large.
+        opening = ray.put(partial(_open_encoder, config, path, str(device), index))
 
         def start() -> None:
             actor_class = ray.remote(_Actor)
             options = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "max_restarts": 0}
-            actor = actor_class.options(**options).remote(held)
+            actor = actor_class.options(**options).remote(threads, opening)
             work[actor.open.remote()] = actor, []
 
         for _ in range(min(num_workers, len(units))):
@@ -182,14 +180,18 @@ def _connected(needs: dict[str, float]) -> Iterator[None]:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         options |= {"address": "local", "include_dashboard": False}
-    else:
-        _require_answer(address)
     try:
+        if address is not None:  # find out in seconds whether it responds: Ray tries for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN_S).close()
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError, RayError) as error:
         if address is None:
             raise
-        raise _no_ray(address, error) from error
+        raise ConfigError(
+            f"{ADDRESS}={address}: cannot connect to Ray ({first_line(error)}): expected host:port "
+            f"of a running head node, with the same Ray version and token as here"
+        ) from error
     try:
         _check_resources(needs)
         yield
@@ -206,22 +208,4 @@ def _check_resources(needs: dict[str, float]) -> None:
         f"a worker needs {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs, but no node of this Ray "
         f"cluster has that many (at most {best['CPU']:g} and {best['GPU']:g}); set OMP_NUM_THREADS "
         "to the CPUs per worker"
-    )
-
-
-def _require_answer(address: str) -> None:
-    """Find out in seconds whether a Ray listens at an address; Ray itself tries for minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon or "/" in host or not port.isdecimal():
-        raise ConfigError(f"{ADDRESS}: expected host:port of the Ray head node, found {address}")
-    try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN_S).close()
-    except (OSError, OverflowError) as error:
-        raise _no_ray(address, error) from error
-
-
-def _no_ray(address: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"{ADDRESS}={address}: cannot connect to Ray ({first_line(error)}); use host:port of a "
-        f"running head node, and the same Ray version and token as there"
     )

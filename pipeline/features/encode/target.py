@@ -5,12 +5,16 @@ If the dataset has the rows of the store, missing units are filled in place. If 
 copies every feature whose frame the old one has, and replaces it when it is complete. Until then
 readers see the old one. Nothing can be renamed or locked in object storage: there a store of other
 rows is refused, and two processes that fill one store write the same bytes twice (see records.py).
+
+The parts of a job array fill one store, and no process coordinates them. Each runs under a shared
+lock, which excludes commands without a part, and waits for its turn to create, open or complete the
+store. In object storage, without locks, one part must create the store before the others begin.
+
 A crash on a disk may leave, next to `x.zarr`:
 
     .x.zarr.growing      the store that is being made
     .x.zarr.outdated     one that was being made before the dataset changed once more
     .x.zarr.outgrown     the old store, between the last two renames
-    .x.zarr.discarded    a folder that is being removed
     .x.zarr.1234.partial a store that process 1234 was creating
     .x.zarr.lock         empty; the embedding process locks it, and parts of a job leave it
     .x.zarr.turn         empty; a part of a job locks it to open or complete the store
@@ -20,14 +24,17 @@ import glob
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
+from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import StoreError
+from pipeline.features.encode.config import Part
+from pipeline.features.encode.dataset import start_frames
 from pipeline.features.encode.frames import FrameSource
 from pipeline.features.encode.known_frames import FrameIndex, StoredUnits
 from pipeline.features.identity.encoder import refuse_other_encoder
@@ -37,21 +44,14 @@ from pipeline.features.store.attributes import StoreAttributes
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.layout import ROOT
-from pipeline.features.store.records import discard_units, unmark
+from pipeline.features.store.records import discard_units, missing_units, unmark
 from pipeline.features.store.steps import STEP_ARRAYS, StepArrays
 from pipeline.storage.local import json_bytes, sibling, sync_file
 from pipeline.storage.location import Location, on_disk
+from pipeline.storage.locks import shared_writer, sole_writer
 from pipeline.storage.open import open_folder
 from policy.encoders.base import ImageEncoder
-
-_CHANGEABLE: Final = (
-    "validation",
-    "sources",
-    "encoder",
-    "instructions",
-    "instruction_of",
-    "text_encoder",
-)
+from policy.encoders.text import TextEncoder
 
 
 @dataclass(frozen=True)
@@ -64,42 +64,20 @@ class Target:
     replaces: Path | None = None
     """The path of the old store that it replaces once it is complete."""
 
-    def finish(self, write_rest: Callable[[FeatureStore], None]) -> FeatureStore:
-        """Write what is in no unit, mark the store complete, and replace the old one."""
-        if not self.store.is_complete:
-            write_rest(self.store)
-            mark_complete(self.store)
-        if self.replaces is None:
-            return self.store
-        self.replaces.rename(sibling(self.replaces, "outgrown"))
-        finish_growth(self.replaces)
-        _discard(sibling(self.replaces, "outdated"))
-        return FeatureStore.open(self.replaces)
-
-
-@dataclass(frozen=True)
-class Missing:
-    """The units that a store lacks."""
-
-    units: list[int]
-    """To encode, ascending."""
-    index: FrameIndex
-    """Frames that need no encoding."""
-    compare_s: float
-    """Seconds of comparing frames with the store's."""
-
 
 def find_missing(
     target: Target, own: range, source: FrameSource, note: SourceNote, *, place_matters: bool
-) -> Missing:
+) -> tuple[list[int], FrameIndex, float]:
     """Find this command's units without valid rows of these files, and discard their records.
 
     If files were touched since the store's note, every frame is compared with the store's. `note`
     is of the dataset as it is now, and is written next to the store.
+
+    Returns:
+        The units in order, the frames that need no encoding, and the seconds of comparing.
     """
     store, compare_s = target.store, 0.0
     valid, held = store.valid_units(own), read_source(store.folder)
-    # Files were touched: compare every frame.
     if valid and (held is None or held.stamp != note.stamp):
         started = time.perf_counter()
         valid = valid - source.changed_units(store, sorted(valid))
@@ -112,36 +90,34 @@ def find_missing(
     if held != note:
         write_source(store.folder, note)
     index = FrameIndex.of([(store, valid), *target.stored], place_matters=place_matters)
-    return Missing(sorted(invalid), index, compare_s)
+    return sorted(invalid), index, compare_s
 
 
 def finish_growth(path: Path) -> None:
-    """Finish what a crash may have interrupted between the renames of `Target.finish`.
-
-    The caller holds the store's lock.
-    """
-    shutil.rmtree(sibling(path, "discarded"), ignore_errors=True)
+    """Finish what a crash may have interrupted between the renames of `finish_store`."""
     for created in (path, sibling(path, "growing")):
         for partial in path.parent.glob(f".{glob.escape(created.name)}.*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
     outgrown = sibling(path, "outgrown")
-    if not outgrown.exists():
-        return
-    if not path.exists():
+    if outgrown.exists() and not path.exists():
         grown = sibling(path, "growing")
         (grown if grown.exists() else outgrown).rename(path)
         sync_file(path.parent)
-    if outgrown.exists():
-        _discard(outgrown)
+    _discard(outgrown)
 
 
-def continue_store(path: Location, encoder: ImageEncoder) -> None:
-    """Load the bases of an existing store's features into an encoder, or refuse one of the two."""
+def continue_store(path: Location, encoder: ImageEncoder) -> FeatureStore:
+    """Open an existing store and load its features' bases into an encoder, or refuse one of both.
+
+    Raises:
+        StoreError: there is something else at `path`, or a store of other features.
+        EncoderMismatchError: the store is another encoder's.
+    """
     if not open_folder(path).exists(ROOT):
         raise StoreError(
             f"{path}: expected a feature store or nothing, found other files; use another --store"
         )
-    store = FeatureStore.open(path, allow_incomplete=True)
+    store = FeatureStore.open(path, allow_incomplete=True, writable=True)
     held, asked = store.encoder.feature_names, encoder.feature_names
     if held != asked:
         raise StoreError(
@@ -151,10 +127,11 @@ def continue_store(path: Location, encoder: ImageEncoder) -> None:
     if encoder.unfitted:
         encoder.bases |= store.read_bases()
     refuse_other_encoder(encoder, store.encoder, where=str(path))
+    return store
 
 
 def open_target(
-    path: Location,
+    held: FeatureStore,
     attributes: StoreAttributes,
     steps: StepArrays,
     encoder: ImageEncoder,
@@ -162,7 +139,7 @@ def open_target(
     *,
     may_grow: bool = True,
 ) -> Target:
-    """Resume the store at `path`, which `continue_store` has accepted, or grow one next to it.
+    """Resume a store that `continue_store` has accepted, or grow one next to it.
 
     `attributes` and `steps` are of the dataset as it is now. `made` is the probe that this encoder
     has just made, if this process has created the store. Unless it `may_grow`, a store of other
@@ -173,15 +150,13 @@ def open_target(
         StoreError: the store is of another manifest or other settings, or would have to grow and
             may not, or cannot in object storage.
     """
-    held = _open_same_kind(path, attributes)
+    path, disk = held.path, on_disk(held.path)
+    _require_same_kind(held, attributes)
     probe = held.read_probe()
     if made is None or probe.digest() != made.digest():
         check_probe(encoder, probe, where=str(path))
-    # In object storage another process may have put the same root meanwhile: it names no rows.
-    disk = on_disk(path)
-    is_ours = made is not None and disk is not None
-    has_rows = is_ours or _has_rows(held, steps)
-    if has_rows:
+    # Even if it is new: in object storage another process may have put the same root meanwhile.
+    if _has_rows(held, steps):
         _follow_manifest(held, attributes)
         if disk is not None:
             _discard(sibling(disk, "growing"))
@@ -215,44 +190,27 @@ def _reopened(path: Path, attributes: StoreAttributes) -> FeatureStore | None:
     try:
         store = FeatureStore.open(path, allow_incomplete=True, writable=True)
         store.read_steps()
+        _require_same_kind(store, attributes)
     except StoreError:
         return None
-    return store if _deciding(store.attributes) == _deciding(attributes) else None
+    return store if store.encoder.fingerprint == attributes.encoder.fingerprint else None
 
 
-def _deciding(attributes: StoreAttributes) -> tuple[object, ...]:
-    """Return what two stores must share for a feature of one to be a row of the other."""
-    return (
-        attributes.encoder.fingerprint,
-        attributes.manifest_digest,
-        attributes.num_variants,
-        attributes.codec,
-        attributes.view_names,
-        attributes.fps,
-    )
-
-
-def _open_same_kind(path: Location, attributes: StoreAttributes) -> FeatureStore:
-    store = FeatureStore.open(path, allow_incomplete=True, writable=True)
+def _require_same_kind(store: FeatureStore, attributes: StoreAttributes) -> None:
+    """Refuse a store (StoreError) whose rows are not made as those of the dataset would be."""
     if store.attributes.manifest_digest != attributes.manifest_digest:
         raise StoreError(
-            f"{path}: was created with a different manifest of {attributes.manifest['name']} "
-            "(revision, rate, size, views or keys differ); use another --store"
+            f"{store.path}: was created with a different manifest of "
+            f"{attributes.manifest['name']} (revision, rate, size, views or keys differ); use "
+            f"another --store"
         )
+    asked = _settings(attributes)
     for setting, kept in _settings(store.attributes).items():
-        asked = _settings(attributes)[setting]
-        if kept != asked:
+        if kept != asked[setting]:
             raise StoreError(
-                f"{path}: expected {setting} {kept}, as it was created with, found {asked}; use "
-                f"{kept}, or another --store"
+                f"{store.path}: expected {setting} {kept}, as it was created with, found "
+                f"{asked[setting]}; use {kept}, or another --store"
             )
-    if _deciding(store.attributes) != _deciding(attributes):
-        raise StoreError(
-            f"{path}: damaged attributes: expected views {attributes.view_names} at "
-            f"{attributes.fps} Hz, found {store.attributes.view_names} at "
-            f"{store.attributes.fps} Hz; use another --store"
-        )
-    return store
 
 
 def _settings(attributes: StoreAttributes) -> dict[str, object]:
@@ -260,21 +218,24 @@ def _settings(attributes: StoreAttributes) -> dict[str, object]:
         "variants": attributes.num_variants,
         "codec": attributes.codec,
         "images_per_pass": attributes.environment.images_per_pass,
+        "views": attributes.view_names,
+        "fps": attributes.fps,
     }
 
 
 def _has_rows(store: FeatureStore, steps: StepArrays) -> bool:
-    # Episode ends first: they are short, and mostly tell.
-    names = sorted(STEP_ARRAYS, key="episode_ends".__ne__)
-    return all(np.array_equal(store.read_whole(name), getattr(steps, name)) for name in names)
+    return store.num_rows == steps.episode_ends[-1] and all(
+        np.array_equal(store.read_whole(name), getattr(steps, name)) for name in STEP_ARRAYS
+    )
 
 
 def _follow_manifest(store: FeatureStore, attributes: StoreAttributes) -> None:
     """Copy what changes no row, such as splits; the manifest's other words stay as they were."""
     held = store.attributes
     kept = {"environment": held.environment, "rows_per_unit": held.rows_per_unit}
-    if any(getattr(held, field) != getattr(attributes, field) for field in _CHANGEABLE):
-        replace_attributes(store, attributes.model_copy(update=kept))
+    followed = attributes.model_copy(update=kept)
+    if followed.model_copy(update={"manifest": held.manifest}) != held:
+        replace_attributes(store, followed)
 
 
 def replace_attributes(store: FeatureStore, attributes: StoreAttributes) -> None:
@@ -287,9 +248,74 @@ def replace_attributes(store: FeatureStore, attributes: StoreAttributes) -> None
 
 
 def _discard(path: Path) -> None:
-    """Remove a folder; what a crash leaves of it has a name that nothing opens."""
-    if path.exists():
-        discarded = path.with_name(f"{path.name.rpartition('.')[0]}.discarded")
-        shutil.rmtree(discarded, ignore_errors=True)
-        path.rename(discarded)
-        shutil.rmtree(discarded)
+    """Remove a store, its root first: what a crash leaves of it is no store."""
+    (path / ROOT).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def hold_store(store: Location, part: Part | None) -> Iterator[None]:
+    """Exclude other commands from a local store (StoreError); parts exclude only whole commands."""
+    path, writer = on_disk(store), sole_writer if part is None else shared_writer
+    with writer(path, StoreError, lock=sibling(path, "lock")) if path else nullcontext():
+        if path and part is None:
+            finish_growth(path)
+        yield
+
+
+@contextmanager
+def take_turn(store: Location, part: Part | None) -> Iterator[None]:
+    """Wait until no other part opens or completes the store."""
+    path = None if part is None else on_disk(store)
+    if path is None:
+        yield
+        return
+    with sole_writer(path, StoreError, lock=sibling(path, "turn"), wait=True):
+        finish_growth(path)
+        yield
+
+
+def require_same_files(store: FeatureStore, note: SourceNote) -> None:
+    """Refuse a part (StoreError) if units were committed from files that were touched since.
+
+    A part compares at most its own units with the files; another part may never run again.
+    """
+    held = read_source(store.folder)
+    if held is not None and held.stamp == note.stamp:
+        return
+    if len(missing_units(store.folder, store.num_units)) < store.num_units:
+        raise StoreError(
+            f"{store.path}: files of the dataset, or the libraries that read them, have changed "
+            f"since units were committed; run vla-embed without --units to compare all frames"
+        )
+    write_source(store.folder, note)
+
+
+def finish_store(
+    target: Target, part: Part | None, reader: ManifestReader, text_encoder: TextEncoder | None
+) -> tuple[FeatureStore, str]:
+    """Complete a store if no part is missing; return it, and in words what is missing.
+
+    What is in no unit is written from the dataset. A store that grew replaces the old one.
+    """
+    store = target.store
+    missing = set() if part is None else missing_units(store.folder, store.num_units)
+    if part is not None and missing:
+        parts = [Part(number, part.total) for number in range(1, part.total + 1)]
+        counts = {own: len(missing.intersection(own.units(store.num_units))) for own in parts}
+        left = ", ".join(f"{count} of part {own}" for own, count in counts.items() if count)
+        return store, (
+            f"part {part} is done; {len(missing)} of {store.num_units} units are missing: {left}; "
+            f"the last part completes the store"
+        )
+    if not store.is_complete:
+        if text_encoder is not None:
+            store.write_instructions(text_encoder.encode(store.attributes.instructions))
+        store.write_start_frames(start_frames(reader))
+        mark_complete(store)
+    if target.replaces is not None:
+        target.replaces.rename(sibling(target.replaces, "outgrown"))
+        finish_growth(target.replaces)
+        _discard(sibling(target.replaces, "outdated"))
+        store = FeatureStore.open(target.replaces)
+    return store, ""

@@ -6,9 +6,9 @@ passes of the shape of a live pass, so that a cached feature equals a live one b
 """
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from pipeline.features.store.feature_store import FeatureStore
 from policy.encoders.base import ImageEncoder
 
 Stage = Literal["compare", "read", "encode", "write"]
+STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 
 
 @dataclass
@@ -35,15 +36,12 @@ class EncodeCounts:
     """Frames with the pixels of one that this process had encoded."""
     copied: int = 0
     """Frames whose features the store, or the one it grew from, held already."""
-    failed_units: dict[int, str] = field(default_factory=dict)
-    """Units that stay without rows, and why."""
 
     def add(self, other: "EncodeCounts") -> None:
         """Add other counts."""
         self.encoded += other.encoded
         self.repeated += other.repeated
         self.copied += other.copied
-        self.failed_units |= other.failed_units
 
 
 @dataclass
@@ -51,14 +49,17 @@ class UnitOutcome:
     """The result of one unit: it is committed, or one of its frames does not read."""
 
     unit: int
+    failure: str | None = None
+    """Why it stays without rows."""
     counts: EncodeCounts = field(default_factory=EncodeCounts)
-    seconds: dict[Stage, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0})
+    seconds: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
 
 @dataclass
-class EncodedUnit(UnitOutcome):
+class _EncodedUnit:
     """One unit on its way to the store; grows by a chunk at a time."""
 
+    outcome: UnitOutcome
     features: list[dict[str, np.ndarray]] = field(default_factory=list)
     """By name, float16 [n, s, ...] each."""
     hashes: list[np.ndarray] = field(default_factory=list)
@@ -103,25 +104,24 @@ class UnitEncoder:
             WorkerLostError: a process that reads frames was killed.
             OSError: a unit could not be written.
         """
-        for _, written in ahead(self._write, self._encode_chunks(units, advance), 1):
-            yield written.result()
+        yield from ahead(self._write, self._encode_chunks(units, advance), 1)
 
     def _encode_chunks(
         self, units: Iterable[int], advance: Callable[[int], object]
-    ) -> Iterator[EncodedUnit]:
+    ) -> Iterator[_EncodedUnit]:
         rows = {unit: self._store.unit_rows(unit) for unit in units}
-        begun: dict[int, EncodedUnit] = {}  # one for each process that reads
-        for chunk, read in self._source.read(rows):
-            unit = begun.setdefault(chunk.unit, EncodedUnit(chunk.unit))
+        begun: dict[int, _EncodedUnit] = {}  # one for each process that reads
+        for number, own, read in self._source.read(rows):
+            unit = begun.setdefault(number, _EncodedUnit(UnitOutcome(number)))
             if isinstance(read, ChunkFrames):
                 self._add(unit, read)
             else:
-                unit.counts.failed_units[chunk.unit] = str(read)
-            advance(chunk.stop - chunk.start)
-            if unit.counts.failed_units or chunk.stop == rows[chunk.unit][1]:
-                yield begun.pop(chunk.unit)
+                unit.outcome.failure = str(read)
+            advance(own.stop - own.start)
+            if unit.outcome.failure is not None or own.stop == rows[number][1]:
+                yield begun.pop(number)
 
-    def _add(self, unit: EncodedUnit, read: ChunkFrames) -> None:
+    def _add(self, unit: _EncodedUnit, read: ChunkFrames) -> None:
         """Add a chunk's rows to its unit's, encoding only what is seen for the first time."""
         started = time.perf_counter()
         keys = frame_keys(read.hashes, self._num_views, self._place_matters).ravel()
@@ -142,9 +142,8 @@ class UnitEncoder:
         row_of = {int(key): row for row, key in enumerate(distinct)}
         rows = np.array([row_of[int(key)] for key in keys])
         copied, num_encoded = int((status[rows] == STORED).sum()), int(new.sum())
-        unit.counts.copied += copied
-        unit.counts.encoded += num_encoded
-        unit.counts.repeated += len(keys) - copied - num_encoded
+        repeated = len(keys) - copied - num_encoded
+        unit.outcome.counts.add(EncodeCounts(num_encoded, repeated, copied))
         unit.features.append(
             {
                 name: values[rows].reshape(*read.hashes.shape, *values.shape[1:])
@@ -153,17 +152,18 @@ class UnitEncoder:
         )
         unit.hashes.append(read.hashes)
         unit.environments |= environments
-        unit.seconds["read"] += read.seconds
-        unit.seconds["encode"] += time.perf_counter() - started
+        unit.outcome.seconds["read"] += read.seconds
+        unit.outcome.seconds["encode"] += time.perf_counter() - started
 
-    def _write(self, unit: EncodedUnit) -> UnitOutcome:
-        started = time.perf_counter()
-        if not unit.counts.failed_units:
-            features = {
-                name: np.concatenate([rows[name] for rows in unit.features])
-                for name in self._encoder.feature_names
-            }
-            hashes = np.concatenate(unit.hashes)
-            self._store.write_unit(unit.unit, features, hashes, unit.environments)
-        spent = unit.seconds | {"write": time.perf_counter() - started}
-        return UnitOutcome(unit.unit, unit.counts, spent)
+    def _write(self, unit: _EncodedUnit) -> UnitOutcome:
+        started, outcome = time.perf_counter(), unit.outcome
+        if outcome.failure is None:
+            features, hashes = joined(unit.features), np.concatenate(unit.hashes)
+            self._store.write_unit(outcome.unit, features, hashes, unit.environments)
+        outcome.seconds["write"] += time.perf_counter() - started
+        return outcome
+
+
+def joined(slices: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Join consecutive rows of features by name."""
+    return {name: np.concatenate([rows[name] for rows in slices]) for name in slices[0]}

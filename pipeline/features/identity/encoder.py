@@ -32,14 +32,13 @@ def load_like(
         EncoderLoadError: it cannot be loaded, or makes no such features.
         EncoderMismatchError: the features came from a local folder, and no name is given.
     """
-    _require_path(made_by, name, where, "--encoder")
-    is_on_hub = name is None and made_by.name not in ENCODERS
+    name, revision = _name_and_revision(made_by, name, where, "--encoder")
     return load_encoder(
         EncoderSettings(
-            name=name or made_by.name,
+            name=name,
             images_per_pass=environment.images_per_pass,
             features=made_by.feature_names,
-            revision=made_by.revision if is_on_hub else None,
+            revision=revision,
             compute_dtype=made_by.compute_dtype,
             device=device,
             compiled=compiled,
@@ -59,11 +58,8 @@ def load_text_like(
         EncoderLoadError: it cannot be loaded.
         EncoderMismatchError: it is another one, or comes from a local folder and no name is given.
     """
-    _require_path(made_by, name, where, option)
-    is_on_hub = name is None and made_by.name not in TEXT_ENCODERS
-    encoder = load_text_encoder(
-        TextSettings(name=name or made_by.name, revision=made_by.revision if is_on_hub else None)
-    )
+    name, revision = _name_and_revision(made_by, name, where, option)
+    encoder = load_text_encoder(TextSettings(name=name, revision=revision))
     found = encoder.identity
     if found.fingerprint != made_by.fingerprint:
         raise EncoderMismatchError(
@@ -73,12 +69,19 @@ def load_text_like(
     return encoder
 
 
-def _require_path(made_by: EncoderIdentity, name: str | None, where: str, option: str) -> None:
-    if name is None and made_by.revision == "local":
+def _name_and_revision(
+    made_by: EncoderIdentity, name: str | None, where: str, option: str
+) -> tuple[str, str | None]:
+    """Return what to load; the revision of a repository on the hub, None of others."""
+    if name is not None:
+        return name, None
+    if made_by.revision == "local":
         raise EncoderMismatchError(
             f"{where}: features come from the local folder {made_by.name}; pass its path with "
             f"{option}"
         )
+    is_on_hub = made_by.name not in {*ENCODERS, *TEXT_ENCODERS}
+    return made_by.name, made_by.revision if is_on_hub else None
 
 
 def refuse_other_encoder(encoder: ImageEncoder, made_by: EncoderIdentity, *, where: str) -> None:

@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from pydantic import ValidationError
 
 from pipeline.datasets.manifest.model import load_manifest
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import StoreError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.records import SOURCE_NOTE, read_sealed, write_sealed
-from pipeline.storage.folder import Folder
 from pipeline.storage.location import Location
-from pipeline.storage.open import open_folder
+from pipeline.storage.open import Folder, open_folder
 from policy.spec import FrozenModel
 
 DECODERS: Final = ("av", "h5py", "imagecodecs", "numcodecs", "pillow", "pyarrow", "zarr")
@@ -38,19 +36,16 @@ class SourceNote(FrozenModel):
 def read_source(store: Folder) -> SourceNote | None:
     """Read a store's note; None where there is none (StoreError: the note is damaged)."""
     try:
-        return SourceNote.model_validate(read_sealed(store, SOURCE_NOTE))
+        return read_sealed(store, SOURCE_NOTE, SourceNote)
     except FileNotFoundError:
         return None
-    except (StoreError, ValidationError) as error:
-        raise StoreError(
-            f"{store}/{SOURCE_NOTE}: expected the file that vla-embed wrote, found "
-            f"{str(error).splitlines()[0]}; delete this file, vla-embed writes it again"
-        ) from error
+    except StoreError as error:
+        raise StoreError(f"{error}; delete this file, vla-embed writes it again") from error
 
 
 def write_source(store: Folder, note: SourceNote) -> None:
     """Write a store's note, sealed."""
-    write_sealed(store, SOURCE_NOTE, note.model_dump(mode="json"))
+    write_sealed(store, SOURCE_NOTE, note)
 
 
 def files_stamp(roots: Iterable[Location]) -> str:
@@ -83,7 +78,13 @@ def open_source(store: FeatureStore, manifest: Path | None = None) -> ManifestRe
         StoreError: the store was made from other data, or its dataset is not known.
         ManifestError, DatasetError: the dataset cannot be read.
     """
-    path = manifest or _manifest_of(store.folder)
+    note = None if manifest else read_source(store.folder)
+    path = manifest if note is None else note.manifest
+    if path is None or not (manifest or path.is_file()):
+        raise StoreError(
+            f"{store.path}: the dataset's manifest is unknown or gone ({path}); pass its "
+            f"--manifest, or run vla-embed again"
+        )
     described = load_manifest(path)
     if described.manifest.digest() != store.attributes.manifest_digest:
         raise StoreError(
@@ -91,33 +92,12 @@ def open_source(store: FeatureStore, manifest: Path | None = None) -> ManifestRe
             f"views or keys differ); pass the right --manifest, or run vla-embed again"
         )
     reader = ManifestReader(described)
-    try:
-        _check_same_data(store, reader)
-    except StoreError:
-        reader.close()
-        raise
-    return reader
-
-
-def _manifest_of(store: Folder) -> Path:
-    note = read_source(store)
-    if note is None or not note.manifest.is_file():
-        gone = "" if note is None else f" ({note.manifest} is gone)"
-        raise StoreError(
-            f"{store}: the path of its dataset is unknown{gone}; pass its --manifest, or run "
-            f"vla-embed again"
-        )
-    return note.manifest
-
-
-def _check_same_data(store: FeatureStore, reader: ManifestReader) -> None:
-    lengths = [reader.episode_length(episode) for episode in range(reader.num_episodes)]
-    ends = np.cumsum(lengths, dtype=np.int64)
+    ends = np.cumsum([*map(reader.episode_length, range(reader.num_episodes))], dtype=np.int64)
     held = store.read_episode_ends()
-    if reader.view_names != store.attributes.view_names or not np.array_equal(ends, held):
+    if not np.array_equal(ends, held):
+        reader.close()
         raise StoreError(
-            f"{store.path}: holds {len(held)} episodes of {int(held[-1])} steps, views "
-            f"{', '.join(store.attributes.view_names)}; the dataset has {len(ends)} of "
-            f"{int(ends[-1])}, {', '.join(reader.view_names)}; run vla-embed, or pass the right "
-            f"--manifest"
+            f"{store.path}: holds {len(held)} episodes of {held[-1]} steps, the dataset has "
+            f"{len(ends)} of {ends[-1]}; run vla-embed, or pass the right --manifest"
         )
+    return reader

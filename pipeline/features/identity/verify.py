@@ -4,7 +4,8 @@ The frames are read and encoded as in embedding. In the environment that compute
 must be equal; in another one each feature must be within the tolerance of the store's probe.
 """
 
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -15,18 +16,21 @@ from tqdm import tqdm
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import StoreError
 from pipeline.features.encode.frames import hash_frames, read_slots
+from pipeline.features.encode.unit_encoder import joined
 from pipeline.features.identity.encoder import load_like, refuse_other_encoder
 from pipeline.features.identity.probe import relative_l2
 from pipeline.features.identity.source import open_source
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.records import record_name
-from pipeline.features.store.units import EpisodeSlice, episode_slices
+from pipeline.features.store.units import EpisodeSlice, cut, episode_slices
 from pipeline.storage.location import Location
 from policy.device import open_device
 from policy.encoders.base import ImageEncoder
 from policy.encoders.environment import ComputeEnvironment
 
 STEPS_AT_ONCE: Final = 32  # control steps read and encoded together
+
+Features = dict[str, Float16[np.ndarray, "n s ..."]]
 
 
 @dataclass(frozen=True)
@@ -127,9 +131,7 @@ def verify_store(
     encoder: str | None = None,
     device: str = "auto",
 ) -> VerifyReport:
-    """Encode random committed rows of a store again, from the dataset.
-
-    Every unit is compared with its commit record, and the damaged ones are reported.
+    """Compare every unit of a store with its commit record, and encode random rows again.
 
     Args:
         store_path: the store, complete or not.
@@ -147,14 +149,17 @@ def verify_store(
     """
     opened = open_device(device)
     store = FeatureStore.open(store_path, allow_incomplete=True)
-    valid = store.valid_units()
-    damaged = _damaged_units(store, valid)
+    valid, tolerance = store.valid_units(), store.read_probe().tolerance
+    damaged = tuple(
+        unit
+        for unit in range(store.num_units)
+        if unit not in valid and (store.is_complete or store.folder.exists(record_name(unit)))
+    )
     if not valid and not damaged:
         raise StoreError(f"{store_path}: no unit is committed yet; run vla-embed")
     if not valid:
-        return VerifyReport(store_path, damaged, store.read_probe().tolerance)
-    reader = open_source(store, manifest)
-    try:
+        return VerifyReport(store_path, damaged, tolerance)
+    with closing(open_source(store, manifest)) as reader:
         loaded = load_like(
             store.encoder,
             store.attributes.environment,
@@ -165,121 +170,82 @@ def verify_store(
         )
         refuse_other_encoder(loaded, store.encoder, where=str(store_path))
         committed = np.concatenate([np.arange(*store.unit_rows(unit)) for unit in sorted(valid)])
-        rows = np.random.default_rng(seed).permutation(committed)[:sample]
-        rows.sort()
-        return _compare(store, reader, loaded, rows, num_committed=len(committed), damaged=damaged)
-    finally:
-        reader.close()
-
-
-def _damaged_units(store: FeatureStore, valid: set[int]) -> tuple[int, ...]:
-    """Return the units that were committed and no longer match their record, in order."""
-    return tuple(
-        unit
-        for unit in range(store.num_units)
-        if unit not in valid and (store.is_complete or store.folder.exists(record_name(unit)))
-    )
+        rows = np.sort(np.random.default_rng(seed).permutation(committed)[:sample])
+        report = VerifyReport(store_path, damaged, tolerance, num_committed_steps=len(committed))
+        return _compare(report, store, reader, loaded, rows)
 
 
 def _compare(
+    report: VerifyReport,
     store: FeatureStore,
     reader: ManifestReader,
     encoder: ImageEncoder,
     rows: Int64[np.ndarray, " n"],
-    *,
-    num_committed: int,
-    damaged: tuple[int, ...],
 ) -> VerifyReport:
-    probe, ends = store.read_probe(), store.read_episode_ends()
+    """Return the report with what became of `rows`, which ascend."""
+    expected, held_hashes, is_exact = _read_rows(store, rows, encoder.environment)
+    ends, num_variants = store.read_episode_ends(), store.attributes.num_variants
     steps = [next(episode_slices(ends, row, row + 1)) for row in rows.tolist()]
-    num_variants = store.attributes.num_variants
-    ours, hashes = _encode(reader, encoder, steps, num_variants)
-    theirs, held_hashes = _read_rows(store, rows)
+    found, hashes = _encode(reader, encoder, steps, num_variants)
     slots = [
         f"view {view}{f', variant {variant}' if variant else ''}"
         for variant in range(1 + num_variants)
         for view in reader.view_names
     ]
-    names = [
-        [f"{reader.episode_name(p.episode)}, step {p.start}, {slot}" for slot in slots]
-        for p in steps
-    ]
+
+    def describe(step: int, slot: int) -> str:
+        episode, first = steps[step].episode, steps[step].start
+        return f"{reader.episode_name(episode)}, step {first}, {slots[slot]}"
+
     worst = {}
     is_equal = np.ones(len(rows), bool)
-    for name, expected in theirs.items():
-        distance = relative_l2(ours[name], expected)
+    for name, held in expected.items():
+        distance = relative_l2(found[name], held)
         step, slot = np.unravel_index(int(distance.argmax()), distance.shape)
-        worst[name] = names[step][slot]
-        is_equal &= (ours[name] == expected).reshape(len(rows), -1).all(axis=1)
-    is_changed = hashes != held_hashes
-    is_exact = _computed_here(store, encoder.environment, rows)
-    return VerifyReport(
-        store=store.path,
-        damaged_units=damaged,
+        worst[name] = describe(int(step), int(slot))
+        is_equal &= (found[name] == held).reshape(len(rows), -1).all(axis=1)
+    return replace(
+        report,
         num_steps=len(rows),
-        num_images=is_changed.size,
-        num_committed_steps=num_committed,
-        distances={name: Distances.between(ours[name], theirs[name]) for name in theirs},
+        num_images=hashes.size,
+        distances={name: Distances.between(found[name], expected[name]) for name in expected},
         worst=worst,
-        tolerance=probe.tolerance,
         num_exact_steps=int(is_exact.sum()),
         num_broken_steps=int((is_exact & ~is_equal).sum()),
-        other_environment=tuple(probe.environment.differences(encoder.environment)),
-        changed=tuple(names[row][view] for row, view in np.argwhere(is_changed)),
+        other_environment=tuple(store.read_probe().environment.differences(encoder.environment)),
+        changed=tuple(describe(*place) for place in np.argwhere(hashes != held_hashes).tolist()),
     )
 
 
 def _encode(
     reader: ManifestReader, encoder: ImageEncoder, steps: list[EpisodeSlice], num_variants: int
-) -> tuple[dict[str, Float16[np.ndarray, "n s ..."]], UInt64[np.ndarray, "n s"]]:
+) -> tuple[Features, UInt64[np.ndarray, "n s"]]:
     """Encode steps, variants included; return features and the hashes of their frames."""
     found, hashes = [], []
-    with tqdm(total=len(steps), desc="verify", unit="step", disable=None) as progress:
-        for first in range(0, len(steps), STEPS_AT_ONCE):
-            read = [
-                read_slots(reader, step, num_variants=num_variants)
-                for step in steps[first : first + STEPS_AT_ONCE]
-            ]
-            frames: UInt8[np.ndarray, "n s 256 256 3"] = np.concatenate(read)
-            hashes.append(hash_frames(frames))
-            encoded = encoder.encode_views(
-                frames.reshape(-1, len(reader.view_names), *frames.shape[2:])
-            )
-            found.append(
-                {
-                    name: rows.reshape(*frames.shape[:2], *rows.shape[2:])
-                    for name, rows in encoded.items()
-                }
-            )
-            progress.update(len(read))
-    return _joined(found), np.concatenate(hashes)
+    batches = [*cut(0, len(steps), STEPS_AT_ONCE)]
+    for batch in tqdm(batches, desc="verify", unit="batch", disable=None):
+        read = [read_slots(reader, step, num_variants=num_variants) for step in steps[batch]]
+        frames: UInt8[np.ndarray, "n s 256 256 3"] = np.concatenate(read)
+        hashes.append(hash_frames(frames))
+        views = frames.reshape(-1, len(reader.view_names), *frames.shape[2:])
+        encoded = encoder.encode_views(views).items()
+        found.append(
+            {name: rows.reshape(*frames.shape[:2], *rows.shape[2:]) for name, rows in encoded}
+        )
+    return joined(found), np.concatenate(hashes)
 
 
 def _read_rows(
-    store: FeatureStore, rows: Int64[np.ndarray, " n"]
-) -> tuple[dict[str, Float16[np.ndarray, "n s ..."]], UInt64[np.ndarray, "n s"]]:
-    """Read features and frame hashes of some rows, variants included; `rows` ascend."""
+    store: FeatureStore, rows: Int64[np.ndarray, " n"], environment: ComputeEnvironment
+) -> tuple[Features, UInt64[np.ndarray, "n s"], Bool[np.ndarray, " n"]]:
+    """Read features and frame hashes of rows, and which of them must be equal bit for bit."""
     units, within = np.divmod(rows, store.attributes.rows_per_unit)
-    features, hashes = [], []
+    features, hashes, is_exact = [], [], []
     for unit in np.unique(units).tolist():
         inside = within[units == unit]
         held = store.read_unit_features(unit)
         features.append({name: values[inside] for name, values in held.items()})
         hashes.append(store.read_unit_hashes(unit)[inside])
-    return _joined(features), np.concatenate(hashes)
-
-
-def _joined(slices: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([rows[name] for rows in slices]) for name in slices[0]}
-
-
-def _computed_here(
-    store: FeatureStore, environment: ComputeEnvironment, rows: Int64[np.ndarray, " n"]
-) -> Bool[np.ndarray, " n"]:
-    """Return which rows must be equal bit for bit."""
-    units = rows // store.attributes.rows_per_unit
-    ours = {
-        int(unit): store.unit_environments(int(unit)) == {environment.digest()}
-        for unit in np.unique(units)
-    }
-    return np.array([ours[int(unit)] for unit in units])
+        is_ours = store.unit_record(unit).environments == (environment.digest(),)
+        is_exact.append(np.full(len(inside), is_ours))
+    return joined(features), np.concatenate(hashes), np.concatenate(is_exact)

@@ -4,9 +4,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from pipeline.errors import StoreError
 from pipeline.features.store.units import CHUNK_ROWS
-from pipeline.storage.location import Location
 from policy.encoders.environment import ComputeEnvironment
 from policy.spec import EncoderIdentity, Fit, FrozenModel
 
@@ -75,14 +73,3 @@ class StoreAttributes(FrozenModel):
     def bytes_per_row(self) -> int:
         """Bytes of all features of one control step."""
         return self.num_slots * sum(feature.num_bytes for feature in self.encoder.features)
-
-
-def parse_attributes(where: Location, held: dict[str, Any]) -> StoreAttributes:
-    """Validate the attributes of a store's root (StoreError: of another format version)."""
-    version = held.get("format_version")
-    if held.get("format") == FORMAT and version != FORMAT_VERSION:
-        raise StoreError(
-            f"{where}: expected format version {FORMAT_VERSION}, found {version}; use "
-            f"the release of frozen-vla that wrote it, or embed the dataset into another --store"
-        )
-    return StoreAttributes.model_validate(held)

@@ -1,18 +1,4 @@
-"""The feature store: frozen features, state and action of every step, in Zarr format 3.
-
-Layout below the store's folder, for N control steps of E episodes, V views in S slots (each view as
-recorded, then each view of every augmented variant), states of width D and actions of width A:
-
-    features/<name> [N, S, ...] float16  an array per named feature, one file per unit (units.py),
-                                         uncompressed, crc32c
-    state [N, D] float32   action [N, A] float32   timestamp [N] float64   episode_ends [E] int64
-    frame_hash [N, S] uint64             hash of the decoded pixels of every frame
-    start_frames [K, V, 32, 32, 3] uint8   start_episodes [K] int64   see start_frames.py
-    probe/                               frames and their features: see identity/probe.py
-    bases/<name> float32                 what a feature was fitted to, as a PCA basis
-    instructions [K, D] float32          a vector per distinct instruction, if there are any
-    commits/000000.json                  one sealed record per unit: its rows and their sha256
-    COMPLETE.json                        written last; readers refuse a store without it
+"""The feature store: frozen features, state and action of every step; see `layout.py`.
 
 A unit is committed if it has a commit record whose hashes fit its rows in every array; a store is
 complete if it has a mark. One scheme covers each byte: a crc32c per chunk, the record's hashes per
@@ -31,7 +17,7 @@ from jaxtyping import Float16, Float32, Int64, UInt8, UInt64
 
 from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.identity.probe import Probe
-from pipeline.features.store.attributes import StoreAttributes, parse_attributes
+from pipeline.features.store.attributes import FORMAT, FORMAT_VERSION, StoreAttributes
 from pipeline.features.store.layout import (
     BASES,
     FEATURES,
@@ -44,11 +30,7 @@ from pipeline.features.store.layout import (
     create_arrays,
     create_whole,
     is_vacant,
-    open_array,
     open_group,
-    open_unit_array,
-    read_num_rows,
-    read_probe,
     unit_arrays,
 )
 from pipeline.features.store.records import (
@@ -58,36 +40,35 @@ from pipeline.features.store.records import (
     damaged_metadata,
     find_mark,
     hash_rows,
-    read_unit_record,
+    read_sealed,
     record_name,
     unmark,
     write_sealed,
 )
 from pipeline.features.store.start_frames import StartFrames
 from pipeline.features.store.steps import STEP_ARRAYS, StepArrays
-from pipeline.features.store.units import PASSING_ROWS, cut, num_units, unit_rows
-from pipeline.storage.folder import Folder
+from pipeline.features.store.units import PASSING_ROWS, cut
 from pipeline.storage.local import naming
 from pipeline.storage.location import Location, on_disk
-from pipeline.storage.open import open_folder
+from pipeline.storage.open import Folder, open_folder
+from policy.encoders.environment import ComputeEnvironment
 from policy.spec import EncoderIdentity
 
 
 class FeatureStore:
     """A store on a disk or in object storage; make one with `create` or `open`."""
 
-    def __init__(
-        self,
-        folder: Folder,
-        group: zarr.Group,
-        attributes: StoreAttributes,
-    ):
+    def __init__(self, folder: Folder, group: zarr.Group, attributes: StoreAttributes):
         self.folder = folder
         self.path = folder.location
         self.attributes = attributes
         self._group = group
-        self.num_rows = read_num_rows(group)
-        self.num_units = num_units(self.num_rows, attributes.rows_per_unit)
+        state = self._open("state")
+        if state.ndim != len(STEP_ARRAYS["state"]):
+            raise ValueError(f"state: expected 2 axes, found shape {state.shape}")
+        self.num_rows = state.shape[0]
+        self._units = [*cut(0, self.num_rows, attributes.rows_per_unit)]
+        self.num_units = len(self._units)
         for name in unit_arrays(attributes):
             self._open(name)
 
@@ -134,7 +115,15 @@ class FeatureStore:
             )
         try:
             group = open_group(folder, writable=writable)
-            store = cls(folder, group, parse_attributes(path, dict(group.attrs)))
+            held = dict(group.attrs)
+            version = held.get("format_version")
+            if held.get("format") == FORMAT and version != FORMAT_VERSION:
+                raise StoreError(
+                    f"{path}: expected format version {FORMAT_VERSION}, found {version}; use the "
+                    f"release of frozen-vla that wrote it, or embed the dataset into another "
+                    f"--store"
+                )
+            store = cls(folder, group, StoreAttributes.model_validate(held))
         except StoreError:
             raise
         except UNREADABLE as error:
@@ -152,12 +141,11 @@ class FeatureStore:
 
     def unit_rows(self, unit: int) -> tuple[int, int]:
         """Return the rows [start, stop) of a unit; the last one may be short."""
-        return unit_rows(unit, self.num_rows, self.attributes.rows_per_unit)
+        return self._units[unit].start, self._units[unit].stop
 
     def num_unit_rows(self, unit: int) -> int:
         """Return how many rows a unit has."""
-        start, stop = self.unit_rows(unit)
-        return stop - start
+        return len(range(*self.unit_rows(unit)))
 
     @property
     def is_complete(self) -> bool:
@@ -179,19 +167,16 @@ class FeatureStore:
         Raises:
             StoreError: another store replaced it meanwhile, it was written, or it is not complete.
         """
-        digest, problem = self.digest(), None
+        digest = self.digest()
         try:
             yield digest
-        except StoreError as error:  # the change may have caused it
-            problem = error
-        mark = find_mark(self.folder)
-        if mark is None or mark.digest != digest:
-            raise StoreError(
-                f"{self.path}: the store was replaced or changed while it was read; "
-                f"run the same command again"
-            ) from problem
-        if problem is not None:
-            raise problem
+        finally:  # also after an error, which the change may have caused
+            mark = find_mark(self.folder)
+            if mark is None or mark.digest != digest:
+                raise StoreError(
+                    f"{self.path}: the store was replaced or changed while it was read; "
+                    f"run the same command again"
+                )
 
     def _mark(self) -> CompleteMark:
         mark = find_mark(self.folder)
@@ -224,14 +209,18 @@ class FeatureStore:
     def check_rows(self, unit: int, name: str, rows: Iterable[np.ndarray] | None = None) -> None:
         """Compare a unit's rows in one array with its record, with few of them in memory.
 
-        `name` is a key of `unit_arrays`; `rows` are the unit's in slices, if they have been read
-        already.
+        `name` is a key of `unit_arrays`; `rows` are the unit's in slices, if the caller reads them.
 
         Raises:
             StoreError: the unit was never committed, or is damaged; the message names the array.
         """
-        expected = self.unit_record(unit)  # first: without one there are no rows to read
-        self._check_hash(expected, name, hash_rows(rows or self.read_slices(unit, name)))
+        record = self.unit_record(unit)  # first: without one there are no rows to read
+        if hash_rows(rows or self.read_slices(unit, name)) != record.sha256.get(name):
+            start, stop = record.rows
+            raise StoreError(
+                f"{self.path}: rows {start}..{stop} (unit {unit}) of {name} differ from the "
+                f"checksum of their commit record"
+            )
 
     def read_slices(self, unit: int, name: str) -> Iterator[np.ndarray]:
         """Read a unit's rows of an array in slices (StoreError: the array cannot be read)."""
@@ -241,12 +230,18 @@ class FeatureStore:
 
     def unit_record(self, unit: int) -> UnitRecord:
         """Read a commit record (StoreError: missing, damaged, of other rows or another encoder)."""
-        made_by = self.encoder.fingerprint
-        return read_unit_record(self.folder, unit, self.unit_rows(unit), made_by)
-
-    def unit_environments(self, unit: int) -> frozenset[str]:
-        """Return the digests of the environments behind a unit; StoreError without a record."""
-        return frozenset(self.unit_record(unit).environments)
+        start, stop = self.unit_rows(unit)
+        where = f"{self.path}: rows {start}..{stop} (unit {unit})"
+        try:
+            record = read_sealed(self.folder, record_name(unit), UnitRecord)
+        except FileNotFoundError as error:
+            raise StoreError(f"{where} have no commit record") from error
+        except StoreError as error:
+            raise StoreError(f"{where} have a damaged commit record ({error})") from error
+        expected = unit, (start, stop), self.encoder.fingerprint
+        if (record.unit, record.rows, record.fingerprint) != expected:
+            raise StoreError(f"{where} have a commit record of other rows or another encoder")
+        return record
 
     def write_unit(
         self,
@@ -287,7 +282,7 @@ class FeatureStore:
             fingerprint=self.encoder.fingerprint,
             environments=tuple(sorted(environments)),
         )
-        write_sealed(self.folder, record_name(unit), record.model_dump(mode="json"))
+        write_sealed(self.folder, record_name(unit), record)
 
     def write_start_frames(self, frames: UInt8[np.ndarray, "k v 32 32 3"]) -> None:
         """Write small copies of the first frames of the episodes in `start_episodes`."""
@@ -337,8 +332,18 @@ class FeatureStore:
 
     def read_probe(self) -> Probe:
         """Read the frames and features to compare an encoder with (StoreError: damaged)."""
+        names = self.encoder.feature_names
         try:
-            return read_probe(self._group, self.encoder.feature_names)
+            held = dict(self._group[PROBE].attrs)
+            probe = Probe(
+                frames=self._read(f"{PROBE}/frames"),
+                features={name: self._read(f"{PROBE}/{FEATURES}/{name}") for name in names},
+                environment=ComputeEnvironment.model_validate(held["environment"]),
+                tolerance=float(str(held["tolerance"])),
+            )
+            if probe.digest() != held["digest"]:
+                raise ValueError("its frames and features differ from its checksum")
+            return probe
         except UNREADABLE as error:
             raise StoreError(
                 f"{self.path}/{PROBE}: damaged ({error}); embed into another --store"
@@ -357,22 +362,26 @@ class FeatureStore:
         return StartFrames(*map(self.read_whole, START_ARRAYS))
 
     def _read_unit(self, unit: int, name: str) -> np.ndarray:
-        rows = self._read(name, slice(*self.unit_rows(unit)))
-        self._check_hash(self.unit_record(unit), name, hash_rows([rows]))
+        rows = self._read(name, self._units[unit])
+        self.check_rows(unit, name, [rows])
         return rows
 
-    def _check_hash(self, record: UnitRecord, name: str, found: str) -> None:
-        if found != record.sha256.get(name):
-            start, stop = record.rows
-            raise StoreError(
-                f"{self.path}: rows {start}..{stop} (unit {record.unit}) of {name} differ from the "
-                f"checksum of their commit record"
-            )
-
     def _open(self, name: str) -> zarr.Array[Any]:
-        if name not in unit_arrays(self.attributes):
-            return open_array(self._group, name)
-        return open_unit_array(self._group, name, self.attributes, self.num_rows)
+        """Open an array (one of `UNREADABLE`: it is not as the attributes describe it)."""
+        array, described = self._group[name], unit_arrays(self.attributes).get(name)
+        if not isinstance(array, zarr.Array):
+            raise ValueError(f"{name} is not an array")
+        if described is None:
+            return array
+        dtype, axes = described
+        shape = [self.num_rows, self.attributes.num_slots, *axes]
+        expected = f"{dtype} {shape}, {self.attributes.rows_per_unit} rows per file"
+        rows_per_file = (array.shards or array.chunks)[0]
+        found = f"{array.dtype} {list(array.shape)}, {rows_per_file} rows per file"
+        if found != expected:
+            raise ValueError(f"{name}: expected {expected}, found {found}")
+        # Without comparing every chunk with the fill value, which is half the time of writing.
+        return array.with_config({"write_empty_chunks": True})
 
     def _read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         try:

@@ -9,34 +9,24 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
+import numpy as np
 from tqdm import tqdm
 
-from pipeline.errors import IncompleteStoreError, StoreError
+from pipeline.errors import StoreError
+from pipeline.features.identity.source import read_source
 from pipeline.features.store.feature_store import FeatureStore
-from pipeline.features.store.layout import (
-    BASES,
-    INSTRUCTIONS,
-    PROBE,
-    ROOT,
-    START_ARRAYS,
-    metadata_names,
-    unit_arrays,
-)
+from pipeline.features.store.layout import PROBE, metadata_names, unit_arrays, whole_arrays
 from pipeline.features.store.records import (
     COMPLETE_MARK,
-    SOURCE_NOTE,
     CompleteMark,
     damaged_metadata,
     hash_files,
     hash_rows,
-    read_mark,
     read_sealed,
-    source_digest,
     write_sealed,
 )
-from pipeline.features.store.steps import STEP_ARRAYS
-from pipeline.storage.folder import Folder
 from pipeline.storage.location import Location
 from pipeline.storage.open import open_folder
 
@@ -61,18 +51,18 @@ def mark_complete(store: FeatureStore) -> None:
     """Check every unit and write the complete mark (StoreError: some unit has no valid record)."""
     for unit in range(store.num_units):
         store.check_unit(unit)
-    views, ends = store.attributes.view_names, store.read_episode_ends()
+    views, arrays = store.attributes.view_names, _hash_arrays(store)
+    names = np.frombuffer(json.dumps(views).encode(), np.uint8)
     hashes = (store.read_unit_hashes(unit)[:, : len(views)] for unit in range(store.num_units))
-    seen, arrays = source_digest(views, ends, hashes), _hash_arrays(store)
     mark = CompleteMark(
         rows=store.num_rows,
         units=store.num_units,
         digest=_content_digest(store, arrays),
-        source_digest=seen,
+        source_digest=hash_rows(chain([names, store.read_episode_ends()], hashes)),
         arrays=arrays,
         metadata=hash_files(store.folder, metadata_names(store.attributes)),
     )
-    write_sealed(store.folder, COMPLETE_MARK, mark.model_dump(mode="json"))
+    write_sealed(store.folder, COMPLETE_MARK, mark)
 
 
 def check_digest(store: FeatureStore) -> None:
@@ -85,71 +75,50 @@ def check_digest(store: FeatureStore) -> None:
 def verify_checksums(location: Location) -> ChecksumReport:
     """Compare every byte of a complete store with what was written (StoreError: there is none)."""
     folder = open_folder(location)
-    if not any(map(folder.exists, (ROOT, COMPLETE_MARK))):
-        raise StoreError(
-            f"{folder}: expected a feature store, found none; create one with vla-embed"
-        )
+    if not folder.exists(COMPLETE_MARK):
+        FeatureStore.open(location)  # raises: there is no store, or embedding has not finished
     try:
-        mark = read_mark(folder)
-    except FileNotFoundError as error:
-        raise IncompleteStoreError(
-            f"{folder}: embedding has not finished; run the same vla-embed command again"
-        ) from error
+        num_units = read_sealed(folder, COMPLETE_MARK, CompleteMark).units
     except StoreError as error:
         return ChecksumReport(location, 0, (f"{COMPLETE_MARK}: {error}",))
     damaged = [f"{name}: is missing or was changed" for name in damaged_metadata(folder)]
-    damaged += _note_damage(folder)
-    if not damaged:
-        damaged += _array_damage(FeatureStore.open(location))
-    return ChecksumReport(location, mark.units, tuple(damaged))
-
-
-def _note_damage(folder: Folder) -> list[str]:
     try:
-        read_sealed(folder, SOURCE_NOTE)
-    except FileNotFoundError:
-        return []  # a store that was copied to be published may lack it
+        read_source(folder)  # a store that was copied to be published may lack it
     except StoreError as error:
-        return [str(error)]
-    return []
+        damaged.append(str(error))
+    if not damaged:
+        damaged = _array_damage(FeatureStore.open(location))
+    return ChecksumReport(location, num_units, tuple(damaged))
 
 
 def _array_damage(store: FeatureStore) -> list[str]:
     damaged: list[str] = []
 
-    def check(what: str, read: Callable[[], object]) -> None:
+    def is_intact(what: str, read: Callable[[], object]) -> bool:
         try:
             read()
         except StoreError as error:
             damaged.append(f"{what}: {error}")
+            return False
+        return True
 
-    for name in STEP_ARRAYS:
-        check(name, partial(store.read_whole, name))
-    check(PROBE, store.read_probe)
-    check(BASES, store.read_bases)
-    check(START_ARRAYS[0], store.read_start_frames)
-    if store.attributes.text_encoder:
-        check(INSTRUCTIONS, store.read_instructions)
+    for name in whole_arrays(store.attributes):
+        is_intact(name, partial(store.read_whole, name))
+    is_intact(PROBE, store.read_probe)
     for unit in tqdm(range(store.num_units), desc="verify", unit="unit", disable=None):
-        try:
-            store.unit_record(unit)
-        except StoreError as error:
-            damaged.append(f"commit record of unit {unit}: {error}")
-            continue
-        for name in unit_arrays(store.attributes):
-            check(f"{name}, unit {unit}", partial(store.check_rows, unit, name))
+        if is_intact(f"commit record of unit {unit}", partial(store.unit_record, unit)):
+            for name in unit_arrays(store.attributes):
+                is_intact(f"{name}, unit {unit}", partial(store.check_rows, unit, name))
     if not damaged:
-        check("content", partial(check_digest, store))
+        is_intact("content", partial(check_digest, store))
     return damaged
 
 
 def _hash_arrays(store: FeatureStore) -> dict[str, str]:
     """Return the sha256 of every array that belongs to no unit, by name."""
-    instructions = (INSTRUCTIONS,) if store.attributes.text_encoder else ()
-    names = (*STEP_ARRAYS, *START_ARRAYS, *instructions)
-    whole = {name: hash_rows([store.read_whole(name)]) for name in names}
-    bases = {f"{BASES}/{name}": hash_rows([held]) for name, held in store.read_bases().items()}
-    return whole | bases | {PROBE: store.read_probe().digest()}
+    names = whole_arrays(store.attributes)
+    hashes = {name: hash_rows([store.read_whole(name)]) for name in names}
+    return hashes | {PROBE: store.read_probe().digest()}
 
 
 def _content_digest(store: FeatureStore, arrays: Mapping[str, str]) -> str:

@@ -1,11 +1,25 @@
 """The arrays of a feature store: their shapes, chunks and codecs, in Zarr format 3.
 
+Layout below the store's folder, for N control steps of E episodes, V views in S slots (each view as
+recorded, then each view of every augmented variant), states of width D and actions of width A:
+
+    features/<name> [N, S, ...] float16  an array per named feature, one file per unit (units.py),
+                                         uncompressed, crc32c
+    state [N, D] float32   action [N, A] float32   timestamp [N] float64   episode_ends [E] int64
+    frame_hash [N, S] uint64             hash of the decoded pixels of every frame
+    start_frames [K, V, 32, 32, 3] uint8   start_episodes [K] int64   see start_frames.py
+    probe/                               frames and their features: see identity/probe.py
+    bases/<name> float32                 what a feature was fitted to, as a PCA basis
+    instructions [K, D] float32          a vector per distinct instruction, if there are any
+    commits/000000.json                  one sealed record per unit: its rows and their sha256
+    COMPLETE.json                        written last; readers refuse a store without it
+
 Every chunk ends in a crc32c: without it a flipped bit would be read as data.
 An absent chunk reads as the fill value without an error, so that features and steps are filled with
 NaN or -1.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -20,9 +34,8 @@ from pipeline.features.store.records import COMMITS
 from pipeline.features.store.start_frames import MAX_STARTS, SIZE, spread_evenly
 from pipeline.features.store.steps import STEP_ARRAYS, StepArrays
 from pipeline.features.store.units import CHUNK_ROWS
-from pipeline.storage.folder import Folder
 from pipeline.storage.location import on_disk
-from policy.encoders.environment import ComputeEnvironment
+from pipeline.storage.open import Folder
 
 Codecs = list[BloscCodec | Crc32cCodec]
 
@@ -30,7 +43,7 @@ FEATURES: Final = "features"  # the group with an array per named feature
 FRAME_HASH: Final = "frame_hash"
 # What zarr and numcodecs raise for damage: ValueError for a wrong checksum, RuntimeError for a
 # chunk that does not decompress, TypeError for a codec with an unknown field.
-UNREADABLE: Final = (BaseZarrError, ValueError, RuntimeError, OSError, KeyError, TypeError)
+UNREADABLE: Final = (BaseZarrError, ValueError, RuntimeError, OSError, LookupError, TypeError)
 PROBE: Final = "probe"
 ROOT: Final = "zarr.json"  # the store exists once this file does
 BASES: Final = "bases"  # the group with the array that a feature was fitted to
@@ -65,7 +78,12 @@ def create_arrays(
             _create_unit_arrays(group, int(steps.episode_ends[-1]), attributes)
             for name in STEP_ARRAYS:
                 _create_steps(group, name, getattr(steps, name), STEP_ARRAYS[name])
-            _create_starts(group, len(steps.episode_ends), len(attributes.view_names))
+            frames, episodes = START_ARRAYS
+            chosen = spread_evenly(len(steps.episode_ends), MAX_STARTS)
+            # The frames are written when all features are there.
+            blank = np.zeros((len(chosen), len(attributes.view_names), SIZE, SIZE, 3), np.uint8)
+            create_whole(group, frames, blank, ("start", "view", "height", "width", "channel"))
+            _create_steps(group, episodes, chosen, ("start",))
             _create_probe(group, probe)
             fitted = group.create_group(BASES)
             for name, basis in bases.items():
@@ -84,25 +102,9 @@ def open_group(folder: Folder, *, writable: bool) -> zarr.Group:
     path = on_disk(folder.location)
     if path is not None:
         return zarr.open_group(path, mode=mode, zarr_format=3)
-    from pipeline.features.store.object_arrays import object_arrays  # noqa: PLC0415 - optional
+    from pipeline.features.store.object_arrays import ObjectArrays  # noqa: PLC0415 - optional
 
-    return zarr.open_group(object_arrays(folder), mode=mode, zarr_format=3)
-
-
-def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """Open an array (one of `UNREADABLE`: it is absent, damaged or something else)."""
-    array = group[name]
-    if not isinstance(array, zarr.Array):
-        raise ValueError(f"{name} is not an array")
-    return array
-
-
-def read_num_rows(group: zarr.Group) -> int:
-    """Return the control steps of a store (one of `UNREADABLE`: its state is not a matrix)."""
-    shape = open_array(group, "state").shape
-    if len(shape) != len(STEP_ARRAYS["state"]):
-        raise ValueError(f"state: expected 2 axes, found shape {list(shape)}")
-    return shape[0]
+    return zarr.open_group(ObjectArrays(folder), mode=mode, zarr_format=3)
 
 
 def unit_arrays(attributes: StoreAttributes) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -113,40 +115,19 @@ def unit_arrays(attributes: StoreAttributes) -> dict[str, tuple[str, tuple[int, 
     }
 
 
-def open_unit_array(
-    group: zarr.Group, name: str, attributes: StoreAttributes, num_rows: int
-) -> zarr.Array[Any]:
-    """Open one of `unit_arrays` (one of `UNREADABLE`: it is not as the attributes describe it)."""
-    dtype, axes = unit_arrays(attributes)[name]
-    array, shape = open_array(group, name), (num_rows, attributes.num_slots, *axes)
-    if (array.shape, str(array.dtype)) != (shape, dtype):
-        raise ValueError(
-            f"{name}: expected {dtype} {list(shape)}, found {array.dtype} {list(array.shape)}"
-        )
-    rows_per_file = (array.shards or array.chunks)[0]
-    if rows_per_file != attributes.rows_per_unit:
-        raise ValueError(
-            f"{name}: expected {attributes.rows_per_unit} rows per file, found {rows_per_file}"
-        )
-    # Without comparing every chunk with the fill value first, which is half the time of writing.
-    return array.with_config({"write_empty_chunks": True})
+def whole_arrays(attributes: StoreAttributes) -> list[str]:
+    """Return the name of every array that belongs to no unit, without the probe's."""
+    instructions = [INSTRUCTIONS] if attributes.text_encoder else []
+    bases = (f"{BASES}/{name}" for name in attributes.fitted)
+    return [*STEP_ARRAYS, *START_ARRAYS, *instructions, *bases]
 
 
 def metadata_names(attributes: StoreAttributes) -> list[str]:
     """Return the name of every zarr.json of a store."""
-    features = attributes.encoder.feature_names
-    nodes = [
-        FEATURES,
-        *unit_arrays(attributes),
-        *STEP_ARRAYS,
-        *START_ARRAYS,
-        *(f"{PROBE}{below}" for below in ("", "/frames", f"/{FEATURES}")),
-        *(f"{PROBE}/{FEATURES}/{name}" for name in features),
-        BASES,
-        *(f"{BASES}/{name}" for name in attributes.fitted),
-        *([INSTRUCTIONS] if attributes.text_encoder else []),
-    ]
-    return [ROOT, *(f"{node}/{ROOT}" for node in nodes)]
+    features = [f"{FEATURES}/{name}" for name in attributes.encoder.feature_names]
+    probe = [f"{PROBE}/{name}" for name in ("frames", FEATURES, *features)]
+    groups, arrays = [FEATURES, PROBE, BASES], [*features, FRAME_HASH, *whole_arrays(attributes)]
+    return [ROOT, *(f"{node}/{ROOT}" for node in (*groups, *arrays, *probe))]
 
 
 def _create_unit_arrays(group: zarr.Group, num_rows: int, attributes: StoreAttributes) -> None:
@@ -178,23 +159,6 @@ def _create_steps(group: zarr.Group, name: str, values: np.ndarray, axes: tuple[
     )
 
 
-def _create_starts(group: zarr.Group, num_episodes: int, num_views: int) -> None:
-    """Create the arrays of start frames; the frames are written when all features are there."""
-    frames, episodes = START_ARRAYS
-    chosen = spread_evenly(num_episodes, MAX_STARTS)
-    shape = (len(chosen), num_views, SIZE, SIZE, 3)
-    group.create_array(
-        frames,
-        shape=shape,
-        chunks=shape,
-        dtype=np.uint8,
-        fill_value=0,
-        compressors=[_blosc(np.dtype(np.uint8)), Crc32cCodec()],
-        dimension_names=("start", "view", "height", "width", "channel"),
-    )
-    _create_steps(group, episodes, chosen, ("start",))
-
-
 def _create_probe(group: zarr.Group, probe: Probe) -> None:
     held = group.create_group(
         PROBE,
@@ -210,30 +174,18 @@ def _create_probe(group: zarr.Group, probe: Probe) -> None:
         create_whole(features, name, values)
 
 
-def create_whole(group: zarr.Group, name: str, values: np.ndarray) -> None:
-    """Create an array of one chunk."""
+def create_whole(
+    group: zarr.Group, name: str, values: np.ndarray, axes: tuple[str, ...] | None = None
+) -> None:
+    """Create an array of one chunk, with the names of its axes."""
     group.create_array(
         name,
         data=values,
         chunks=values.shape,
         fill_value=0,
         compressors=[_blosc(values.dtype), Crc32cCodec()],
+        dimension_names=axes,
     )
-
-
-def read_probe(group: zarr.Group, features: Iterable[str]) -> Probe:
-    """Read the probe of these features (one of `UNREADABLE`: it is absent or damaged)."""
-    attributes = dict(group[PROBE].attrs)
-    names = {name: f"{PROBE}/{FEATURES}/{name}" for name in features}
-    probe = Probe(
-        frames=np.asarray(open_array(group, f"{PROBE}/frames")[:]),
-        features={name: np.asarray(open_array(group, path)[:]) for name, path in names.items()},
-        environment=ComputeEnvironment.model_validate(attributes["environment"]),
-        tolerance=float(str(attributes["tolerance"])),
-    )
-    if probe.digest() != attributes["digest"]:
-        raise ValueError("its frames and features differ from its checksum")
-    return probe
 
 
 def _blosc(dtype: np.dtype[Any]) -> BloscCodec:

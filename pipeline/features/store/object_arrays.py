@@ -10,15 +10,16 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
-from pipeline.storage.folder import Folder
 from pipeline.storage.objects.folder import ObjectFolder
 from pipeline.storage.objects.requests import until_whole_async
+from pipeline.storage.open import Folder
 
 
 class ObjectArrays(ObjectStore[obstore.store.ObjectStore]):
     """zarr's own store over obstore; raises `ObjectStorageError` where a request fails."""
 
-    def __init__(self, folder: ObjectFolder, *, read_only: bool = False):
+    def __init__(self, folder: Folder, *, read_only: bool = False):
+        assert isinstance(folder, ObjectFolder)
         super().__init__(folder.objects, read_only=read_only)
         self._folder = folder
 
@@ -45,9 +46,3 @@ class ObjectArrays(ObjectStore[obstore.store.ObjectStore]):
 
     async def delete(self, key: str) -> None:
         await until_whole_async(f"{self._folder}/{key}", partial(super().delete, key))
-
-
-def object_arrays(folder: Folder) -> ObjectArrays:
-    """Return the arrays of a folder that is not local."""
-    assert isinstance(folder, ObjectFolder)
-    return ObjectArrays(folder)

@@ -16,16 +16,14 @@ import hashlib
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from itertools import chain
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from jaxtyping import Int64, UInt64
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from pipeline.errors import StoreError
-from pipeline.storage.folder import Folder
-from policy.errors import invalid_field
+from pipeline.storage.open import Folder
+from policy.errors import first_line
 from policy.spec import FrozenModel
 
 COMPLETE_MARK: Final = "COMPLETE.json"
@@ -33,7 +31,7 @@ SOURCE_NOTE: Final = "source.json"
 COMMITS: Final = "commits"
 SEAL: Final = "seal"
 
-Note = TypeVar("Note", bound=BaseModel)
+Record = TypeVar("Record", bound=BaseModel)
 
 
 class UnitRecord(FrozenModel):
@@ -68,7 +66,7 @@ class CompleteMark(FrozenModel):
 def find_mark(store: Folder) -> CompleteMark | None:
     """Return a store's mark; None if it is absent or damaged: then it marks nothing."""
     try:
-        return read_mark(store)
+        return read_sealed(store, COMPLETE_MARK, CompleteMark)
     except (StoreError, FileNotFoundError):
         return None
 
@@ -90,16 +88,6 @@ def hash_rows(rows: Iterable[np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def source_digest(
-    view_names: tuple[str, ...],
-    episode_ends: Int64[np.ndarray, " e"],
-    frame_hash: Iterable[UInt64[np.ndarray, "_ v"]],
-) -> str:
-    """Return the sha256 over views, episode ends, and the frame hashes of all units."""
-    names = np.frombuffer(json.dumps(view_names).encode(), np.uint8)
-    return hash_rows(chain([names, episode_ends], frame_hash))
-
-
 def sealed(content: dict[str, Any]) -> bytes:
     """Return JSON with a hash of itself; NaN and infinity are refused."""
     canonical = json.dumps(content, sort_keys=True, allow_nan=False).encode()
@@ -107,30 +95,24 @@ def sealed(content: dict[str, Any]) -> bytes:
     return f"{json.dumps(content | {SEAL: seal}, indent=1, allow_nan=False)}\n".encode()
 
 
-def write_sealed(store: Folder, name: str, content: dict[str, Any]) -> None:
+def write_sealed(store: Folder, name: str, record: BaseModel) -> None:
     """Write a sealed file, whole or not at all (OSError: the disk is full or not writable)."""
-    store.write(name, sealed(content))
+    store.write(name, sealed(record.model_dump(mode="json")))
 
 
-def read_sealed(store: Folder, name: str) -> dict[str, Any]:
-    """Read a sealed file, without its seal.
-
-    Raises:
-        FileNotFoundError: there is none.
-        StoreError: it cannot be read, or its bytes were changed.
-    """
+def read_sealed(store: Folder, name: str, kind: type[Record]) -> Record:
+    """Read a sealed file (FileNotFoundError: there is none; StoreError: its bytes were changed)."""
     try:
         held = store.read(name)
         content = json.loads(held)
         del content[SEAL]
-        is_whole = sealed(content) == held
+        if sealed(content) != held:
+            raise ValueError("its content does not match its checksum")
+        return kind.model_validate(content)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{store}/{name}: damaged and cannot be read ({error})") from error
-    if not is_whole:
-        raise StoreError(f"{store}/{name}: damaged, its content does not match its checksum")
-    return dict(content)
+        raise StoreError(f"{store}/{name}: damaged ({first_line(error)})") from error
 
 
 def record_name(unit: int) -> str:
@@ -152,27 +134,6 @@ def discard_units(store: Folder, units: Iterable[int]) -> None:
     store.settle(COMMITS)
 
 
-def read_unit_record(
-    store: Folder, unit: int, rows: tuple[int, int], fingerprint: str
-) -> UnitRecord:
-    """Read the record of a unit of these rows by this encoder (StoreError: there is none)."""
-    where = f"{store}: rows {rows[0]}..{rows[1]} (unit {unit})"
-    try:
-        record = _validated(UnitRecord, store, record_name(unit))
-    except FileNotFoundError as error:
-        raise StoreError(f"{where} have no commit record") from error
-    except StoreError as error:
-        raise StoreError(f"{where} have a damaged commit record ({error})") from error
-    if (record.unit, record.rows, record.fingerprint) != (unit, rows, fingerprint):
-        raise StoreError(f"{where} have a commit record of other rows or another encoder")
-    return record
-
-
-def read_mark(store: Folder) -> CompleteMark:
-    """Read a complete mark (FileNotFoundError: there is none; StoreError: it is damaged)."""
-    return _validated(CompleteMark, store, COMPLETE_MARK)
-
-
 def hash_files(store: Folder, names: Iterable[str]) -> dict[str, str]:
     """Return the sha256 of files of a store by name, without missing ones."""
     hashes = {}
@@ -185,13 +146,3 @@ def hash_files(store: Folder, names: Iterable[str]) -> dict[str, str]:
 def unmark(store: Folder) -> None:
     """Make a store incomplete, before anything of it is replaced."""
     store.delete((COMPLETE_MARK,))
-
-
-def _validated(kind: type[Note], store: Folder, name: str) -> Note:
-    content = read_sealed(store, name)
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise StoreError(
-            f"{store}/{name}: {invalid_field(error)}; written by another program"
-        ) from error

@@ -4,13 +4,15 @@ An uncompressed array needs no decoding: a chunk is the raw rows and four bytes 
 shard is 64 such chunks with an index at its end. So a row is one read at a known offset, memory
 holds only the requested rows, and rows that were read before come from the system's page cache.
 `announce` starts reading without waiting, so that a disk reads a whole batch at once. What fits
-into the memory of a GPU is read once, into `DeviceRows`.
+into the memory of a GPU is read once, into `DeviceRows`. Features in object storage, or compressed,
+are copied to local files of raw rows first.
 
 Values are addressed by `row * num_slots + slot`, so that one slot of a row can be read without the
 others. A file must not change after it was opened.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,16 +22,19 @@ import numpy as np
 import torch
 from jaxtyping import Float16, Int64
 from torch import Tensor
+from tqdm import tqdm
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import unit_arrays
-from pipeline.features.store.local_copy import copy_units
 from pipeline.features.store.units import CHUNK_ROWS, PASSING_ROWS, cut
+from pipeline.storage.local import sync_file
 from pipeline.storage.location import on_disk
+from pipeline.storage.locks import sole_writer
 
 INDEX_ENTRY: Final = 2  # uint64 of a chunk in a shard's index: offset and bytes
 CHECKSUM_BYTES: Final = 4  # a crc32c, after a chunk and after an index
+NAME_DIGITS: Final = 32  # of a store's digest, in the name of a local copy
 
 
 class _Slice(NamedTuple):
@@ -46,12 +51,7 @@ class _Slice(NamedTuple):
 class StoredRows:
     """One array of one or more stores, whose rows follow one another."""
 
-    def __init__(
-        self,
-        stores: Sequence[FeatureStore],
-        name: str,
-        cache: Path | None = None,
-    ):
+    def __init__(self, stores: Sequence[FeatureStore], name: str, cache: Path | None = None):
         """Open the files, after copying those of stores that need a local copy.
 
         Args:
@@ -158,15 +158,15 @@ class DeviceRows:
         return self._values[addresses.to(self._values.device, non_blocking=True)]
 
 
-Chunks = tuple[
-    list[Path], Int64[np.ndarray, " c"], Int64[np.ndarray, " c"], Int64[np.ndarray, " c"]
-]
+Numbers = Int64[np.ndarray, " c"]
 
 
-def _chunks(store: FeatureStore, name: str, value_bytes: int, cache: Path | None) -> Chunks:
+def _chunks(
+    store: FeatureStore, name: str, value_bytes: int, cache: Path | None
+) -> tuple[list[Path], Numbers, Numbers, Numbers]:
     """Return a store's files, and the first row, file and offset of every chunk in them."""
-    unit_starts = np.arange(store.num_units) * store.attributes.rows_per_unit
-    whole_files = unit_starts, np.arange(store.num_units), np.zeros(store.num_units, np.int64)
+    files = np.arange(store.num_units)
+    whole_files = files * store.attributes.rows_per_unit, files, np.zeros_like(files)
     folder = on_disk(store.path)
     if folder is None or store.attributes.codec != "none":
         if cache is None:
@@ -174,23 +174,24 @@ def _chunks(store: FeatureStore, name: str, value_bytes: int, cache: Path | None
                 f"{store.path}: features in object storage, or compressed, are read from a local "
                 f"copy; choose a folder for it"
             )
-        return copy_units(store, name, cache), *whole_files
+        value = store.attributes.num_slots * value_bytes
+        return _copy_units(store, name, cache, row_bytes=value), *whole_files
     trailing = "/0" * (1 + len(unit_arrays(store.attributes)[name][1]))
     paths = [folder / f"{name}/c/{unit}{trailing}" for unit in range(store.num_units)]
     if store.attributes.rows_per_unit == CHUNK_ROWS:
         return paths, *whole_files
-    chunk_bytes = CHUNK_ROWS * store.attributes.num_slots * value_bytes + CHECKSUM_BYTES
-    offsets = [_shard_offsets(store, unit, path, chunk_bytes) for unit, path in enumerate(paths)]
     starts = np.arange(-(-store.num_rows // CHUNK_ROWS)) * CHUNK_ROWS
-    return paths, starts, starts // store.attributes.rows_per_unit, np.concatenate(offsets)
+    offsets = [_shard_offsets(path, store.attributes.rows_per_unit // CHUNK_ROWS) for path in paths]
+    return (
+        paths,
+        starts,
+        starts // store.attributes.rows_per_unit,
+        np.concatenate(offsets)[: len(starts)],
+    )
 
 
-def _shard_offsets(
-    store: FeatureStore, unit: int, path: Path, chunk_bytes: int
-) -> Int64[np.ndarray, " c"]:
-    """Read the offsets of the chunks of a shard that hold rows of the store."""
-    start, stop = store.unit_rows(unit)
-    num_chunks = store.attributes.rows_per_unit // CHUNK_ROWS
+def _shard_offsets(path: Path, num_chunks: int) -> Numbers:
+    """Read the offsets of a shard's chunks; a wrong one is found when its rows are hashed."""
     index_bytes = num_chunks * INDEX_ENTRY * 8
     try:
         with path.open("rb") as file:
@@ -200,14 +201,49 @@ def _shard_offsets(
         raise StoreError(
             f"{path}: cannot be read ({error.strerror}); run vla-embed again"
         ) from error
-    index = np.frombuffer(held, "<u8").reshape(num_chunks, INDEX_ENTRY)
-    index = index[: -(-(stop - start) // CHUNK_ROWS)]
-    if (index[:, 1] != chunk_bytes).any():
-        raise StoreError(
-            f"{path}: damaged: expected chunks of {chunk_bytes} bytes in its index, found none; "
-            f"run vla-embed again"
-        )
-    return index[:, 0].astype(np.int64)
+    return np.frombuffer(held, "<u8").reshape(num_chunks, INDEX_ENTRY)[:, 0].astype(np.int64)
+
+
+def _copy_units(store: FeatureStore, name: str, cache: Path, *, row_bytes: int) -> list[Path]:
+    """Return one file of raw rows per unit; copy the missing ones.
+
+    A file is checked against the unit's commit record and gets its name when it is whole, so that
+    an interrupted copy is resumed. The folder is named by the digest of the store's content:
+    another store never reads it, and it can be removed when no training reads it.
+    """
+    folder = cache / store.digest()[:NAME_DIGITS] / name
+    paths = [folder / f"{unit:06d}" for unit in range(store.num_units)]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f"{folder.name}.lock")
+    with sole_writer(folder, StoreError, lock=lock, wait=True):
+        missing = [unit for unit, path in enumerate(paths) if not path.exists()]
+        needed = sum(map(store.num_unit_rows, missing)) * row_bytes
+        free = shutil.disk_usage(cache).free
+        if needed > free:
+            raise ConfigError(
+                f"{store.path}: a local copy of {name} needs {needed / 1e9:,.1f} GB more, but the "
+                f"disk of {cache} has {free / 1e9:,.1f} GB left; use another data.cache, or "
+                "delete old copies in it"
+            )
+        for unit in tqdm(missing, desc="copy", unit="unit", disable=None if missing else True):
+            _copy_unit(store, name, unit, paths[unit])
+        sync_file(folder)
+    return paths
+
+
+def _copy_unit(store: FeatureStore, name: str, unit: int, path: Path) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+
+        def written() -> Iterator[np.ndarray]:
+            for rows in store.read_slices(unit, name):
+                file.write(np.ascontiguousarray(rows).data)
+                yield rows
+
+        store.check_rows(unit, name, written())
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:

@@ -39,16 +39,6 @@ def choose_rows_per_unit(num_rows: int, shard_above: int, bytes_per_row: int) ->
     return min(max(rows, CHUNK_ROWS), SHARD_ROWS)
 
 
-def num_units(num_rows: int, rows_per_unit: int) -> int:
-    """Return how many units hold `num_rows` rows; the last one may be short."""
-    return -(-num_rows // rows_per_unit)
-
-
-def unit_rows(unit: int, num_rows: int, rows_per_unit: int) -> tuple[int, int]:
-    """Return the rows [start, stop) of a unit."""
-    return unit * rows_per_unit, min((unit + 1) * rows_per_unit, num_rows)
-
-
 def cut(start: int, stop: int, size: int) -> Iterator[slice]:
     """Cut the rows [start, stop) into slices of `size`; the last one may be short."""
     for first in range(start, stop, size):

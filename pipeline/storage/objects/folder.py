@@ -1,31 +1,34 @@
-"""Objects below a prefix of a bucket, as a folder of files.
+"""Objects below a prefix of a bucket, as a folder of files, through obstore.
 
 Nothing can be renamed or locked here. An acknowledged PUT is durable and whole, and the last of two
 writers wins; `made` writes its last file only if no other process has.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import io
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property, partial
-from io import RawIOBase
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import obstore
+from obstore.exceptions import PreconditionError
 from obstore.store import from_url
 
-from pipeline.storage.folder import FileEntry
+from pipeline.errors import ObjectStorageError
 from pipeline.storage.local import LocalFolder
-from pipeline.storage.location import ObjectUrl
-from pipeline.storage.objects.file import ObjectFile
+from pipeline.storage.location import FileEntry, ObjectUrl
 from pipeline.storage.objects.requests import RETRY, open_bucket, reaching, until_whole
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta
+    from _typeshed import WriteableBuffer
+    from obstore import GetOptions, ObjectMeta
     from obstore.store import ObjectStore
 
-NAMES_A_PAGE = 1_000  # what S3 lists in an answer
+NAMES_PER_PAGE: Final = 1_000  # what S3 lists in an answer
+BLOCK_BYTES: Final = 2**20  # fetched for a smaller read; takes about as long as one byte would
+MAX_BLOCKS: Final = 16  # kept of a file
 
 
 class ObjectFolder:
@@ -45,7 +48,7 @@ class ObjectFolder:
             return from_url(str(self), retry_config=RETRY)
 
     def is_there(self) -> bool:
-        return any(self._listed())
+        return any(self.files())
 
     def exists(self, name: str) -> bool:
         try:
@@ -60,16 +63,24 @@ class ObjectFolder:
         return [name for name in names if "/" not in name] if any(names) else None
 
     def files(self) -> Iterable[FileEntry]:
-        return sorted(self._listed())
+        held = {meta["path"]: meta for meta in self._listed()}
+        if not held:  # the location may be an object itself
+            url = self.location
+            request = partial(obstore.head, open_bucket(url.scheme, url.bucket), url.path)
+            with suppress(FileNotFoundError):
+                held = {"": until_whole(str(url), request)}
+        return sorted(
+            FileEntry(name, meta["size"], meta["e_tag"] or "") for name, meta in held.items()
+        )
 
     def read(self, name: str) -> bytes:
         return until_whole(f"{self}/{name}", lambda: bytes(obstore.get(self.objects, name).bytes()))
 
-    def open(self, name: str) -> RawIOBase:
+    def open(self, name: str) -> io.RawIOBase:
         return ObjectFile(self.location / name)
 
     def names(self, below: str = "") -> Iterator[str]:
-        return (held["path"] for held in self._entries(below))
+        return (held["path"] for held in self._listed(below))
 
     def write(self, name: str, content: bytes | Path) -> None:
         until_whole(f"{self}/{name}", partial(obstore.put, self.objects, name, content))
@@ -103,34 +114,12 @@ class ObjectFolder:
                 self.delete(leftovers)
             self._create(last, filled.read(last))
 
-    def _entries(self, below: str = "") -> Iterator["ObjectMeta"]:
-        page = self._page(below, None)
-        while page:
-            yield from page
-            page = self._page(below, page[-1]["path"])
+    def _listed(self, below: str = "") -> "list[ObjectMeta]":
+        def listed() -> "list[ObjectMeta]":
+            pages = obstore.list(self.objects, below or None, chunk_size=NAMES_PER_PAGE)
+            return [held for page in pages for held in page]
 
-    def _listed(self) -> Iterator[FileEntry]:
-        is_folder = False
-        for held in self._entries():
-            is_folder = True
-            yield FileEntry(held["path"], held["size"], held["e_tag"] or "")
-        if is_folder:
-            return
-        url = self.location
-        request = partial(obstore.head, open_bucket(url.scheme, url.bucket), url.path)
-        try:
-            held = until_whole(str(url), request)
-        except FileNotFoundError:
-            return
-        yield FileEntry("", held["size"], held["e_tag"] or "")
-
-    def _page(self, below: str, after: str | None) -> "Sequence[ObjectMeta]":
-        def first_page() -> "Sequence[ObjectMeta]":
-            prefix = below or None
-            pages = obstore.list(self.objects, prefix, offset=after, chunk_size=NAMES_A_PAGE)
-            return next(iter(pages), ())
-
-        return until_whole(f"{self}/{below}".rstrip("/"), first_page)
+        return until_whole(f"{self}/{below}".rstrip("/"), listed)
 
     def _create(self, name: str, content: bytes) -> None:
         # In one part: an upload in several cannot be conditional.
@@ -141,3 +130,77 @@ class ObjectFolder:
             # A PUT whose answer got lost is sent again, and meets itself.
             if self.read(name) != content:
                 raise
+
+
+class ObjectFile(io.RawIOBase):
+    """One object, read in ranges, with the content that it had when it was opened.
+
+    Small reads are served from a few blocks that are kept, since formats such as HDF5 read a few
+    bytes here and a few there.
+    """
+
+    def __init__(self, url: ObjectUrl):
+        """Request the object's size (FileNotFoundError: there is no such object)."""
+        self._url = url
+        self._objects = open_bucket(url.scheme, url.bucket)
+        held = until_whole(str(url), partial(obstore.head, self._objects, url.path))
+        self._size, self._e_tag = held["size"], held["e_tag"]
+        self._position = 0
+        self._block = lru_cache(MAX_BLOCKS)(self._read_block)  # by position
+
+    def __repr__(self) -> str:
+        return str(self._url)  # what h5py takes for the file's name
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        """Fill a buffer from the position; return how many of its bytes the object has.
+
+        The rest becomes zeros, as in HDF5's own driver: h5py ignores the number.
+
+        Raises:
+            FileNotFoundError, ObjectStorageError: the object was removed or replaced, or no answer.
+        """
+        target = memoryview(buffer).cast("B")
+        start = self._position
+        stop = max(start, min(start + len(target), self._size))
+        if stop - start >= BLOCK_BYTES:
+            target[: stop - start] = self._get(start, stop)
+        else:
+            for first in range(start - start % BLOCK_BYTES, stop, BLOCK_BYTES):
+                low, high = max(start, first), min(stop, first + BLOCK_BYTES)
+                target[low - start : high - start] = self._block(first)[low - first : high - first]
+        target[stop - start :] = bytes(len(target) - (stop - start))
+        self._position = stop
+        return stop - start
+
+    def _read_block(self, first: int) -> bytes:
+        return self._get(first, min(first + BLOCK_BYTES, self._size))
+
+    def _get(self, start: int, stop: int) -> bytes:
+        options: GetOptions = {"range": (start, stop)}
+        if self._e_tag is not None:
+            options["if_match"] = self._e_tag
+
+        def whole_range() -> bytes:
+            try:
+                return bytes(obstore.get(self._objects, self._url.path, options=options).bytes())
+            except PreconditionError:
+                raise ObjectStorageError(
+                    f"{self._url}: expected the object that was opened, found that it was replaced "
+                    f"while it was read; run the same command again"
+                ) from None
+
+        return until_whole(str(self._url), whole_range)

@@ -34,6 +34,14 @@ RETRY: "RetryConfig" = {
 }
 CUT_ANSWERS: Final = 5  # tries where an answer breaks off: obstore mends that for reads alone
 NO_BUCKET: Final = "NoSuchBucket"  # S3's code
+_CAUSES: Final = {  # by what only their messages contain
+    "/latest/": (  # the address of a cloud machine's own credentials
+        "no credentials for object storage; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+        "the credentials of your provider, in the environment"
+    ),
+    NO_BUCKET: "the bucket does not exist; create it, or use another --store",
+    "BadScheme": "the endpoint is not https; use an https endpoint, or set AWS_ALLOW_HTTP=true",
+}
 
 Answer = TypeVar("Answer")
 
@@ -91,25 +99,18 @@ def reaching(url: str) -> Iterator[None]:
 
 def _explain(text: str) -> str:
     """Return what went wrong and what to do, without the details of obstore's message."""
+    for sign, explained in _CAUSES.items():
+        if sign in text:
+            return explained
     status = re.search(r"status code: (\d{3}[A-Za-z ]*)", text)
     code = re.search(r"<Code>(\w+)</Code>", text)
     tries = re.search(r"after (\d+) retries", text)
-    if "/latest/" in text:  # the address of a cloud machine's own credentials
-        return (
-            "no credentials for object storage; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "or the credentials of your provider, in the environment"
-        )
-    if NO_BUCKET in text:
-        return "the bucket does not exist; create it, or use another --store"
-    if "BadScheme" in text:
-        return "the endpoint is not https; use an https endpoint, or set AWS_ALLOW_HTTP=true"
-    if status is None:
-        answer = "object storage does not respond"
-    else:
+    answer = "object storage does not respond"
+    if status is not None:
         named = f" ({code[1]})" if code else ""
         answer = f"object storage responds with {status[1].strip()}{named}"
-    if status is not None and status[1][:2] == "40":
-        return f"{answer}; check the credentials and the region in the environment"
+        if status[1].startswith("40"):
+            return f"{answer}; check the credentials and the region in the environment"
     asked = f" after {tries[1]} retries" if tries else ""
     return (
         f"{answer}{asked}; check the network, AWS_ENDPOINT_URL and AWS_REGION, then run the same "

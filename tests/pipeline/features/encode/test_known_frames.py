@@ -44,7 +44,7 @@ def test_every_stored_frame_is_found_and_no_other(stored):
         assert found == (STORED if int(frame_hash) in expected else NEW)
         np.testing.assert_array_equal(feature, expected.get(int(frame_hash), np.zeros(768)))
     assert environments == {
-        e for store, units in stored for u in units for e in store.unit_environments(u)
+        e for store, units in stored for u in units for e in store.unit_record(u).environments
     }
 
 

@@ -9,8 +9,9 @@ import re
 import pytest
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.features.encode.config import Part
 from pipeline.features.encode.embed import embed_dataset
-from pipeline.features.encode.parts import Part, hold_store
+from pipeline.features.encode.target import hold_store
 from pipeline.features.store.feature_store import FeatureStore
 from tests.pipeline.features.encode.drivers import (
     commits,

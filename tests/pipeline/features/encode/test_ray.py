@@ -17,11 +17,12 @@ import torch
 import cli.embed
 from pipeline.errors import ConfigError, EncoderMismatchError, WorkerLostError
 from pipeline.features.encode.known_frames import FrameIndex
-from pipeline.features.encode.ray_pool import ADDRESS, WorkerPlan, encode_with_ray
+from pipeline.features.encode.ray_pool import ADDRESS, encode_with_ray
 from pipeline.features.identity.source import SOURCE_NOTE
 from pipeline.features.store.feature_store import FeatureStore
 from tests.pipeline.features.encode.drivers import (
     commits,
+    configure,
     embed,
     kill,
     processes_with,
@@ -150,17 +151,10 @@ def test_a_worker_that_computes_something_else_is_refused(tmp_path, address):
     probe = held.read_probe()
     other = replace(probe, features={"pooled": probe.features["pooled"] + np.float16(1)})
     FeatureStore.create(tmp_path / "s.zarr", held.attributes, held.read_steps(), other)
-    plan = WorkerPlan(
-        manifest=manifest,
-        store=tmp_path / "s.zarr",
-        encoder=LIGHT["encoder"],
-        device="cpu",
-        compiled=False,
-        threads=1,
-        index=FrameIndex.of([], place_matters=False),
-    )
+    config = configure(manifest, tmp_path / "s.zarr", ray_workers=1, **LIGHT)
+    index = FrameIndex.of([], place_matters=False)
     with pytest.raises(EncoderMismatchError, match="computes for probe frame"):
-        list(encode_with_ray(plan, 1, [0]))
+        list(encode_with_ray(config, config.store, torch.device("cpu"), [0], index))
     assert not commits(tmp_path / "s.zarr")
 
 

@@ -106,15 +106,13 @@ def test_growth_is_given_up_where_the_dataset_is_the_old_one_again(tmp_path, mon
     assert leftovers(store) == []
 
 
-@pytest.mark.parametrize("left", ["growing", "outgrown alone", "discarded"])
+@pytest.mark.parametrize("left", ["growing", "outgrown alone"])
 def test_what_a_crash_leaves_is_no_dead_end(tmp_path, left):
     manifest, store = write_dataset(tmp_path, (4, 3)), tmp_path / "s.zarr"
     embed(manifest, store)
     if left == "growing":  # a part of a folder that was being removed
         (tmp_path / ".s.zarr.growing" / "features").mkdir(parents=True)
         (manifest.parent / "data" / "episode_0.hdf5").unlink()
-    elif left == "discarded":
-        (tmp_path / ".s.zarr.discarded" / "features").mkdir(parents=True)
     else:
         store.rename(tmp_path / ".s.zarr.outgrown")
     assert embed(manifest, store).counts.encoded == 0

@@ -61,5 +61,5 @@ def test_the_note_is_read_back_and_its_absence_is_no_error(tmp_path):
 
 def test_a_damaged_note_is_named(tmp_path):
     (tmp_path / SOURCE_NOTE).write_text('{"manifest": 3')
-    with pytest.raises(StoreError, match=rf"{SOURCE_NOTE}: expected the file that vla-embed wrote"):
+    with pytest.raises(StoreError, match=rf"{SOURCE_NOTE}: damaged .*; delete this file"):
         read_source(LocalFolder(tmp_path))

@@ -54,7 +54,7 @@ def read(folder: Path) -> dict[str, np.ndarray]:
 def rewrite(folder: Path, environment: str | None = None, **features: np.ndarray) -> None:
     """Put other features under the very record of a store, as a faulty encoder would have."""
     store = FeatureStore.open(folder / "s.zarr", writable=True)
-    environments = store.unit_environments(0) if environment is None else {environment}
+    environments = {environment} if environment else {*store.unit_record(0).environments}
     held = store.read_unit_features(0)
     store.write_unit(0, held | features, store.read_unit_hashes(0), environments)
     mark_complete(store)

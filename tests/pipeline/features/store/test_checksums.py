@@ -34,9 +34,8 @@ REPORTED = {
     r"features/(\w+)/c/.*": r"features/\1, unit 0: ",
     r"frame_hash/c/.*": r"frame_hash, unit 0: ",
     r"commits/000000\.json": r"commit record of unit 0: ",
-    r"(state|action|timestamp|episode_ends)/c/.*": r"\1: ",
-    r"(probe|bases)/.*": r"\1: ",
-    r"start_(frames|episodes)/.*": r"start_frames: ",
+    r"(state|action|timestamp|episode_ends|start_frames|start_episodes)/c/.*": r"\1: ",
+    r"(probe|bases/grid)/.*": r"\1: ",
     r"COMPLETE\.json": r"{file}: ",
     r"source\.json": r".*/{file}: ",
 }

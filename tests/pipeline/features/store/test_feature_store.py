@@ -15,7 +15,12 @@ from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.store.attributes import FORMAT_VERSION
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import check_digest, mark_complete
-from pipeline.features.store.records import COMPLETE_MARK, read_sealed, write_sealed
+from pipeline.features.store.records import (
+    COMPLETE_MARK,
+    UnitRecord,
+    read_sealed,
+    write_sealed,
+)
 from pipeline.features.store.units import CHUNK_ROWS
 from tests.pipeline.tiny import (
     complete_store,
@@ -136,7 +141,8 @@ def test_hashes_that_another_program_rewrote_do_not_pass(tmp_path):
 def test_a_record_of_another_encoder_is_not_taken(tmp_path):
     store = complete_store(tmp_path / "s.zarr", LENGTHS)
     name = "commits/000000.json"
-    write_sealed(store.folder, name, read_sealed(store.folder, name) | {"fingerprint": "0" * 64})
+    record = read_sealed(store.folder, name, UnitRecord)
+    write_sealed(store.folder, name, record.model_copy(update={"fingerprint": "0" * 64}))
     assert store.valid_units() == {1}
 
 
@@ -259,9 +265,9 @@ def test_units_record_which_environments_computed_them(tmp_path):
     store = create_store(tmp_path / "s.zarr", LENGTHS)
     features = {"pooled": tiny_features(NUM_ROWS)[:CHUNK_ROWS]}
     store.write_unit(0, features, np.ones((CHUNK_ROWS, 3), np.uint64), {"b", "a"})
-    assert store.unit_environments(0) == {"a", "b"}
+    assert store.unit_record(0).environments == ("a", "b")
     with pytest.raises(StoreError, match="no commit record"):
-        store.unit_environments(1)
+        store.unit_record(1)
 
 
 def test_the_source_digest_names_what_was_seen_whoever_encoded_it(tmp_path):

@@ -69,7 +69,7 @@ def test_a_store_whose_files_are_not_of_the_size_it_names_is_refused(tmp_path):
     fill_store(store)
     larger = store.attributes.model_copy(update={"rows_per_unit": 2 * ROWS_PER_UNIT})
     replace_attributes(store, larger)
-    with pytest.raises(StoreError, match="expected 1024 rows per file, found 512"):
+    with pytest.raises(StoreError, match=r"1024 rows per file, found .* 512 rows"):
         FeatureStore.open(store.path, allow_incomplete=True)
 
 
