@@ -20,8 +20,9 @@ LIBERO_SUITE = "libero/libero_object_two_normal_episodes"  # the smallest whose 
 
 
 def test_a_process_plays_one_environment_to_its_end_and_then_one_that_no_other_plays():
-    queue = Queue("abc", range(3), done={("a", 0), ("c", 0), ("c", 1), ("c", 2)})
-    assert (queue.total, len(queue)) == (9, 5)
+    queue = Queue({"a": [1, 2], "b": [0, 1], "c": []})
+    queue.add("b", 2)
+    assert (len(queue), queue.has_several_envs) == (5, True)
     assert queue.next(None) == ("b", 0)
     assert queue.next(None) == ("a", 1)
     assert queue.next("b") == ("b", 1)
