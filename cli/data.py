@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.features.identity.verify import verify_store
 from pipeline.features.store.integrity import verify_checksums
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE
-from pipeline.rollout.play.record import Keep, RecordConfig, record_dataset
+from pipeline.rollout.play.record import RecordConfig, record_dataset
 from pipeline.storage.local import write_atomically
 from pipeline.storage.location import parse_location
 from pipeline.training.run.describe import describe
@@ -34,9 +34,6 @@ def record(
     out: Annotated[Path, typer.Option(help="Folder to create or resume.")],
     views: Annotated[str, typer.Option(help="Cameras, comma-separated, in the policy's order.")],
     first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode.")] = 0,
-    keep: Annotated[
-        Keep, typer.Option(help="`all` also keeps episodes that the expert fails.")
-    ] = "successes",
     render_size: Annotated[
         int, typer.Option(help="Side length of rendered images in pixels; recorded at 256x256.")
     ] = DEFAULT_RENDER_SIZE,
@@ -48,7 +45,6 @@ def record(
             views=tuple(name.strip() for name in views.split(",") if name.strip()),
             episodes=episodes,
             out=out,
-            keep=keep,
             render_size=render_size,
             first_seed=first_seed,
         )

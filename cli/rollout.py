@@ -14,8 +14,7 @@ from cli.command import (
     exit_on_vla_error,
 )
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
-from pipeline.rollout.play.instruction_check import check_instructions
-from pipeline.rollout.play.loop import RolloutConfig, roll_out
+from pipeline.rollout.play.loop import RolloutConfig, check_instructions, roll_out
 from pipeline.rollout.report.instructions import measure_effect
 from pipeline.rollout.report.page import write_report
 

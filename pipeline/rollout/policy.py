@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
-from pipeline.rollout.gate.camera_verdict import CameraCheckMode
+from pipeline.rollout.gate.camera_check import CameraCheckMode
 from pipeline.rollout.serve.config import ServeConfig
 from pipeline.rollout.serve.request import PREFIX, PROMPT, RESET, STATE, Value
 from pipeline.rollout.serve.session import ServedPolicy, Session

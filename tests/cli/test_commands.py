@@ -146,7 +146,6 @@ def test_flags_are_what_users_know():
         "--views",
         "--first-seed",
         "--render-size",
-        "--keep",
     }
     assert flags(cli.data.main, "info") == {"path", "--json"}
     assert flags(cli.data.main, "verify") == {

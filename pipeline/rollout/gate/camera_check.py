@@ -9,19 +9,18 @@ without any encoder.
 the nearest of the training's starts. A difference in brightness of up to `MAX_BRIGHTNESS` is
 removed first: it is no mistake.
 
-**Limits**, all from the training's starts, each compared with the other ones. A view's *spread* is
-the largest distance of a start to its nearest neighbor; a view within its spread matches. Its
-*margin* is how much nearer a mistake undone brings a start at most: none of them is a mistake. A
-mistake is named where undoing it brings the view among the training's starts, and nearer by more
-than margin and `MIN_DIFFERENCE`: an image that is its own mirror image has the same distance
-flipped, so it is never named. Mistakes that explain a view equally well are all named. A view that
-no mistake explains is unknown where its distance is above `SPREADS` spreads plus `TOLERANCE`.
+**Limits**, from each training start against the others. A view's *spread* is the largest distance
+of a start to its nearest neighbor; a view within it matches. Its *margin* is how much nearer a
+mistake undone brings a start at most. A mistake is named where undoing it brings the view among the
+training's starts, and nearer by more than margin and `MIN_DIFFERENCE`: an image that is its own
+mirror image is never called flipped. Mistakes that explain a view equally well are all named. A
+view that no mistake explains is unknown beyond `SPREADS` spreads plus `TOLERANCE`.
 """
 
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -30,13 +29,8 @@ from torch import Tensor
 
 from pipeline.errors import CameraMismatchError
 from pipeline.features.store.start_frames import StartFrames, shrink_frames
-from pipeline.rollout.gate.camera_verdict import (
-    CameraCheckMode,
-    CameraVerdict,
-    Mistake,
-    ViewFinding,
-)
 from pipeline.training.run.folder import RunDescription, read_start_frames
+from policy.spec import FrozenModel
 
 MIN_EPISODES: Final = 4  # of training; fewer do not show how much starts differ
 MIN_MARGIN: Final = 1.25  # factor; undoing a mistake must bring a view nearer by at least this
@@ -45,14 +39,111 @@ SPREADS: Final = 2.0  # how many spreads away a start of no training may be
 TOLERANCE: Final = 10.0  # gray levels more; for light that changes unevenly, and shadows
 MAX_BRIGHTNESS: Final = 1.25  # factor
 
+logger = logging.getLogger(__name__)
+
+
+CameraCheckMode = Literal["refuse", "warn", "off"]
+"""What to do where the cameras do not show what training showed: end, warn, or do not compare."""
+
+Mistake = Literal[
+    "flipped left to right",
+    "flipped upside down",
+    "rotated by 180 degrees",
+    "red and blue exchanged",
+    "another view",
+    "unknown",
+]
+"""What is wrong with a view."""
+
+
+class ViewFinding(FrozenModel):
+    """One camera's image, compared with its images in training."""
+
+    view: str
+    mistake: Mistake | None
+    """None where it matches."""
+    shows: str | None = None
+    """The view of the training that it shows instead, for `another view`."""
+    distance: float
+    """To the nearest training start, in gray levels of 255."""
+    spread: float
+    """The largest distance of a training start to the nearest other one."""
+    undone_distance: float | None = None
+    """The distance with the mistake undone, where it has a name."""
+    alternatives: tuple[Mistake, ...] = ()
+    """Other mistakes that explain the view as well; a symmetric scene leaves several."""
+
+    def words(self) -> str:
+        """Return what is wrong, with the distances."""
+        shown = f"shows what training saw as `{self.shows}`"
+        words = {"another view": shown, "unknown": "does not look like training"}
+        names = [words.get(str(self.mistake), str(self.mistake)), *self.alternatives]
+        undone = "" if self.undone_distance is None else f", {self.undone_distance:.1f} if undone"
+        return (
+            f"view `{self.view}`: {' or '.join(names)} (distance {self.distance:.1f} of 255{undone}"
+            f", training starts are within {self.spread:.1f} of each other)"
+        )
+
+
+class CameraVerdict(FrozenModel):
+    """The first frames of an episode, compared with training."""
+
+    views: tuple[ViewFinding, ...]
+    """One each, in the order of the training."""
+    unchecked: str | None = None
+    """Why nothing could be checked."""
+
+    @property
+    def matches(self) -> bool:
+        """Whether no mistake was found; also true where nothing could be checked."""
+        return all(finding.mistake is None for finding in self.views)
+
+    @property
+    def names_a_mistake(self) -> bool:
+        """Whether a picture is flipped, turned or exchanged, and not only another scene."""
+        return any(finding.mistake not in (None, "unknown") for finding in self.views)
+
+    def line(self) -> str:
+        """Return the verdict in one line."""
+        if self.unchecked is not None:
+            return f"the cameras are not checked: {self.unchecked}"
+        if self.matches:
+            return "all views match training"
+        shows = {finding.view: finding.shows for finding in self.views}
+        parts = []
+        for finding in self.views:
+            pair = [view for view in shows if view in (finding.view, finding.shows)]
+            if finding.shows is not None and shows[finding.shows] == finding.view:
+                parts.append(f"views `{pair[0]}` and `{pair[1]}` are swapped")
+            elif finding.mistake is not None:
+                parts.append(finding.words())
+        return "; ".join(dict.fromkeys(parts))
+
+
+class StartFinding(FrozenModel):
+    """The verdict on one episode of a rollout."""
+
+    seed: int
+    task: str = ""
+    """Its environment, in a rollout of several."""
+    verdict: CameraVerdict
+
+
+class CameraCheckResult(FrozenModel):
+    """The camera check of a whole rollout, as stored in `result.json`."""
+
+    mode: CameraCheckMode
+    """What to do at a mismatch."""
+    starts: tuple[StartFinding, ...]
+    """In the order of the episodes; empty where nothing was checked."""
+
+
 _UNDO: Final[dict[Mistake, Callable[[Tensor], Tensor]]] = {
     "flipped left to right": lambda frames: frames.flip(-2),
     "flipped upside down": lambda frames: frames.flip(-3),
     "rotated by 180 degrees": lambda frames: frames.flip(-3, -2),
     "red and blue exchanged": lambda frames: frames.flip(-1),
 }
-
-logger = logging.getLogger(__name__)
 
 
 class CameraCheck:
@@ -61,8 +152,11 @@ class CameraCheck:
     def __init__(self, starts: StartFrames, view_names: tuple[str, ...]):
         """Derive the limits from the training's starts; takes half a second."""
         self._view_names = view_names
-        self._num_starts = len(starts.frames)
-        if not self.is_able:
+        self.unchecked: str | None = None
+        """Why nothing can be checked; None where training had enough episodes to judge by."""
+        if len(starts.frames) < MIN_EPISODES:
+            found = len(starts.frames)
+            self.unchecked = f"expected {MIN_EPISODES} or more training episodes, found {found}"
             return
         images = torch.from_numpy(starts.frames).float()
         views = torch.arange(len(view_names))
@@ -83,14 +177,9 @@ class CameraCheck:
             RunError: they are absent, damaged, or differ from those of the start of the run.
         """
         check = cls(read_start_frames(run, description), description.spec.view_names)
-        if not check.is_able:
-            logger.warning("%s: %s", run, check._unchecked().line())
+        if check.unchecked is not None:
+            logger.warning("%s: the cameras are not checked: %s", run, check.unchecked)
         return check
-
-    @property
-    def is_able(self) -> bool:
-        """Whether training had enough episodes to judge by."""
-        return self._num_starts >= MIN_EPISODES
 
     def admit(
         self,
@@ -113,45 +202,34 @@ class CameraCheck:
         is_refused = verdict.names_a_mistake if scenes_differ else not verdict.matches
         if is_refused and mode == "refuse":
             raise CameraMismatchError(
-                f"cameras: expected the views of the training data, found: {verdict.line()}; "
-                f"correct the "
-                f"cameras or their order, or continue anyway with --set camera_check=warn"
+                f"cameras: expected the views of the training data, found: "
+                f"{verdict.line()}; correct the cameras or their order, or continue anyway with "
+                "--set camera_check=warn"
             )
         if not verdict.matches:
             logger.warning("%s", verdict.line())
         return verdict
 
     def examine_start(self, frames: UInt8[np.ndarray, "v 256 256 3"]) -> CameraVerdict:
-        """Compare the first frames of an episode with those of the training's episodes.
-
-        Args:
-            frames: RGB, values in [0, 255], every view, as the policy is about to see them.
-        """
-        if not self.is_able:
-            return self._unchecked()
+        """Compare an episode's first frames, RGB in [0, 255], with those of the training."""
+        if self.unchecked is not None:
+            return CameraVerdict(views=(), unchecked=self.unchecked)
         shown = torch.from_numpy(shrink_frames(frames)).float()
         away = self._away(shown[None])[0].tolist()
-        return CameraVerdict(
-            views=tuple(self._judge(view, away[view]) for view in range(len(self._view_names)))
-        )
-
-    def _unchecked(self) -> CameraVerdict:
-        """Return the verdict where training had too few episodes."""
-        why = f"expected {MIN_EPISODES} or more training episodes, found {self._num_starts}"
-        return CameraVerdict(views=(), unchecked=why)
+        return CameraVerdict(views=tuple(self._judge(*each) for each in enumerate(away)))
 
     def _judge(self, view: int, away: list[float]) -> ViewFinding:
         """Judge one view, given its row of `_away`."""
-        as_is, spread = away[len(_UNDO) + view], self._spread[view]
+        as_is, names = away[len(_UNDO) + view], self._view_names
         found = ViewFinding(
-            view=self._view_names[view], mistake=None, distance=as_is, spread=spread
+            view=names[view], mistake=None, distance=as_is, spread=self._spread[view]
         )
-        if as_is <= spread:
+        if as_is <= found.spread:
             return found
         undone: list[tuple[float, Mistake, int]] = [  # distance, mistake, view compared with
             (away[index], mistake, view) for index, mistake in enumerate(_UNDO)
         ]
-        others = [other for other in range(len(self._view_names)) if other != view]
+        others = [other for other in range(len(names)) if other != view]
         undone += [(away[len(_UNDO) + other], "another view", other) for other in others]
         explaining = sorted(
             (distance, mistake, compared)
@@ -159,21 +237,19 @@ class CameraCheck:
             if distance <= self._limit(compared)
             and distance * self._margin[view] + MIN_DIFFERENCE < as_is
         )
-        if explaining:
-            distance, best, compared = explaining[0]
-            just_as_well = distance * MIN_MARGIN + MIN_DIFFERENCE
-            change = {
-                "mistake": best,
-                "alternatives": tuple(
-                    mistake for other, mistake, _ in explaining[1:] if other <= just_as_well
-                ),
-                "shows": None if compared == view else self._view_names[compared],
-                "undone_distance": distance,
-            }
-            return found.model_copy(update=change)
-        if as_is <= self._limit(view):
-            return found
-        return found.model_copy(update={"mistake": "unknown"})
+        if not explaining:
+            is_near = as_is <= self._limit(view)
+            return found if is_near else found.model_copy(update={"mistake": "unknown"})
+        distance, best, compared = explaining[0]
+        just_as_well = distance * MIN_MARGIN + MIN_DIFFERENCE
+        also = tuple(mistake for other, mistake, _ in explaining[1:] if other <= just_as_well)
+        change = {
+            "mistake": best,
+            "alternatives": also,
+            "shows": None if compared == view else names[compared],
+            "undone_distance": distance,
+        }
+        return found.model_copy(update=change)
 
     def _limit(self, view: int) -> float:
         """Return the largest distance of a view that looks like training."""
@@ -197,15 +273,13 @@ class CameraCheck:
         for view, images in enumerate(shown.unbind(dim=1)):
             tried = [(undo(images), view) for undo in _UNDO.values()]
             tried += [(images, other) for other in range(len(self._view_names))]
-            away = [self._apart(*each).add(own).amin(dim=1) for each in tried]
+            away = []
+            for changed, other in tried:
+                leveled = self._leveled(changed, other)
+                apart = torch.cdist(leveled, self._starts[other], p=1) / leveled.shape[1]
+                away.append(apart.add(own).amin(dim=1))
             rows.append(torch.stack(away, dim=1))
         return torch.stack(rows, dim=1)
-
-    def _apart(self, images: Float32[Tensor, "n 32 32 3"], view: int) -> Float32[Tensor, "n k"]:
-        """Return the distance of images from each of a view's starts."""
-        leveled = self._leveled(images, view)
-        apart: Tensor = torch.cdist(leveled, self._starts[view], p=1) / leveled.shape[1]
-        return apart
 
     def _leveled(self, images: Float32[Tensor, "n 32 32 3"], view: int) -> Float32[Tensor, "n d"]:
         """Scale images to a view's usual brightness, by `MAX_BRIGHTNESS` at most."""

@@ -1,9 +1,5 @@
-"""Loads a policy if all holds that must before a robot moves: encoder, features, rate and widths.
+"""Loads a policy if all holds that must before a robot moves: encoder, features, rate, widths."""
 
-Every refusal names what differs.
-"""
-
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -11,11 +7,11 @@ from typing import Final
 import numpy as np
 from pydantic import Field
 
-from pipeline.errors import EncoderMismatchError, EnvError, RunError
+from pipeline.errors import EnvError
 from pipeline.features.identity.encoder import load_like, load_text_like, refuse_other_encoder
 from pipeline.features.identity.probe import check_probe
 from pipeline.rollout.envs.base import RobotEnv
-from pipeline.rollout.gate.camera_verdict import CameraCheckMode
+from pipeline.rollout.gate.camera_check import CameraCheckMode
 from pipeline.training.run.checkpoint import read_average, resolve_step
 from pipeline.training.run.folder import (
     RunDescription,
@@ -27,29 +23,9 @@ from pipeline.training.run.folder import (
 from policy.agent import VLAAgent
 from policy.device import open_device
 from policy.encoders.text import KnownInstructions
-from policy.errors import VlaError
 from policy.spec import FrozenModel
 
 _MARGIN: Final = 0.01  # of the width of the bounds, by which training may reach beyond them
-
-logger = logging.getLogger(__name__)
-
-
-class Gate:
-    """Refuses; or, overridden, accepts what can run at all, and keeps the reasons."""
-
-    def __init__(self, *, is_overridden: bool = False):
-        self.is_overridden = is_overridden
-        self.overridden: list[str] = []
-        """What would have been refused."""
-
-    def refuse(self, error: VlaError) -> None:
-        """Raise `error`, or note it where the gate is overridden."""
-        if not self.is_overridden:
-            raise error
-        reason = " ".join(str(error).split())
-        self.overridden.append(reason)
-        logger.warning("CHECK OVERRIDDEN: %s", reason)
 
 
 class PolicyConfig(FrozenModel):
@@ -74,14 +50,8 @@ class PolicyConfig(FrozenModel):
     pictures."""
 
 
-def load_policy(
-    config: PolicyConfig, gate: Gate | None = None
-) -> tuple[RunDescription, VLAAgent, int]:
+def load_policy(config: PolicyConfig) -> tuple[RunDescription, VLAAgent, int]:
     """Load a run's averaged weights behind the encoder that made its features.
-
-    Args:
-        config: the policy.
-        gate: decides about another encoder; None refuses it.
 
     Returns:
         The run's description, the agent with its encoder, ready to predict, and its step.
@@ -92,69 +62,43 @@ def load_policy(
         EncoderMismatchError: it is not the one that made the features, or gives the run's probe
             other features than it had.
     """
-    gate, run = gate or Gate(), config.run
+    run, where = config.run, str(config.run)
     description = read_run(run)
+    made_by, text_made_by = description.data.encoder, description.data.text_encoder
     probe = read_probe(run, description)
     step, weights = read_average(run, resolve_step(run, config.checkpoint))
-    opened = open_device(config.device)
-    made_by = description.data.encoder
-    loaded = load_like(
+    device = open_device(config.device)
+    encoder = load_like(
         made_by,
         probe.environment,
         read_bases(run),
         name=config.encoder,
-        where=str(run),
-        device=opened,
+        where=where,
+        device=device,
     )
-    try:
-        refuse_other_encoder(loaded, made_by, where=str(run))
-        check_probe(loaded, probe, where=str(run))
-    except EncoderMismatchError as error:
-        gate.refuse(error)
-    agent = VLAAgent(
-        description.config.agent,
-        description.spec,
-        loaded,
-        _known_instructions(run, description, config.text_encoder),
-    )
-    try:
-        agent.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise RunError(
-            f"{run}: the checkpoint does not fit the agent of this run ({error})"
-        ) from error
-    return description, agent.to(opened).eval(), step
+    refuse_other_encoder(encoder, made_by, where=where)
+    check_probe(encoder, probe, where=where)
+    instructions = None
+    if text_made_by is not None:
+        load_text_encoder = partial(
+            load_text_like,
+            text_made_by,
+            name=config.text_encoder,
+            where=where,
+            option="--set text_encoder=PATH",
+        )
+        instructions = KnownInstructions(read_instructions(run, description), load_text_encoder)
+    agent = VLAAgent(description.config.agent, description.spec, encoder, instructions)
+    agent.load_state_dict(weights, strict=True)
+    return description, agent.to(device).eval(), step
 
 
-def _known_instructions(
-    run: Path, description: RunDescription, text_encoder: str | None
-) -> KnownInstructions | None:
-    made_by = description.data.text_encoder
-    if made_by is None:
-        return None
-    load = partial(
-        load_text_like,
-        made_by,
-        name=text_encoder,
-        where=str(run),
-        option="--set text_encoder=PATH",
-    )
-    return KnownInstructions(read_instructions(run, description), load)
-
-
-def check_env(description: RunDescription, env: RobotEnv, gate: Gate | None = None) -> None:
+def check_env(description: RunDescription, env: RobotEnv) -> None:
     """Refuse an environment whose cameras, widths or control rate differ from the training's.
-
-    Args:
-        description: of the run.
-        env: not yet reset.
-        gate: decides about another control rate; None refuses it. Other views and widths are
-            always refused: nothing could run.
 
     Raises:
         EnvError: they differ; the message names the field and both values.
     """
-    gate = gate or Gate()
     spec = description.spec
     for field, trained, found in (
         ("views", spec.view_names, env.view_names),
@@ -163,13 +107,10 @@ def check_env(description: RunDescription, env: RobotEnv, gate: Gate | None = No
         ("control rate in Hz", description.data.fps, env.control_hz),
     ):
         if trained != found:
-            error = EnvError(
+            raise EnvError(
                 f"{env.name}: {field}: expected {trained} as in training, found {found}; use the "
                 f"environment of the demonstrations"
             )
-            if not field.startswith("control rate"):
-                raise error
-            gate.refuse(error)
 
 
 def check_action_bounds(agent: VLAAgent, env: RobotEnv) -> None:
@@ -180,16 +121,17 @@ def check_action_bounds(agent: VLAAgent, env: RobotEnv) -> None:
     """
     if env.action_bounds is None:
         return
-    center, half_range = agent.action_normalizer.center, agent.action_normalizer.half_range
-    trained = np.stack([(center - half_range).cpu().numpy(), (center + half_range).cpu().numpy()])
+    trained = agent.action_normalizer
+    lowest = (trained.center - trained.half_range).cpu().numpy()
+    highest = (trained.center + trained.half_range).cpu().numpy()
     low, high = env.action_bounds
     margin = _MARGIN * (high - low)
-    beyond = np.flatnonzero((trained[0] < low - margin) | (trained[1] > high + margin))
+    beyond = np.flatnonzero((lowest < low - margin) | (highest > high + margin))
     if len(beyond):
         column = int(beyond[0])
         raise EnvError(
-            f"{env.name}: action[{column}]: the training data is in [{trained[0, column]:.4g}, "
-            f"{trained[1, column]:.4g}], but the action space is [{low[column]:.4g}, "
+            f"{env.name}: action[{column}]: the training data is in [{lowest[column]:.4g}, "
+            f"{highest[column]:.4g}], but the action space is [{low[column]:.4g}, "
             f"{high[column]:.4g}] and would clip it ({len(beyond)} of {len(low)} columns); write "
             "`clip = false` below [action] if its bounds are not the robot's, `clip = true` if the "
             "recordings were made with this clipping"

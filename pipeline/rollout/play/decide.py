@@ -1,48 +1,16 @@
 """The decisions of a policy for running episodes, and how long each took."""
 
 import time
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from pipeline.rollout.gate.camera_verdict import StartFinding
 from pipeline.rollout.play.episode import Observation, Progress
-from pipeline.rollout.play.journal import FinishedEpisode
-from pipeline.rollout.play.result import EpisodeResult
+from pipeline.rollout.play.journal import Episode
 from pipeline.training.data.sampling import seeded_generator
 from policy.agent import VLAAgent
-
-
-@dataclass
-class Episode:
-    """A running episode, with the durations of each decision in seconds, and its disagreement."""
-
-    seed: int
-    start: StartFinding | None = None
-    render: list[float] = field(default_factory=list)
-    encode: list[float] = field(default_factory=list)
-    head: list[float] = field(default_factory=list)
-    disagreement: list[float] = field(default_factory=list)
-    first_actions: tuple[tuple[float, ...], ...] = ()
-
-    @property
-    def decisions(self) -> int:
-        """Number of decisions so far."""
-        return len(self.head)
-
-    def finished(self, result: EpisodeResult) -> FinishedEpisode:
-        """Return its line of the journal."""
-        return FinishedEpisode(
-            result=result.model_copy(update={"first_actions": self.first_actions}),
-            start=self.start,
-            render_s=tuple(self.render),
-            encode_s=tuple(self.encode),
-            head_s=tuple(self.head),
-            disagreement=tuple(self.disagreement),
-        )
 
 
 def decide(
@@ -66,18 +34,18 @@ def decide(
     for progress, episode in zip(seen, episodes, strict=True):
         steps = slice(first, first := first + len(progress.observations))
         features = {name: rows[steps] for name, rows in encoded.items()}
-        draw = seeded_generator(episode.seed, "decision", episode.decisions)
+        draw = seeded_generator(episode.seed, "decision", len(episode.head_s))
         noise = agent.noise(1, draw, nfe).to(agent.device)
         started = time.perf_counter()
         window, state = _window(agent, features, progress.observations)
         window |= agent.encode_instruction(progress.instruction)
         chunk = agent.predict(window, state, noise, nfe)[0]
-        if agent.language is not None and not episode.decisions:
+        if agent.language is not None and not episode.head_s:
             normalized = agent.action_normalizer.normalize(chunk)
             episode.first_actions = tuple(map(tuple, normalized.tolist()))
-        episode.head.append(time.perf_counter() - started)
-        episode.encode.append(encode_s)
-        episode.render.append(progress.render_s)
+        episode.head_s.append(time.perf_counter() - started)
+        episode.encode_s.append(encode_s)
+        episode.render_s.append(progress.render_s)
         residual = agent.additivity_residual(window, state, noise)
         if residual is not None:
             episode.disagreement.append(residual.item())

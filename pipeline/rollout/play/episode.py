@@ -5,7 +5,6 @@ is made. A simulator that fails after the policy has moved it ends its episode, 
 policy's actions led to it. One that fails before is an error of the rollout.
 """
 
-import math
 import time
 from collections import deque
 from contextlib import suppress
@@ -61,30 +60,27 @@ class EpisodePlayer:
         *,
         obs_horizon: int,
         max_steps: int,
-        out: Path | None,
+        out: Path,
         fit: Fit = "stretch",
         task: str = "",
         instruction: str = "",
     ):
-        """Prepare.
+        """Prepare to play episodes of at most `max_steps` control steps.
 
-        An episode counts as failed after `max_steps` control steps. `out` is the folder of a
-        rollout, for its videos and path images; None keeps none. `task` names the environment in a
-        rollout of several.
+        `out` is a rollout's folder; `task` names the environment in a rollout of several.
         """
-        self._env = env
+        self.env = env
         self._out = out
         self._task = task
         self._fit: Fit = fit
-        self._max_steps = max_steps
+        self.max_steps = max_steps
         self._instruction = instruction
         self._observations: deque[Observation] = deque(maxlen=obs_horizon)
         self._video: VideoFile | None = None
-        self._keeps_solved = True
 
     def close(self) -> None:
         """Close the environment."""
-        self._env.close()
+        self.env.close()
 
     def begin(self, seed: int, video: str) -> Progress:
         """Start an episode; the same seed gives the same one, with or without a video.
@@ -96,16 +92,15 @@ class EpisodePlayer:
         Raises:
             EpisodeError: the simulator fails before the policy has acted.
         """
-        self._env.reset(seed)
-        self._seed, self._steps, self._decisions, self._reward = seed, 0, 0, 0.0
-        self._max_reward = -math.inf
-        self._render_s = 0.0
+        self.env.reset(seed)
+        self._seed, self._decisions, self._render_s = seed, 0, 0.0
+        self._rewards: list[float] = []
         self._observations.clear()
-        self._path = [self._env.effector_pixels()]
+        self._path = [self.env.effector_pixels()]
         self._video, self._keeps_solved = None, video == "all"
-        if self._out is not None and video != "none":
+        if video != "none":
             path = self._out / "videos" / episode_file(self._task, seed)
-            self._video = VideoFile(path.with_suffix(".mp4"), self._env.control_hz)
+            self._video = VideoFile(path.with_suffix(".mp4"), self.env.control_hz)
         images = self._look(is_needed=True)
         assert images is not None
         self._first_image = images[0]
@@ -125,12 +120,10 @@ class EpisodePlayer:
         for index, action in enumerate(chunk):
             if index > 0:  # the chunk's first step was seen by its decision
                 self._look(is_needed=index > first_seen)
-            outcome = self._env.step(action)
-            self._steps += 1
-            self._reward += outcome.reward
-            self._max_reward = max(self._max_reward, outcome.reward)
-            self._path.append(self._env.effector_pixels())
-            if outcome.success or outcome.truncated or self._steps >= self._max_steps:
+            outcome = self.env.step(action)
+            self._rewards.append(outcome.reward)
+            self._path.append(self.env.effector_pixels())
+            if outcome.success or outcome.truncated or len(self._rewards) >= self.max_steps:
                 return self._progress(self._end(success=outcome.success))
         self._look(is_needed=True)
         return self._progress()
@@ -140,10 +133,10 @@ class EpisodePlayer:
         if not is_needed and self._video is None:
             return None
         started = time.perf_counter()
-        images = self._env.render()
+        images = self.env.render()
         if is_needed:
             frames = resize_images(images, self._fit)
-            self._observations.append(Observation(frames, self._env.state()))
+            self._observations.append(Observation(frames, self.env.state()))
             self._render_s += time.perf_counter() - started
         if self._video is not None:
             self._video.add(images)
@@ -156,20 +149,17 @@ class EpisodePlayer:
         if self._video is not None:
             with suppress(EpisodeError):  # a video changes no result
                 if failure is None:
-                    self._video.add(self._env.render())
+                    self._video.add(self.env.render())
             self._video.close(keep=self._keeps_solved or not success)
-        if self._out is not None:
-            path = self._out / "paths" / episode_file(self._task, self._seed)
-            write_path_image(
-                path.with_suffix(".png"), self._first_image, np.stack(self._path)[:, 0]
-            )
+        path = self._out / "paths" / episode_file(self._task, self._seed)
+        write_path_image(path.with_suffix(".png"), self._first_image, np.stack(self._path)[:, 0])
         return EpisodeResult(
             task=self._task,
             seed=self._seed,
             success=success,
-            steps=self._steps,
-            reward=self._reward,
-            max_reward=self._max_reward if self._steps else 0.0,
+            steps=len(self._rewards),
+            reward=sum(self._rewards),
+            max_reward=max(self._rewards, default=0.0),
             decisions=self._decisions,
             failure=failure,
             instruction=self._instruction,
@@ -193,10 +183,9 @@ def write_path_image(
     draw = ImageDraw.Draw(canvas)
     width = max(1, round(canvas.width * LINE_SHARE))
     for color, extra in ((WHITE, 2), (RED, 0)):  # a white rim: some robots are red
-        for start in range(len(points) - 1):
-            if known[start] and known[start + 1]:
-                ends = [tuple(map(float, points[index])) for index in (start, start + 1)]
-                draw.line(ends, fill=color, width=width + extra)
+        for ends in zip(points[:-1].tolist(), points[1:].tolist(), strict=True):
+            if np.isfinite(ends).all():
+                draw.line([*map(tuple, ends)], fill=color, width=width + extra)
     column, row = points[known][-1]
     radius = canvas.width * END_SHARE
     draw.ellipse((column - radius, row - radius, column + radius, row + radius), outline=RED)

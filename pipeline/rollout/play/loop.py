@@ -7,13 +7,11 @@ and its result equals that of an uninterrupted one, except for the measured time
 
 import importlib.metadata
 import logging
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from tqdm import tqdm
@@ -23,32 +21,28 @@ from pipeline.processes import AnyWorker, LocalWorker, ready, workers
 from pipeline.progress import Estimate
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, RobotEnv
 from pipeline.rollout.envs.registry import definition, envs_of, make_env
-from pipeline.rollout.gate.camera_check import CameraCheck
-from pipeline.rollout.gate.camera_verdict import CameraCheckMode, CameraCheckResult, StartFinding
+from pipeline.rollout.gate.camera_check import CameraCheck, CameraCheckResult, StartFinding
 from pipeline.rollout.gate.checks import (
-    Gate,
     PolicyConfig,
     check_action_bounds,
     check_env,
     load_policy,
 )
-from pipeline.rollout.play.decide import Episode, decide
+from pipeline.rollout.play.decide import decide
 from pipeline.rollout.play.episode import EpisodePlayer, Progress
-from pipeline.rollout.play.journal import RESULT, FinishedEpisode, Journal
-from pipeline.rollout.play.result import (
-    Disagreement,
-    EpisodeResult,
-    Latency,
-    RolloutResult,
-    success_fields,
-)
-from pipeline.rollout.play.tasks import InstructionSource, Queue, TaskPlayer, instruction_for
+from pipeline.rollout.play.journal import RESULT, Episode, Journal
+from pipeline.rollout.play.result import Disagreement, Latency, RolloutResult, success_fields
+from pipeline.rollout.play.tasks import OneAtATime, Queue
 from pipeline.rollout.play.video import require_encoder
 from pipeline.storage.local import write_json
 from pipeline.storage.locks import sole_writer
 from pipeline.training.run.folder import RunDescription, run_hash
 from policy.agent import VLAAgent
+from policy.encoders.text import another_instruction
+from policy.errors import VlaError
 from policy.spec import FRAME_SIZE
+
+InstructionSource = Literal["own", "other", "empty"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +53,7 @@ class RolloutConfig(PolicyConfig):
     envs: tuple[str, ...] = Field(min_length=1)
     """Environments and suites: `metaworld/drawer-open-v3`, `libero/libero_object`."""
     out: Path
-    """Folder for `result.json`, `eval_info.json`, `episodes.jsonl`, `videos` and `paths`."""
+    """Folder for `result.json`, `episodes.jsonl`, `videos` and `paths`."""
     episodes: int = Field(default=50, ge=1)
     """Episodes of each environment, each with its own seed."""
     first_seed: int = FIRST_ROLLOUT_SEED
@@ -72,23 +66,33 @@ class RolloutConfig(PolicyConfig):
     """Control steps until an episode counts as failed; None is the simulator's own limit."""
     videos: Literal["all", "failed", "none"] | Annotated[int, Field(ge=0)] = 1
     """Which episodes have a video: a number is that many of the first of each environment."""
-    override_gate: bool = False
-    """Continue with another encoder or control rate; the result lists it as an alarm."""
     instruction_source: InstructionSource = "own"
     """Each environment's own instruction, that of another task of the training, or an empty one."""
     instruction: str | None = None
     """These words instead."""
-
-    @property
-    def seeds(self) -> range:
-        """The seeds of each environment."""
-        return range(self.first_seed, self.first_seed + self.episodes)
 
     def video(self, seed: int) -> str:
         """Return the argument of `EpisodePlayer.begin` for an episode."""
         if isinstance(self.videos, int):
             return "all" if seed - self.first_seed < self.videos else "none"
         return self.videos
+
+
+def check_instructions(config: RolloutConfig) -> tuple[RolloutResult, RolloutResult, RolloutResult]:
+    """Roll out under the own instructions, under those of other tasks, and under none.
+
+    The folders of the last two are named after `config.out`. Errors as in `roll_out`.
+
+    Raises:
+        AgentMismatchError: training had fewer than two instructions.
+    """
+
+    def rolled_out(source: InstructionSource) -> RolloutResult:
+        folder = config.out.with_name(f"{config.out.name}-{source}-instruction")
+        return roll_out(config.model_copy(update={"instruction_source": source, "out": folder}))
+
+    other = rolled_out("other")  # first: it may be refused
+    return roll_out(config), other, rolled_out("empty")
 
 
 def roll_out(config: RolloutConfig) -> RolloutResult:
@@ -104,7 +108,7 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
         EnvError: the simulator cannot be built, does not fit the policy, fails before the policy
             has acted.
         WorkerLostError: a simulator's process ended.
-        ConfigError: a seed may have been seen in training.
+        ConfigError: a seed may have been seen in training, or the policy takes no instruction.
         AgentMismatchError: the policy's objective cannot take that NFE.
         CameraMismatchError: see `play_episodes`.
         MissingExtraError: videos are requested and cannot be made.
@@ -122,145 +126,120 @@ def roll_out(config: RolloutConfig) -> RolloutResult:
 
 
 def _roll_out(config: RolloutConfig) -> RolloutResult:
-    gate = Gate(is_overridden=config.override_gate)
-    description, agent, step = load_policy(config, gate)
-    nfe, words = agent.evaluations(config.nfe), config.instruction
+    description, agent, step = load_policy(config)
+    nfe = agent.evaluations(config.nfe)
     if agent.language is None and (config.instruction_source, config.instruction) != ("own", None):
         raise ConfigError(f"{config.run}: expected no instruction: the policy takes none")
-    encoder = agent.encoder
-    assert encoder is not None
-    check = None
-    if config.camera_check != "off":
-        check = CameraCheck.from_run(config.run, description)
-    tasks = _Tasks(config, description, agent.config.obs_horizon, envs_of(config.envs))
-    env = tasks.build_env(tasks.names[0])
-    try:
-        max_steps = tasks.admit(env, agent, gate)
-        for suite in config.envs[1:]:
-            with closing(tasks.build_env(envs_of([suite])[0])) as other:
-                max_steps = max(max_steps, tasks.admit(other, agent, gate))
+    is_checked = config.camera_check != "off"
+    check = CameraCheck.from_run(config.run, description) if is_checked else None
+    names, max_steps = envs_of(config.envs), 0
+    build = partial(_build_player, config, description, len(names) > 1)
+    with closing(OneAtATime(build)) as local:
+        # One environment of each suite is examined before anything is written; the first stays.
+        for suite in reversed(config.envs):
+            player: EpisodePlayer = local.get(envs_of([suite])[0])
+            check_action_bounds(agent, player.env)
+            max_steps = max(max_steps, player.max_steps)
         journal = Journal(config.out, _identity(config, agent, step))
         # Nothing was refused: the files of another rollout are replaced.
         journal.begin()
-        kept = [episode.result for episode in journal.episodes]
-        _clear(config.out, {result.file for result in kept})
-        if kept:
-            logger.warning("%s: resuming after %d finished episodes", config.out, len(kept))
-        done = {(tasks.env(result), result.seed) for result in kept}
-        queue = Queue(tasks.names, config.seeds, done)
-        started = time.monotonic()
+        done = {(episode.env, episode.seed) for episode in journal.episodes}
+        if done:
+            logger.warning("%s: resuming after %d finished episodes", config.out, len(done))
+        _clear(config.out, {each.result.file for each in journal.episodes if each.result})
+        seeds = range(config.first_seed, config.first_seed + config.episodes)
+        queue = Queue({name: [n for n in seeds if (name, n) not in done] for name in names})
         count = min(config.num_envs, len(queue))
-        logger.info(
-            "rolling out %s (step %d) in %s: %d episodes of at most %d steps, on %s",
-            config.run,
-            step,
-            ", ".join(config.envs),
-            len(queue),
-            max_steps,
-            agent.device,
-        )
+        episodes = f"{len(queue)} episodes of at most {max_steps} steps"
+        logger.info("rolling out %s (step %d): %s, on %s", config.run, step, episodes, agent.device)
         with (
-            nullcontext([LocalWorker(TaskPlayer(tasks.build, env.name, tasks.player(env)))])
-            if count == 1  # spares a process
-            else workers(partial(TaskPlayer, tasks.build), count)
+            nullcontext([LocalWorker(local)])  # spares a process
+            if count == 1
+            else workers(partial(OneAtATime, build), count)
         ) as players:
             for episode in play_episodes(agent, players, queue, config, nfe=nfe, check=check):
                 journal.append(episode)
-        finished = sorted(
-            journal.episodes, key=lambda e: (tasks.names.index(tasks.env(e.result)), e.result.seed)
-        )
-        result = RolloutResult(
-            env=", ".join(config.envs),
-            instruction_source=config.instruction_source if words is None else words,
-            run=config.run.resolve().name,
-            checkpoint_step=step,
-            nfe=nfe,
-            max_steps=max_steps,
-            encoder=encoder.identity,
-            dataset=description.data.name,
-            store_digest=description.data.store_digest,
-            code_version=importlib.metadata.version("frozen-vla"),
-            render_size=config.render_size,
-            num_envs=config.num_envs,
-            gate_overridden=tuple(gate.overridden),
-            **_sum_up(finished, config.camera_check),
-        )
-        _write(result, config.out, seconds=time.monotonic() - started)
-    finally:
-        env.close()
+    finished = sorted(journal.episodes, key=lambda each: (names.index(each.env), each.seed))
+    result = _sum_up(config, description, agent, finished, step=step, nfe=nfe, max_steps=max_steps)
+    write_json(config.out / RESULT, result.model_dump(mode="json"))
     return result
 
 
-@dataclass(frozen=True)
-class _Tasks:
-    """Builds the environments of a rollout, here or in another process."""
-
-    config: RolloutConfig
-    description: RunDescription
-    obs_horizon: int
-    names: tuple[str, ...]
-
-    def build_env(self, name: str) -> RobotEnv:
-        config, data = self.config, self.description
-        return make_env(name, data.spec.view_names, config.render_size, data.data.fit)
-
-    def admit(self, env: RobotEnv, agent: VLAAgent, gate: Gate) -> int:
-        """Refuse an environment that does not fit; return the control steps of its episodes."""
-        check_env(self.description, env, gate)
-        check_action_bounds(agent, env)
-        return self._max_steps(env)
-
-    def build(self, name: str) -> EpisodePlayer:
-        env = self.build_env(name)
-        check_env(self.description, env, Gate(is_overridden=self.config.override_gate))
-        return self.player(env)
-
-    def player(self, env: RobotEnv) -> EpisodePlayer:
-        words = self.config.instruction
+def _build_player(
+    config: RolloutConfig, description: RunDescription, is_one_of_several: bool, name: str
+) -> EpisodePlayer:
+    """Build an environment that fits the policy, here or in another process."""
+    fit = description.data.fit
+    env = make_env(name, description.spec.view_names, config.render_size, fit)
+    try:
+        check_env(description, env)
         return EpisodePlayer(
             env,
-            obs_horizon=self.obs_horizon,
-            max_steps=self._max_steps(env),
-            out=self.config.out,
-            fit=self.description.data.fit,
-            task=env.name if len(self.names) > 1 else "",
-            instruction=instruction_for(
-                env, self.description, source=self.config.instruction_source, words=words
-            ),
+            obs_horizon=description.config.agent.obs_horizon,
+            max_steps=min(config.max_steps or env.max_steps, env.max_steps),
+            out=config.out,
+            fit=fit,
+            task=env.name if is_one_of_several else "",
+            instruction=_instruction_for(env, description, config),
         )
-
-    def env(self, result: EpisodeResult) -> str:
-        """Return the environment of an episode."""
-        return result.task or self.names[0]
-
-    def _max_steps(self, env: RobotEnv) -> int:
-        return min(self.config.max_steps or env.max_steps, env.max_steps)
+    except VlaError:
+        env.close()
+        raise
 
 
-def _sum_up(finished: Sequence[FinishedEpisode], mode: CameraCheckMode) -> dict[str, Any]:
-    """Return the fields of a result that sum up its episodes."""
-    episodes = tuple(episode.result for episode in finished)
-    return {
-        "episodes": episodes,
+def _instruction_for(env: RobotEnv, description: RunDescription, config: RolloutConfig) -> str:
+    """Return the instruction of an environment's episodes."""
+    if config.instruction is not None:
+        return config.instruction
+    if config.instruction_source == "empty":
+        return ""
+    if config.instruction_source == "other":
+        return another_instruction(description.data.instructions, env.instruction)
+    if description.config.agent.language is not None and not env.instruction:
+        raise ConfigError(
+            f"{env.name}: expected an instruction for a policy that takes one, found none; pass "
+            f"--instruction, or write `instruction` into the environment's file"
+        )
+    return env.instruction
+
+
+def _sum_up(
+    config: RolloutConfig,
+    description: RunDescription,
+    agent: VLAAgent,
+    finished: Sequence[Episode],
+    *,
+    step: int,
+    nfe: int,
+    max_steps: int,
+) -> RolloutResult:
+    assert agent.encoder is not None
+    episodes = tuple(each.result for each in finished if each.result is not None)
+    words = config.instruction
+    return RolloutResult(
+        env=", ".join(config.envs),
+        instruction_source=config.instruction_source if words is None else words,
+        run=config.run.resolve().name,
+        checkpoint_step=step,
+        nfe=nfe,
+        max_steps=max_steps,
+        encoder=agent.encoder.identity,
+        dataset=description.data.name,
+        store_digest=description.data.store_digest,
+        code_version=importlib.metadata.version("frozen-vla"),
+        render_size=config.render_size,
+        num_envs=config.num_envs,
+        episodes=episodes,
         **success_fields(episodes),
-        "render_s": Latency.of([s for episode in finished for s in episode.render_s]),
-        "encode_s": Latency.of([s for episode in finished for s in episode.encode_s]),
-        "head_s": Latency.of([s for episode in finished for s in episode.head_s]),
-        "disagreement": Disagreement.of([d for episode in finished for d in episode.disagreement]),
-        "camera_check": CameraCheckResult(
-            mode=mode,
-            starts=tuple(
-                episode.start.model_copy(update={"task": episode.result.task})
-                for episode in finished
-                if episode.start is not None
-            ),
+        render_s=Latency.of([s for each in finished for s in each.render_s]),
+        encode_s=Latency.of([s for each in finished for s in each.encode_s]),
+        head_s=Latency.of([s for each in finished for s in each.head_s]),
+        disagreement=Disagreement.of([d for each in finished for d in each.disagreement]),
+        camera_check=CameraCheckResult(
+            mode=config.camera_check,
+            starts=tuple(each.start for each in finished if each.start is not None),
         ),
-    }
-
-
-def _write(result: RolloutResult, out: Path, *, seconds: float) -> None:
-    write_json(out / "eval_info.json", result.eval_info(out, seconds))
-    write_json(out / RESULT, result.model_dump(mode="json"))
+    )
 
 
 def _identity(config: RolloutConfig, agent: VLAAgent, step: int) -> dict[str, object]:
@@ -279,15 +258,11 @@ def _identity(config: RolloutConfig, agent: VLAAgent, step: int) -> dict[str, ob
 
 def _clear(out: Path, kept: Collection[Path]) -> None:
     """Remove an earlier rollout's files from a folder, except videos and paths of some episodes."""
-    for name in (RESULT, "eval_info.json"):
-        (out / name).unlink(missing_ok=True)
-    for folder, kind in (("videos", ".mp4"), ("paths", ".png")):
-        for pattern in ("", "*/"):  # of one environment, and of several
-            for path in (out / folder).glob(f"{pattern}.seed_*.partial"):
+    (out / RESULT).unlink(missing_ok=True)
+    for folder, name in (("videos", "seed_*.mp4"), ("paths", "seed_*.png"), ("videos", ".seed_*")):
+        for path in (out / folder).rglob(name):
+            if path.relative_to(out / folder).with_suffix("") not in kept:
                 path.unlink()
-            for path in (out / folder).glob(f"{pattern}seed_*{kind}"):
-                if path.relative_to(out / folder).with_suffix("") not in kept:
-                    path.unlink()
 
 
 def play_episodes(
@@ -298,13 +273,11 @@ def play_episodes(
     *,
     nfe: int,
     check: CameraCheck | None = None,
-) -> Iterator[FinishedEpisode]:
-    """Play the episodes of a queue, as many at once as there are players, each with a `TaskPlayer`.
+) -> Iterator[Episode]:
+    """Play a queue's episodes, as many at once as there are players; yield each when it has ended.
 
-    `check` compares an episode's first frames with the training's; None compares nothing.
-
-    Yields:
-        Each episode when it has finished.
+    Each player holds a `OneAtATime` of `EpisodePlayer`. `check` compares an episode's first frames
+    with the training's; None compares nothing.
 
     Raises:
         CameraMismatchError: what the cameras show at an episode's start is not what they showed
@@ -314,41 +287,33 @@ def play_episodes(
     """
     solved = played = 0
     playing: dict[AnyWorker, Episode] = {}
-    built: dict[AnyWorker, str] = {}
 
-    def begin(player: AnyWorker) -> None:
-        following = queue.next(built.get(player))
-        if following is None:
-            playing.pop(player, None)
-            return
-        built[player], seed = following
-        playing[player] = Episode(seed)
-        player.send("begin", built[player], seed, config.video(seed))
+    def begin(player: AnyWorker, built: str | None = None) -> None:
+        following = queue.next(built)
+        if following is not None:
+            env, seed = following
+            playing[player] = Episode(env=env, seed=seed)
+            player.send("call", env, EpisodePlayer.begin, seed, config.video(seed))
 
-    waiting = len(queue)
+    total, several = len(queue), queue.has_several_envs
     for player in players:
         begin(player)
-    estimate = Estimate(waiting, "episode")
-    with tqdm(
-        total=queue.total,
-        initial=queue.total - waiting,
-        desc="roll out",
-        unit="episode",
-        disable=None,
-    ) as progress_bar:
+    estimate = Estimate(total, "episode")
+    with tqdm(total=total, desc="roll out", unit="episode", disable=None) as progress_bar:
         while playing:
-            undecided: list[tuple[AnyWorker, Progress]] = []
+            undecided: dict[AnyWorker, Progress] = {}
             for player in ready(list(playing)):
                 progress: Progress = player.receive()
+                episode = playing[player]
                 if progress.result is None:
-                    episode = playing[player]
-                    if check is not None and episode.decisions == 0:
+                    if check is not None and not episode.head_s:
                         frames = progress.observations[-1].frames
-                        verdict = check.admit(
-                            frames, config.camera_check, scenes_differ=queue.has_several_envs
+                        episode.start = StartFinding(
+                            seed=episode.seed,
+                            task=episode.env if several else "",
+                            verdict=check.admit(frames, config.camera_check, scenes_differ=several),
                         )
-                        episode.start = StartFinding(seed=episode.seed, verdict=verdict)
-                    undecided.append((player, progress))
+                    undecided[player] = progress
                     continue
                 if progress.result.failure is not None:
                     logger.warning("%s; the episode counts as not solved", progress.result.failure)
@@ -356,15 +321,12 @@ def play_episodes(
                 progress_bar.update()
                 estimate.advance()
                 progress_bar.set_postfix(solved=f"{solved}/{played}")
-                yield playing[player].finished(progress.result)
-                begin(player)
-            if not undecided:
-                continue
-            chunks = decide(
-                agent,
-                [progress for _, progress in undecided],
-                [playing[player] for player, _ in undecided],
-                nfe=nfe,
-            )
-            for (player, _), chunk in zip(undecided, chunks, strict=True):
-                player.send("act", chunk)
+                changes = {"first_actions": episode.first_actions}
+                episode.result = progress.result.model_copy(update=changes)
+                yield playing.pop(player)
+                begin(player, episode.env)
+            if undecided:
+                episodes = [playing[player] for player in undecided]
+                chunks = decide(agent, [*undecided.values()], episodes, nfe=nfe)
+                for player, episode, chunk in zip(undecided, episodes, chunks, strict=True):
+                    player.send("call", episode.env, EpisodePlayer.act, chunk)

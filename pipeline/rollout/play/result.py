@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.rollout.gate.camera_verdict import CameraCheckResult
+from pipeline.rollout.gate.camera_check import CameraCheckResult
 from policy.spec import EncoderIdentity, FrozenModel
 
 NORMAL_QUANTILE: Final = 1.959964  # two-sided 95 % of a standard normal
@@ -140,8 +140,8 @@ class RolloutResult(FrozenModel):
     """Width and height in pixels of rendered images, before they were resized for the encoder."""
     num_envs: int
     """Environments that ran at once; changes no episode, only times."""
-    gate_overridden: tuple[str, ...]
-    """What the gate would have refused, where it was overridden."""
+    gate_overridden: tuple[str, ...] = ()
+    """What the gate would have refused, in results of when it could be overridden."""
     episodes: tuple[EpisodeResult, ...]
     """By environment, then in the order of their seeds."""
     success_rate: float
@@ -183,68 +183,13 @@ class RolloutResult(FrozenModel):
         if check.mode == "off":
             found.append("the cameras were not compared with those of training")
         apart = [start for start in check.starts if not start.verdict.matches]
-        others = Counter(start.task for start in apart)
-        for start in apart:
-            if not start.task:
-                found.append(f"cameras at seed {start.seed}: {start.verdict.line()}")
-            elif count := others.pop(start.task, 0):  # one line for each of several environments
-                found.append(
-                    f"cameras of {start.task} at seed {start.seed}, the first of {count}: "
-                    f"{start.verdict.line()}"
-                )
+        for task, count in Counter(start.task for start in apart).items():
+            first = next(start for start in apart if start.task == task)
+            where = f"cameras of {task}" if task else "cameras"
+            found.append(
+                f"{where} at seed {first.seed}, the first of {count}: {first.verdict.line()}"
+            )
         return found
-
-    def eval_info(self, out: Path, seconds: float) -> dict[str, Any]:
-        """Return the same as the content of LeRobot's `eval_info.json`, for tools that read it.
-
-        `out` is the folder with the videos, `seconds` what all episodes took together.
-
-        Source: huggingface/lerobot@7427f318:src/lerobot/scripts/lerobot_eval.py, eval_policy_all.
-        """
-        groups: dict[str, dict[str, list[EpisodeResult]]] = {}  # by suite, then by environment
-        for episode in self.episodes:
-            suite = (episode.task or self.env).rpartition("/")[0]
-            groups.setdefault(suite, {}).setdefault(episode.task, []).append(episode)
-
-        def videos(episodes: Sequence[EpisodeResult]) -> dict[str, list[str]]:
-            paths = [(out / "videos" / episode.file).with_suffix(".mp4") for episode in episodes]
-            kept = [str(path) for path in paths if path.exists()]
-            return {"video_paths": kept, "predicted_video_paths": []}
-
-        def averages(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
-            count = len(episodes)
-            return {
-                "avg_sum_reward": math.fsum(episode.reward for episode in episodes) / count,
-                "avg_max_reward": math.fsum(episode.max_reward for episode in episodes) / count,
-                "pc_success": 100.0 * sum(episode.success for episode in episodes) / count,
-                "n_episodes": count,
-                **videos(episodes),
-            }
-
-        def metrics(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
-            return {
-                "sum_rewards": [episode.reward for episode in episodes],
-                "max_rewards": [episode.max_reward for episode in episodes],
-                "successes": [episode.success for episode in episodes],
-                **videos(episodes),
-            }
-
-        return {
-            "per_task": [
-                {"task_group": group, "task_id": index, "metrics": metrics(episodes)}
-                for group, tasks in groups.items()
-                for index, episodes in enumerate(tasks.values())
-            ],
-            "per_group": {
-                group: averages([episode for episodes in tasks.values() for episode in episodes])
-                for group, tasks in groups.items()
-            },
-            "overall": {
-                **averages(self.episodes),
-                "eval_s": seconds,
-                "eval_ep_s": seconds / len(self.episodes),
-            },
-        }
 
     def summary(self) -> str:
         """Return a line per environment of several, and two; see `alarms` for reasons to doubt."""
@@ -292,10 +237,8 @@ def mean_interval(counts: Sequence[tuple[int, int]]) -> tuple[float, float]:
 
     The environments are fixed, not a sample of others; their episodes are. The distances from each
     rate to the ends of its Wilson interval are combined as standard deviations of independent
-    quantities are, each side for itself. With one environment it is Wilson's interval.
-
-    Args:
-        counts: successes and trials of each environment.
+    quantities are, each side for itself. With one environment it is Wilson's interval. `counts` are
+    the successes and trials of each.
 
     Source: G. Y. Zou, W. Huang, X. Zhang, Computational Statistics & Data Analysis 53 (2009),
     1080-1085, for a linear function of binomial proportions.

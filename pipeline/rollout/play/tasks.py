@@ -1,111 +1,58 @@
 """The episodes of several environments in a few processes, each with one environment built."""
 
-from collections.abc import Callable, Collection, Iterable
-from typing import Literal
-
-import numpy as np
-from jaxtyping import Float32
-
-from pipeline.errors import ConfigError
-from pipeline.rollout.envs.base import RobotEnv
-from pipeline.rollout.play.episode import EpisodePlayer, Progress
-from pipeline.training.run.folder import RunDescription
-from policy.encoders.text import another_instruction
-
-InstructionSource = Literal["own", "other", "empty"]
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 
-def instruction_for(
-    env: RobotEnv, run: RunDescription, *, source: InstructionSource, words: str | None
-) -> str:
-    """Return the instruction of an environment's episodes; see `RolloutConfig`.
+class OneAtATime:
+    """What a process holds: an environment, or its player, until a call is for another one."""
 
-    Raises:
-        AgentMismatchError: training had no other instruction.
-        ConfigError: the policy takes instructions, and neither environment nor user has one.
-    """
-    if words is not None:
-        return words
-    if source == "empty":
-        return ""
-    if source == "other":
-        return another_instruction(run.data.instructions, env.instruction)
-    if run.config.agent.language is not None and not env.instruction:
-        raise ConfigError(
-            f"{env.name}: expected an instruction for a policy that takes one, found none; pass "
-            f"--instruction, or write `instruction` into the environment's file"
-        )
-    return env.instruction
-
-
-class TaskPlayer:
-    """Plays episodes of several environments; builds one when its first episode begins."""
-
-    def __init__(
-        self,
-        build: Callable[[str], EpisodePlayer],
-        env: str = "",
-        player: EpisodePlayer | None = None,
-    ):
-        """Prepare to build players; `player` is of an environment that is built already, `env`."""
+    def __init__(self, build: Callable[[str], Any]):
+        """Hold nothing yet; `build` takes an environment's name, its result has a `close`."""
         self._build = build
-        self._env = env
-        self._player = player
+        self._env, self._held = "", None
+
+    def get(self, env: str) -> Any:
+        """Return what is held for an environment; build it first if it is not the last one."""
+        if self._held is None or env != self._env:
+            self.close()
+            self._env, self._held = env, self._build(env)
+        return self._held
+
+    def call(self, env: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function, or a method by its class, with what is held for an environment."""
+        return function(self.get(env), *arguments)
 
     def close(self) -> None:
-        """Close the environment that is built."""
-        if self._player is not None:
-            self._player.close()
-
-    def begin(self, env: str, seed: int, video: str) -> Progress:
-        """Start an episode; see `EpisodePlayer.begin`.
-
-        Raises:
-            EnvError: the environment cannot be built.
-            EpisodeError: the simulator fails before the policy has acted.
-        """
-        if self._player is None or env != self._env:
-            self.close()
-            self._player, self._env = None, ""  # nothing is held if building fails
-            self._player, self._env = self._build(env), env
-        return self._player.begin(seed, video)
-
-    def act(self, chunk: Float32[np.ndarray, "n a"]) -> Progress:
-        """Execute actions; see `EpisodePlayer.act`."""
-        assert self._player is not None
-        return self._player.act(chunk)
+        """Close what is held."""
+        if self._held is not None:
+            self._held.close()
+        self._held = None
 
 
 class Queue:
     """Episodes that have not begun: a process plays one environment to its end, then another."""
 
-    def __init__(
-        self, envs: Iterable[str], seeds: Iterable[int], done: Collection[tuple[str, int]]
-    ):
-        """List the seeds of each environment, except for pairs that are done."""
-        seeds = list(seeds)
-        left = {env: [seed for seed in seeds if (env, seed) not in done] for env in envs}
-        self.has_several_envs = len(left) > 1
-        self.total = len(left) * len(seeds)
-        """Number of episodes, those that are done included."""
-        self._waiting = {env: waiting for env, waiting in left.items() if waiting}
+    def __init__(self, seeds: Mapping[str, Iterable[int]]):
+        """List the seeds of each environment, which may be none."""
+        self._seeds = {env: list(waiting) for env, waiting in seeds.items()}
+        self.has_several_envs = len(seeds) > 1
 
     def __len__(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return sum(map(len, self._seeds.values()))
+
+    def add(self, env: str, seed: int) -> None:
+        """Add an episode of one of the environments."""
+        self._seeds[env].append(seed)
 
     def next(self, env: str | None) -> tuple[str, int] | None:
-        """Take the next episode; None where none is left.
+        """Take the next episode of the environment that a process has built; None if none is left.
 
-        Args:
-            env: built in the process that will play it; once its episodes have all begun, the
-                environment with the most waiting is taken, which is one that no process plays if
-                there is one.
+        Once they have all begun, it is of the environment with the most waiting, which is one that
+        no process plays if there is one.
         """
-        if not self._waiting:
+        if not len(self):
             return None
-        if env not in self._waiting:
-            env = max(self._waiting, key=lambda name: len(self._waiting[name]))
-        seed = self._waiting[env].pop(0)
-        if not self._waiting[env]:
-            del self._waiting[env]
-        return env, seed
+        if env is None or not self._seeds[env]:
+            env = max(self._seeds, key=lambda name: len(self._seeds[name]))
+        return env, self._seeds[env].pop(0)

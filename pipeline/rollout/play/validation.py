@@ -12,12 +12,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from pipeline.errors import ConfigError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.processes import start_process
 from pipeline.rollout.envs.registry import envs_of, make_env
+from pipeline.rollout.play.journal import RESULT
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.rollout.play.result import RolloutResult
 from pipeline.storage.location import Location
@@ -27,7 +28,6 @@ from policy.errors import VlaError
 
 NICENESS: Final = 10  # of the process: the training goes first
 OUTPUT: Final = "output.txt"
-KILL_AFTER_S: Final = 10.0  # seconds between SIGTERM and SIGKILL
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,8 @@ class _Rollout:
     """A running rollout of a checkpoint."""
 
     step: int
-    out: Path
-    linked: Path
-    """Folder with the linked run and the process's output."""
+    folder: Path
+    """With the linked run and the process's output."""
     process: BaseProcess
 
 
@@ -61,7 +60,7 @@ class RolloutValidation(TrainingWatcher):
         """Prepare; `run` and `out` of the configuration do not count."""
         self._config = config
         self._current: _Rollout | None = None
-        self._waiting: tuple[Path, int] | None = None
+        self._waiting: tuple[int, Path] | None = None  # a step and its linked run
         self._ready: list[tuple[int, Mapping[str, float]]] = []
         self.failures: list[str] = []
         """A line for each rollout that did not end well."""
@@ -69,13 +68,11 @@ class RolloutValidation(TrainingWatcher):
     def close(self) -> None:
         """End a process that still runs, and remove its files."""
         if self._waiting is not None:
-            shutil.rmtree(self._waiting[0].parent, ignore_errors=True)
+            shutil.rmtree(self._waiting[1].parent, ignore_errors=True)
         if self._current is not None:
-            self._current.process.terminate()
-            self._current.process.join(timeout=KILL_AFTER_S)
             self._current.process.kill()
             self._current.process.join()
-            shutil.rmtree(self._current.linked, ignore_errors=True)
+            shutil.rmtree(self._current.folder, ignore_errors=True)
 
     def checkpoint_written(self, run: Path, step: int) -> None:
         """Roll it out, now or after the running one; see `TrainingWatcher`.
@@ -85,63 +82,55 @@ class RolloutValidation(TrainingWatcher):
         if step % self._config.every:
             return
         if self._waiting is not None:
-            left, skipped = self._waiting
-            shutil.rmtree(left.parent, ignore_errors=True)
+            skipped, linked = self._waiting
+            shutil.rmtree(linked.parent, ignore_errors=True)
             logger.warning(
-                "%s: the rollout of step %d was skipped, because that of step %d was still "
-                "running; increase rollout.every, or reduce rollout.episodes",
+                "%s: the rollout of step %d was skipped, because an earlier one still runs; "
+                "increase rollout.every, or reduce rollout.episodes",
                 run,
                 skipped,
-                step,
             )
-        self._waiting = _link_run(run, step), step
-        if self._current is None:
-            self._start()
+        self._waiting = step, _link_run(run, step)
+        self._advance()
 
     def figures(self) -> list[tuple[int, Mapping[str, float]]]:
         """Return the figures of finished rollouts; see `TrainingWatcher`."""
-        if self._current is not None and not self._current.process.is_alive():
-            self._take_result(self._current)
-            self._current = None
-            self._start()
+        self._advance()
         ready, self._ready = self._ready, []
         return ready
 
     def finish(self) -> None:
         """Wait for the rollouts that still run; see `TrainingWatcher`."""
-        found = []
         while self._current is not None:
             self._current.process.join()
-            found += self.figures()
-        self._ready = found
+            self._advance()
 
-    def _start(self) -> None:
-        if self._waiting is None:
-            return
-        (linked, step), self._waiting = self._waiting, None
-        out = linked.parent.parent / f"step_{step:08d}"
-        config = self._config.model_copy(update={"run": linked, "out": out})
-        process = start_process(_roll_out, (config, linked.parent / OUTPUT))
-        self._current = _Rollout(step, out, linked.parent, process)
+    def _advance(self) -> None:
+        """Take the result of a rollout that has ended, and begin the one that waits."""
+        if self._current is not None:
+            if self._current.process.is_alive():
+                return
+            self._take_result(self._current)
+            self._current = None
+        if self._waiting is not None:
+            (step, linked), self._waiting = self._waiting, None
+            changes = {"run": linked, "out": linked.parents[1] / f"step_{step:08d}"}
+            config = self._config.model_copy(update=changes)
+            process = start_process(_roll_out, (config, linked.parent / OUTPUT))
+            self._current = _Rollout(step, linked.parent, process)
 
     def _take_result(self, rollout: _Rollout) -> None:
-        output = (rollout.linked / OUTPUT).read_text(errors="replace").strip().splitlines()
-        shutil.rmtree(rollout.linked, ignore_errors=True)
-        path = rollout.out / "result.json"
-        try:
-            if rollout.process.exitcode:
-                raise ValueError(output[-1] if output else f"exit code {rollout.process.exitcode}")
-            result = RolloutResult.model_validate_json(path.read_bytes())
-        except (OSError, ValueError, ValidationError) as error:
-            reason = " ".join(str(error).split())
-            failure = f"step {rollout.step} was not rolled out: {reason}"
-            self.failures.append(failure)
-            logger.error("%s; training continues", failure)
+        output = (rollout.folder / OUTPUT).read_text(errors="replace").strip().splitlines()
+        shutil.rmtree(rollout.folder, ignore_errors=True)
+        if code := rollout.process.exitcode:
+            reason = output[-1] if output else f"exit code {code}"
+            self.failures.append(f"step {rollout.step} was not rolled out: {reason}")
+            logger.error("%s; training continues", self.failures[-1])
             return
-        figures = {
-            "rollout_success": result.success_rate,
-            "rollout_episodes": float(len(result.episodes)),
-        }
+        path = rollout.folder.parent / f"step_{rollout.step:08d}" / RESULT
+        result = RolloutResult.model_validate_json(path.read_bytes())
+        episodes = float(len(result.episodes))
+        figures = {"rollout_success": result.success_rate, "rollout_episodes": episodes}
         self._ready.append((rollout.step, figures))
 
 
@@ -182,8 +171,7 @@ def _roll_out(config: RolloutConfig, output: Path) -> None:
 
 def _link_run(run: Path, step: int) -> Path:
     """Hard-link a run with one of its checkpoints below the run, and return the new folder."""
-    rollouts = run / "rollouts"
-    linked = rollouts / f".step_{step:08d}" / run.resolve().name
+    linked = run / "rollouts" / f".step_{step:08d}" / run.resolve().name
     shutil.rmtree(linked.parent, ignore_errors=True)
     linked.mkdir(parents=True)
     for path in run.iterdir():

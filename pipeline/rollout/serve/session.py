@@ -36,8 +36,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from pipeline.errors import RequestError
-from pipeline.rollout.gate.camera_check import CameraCheck
-from pipeline.rollout.gate.camera_verdict import CameraCheckMode
+from pipeline.rollout.gate.camera_check import CameraCheck, CameraCheckMode
 from pipeline.rollout.gate.checks import load_policy
 from pipeline.rollout.serve.config import ServeConfig
 from pipeline.rollout.serve.request import Request, RequestReader, Value

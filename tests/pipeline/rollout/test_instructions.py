@@ -8,8 +8,7 @@ import pytest
 
 from pipeline.errors import ConfigError, EncoderMismatchError, RequestError
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
-from pipeline.rollout.play.instruction_check import check_instructions
-from pipeline.rollout.play.loop import RolloutConfig, roll_out
+from pipeline.rollout.play.loop import RolloutConfig, check_instructions, roll_out
 from pipeline.rollout.policy import Policy
 from pipeline.rollout.report.instructions import measure_effect
 from pipeline.training.presets import debug

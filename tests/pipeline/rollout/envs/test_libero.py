@@ -1,5 +1,6 @@
 import os
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,7 @@ from pipeline.datasets.manifest.model import load_manifest
 from pipeline.errors import EnvError
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import make_env, make_expert_env
-from pipeline.rollout.play.manifest import manifest_of
-from pipeline.rollout.play.record import RecordConfig, record_seed
+from pipeline.rollout.play.record import manifest_of, record_seed
 from pipeline.rollout.serve.config import ServeConfig
 from pipeline.rollout.serve.session import ServedPolicy, Session
 from tests.pipeline.rollout.envs.env_contract import ROOT, ExpertContract, run
@@ -118,10 +118,14 @@ class TestLibero(ExpertContract):
     def test_a_recording_is_read_by_a_manifest_of_the_published_files(
         self, env, tmp_path, monkeypatch
     ):
-        """Its time limit is shortened; how many steps are recorded is the recorder's test."""
-        monkeypatch.setattr(env.unguarded, "max_steps", 4)
-        config = RecordConfig(env=SOUP, views=VIEWS, episodes=1, out=tmp_path, keep="all")
-        assert record_seed(env, 0, config).steps == 4
+        """It counts as solved early; how many steps are recorded is the recorder's test."""
+        unchanged_step = env.unguarded.step
+
+        def solved_at_4(action):
+            return replace(unchanged_step(action), success=env.unguarded._steps == 4)
+
+        monkeypatch.setattr(env.unguarded, "step", solved_at_4)
+        assert record_seed(env, 0, tmp_path) == 4
         assert [path.name for path in tmp_path.iterdir()] == ["episode_00000.hdf5"]
         monkeypatch.setenv("DATA_ROOT", str(tmp_path))
         published = load_manifest(ROOT / "data_manifests/libero-spatial.toml").manifest.to_dict()
@@ -136,7 +140,7 @@ class TestLibero(ExpertContract):
         states = tuple(published["state"]["key"])
         reader = RobomimicHdf5Reader(DatasetConfig(tmp_path, (*keys,), (*states, "actions")))
         assert reader.label(0) == EpisodeLabel(
-            success=False, task=env.instruction, instruction=env.instruction
+            success=True, task=env.instruction, instruction=env.instruction
         )
         frames, actions = reader.frames(0, 0, 4), reader.numbers(0, "actions")
         state = np.concatenate([reader.numbers(0, key) for key in states], axis=1)

@@ -8,8 +8,7 @@ import pytest
 
 from pipeline.errors import CameraMismatchError, RunError
 from pipeline.features.store.start_frames import StartFrames, shrink_frames
-from pipeline.rollout.gate.camera_check import CameraCheck
-from pipeline.rollout.gate.camera_verdict import CameraCheckResult, StartFinding
+from pipeline.rollout.gate.camera_check import CameraCheck, CameraCheckResult, StartFinding
 from pipeline.training.presets import debug
 from pipeline.training.run.folder import (
     FORMAT_VERSION,
@@ -68,14 +67,14 @@ def test_a_mistake_in_one_view_is_named(check, mistake, view):
         ]
         assert verdict.views[view].alternatives == ()
         assert verdict.views[view].undone_distance < verdict.views[view].distance
-        assert f"view `{VIEWS[view]}` matches training when" in verdict.line()
+        assert f"view `{VIEWS[view]}`: {mistake} (distance " in verdict.line()
 
 
 def test_one_view_is_enough():
     alone = check_of(views=1)
     frames = first_frames(100)[:1]
     assert alone.examine_start(frames).matches
-    assert "when red and blue are exchanged" in alone.examine_start(frames[..., ::-1]).line()
+    assert ": red and blue exchanged (" in alone.examine_start(frames[..., ::-1]).line()
     assert "does not look like" in alone.examine_start(first_frames(100)[1:2]).line()
 
 
@@ -91,7 +90,7 @@ def test_swapped_views_are_named(check, pair):
 def test_views_in_a_circle_are_named_one_by_one(check):
     line = check.examine_start(first_frames(100)[[1, 2, 0]]).line()
     for view, shows in (("left", "top"), ("top", "hand"), ("hand", "left")):
-        assert f"view `{view}` shows what training saw as `{shows}`" in line
+        assert f"view `{view}`: shows what training saw as `{shows}`" in line
 
 
 def test_what_training_never_showed_is_unknown(check):
@@ -100,7 +99,7 @@ def test_what_training_never_showed_is_unknown(check):
         frames[1] = strange
         verdict = check.examine_start(frames)
         assert [found.mistake for found in verdict.views] == [None, "unknown", None]
-        assert "view `top` does not look like training (distance " in verdict.line()
+        assert "view `top`: does not look like training (distance " in verdict.line()
 
 
 def test_unseen_starts_match_in_brighter_and_darker_light_too(check):
@@ -243,7 +242,7 @@ def test_two_stores_are_joined_and_validation_episodes_help_where_few_are_traine
 
 def test_start_frames_that_were_damaged_swapped_or_removed_are_refused(run):
     path, description = run / START_FRAMES_FILE, read_run(run)
-    assert CameraCheck.from_run(run, description).is_able
+    assert CameraCheck.from_run(run, description).unchecked is None
     ours = path.read_bytes()
     flipped = bytearray(ours)
     flipped[-1] ^= 1

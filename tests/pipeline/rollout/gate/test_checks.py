@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import EncoderMismatchError, EnvError, RunError
 from pipeline.features.identity.probe import Probe, make_probe
 from pipeline.rollout.envs.base import StepResult
-from pipeline.rollout.gate.checks import Gate, PolicyConfig, check_env, load_policy
+from pipeline.rollout.gate.checks import PolicyConfig, check_env, load_policy
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.training.presets import debug
 from pipeline.training.run.folder import (
@@ -91,15 +91,6 @@ def test_the_environment_of_the_recordings_passes():
 def test_another_environment_is_refused(settings, pattern):
     with pytest.raises(EnvError, match=pattern):
         check_env(description(), StillEnv(**settings))
-
-
-def test_an_overridden_gate_lets_pass_what_can_run(caplog):
-    gate = Gate(is_overridden=True)
-    check_env(description(), StillEnv(control_hz=20.0), gate)
-    assert ["control rate in Hz: expected 50.0" in reason for reason in gate.overridden] == [True]
-    assert "CHECK OVERRIDDEN" in caplog.text
-    with pytest.raises(EnvError, match=r"state width: .*found 6"):
-        check_env(description(), StillEnv(state_dim=6), gate)
 
 
 def test_a_run_trained_on_another_encoders_features_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from pipeline.processes import LocalWorker
 from pipeline.rollout.envs.base import StepResult
 from pipeline.rollout.play.episode import EpisodePlayer
 from pipeline.rollout.play.loop import RolloutConfig, play_episodes
-from pipeline.rollout.play.tasks import Queue, TaskPlayer
+from pipeline.rollout.play.tasks import OneAtATime, Queue
 from pipeline.training.data.windows import WindowData
 from policy.agent import AgentConfig, VLAAgent
 from policy.network.head import HeadConfig
@@ -90,10 +90,10 @@ def counting_agent(obs_horizon: int, num_action_steps: int) -> RecordingAgent:
 
 def play(agent: RecordingAgent, env: CountingEnv, max_steps: int = 100):
     horizon = agent.config.obs_horizon
-    player = EpisodePlayer(env, obs_horizon=horizon, max_steps=max_steps, out=None)
-    config = RolloutConfig(run=Path("run"), envs=("counting",), out=Path("out"), videos=0)
-    players = [LocalWorker(TaskPlayer(lambda env: player))]
-    (episode,) = play_episodes(agent, players, Queue(config.envs, [0], ()), config, nfe=1)
+    player = EpisodePlayer(env, obs_horizon=horizon, max_steps=max_steps, out=Path("out"))
+    config = RolloutConfig(run=Path("run"), envs=("counting",), out=Path("out"), videos="none")
+    players = [LocalWorker(OneAtATime(lambda env: player))]
+    (episode,) = play_episodes(agent, players, Queue({"counting": [0]}), config, nfe=1)
     assert episode.result.decisions == len(episode.head_s) == len(agent.seen)
     return episode.result
 

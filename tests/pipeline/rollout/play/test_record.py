@@ -18,8 +18,7 @@ from pipeline.errors import ConfigError, DatasetError, EnvError
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE
 from pipeline.rollout.envs.registry import make_env, make_expert_env
 from pipeline.rollout.play.episode import EpisodePlayer
-from pipeline.rollout.play.manifest import manifest_of
-from pipeline.rollout.play.record import Attempt, RecordConfig, record_dataset, record_seed
+from pipeline.rollout.play.record import RecordConfig, manifest_of, record_dataset, record_seed
 from policy.spec import FRAME_SIZE
 
 ROOT = Path(__file__).parents[4]
@@ -84,7 +83,7 @@ def test_a_damaged_or_renamed_recording_is_named(tmp_path):
 def test_failures_of_another_environment_or_other_content_are_refused(tmp_path):
     failures = tmp_path / "failed_seeds.json"
     failures.write_text(json.dumps({"env": "metaworld/reach-v3", "seeds": [0]}))
-    with pytest.raises(ConfigError, match="failures of metaworld/handle-press-v3"):
+    with pytest.raises(DatasetError, match="of metaworld/handle-press-v3 fails, found those of"):
         record_dataset(config_for(tmp_path))
     for content in ("[]", "{", '{"env": "x", "seeds": ["a"]}'):
         failures.write_text(content)
@@ -99,19 +98,20 @@ def test_seeds_of_rollouts_are_never_recorded(tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.sim
 def test_no_camera_is_refused_in_one_line(tmp_path):
-    with pytest.raises(ConfigError, match=r"^views: expected .* one camera") as caught:
+    with pytest.raises(EnvError, match=r"expected distinct views from .* found none") as caught:
         record_dataset(config_for(tmp_path / "out", views=()))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_failures_that_were_kept_never_pass_for_successes(tmp_path):
+def test_failures_that_earlier_versions_kept_never_pass_for_successes(tmp_path):
     """Nor does a file from before failures could be kept change its meaning: it was solved."""
     write_recording(tmp_path, seed=0)
     write_recording(tmp_path, seed=1, success=False)
     before = contents(tmp_path)
-    with pytest.raises(ConfigError, match=r"found seeds \[1\] that it fails; use --keep all"):
+    with pytest.raises(ConfigError, match=r"episode_1\.hdf5: .* that the expert fails; record"):
         record_dataset(config_for(tmp_path))
     assert contents(tmp_path) == before
     with h5py.File(tmp_path / "episode_0.hdf5", "r+") as file:
@@ -121,7 +121,7 @@ def test_failures_that_were_kept_never_pass_for_successes(tmp_path):
     assert not read_label(tmp_path / "episode_1.hdf5").success
 
 
-@pytest.mark.parametrize("wrong", [{"episodes": 0}, {"workers": 0}, {"fps": 3}, {"keep": "some"}])
+@pytest.mark.parametrize("wrong", [{"episodes": 0}, {"workers": 0}, {"fps": 3}])
 def test_impossible_settings_are_refused(tmp_path, wrong):
     with pytest.raises(ValidationError):
         config_for(tmp_path, **wrong)
@@ -174,7 +174,7 @@ def test_larger_pictures_are_recorded_as_a_rollout_sees_them(tmp_path):
     env = make_env(ENV, ("corner",), 480)
     env.reset(0)
     assert env.render().shape == (1, 480, 480, 3)
-    player = EpisodePlayer(env, obs_horizon=1, max_steps=9, out=None)
+    player = EpisodePlayer(env, obs_horizon=1, max_steps=9, out=tmp_path)
     (observed,) = player.begin(0, "none").observations
     env.close()
     for one, live in zip(recorded, observed.frames, strict=True):
@@ -183,29 +183,26 @@ def test_larger_pictures_are_recorded_as_a_rollout_sees_them(tmp_path):
 
 
 @pytest.mark.sim
-def test_a_failure_is_kept_to_the_time_limit_and_marked_only_where_it_is_asked_for(tmp_path):
+def test_nothing_is_written_where_the_expert_fails_until_the_time_limit(tmp_path):
     """Soccer's seed 0 is failed; Meta-World's own limit is shortened to keep the test short."""
     env = make_expert_env("metaworld/soccer-v3", ("topview",))
     env.unguarded._task.max_path_length = env.max_steps = 12
-    config = config_for(tmp_path, env=env.name, views=env.view_names)
-    assert record_seed(env, 0, config) == Attempt(solved=False, steps=0)
-    assert contents(tmp_path) == {}
-    kept = record_seed(env, 0, config.model_copy(update={"keep": "all"}))
+    assert record_seed(env, 0, tmp_path) == 0
     env.close()
-    assert kept == Attempt(solved=False, steps=12)
-    assert not read_label(tmp_path / "episode_0.hdf5").success
+    assert contents(tmp_path) == {}
 
 
 @pytest.mark.sim
-def test_a_folder_with_failures_says_so(tmp_path):
-    write_recording(tmp_path, seed=0, success=False)
+def test_recordings_under_another_manifest_are_refused(tmp_path):
+    """As of another version of the simulator, whose recordings would be mixed with these."""
+    write_recording(tmp_path, seed=0)
     write_recording(tmp_path, seed=1)
-    report = record_dataset(config_for(tmp_path, keep="all"))
-    assert (report.episodes, report.recorded, report.failed_seeds) == (2, 0, (0,))
-    assert load_manifest(report.manifest).manifest.source.endswith("failures included")
-    (tmp_path / "episode_0.hdf5").unlink()
-    with pytest.raises(ConfigError, match=r"expected the manifest .* keep=successes"):
-        record_dataset(config_for(tmp_path, first_seed=1))
+    report = record_dataset(config_for(tmp_path))
+    assert (report.episodes, report.recorded, report.failed_seeds) == (2, 0, ())
+    text = report.manifest.read_text()
+    report.manifest.write_text(text.replace('revision = "', 'revision = "earlier '))
+    with pytest.raises(ConfigError, match=r"manifest\.toml: expected the manifest of .* another"):
+        record_dataset(config_for(tmp_path))
 
 
 @pytest.mark.sim

@@ -92,19 +92,6 @@ def test_the_published_schema_is_the_models_and_holds_for_a_real_result(alone):
     assert RolloutResult.model_validate_json((out / "result.json").read_bytes()) == result
 
 
-def test_eval_info_says_the_same_in_other_words(alone):
-    result, out = alone
-    found = json.loads((out / "eval_info.json").read_text())
-    assert found["overall"]["pc_success"] == 100 * result.success_rate
-    assert found["overall"]["n_episodes"] == 3
-    (task,) = found["per_task"]
-    assert task["task_group"] == "metaworld"
-    largest = [episode.max_reward for episode in result.episodes]
-    assert found["overall"]["avg_max_reward"] == pytest.approx(np.mean(largest))
-    assert task["metrics"]["sum_rewards"] == [episode.reward for episode in result.episodes]
-    assert found["overall"]["video_paths"] == [str(out / "videos/seed_100000.mp4")]
-
-
 def test_a_simulator_that_dies_is_an_error_and_leaves_no_result(run, tmp_path, monkeypatch):
     def kill_one(self, *call):
         os.kill(self.process.pid, signal.SIGKILL)
@@ -116,17 +103,11 @@ def test_a_simulator_that_dies_is_an_error_and_leaves_no_result(run, tmp_path, m
     assert not (tmp_path / "dead/result.json").exists()
 
 
-def test_the_gate_can_be_overridden_and_the_result_says_so(run, tmp_path):
+def test_another_encoder_is_refused_by_its_name(run, tmp_path):
     other = tiny_tower(seed=1)
-    found = f"found {Path(other).name}"
-    with pytest.raises(EncoderMismatchError, match=f"{found} .* with different weights"):
+    found = f"found {Path(other).name} .* with different weights"
+    with pytest.raises(EncoderMismatchError, match=found):
         roll_out(config(run, tmp_path / "no", encoder=other))
-    settings = {"encoder": other, "override_gate": True, "episodes": 1, "max_steps": 1}
-    result = roll_out(config(run, tmp_path / "yes", **settings))
-    (reason,) = result.gate_overridden
-    assert found in reason
-    assert result.alarms()[0] == f"a check was overridden: {reason}"
-    assert result.encoder.name == Path(other).name
 
 
 def test_a_refusal_leaves_the_earlier_result(run, alone, tmp_path):

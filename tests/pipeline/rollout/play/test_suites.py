@@ -1,7 +1,5 @@
 """Suites: every environment of them is rolled out and recorded, as it is alone."""
 
-import json
-
 import metaworld
 import pytest
 
@@ -20,8 +18,9 @@ LIBERO_SUITE = "libero/libero_object_two_normal_episodes"  # the smallest whose 
 
 
 def test_a_process_plays_one_environment_to_its_end_and_then_one_that_no_other_plays():
-    queue = Queue("abc", range(3), done={("a", 0), ("c", 0), ("c", 1), ("c", 2)})
-    assert (queue.total, len(queue)) == (9, 5)
+    queue = Queue({"a": [1, 2], "b": [0, 1], "c": []})
+    queue.add("b", 2)
+    assert (len(queue), queue.has_several_envs) == (5, True)
     assert queue.next(None) == ("b", 0)
     assert queue.next(None) == ("a", 1)
     assert queue.next("b") == ("b", 1)
@@ -80,14 +79,6 @@ def test_several_environments_give_the_episodes_that_each_gives_alone(tmp_path):
     out = tmp_path / "out" / "at once"
     videos = sorted(str(path.relative_to(out)) for path in out.rglob("*.mp4"))
     assert videos == [f"videos/metaworld-{env[10:]}/seed_100000.mp4" for env in sorted(ENVS)]
-    found = json.loads((out / "eval_info.json").read_text())
-    assert found["overall"]["n_episodes"] == found["per_group"]["metaworld"]["n_episodes"] == 6
-    for index, (env, task) in enumerate(zip(ENVS, found["per_task"], strict=True)):
-        assert (task["task_group"], task["task_id"]) == ("metaworld", index)
-        alone = json.loads((tmp_path / "out" / env / "eval_info.json").read_text())
-        (alone_task,) = alone["per_task"]
-        assert task["metrics"]["sum_rewards"] == alone_task["metrics"]["sum_rewards"]
-        assert len(task["metrics"]["video_paths"]) == 1
 
 
 @pytest.mark.sim

@@ -15,8 +15,7 @@ import torch
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.sync.client import ClientConnection, connect
 
-from pipeline.rollout.gate.camera_check import CameraCheck
-from pipeline.rollout.gate.camera_verdict import CameraCheckMode
+from pipeline.rollout.gate.camera_check import CameraCheck, CameraCheckMode
 from pipeline.rollout.serve.config import ServeConfig
 from pipeline.rollout.serve.request import RequestReader
 from pipeline.rollout.serve.session import ServedPolicy
