@@ -7,6 +7,7 @@ and its result equals that of an uninterrupted one, except for the measured time
 
 import importlib.metadata
 import logging
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
@@ -53,7 +54,7 @@ class RolloutConfig(PolicyConfig):
     envs: tuple[str, ...] = Field(min_length=1)
     """Environments and suites: `metaworld/drawer-open-v3`, `libero/libero_object`."""
     out: Path
-    """Folder for `result.json`, `episodes.jsonl`, `videos` and `paths`."""
+    """Folder for `result.json`, `eval_info.json`, `episodes.jsonl`, `videos` and `paths`."""
     episodes: int = Field(default=50, ge=1)
     """Episodes of each environment, each with its own seed."""
     first_seed: int = FIRST_ROLLOUT_SEED
@@ -149,6 +150,7 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
         _clear(config.out, {each.result.file for each in journal.episodes if each.result})
         seeds = range(config.first_seed, config.first_seed + config.episodes)
         queue = Queue({name: [n for n in seeds if (name, n) not in done] for name in names})
+        started = time.monotonic()
         count = min(config.num_envs, len(queue))
         episodes = f"{len(queue)} episodes of at most {max_steps} steps"
         logger.info("rolling out %s (step %d): %s, on %s", config.run, step, episodes, agent.device)
@@ -161,6 +163,8 @@ def _roll_out(config: RolloutConfig) -> RolloutResult:
                 journal.append(episode)
     finished = sorted(journal.episodes, key=lambda each: (names.index(each.env), each.seed))
     result = _sum_up(config, description, agent, finished, step=step, nfe=nfe, max_steps=max_steps)
+    eval_info = result.eval_info(config.out, seconds=time.monotonic() - started)
+    write_json(config.out / "eval_info.json", eval_info)
     write_json(config.out / RESULT, result.model_dump(mode="json"))
     return result
 
@@ -258,7 +262,8 @@ def _identity(config: RolloutConfig, agent: VLAAgent, step: int) -> dict[str, ob
 
 def _clear(out: Path, kept: Collection[Path]) -> None:
     """Remove an earlier rollout's files from a folder, except videos and paths of some episodes."""
-    (out / RESULT).unlink(missing_ok=True)
+    for name in (RESULT, "eval_info.json"):
+        (out / name).unlink(missing_ok=True)
     for folder, name in (("videos", "seed_*.mp4"), ("paths", "seed_*.png"), ("videos", ".seed_*")):
         for path in (out / folder).rglob(name):
             if path.relative_to(out / folder).with_suffix("") not in kept:

@@ -191,6 +191,58 @@ class RolloutResult(FrozenModel):
             )
         return found
 
+    def eval_info(self, out: Path, seconds: float) -> dict[str, Any]:
+        """Return the same as the content of LeRobot's `eval_info.json`, for tools that read it.
+
+        `out` is the folder with the videos, `seconds` what all episodes took together.
+
+        Source: huggingface/lerobot@7427f318:src/lerobot/scripts/lerobot_eval.py, eval_policy_all.
+        """
+        groups: dict[str, dict[str, list[EpisodeResult]]] = {}  # by suite, then by environment
+        for episode in self.episodes:
+            suite = (episode.task or self.env).rpartition("/")[0]
+            groups.setdefault(suite, {}).setdefault(episode.task, []).append(episode)
+
+        def videos(episodes: Sequence[EpisodeResult]) -> dict[str, list[str]]:
+            paths = [(out / "videos" / episode.file).with_suffix(".mp4") for episode in episodes]
+            kept = [str(path) for path in paths if path.exists()]
+            return {"video_paths": kept, "predicted_video_paths": []}
+
+        def averages(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
+            count = len(episodes)
+            return {
+                "avg_sum_reward": math.fsum(episode.reward for episode in episodes) / count,
+                "avg_max_reward": math.fsum(episode.max_reward for episode in episodes) / count,
+                "pc_success": 100.0 * sum(episode.success for episode in episodes) / count,
+                "n_episodes": count,
+                **videos(episodes),
+            }
+
+        def metrics(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
+            return {
+                "sum_rewards": [episode.reward for episode in episodes],
+                "max_rewards": [episode.max_reward for episode in episodes],
+                "successes": [episode.success for episode in episodes],
+                **videos(episodes),
+            }
+
+        return {
+            "per_task": [
+                {"task_group": group, "task_id": index, "metrics": metrics(episodes)}
+                for group, tasks in groups.items()
+                for index, episodes in enumerate(tasks.values())
+            ],
+            "per_group": {
+                group: averages([episode for episodes in tasks.values() for episode in episodes])
+                for group, tasks in groups.items()
+            },
+            "overall": {
+                **averages(self.episodes),
+                "eval_s": seconds,
+                "eval_ep_s": seconds / len(self.episodes),
+            },
+        }
+
     def summary(self) -> str:
         """Return a line per environment of several, and two; see `alarms` for reasons to doubt."""
         solved = sum(episode.success for episode in self.episodes)

@@ -92,6 +92,19 @@ def test_the_published_schema_is_the_models_and_holds_for_a_real_result(alone):
     assert RolloutResult.model_validate_json((out / "result.json").read_bytes()) == result
 
 
+def test_eval_info_says_the_same_in_other_words(alone):
+    result, out = alone
+    found = json.loads((out / "eval_info.json").read_text())
+    assert found["overall"]["pc_success"] == 100 * result.success_rate
+    assert found["overall"]["n_episodes"] == 3
+    (task,) = found["per_task"]
+    assert task["task_group"] == "metaworld"
+    largest = [episode.max_reward for episode in result.episodes]
+    assert found["overall"]["avg_max_reward"] == pytest.approx(np.mean(largest))
+    assert task["metrics"]["sum_rewards"] == [episode.reward for episode in result.episodes]
+    assert found["overall"]["video_paths"] == [str(out / "videos/seed_100000.mp4")]
+
+
 def test_a_simulator_that_dies_is_an_error_and_leaves_no_result(run, tmp_path, monkeypatch):
     def kill_one(self, *call):
         os.kill(self.process.pid, signal.SIGKILL)

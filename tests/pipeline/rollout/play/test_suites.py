@@ -1,5 +1,7 @@
 """Suites: every environment of them is rolled out and recorded, as it is alone."""
 
+import json
+
 import metaworld
 import pytest
 
@@ -79,6 +81,14 @@ def test_several_environments_give_the_episodes_that_each_gives_alone(tmp_path):
     out = tmp_path / "out" / "at once"
     videos = sorted(str(path.relative_to(out)) for path in out.rglob("*.mp4"))
     assert videos == [f"videos/metaworld-{env[10:]}/seed_100000.mp4" for env in sorted(ENVS)]
+    found = json.loads((out / "eval_info.json").read_text())
+    assert found["overall"]["n_episodes"] == found["per_group"]["metaworld"]["n_episodes"] == 6
+    for index, (env, task) in enumerate(zip(ENVS, found["per_task"], strict=True)):
+        assert (task["task_group"], task["task_id"]) == ("metaworld", index)
+        alone = json.loads((tmp_path / "out" / env / "eval_info.json").read_text())
+        (alone_task,) = alone["per_task"]
+        assert task["metrics"]["sum_rewards"] == alone_task["metrics"]["sum_rewards"]
+        assert len(task["metrics"]["video_paths"]) == 1
 
 
 @pytest.mark.sim
