@@ -1,7 +1,6 @@
 """The compute environment of an encoder: how features are computed, as against by what.
 
-The same weights give the same bits only in the same environment; in another one they agree within a
-tolerance.
+The same weights give the same bits only in the same environment, in another one a tolerance.
 """
 
 import hashlib
@@ -15,15 +14,13 @@ from pydantic import Field
 
 from policy.spec import FrozenModel
 
-DeviceKind = Literal["cpu", "cuda", "mps"]
-
 ISA_LIMITS: Final = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # how oneDNN is held back
 
 
 class ComputeEnvironment(FrozenModel):
     """How features were computed. Equal records promise equal bits; others, a tolerance."""
 
-    device: DeviceKind
+    device: Literal["cpu", "cuda", "mps"]
     """Kind of device the encoder runs on."""
     hardware: tuple[str, ...]
     """A CPU's capabilities, cache sizes, and what limits the kernels, sorted; or the GPU's name."""
@@ -38,10 +35,9 @@ class ComputeEnvironment(FrozenModel):
     threads: int = Field(ge=1)
     """Threads of a CPU's product; they may change how a sum is split."""
     images_per_pass: int = Field(ge=1)
-    """Images that share one forward pass, fillers included: the same shapes run the same kernels.
-    """
+    """Images that share one forward pass, fillers included: same shapes run the same kernels."""
     place_matters: bool
-    """Whether a feature's last bits depend on its image's place in the pass, as measured here; then
+    """Whether a feature's last bits depend on its image's place in the pass, as measured; if so,
     view i of a step is always encoded at place i."""
 
     def digest(self) -> str:
@@ -50,28 +46,24 @@ class ComputeEnvironment(FrozenModel):
 
     def differences(self, other: "ComputeEnvironment") -> list[str]:
         """Name every field in which `other` differs from this one, with both values."""
-        pairs = (
-            (name, getattr(self, name), getattr(other, name)) for name in type(self).model_fields
-        )
-        return [f"{name} was {before}, is {now}" for name, before, now in pairs if before != now]
+        pairs = zip(self, other, strict=True)  # each a field's name and value
+        return [f"{name} was {was}, is {now}" for (name, was), (_, now) in pairs if was != now]
 
 
 def describe_environment(
     device: torch.device, *, library: str, compiled: bool, images_per_pass: int, place_matters: bool
 ) -> ComputeEnvironment:
     """Describe this process's environment as torch is set now; see `ComputeEnvironment`."""
-    return ComputeEnvironment.model_validate(
-        {
-            "device": device.type,
-            "hardware": _hardware(device),
-            "torch_version": str(torch.__version__),
-            "library": library,
-            "tf32": _rounds_float32(device),
-            "compiled": compiled,
-            "threads": torch.get_num_threads(),
-            "images_per_pass": images_per_pass,
-            "place_matters": place_matters,
-        }
+    return ComputeEnvironment(
+        device=device.type,  # pydantic refuses other kinds
+        hardware=_hardware(device),
+        torch_version=str(torch.__version__),
+        library=library,
+        tf32=_rounds_float32(device),
+        compiled=compiled,
+        threads=torch.get_num_threads(),
+        images_per_pass=images_per_pass,
+        place_matters=place_matters,
     )
 
 

@@ -27,12 +27,10 @@ def load_encoder(settings: EncoderSettings) -> ImageEncoder:
             a file is missing, or weights or preprocessing are not what the encoder needs.
         MissingExtraError: the encoder needs a package that is not installed.
     """
-    if settings.revision is not None and settings.name in ENCODERS:
-        raise EncoderLoadError(
-            f"{settings.name}: expected no revision for a built-in encoder, found "
-            f"{settings.revision!r}"
-        )
-    module = import_module(ENCODERS.get(settings.name, CHECKPOINTS))
+    name, revision = settings.name, settings.revision
+    if revision is not None and name in ENCODERS:
+        raise EncoderLoadError(f"{name}: expected no revision (it is built in), found {revision!r}")
+    module = import_module(ENCODERS.get(name, CHECKPOINTS))
     encoder: ImageEncoder = module.load(settings)
     return encoder
 
