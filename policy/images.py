@@ -64,11 +64,10 @@ class Augmentation:
     crop: tuple[float, float, float, float]
     """Left, top, right and bottom in pixels of a 256x256 image."""
     brightness: float
-    """Factor of every value; 1 leaves them as they are."""
     contrast: float
-    """Factor of the distance from the image's mean gray."""
     saturation: float
-    """Factor of the distance from each pixel's gray."""
+    """Factors of every value, of its distance from the image's mean gray, and of that from its
+    pixel's gray; 1 changes nothing."""
 
 
 def draw_augmentation(*seed: int) -> Augmentation:

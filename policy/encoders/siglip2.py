@@ -42,8 +42,6 @@ from policy.encoders.registry import DEFAULT_ENCODER, ENCODERS
 from policy.errors import EncoderLoadError, first_line
 from policy.spec import FRAME_SIZE, EncoderIdentity, FeatureSpec
 
-AttentionKernel = Literal["sdpa", "eager"]
-
 DEFAULT_REVISION: Final = "3f9f96cb90da5dbc758b01813f2f6f1aee24c1ab"  # the hub's main in 2025-2026
 GRID_SIDE: Final = 8  # positions per side; a patch16-256 encoder's 16x16 are averaged 2x2
 GRID_CHANNELS: Final = 64  # components of the PCA; 8 kB per image in float16
@@ -86,7 +84,7 @@ class Siglip2Encoder(ImageEncoder):
         name: str,
         revision: str,
         pretrained: bool,
-        attention: AttentionKernel = "sdpa",
+        attention: Literal["sdpa", "eager"] = "sdpa",
     ):
         """Freeze `network`, a `SiglipVisionModel` of float32, and cast it to the compute dtype.
 

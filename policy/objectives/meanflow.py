@@ -188,10 +188,9 @@ def sample_times(
 ) -> tuple[Times, Times]:
     """Draw times t and spans h = t - r, each in [0, 1].
 
-    Returns:
-        t and h; h is 0 for the first `flow_share` of the items, h = t for the last
-        `anchored_share`, of which the last `anchored_noise_share` are at t = 1, and 0 < h <= t
-        between them. The order carries no information about the data, whose rows are shuffled.
+    h is 0 for the first `flow_share` of the items, h = t for the last `anchored_share`, of which
+    the last `anchored_noise_share` are at t = 1, and 0 < h <= t between them. The order carries no
+    information about the data, whose rows are shuffled.
     """
     logits = torch.randn(2, batch_size, generator=generator)
     times = torch.sigmoid(logits * config.time_logit_std + config.time_logit_mean)
