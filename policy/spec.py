@@ -56,7 +56,6 @@ class EncoderIdentity(FrozenModel):
     pretrained: bool
     """False for the stand-in, whose weights come from a seed."""
     compute_dtype: ComputeDtype
-    """The dtype of the encoder's weights and products."""
     weights: str
     """sha256 over weights, architecture, preprocessing, input contract and compute dtype."""
     features: tuple[FeatureSpec, ...] = Field(min_length=1)

@@ -141,13 +141,12 @@ class ImageEncoder(ABC):
     ) -> dict[str, Float16[np.ndarray, "n ..."]]:
         """Encode images, each on its own, in passes of `images_per_pass`.
 
+        Returns every feature by name, rounded to float16: exactly what a feature store keeps.
+
         Args:
             images: RGB, values in [0, 255].
             places: the view of each image, below `images_per_pass`: where in a pass it is encoded
                 if that matters here. None: the images fill the passes in their order.
-
-        Returns:
-            Every feature by name, rounded to float16: exactly what a feature store keeps.
 
         Raises:
             ImageFormatError: the images have another dtype or shape.

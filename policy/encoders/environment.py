@@ -21,17 +21,14 @@ class ComputeEnvironment(FrozenModel):
     """How features were computed. Equal records promise equal bits; others, a tolerance."""
 
     device: Literal["cpu", "cuda", "mps"]
-    """Kind of device the encoder runs on."""
     hardware: tuple[str, ...]
     """A CPU's capabilities, cache sizes, and what limits the kernels, sorted; or the GPU's name."""
     torch_version: str
-    """torch's version with its build."""
     library: str
     """The library whose network it is, its version, and its kernels where it has several."""
     tf32: bool
     """Whether float32 products may be rounded to a shorter mantissa."""
     compiled: bool
-    """Whether torch.compile fused the network."""
     threads: int = Field(ge=1)
     """Threads of a CPU's product; they may change how a sum is split."""
     images_per_pass: int = Field(ge=1)

@@ -13,10 +13,9 @@ ENCODERS: Final[dict[str, str]] = {
     "efficientnet-lite0": "policy.encoders.efficientnet",
     "stand-in": "policy.encoders.stand_in",
 }
-"""Each module has a function `load(settings: EncoderSettings) -> ImageEncoder`."""
+"""Each module has a function `load`, from settings to the encoder."""
 TEXT_CHECKPOINTS: Final = "policy.encoders.siglip2_text"
 TEXT_ENCODERS: Final[dict[str, str]] = {"all-minilm-l6-v2": "policy.encoders.minilm"}
-"""Each module has a function `load(settings: TextSettings) -> TextEncoder`."""
 
 
 def load_encoder(settings: EncoderSettings) -> ImageEncoder:

@@ -20,12 +20,10 @@ from policy.spec import INSTRUCTION, EncoderIdentity, FeatureSpec
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """Which text encoder to load; see `EncoderSettings`."""
+    """Which text encoder to load; fields as in `EncoderSettings`."""
 
     name: str
-    """A registered text encoder, a repository id on the Hugging Face hub, or a local folder."""
     revision: str | None = None
-    """40-hex commit on the hub; None is the pinned one of the default repository."""
 
 
 class TextEncoder(ABC):

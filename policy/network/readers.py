@@ -47,8 +47,7 @@ class InstructionReaderConfig(FrozenModel):
 class InstructionReader(nn.Module):
     """From an instruction's vector to a condition token, and to a change of the projected views.
 
-    Instructions of one dataset are similar: their mean is subtracted, so that what they share does
-    not outweigh their differences.
+    Instructions of one dataset are similar: their mean would outweigh their differences.
     """
 
     mean: Tensor

@@ -142,11 +142,9 @@ class Objective(ABC):
     def sample(self, network: Predictor, noise: Noise, nfe: int) -> Chunks:
         """Draw normalized actions, without gradient; errors as in `check_evaluations`.
 
-        Args:
-            network: the trained network under the condition of the rows of `noise`.
-            noise: `num_noise_draws` chunks per row; the only source of randomness, so that a row's
-                actions do not depend on the other rows.
-            nfe: how often the network is evaluated.
+        The network, under the condition of the rows of `noise`, is evaluated `nfe` times. Noise,
+        `num_noise_draws` chunks per row, is the only source of randomness: a row's actions do not
+        depend on the other rows.
         """
         self.check_evaluations(nfe)
         return self._sample(network, noise, nfe)

@@ -68,11 +68,8 @@ class ImprovedMeanFlowJump(JumpObjective):
     is_taught = True
 
     def loss(self, head: ActionNetwork, batch: Batch) -> Loss:
-        """Compute the loss.
-
-        `raw_mse` is the velocity's distance from the data, as in flow matching, and `jump_mse` that
-        of u from its target, which is 0 at the start of a training.
-        """
+        # `raw_mse` is the velocity's distance from the data, as in flow matching, and `jump_mse`
+        # that of u from its target, which is 0 at the start of a training.
         noise = batch.draw_noise()
         t = self._draw_times(len(noise), batch.generator).to(noise)
         left = draw_shares_left(len(noise), batch.generator)

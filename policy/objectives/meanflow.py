@@ -163,8 +163,8 @@ class MeanFlow(JumpObjective):
 def adaptively_weighted(error: Times, power: float, constant: float) -> Times:
     """Divide each row's squared error by its own (error + constant)^power, without gradient.
 
-    Source: MeanFlow, arXiv 2505.13447. Power 0 leaves them; 0.5 makes them distances, for small
-    constants; 1 gives each the same weight, whatever its size.
+    Source: MeanFlow. Power 0 leaves errors as they are; 0.5 makes them distances, for small
+    constants; 1 gives each the same weight.
     """
     return error * (error.detach() + constant) ** -power
 
