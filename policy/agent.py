@@ -38,8 +38,7 @@ class AgentConfig(FrozenModel, allow_inf_nan=False):
     """Sizes of the trainable part of a policy, and its objective."""
 
     readers: dict[str, ReaderConfig] = Field(default={"pooled": ReaderConfig()}, min_length=1)
-    """Which cached features the policy sees, by name, and what reduces each to a vector per view.
-    """
+    """The cached features that the policy sees, by name, and how each becomes a vector per view."""
     language: InstructionReaderConfig | None = None
     """How the policy reads an instruction; None: it takes none."""
     cond_dim: int = Field(default=384, ge=1, le=8_192)
@@ -49,8 +48,7 @@ class AgentConfig(FrozenModel, allow_inf_nan=False):
     num_action_steps: int = Field(default=8, ge=1)
     """Control steps executed before re-planning; at most `head.pred_horizon`."""
     state_scaling: Scaling = "range"
-    """What is scaled to -1 and 1. `quantiles` where single readings are wild; a dimension that
-    moves in less than 1 % of the steps then counts as constant."""
+    """What is scaled to -1 and 1; `quantiles` where single readings are wild."""
     action_scaling: Scaling = "range"
     """The same of actions; predicted ones leave that range by a quarter of it at most, or with
     `deviation` the mean by five standard deviations."""
@@ -92,16 +90,18 @@ class VLAAgent(nn.Module):
         self.instructions = instructions
         widths = [reader.projection_dim for reader in config.readers.values()]
         views_width = spec.num_views * sum(widths)
-        self.raw_cond_dim = views_width + spec.state_dim
-        self.readers = nn.ModuleDict(
-            {
-                name: FeatureReader(reader, spec.num_views, _shape(spec, name))
-                for name, reader in config.readers.items()
-            }
-        )
+        self.readers = nn.ModuleDict()
+        for name, reader in config.readers.items():
+            if name not in spec.feature_shapes:
+                raise AgentMismatchError(
+                    f"agent.readers: feature `{name}` is not in the data, which has "
+                    f"{', '.join(spec.feature_shapes)}; read one of these, or embed with --features"
+                )
+            shape = spec.feature_shapes[name]
+            self.readers[name] = FeatureReader(reader, spec.num_views, shape)
         self.state_normalizer = Normalizer(spec.state_dim, config.state_scaling)
         self.action_normalizer = Normalizer(spec.action_dim, config.action_scaling)
-        self.cond_projector = nn.Linear(self.raw_cond_dim, config.cond_dim)
+        self.cond_projector = nn.Linear(views_width + spec.state_dim, config.cond_dim)
         self.language = None
         if config.language is not None:
             self.language = InstructionReader(
@@ -128,13 +128,9 @@ class VLAAgent(nn.Module):
     def encode_views(
         self, images: UInt8[np.ndarray, "t v 256 256 3"]
     ) -> dict[str, Float[Tensor, "t v ..."]]:
-        """Encode every view of live steps with the injected encoder, as the cached ones were.
+        """Encode every view of live steps, RGB in [0, 255], as the cached ones were.
 
-        Args:
-            images: RGB, values in [0, 255].
-
-        Returns:
-            Every feature by name, float32 of float16 values, on the agent's device.
+        Returns every feature by name, float32 of float16 values, on the agent's device.
 
         Raises:
             AgentMismatchError: the agent was built without an encoder.
@@ -142,18 +138,11 @@ class VLAAgent(nn.Module):
         """
         if self.encoder is None:
             raise AgentMismatchError("this agent has no encoder; pass features instead of images")
-        encoded = self.encoder.encode_views(images)
-        return {
-            name: torch.from_numpy(values).float().to(self.device)
-            for name, values in encoded.items()
-        }
+        encoded = self.encoder.encode_views(images).items()
+        return {name: torch.from_numpy(rows).float().to(self.device) for name, rows in encoded}
 
     def encode_instruction(self, instruction: str) -> dict[str, Float[Tensor, "1 d"]]:
-        """Return the features of an instruction; empty without `agent.language`.
-
-        Raises:
-            EncoderLoadError, EncoderMismatchError: see `KnownInstructions.vector`.
-        """
+        """Return an instruction's features, none without `language`; see `KnownInstructions`."""
         if self.language is None:
             return {}
         assert self.instructions is not None, "loaded together with `agent.language`"
@@ -192,12 +181,13 @@ class VLAAgent(nn.Module):
                 one the agent is its own. Other agents ignore it.
         """
         condition = self._encode_condition(features, state)
-        batch = Batch(self.action_normalizer.normalize(actions), valid, condition, generator)
-        if teacher is None or not self.is_taught:
-            return self.objective.loss(self.head, batch)
-        with torch.no_grad():
-            known = teacher._encode_condition(features, state)
-        return self.objective.loss(self.head, batch, teacher=bind(teacher.head, known))
+        known = None
+        if teacher is not None and self.is_taught:
+            with torch.no_grad():
+                known = bind(teacher.head, teacher._encode_condition(features, state))
+        normalized = self.action_normalizer.normalize(actions)
+        batch = Batch(normalized, valid, condition, generator, known)
+        return self.objective.loss(self.head, batch)
 
     @property
     def is_taught(self) -> bool:
@@ -214,14 +204,8 @@ class VLAAgent(nn.Module):
     ) -> Chunks:
         """Return action chunks that start at the last observation step, in the manifest's units.
 
-        Args:
-            features: as in `compute_loss`.
-            state: as in `compute_loss`.
-            noise: from `noise`, at the same NFE; decides which of the likely chunks is drawn.
-            nfe: number of function evaluations of the head; None is the objective's default.
-
-        Raises:
-            AgentMismatchError: the objective's sampler cannot take that NFE.
+        Features and state as in `compute_loss`; the noise, from `noise` at the same NFE, decides
+        which of the likely chunks is drawn. `nfe` and errors as in `evaluations`.
         """
         nfe = self.evaluations(nfe)
         cond = self._build_cond(features, state)
@@ -234,7 +218,7 @@ class VLAAgent(nn.Module):
     def additivity_residual(
         self, features: Features, state: Float[Tensor, "b t s"], noise: Noise
     ) -> Times | None:
-        """Return `JumpObjective.additivity_residual`, or None where no jumps are learned.
+        """Return `JumpObjective.additivity_residual`; None where no jumps are learned.
 
         It is large where a one-step policy is uncertain; it takes a few evaluations of the head.
         """
@@ -250,10 +234,10 @@ class VLAAgent(nn.Module):
         return torch.randn(batch_size, draws, horizon, width, generator=generator)
 
     def evaluations(self, nfe: int | None) -> int:
-        """Return the NFE of a decision: `nfe`, or the objective's own where it is None.
+        """Return a decision's number of function evaluations of the head.
 
-        Raises:
-            AgentMismatchError: the objective cannot take that NFE.
+        It is `nfe`, or the objective's default where that is None; AgentMismatchError: the
+        objective cannot take it.
         """
         if nfe is None:
             return self.objective.default_evaluations
@@ -280,20 +264,12 @@ class VLAAgent(nn.Module):
         return torch.cat([*tokens, self.cond_projector(raw)], dim=1)
 
     def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Split the parameters into matrices, which weight decay is for, and the others."""
-        undecayed = {id(parameter) for parameter in self.head.undecayed_matrices()}
-        decayed: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for parameter in self.parameters():
-            is_decayed = parameter.ndim >= 2 and id(parameter) not in undecayed
-            (decayed if is_decayed else others).append(parameter)
-        return decayed, others
+        """Split the parameters into matrices, which weight decay is for, and the others.
 
-
-def _shape(spec: AgentSpec, feature: str) -> tuple[int, ...]:
-    if feature not in spec.feature_shapes:
-        raise AgentMismatchError(
-            f"agent.readers: feature `{feature}` is not in the data, which has "
-            f"{', '.join(spec.feature_shapes)}; read one of these, or embed with --features"
-        )
-    return spec.feature_shapes[feature]
+        Queries and gains of the depth mixer are lists of vectors: decay would pull every mixture
+        towards the plain mean.
+        """
+        mixer = {id(parameter) for parameter in self.head.residuals.parameters()}
+        decayed = [p for p in self.parameters() if p.ndim >= 2 and id(p) not in mixer]
+        matrices = {id(parameter) for parameter in decayed}
+        return decayed, [p for p in self.parameters() if id(p) not in matrices]

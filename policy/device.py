@@ -8,9 +8,6 @@ from policy.errors import DeviceError
 def open_device(name: str) -> torch.device:
     """Return a device by torch's name, or by `auto`: a GPU where there is one, else the CPU.
 
-    Args:
-        name: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-
     Raises:
         DeviceError: there is no such device, or torch was built without it.
     """

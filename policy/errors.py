@@ -5,11 +5,7 @@ line turns it into one line and exit code 2. Anything else is a defect of ours a
 traceback.
 """
 
-from typing import Final
-
 from pydantic import ValidationError
-
-MAX_LINE: Final = 300  # characters of a library's message
 
 
 class VlaError(Exception):
@@ -22,8 +18,8 @@ def install_command(extra: str) -> str:
 
 
 def one_line(message: object) -> str:
-    """Return a library's message on one line of at most `MAX_LINE` characters."""
-    return " ".join(str(message).split())[:MAX_LINE]
+    """Return a library's message on one line of at most 300 characters."""
+    return " ".join(str(message).split())[:300]
 
 
 def first_line(error: BaseException) -> str:

@@ -1,10 +1,9 @@
 """Camera images before the encoder, as numpy arrays: the one resize, and augmentation.
 
 SigLIP2's own preprocessing is a straight (not aspect-preserving) bilinear, antialiased resize.
-Pillow does exactly what transformers' image processor does where torchvision is absent; torch's
-uint8 resize differs from it by one level in half a percent of the pixels, and a resize without
-antialiasing by 34 levels. A frozen encoder sees a frame once, so that the random crops that
-visuomotor policies are trained with are drawn before it and cached as variants.
+Pillow does exactly what transformers' image processor does; torch's uint8 resize differs by one
+level in half a percent of the pixels, and a resize without antialiasing by 34 levels. A frozen
+encoder sees a frame once: random crops are drawn before it and cached as variants.
 
 Source: google/siglip2-base-patch16-256, preprocessor_config.json (`resample: 2`, size 256x256);
 real-stanford/diffusion_policy@5ba07ac crops 76 of 84 pixels, the smallest share here. Differs from
@@ -30,12 +29,7 @@ def resize_images(
 ) -> UInt8[np.ndarray, "n 256 256 3"]:
     """Resize RGB images to 256x256; images of that size are returned untouched.
 
-    Args:
-        images: values in [0, 255], channels last.
-        fit: what becomes of images that are not square.
-
-    Returns:
-        The resized images; the very same array if it is 256x256 already.
+    Values are in [0, 255]; `fit` is what becomes of images that are not square.
 
     Raises:
         ImageFormatError: `images` is not uint8 [n, h, w, 3] with at least one pixel.
@@ -47,29 +41,20 @@ def resize_images(
         )
     if images.shape[1:] == FRAME_SHAPE:
         return images
-    if fit == "crop":
-        images = _middle_square(images)
-    (top, left), (height, width) = _placed(images.shape[1], images.shape[2], fit)
+    if fit == "crop":  # the middle square
+        side = min(images.shape[1:3])
+        top, left = ((length - side) // 2 for length in images.shape[1:3])
+        images = np.ascontiguousarray(images[:, top : top + side, left : left + side])
+    (top, left), (height, width) = (0, 0), FRAME_SIZE
+    if fit == "pad":
+        scale = FRAME_SIZE[0] / max(images.shape[1:3])
+        height, width = (max(1, round(length * scale)) for length in images.shape[1:3])
+        top, left = (FRAME_SIZE[0] - height) // 2, (FRAME_SIZE[1] - width) // 2
     resized = np.zeros((len(images), *FRAME_SHAPE), np.uint8)
     for row, image in zip(resized, images, strict=True):
         smooth = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
         row[top : top + height, left : left + width] = np.asarray(smooth)
     return resized
-
-
-def _middle_square(images: np.ndarray) -> np.ndarray:
-    side = min(images.shape[1:3])
-    top, left = ((length - side) // 2 for length in images.shape[1:3])
-    return np.ascontiguousarray(images[:, top : top + side, left : left + side])
-
-
-def _placed(height: int, width: int, fit: Fit) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return corner and size, rows first, that an image takes in a frame."""
-    if fit != "pad":
-        return (0, 0), FRAME_SIZE
-    scale = FRAME_SIZE[0] / max(height, width)
-    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    return ((FRAME_SIZE[0] - rows) // 2, (FRAME_SIZE[1] - columns) // 2), (rows, columns)
 
 
 @dataclass(frozen=True)
@@ -79,11 +64,10 @@ class Augmentation:
     crop: tuple[float, float, float, float]
     """Left, top, right and bottom in pixels of a 256x256 image."""
     brightness: float
-    """Factor of every value; 1 leaves them as they are."""
     contrast: float
-    """Factor of the distance from the image's mean gray."""
     saturation: float
-    """Factor of the distance from each pixel's gray."""
+    """Factors of every value, of its distance from the image's mean gray, and of that from its
+    pixel's gray; 1 changes nothing."""
 
 
 def draw_augmentation(*seed: int) -> Augmentation:
@@ -91,34 +75,21 @@ def draw_augmentation(*seed: int) -> Augmentation:
     numbers = np.random.default_rng(seed)
     height, width = FRAME_SIZE
     share = numbers.uniform(SMALLEST_CROP, 1.0)
-    left, top = numbers.uniform(0, 1 - share, 2)
-    factors = numbers.uniform(1 - COLOR_CHANGE, 1 + COLOR_CHANGE, 3)
-    crop = (
-        float(left * width),
-        float(top * height),
-        float((left + share) * width),
-        float((top + share) * height),
-    )
-    brightness, contrast, saturation = map(float, factors)
-    return Augmentation(crop, brightness, contrast, saturation)
+    left, top = numbers.uniform(0, 1 - share, 2).tolist()
+    crop = (left * width, top * height, (left + share) * width, (top + share) * height)
+    return Augmentation(crop, *numbers.uniform(1 - COLOR_CHANGE, 1 + COLOR_CHANGE, 3).tolist())
 
 
 def augment_images(
     images: UInt8[np.ndarray, "n 256 256 3"], augmentation: Augmentation
 ) -> UInt8[np.ndarray, "n 256 256 3"]:
-    """Crop and resize back to 256x256, bilinear and antialiased, then change the colors.
+    """Crop RGB images and resize back to 256x256, bilinear and antialiased; then change colors."""
 
-    Args:
-        images: RGB, values in [0, 255].
-        augmentation: the same for every image.
-    """
-    return np.stack([_augment(image, augmentation) for image in images])
+    def augment(pixels: np.ndarray) -> np.ndarray:
+        bilinear = Image.Resampling.BILINEAR
+        image = Image.fromarray(pixels).resize(FRAME_SIZE[::-1], bilinear, box=augmentation.crop)
+        image = ImageEnhance.Brightness(image).enhance(augmentation.brightness)
+        image = ImageEnhance.Contrast(image).enhance(augmentation.contrast)
+        return np.asarray(ImageEnhance.Color(image).enhance(augmentation.saturation))
 
-
-def _augment(pixels: np.ndarray, augmentation: Augmentation) -> np.ndarray:
-    size = (FRAME_SIZE[1], FRAME_SIZE[0])
-    bilinear = Image.Resampling.BILINEAR
-    image = Image.fromarray(pixels).resize(size, bilinear, box=augmentation.crop)
-    image = ImageEnhance.Brightness(image).enhance(augmentation.brightness)
-    image = ImageEnhance.Contrast(image).enhance(augmentation.contrast)
-    return np.asarray(ImageEnhance.Color(image).enhance(augmentation.saturation))
+    return np.stack([augment(image) for image in images])

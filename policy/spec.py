@@ -1,7 +1,6 @@
 """What rooms tell each other about features, encoders and agents; imports no torch.
 
-A cached feature is a thing with a name, a shape, a dtype and an identity. Code that needs one of
-these reads the `FeatureSpec`, so that another encoder, another layer or a grid is data.
+Code that needs a feature's name, shape or dtype reads its `FeatureSpec`: another encoder is data.
 """
 
 import hashlib
@@ -10,7 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 ComputeDtype = Literal["float32", "bfloat16"]
 Fit = Literal["stretch", "crop", "pad"]
@@ -57,7 +56,6 @@ class EncoderIdentity(FrozenModel):
     pretrained: bool
     """False for the stand-in, whose weights come from a seed."""
     compute_dtype: ComputeDtype
-    """The dtype of the encoder's weights and products."""
     weights: str
     """sha256 over weights, architecture, preprocessing, input contract and compute dtype."""
     features: tuple[FeatureSpec, ...] = Field(min_length=1)
@@ -75,11 +73,7 @@ class EncoderIdentity(FrozenModel):
         return tuple(feature.name for feature in self.features)
 
     def only(self, names: Iterable[str]) -> "EncoderIdentity":
-        """Return the identity of the same encoder that makes just these of its features.
-
-        Raises:
-            KeyError: it makes no feature of one of the names.
-        """
+        """Return the identity with just these of its features (KeyError: it lacks one)."""
         held = {feature.name: feature for feature in self.features}
         return self.model_copy(update={"features": tuple(held[name] for name in names)})
 
@@ -87,7 +81,7 @@ class EncoderIdentity(FrozenModel):
 class AgentSpec(FrozenModel):
     """What the data decides about an agent: cameras, features, widths of state and action."""
 
-    view_names: tuple[str, ...]
+    view_names: tuple[str, ...] = Field(min_length=1)
     """Camera names in the order of the features' view axis."""
     feature_shapes: dict[str, tuple[int, ...]]
     """Shape per image of each feature that the data has, by name."""
@@ -95,14 +89,6 @@ class AgentSpec(FrozenModel):
     action_dim: int = Field(ge=1)
     instruction_dim: int = Field(default=0, ge=0)
     """Width of an instruction's vector; 0 for a policy without instructions."""
-
-    @model_validator(mode="after")
-    def _view_names_are_distinct(self) -> "AgentSpec":
-        if not self.view_names or len(set(self.view_names)) != len(self.view_names):
-            raise ValueError(
-                f"view_names: expected one or more distinct names, found {self.view_names}"
-            )
-        return self
 
     @property
     def num_views(self) -> int:

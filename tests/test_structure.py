@@ -31,7 +31,6 @@ OWNERS = {
     "huggingface_hub": {"policy/encoders/siglip2.py", "pipeline/datasets/hub.py"},
     "PIL": {
         "policy/images.py",
-        "policy/augment.py",
         "pipeline/datasets/compressed.py",
         "pipeline/datasets/check/scan.py",
         "pipeline/rollout/play/episode.py",

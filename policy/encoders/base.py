@@ -1,10 +1,9 @@
 """What every frozen image encoder is: images in, named features out, the same bits at both ends.
 
-Embedding and rollout hold the same kind of object and call `ImageEncoder.encode`. Every forward
-pass has the same number of images, filled up where there are fewer: the same shapes run the same
-kernels, so that a cached feature and a live one are equal bit for bit on one device. Some kernels
-(bfloat16 products with AMX among them) also let a row's last bits depend on its place in the pass.
-Each encoder measures whether its own do; if so, an image is always encoded at its view's place.
+Every forward pass has the same number of images, filled up where there are fewer: the same shapes
+run the same kernels, so that a cached feature and a live one are equal bit for bit on one device.
+Some kernels (bfloat16 products with AMX among them) also let a row's last bits depend on its place
+in the pass. Each encoder measures whether its own do; then an image always has its view's place.
 """
 
 import hashlib
@@ -49,10 +48,7 @@ class EncoderSettings:
 
 
 def default_images_per_pass(device: torch.device, num_views: int) -> int:
-    """Return the number that suits a device: one step's views on a CPU, many images on a GPU.
-
-    A CPU gains nothing by larger passes, and a live step would have to be filled up to one.
-    """
+    """Return the number that suits a device: a CPU gains nothing beyond the views of a step."""
     return num_views if device.type == "cpu" else max(num_views, GPU_IMAGES_PER_PASS)
 
 
@@ -66,10 +62,7 @@ def best_compute_dtype(device: torch.device) -> ComputeDtype:
 
 
 def hash_weights(tensors: Mapping[str, Tensor], contract: Mapping[str, object]) -> str:
-    """Return the sha256 over an encoder's tensors and whatever else decides its outputs.
-
-    `contract` is architecture, preprocessing, input and compute dtype, as JSON has them.
-    """
+    """Return the sha256 over an encoder's tensors and what else decides its outputs, as JSON."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         array = tensor.detach().float().contiguous().cpu().numpy()
@@ -94,11 +87,7 @@ class ImageEncoder(ABC):
     """Names of the features where the settings name none."""
 
     def __init__(self, settings: EncoderSettings, *, library: str, known: tuple[str, ...]):
-        """Prepare; `known` are the names of all features that the encoder can make.
-
-        Raises:
-            EncoderLoadError: a requested feature is unknown, or requested twice.
-        """
+        """Prepare; EncoderLoadError: a feature is not among the `known`, or requested twice."""
         self.device = settings.device
         self.images_per_pass = settings.images_per_pass
         self.feature_names = settings.features or self.default_features
@@ -113,10 +102,12 @@ class ImageEncoder(ABC):
         self._compiled = settings.compiled
         self._library = library
 
+    _identity: EncoderIdentity
+
     @property
-    @abstractmethod
     def identity(self) -> EncoderIdentity:
         """Which encoder this is, and its features; compared wherever features meet."""
+        return self._identity
 
     @abstractmethod
     def _forward(self, images: UInt8[Tensor, "n 256 256 3"]) -> dict[str, Tensor]:
@@ -128,11 +119,7 @@ class ImageEncoder(ABC):
         return ()
 
     def fit(self, images: UInt8[np.ndarray, "n 256 256 3"]) -> None:
-        """Fit what the features in `unfitted` need, into `bases`; it becomes part of the identity.
-
-        Args:
-            images: a sample of the dataset's, RGB, values in [0, 255].
-        """
+        """Fit `bases` for the features in `unfitted` to a sample of the dataset's images."""
         raise NotImplementedError(f"{type(self).__name__} has no feature to fit")
 
     @cached_property
@@ -154,14 +141,12 @@ class ImageEncoder(ABC):
     ) -> dict[str, Float16[np.ndarray, "n ..."]]:
         """Encode images, each on its own, in passes of `images_per_pass`.
 
+        Returns every feature by name, rounded to float16: exactly what a feature store keeps.
+
         Args:
             images: RGB, values in [0, 255].
             places: the view of each image, below `images_per_pass`: where in a pass it is encoded
                 if that matters here. None: the images fill the passes in their order.
-
-        Returns:
-            Every feature by name, rounded to float16: exactly what a feature store keeps, so that a
-            policy sees live what it was trained on.
 
         Raises:
             ImageFormatError: the images have another dtype or shape.
@@ -169,13 +154,13 @@ class ImageEncoder(ABC):
         """
         if images.dtype != np.uint8 or images.shape[1:] != FRAME_SHAPE:
             raise ImageFormatError(
-                f"images: expected uint8 "
-                f"[n, {', '.join(map(str, FRAME_SHAPE))}] RGB, found {images.dtype} {images.shape}"
+                f"images: expected uint8 [n, 256, 256, 3], found {images.dtype} {images.shape}"
             )
         specs = self.identity.features
         encoded = {spec.name: np.empty((len(images), *spec.shape), np.float16) for spec in specs}
-        is_placed = places is not None and self.environment.place_matters
-        passes = _passes(places if is_placed else None, len(images), self.images_per_pass)
+        if places is None or not self.environment.place_matters:
+            places = np.arange(len(images)) % self.images_per_pass
+        passes = _passes(places, self.images_per_pass)
         filled = np.where(passes < 0, passes.max(axis=1, keepdims=True, initial=0), passes)
         chosen = torch.from_numpy(filled).to(self.device)
         whole = torch.from_numpy(np.require(images, requirements=["C", "W"]))
@@ -203,14 +188,14 @@ class ImageEncoder(ABC):
         return {name: values.float().to(torch.float16) for name, values in features.items()}
 
     def _end_pass(self, features: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        held = {name: values.cpu() for name, values in features.items()}
+        held = {name: values.cpu().numpy() for name, values in features.items()}
         for name, values in held.items():
-            if not values.isfinite().all():
+            if not np.isfinite(values).all():
                 raise FeatureRangeError(
                     f"{self.identity.name}: feature `{name}` is not finite or beyond float16's "
                     f"+-65504; the weights are damaged or {self.identity.compute_dtype} overflows"
                 )
-        return {name: values.numpy() for name, values in held.items()}
+        return held
 
     @torch.inference_mode()
     def _measure_place(self) -> bool:
@@ -228,10 +213,7 @@ def feature_spec(
     source: str,
     basis: Float32[np.ndarray, "i o"] | None = None,
 ) -> FeatureSpec:
-    """Describe a feature of `shape` per image, and of a fitted `basis`.
-
-    `source` says from which output it is derived and how, in words that change with it.
-    """
+    """Describe a feature; `source` are words that change with its derivation from an output."""
     digest = hashlib.sha256(source.encode())
     if basis is not None:
         digest.update(np.ascontiguousarray(basis).data)
@@ -239,12 +221,9 @@ def feature_spec(
 
 
 def _passes(
-    places: Int64[np.ndarray, " n"] | None, num_images: int, images_per_pass: int
-) -> Int64[np.ndarray, "p i"]:
+    places: Int64[np.ndarray, " n"], images_per_pass: int
+) -> Int64[np.ndarray, "p {images_per_pass}"]:
     """Return which image is at which place of which pass; -1 where a filler is."""
-    if places is None:
-        rows = np.arange(-(-num_images // images_per_pass) * images_per_pass)
-        return np.where(rows < num_images, rows, -1).reshape(-1, images_per_pass)
     by_place = [np.flatnonzero(places == place) for place in range(images_per_pass)]
     passes = np.full((max(map(len, by_place)), images_per_pass), -1)
     for place, rows in enumerate(by_place):

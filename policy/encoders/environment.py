@@ -1,6 +1,6 @@
 """The compute environment of an encoder: how features are computed, as against by what.
 
-The same weights give the same bits only in the same environment; in another one they agree within a
+The same weights give the same bits only in the same environment; elsewhere they agree within a
 tolerance.
 """
 
@@ -16,8 +16,6 @@ from pydantic import Field
 
 from policy.spec import FrozenModel
 
-DeviceKind = Literal["cpu", "cuda", "mps"]
-
 M_TRIM_THRESHOLD: Final = -1  # glibc's malloc.h
 M_MMAP_THRESHOLD: Final = -3  # the same
 REUSED_BYTES: Final = 2**31 - 1  # the most that mallopt takes; beyond it memory is returned
@@ -27,25 +25,21 @@ ISA_LIMITS: Final = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # how oneDNN is 
 class ComputeEnvironment(FrozenModel):
     """How features were computed. Equal records promise equal bits; others, a tolerance."""
 
-    device: DeviceKind
-    """Kind of device the encoder runs on."""
+    device: Literal["cpu", "cuda", "mps"]
     hardware: tuple[str, ...]
     """A CPU's capabilities, cache sizes, and what limits the kernels, sorted; or the GPU's name."""
     torch_version: str
-    """torch's version with its build."""
     library: str
     """The library whose network it is, its version, and its kernels where it has several."""
     tf32: bool
     """Whether float32 products may be rounded to a shorter mantissa."""
     compiled: bool
-    """Whether torch.compile fused the network."""
     threads: int = Field(ge=1)
     """Threads of a CPU's product; they may change how a sum is split."""
     images_per_pass: int = Field(ge=1)
-    """Images that share one forward pass, fillers included: the same shapes run the same kernels.
-    """
+    """Images that share one forward pass, fillers included: same shapes run the same kernels."""
     place_matters: bool
-    """Whether a feature's last bits depend on its image's place in the pass, as measured here; then
+    """Whether a feature's last bits depend on its image's place in the pass, as measured; if so,
     view i of a step is always encoded at place i."""
 
     def digest(self) -> str:
@@ -54,28 +48,24 @@ class ComputeEnvironment(FrozenModel):
 
     def differences(self, other: "ComputeEnvironment") -> list[str]:
         """Name every field in which `other` differs from this one, with both values."""
-        pairs = (
-            (name, getattr(self, name), getattr(other, name)) for name in type(self).model_fields
-        )
-        return [f"{name} was {before}, is {now}" for name, before, now in pairs if before != now]
+        pairs = zip(self, other, strict=True)  # each a field's name and value
+        return [f"{name} was {was}, is {now}" for (name, was), (_, now) in pairs if was != now]
 
 
 def describe_environment(
     device: torch.device, *, library: str, compiled: bool, images_per_pass: int, place_matters: bool
 ) -> ComputeEnvironment:
     """Describe this process's environment as torch is set now; see `ComputeEnvironment`."""
-    return ComputeEnvironment.model_validate(
-        {
-            "device": device.type,
-            "hardware": _hardware(device),
-            "torch_version": str(torch.__version__),
-            "library": library,
-            "tf32": _rounds_float32(device),
-            "compiled": compiled,
-            "threads": torch.get_num_threads(),
-            "images_per_pass": images_per_pass,
-            "place_matters": place_matters,
-        }
+    return ComputeEnvironment(
+        device=device.type,  # pydantic refuses other kinds
+        hardware=_hardware(device),
+        torch_version=str(torch.__version__),
+        library=library,
+        tf32=_rounds_float32(device),
+        compiled=compiled,
+        threads=torch.get_num_threads(),
+        images_per_pass=images_per_pass,
+        place_matters=place_matters,
     )
 
 

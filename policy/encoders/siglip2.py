@@ -8,10 +8,8 @@ Features:
   channels reduced by a PCA basis that is fitted on the dataset. `grid@N` takes the hidden state
   after layer N instead, before that norm.
 
-No other file but `stand_in.py` imports transformers. The normalization is not folded into the patch
-convolution. That saves well below a hundredth of a pass, and in bfloat16 the folded features are
-several times farther from float32: a patch's weights add up to a bias that is large next to the
-result, and its rounding stays in every token.
+The normalization is not folded into the patch convolution: in bfloat16 that would move features
+several times farther from float32, by the rounding of a large bias, and hardly save any time.
 
 Source: google/siglip2-base-patch16-256 (model card, config.json, preprocessor_config.json).
 A fixed-resolution SigLIP2 checkpoint is of the architecture `siglip`: `SiglipVisionModel`.
@@ -21,7 +19,7 @@ import json
 import re
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -30,7 +28,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor import config as compiler
-from transformers import PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import SiglipVisionConfig, SiglipVisionModel
 from transformers import __version__ as transformers_version
 
 from policy.encoders.base import (
@@ -44,14 +42,11 @@ from policy.encoders.registry import DEFAULT_ENCODER, ENCODERS
 from policy.errors import EncoderLoadError, first_line
 from policy.spec import FRAME_SIZE, EncoderIdentity, FeatureSpec
 
-AttentionKernel = Literal["sdpa", "eager"]
-Half = TypeVar("Half", bound=PreTrainedModel)
-
 DEFAULT_REVISION: Final = "3f9f96cb90da5dbc758b01813f2f6f1aee24c1ab"  # the hub's main in 2025-2026
 GRID_SIDE: Final = 8  # positions per side; a patch16-256 encoder's 16x16 are averaged 2x2
 GRID_CHANNELS: Final = 64  # components of the PCA; 8 kB per image in float16
 
-PREPROCESSING_VERSION: Final = 1  # raise it when `_normalize` or `resize_images` changes a bit
+PREPROCESSING_VERSION: Final = 1  # raise it when `_outputs` or `resize_images` changes a bit
 PREPROCESSING: Final[dict[str, object]] = {  # preprocessor_config.json of the default checkpoint
     "do_resize": True,
     "size": {"height": FRAME_SIZE[0], "width": FRAME_SIZE[1]},
@@ -83,94 +78,70 @@ class Siglip2Encoder(ImageEncoder):
 
     def __init__(
         self,
-        network: SiglipVisionModel,
+        network: Any,
         settings: EncoderSettings,
         *,
         name: str,
         revision: str,
         pretrained: bool,
-        attention: AttentionKernel = "sdpa",
+        attention: Literal["sdpa", "eager"] = "sdpa",
     ):
-        """Freeze `network`, whose weights are float32, and cast it to the compute dtype.
+        """Freeze `network`, a `SiglipVisionModel` of float32, and cast it to the compute dtype.
 
         It may have any size that `siglip` checkpoints have, for 256x256 images. Name, revision and
         `pretrained` as in `EncoderIdentity`; the attention `eager` is slower, for comparisons.
-
-        Raises:
-            EncoderLoadError: it makes no such feature, or a basis is of other patches.
         """
-        layers = range(1, network.config.num_hidden_layers)
-        super().__init__(
-            settings,
-            library=f"transformers {transformers_version}, {attention}",
-            known=("pooled", "grid", *(f"grid@{layer}" for layer in layers)),
-        )
+        layers = (f"grid@{layer}" for layer in range(1, network.config.num_hidden_layers))
+        library = f"transformers {transformers_version}, {attention}"
+        super().__init__(settings, library=library, known=("pooled", "grid", *layers))
         self._width: int = network.config.hidden_size
-        patches = FRAME_SIZE[0] // cast(int, network.config.patch_size)
+        patches: int = FRAME_SIZE[0] // network.config.patch_size
         self._side = GRID_SIDE if patches % GRID_SIDE == 0 else patches
-        for feature, basis in self.bases.items():
-            if basis.shape[0] != self._width + 1:
-                raise EncoderLoadError(
-                    f"{name}: the basis of feature `{feature}` is of patches with "
-                    f"{basis.shape[0] - 1} channels, this encoder's have {self._width}; use the "
-                    f"encoder that the store was made with"
-                )
         self._sent: dict[str, Tensor] = {}  # bases on the device; sending one would wait for a GPU
         compute_dtype = settings.compute_dtype or best_compute_dtype(settings.device)
-        weights = hash_weights(
-            dict(_module(network).named_parameters()), _contract(network.config, compute_dtype)
-        )
+        contract = _contract(network.config, compute_dtype)
         self._described = {
             "name": name,
             "revision": revision,
             "pretrained": pretrained,
             "compute_dtype": compute_dtype,
-            "weights": weights,
+            "weights": hash_weights(dict(network.named_parameters()), contract),
         }
         self._compute_dtype: torch.dtype = getattr(torch, compute_dtype)
         network.set_attn_implementation(attention)
         # Inference mode keeps gradients away. `requires_grad` stays on: torch 2.13's matmul folds
         # the pooling head's transposed input into one product only then, else it copies the
         # weights once per token (6 times slower for the whole stand-in).
-        module = _module(network).to(device=self.device, dtype=self._compute_dtype)
-        module.eval()
-        # One graph per shape of pass: it must not depend on which shapes were encoded before.
-        self._network = (
-            torch.compile(module, fullgraph=True, dynamic=False) if self._compiled else module
-        )
+        self._network = network.to(device=self.device, dtype=self._compute_dtype).eval()
+        if self._compiled:
+            # One graph per shape of pass: it must not depend on which shapes were encoded before.
+            self._network = torch.compile(self._network, fullgraph=True, dynamic=False)
 
     @property
     def identity(self) -> EncoderIdentity:
         """Which encoder this is; fitting a basis changes a fingerprint."""
-        return EncoderIdentity(
-            features=tuple(map(self._describe, self.feature_names)), **self._described
-        )
+        features = tuple(map(self._describe, self.feature_names))
+        return EncoderIdentity(features=features, **self._described)
 
     def _describe(self, feature: str) -> FeatureSpec:
         if feature == "pooled":
             return feature_spec(feature, (self._width,), source="pooler_output")
         basis = self.bases.get(feature)
-        channels = GRID_CHANNELS if basis is None else basis.shape[1]
-        return feature_spec(
-            feature,
-            (self._side, self._side, channels),
-            source=f"patches of {_layer(feature) or 'the last layer'}, {self._side} per side, PCA",
-            basis=basis,
-        )
+        shape = (self._side, self._side, GRID_CHANNELS if basis is None else basis.shape[1])
+        source = f"patches of {_layer(feature) or 'the last layer'}, {self._side} per side, PCA"
+        return feature_spec(feature, shape, source=source, basis=basis)
 
     @property
     def unfitted(self) -> tuple[str, ...]:
         """The grids without a basis."""
-        return tuple(
-            name for name in self.feature_names if name != "pooled" and name not in self.bases
-        )
+        return tuple(name for name in self.feature_names if name not in {"pooled", *self.bases})
 
     @torch.inference_mode()
     def fit(self, images: UInt8[np.ndarray, "n 256 256 3"]) -> None:
         """Fit the PCA of each grid without one; see `ImageEncoder.fit`.
 
-        A basis is float32 [width + 1, channels]: a column is a component with unit length, and the
-        last row what is added, so that the components of the sample's patches have zero mean.
+        A basis is float32 [width + 1, channels]: a column is a component of unit length; the last
+        row is added, so that the components of the sample's patches have zero mean.
         """
         names = self.unfitted
         sums = {name: np.zeros(self._width) for name in names}
@@ -201,7 +172,8 @@ class Siglip2Encoder(ImageEncoder):
         return features
 
     def _outputs(self, images: Tensor) -> Any:
-        pixels = _normalize(images).to(self._compute_dtype)
+        scaled = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0  # [n, 3, h, w] in [-1, 1]
+        pixels = scaled.to(self._compute_dtype)
         keeps_layers = any(map(_layer, self.feature_names))
         # Frozen weights are packed for their kernels once, and bias and activation are fused in.
         frozen = compiler.patch(freezing=True) if self._compiled else nullcontext()
@@ -225,19 +197,9 @@ class Siglip2Encoder(ImageEncoder):
         return pooled.permute(0, 2, 3, 1)
 
 
-def _module(network: SiglipVisionModel) -> nn.Module:
-    return cast(nn.Module, network)
-
-
-def _layer(feature: str) -> int | None:
-    """Return the layer that a feature's name gives; None where it is the last one's output."""
-    match = re.fullmatch(r"grid@([0-9]+)", feature)
-    return int(match[1]) if match else None
-
-
-def _normalize(images: Tensor) -> Tensor:
-    """Map uint8 [n, h, w, 3] in [0, 255] to float32 [n, 3, h, w] in [-1, 1]."""
-    return images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+def _layer(feature: str) -> int:
+    """Return the layer that a feature's name gives; 0 where it is the last one's output."""
+    return int(feature.partition("@")[2] or 0)
 
 
 def _principal_components(
@@ -254,45 +216,41 @@ def _principal_components(
 
 
 def load(settings: EncoderSettings) -> Siglip2Encoder:
-    """Load a checkpoint from the hub or from a folder; see `load_encoder`.
+    """Load a checkpoint from the hub or from a folder; see `load_encoder`."""
+    further = "preprocessor_config.json"
+    folder, name, revision = open_checkpoint(settings.name, settings.revision, further)
+    _check_preprocessing(folder / further)
+    network = load_half(SiglipVisionModel, folder, "vision", other=TEXT_PART)
+    expected = {"image_size": FRAME_SIZE[0], "vision_use_head": True}
+    found = {field: getattr(network.config, field) for field in expected}
+    if found != expected:
+        raise EncoderLoadError(f"{folder}/config.json: expected {expected}, found {found}")
+    return Siglip2Encoder(network, settings, name=name, revision=revision, pretrained=True)
 
-    A folder has `config.json`, `preprocessor_config.json` and safetensors. Any repository but the
-    default one needs its revision named.
+
+def open_checkpoint(name: str, revision: str | None, further: str) -> tuple[Path, str, str]:
+    """Return a checkpoint's folder, its name and its revision; a hub's repository is fetched.
+
+    It has safetensors, `config.json` and the `further` file. Any repository but the default one
+    needs its revision named (EncoderLoadError: it is not, or the hub is unreachable).
     """
-    name = settings.name
-    if Path(name).exists() and settings.revision is not None:
-        raise EncoderLoadError(
-            f"{name}: expected no revision for a local folder, found {settings.revision!r}"
-        )
-    if Path(name).is_file():
-        raise EncoderLoadError(f"{name}: expected the folder of a checkpoint, found a file")
-    if Path(name).is_dir():
-        network, label, revision = _load_network(Path(name)), Path(name).resolve().name, "local"
-    else:
-        revision = pinned_revision(name, settings.revision)
-        folder = fetch_checkpoint(name, revision, "preprocessor_config.json")
-        network, label = _load_network(folder), name
-    return Siglip2Encoder(network, settings, name=label, revision=revision, pretrained=True)
-
-
-def pinned_revision(name: str, revision: str | None) -> str:
-    """Return the commit of a repository on the hub (EncoderLoadError: none is named)."""
-    if revision is None and name == DEFAULT_ENCODER:
-        return DEFAULT_REVISION
-    if revision is None or len(revision) != 40 or set(revision) - set("0123456789abcdef"):
+    path = Path(name)
+    if path.exists():
+        if revision is not None or path.is_file():
+            found = "a file" if path.is_file() else f"revision {revision!r}"
+            raise EncoderLoadError(f"{name}: expected no revision and a folder, found {found}")
+        return path, path.resolve().name, "local"
+    if name == DEFAULT_ENCODER:
+        revision = revision or DEFAULT_REVISION
+    if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise EncoderLoadError(
             f"{name}: expected a built-in encoder ({', '.join(ENCODERS)}) or a folder, found "
             "neither; a Hugging Face repository needs --revision with a 40-digit commit hash, not "
             f"{revision!r}"
         )
-    return revision
-
-
-def fetch_checkpoint(name: str, revision: str, further: str) -> Path:
-    """Fetch weights, `config.json` and a `further` file from the hub, or raise EncoderLoadError."""
     patterns = ["config.json", "*.safetensors*", further]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
     # The hub's client leaks the errors of whichever transport it uses; each means "not fetched".
     except Exception as error:
         raise EncoderLoadError(
@@ -300,28 +258,17 @@ def fetch_checkpoint(name: str, revision: str, further: str) -> Path:
             f"({first_line(error)}). Pass the path of a local copy, or an encoder that does not "
             f"need the hub: {', '.join(ENCODERS)}"
         ) from error
+    return Path(folder), name, revision
 
 
-def _load_network(folder: Path) -> SiglipVisionModel:
-    _check_preprocessing(folder / "preprocessor_config.json")
-    network = load_half(SiglipVisionModel, folder, "vision", other=TEXT_PART)
-    expected = {"image_size": FRAME_SIZE[0], "vision_use_head": True}
-    found = {field: getattr(network.config, field) for field in expected}
-    if found != expected:
-        raise EncoderLoadError(f"{folder}/config.json: expected {expected}, found {found}")
-    return network
+def load_half(model: Any, folder: Path, half: str, *, other: tuple[str, ...]) -> Any:
+    """Load one half of a checkpoint by transformers' class `model`; messages call it `half`.
 
-
-def load_half(model: type[Half], folder: Path, half: str, *, other: tuple[str, ...]) -> Half:
-    """Load one half of a checkpoint, every tensor of it.
-
-    `half` is what messages call it; the names of the other half's tensors begin with `other`.
-
-    Raises:
-        EncoderLoadError: a file is damaged, or a tensor is missing, unknown or of another shape.
+    The names of the other half's tensors begin with `other` (EncoderLoadError: a file is damaged,
+    or a tensor is missing, unknown or of another shape).
     """
     try:
-        loaded = model.from_pretrained(
+        network, report = model.from_pretrained(
             folder,
             dtype=torch.float32,
             use_safetensors=True,
@@ -330,21 +277,14 @@ def load_half(model: type[Half], folder: Path, half: str, *, other: tuple[str, .
         )
     # Damaged files raise whatever the layer that trips over them raises.
     except Exception as error:
+        message = f"{folder}: cannot load a SigLIP2 {half} network ({error})"
+        raise EncoderLoadError(message) from error
+    unknown = [name for name in report["unexpected_keys"] if not name.startswith(other)]
+    wrong = sorted([*report["missing_keys"], *unknown])
+    if wrong:
         raise EncoderLoadError(
-            f"{folder}: cannot load a SigLIP2 {half} network ({error})"
-        ) from error
-    network, report = cast(tuple[Half, dict[str, Any]], loaded)
-    if report["missing_keys"] or report["mismatched_keys"]:
-        wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-        raise EncoderLoadError(
-            f"{folder}: {len(wrong)} tensors of the {half} network are missing or have a different "
-            f"shape, the first is {wrong[0]}; use a complete `siglip` checkpoint"
-        )
-    strange = sorted(str(k) for k in report["unexpected_keys"] if not k.startswith(other))
-    if strange:
-        raise EncoderLoadError(
-            f"{folder}: {len(strange)} tensors do not belong to the {half} network of config.json, "
-            f"the first is {strange[0]}; use the config.json of these weights"
+            f"{folder}: {len(wrong)} tensors of the {half} network are missing or not of "
+            f"config.json, the first is {wrong[0]}; use a complete `siglip` checkpoint"
         )
     return network
 
@@ -352,23 +292,14 @@ def load_half(model: type[Half], folder: Path, half: str, *, other: tuple[str, .
 def _check_preprocessing(path: Path) -> None:
     """Require every field: a missing one would silently mean bicubic and 224 pixels."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise EncoderLoadError(f"{path}: expected a JSON file, cannot read it ({error})") from error
-    for field, expected in PREPROCESSING.items():
-        value = found.get(field, "nothing") if isinstance(found, dict) else "nothing"
+    steps = {field for field, value in found.items() if field.startswith("do_") and value}
+    for field in [*PREPROCESSING, *sorted(steps - {*PREPROCESSING, "do_convert_rgb"})]:
+        expected, value = PREPROCESSING.get(field), found.get(field)
         if value != expected:
             raise EncoderLoadError(f"{path}: {field}: expected {expected}, found {value}")
-    further = {
-        field
-        for field, value in found.items()
-        if field.startswith("do_") and value and field not in {*PREPROCESSING, "do_convert_rgb"}
-    }
-    if further:
-        raise EncoderLoadError(
-            f"{path}: requires {', '.join(sorted(further))}, a preprocessing step that is not "
-            f"supported"
-        )
 
 
 def _contract(config: SiglipVisionConfig, compute_dtype: str) -> dict[str, object]:

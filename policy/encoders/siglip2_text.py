@@ -3,7 +3,7 @@
 An instruction's vector is `pooler_output`, the last position's, not L2-normalized: what
 `SiglipModel.get_text_features` returns. The model was trained on lower-case text without BOS, that
 ends in EOS and is padded on the right to 64 tokens, and without an attention mask; the tokenizers
-that transformers picks for these checkpoints do each of it differently, so that ids are made here.
+that transformers picks do each of it differently, so that ids are made here.
 
 Source: google/siglip2-base-patch16-256 (tokenizer.json, config.json); google-research/big_vision,
 `tok(length=64, model="gemma", bos="no", eos="sticky")`, big_vision#186 and #187.
@@ -12,17 +12,15 @@ Source: google/siglip2-base-patch16-256 (tokenizer.json, config.json); google-re
 import hashlib
 import logging
 import unicodedata
-from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import torch
 from jaxtyping import Float32, Int64
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import SiglipTextModel
 
-from policy.encoders.base import hash_weights
-from policy.encoders.siglip2 import fetch_checkpoint, load_half, pinned_revision
+from policy.encoders.siglip2 import load_half, open_checkpoint
 from policy.encoders.text import TextEncoder, TextSettings, plain_words
 from policy.errors import EncoderLoadError
 
@@ -36,28 +34,6 @@ logger = logging.getLogger(__name__)
 
 class Siglip2TextEncoder(TextEncoder):
     """SigLIP2's text network without gradients."""
-
-    def __init__(
-        self,
-        network: SiglipTextModel,
-        tokenizer: Tokenizer,
-        *,
-        name: str,
-        revision: str,
-        tokenizer_hash: str,
-    ):
-        """Freeze `network`, whose weights are float32."""
-        module = cast(nn.Module, network).eval()
-        contract = {"tokenizer": tokenizer_hash, "normalization": NORMALIZATION}
-        super().__init__(
-            name=name,
-            revision=revision,
-            width=cast(int, network.config.projection_size),
-            source="pooler_output of the last of 64 positions",
-            weights=hash_weights(module.state_dict(), contract),
-        )
-        self._network = network
-        self._tokenizer = tokenizer
 
     def token_ids(self, instruction: str) -> Int64[Tensor, "1 64"]:
         """Return the ids of an instruction, EOS included, padded on the right."""
@@ -75,12 +51,7 @@ class Siglip2TextEncoder(TextEncoder):
 
 def load(settings: TextSettings) -> Siglip2TextEncoder:
     """Load a checkpoint from the hub or from a folder; see `load_text_encoder`."""
-    name = settings.name
-    if Path(name).is_dir():
-        folder, label, revision = Path(name), Path(name).resolve().name, "local"
-    else:
-        revision = pinned_revision(name, settings.revision)
-        folder, label = fetch_checkpoint(name, revision, "tokenizer.json"), name
+    folder, name, revision = open_checkpoint(settings.name, settings.revision, "tokenizer.json")
     path = folder / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -98,5 +69,11 @@ def load(settings: TextSettings) -> Siglip2TextEncoder:
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Siglip2TextEncoder(
-        network, tokenizer, name=label, revision=revision, tokenizer_hash=digest
+        network,
+        tokenizer,
+        name=name,
+        revision=revision,
+        width=network.config.projection_size,
+        source="pooler_output of the last of 64 positions",
+        contract={"tokenizer": digest, "normalization": NORMALIZATION},
     )

@@ -3,11 +3,10 @@
 It needs no download, has the sizes and the features of the real encoder, and sees next to nothing.
 """
 
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from policy.encoders.base import EncoderSettings
@@ -33,14 +32,13 @@ def build_stand_in() -> SiglipVisionModel:
     The scales follow transformers' own initialization of `siglip` networks. numpy's RandomState is
     frozen by NEP 19, so that every machine draws the same numbers.
     """
-    height, _ = FRAME_SIZE
     config = SiglipVisionConfig(
-        hidden_size=WIDTH, image_size=height, patch_size=16, num_hidden_layers=LAYERS
+        hidden_size=WIDTH, image_size=FRAME_SIZE[0], patch_size=16, num_hidden_layers=LAYERS
     )
     network = SiglipVisionModel(config)
     numbers = np.random.RandomState(SEED)
     with torch.no_grad():
-        for name, parameter in sorted(cast(nn.Module, network).named_parameters()):
+        for name, parameter in sorted(network.named_parameters()):
             shape = tuple(parameter.shape)
             if name.endswith("bias"):
                 values = np.zeros(shape)

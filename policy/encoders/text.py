@@ -6,26 +6,24 @@ Each instruction has a forward pass of its own, so that its vector does not depe
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from jaxtyping import Float32
-from torch import Tensor
+from torch import Tensor, nn
 
-from policy.encoders.environment import exact_float32
-from policy.errors import AgentMismatchError, FeatureRangeError
+from policy.encoders.base import hash_weights
+from policy.errors import AgentMismatchError
 from policy.spec import INSTRUCTION, EncoderIdentity, FeatureSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """Which text encoder to load; see `EncoderSettings`."""
+    """Which text encoder to load; fields as in `EncoderSettings`."""
 
     name: str
-    """A registered text encoder, a repository id on the Hugging Face hub, or a local folder."""
     revision: str | None = None
-    """40-hex commit on the hub; None is the pinned one of the default repository."""
 
 
 class TextEncoder(ABC):
@@ -34,26 +32,34 @@ class TextEncoder(ABC):
     It runs on the CPU in float32: there are few instructions, and each is encoded once.
     """
 
-    def __init__(self, *, name: str, revision: str, width: int, source: str, weights: str):
-        """Describe it as `EncoderIdentity` does; `source` says which output a vector is.
+    def __init__(
+        self,
+        network: nn.Module,
+        tokenizer: Any,
+        *,
+        name: str,
+        revision: str,
+        width: int,
+        source: str,
+        contract: Mapping[str, str],
+    ):
+        """Freeze `network`, of float32 weights, behind a `tokenizers.Tokenizer`.
 
-        `weights` is the sha256 over weights, tokenizer and the text's normalization.
+        Name and revision as in `EncoderIdentity`; `source` says which output a vector of `width`
+        is, and `contract` what decides it in addition to the weights.
         """
+        self._network: Any = network.eval()
+        self._tokenizer = tokenizer
+        feature = FeatureSpec(
+            name=INSTRUCTION, shape=(width,), per="instruction", dtype="float32", fingerprint=source
+        )
         self.identity: Final = EncoderIdentity(
             name=name,
             revision=revision,
             pretrained=True,
             compute_dtype="float32",
-            weights=weights,
-            features=(
-                FeatureSpec(
-                    name=INSTRUCTION,
-                    shape=(width,),
-                    per="instruction",
-                    dtype="float32",
-                    fingerprint=source,
-                ),
-            ),
+            weights=hash_weights(network.state_dict(), contract),
+            features=(feature,),
         )
 
     @abstractmethod
@@ -62,22 +68,12 @@ class TextEncoder(ABC):
 
     @torch.inference_mode()
     def encode(self, instructions: Sequence[str]) -> Float32[np.ndarray, "n d"]:
-        """Encode instructions, each on its own; one without words is the zero vector.
-
-        Raises:
-            FeatureRangeError: a vector is not finite.
-        """
+        """Encode instructions, each on its own; one without words is the zero vector."""
         (width,) = self.identity.features[0].shape
         vectors = np.zeros((len(instructions), width), np.float32)
-        with exact_float32(torch.device("cpu")):
-            for row, instruction in enumerate(instructions):
-                if instruction.strip():
-                    vectors[row] = self._forward(instruction).numpy()
-        if not np.isfinite(vectors).all():
-            raise FeatureRangeError(
-                f"{self.identity.name}: the vector of an instruction is not finite; the weights "
-                f"are damaged"
-            )
+        for row, instruction in enumerate(instructions):
+            if instruction.strip():
+                vectors[row] = self._forward(instruction).numpy()
         return vectors
 
 
@@ -87,22 +83,16 @@ def plain_words(instruction: str) -> str:
 
 
 def another_instruction(known: Sequence[str], own: str) -> str:
-    """Return the known instruction after `own`, or the first other one.
-
-    Raises:
-        AgentMismatchError: there is no other one.
-    """
+    """Return the known instruction after `own` or the first other one, else AgentMismatchError."""
     words = [plain_words(instruction) for instruction in known]
-    start = words.index(plain_words(own)) if plain_words(own) in words else -1
-    following = [*known[start + 1 :], *known]
-    others = (word for word in following if plain_words(word) != plain_words(own))
-    found = next(others, None)
-    if found is None:
-        raise AgentMismatchError(
-            f"expected a policy trained with other instructions than {own!r}, found "
-            f"{len(known)} in its training; train one on several tasks with --preset multitask"
-        )
-    return found
+    start = words.index(plain_words(own)) + 1 if plain_words(own) in words else 0
+    for instruction in [*known[start:], *known]:
+        if plain_words(instruction) != plain_words(own):
+            return instruction
+    raise AgentMismatchError(
+        f"expected a policy trained with other instructions than {own!r}, found "
+        f"{len(known)} in its training; train one on several tasks with --preset multitask"
+    )
 
 
 class KnownInstructions:
@@ -119,7 +109,7 @@ class KnownInstructions:
         return plain_words(instruction) in self._vectors
 
     def vector(self, instruction: str) -> Float32[np.ndarray, " d"]:
-        """Return the vector of an instruction: the cached one, or one that is encoded now.
+        """Return the cached vector of an instruction, or one that is encoded now.
 
         Raises:
             EncoderLoadError, EncoderMismatchError: the text encoder of the training is not here.

@@ -7,8 +7,6 @@ sublayer l is
 
 per token, where v_0 is the token embedding, v_i the output of sublayer i, and w_l a learned
 pseudo-query. Attention and MLP count as one sublayer each; one more mixture is read at the output.
-In the Block variant the sources are the embedding, the sums of finished blocks of S sublayers, and
-the running sum of the present block; with S = 1 that is the Full variant.
 
 The gain g_l of RMSNorm_l folds into the query exactly, w . (g * v/rms(v)) = ((w * g) . v) / rms(v),
 so all later readers' logits for a source are one product, taken once when the source appears.
@@ -16,13 +14,12 @@ so all later readers' logits for a source are one product, taken once when the s
 With gradient each source is a tensor of its own (`DepthStream`); without, all are in one tensor
 (`DepthBuffer`), which a small batch mixes in one matrix product.
 
-Source: Attention Residuals, arXiv 2603.15031 (queries start at zero).
+Source: Attention Residuals, arXiv 2603.15031 (Full; queries start at zero).
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
@@ -35,73 +32,29 @@ RMS_EPS: Final = 1e-5  # dimensionless; keeps the slope of 1/rms bounded for a z
 _SMALL_SOURCE: Final = 32_768
 
 
-@runtime_checkable
-class ResidualStream(Protocol):
-    """How the outputs of sublayers become the inputs of later ones, in one forward pass."""
-
-    def append(self, output: Float[Tensor, "*b t d"]) -> None:
-        """Add a sublayer's output."""
-
-    def read(self) -> Float[Tensor, "*b t d"]:
-        """Return the input of the next sublayer, or of the head's last projection."""
-
-
 class DepthMixer(nn.Module):
-    """The pseudo-queries and key gains of every reader of an attention-residual stream."""
+    """The pseudo-queries and key gains of every reader of the stream."""
 
-    def __init__(self, width: int, num_sublayers: int, block_size: int):
-        """Create one reader per sublayer and one for the output; all start as the plain mean.
-
-        The outputs of `block_size` sublayers are summed into one source; 1 is the Full variant.
-        """
+    def __init__(self, width: int, num_sublayers: int):
+        """Create one reader per sublayer and one for the output; all start as the plain mean."""
         super().__init__()
-        self.block_size = block_size
         self.query = nn.Parameter(torch.zeros(num_sublayers + 1, width))
         self.key_gain = nn.Parameter(torch.ones(num_sublayers + 1, width))
 
-    def open(self, embedding: Float[Tensor, "b t d"]) -> ResidualStream:
-        """Start a stream whose first source is the token embedding."""
+    def open(self, embedding: Float[Tensor, "b t d"]) -> "DepthStream | DepthBuffer":
+        """Start a stream whose first source is the token embedding.
+
+        `append` adds a sublayer's output; `read` returns the next one's input, and the last output.
+        """
         stream = DepthStream if torch.is_grad_enabled() else DepthBuffer
-        return stream(self.folded_query(), self.block_size, embedding)
-
-    def folded_query(self) -> Float[Tensor, "l d"]:
-        """Return every reader's pseudo-query with the gain of its norm."""
-        return self.query * self.key_gain
-
-
-class ResidualSum(nn.Module):
-    """The ordinary residual stream of a pre-norm transformer, for the control experiment."""
-
-    def open(self, embedding: Float[Tensor, "*b t d"]) -> ResidualStream:
-        return SumStream(embedding)
-
-
-class SumStream:
-    """One running sum; implements `ResidualStream`."""
-
-    def __init__(self, embedding: Float[Tensor, "*b t d"]):
-        self._sum = embedding
-
-    def append(self, output: Float[Tensor, "*b t d"]) -> None:
-        self._sum = self._sum + output
-
-    def read(self) -> Float[Tensor, "*b t d"]:
-        return self._sum
+        return stream(self.query * self.key_gain, embedding)
 
 
 class DepthBuffer:
-    """The sources so far in one tensor, without gradient; a `ResidualStream`."""
+    """The sources so far in one tensor, without gradient."""
 
-    def __init__(
-        self,
-        folded_query: Float[Tensor, "l d"],
-        block_size: int,
-        embedding: Float[Tensor, "b t d"],
-    ):
-        num_readers = len(folded_query)
-        num_sources = 1 + math.ceil((num_readers - 1) / block_size)
+    def __init__(self, folded_query: Float[Tensor, "l d"], embedding: Float[Tensor, "b t d"]):
         self._queries = folded_query.T
-        self._block_size = block_size
         self._shape = embedding.shape
         tokens = embedding.flatten(end_dim=-2)
         # Under autocast, sources may be bfloat16 and their mixture must not be.
@@ -109,95 +62,55 @@ class DepthBuffer:
         is_exact = not torch.is_autocast_enabled(embedding.device.type)
         self._is_small = is_exact and tokens.numel() <= _SMALL_SOURCE
         # Sources that are not there yet have weight 0, and 0 times what memory held may be NaN.
-        shape = (num_sources, *tokens.shape)
         allocate = tokens.new_zeros if self._is_small else tokens.new_empty
-        self._sources = allocate(shape, dtype=dtype)
-        self._by_token = self._sources.transpose(0, 1)
-        self._logits = self._sources.new_full((num_readers, len(tokens), num_sources), -math.inf)
-        self._reader = 0
-        self._newest = 0
-        self._sources[0] = tokens
-        self._score()
+        count = len(folded_query)  # of readers, and of sources
+        self._sources = allocate((count, *tokens.shape), dtype=dtype)
+        self._logits = self._sources.new_full((count, len(tokens), count), -math.inf)
+        self._newest = -1
+        self.append(embedding)
 
     def append(self, output: Float[Tensor, "b t d"]) -> None:
-        if self._reader % self._block_size == 0:
-            self._newest += 1
-            self._sources[self._newest] = output.flatten(end_dim=-2)
-        else:
-            self._sources[self._newest] += output.flatten(end_dim=-2)
-        self._reader += 1
-        self._score()
+        self._newest += 1
+        source = self._sources[self._newest]
+        source.copy_(output.flatten(end_dim=-2))
+        logits = (source @ self._queries[:, self._newest :]) * inverse_root_mean_square(source)
+        self._logits[self._newest :, :, self._newest] = logits.T
 
     def read(self) -> Float[Tensor, "b t d"]:
-        weights = self._logits[self._reader].softmax(dim=-1)
+        weights = self._logits[self._newest].softmax(dim=-1)
         if self._is_small:
-            mixture = torch.bmm(weights[:, None], self._by_token)
+            mixture = torch.bmm(weights[:, None], self._sources.transpose(0, 1))
         else:
             visible = self._newest + 1
             mixture = mix(weights.T[:visible, :, None], self._sources[:visible])
         return mixture.view(self._shape)
 
-    def _score(self) -> None:
-        source = self._sources[self._newest]
-        logits = (source @ self._queries[:, self._reader :]) * inverse_root_mean_square(source)
-        self._logits[self._reader :, :, self._newest] = logits.T
-
 
 class DepthStream:
-    """The sources so far, and every later reader's logits for them; a `ResidualStream`."""
+    """The sources so far, and every later reader's logits for them."""
 
-    def __init__(
-        self,
-        folded_query: Float[Tensor, "l d"],
-        block_size: int,
-        embedding: Float[Tensor, "b t d"],
-    ):
+    def __init__(self, folded_query: Float[Tensor, "l d"], embedding: Float[Tensor, "b t d"]):
         self._folded_query = folded_query
-        self._block_size = block_size
-        self._reader = 0
-        self._finished = [self._source(embedding, last_reader=len(folded_query))]
-        self._block_sum: Tensor | None = None
-        self._open: list[_Source] = []  # the running sum of the present block, if it holds any
+        self._sources: list[Tensor] = []  # as the latest reader passed them on; see `_Mix`
+        self._logits: list[Tensor] = []  # each [b, t, readers], of the readers after its source
+        self.append(embedding)
 
     def append(self, output: Float[Tensor, "b t d"]) -> None:
-        self._reader += 1
-        block_sum = output if self._block_sum is None else self._block_sum + output
-        if self._reader % self._block_size == 0:
-            self._finished.append(self._source(block_sum, last_reader=len(self._folded_query)))
-            self._block_sum, self._open = None, []
-        else:
-            self._open = [self._source(block_sum, last_reader=self._reader + 1)]
-            self._block_sum = block_sum
+        queries = self._folded_query[len(self._sources) :]
+        self._logits.append((output @ queries.T) * inverse_root_mean_square(output))
+        self._sources.append(output)
 
     def read(self) -> Float[Tensor, "b t d"]:
-        sources = self._finished + self._open
-        logits = [source.logits[..., self._reader - source.first_reader] for source in sources]
+        newest = len(self._sources) - 1
+        logits = [later[..., newest - source] for source, later in enumerate(self._logits)]
         weights = torch.stack(logits).softmax(dim=0)[..., None]
         # Under autocast, a source may have a lower precision than the mixture and its gradients;
         # these add up in the mixture's.
-        dtype = torch.promote_types(weights.dtype, sources[0].tensor.dtype)
-        tensors = [source.tensor.to(dtype) for source in sources]
+        dtype = torch.promote_types(weights.dtype, self._sources[0].dtype)
+        tensors = [source.to(dtype) for source in self._sources]
         mixture: Tensor
-        mixture, *tensors = _Mix.apply(weights, *tensors)  # type: ignore[no-untyped-call]
-        for source, tensor in zip(sources, tensors, strict=True):
-            source.tensor = tensor
+        mixture, *self._sources = _Mix.apply(weights, *tensors)  # type: ignore[no-untyped-call]
         return mixture
-
-    def _source(self, tensor: Tensor, last_reader: int) -> "_Source":
-        queries = self._folded_query[self._reader : last_reader]
-        logits = (tensor @ queries.T) * inverse_root_mean_square(tensor)
-        return _Source(tensor, logits, self._reader)
-
-
-@dataclass
-class _Source:
-    """A tensor that later readers mix."""
-
-    tensor: Tensor
-    """As the latest reader passed it on; see `_Mix`."""
-    logits: Tensor
-    """[b, t, readers], of the readers from `first_reader` on."""
-    first_reader: int
 
 
 def inverse_root_mean_square(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b 1"]:

@@ -10,6 +10,8 @@ from typing import Final, TypeVar
 import torch
 from torch import Tensor, nn
 
+Module = TypeVar("Module", bound=nn.Module)
+
 MAX_DECAY: Final = 0.9999  # dimensionless, per optimizer step
 WARMUP_POWER: Final = 0.75  # dimensionless; reaches 0.999 after 10 k steps, 0.9999 after 215 k
 
@@ -19,14 +21,10 @@ def ema_decay(step: int) -> float:
     return float(min(MAX_DECAY, 1.0 - (1.0 + step) ** -WARMUP_POWER))
 
 
-Module = TypeVar("Module", bound=nn.Module)
-
-
 class WeightAverage:
     """The running average of every floating-point tensor of a module, parameters and buffers."""
 
     def __init__(self, module: nn.Module):
-        """Start from a copy of the module's present weights."""
         self.averaged = {
             name: tensor.detach().clone() for name, tensor in module.state_dict().items()
         }
@@ -39,12 +37,7 @@ class WeightAverage:
         torch._foreach_lerp_(list(self.averaged.values()), targets, 1 - ema_decay(step))
 
     def restore(self, averaged: Mapping[str, Tensor]) -> None:
-        """Resume from an average that was saved.
-
-        Raises:
-            KeyError: it lacks a tensor.
-            RuntimeError: one has another shape.
-        """
+        """Resume from a saved average (KeyError, RuntimeError: a tensor or a shape differs)."""
         for name, tensor in self.averaged.items():
             tensor.copy_(averaged[name])
 

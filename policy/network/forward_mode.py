@@ -1,8 +1,7 @@
 """The value of every layer of the action head together with its derivative along a direction.
 
 Every tensor named `dual` has a leading axis of two: the value, and its slope along the direction.
-Linear layers take both as one batch; each nonlinear function has its rule here. All of it runs
-without gradient.
+Linear layers take both as one batch; each nonlinear function has its rule here, without gradient.
 
 `torch.func.jvp` of the head gives the same numbers, which the tests hold together in float64, but
 takes 4.3 times as long as a plain evaluation, with two evaluations' worth of matrix products; this
@@ -13,53 +12,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from policy.network.attention_residuals import (
-    DepthMixer,
-    ResidualStream,
-    ResidualSum,
-    inverse_root_mean_square,
-    mix,
-)
+from policy.network.attention_residuals import DepthMixer, inverse_root_mean_square, mix
 from policy.network.layers import HEAD_WIDTH, Attention, SwiGlu, TimeEmbedding, rotate
 
 
 class DualDepthStream:
-    """Attention Residuals of value and slope; a `ResidualStream` of dual tensors."""
+    """Attention Residuals of value and slope; as `DepthStream`."""
 
     def __init__(self, mixer: DepthMixer, tokens: Float[Tensor, "2 b t d"]):
-        self._queries = mixer.folded_query()
-        self._block_size = mixer.block_size
-        self._reader = 0
-        self._sources = [tokens]
-        self._logits = [self._score(tokens)]
+        self._queries = mixer.query * mixer.key_gain
+        self._sources: list[Tensor] = []
+        self._logits: list[Tensor] = []  # each [2, b, t, l], of every reader, past ones too
+        self.append(tokens)
 
     def append(self, output: Float[Tensor, "2 b t d"]) -> None:
-        is_new_block = self._reader % self._block_size == 0
-        self._reader += 1
-        if is_new_block:
-            self._sources.append(output)
-            self._logits.append(self._score(output))
-        else:
-            self._sources[-1] = self._sources[-1] + output
-            self._logits[-1] = self._score(self._sources[-1])
+        self._sources.append(output)
+        scores = nn.functional.linear(output, self._queries)
+        inverse = inverse_root_mean_square(output[0])
+        change = (output[0] * output[1]).mean(dim=-1, keepdim=True) * inverse.square()
+        scores *= inverse
+        scores[1] -= scores[0] * change
+        self._logits.append(scores)
 
     def read(self) -> Float[Tensor, "2 b t d"]:
-        """Return the mixture of all sources for the next reader, and its slope."""
-        logits = torch.stack([logit[..., self._reader] for logit in self._logits])
+        newest = len(self._sources) - 1
+        logits = torch.stack([scores[..., newest] for scores in self._logits])
         weights, slopes = softmax_and_slope(logits[:, 0], logits[:, 1], dim=0)
         mixture = mix(weights[:, None, ..., None], self._sources)
         for slope, source in zip(slopes[..., None], self._sources, strict=True):
             mixture[1].addcmul_(slope, source[0])
         return mixture
-
-    def _score(self, dual: Tensor) -> Tensor:
-        """Return every reader's logits [2, b, t, l], those of past readers too."""
-        scores = nn.functional.linear(dual, self._queries)
-        inverse = inverse_root_mean_square(dual[0])
-        change = (dual[0] * dual[1]).mean(dim=-1, keepdim=True) * inverse.square()
-        scores *= inverse
-        scores[1] -= scores[0] * change
-        return scores
 
 
 def softmax_and_slope(logits: Tensor, slopes: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -67,14 +49,6 @@ def softmax_and_slope(logits: Tensor, slopes: Tensor, dim: int) -> tuple[Tensor,
     weights = logits.softmax(dim=dim)
     moved = weights * slopes
     return weights, moved - weights * moved.sum(dim=dim, keepdim=True)
-
-
-def open_stream(residuals: nn.Module, tokens: Float[Tensor, "2 b t d"]) -> ResidualStream:
-    """Start the residual stream of value and slope at the tokens."""
-    if isinstance(residuals, DepthMixer):
-        return DualDepthStream(residuals, tokens)
-    assert isinstance(residuals, ResidualSum)
-    return residuals.open(tokens)
 
 
 def linear(layer: nn.Linear, dual: Float[Tensor, "2 *b i"]) -> Float[Tensor, "2 *b o"]:
@@ -124,14 +98,13 @@ def transform(mlp: SwiGlu, dual: Float[Tensor, "2 b t d"]) -> Float[Tensor, "2 b
 def attend(
     attention: Attention,
     dual: Float[Tensor, "2 b t d"],
-    rotations: Float[Tensor, "2 t 32"] | None,
+    rotations: Float[Tensor, "2 t 32"],
     keys_values: tuple[Tensor, Tensor],
 ) -> Float[Tensor, "2 b t d"]:
     """Attend to the condition, which does not move, and to the actions, which do."""
     query, key, value = attention.split_heads(linear(attention.qkv, normalize(dual)))
     query, key = normalize(query) * attention.query_gain, normalize(key)
-    if rotations is not None:
-        query, key = rotate(query, rotations), rotate(key, rotations)
+    query, key = rotate(query, rotations), rotate(key, rotations)
     all_keys = torch.cat([keys_values[0], key[0]], dim=2)
     all_values = torch.cat([keys_values[1], value[0]], dim=2)
     own = slice(keys_values[0].shape[2], None)

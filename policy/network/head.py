@@ -1,9 +1,8 @@
 """The action head: a transformer over [t, h, noisy actions] that reads observation tokens.
 
-The network predicts an average velocity u(z, t, h) of actions, with data at time 0 and noise at
-time 1; other objectives train it on something else at h = 0. Observation tokens attend to each
-other only, so that their keys and values are computed once and reused by every pass over the
-actions.
+It predicts an average velocity u(z, t, h) of actions, with data at time 0 and noise at time 1;
+other objectives train it on something else at h = 0. Observation tokens attend to each other only:
+their keys and values are computed once and reused by every pass over the actions.
 
 Source: the original design's head (RMSNorm, rotary positions, SwiGLU, query-key norm) on the trunk
 of arXiv 2603.15031; time embedding as in arXiv 2512.02012, on raw times in [0, 1].
@@ -14,11 +13,11 @@ from typing import Final, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from policy.network import forward_mode
-from policy.network.attention_residuals import DepthMixer, ResidualSum
+from policy.network.attention_residuals import DepthMixer
 from policy.network.layers import HEAD_WIDTH, Block, TimeEmbedding, rms_normalize, rotary_table
 from policy.spec import FrozenModel
 
@@ -28,24 +27,16 @@ NUM_TIME_TOKENS: Final = 2  # one for t and one for h
 class HeadConfig(FrozenModel, allow_inf_nan=False):
     """Size and horizons of the action head."""
 
-    n_emb: int = Field(default=384, ge=HEAD_WIDTH, le=8_192)
-    """Token width, a multiple of 64; compute grows with its square."""
+    n_emb: int = Field(default=384, ge=HEAD_WIDTH, le=8_192, multiple_of=HEAD_WIDTH)
+    """Token width; compute grows with its square."""
     n_layer: int = Field(default=12, ge=1, le=256)
     """Transformer blocks, each an attention and an MLP sublayer."""
     pred_horizon: int = Field(default=16, ge=1, le=4_096)
     """Control steps predicted per call."""
-    residuals: Literal["full", "block", "prenorm"] = "full"
-    """Full or Block Attention Residuals, or the running sum of an ordinary pre-norm transformer."""
-    residual_block_size: int = Field(default=4, ge=1)
-    """Sublayers summed into one source where `residuals` is `block`."""
-    positions: Literal["rotary", "learned"] = "rotary"
-    """Positions rotate queries and keys, or are vectors added to the tokens."""
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> "HeadConfig":
-        if self.n_emb % HEAD_WIDTH:
-            raise ValueError(f"n_emb: expected a multiple of {HEAD_WIDTH}, found {self.n_emb}")
-        return self
+    # Of earlier versions' choices run.json still names the one that is left.
+    residuals: Literal["full"] = "full"
+    residual_block_size: Literal[4] = 4
+    positions: Literal["rotary"] = "rotary"
 
 
 KeysValues = tuple[Tensor, Tensor]  # each [b, heads, t, 64], of tokens in one block
@@ -67,9 +58,9 @@ class Condition:
 
 
 class ActionHead(nn.Module):
-    """Predicts the average velocity of a noisy action chunk, given observation tokens."""
+    """Predicts `num_outputs` chunks side by side from a noisy one, given observation tokens."""
 
-    rotations: Tensor | None
+    rotations: Tensor
     may_see: Tensor
 
     def __init__(
@@ -81,27 +72,21 @@ class ActionHead(nn.Module):
         action_dim: int,
         num_outputs: int = 1,
     ):
-        """Build a head that predicts `num_outputs` chunks of actions side by side."""
         super().__init__()
         width = config.n_emb
         self.num_cond_tokens = num_cond_tokens
         self.pred_horizon = config.pred_horizon
-        self.action_dim = action_dim
         self.embed_cond = nn.Linear(cond_dim, width)
         self.embed_action = nn.Linear(action_dim, width)
         self.embed_t = TimeEmbedding(width)
         self.embed_h = TimeEmbedding(width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(config.n_layer))
-        self.residuals = build_residuals(config)
+        self.residuals = DepthMixer(width, num_sublayers=2 * config.n_layer)
         self.predict = nn.Linear(width, num_outputs * action_dim)
         nn.init.zeros_(self.predict.weight)
         nn.init.zeros_(self.predict.bias)
         num_tokens = num_cond_tokens + NUM_TIME_TOKENS + config.pred_horizon
-        is_rotary = config.positions == "rotary"
-        self.register_buffer(
-            "rotations", rotary_table(num_tokens) if is_rotary else None, persistent=False
-        )
-        self.positions = None if is_rotary else nn.Parameter(0.02 * torch.randn(num_tokens, width))
+        self.register_buffer("rotations", rotary_table(num_tokens), persistent=False)
         may_see = torch.ones(num_tokens, num_tokens, dtype=torch.bool)
         may_see[:num_cond_tokens, num_cond_tokens:] = False
         self.register_buffer("may_see", may_see, persistent=False)
@@ -125,9 +110,8 @@ class ActionHead(nn.Module):
             z: noisy actions at time t, normalized.
             t: times in [0, 1]; 0 is data and 1 is noise.
             h: spans in [0, t]; 0 is the instantaneous velocity.
-            condition: from `encode_condition`, same batch size; or what that takes, to encode it in
-                this pass. A condition that is used once is better encoded so: it reads every weight
-                once instead of twice, which on a CPU is most of a small batch's time.
+            condition: from `encode_condition`, or what that takes, to encode it in this pass: used
+                once, that reads every weight once instead of twice, most of a CPU's time.
         """
         actions = torch.cat([self.embed_t(t), self.embed_h(h), self.embed_action(z)], dim=1)
         if isinstance(condition, Condition):
@@ -150,29 +134,19 @@ class ActionHead(nn.Module):
     ) -> Float[Tensor, "b horizon outputs"]:
         """Differentiate `forward` along (direction, 1, 1) in (z, t, h), without gradient.
 
-        With r fixed and h = t - r, dh/dt = 1: h advances with t. Lower precision is kept out: in
-        bfloat16 the derivative over close times rounds to zero and a loss that needs it silently
-        becomes flow matching.
-
-        Args:
-            z: noisy actions at time t, normalized.
-            t: times in [0, 1].
-            h: spans in [0, t].
-            condition: from `encode_condition`, same batch size; stays where it is.
-            direction: dz/dt, the velocity along which to derive.
+        `direction` is dz/dt, the velocity along which to derive; the condition, from
+        `encode_condition`, stays where it is. With r fixed and h = t - r, dh/dt = 1. In bfloat16
+        the derivative over close times would round to zero, and a loss that needs it silently
+        become flow matching.
         """
         slots = slice(self.num_cond_tokens, None)
         with torch.autocast(z.device.type, enabled=False):
-            times = [
-                forward_mode.embed_time(self.embed_t, t),
-                forward_mode.embed_time(self.embed_h, h),
-            ]
+            now = forward_mode.embed_time(self.embed_t, t)
+            span = forward_mode.embed_time(self.embed_h, h)
             actions = forward_mode.linear(self.embed_action, torch.stack([z, direction]))
-            tokens = torch.cat([*times, actions], dim=2)
-            if self.positions is not None:
-                tokens[0] += self.positions[slots]
-            rotations = self._rotations(slots)
-            stream = forward_mode.open_stream(self.residuals, tokens)
+            tokens = torch.cat([now, span, actions], dim=2)
+            rotations = self.rotations[:, slots]
+            stream = forward_mode.DualDepthStream(self.residuals, tokens)
             for block, context in zip(self._blocks(), condition.keys_values, strict=True):
                 attended = forward_mode.attend(block.attention, stream.read(), rotations, context)
                 stream.append(attended)
@@ -190,17 +164,13 @@ class ActionHead(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], tuple[KeysValues, ...]]:
         """Pass embedded tokens, at `slots` of the sequence, through every block.
 
-        They attend to each block's keys and values in `context`, before their own, and to each
-        other as `may_see` allows; None is all to all. Also returns each block's keys and values of
-        the tokens.
+        They attend to each block's keys and values in `context`, and to each other as `may_see`
+        allows (None: all to all). Also returns each block's keys and values of the tokens.
         """
-        rotations = self._rotations(slots)
-        stream = self.residuals.open(
-            tokens if self.positions is None else tokens + self.positions[slots]
-        )
+        stream = self.residuals.open(tokens)
         own: list[KeysValues] = []
         for depth, block in enumerate(self._blocks()):
-            query, key, value = block.attention.project(stream.read(), rotations)
+            query, key, value = block.attention.project(stream.read(), self.rotations[:, slots])
             own.append((key, value))
             if context is not None:
                 key = torch.cat([context[depth][0], key], dim=2)
@@ -209,25 +179,5 @@ class ActionHead(nn.Module):
             stream.append(block.mlp(stream.read()))
         return stream.read(), tuple(own)
 
-    def undecayed_matrices(self) -> list[nn.Parameter]:
-        """Return the parameters of two axes that are no matrices, and must not decay.
-
-        They are lists of vectors: positions, and the queries and gains of the depth mixer, whose
-        decay would pull every mixture towards the plain mean.
-        """
-        positions = [] if self.positions is None else [self.positions]
-        return [*self.residuals.parameters(), *positions]
-
-    def _rotations(self, slots: slice) -> Tensor | None:
-        return None if self.rotations is None else self.rotations[:, slots]
-
     def _blocks(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))  # ModuleList forgets what it holds
-
-
-def build_residuals(config: HeadConfig) -> DepthMixer | ResidualSum:
-    """Build the residual stream of a configuration."""
-    if config.residuals == "prenorm":
-        return ResidualSum()
-    block_size = config.residual_block_size if config.residuals == "block" else 1
-    return DepthMixer(config.n_emb, num_sublayers=2 * config.n_layer, block_size=block_size)

@@ -1,7 +1,5 @@
 """The layers of the action head: attention, gated MLP, time embedding and rotary positions.
 
-Pre-norms have no gain, because the matrix that follows would absorb it.
-
 Source: RMSNorm, rotary positions, SwiGLU and query-key norm as the original design's head has them.
 """
 
@@ -40,14 +38,12 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def project(
-        self, x: Float[Tensor, "b t d"], rotations: Float[Tensor, "2 t 32"] | None
+        self, x: Float[Tensor, "b t d"], rotations: Float[Tensor, "2 t 32"]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries and keys, rotated by position, and values: [b, heads, t, 64]."""
         query, key, value = self.split_heads(self.qkv(rms_normalize(x)))
         query, key = rms_normalize(query) * self.query_gain, rms_normalize(key)
-        if rotations is not None:
-            query, key = rotate(query, rotations), rotate(key, rotations)
-        return query, key, value
+        return rotate(query, rotations), rotate(key, rotations), value
 
     def split_heads(self, projected: Float[Tensor, "*b t qkv"]) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, each [*b, heads, t, 64]."""
@@ -85,7 +81,6 @@ class SwiGlu(nn.Module):
         self.down = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """Transform every token on its own."""
         gate, up = self.gate_up(rms_normalize(x)).chunk(2, dim=-1)
         transformed: Tensor = self.down(nn.functional.silu(gate) * up)
         return transformed
@@ -107,7 +102,6 @@ class TimeEmbedding(nn.Module):
         self.outer = nn.Linear(width, width)
 
     def forward(self, time: Float[Tensor, " b"]) -> Float[Tensor, "b 1 d"]:
-        """Embed one time per batch row as one token."""
         angles = time[:, None, None] * self.frequencies
         hidden = self.inner(torch.cat([angles.cos(), angles.sin()], dim=-1))
         token: Tensor = self.outer(nn.functional.silu(hidden))

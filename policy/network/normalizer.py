@@ -1,9 +1,9 @@
 """Scaling of states and actions to about [-1, 1], and of features to zero mean and unit spread.
 
-All statistics are buffers, so that they travel inside a checkpoint's weights. What was constant in
-training carries no signal: it enters a network as zero, whatever its value is live, and an action
-that was constant is returned exactly, whatever the network predicts. Values far outside the scale
-are clipped, the same in training and live: one wild reading moves no input and no action far.
+All statistics are buffers, which travel inside a checkpoint's weights. What was constant in
+training carries no signal: it enters a network as zero, and a constant action is returned exactly,
+whatever the network predicts. Values far outside the scale are clipped: one wild reading moves no
+input and no action far.
 """
 
 from dataclasses import dataclass
@@ -27,24 +27,21 @@ reaches that of `range`."""
 
 @dataclass(frozen=True)
 class Distribution:
-    """How the values of every dimension are distributed over the training split."""
+    """How the values of every dimension, in the manifest's units, are distributed in training."""
 
     minimum: Float[Tensor, " d"]
-    """Smallest value, in the manifest's units, as all of these."""
     maximum: Float[Tensor, " d"]
     low: Float[Tensor, " d"]
-    """1 % quantile."""
     high: Float[Tensor, " d"]
-    """99 % quantile."""
+    """1 % and 99 % quantile."""
     mean: Float[Tensor, " d"]
     std: Float[Tensor, " d"]
 
     def ends(self, scaling: Scaling) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
         """Return the values that a scaling maps to -1 and 1.
 
-        A dimension that is constant between its quantiles is a switch that is seldom closed, as a
-        gripper's or a valve's: its range counts in every scaling, since any other would clip the
-        closed state away.
+        A dimension that is constant between its quantiles is a switch that is seldom closed: its
+        range counts in every scaling, since any other would clip the closed state away.
         """
         low, high = self.minimum, self.maximum
         if scaling == "quantiles":
@@ -60,9 +57,8 @@ class DataStatistics:
     """Statistics of the training split, from which an agent scales its inputs and outputs."""
 
     feature_mean: dict[str, Float[Tensor, "v ..."]]
-    """Mean of every value of every feature, per view."""
     feature_std: dict[str, Float[Tensor, "v ..."]]
-    """Standard deviation of every value of every feature, per view."""
+    """Mean and standard deviation of every value of every feature, per view."""
     state: Distribution
     action: Distribution
     instructions: Float[Tensor, "k d"] | None = None
@@ -106,7 +102,6 @@ class FeatureStandardizer(nn.Module):
     std: Tensor
 
     def __init__(self, num_views: int, shape: tuple[int, ...]):
-        """Prepare for features of a shape per image."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(num_views, *shape))
         self.register_buffer("std", torch.ones(num_views, *shape))

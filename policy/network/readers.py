@@ -1,8 +1,8 @@
 """Feature readers: from one named feature of every view to a vector of the condition.
 
-The configuration (`agent.readers`) names the features that a policy reads. Each has weights per
-view, and standardizes the raw values of a store with the training split's statistics. A grid is
-read as a long vector: by channels, keypoints or attention it was read worse (encoders/README.md).
+A reader has weights per view, and standardizes the raw values of a store by the training split's
+statistics. A grid is read as a long vector: by channels, keypoints or attention it was read worse
+(encoders/README.md).
 """
 
 import torch
@@ -25,7 +25,6 @@ class FeatureReader(nn.Module):
     """Standardizes every value of a feature, and maps those of each view to a vector."""
 
     def __init__(self, config: ReaderConfig, num_views: int, shape: tuple[int, ...]):
-        """Build the reader of a feature of `shape` per image, with a matrix per view."""
         super().__init__()
         self.standardizer = FeatureStandardizer(num_views, shape)
         self.per_view = nn.ModuleList(
@@ -48,8 +47,7 @@ class InstructionReaderConfig(FrozenModel):
 class InstructionReader(nn.Module):
     """From an instruction's vector to a condition token, and to a change of the projected views.
 
-    Instructions of one dataset are similar: their mean is subtracted, so that what they share does
-    not outweigh their differences.
+    Instructions of one dataset are similar: their mean would outweigh their differences.
     """
 
     mean: Tensor

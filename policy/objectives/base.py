@@ -11,11 +11,11 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict
 from torch import Generator, Tensor
 
 from policy.errors import AgentMismatchError
 from policy.network.head import Condition
+from policy.spec import FrozenModel
 
 Chunks = Float[Tensor, "b horizon a"]
 """Normalized action chunks, and what has their shape: noise and velocities."""
@@ -29,10 +29,8 @@ Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A network with its condition bound: (z, t, h) -> `num_outputs` chunks next to each other."""
 
 
-class ObjectiveSettings(BaseModel):
+class ObjectiveSettings(FrozenModel, allow_inf_nan=False):
     """What the settings of every objective have in common."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: str
     """Names the objective in a saved configuration."""
@@ -40,7 +38,7 @@ class ObjectiveSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss is computed from."""
+    """What a loss is computed from, and squared errors over its valid steps."""
 
     actions: Chunks
     """Data, normalized to [-1, 1]."""
@@ -50,10 +48,33 @@ class Batch:
     """Of the same rows."""
     generator: Generator
     """On the CPU; the only source of randomness."""
+    teacher: Predictor | None = None
+    """The target network of an objective that `is_taught`, under the condition of the same rows;
+    evaluated without gradient. None is the network itself."""
 
     def draw_noise(self) -> Chunks:
         """Draw standard normal noise of the shape of the actions."""
         return torch.randn(self.actions.shape, generator=self.generator).to(self.actions)
+
+    def summed_error(self, predicted: Chunks, target: Chunks) -> Float[Tensor, " b"]:
+        """Return each row's squared error, summed over action dimensions and valid steps."""
+        return self._masked((predicted - target).square()).sum(dim=(1, 2))
+
+    def mean_error(self, predicted: Chunks, target: Chunks) -> Float[Tensor, ""]:
+        """Return the squared error per valid action value, over the whole batch."""
+        return self.summed_error(predicted, target).sum() / self.num_values(target)
+
+    def root_mean_square(self, values: Chunks) -> Float[Tensor, ""]:
+        """Return the root mean square of the valid values, over the whole batch."""
+        return (self._masked(values.square()).sum() / self.num_values(values)).sqrt()
+
+    def num_values(self, chunks: Chunks) -> Float[Tensor, ""]:
+        """Return how many action values are valid, in the dtype of `chunks`."""
+        return self.valid.to(chunks).sum() * chunks.shape[-1]
+
+    def _masked(self, chunks: Chunks) -> Chunks:
+        """Return zeros at the steps that do not count, whatever their values."""
+        return torch.where(self.valid[..., None], chunks, 0.0)
 
 
 @dataclass(frozen=True)
@@ -100,11 +121,7 @@ class Objective(ABC):
         self.config = config
 
     def check_evaluations(self, nfe: int) -> None:
-        """Refuse an NFE that the sampler cannot take.
-
-        Raises:
-            AgentMismatchError: it cannot; the message lists the numbers it can take.
-        """
+        """Refuse an NFE that the sampler cannot take (AgentMismatchError)."""
         if self.is_nfe_fixed and nfe != self.default_evaluations:
             raise AgentMismatchError(
                 f"nfe={nfe}, but objective {self.config.kind} always takes "
@@ -118,28 +135,16 @@ class Objective(ABC):
         return 1
 
     @abstractmethod
-    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
-        """Compute the loss.
-
-        Args:
-            head: the network to train.
-            batch: what to train it on.
-            teacher: the target network of an objective that `is_taught`, under the condition of
-                the same rows; evaluated without gradient. None is the network itself.
-        """
+    def loss(self, head: ActionNetwork, batch: Batch) -> Loss:
+        """Compute the loss of the network to train."""
 
     @torch.no_grad()
     def sample(self, network: Predictor, noise: Noise, nfe: int) -> Chunks:
-        """Draw normalized actions, without gradient.
+        """Draw normalized actions, without gradient; errors as in `check_evaluations`.
 
-        Args:
-            network: the trained network under the condition of the rows of `noise`.
-            noise: `num_noise_draws` chunks per row; the only source of randomness, so that a row's
-                actions do not depend on the other rows.
-            nfe: how often the network is evaluated.
-
-        Raises:
-            AgentMismatchError: see `check_evaluations`.
+        The network, under the condition of the rows of `noise`, is evaluated `nfe` times. Noise,
+        `num_noise_draws` chunks per row, is the only source of randomness: a row's actions do not
+        depend on the other rows.
         """
         self.check_evaluations(nfe)
         return self._sample(network, noise, nfe)

@@ -30,7 +30,6 @@ from policy.objectives.base import (
     Predictor,
     bind,
 )
-from policy.objectives.masked_error import mean_error
 
 
 class RegressionConfig(ObjectiveSettings):
@@ -48,51 +47,42 @@ class MipConfig(ObjectiveSettings):
     normalized actions; nearer to 1 it corrects less, and its errors weigh more."""
 
 
-class Deterministic(Objective):
-    """An objective without noise, whose sampler takes one fixed NFE."""
+class Regression(Objective):
+    """The mean action, in one evaluation."""
 
     is_nfe_fixed = True
 
-    def num_noise_draws(self, nfe: int) -> int:
-        """Return 0; see `Objective.num_noise_draws`."""
-        return 0
-
-
-class Regression(Deterministic):
-    """The mean action, in one evaluation."""
-
-    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
-        """Compute the loss, which takes no random number; see `Objective.loss`."""
+    def loss(self, head: ActionNetwork, batch: Batch) -> Loss:
         zeros = torch.zeros_like(batch.actions)
         predicted = _predict(bind(head, batch.condition), zeros, 0.0)
-        error = mean_error(predicted, batch.actions, batch.valid)
+        error = batch.mean_error(predicted, batch.actions)
         return Loss(error, {"raw_mse": error.detach()})
 
     def _sample(self, network: Predictor, noise: Noise, nfe: int) -> Chunks:
-        return _predict(network, _zero_actions(noise), 0.0)
+        return _predict(network, torch.zeros_like(noise[:, 0]), 0.0)
 
 
-class Mip(Deterministic):
+class Mip(Objective):
     """Actions in two evaluations, of which the second corrects the first."""
 
     config: MipConfig
     default_evaluations = 2
+    is_nfe_fixed = True
 
-    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
-        """Compute the loss; see `Objective.loss`."""
+    def loss(self, head: ActionNetwork, batch: Batch) -> Loss:
         second_time = self.config.second_time
         spread = 1 - second_time
         network, zeros = bind(head, batch.condition), torch.zeros_like(batch.actions)
         noisy = batch.actions + spread * batch.draw_noise()
-        first = mean_error(_predict(network, zeros, 0.0), batch.actions, batch.valid)
-        second = mean_error(_predict(network, noisy, second_time), batch.actions, batch.valid)
+        first = batch.mean_error(_predict(network, zeros, 0.0), batch.actions)
+        second = batch.mean_error(_predict(network, noisy, second_time), batch.actions)
         return Loss(
             first / second_time**2 + second / spread**2,
             {"raw_mse": first.detach(), "second_mse": second.detach()},
         )
 
     def _sample(self, network: Predictor, noise: Noise, nfe: int) -> Chunks:
-        first = _predict(network, _zero_actions(noise), 0.0)
+        first = _predict(network, torch.zeros_like(noise[:, 0]), 0.0)
         return _predict(network, first, self.config.second_time)
 
 
@@ -100,8 +90,3 @@ def _predict(network: Predictor, actions: Chunks, time: float) -> Chunks:
     """Evaluate the network at the same time in every row and at h = 0."""
     t = actions.new_full((len(actions),), time)
     return network(actions, t, torch.zeros_like(t))
-
-
-def _zero_actions(noise: Noise) -> Chunks:
-    """Return one chunk of zeros per row, in the shape that the noise, even of 0 draws, has."""
-    return noise.new_zeros((noise.shape[0], *noise.shape[2:]))

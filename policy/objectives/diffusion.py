@@ -1,11 +1,10 @@
 """Denoising diffusion: the network predicts the noise in an action chunk, a scheduler removes it.
 
-The one module that imports diffusers, an optional library, and only to build a `Diffusion`. Step k
-of K reaches the network as time k / K, at h = 0; 0 is nearest to the data.
+Step k of K reaches the network as time k / K, at h = 0; 0 is nearest to the data.
 
-Ancestral sampling (`ddpm`) is DDIM with eta = 1 and the noise that was predicted derived again from
-the clipped prediction: the posterior of DDPM, written differently (arXiv 2010.02502, section 4.1).
-That way the noise of every step is an argument, and a row's actions depend on that row alone.
+Ancestral sampling (`ddpm`) is DDIM with eta = 1 and the predicted noise derived again from the
+clipped prediction: the posterior of DDPM, written differently (arXiv 2010.02502, section 4.1). So
+the noise of every step is an argument, and a row's actions depend on that row alone.
 
 Source: DDPM, arXiv 2006.11239; DDIM, arXiv 2010.02502; settings (squared cosine schedule, clipped
 samples, noise prediction) of Diffusion Policy, arXiv 2303.04137; loss as in
@@ -28,7 +27,6 @@ from policy.objectives.base import (
     ObjectiveSettings,
     Predictor,
 )
-from policy.objectives.masked_error import mean_error
 
 
 class DiffusionConfig(ObjectiveSettings):
@@ -76,10 +74,7 @@ class Diffusion(Objective):
         self._scheduler.alphas_cumprod = self._scheduler.alphas_cumprod.double()
 
     def check_evaluations(self, nfe: int) -> None:
-        """Refuse a number that does not divide the training steps.
-
-        The scheduler would space such a number unevenly, as far as starting half way to the data.
-        """
+        # Others would be spaced unevenly by the scheduler, as far as starting half way to the data.
         steps = self.config.num_train_timesteps
         if nfe < 1 or steps % nfe:
             divisors = ", ".join(str(n) for n in range(1, steps + 1) if steps % n == 0)
@@ -89,18 +84,16 @@ class Diffusion(Objective):
             )
 
     def num_noise_draws(self, nfe: int) -> int:
-        """Return 1 for the start, and with `ddpm` 1 more for every step but the last."""
-        return nfe if self._is_ancestral else 1
+        return nfe if self._is_ancestral else 1  # the start, and every step but the last
 
-    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
-        """Compute the loss; see `Objective.loss`."""
+    def loss(self, head: ActionNetwork, batch: Batch) -> Loss:
         num_steps = self.config.num_train_timesteps
         noise = batch.draw_noise()
         steps = torch.randint(num_steps, (len(noise),), generator=batch.generator)
         z = self._scheduler.add_noise(batch.actions, noise, steps)
         t = steps.to(noise) / num_steps
         predicted = head(z, t, torch.zeros_like(t), batch.condition)
-        error = mean_error(predicted, noise, batch.valid)
+        error = batch.mean_error(predicted, noise)
         return Loss(error, {"raw_mse": error.detach()})
 
     def _sample(self, network: Predictor, noise: Noise, nfe: int) -> Chunks:

@@ -12,6 +12,7 @@ import itertools
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from policy.objectives.base import (
     ActionNetwork,
@@ -23,7 +24,6 @@ from policy.objectives.base import (
     ObjectiveSettings,
     Predictor,
 )
-from policy.objectives.masked_error import mean_error
 
 
 class StartConfig(ObjectiveSettings):
@@ -50,31 +50,26 @@ class FlowMatching(Objective):
     config: FlowMatchingConfig
     default_evaluations = 10  # Euler steps; pi0, arXiv 2410.24164, and as many as DDIM here
 
-    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
-        """Compute the loss; see `Objective.loss`."""
+    def loss(self, head: ActionNetwork, batch: Batch) -> Loss:
         noise = batch.draw_noise()
         t = torch.rand(len(noise), generator=batch.generator).to(noise)
         target = noise - batch.actions
         z = batch.actions + t[:, None, None] * target
         velocity = head(z, t, torch.zeros_like(t), batch.condition)
-        error = mean_error(velocity, target, batch.valid)
+        error = batch.mean_error(velocity, target)
         return Loss(error, {"raw_mse": error.detach()})
 
     def _sample(self, network: Predictor, noise: Noise, nfe: int) -> Chunks:
-        return jump_to_data(
-            lambda z, t, h: network(z, t, torch.zeros_like(h)),
-            self.config.starting_point(noise),
-            nfe,
-        )
+        def velocity(z: Tensor, t: Tensor, h: Tensor) -> Tensor:
+            return network(z, t, torch.zeros_like(h))
+
+        return jump_to_data(velocity, self.config.starting_point(noise), nfe)
 
 
 def jump_to_data(velocity: Predictor, start: Chunks, nfe: int) -> Chunks:
-    """Go from time 1 to time 0 in equal jumps z <- z - h velocity(z, t, h), without new noise.
+    """Go from `start` at time 1 to time 0 in `nfe` equal jumps z <- z - h velocity(z, t, h).
 
-    Args:
-        velocity: of (z, t, h); for an instantaneous velocity, one that ignores h, this is Euler.
-        start: at time 1.
-        nfe: the number of jumps, at least 1.
+    No new noise comes in. For an instantaneous velocity, one that ignores h, this is Euler.
     """
     times = torch.linspace(1.0, 0.0, nfe + 1).to(start)
     z = start

@@ -1,6 +1,6 @@
 """Improved MeanFlow by jumps: an average velocity trained to add up, without a derivative.
 
-The network has two outputs: the velocity v, trained on e - x, and the average velocity u. An
+The network has two outputs: the average velocity u, and the velocity v, trained on e - x. An
 average velocity adds up:
 
     (t - r) u(z_t, r, t) = (z_t - z_s) + (s - r) u(z_s, r, s),    r < s < t
@@ -11,50 +11,34 @@ is `jump_target`, which u is trained on:
     loss = d(u - jump) + velocity_weight * |v - (e - x)|^2,    d the adaptively weighted error
 
 Every item ends at the data, r = 0, as a decision of one evaluation does. The MeanFlow identity is
-the same in the limit s -> t. Its du/dt amplifies every wiggle of the network in t, and carries what
-is known near the data to the noise through infinitely many points; a jump of finite length does
-neither, and its target is free of the noise of the pair (e, x). It costs evaluations of the target
-network, without gradient: two per midpoint step and one for the rest of the way.
+the limit s -> t. Its du/dt amplifies every wiggle of the network in t, and carries what is known
+near the data to the noise through infinitely many points; a jump of finite length does neither, and
+its target is free of the noise of the pair (e, x). It costs evaluations of the target network: two
+per midpoint step and one for the rest of the way.
 
 The target network has the averaged weights: the point where two modes part moves with every step of
-the velocity in training, and a u trained by that velocity would draw actions between the modes.
-Even the point of the averaged weights moves. Weighted with the power 0.5, which is the distance
-instead of its square, u takes the side of the more frequent target instead of the middle. The
-velocity's own target is noisy, and only a squared error makes its optimum the mean that a velocity
-is.
+training, and a u trained by the present velocity would draw actions between the modes. Even the
+averaged point moves: the distance instead of its square (power 0.5) lets u take the more frequent
+target's side. The velocity's own target is noisy: its optimum is a mean, so its error is squared.
 
 Source: the velocity head of improved MeanFlow, arXiv 2512.02012; the additivity of MeanFlow, arXiv
 2505.13447, as a target like SplitMeanFlow's, arXiv 2507.16884; averaged weights as the target
 network: Mean Teacher, arXiv 1703.01780; a distance to a target network's output: the pseudo-Huber
 loss of arXiv 2310.14189.
-Differs from the source: no du/dt, and no span that a decision of one evaluation does not need; z_s
-comes from the velocity, not from u over [s, t], and r < s is always left for u; errors are means
-over a chunk, so that the balance of the two does not depend on the chunk's size.
+Differs from the source: no du/dt; only spans that a decision of one evaluation needs; z_s comes
+from the velocity, not from u over [s, t]; r < s is always left for u; errors are means over a
+chunk, so that their balance does not depend on its size.
 """
 
 from typing import Final, Literal
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor
+from torch import Generator
 
-from policy.objectives.base import (
-    ActionNetwork,
-    Batch,
-    Chunks,
-    Loss,
-    Predictor,
-    Times,
-    bind,
-)
+from policy.objectives.base import ActionNetwork, Batch, Chunks, Loss, Predictor, Times, bind
 from policy.objectives.flow_matching import StartConfig
-from policy.objectives.masked_error import (
-    adaptively_weighted,
-    masked_rms,
-    num_values,
-    summed_error,
-)
-from policy.objectives.meanflow import JumpObjective, average_velocity
+from policy.objectives.meanflow import JumpObjective, adaptively_weighted, average_velocity
 
 SHARE_LEFT: Final = (0.1, 0.6)  # (s - r) / (t - r); 0.3 to 0.9 drew wider modes
 MIDPOINT_STEPS: Final = 2  # of the velocity, from t to s; second order in their length
@@ -83,12 +67,9 @@ class ImprovedMeanFlowJump(JumpObjective):
     is_nfe_fixed = True  # other spans are not trained
     is_taught = True
 
-    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
-        """Compute the loss; see `Objective.loss`.
-
-        `raw_mse` is the velocity's distance from the data, as in flow matching, and `jump_mse` that
-        of u from its target, which is 0 at the start of a training.
-        """
+    def loss(self, head: ActionNetwork, batch: Batch) -> Loss:
+        # `raw_mse` is the velocity's distance from the data, as in flow matching, and `jump_mse`
+        # that of u from its target, which is 0 at the start of a training.
         noise = batch.draw_noise()
         t = self._draw_times(len(noise), batch.generator).to(noise)
         left = draw_shares_left(len(noise), batch.generator)
@@ -97,27 +78,26 @@ class ImprovedMeanFlowJump(JumpObjective):
         predicted = head(z, t, t, batch.condition)
         width = batch.actions.shape[-1]
         average, velocity = predicted[..., :width], predicted[..., width:]
-        jump = teacher_target(teacher or bind(head, batch.condition), z, t, left)
-        jump_error = summed_error(average, jump, batch.valid)
-        velocity_error = summed_error(velocity, target, batch.valid)
-        size = batch.actions[0].numel()
+        jump = jump_target(batch.teacher or bind(head, batch.condition), (z, t, t), left)
+        jump_error = batch.summed_error(average, jump)
+        velocity_error = batch.summed_error(velocity, target)
+        size, count = batch.actions[0].numel(), batch.num_values(target)
         jump_loss = adaptively_weighted(
             jump_error / size, self.config.weight_power, self.config.weight_constant
         )
-        count = num_values(target, batch.valid)
         return Loss(
             value=jump_loss.mean() + self.config.velocity_weight * (velocity_error / size).mean(),
             figures={
                 "raw_mse": velocity_error.detach().sum() / count,
                 "jump_mse": jump_error.detach().sum() / count,
-                "average_velocity_rms": masked_rms(average.detach().to(jump_error), batch.valid),
+                "average_velocity_rms": batch.root_mean_square(average.detach().to(jump_error)),
             },
         )
 
     def _two_ways(self, network: Predictor, start: Chunks) -> tuple[Chunks, Chunks]:
         """Return the one jump, and one whose first half follows the velocity; six evaluations."""
         t = start.new_ones(len(start))
-        return average_velocity(network)(start, t, t), teacher_target(network, start, t, t / 2)
+        return average_velocity(network)(start, t, t), jump_target(network, (start, t, t), t / 2)
 
     def _draw_times(self, batch_size: int, generator: Generator) -> Times:
         """Draw times of which the last are 1; the rows of a batch are shuffled."""
@@ -134,43 +114,25 @@ def draw_shares_left(count: int, generator: Generator) -> Times:
 
 
 @torch.no_grad()
-def teacher_target(teacher: Predictor, z: Chunks, t: Times, left: Times) -> Chunks:
-    """Return the target network's `jump_target` from (z, t) to the data.
-
-    Args:
-        teacher: predicts u and v side by side.
-        z: noisy actions at time t.
-        t: times in [0, 1].
-        left: the share of the way that is left to u, in [0, 1].
-    """
-
-    def velocity(z: Tensor, t: Tensor, h: Tensor) -> Tensor:
-        return teacher(z, t, h)[..., z.shape[-1] :]
-
-    return jump_target(velocity, average_velocity(teacher), (z, t, t), left)
-
-
-def jump_target(
-    velocity: Predictor, average: Predictor, at: tuple[Chunks, Times, Times], left: Times
-) -> Chunks:
+def jump_target(network: Predictor, at: tuple[Chunks, Times, Times], left: Times) -> Chunks:
     """Return the right side of the additivity, divided by t - r, at points (z, t, h).
 
     Args:
-        velocity: the instantaneous velocity, evaluated at the h that is left on its way.
-        average: u, evaluated for the rest of the way.
+        network: predicts u and v side by side; v is evaluated at the h that is left on its way.
         at: the points; the target has the dtype of z.
         left: the share of h that each jump leaves to u, in [0, 1].
     """
     z, now, rest = at
-    left = left.to(z)
+    width, left = z.shape[-1], left.to(z)
     step = (1 - left) * rest / MIDPOINT_STEPS
     passed = torch.zeros_like(z)  # summed velocities; a quotient by h would fail at h = 0
     for _ in range(MIDPOINT_STEPS):
-        middle = z - _times(step / 2, velocity(z, now, rest))
-        found = velocity(middle, now - step / 2, rest - step / 2)
+        middle = z - _times(step / 2, network(z, now, rest)[..., width:])
+        found = network(middle, now - step / 2, rest - step / 2)[..., width:]
         z, now, rest = z - _times(step, found), now - step, rest - step
         passed += found
-    return _times((1 - left) / MIDPOINT_STEPS, passed) + _times(left, average(z, now, rest))
+    average = network(z, now, rest)[..., :width]
+    return _times((1 - left) / MIDPOINT_STEPS, passed) + _times(left, average)
 
 
 def _times(factor: Times, chunks: Chunks) -> Chunks:

@@ -18,12 +18,11 @@ Source: MeanFlow, arXiv 2505.13447 (identity, weighting, sampler; three quarters
 r = t, p = 1); improved MeanFlow, arXiv 2512.02012; times and velocity head as in
 Lyy-iiis/imeanflow@a1cc3a9:imf.py: that head's loss is taken where the gradient pass is, at the
 drawn h, under the same weight.
-Differs from the source: no guidance; its velocity head branches off before the last blocks, here
-both outputs read the same last layer. A share of the items ends at the data (r = 0), where the
-logit-normal sampler hardly goes: it reaches the query of a one-step policy (t = 1, r = 0) about
-three times in ten thousand. These anchored items are drawn at that query, or in part at every t:
-the identity of an average velocity then carries what is known at small t along r = 0 up to it,
-instead of leaving it to the network's extrapolation.
+Differs from the source: no guidance; both outputs read the last layer, where its velocity head
+branches off before the last blocks. A share of the items ends at the data (r = 0): the logit-normal
+sampler reaches the query of a one-step policy (t = 1, r = 0) about three times in ten thousand.
+These anchored items are drawn at that query, or in part at every t: the identity then carries what
+is known at small t along r = 0 up to it, instead of leaving it to extrapolation.
 """
 
 from abc import abstractmethod
@@ -42,24 +41,16 @@ from policy.objectives.base import (
     Objective,
     Predictor,
     Times,
-    bind,
 )
 from policy.objectives.flow_matching import StartConfig, jump_to_data
-from policy.objectives.masked_error import (
-    adaptively_weighted,
-    masked_rms,
-    num_values,
-    summed_error,
-)
 
 
 class AverageVelocityConfig(StartConfig):
     """Settings that MeanFlow and improved MeanFlow share."""
 
     time_logit_mean: float = -0.4
-    """Mean of the logit of a time; lower samples nearer to the data."""
     time_logit_std: float = Field(default=1.0, gt=0)
-    """Spread of the logit of a time."""
+    """Mean and spread of the logit of a time; a lower mean samples nearer to the data."""
     flow_share: float = Field(default=0.5, ge=0, le=1)
     """Share of a batch trained at r = t, which is plain flow matching and costs no JVP."""
     anchored_share: float = Field(default=0.2, ge=0, le=1)
@@ -78,9 +69,7 @@ class MeanFlowConfig(AverageVelocityConfig):
 
     kind: Literal["meanflow"] = "meanflow"
     flow_share: float = Field(default=0.75, ge=0, le=1)
-    """See `AverageVelocityConfig`."""
     anchored_share: float = Field(default=0.0, ge=0, le=1)
-    """See `AverageVelocityConfig`."""
 
 
 class ImprovedMeanFlowConfig(AverageVelocityConfig):
@@ -109,12 +98,7 @@ class JumpObjective(Objective):
     def additivity_residual(self, network: Predictor, noise: Noise) -> Times:
         """Return how far one jump from noise to data is from two, relative to the longer one.
 
-        Args:
-            network: the trained network under the condition of the rows of `noise`.
-            noise: as for `sample` with one evaluation.
-
-        Returns:
-            A number per row, in [0, 2]; 0 is perfect.
+        Takes what `sample` does at one evaluation. Each row's number is in [0, 2]; 0 is perfect.
         """
         one, two = self._two_ways(network, self.config.starting_point(noise))
         length = torch.maximum(_chunk_rms(one), _chunk_rms(two))
@@ -135,8 +119,7 @@ class MeanFlow(JumpObjective):
         if isinstance(config, ImprovedMeanFlowConfig) and config.tangent == "velocity_head":
             self.num_outputs = 2
 
-    def loss(self, head: ActionNetwork, batch: Batch, *, teacher: Predictor | None = None) -> Loss:
-        """Compute the loss; see `Objective.loss`."""
+    def loss(self, head: ActionNetwork, batch: Batch) -> Loss:
         config, noise = self.config, batch.draw_noise()
         times = sample_times(config, len(noise), batch.generator)
         t, h = (drawn.to(noise) for drawn in times)
@@ -145,32 +128,31 @@ class MeanFlow(JumpObjective):
         predicted = head(z, t, h, batch.condition)
         width = target.shape[-1]
         average = predicted[..., :width]
-        spans = slice(num_flow_items(config, len(noise)), None)  # h > 0: these need du/dt
+        spans = slice(_num_flow_items(config, len(noise)), None)  # h > 0: these need du/dt
+        at = z[spans], t[spans], h[spans]
         condition = batch.condition.select(spans).detach()
         tangent = target[spans]
         if isinstance(config, ImprovedMeanFlowConfig):
-            tangent = _predicted_velocity(bind(head, condition), z[spans], t[spans])
+            with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+                known = head(at[0], at[1], torch.zeros_like(at[2]), condition)
+            tangent = known[..., -width:]  # the last output, be it u itself
         derivative = torch.zeros_like(z)
-        derivative[spans] = head.derivative(z[spans], t[spans], h[spans], condition, tangent)[
-            ..., :width
-        ]
+        derivative[spans] = head.derivative(*at, condition, tangent)[..., :width]
         correction = h[:, None, None] * derivative
-        error = summed_error(average + correction, target, batch.valid)
+        error = batch.summed_error(average + correction, target)
         values = average.detach().to(error)
-        value = self._weighted(error).mean()
+        weight = config.weight_power, config.weight_constant
+        value = adaptively_weighted(error, *weight).mean()
         figures = {
-            "raw_mse": error.detach().sum() / num_values(values, batch.valid),
-            "average_velocity_rms": masked_rms(values, batch.valid),
-            "correction_rms": masked_rms(correction, batch.valid),
+            "raw_mse": error.detach().sum() / batch.num_values(values),
+            "average_velocity_rms": batch.root_mean_square(values),
+            "correction_rms": batch.root_mean_square(correction),
         }
         if isinstance(config, ImprovedMeanFlowConfig) and self.num_outputs == 2:
-            own = summed_error(predicted[..., width:], target, batch.valid)
-            value = value + config.velocity_weight * self._weighted(own).mean()
-            figures["velocity_mse"] = own.detach().sum() / num_values(target, batch.valid)
+            own = batch.summed_error(predicted[..., width:], target)
+            value = value + config.velocity_weight * adaptively_weighted(own, *weight).mean()
+            figures["velocity_mse"] = own.detach().sum() / batch.num_values(target)
         return Loss(value, figures)
-
-    def _weighted(self, error: Times) -> Times:
-        return adaptively_weighted(error, self.config.weight_power, self.config.weight_constant)
 
     def _two_ways(self, network: Predictor, start: Chunks) -> tuple[Chunks, Chunks]:
         velocity = average_velocity(network)
@@ -178,11 +160,13 @@ class MeanFlow(JumpObjective):
         return one, two
 
 
-@torch.no_grad()
-def _predicted_velocity(network: Predictor, z: Chunks, t: Times) -> Chunks:
-    """Return the network's velocity in full precision: its last output, be it u itself."""
-    with torch.autocast(z.device.type, enabled=False):
-        return network(z, t, torch.zeros_like(t))[..., -z.shape[-1] :]
+def adaptively_weighted(error: Times, power: float, constant: float) -> Times:
+    """Divide each row's squared error by its own (error + constant)^power, without gradient.
+
+    Source: MeanFlow. Power 0 leaves errors as they are; 0.5 makes them distances, for small
+    constants; 1 gives each the same weight.
+    """
+    return error * (error.detach() + constant) ** -power
 
 
 def average_velocity(network: Predictor) -> Predictor:
@@ -194,11 +178,8 @@ def _chunk_rms(chunks: Tensor) -> Tensor:
     return chunks.square().mean(dim=(1, 2)).sqrt()
 
 
-def num_flow_items(config: AverageVelocityConfig, batch_size: int) -> int:
-    """Return how many items, the first of a batch, are trained at r = t.
-
-    By position instead of at random, as in the source, so that every step has the same shapes.
-    """
+def _num_flow_items(config: AverageVelocityConfig, batch_size: int) -> int:
+    # The first of a batch, not random ones as in the source: every step has the same shapes.
     return round(config.flow_share * batch_size)
 
 
@@ -207,15 +188,14 @@ def sample_times(
 ) -> tuple[Times, Times]:
     """Draw times t and spans h = t - r, each in [0, 1].
 
-    Returns:
-        t and h; h is 0 for the first `flow_share` of the items, h = t for the last
-        `anchored_share`, of which the last `anchored_noise_share` are at t = 1, and 0 < h <= t
-        between them. The order carries no information about the data, whose rows are shuffled.
+    h is 0 for the first `flow_share` of the items, h = t for the last `anchored_share`, of which
+    the last `anchored_noise_share` are at t = 1, and 0 < h <= t between them. The order carries no
+    information about the data, whose rows are shuffled.
     """
     logits = torch.randn(2, batch_size, generator=generator)
     times = torch.sigmoid(logits * config.time_logit_std + config.time_logit_mean)
     t, r = times.amax(dim=0), times.amin(dim=0)
-    num_flow = num_flow_items(config, batch_size)
+    num_flow = _num_flow_items(config, batch_size)
     r[:num_flow] = t[:num_flow]
     num_anchored = min(round(config.anchored_share * batch_size), batch_size - num_flow)
     num_uniform = num_anchored - round(config.anchored_noise_share * num_anchored)

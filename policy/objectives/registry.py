@@ -37,9 +37,5 @@ ObjectiveConfig = Annotated[
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
-    """Build the objective that a configuration describes.
-
-    Raises:
-        MissingExtraError: the objective needs a library that is not installed.
-    """
+    """Build an objective (MissingExtraError: its library is not installed)."""
     return OBJECTIVES[type(config)](config)

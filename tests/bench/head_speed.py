@@ -4,8 +4,7 @@
 
 At the design's sizes (n_emb 384, n_layer 12), two threads, float32: one-step sampling at batch 1
 against DDIM-10 and DDPM-100, which reuse the encoded condition too; a training step at batch 64
-against flow matching, by du/dt and by jumps; Attention Residuals against the ordinary residual
-stream in inference.
+against flow matching, by du/dt and by jumps.
 """
 
 import statistics
@@ -16,7 +15,6 @@ import torch
 
 from policy.agent import AgentConfig, VLAAgent
 from policy.network.ema import WeightAverage
-from policy.network.head import HeadConfig
 from policy.objectives.diffusion import DiffusionConfig
 from policy.objectives.flow_matching import FlowMatchingConfig
 from policy.objectives.improved_meanflow_jump import ImprovedMeanFlowJumpConfig
@@ -32,10 +30,10 @@ SPEC = AgentSpec(
 TRAIN_BATCH = 64
 
 
-def agent(objective: object, **head: object) -> VLAAgent:
+def agent(objective: object) -> VLAAgent:
     """Build an agent at the design's sizes."""
     torch.manual_seed(0)
-    return VLAAgent(AgentConfig(objective=objective, head=HeadConfig(**head)), SPEC)
+    return VLAAgent(AgentConfig(objective=objective), SPEC)
 
 
 def median_s(calls: list[Callable[[], object]], repeats: int) -> list[float]:
@@ -94,10 +92,6 @@ def main() -> None:
     ours, ddim_s, ddpm_s = median_s([decide(one_step, 1), ddim, ddpm], repeats=9)
     print(f"one decision: one step {1e3 * ours:.1f} ms, DDIM-10 {ddim_s / ours:.1f} x, ", end="")
     print(f"DDPM-100 {ddpm_s / ours:.1f} x", flush=True)
-    full, prenorm = median_s(
-        [decide(one_step, 1), decide(agent(ImprovedMeanFlowConfig(), residuals="prenorm"), 1)], 25
-    )
-    print(f"inference: Attention Residuals {full / prenorm:.2f} x ordinary residuals", flush=True)
     trained = one_step, agent(ImprovedMeanFlowJumpConfig()), agent(FlowMatchingConfig())
     meanflow, jumps, flow = median_s([train(policy) for policy in trained], repeats=5)
     print(

@@ -137,8 +137,8 @@ def run(job: Job, steps: int, batch: int) -> tuple[Job, Drawn]:
         if objective.is_taught:
             with torch.no_grad():
                 target_network = bind(teacher, teacher.encode_condition(cond))
-        given = Batch(actions, valid, head.encode_condition(cond), noise)
-        loss = objective.loss(head, given, teacher=target_network)
+        given = Batch(actions, valid, head.encode_condition(cond), noise, target_network)
+        loss = objective.loss(head, given)
         optimizer.zero_grad(set_to_none=True)
         loss.value.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)

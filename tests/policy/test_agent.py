@@ -9,10 +9,7 @@ from policy.agent import AgentConfig, VLAAgent
 from policy.errors import AgentMismatchError
 from policy.network.head import HeadConfig
 from policy.network.normalizer import DataStatistics
-from policy.network.readers import (
-    InstructionReaderConfig,
-    ReaderConfig,
-)
+from policy.network.readers import InstructionReaderConfig, ReaderConfig
 from policy.objectives.base import Batch, bind
 from policy.objectives.improved_meanflow_jump import (
     ImprovedMeanFlowJump,
@@ -58,7 +55,6 @@ def test_condition_has_the_width_of_the_design(projection_dim):
 
     condition = agent._build_cond(features, state)
 
-    assert agent.raw_cond_dim == 3 * projection_dim + STATE_DIM
     assert agent.cond_projector.in_features == 3 * projection_dim + STATE_DIM
     assert condition.shape == (4, 2, 384)
 
@@ -110,7 +106,7 @@ def test_two_features_enter_one_after_the_other_and_the_state_last():
     raw = torch.cat([*parts, state], dim=-1)
     expected = raw @ agent.cond_projector.weight.T + agent.cond_projector.bias
 
-    assert agent.raw_cond_dim == raw.shape[-1] == 3 * (8 + 5) + STATE_DIM
+    assert agent.cond_projector.in_features == raw.shape[-1] == 3 * (8 + 5) + STATE_DIM
     torch.testing.assert_close(agent._build_cond(features, state), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -165,8 +161,8 @@ def test_a_teacher_reads_the_condition_by_its_own_weights():
     condition = agent.head.encode_condition(agent._build_cond(features, state))
     normalized = agent.action_normalizer.normalize(actions)
     generator = torch.Generator().manual_seed(0)
-    batch = Batch(normalized, valid, condition, generator)
-    expected = ImprovedMeanFlowJump(objective).loss(agent.head, batch, teacher=known)
+    batch = Batch(normalized, valid, condition, generator, known)
+    expected = ImprovedMeanFlowJump(objective).loss(agent.head, batch)
     assert torch.equal(loss(agent, teacher), expected.value)
     assert not torch.equal(loss(agent, teacher), loss(agent, None))
     assert torch.equal(loss(agent, agent), loss(agent, None))
@@ -245,11 +241,6 @@ def test_defaults_are_the_designs():
     assert (config.state_scaling, config.action_scaling) == ("range", "range")
 
 
-def test_views_need_distinct_names():
-    with pytest.raises(ValueError, match="distinct"):
-        AgentSpec(view_names=("top", "top"), feature_shapes={}, state_dim=1, action_dim=1)
-
-
 def test_one_pass_decides_what_the_cached_condition_decides():
     """The live path of one-step policies against the path of training, in float32."""
     agent = tiny_agent()
@@ -263,11 +254,9 @@ def test_one_pass_decides_what_the_cached_condition_decides():
     torch.testing.assert_close(agent.predict(features, state, noise), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", [{"positions": "learned"}, {"residuals": "prenorm"}, {}])
-def test_weight_decay_is_for_matrices_only(head):
-    """Vectors, queries, gains and positions stay; every weight of a linear layer decays."""
-    config = HeadConfig(n_emb=64, n_layer=1, pred_horizon=8, **head)
-    agent = tiny_agent(head=config)
+def test_weight_decay_is_for_matrices_only():
+    """Vectors, queries and gains stay; every weight of a linear layer decays."""
+    agent = tiny_agent()
     linear = [module for module in agent.modules() if isinstance(module, nn.Linear)]
     decayed, others = agent.decay_groups()
     assert {id(p) for p in decayed} == {id(layer.weight) for layer in linear}

@@ -6,13 +6,7 @@ from PIL import Image
 from transformers import SiglipImageProcessorPil
 
 from policy.errors import ImageFormatError
-from policy.images import (
-    COLOR_CHANGE,
-    SMALLEST_CROP,
-    Augmentation,
-    augment_images,
-    resize_images,
-)
+from policy.images import COLOR_CHANGE, SMALLEST_CROP, Augmentation, augment_images, resize_images
 from policy.images import draw_augmentation as draw
 
 WHOLE = (0.0, 0.0, 256.0, 256.0)

@@ -4,28 +4,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy.network.attention_residuals import RMS_EPS, DepthMixer, ResidualSum
+from policy.network.attention_residuals import RMS_EPS, DepthMixer
 
 WIDTH, SUBLAYERS = 12, 5
 
 
-def block_sources(embedding: Tensor, outputs: list[Tensor], block_size: int) -> list[Tensor]:
-    """Embedding, sums of finished blocks, and the running sum of the present one."""
-    blocks = [outputs[i : i + block_size] for i in range(0, len(outputs), block_size)]
-    return [embedding, *(torch.stack(block).sum(dim=0) for block in blocks)]
-
-
 def naive_read(mixer: DepthMixer, embedding: Tensor, outputs: list[Tensor]) -> Tensor:
     """softmax_i(w . (g * v_i / rms(v_i))) over stacked sources: the paper's equation, unfolded."""
-    reader, sources = len(outputs), block_sources(embedding, outputs, mixer.block_size)
-    stacked = torch.stack(sources)
+    reader, stacked = len(outputs), torch.stack([embedding, *outputs])
     keys = stacked / (stacked.square().mean(-1, keepdim=True) + RMS_EPS).sqrt()
     logits = (keys * mixer.key_gain[reader]) @ mixer.query[reader]
     return (logits.softmax(dim=0)[..., None] * stacked).sum(dim=0)
 
 
-def random_mixer(block_size: int) -> DepthMixer:
-    mixer = DepthMixer(WIDTH, SUBLAYERS, block_size).double()
+def random_mixer() -> DepthMixer:
+    mixer = DepthMixer(WIDTH, SUBLAYERS).double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         mixer.query.copy_(torch.randn(mixer.query.shape, generator=generator))
@@ -42,16 +35,15 @@ def random_sources(count: int) -> list[Tensor]:
 
 def test_mixture_starts_as_the_mean_of_its_sources():
     sources = random_sources(4)
-    stream = DepthMixer(WIDTH, SUBLAYERS, 1).double().open(sources[0])
+    stream = DepthMixer(WIDTH, SUBLAYERS).double().open(sources[0])
     for source in sources[1:]:
         stream.append(source)
     torch.testing.assert_close(stream.read(), torch.stack(sources).mean(dim=0))
 
 
-@pytest.mark.parametrize("block_size", [1, 2, 3, SUBLAYERS])
 @pytest.mark.parametrize("with_gradient", [True, False])
-def test_folded_logits_equal_the_naive_formula(with_gradient, block_size):
-    mixer, (embedding, *outputs) = random_mixer(block_size), random_sources(SUBLAYERS + 1)
+def test_folded_logits_equal_the_naive_formula(with_gradient):
+    mixer, (embedding, *outputs) = random_mixer(), random_sources(SUBLAYERS + 1)
     with torch.set_grad_enabled(with_gradient):
         stream = mixer.open(embedding)
         torch.testing.assert_close(stream.read(), naive_read(mixer, embedding, []))
@@ -64,7 +56,7 @@ def test_folded_logits_equal_the_naive_formula(with_gradient, block_size):
 @pytest.mark.parametrize("num_tokens", [3, 3_000])
 def test_small_and_large_batches_mix_alike_without_gradient(num_tokens):
     """Small ones are mixed by a matrix product, large ones source by source."""
-    mixer = random_mixer(2)
+    mixer = random_mixer()
     generator = torch.Generator().manual_seed(1)
     embedding, *outputs = torch.randn(
         SUBLAYERS + 1, 1, num_tokens, WIDTH, generator=generator, dtype=torch.float64
@@ -78,7 +70,7 @@ def test_small_and_large_batches_mix_alike_without_gradient(num_tokens):
 
 
 def test_mixtures_are_not_rounded_under_autocast():
-    mixer, sources = random_mixer(1).float(), [source.float() for source in random_sources(3)]
+    mixer, sources = random_mixer().float(), [source.float() for source in random_sources(3)]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         stream = mixer.open(sources[0])
         for source in sources[1:]:
@@ -91,20 +83,11 @@ def test_mixtures_are_not_rounded_under_autocast():
     torch.testing.assert_close(mixture, expected, rtol=0, atol=0.05)
 
 
-def test_one_block_of_one_is_full_and_one_of_all_sees_embedding_and_sum():
-    """Block with S = 1 is Full; with S = all, two sources are left at the output."""
-    embedding, *outputs = random_sources(SUBLAYERS + 1)
-    full, single = random_mixer(1), random_mixer(SUBLAYERS)
-    for mixer, count in ((full, SUBLAYERS + 1), (single, 2)):
-        assert len(block_sources(embedding, outputs, mixer.block_size)) == count
-
-
-@pytest.mark.parametrize("block_size", [1, 2])
-def test_gradients_equal_those_of_the_naive_formula(block_size):
+def test_gradients_equal_those_of_the_naive_formula():
     """The in-place sums of the backward pass must be invisible: sources feed many readers."""
 
     def run(read) -> list[Tensor]:
-        mixer = random_mixer(block_size)
+        mixer = random_mixer()
         first = random_sources(1)[0].requires_grad_()
         read(mixer, first).square().sum().backward()
         return [first.grad, mixer.query.grad, mixer.key_gain.grad]
@@ -127,7 +110,7 @@ def test_gradients_equal_those_of_the_naive_formula(block_size):
 
 def test_a_second_pass_sends_the_same_gradients():
     """Nothing of a pass may be left over in the next one."""
-    mixer, first = random_mixer(2), random_sources(1)[0]
+    mixer, first = random_mixer(), random_sources(1)[0]
     gradients = []
     for _ in range(2):
         mixer.zero_grad()
@@ -140,18 +123,10 @@ def test_a_second_pass_sends_the_same_gradients():
 
 
 def test_a_graph_that_is_kept_sends_the_same_gradients_twice():
-    mixer, first = random_mixer(2), random_sources(1)[0]
+    mixer, first = random_mixer(), random_sources(1)[0]
     stream = mixer.open(first)
     for _ in range(SUBLAYERS):
         stream.append(torch.tanh(stream.read()))
     loss = stream.read().sum()
     once, again = (torch.autograd.grad(loss, mixer.query, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(once, again)
-
-
-def test_ordinary_residuals_are_the_running_sum():
-    sources = random_sources(4)
-    stream = ResidualSum().open(sources[0])
-    for source in sources[1:]:
-        stream.append(source)
-    torch.testing.assert_close(stream.read(), torch.stack(sources).sum(dim=0))

@@ -9,7 +9,7 @@ from policy.objectives.deterministic import Mip, MipConfig, Regression, Regressi
 from tests.policy.objectives.analytic import NO_CONDITION, JvpNetwork
 from tests.policy.objectives.objective_contract import generator, random_actions
 
-NO_NOISE = torch.zeros(2, 0, 8, 3)
+IGNORED_NOISE = torch.ones(2, 1, 8, 3)
 
 
 def recorded(calls: list):
@@ -26,7 +26,7 @@ def recorded(calls: list):
 def test_regression_sees_zeros_only():
     calls = []
     objective = Regression(RegressionConfig())
-    drawn = objective.sample(recorded(calls), NO_NOISE, 1)
+    drawn = objective.sample(recorded(calls), IGNORED_NOISE, 1)
     actions, valid = random_actions(2)
     batch = Batch(actions, valid, NO_CONDITION, generator())
     loss = objective.loss(recorded(calls), batch)
@@ -38,7 +38,7 @@ def test_regression_sees_zeros_only():
 
 def test_mip_corrects_its_own_first_answer():
     calls = []
-    drawn = Mip(MipConfig(second_time=0.8)).sample(recorded(calls), NO_NOISE, 2)
+    drawn = Mip(MipConfig(second_time=0.8)).sample(recorded(calls), IGNORED_NOISE, 2)
     (first_z, first_t, first_h), (second_z, second_t, second_h) = calls
     assert torch.equal(first_z, torch.zeros(2, 8, 3))
     assert torch.equal(second_z, torch.full((2, 8, 3), 0.25))
