@@ -43,8 +43,13 @@ class Ranks:
         if self.size == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with _other_ranks_needed():
+        try:
             torch.distributed.all_reduce(flat)
+        except RuntimeError as error:  # gloo and nccl have no class of their own for a lost peer
+            raise RankLostError(
+                f"another process of this training has ended or hangs ({first_line(error)[:120]}); "
+                "its own message tells the cause; run the same command again with --resume"
+            ) from error
         sums = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, total in zip(tensors, sums, strict=True):
             tensor.copy_(total.view_as(tensor))
@@ -54,10 +59,9 @@ class Ranks:
         if self.size == 1:
             return flag
         is_nccl = torch.distributed.get_backend() == "nccl"
-        flags = torch.tensor(int(flag), device="cuda" if is_nccl else "cpu")
-        with _other_ranks_needed():
-            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-        return bool(flags)
+        count = torch.tensor(int(flag), device="cuda" if is_nccl else "cpu")
+        self.add_up([count])
+        return bool(count)
 
     def wait(self) -> None:
         """Return when every process has called this (RankLostError)."""
@@ -87,14 +91,3 @@ def joined_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
         yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size()), device
     finally:
         torch.distributed.destroy_process_group()
-
-
-@contextmanager
-def _other_ranks_needed() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # gloo and nccl have no class of their own for a lost peer
-        raise RankLostError(
-            f"another process of this training has ended or hangs ({first_line(error)[:120]}); its "
-            "own message tells the cause; run the same command again with --resume"
-        ) from error
