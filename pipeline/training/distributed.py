@@ -19,20 +19,19 @@ from pipeline.errors import RankLostError
 from policy.errors import first_line
 
 SLOWEST_RANK: Final = timedelta(minutes=30)  # loading a large store, or a validation
-PRIMARY: Final = 0  # the rank that writes
 
 
 @dataclass(frozen=True)
 class Ranks:
     """This process among those of the same training; by default it is alone."""
 
-    rank: int = PRIMARY
+    rank: int = 0
     size: int = 1
 
     @property
     def is_primary(self) -> bool:
         """Whether this process writes, validates and reports."""
-        return self.rank == PRIMARY
+        return self.rank == 0
 
     def share(self, num_chunks: int) -> range:
         """Return the chunks of a batch that this process trains."""
@@ -55,17 +54,13 @@ class Ranks:
             tensor.copy_(total.view_as(tensor))
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag of any process is set; all must call this (RankLostError)."""
+        """Wait for all processes; return whether the flag of any of them is set (RankLostError)."""
         if self.size == 1:
             return flag
         is_nccl = torch.distributed.get_backend() == "nccl"
         count = torch.tensor(int(flag), device="cuda" if is_nccl else "cpu")
         self.add_up([count])
         return bool(count)
-
-    def wait(self) -> None:
-        """Return when every process has called this (RankLostError)."""
-        self.any(False)
 
 
 def has_launcher() -> bool:

@@ -38,8 +38,7 @@ def train_seeds(
         VlaError: what a training raised; the others are interrupted, and write a checkpoint.
     """
     if len(set(seeds)) < len(seeds):
-        found = ",".join(map(str, seeds))
-        raise ConfigError(f"--seeds: expected distinct numbers, found {found}")
+        raise ConfigError(f"--seeds: expected distinct numbers, found {', '.join(map(str, seeds))}")
     if has_launcher():
         raise ConfigError(
             "--seeds: expected no torchrun, whose processes share one run; leave it out"

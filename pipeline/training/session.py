@@ -110,7 +110,7 @@ def train(
                 write(run, description)
             elif ranks.is_primary:
                 lengthen(run, config)
-            ranks.wait()
+            ranks.any(False)  # the others wait until the run is there
             resumed_from = trainer.restore()
             if start is not None and not resumed_from:
                 differs = start.load_into(trainer.agent, description)

@@ -123,8 +123,7 @@ class Trainer:
     def fit(self, trackers: Mapping[str, Tracker], watchers: Sequence[TrainingWatcher]) -> None:
         """Train to the configured number of steps, and write a checkpoint of the last one.
 
-        Raises:
-            KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and its checkpoint written.
+        Ctrl-C or SIGTERM: KeyboardInterrupt, when the step has a checkpoint.
         """
         steps = self.config.steps
         if self.step == steps:
@@ -283,8 +282,7 @@ class Trainer:
     def save(self, figures: Mapping[str, float]) -> None:
         """Write a checkpoint; `figures` go into its card, `val_error` decides if it is the best.
 
-        Raises:
-            NonFiniteLossError: a gradient before it was not finite; nothing is written.
+        If a gradient before it was not finite, nothing is written (NonFiniteLossError).
         """
         self._check_gradients()
         checkpoint = Checkpoint(

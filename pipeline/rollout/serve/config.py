@@ -39,9 +39,7 @@ class ServeConfig(PolicyConfig):
 def read_token(path: Path | None) -> SecretStr | None:
     """Read the token from a file, or else from the environment; None where there is none.
 
-    Raises:
-        ConfigError: it is too short or holds spaces or other than printable ASCII characters.
-        OSError: the file cannot be read.
+    It is 16 or more printable ASCII characters without spaces (ConfigError, or OSError).
     """
     where, content = TOKEN_VARIABLE, os.environb.get(TOKEN_VARIABLE.encode())
     if path is not None:

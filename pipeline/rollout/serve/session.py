@@ -68,9 +68,7 @@ class ServedPolicy:
     def load(cls, config: ServeConfig) -> "ServedPolicy":
         """Load a run; its encoder must be the one of its training.
 
-        Raises:
-            RunError, EncoderLoadError, EncoderMismatchError: as in `load_policy`.
-            AgentMismatchError: the objective cannot take that NFE.
+        Errors as `load_policy` and `CameraCheck.from_run`, and AgentMismatchError of the NFE.
         """
         description, agent, step = load_policy(config)
         data, is_checked = description.data, config.camera_check != "off"

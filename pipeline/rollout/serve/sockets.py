@@ -110,12 +110,7 @@ class PolicyServer:
     async def run(self, stop: asyncio.Event, listening: Callable[[str], None]) -> None:
         """Listen until `stop` is set; clients then get the close code 1001 (going away).
 
-        Args:
-            stop: ends the server.
-            listening: takes the server's address once clients can connect.
-
-        Raises:
-            ConfigError: the address cannot be listened on.
+        `listening` takes the address once clients can connect (ConfigError: it cannot be used).
         """
         # Strangers' broken handshakes are no defects of ours: the library would log tracebacks.
         silent = logging.getLogger(f"{__name__}.handshakes")

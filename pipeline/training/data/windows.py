@@ -219,13 +219,10 @@ class WindowData:
         pred_horizon: int,
         variants: Int64[Tensor, "b v"] | None = None,
     ) -> Windows:
-        """Return the windows whose current steps are `rows`.
+        """Return the windows whose current steps are `rows` (StoreError: a store has changed).
 
         `variants` of each view are the same in all observation steps; 0 and None are the frames as
         they were recorded.
-
-        Raises:
-            StoreError: a store was replaced or written since it was opened.
         """
         observed = self.observed_rows(rows, obs_horizon)
         executed = rows[:, None] + torch.arange(pred_horizon)

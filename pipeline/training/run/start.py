@@ -100,10 +100,13 @@ class Start:
         Raises:
             RunError: the encoder is another one, or weights do not fit; the message names them.
         """
-        ours, encoder = agent.state_dict(), description.data.encoder
-        scales = {name for name, _ in agent.named_buffers()} & ours.keys()
-        trained = [name for name in self.weights.keys() | ours.keys() if name not in scales]
-        wrong = sorted({_part(name) for name in trained if not _fits(name, self.weights, ours)})
+        encoder, scales = description.data.encoder, {name for name, _ in agent.named_buffers()}
+        theirs, ours = (
+            {name: tensor.shape for name, tensor in weights.items() if name not in scales}
+            for weights in (self.weights, agent.state_dict())
+        )
+        trained = theirs.keys() | ours.keys()
+        wrong = sorted({_part(name) for name in trained if theirs.get(name) != ours.get(name)})
         if wrong or encoder.fingerprint != self.description.data.encoder.fingerprint:
             what = f"other sizes of {', '.join(wrong)}" if wrong else "features of another encoder"
             raise RunError(
@@ -125,10 +128,6 @@ def lengthen(run: Path, config: TrainConfig) -> None:
         write_json(run / STEPS_FILE, {"steps": config.steps})
         what = "%s: %d steps instead of %d; the %s schedule is stretched to the new end"
         logger.info(what, run, config.steps, held.steps, held.optimizer.schedule)
-
-
-def _fits(name: str, theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> bool:
-    return name in theirs and name in ours and theirs[name].shape == ours[name].shape
 
 
 def _part(name: str) -> str:
