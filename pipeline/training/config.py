@@ -65,20 +65,15 @@ class TrainConfig(FrozenModel, allow_inf_nan=False):
     """How many of the latest checkpoints stay on the disk, in addition to the best one."""
 
     @model_validator(mode="after")
-    def _the_warmup_ends_before_the_run(self) -> "TrainConfig":
-        if self.optimizer.warmup_steps >= self.steps:
+    def _warmup_and_chunks_fit(self) -> "TrainConfig":
+        warmup, chunks = self.optimizer.warmup_steps, self.gradient_accumulation_steps
+        if warmup >= self.steps:
             raise ValueError(
-                f"optimizer.warmup_steps: expected fewer than steps={self.steps}, "
-                f"found {self.optimizer.warmup_steps}"
+                f"optimizer.warmup_steps: expected fewer than steps={self.steps}, found {warmup}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _the_chunks_of_a_batch_are_of_one_size(self) -> "TrainConfig":
-        if self.batch_size % self.gradient_accumulation_steps:
+        if self.batch_size % chunks:
             raise ValueError(
-                f"batch_size: expected a multiple of "
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps}, found "
+                f"batch_size: expected a multiple of gradient_accumulation_steps={chunks}, found "
                 f"{self.batch_size}"
             )
         return self
@@ -103,9 +98,7 @@ def with_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
         value = _parse_value(text.strip())
         if field == "kind":
             valid = config.model_dump()  # in it only this group can be wrong
-            group, _ = _find_group(valid, groups)
-            group.clear()
-            group["kind"] = str(value)
+            _find_group(valid, groups[:-1])[0][groups[-1]] = {"kind": str(value)}
             defaults, _ = _find_group(_validated(valid, setting).model_dump(), groups)
             target.clear()
             target.update(defaults)

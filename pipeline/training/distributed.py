@@ -19,20 +19,19 @@ from pipeline.errors import RankLostError
 from policy.errors import first_line
 
 SLOWEST_RANK: Final = timedelta(minutes=30)  # loading a large store, or a validation
-PRIMARY: Final = 0  # the rank that writes
 
 
 @dataclass(frozen=True)
 class Ranks:
     """This process among those of the same training; by default it is alone."""
 
-    rank: int = PRIMARY
+    rank: int = 0
     size: int = 1
 
     @property
     def is_primary(self) -> bool:
         """Whether this process writes, validates and reports."""
-        return self.rank == PRIMARY
+        return self.rank == 0
 
     def share(self, num_chunks: int) -> range:
         """Return the chunks of a batch that this process trains."""
@@ -43,25 +42,25 @@ class Ranks:
         if self.size == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with _other_ranks_needed():
+        try:
             torch.distributed.all_reduce(flat)
+        except RuntimeError as error:  # gloo and nccl have no class of their own for a lost peer
+            raise RankLostError(
+                f"another process of this training has ended or hangs ({first_line(error)[:120]}); "
+                "its own message tells the cause; run the same command again with --resume"
+            ) from error
         sums = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, total in zip(tensors, sums, strict=True):
             tensor.copy_(total.view_as(tensor))
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag of any process is set; all must call this (RankLostError)."""
+        """Wait for all processes; return whether the flag of any of them is set (RankLostError)."""
         if self.size == 1:
             return flag
         is_nccl = torch.distributed.get_backend() == "nccl"
-        flags = torch.tensor(int(flag), device="cuda" if is_nccl else "cpu")
-        with _other_ranks_needed():
-            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-        return bool(flags)
-
-    def wait(self) -> None:
-        """Return when every process has called this (RankLostError)."""
-        self.any(False)
+        count = torch.tensor(int(flag), device="cuda" if is_nccl else "cpu")
+        self.add_up([count])
+        return bool(count)
 
 
 def has_launcher() -> bool:
@@ -87,14 +86,3 @@ def joined_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
         yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size()), device
     finally:
         torch.distributed.destroy_process_group()
-
-
-@contextmanager
-def _other_ranks_needed() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # gloo and nccl have no class of their own for a lost peer
-        raise RankLostError(
-            f"another process of this training has ended or hangs ({first_line(error)[:120]}); its "
-            "own message tells the cause; run the same command again with --resume"
-        ) from error

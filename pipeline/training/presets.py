@@ -88,8 +88,8 @@ def preset_for(features: Collection[str], *, has_instructions: bool = False) -> 
     """
     names = ["multitask"] if has_instructions else []
     names += ["demo", *(name for name in PRESETS if name != "multitask")]
-    fitting = [name for name in names if PRESETS[name]().agent.readers.keys() <= set(features)]
-    return fitting[0] if fitting else "proj96"
+    fitting = (name for name in names if PRESETS[name]().agent.readers.keys() <= set(features))
+    return next(fitting, "proj96")
 
 
 def preset_config(name: str) -> TrainConfig:

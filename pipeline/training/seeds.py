@@ -30,21 +30,15 @@ def train_seeds(
     """Train a run per seed, all at once, in the folders `seed-0` and so on below `out`.
 
     Each result equals that of the seed trained alone, on as many threads, to the bit. The first
-    process shows its progress; the others do the same.
-
-    Args:
-        train_run: `train`, of a run's folder and configuration; picklable.
-        out: gets a folder per seed.
-        config: of each run, but for the seed.
-        seeds: one or more.
+    process shows its progress; the others do the same. `train_run` is `train`, of a run's folder
+    and configuration; picklable.
 
     Raises:
         ConfigError: a seed is repeated or out of range, or torchrun started this process.
         VlaError: what a training raised; the others are interrupted, and write a checkpoint.
     """
     if len(set(seeds)) < len(seeds):
-        found = ",".join(map(str, seeds))
-        raise ConfigError(f"--seeds: expected distinct numbers, found {found}")
+        raise ConfigError(f"--seeds: expected distinct numbers, found {', '.join(map(str, seeds))}")
     if has_launcher():
         raise ConfigError(
             "--seeds: expected no torchrun, whose processes share one run; leave it out"

@@ -2,38 +2,28 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from pipeline.errors import RunError
-from pipeline.features.identity.probe import Probe
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import check_digest
 from pipeline.features.store.start_frames import StartFrames, spread_evenly
 from pipeline.storage.location import Location
 from pipeline.storage.locks import sole_writer
 from pipeline.training.config import TrainConfig
-from pipeline.training.data.stores import check_weights, warn_of_leaks
+from pipeline.training.data.stores import warn_of_leaks
 from pipeline.training.data.windows import WindowData
 from pipeline.training.distributed import joined_ranks
-from pipeline.training.run.folder import (
-    DataIdentity,
-    RunDescription,
-    StoreIdentity,
-    write_run,
-)
-from pipeline.training.run.resume import is_new_run
-from pipeline.training.run.start import Start, lengthen
-from pipeline.training.run.tracking import (
-    check_trackers,
-    flat_configuration,
-    open_trackers,
-)
+from pipeline.training.run.folder import DataIdentity, RunDescription, StoreIdentity, write_run
+from pipeline.training.run.start import Start, is_new_run, lengthen
+from pipeline.training.run.tracking import check_trackers, flat_configuration, open_trackers
 from pipeline.training.trainer import Trainer, TrainingWatcher
 from policy.device import open_device
 
@@ -52,7 +42,7 @@ class TrainReport:
     resumed_from: int
     num_parameters: int
     val_error: float | None
-    """Root mean squared action error on validation episodes, normalized; None without."""
+    """See `Trainer.validate`; None without validation episodes."""
     elapsed_s: float
     is_primary: bool
     """Whether this process of the run reports."""
@@ -65,17 +55,6 @@ class TrainReport:
             f"{self.run}: {self.steps} steps{start} in {self.elapsed_s:.0f} s, "
             f"{self.num_parameters / 1e6:.1f} M parameters{error}"
         )
-
-
-@dataclass(frozen=True)
-class _Held:
-    """The content of the stores that training reads."""
-
-    data: WindowData
-    identity: DataIdentity
-    probe: Probe
-    bases: dict[str, np.ndarray]
-    starts: StartFrames
 
 
 def train(
@@ -100,9 +79,8 @@ def train(
         resume: the run in `run` if there is one, with more steps if `config` has more; otherwise
             an existing run is an error.
         init_from: a run whose averaged weights a new run begins with; None: weights from the seed.
-        weights: how often a step of each store is drawn, against the others; empty: all equal.
-        cache: where a store in object storage or with compressed features is copied to; None
-            refuses one.
+        weights: see `WindowData`, as `cache`.
+        cache: where a store in object storage or with compressed features is copied to.
         device: `auto`, or torch's name of a device.
         track: names of trackers, out of `TRACKERS`, that get every figure of the log.
         watchers: called at every checkpoint.
@@ -110,45 +88,29 @@ def train(
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint of the step was written.
         RankLostError: another process of the training has ended.
-        MissingExtraError: the library of a tracker is not installed.
-        TrackerError: a tracker cannot be opened.
-        StoreError, IncompleteStoreError: a store cannot be used, or differs from the first.
-        ConfigError: the weights do not fit the stores, the stores lack a feature that the policy
-            reads, or a store needs a local copy for which there is no cache or no space.
+        MissingExtraError, TrackerError: a tracker is not installed, or cannot be opened.
+        StoreError, ConfigError: see `WindowData`.
         RunError: `run` holds another run, or holds one and `resume` is False.
         NonFiniteLossError: the loss is not finite; checkpoints before it stay valid.
     """
-    weights = check_weights(weights, len(stores))
     check_trackers(track)
     with joined_ranks(open_device(device)) as (ranks, opened):
-        held = _open_data(stores, weights=weights, config=config, cache=cache)
+        data, description, write = _open_data(stores, weights=weights, config=config, cache=cache)
         if ranks.is_primary:
-            warn_of_leaks(held.data.leaks)
-            _warn_of_instructions(held.data, config)
+            warn_of_leaks(data.leaks)
+            _warn_of_instructions(data, config)
         start = None if init_from is None else Start.read(init_from)
-        description = RunDescription(
-            config=config,
-            spec=held.data.spec,
-            data=held.identity,
-            init_from=start and start.name,
-        )
-        trainer = Trainer(run, description, held.data, opened, ranks)
+        if start is not None:
+            description = description.model_copy(update={"init_from": start.name})
+        trainer = Trainer(run, description, data, opened, ranks)
         if ranks.is_primary and not run.exists():
             run.mkdir(parents=True)
         with sole_writer(run, RunError) if ranks.is_primary else nullcontext():
             if ranks.is_primary and is_new_run(run, description, resume=resume):
-                vectors = held.data.instructions.vectors
-                write_run(
-                    run,
-                    description,
-                    held.probe,
-                    held.starts,
-                    bases=held.bases,
-                    instructions=None if vectors is None else vectors.numpy(),
-                )
+                write(run, description)
             elif ranks.is_primary:
                 lengthen(run, config)
-            ranks.wait()
+            ranks.any(False)  # the others wait until the run is there
             resumed_from = trainer.restore()
             if start is not None and not resumed_from:
                 differs = start.load_into(trainer.agent, description)
@@ -157,6 +119,8 @@ def train(
                     logger.info(
                         "initialized with the weights of %s; differs: %s", start.name, differs
                     )
+            started = time.monotonic()
+            trackers = {}
             if ranks.is_primary:
                 logger.info(
                     "training from step %d to %d, batch size %d, on %d steps of %d episodes "
@@ -164,14 +128,11 @@ def train(
                     resumed_from,
                     config.steps,
                     config.batch_size,
-                    len(held.data.episode_of),
-                    len(held.data.is_validation),
-                    int(held.data.is_validation.sum()),
+                    len(data.episode_of),
+                    len(data.is_validation),
+                    int(data.is_validation.sum()),
                     opened,
                 )
-            started = time.monotonic()
-            trackers = []
-            if ranks.is_primary:
                 settings = flat_configuration(config.model_dump(mode="json"))
                 trackers = open_trackers(track, run, settings, trainer.step)
             trainer.fit(trackers, watchers)
@@ -206,9 +167,10 @@ def _open_data(
     weights: Sequence[float],
     config: TrainConfig,
     cache: Path | None,
-) -> _Held:
+) -> tuple[WindowData, RunDescription, Callable[[Path, RunDescription], None]]:
+    """Return what the stores hold, the run's description, and what writes a new run."""
     stores = [FeatureStore.open(path) for path in paths]
-    features = tuple(config.agent.readers)
+    first, features = stores[0], tuple(config.agent.readers)
     with ExitStack() as held:
         digests = [held.enter_context(store.unreplaced()) for store in stores]
         for store in stores:
@@ -222,10 +184,10 @@ def _open_data(
             has_language=config.agent.language is not None,
             is_balanced=config.balance_instructions,
         )
-        probe = stores[0].read_probe().only(features)
-        fitted = stores[0].read_bases()
-        bases = {name: fitted[name] for name in features if name in fitted}
+        probe = first.read_probe().only(features)
+        bases = {name: values for name, values in first.read_bases().items() if name in features}
     starts = _join_starts(stores, data.is_validation.numpy())
+    vectors = data.instructions.vectors
     identity = DataIdentity(
         stores=tuple(
             StoreIdentity(
@@ -234,17 +196,24 @@ def _open_data(
                 weight=weight,
                 manifest=store.attributes.manifest,
             )
-            for store, digest, weight in zip(stores, digests, weights, strict=True)
+            for store, digest, weight in zip(stores, digests, data.weights, strict=True)
         ),
-        fps=stores[0].attributes.fps,
-        fit=stores[0].attributes.fit,
-        encoder=stores[0].encoder.only(features),
+        fps=first.attributes.fps,
+        fit=first.attributes.fit,
+        encoder=first.encoder.only(features),
         probe_digest=probe.digest(),
         start_frames_digest=starts.digest(),
-        instructions=() if data.instructions.vectors is None else data.instructions.words,
+        instructions=() if vectors is None else data.instructions.words,
         text_encoder=data.instructions.encoder,
     )
-    return _Held(data, identity, probe, bases, starts)
+    write = partial(
+        write_run,
+        probe=probe,
+        starts=starts,
+        bases=bases,
+        instructions=None if vectors is None else vectors.numpy(),
+    )
+    return data, RunDescription(config=config, spec=data.spec, data=identity), write
 
 
 def _join_starts(stores: Sequence[FeatureStore], is_validation: np.ndarray) -> StartFrames:

@@ -5,19 +5,21 @@ the same bits as one that was not. A batch is trained in `gradient_accumulation_
 the processes of a run share, so that any number of processes takes the same steps.
 """
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError
 from pipeline.progress import Estimate
 from pipeline.training.data.batches import Batches
 from pipeline.training.data.sampling import seeded_generator
@@ -38,12 +40,12 @@ from pipeline.training.run.checkpoint import (
 from pipeline.training.run.folder import RunDescription
 from pipeline.training.run.model_card import model_card
 from pipeline.training.run.tracking import RunLog, Tracker
-from pipeline.training.validation import ValidationWindows
 from policy.agent import VLAAgent
 from policy.errors import NonFiniteLossError
 from policy.network.ema import WeightAverage
 
 MAX_FEATURES_SHARE: Final = 0.5  # of a GPU's free memory; the rest is for training itself
+MAX_VALIDATION_WINDOWS: Final = 512  # enough for a mean error, one second of compute
 
 
 class TrainingWatcher:
@@ -57,7 +59,7 @@ class TrainingWatcher:
         return ()
 
     def finish(self) -> None:
-        """Wait for the remaining work; `figures` is called once more afterwards."""
+        """Wait for the remaining work, before `figures` is called for the last time."""
 
 
 class Trainer:
@@ -91,10 +93,9 @@ class Trainer:
         self.agent.fit_statistics(data.statistics)
         self.agent.to(device)
         self.average = WeightAverage(self.agent)
-        self.teacher = self.average.mirror(self.agent) if self.agent.is_taught else None
-        """The averaged weights as an agent, if the loss needs them."""
+        self.averaged_agent = self.average.mirror(self.agent)
+        """The averaged weights as an agent: it is validated, and teaches one that `is_taught`."""
         self.optimizer = build_optimizer(self.agent, config.optimizer)
-        self.validation = ValidationWindows(data, config.seed, device)
         self.validated: dict[str, float] = {}
         self.batches = Batches(data, config, ranks)
         self.check_every = config.log_every if device.type == "cuda" else 1
@@ -108,27 +109,21 @@ class Trainer:
                     data.move_features(device)
 
     def restore(self) -> int:
-        """Load the latest checkpoint if there is one (RunError: damaged, or of another agent)."""
+        """Load the latest checkpoint if there is one (RunError: damaged, or of another run)."""
         steps = checkpoint_steps(self.run)
         if not steps:
             return 0
         checkpoint = read_checkpoint(self.run, steps[-1])
-        try:
-            self.agent.load_state_dict(checkpoint.agent, strict=True)
-            self.average.restore(checkpoint.average)
-        except (RuntimeError, KeyError) as error:
-            raise RunError(f"{self.run}: checkpoint of another agent ({error})") from error
+        self.agent.load_state_dict(checkpoint.agent, strict=True)
+        self.average.restore(checkpoint.average)
         restore_optimizer(self.optimizer, self.agent, checkpoint.optimizer)
         self.step = checkpoint.step
         return self.step
 
-    def fit(
-        self, trackers: Sequence[Tracker] = (), watchers: Sequence[TrainingWatcher] = ()
-    ) -> None:
+    def fit(self, trackers: Mapping[str, Tracker], watchers: Sequence[TrainingWatcher]) -> None:
         """Train to the configured number of steps, and write a checkpoint of the last one.
 
-        Raises:
-            KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and its checkpoint written.
+        Ctrl-C or SIGTERM: KeyboardInterrupt, when the step has a checkpoint.
         """
         steps = self.config.steps
         if self.step == steps:
@@ -137,17 +132,16 @@ class Trainer:
         estimate = Estimate(steps - self.step, "step")
         hidden = None if log is not None else True  # None: hidden unless there is a terminal
         bar = tqdm(total=steps, initial=self.step, desc="train", unit="step", disable=hidden)
-        with log or nullcontext(), bar, deferred_interrupt() as interrupted:
+        with closing(log) if log else nullcontext(), bar, deferred_interrupt() as interrupted:
             while self.step < steps:
                 figures = self.advance()
                 bar.update()
                 is_stopped = self.ranks.any(interrupted())
                 if log is not None:
-                    if self.step % self.config.log_every == 0:
-                        estimate.advance(self.config.log_every)
                     is_last = is_stopped or self.step == steps
                     entry = self._entry(figures, log, is_last=is_last)
-                    if "raw_mse" in entry:
+                    if self.step % self.config.log_every == 0:
+                        estimate.advance(self.config.log_every)
                         bar.set_postfix(mse=f"{entry['raw_mse']:.4f}", refresh=False)
                     if entry:
                         log.write(self.step, entry)
@@ -155,13 +149,14 @@ class Trainer:
                         self.save(entry)
                         for watcher in watchers:
                             watcher.checkpoint_written(self.run, self.step)
-                    _log_figures(watchers, log)
+                    if self.step == steps:
+                        for watcher in watchers:
+                            watcher.finish()
+                    for watcher in watchers:
+                        for step, late in watcher.figures():
+                            log.write(step, late)
                 if is_stopped and self.step < steps:
                     raise KeyboardInterrupt
-            if log is not None:
-                for watcher in watchers:
-                    watcher.finish()
-                _log_figures(watchers, log)
 
     def _entry(
         self, figures: Mapping[str, Tensor], log: RunLog, *, is_last: bool
@@ -177,18 +172,51 @@ class Trainer:
             entry |= self.validate()
         return entry
 
+    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Measure the averaged weights on validation episodes; see `ValidationWindows.measure`."""
-        self.validated = self.validation.measure(self.agent, self.average.averaged)
+        """Measure the averaged weights on windows of validation episodes, the same each time.
+
+        Returns:
+            `val_error`, the root mean squared action error in normalized units (the action range
+            is 2; clipped as in training), with the objective's default NFE, and `val_loss`, the
+            training's own loss, in which an agent that `is_taught` teaches itself; where there are
+            several instructions, `val_error/<instruction>` of each. Empty without such episodes.
+        """
+        agent, data, seed = self.averaged_agent, self.data, self.config.seed
+        rows = data.validation_rows
+        rows = rows[:: max(1, math.ceil(len(rows) / MAX_VALIDATION_WINDOWS))]
+        if not len(rows):
+            return {}
+        windows = data.gather(
+            rows,
+            obs_horizon=agent.config.obs_horizon,
+            pred_horizon=agent.config.head.pred_horizon,
+        ).to(self.device)
+        inputs = windows.features, windows.state
+        noise = agent.noise(len(rows), seeded_generator(seed, "validation", 0))
+        predicted = agent.predict(*inputs, noise.to(self.device))
+        normalize = agent.action_normalizer.normalize
+        error = (normalize(predicted) - normalize(windows.actions)).square()
+        generator = seeded_generator(seed, "validation loss", 0)
+        loss = agent.compute_loss(*inputs, windows.actions, windows.valid, generator)
+        self.validated = {
+            "val_error": math.sqrt(float(error[windows.valid].mean())),
+            "val_loss": float(loss.value),
+        }
+        words, number = data.instructions.words, data.instruction_of(rows)
+        for place in np.unique(number) if len(words) > 1 else ():
+            own = (number == place).to(self.device)
+            mean = float(error[own][windows.valid[own]].mean())
+            self.validated[f"val_error/{words[place]}"] = math.sqrt(mean)
         return self.validated
 
     def advance(self) -> dict[str, Tensor]:
         """Take one optimizer step and return its figures.
 
         Raises:
-            NonFiniteLossError: the loss or its gradient is NaN or infinite; the message names the
-                episodes of this process's chunks. No weight was changed or, if not every step is
-                checked, none was saved.
+            NonFiniteLossError: the gradient is NaN or infinite; the message names the episodes of
+                this process's chunks. No weight was changed or, if not every step is checked, none
+                was saved.
             RankLostError: another process of the run has ended.
         """
         config = self.config
@@ -227,15 +255,13 @@ class Trainer:
             self.device.type, torch.bfloat16, enabled=config.compute_dtype == "bfloat16"
         ):
             loss = self.agent.compute_loss(
-                batch.inputs,
+                batch.features,
                 batch.state,
                 batch.actions,
                 batch.valid,
                 seeded_generator(config.seed, "loss", index),
-                teacher=self.teacher,
+                teacher=self.averaged_agent,
             )
-        if self.check_every == 1 and not torch.isfinite(loss.value):
-            raise self._diverged("loss", loss.value, self.step, windows.rows)
         (loss.value / config.gradient_accumulation_steps).backward()  # type: ignore[no-untyped-call]
         figures = {"loss": loss.value.detach(), **loss.figures}
         return {
@@ -246,21 +272,17 @@ class Trainer:
     def _check_gradients(self) -> None:
         for step, norm, rows in self._unchecked:
             if not torch.isfinite(norm):
-                raise self._diverged("gradient", norm, step, rows)
+                episodes = sorted(set(self.data.episode_of[rows].tolist()))
+                raise NonFiniteLossError(
+                    f"{self.run}: gradient is {norm.item()} at step {step}, episodes {episodes}; "
+                    f"check their state and action, or lower optimizer.learning_rate"
+                )
         self._unchecked.clear()
-
-    def _diverged(self, what: str, value: Tensor, step: int, rows: Tensor) -> NonFiniteLossError:
-        episodes = sorted(set(self.data.episode_of[rows].tolist()))
-        return NonFiniteLossError(
-            f"{self.run}: {what} is {value.item()} at step {step}, episodes {episodes}; check "
-            f"their state and action, or lower optimizer.learning_rate"
-        )
 
     def save(self, figures: Mapping[str, float]) -> None:
         """Write a checkpoint; `figures` go into its card, `val_error` decides if it is the best.
 
-        Raises:
-            NonFiniteLossError: a gradient before it was not finite; nothing is written.
+        If a gradient before it was not finite, nothing is written (NonFiniteLossError).
         """
         self._check_gradients()
         checkpoint = Checkpoint(
@@ -277,12 +299,6 @@ class Trainer:
             keep=self.config.keep_checkpoints,
             val_error=figures.get("val_error"),
         )
-
-
-def _log_figures(watchers: Sequence[TrainingWatcher], log: RunLog) -> None:
-    for watcher in watchers:
-        for step, figures in watcher.figures():
-            log.write(step, figures)
 
 
 @contextmanager

@@ -23,6 +23,20 @@ BLOCK_IMAGES: Final = 96  # read together, a whole number of passes
 BLOCKS_AHEAD: Final = 2  # blocks read while the encoder runs; 19 MB each
 
 
+class LiveRows:
+    """One feature of every frame, as `StoredRows` gives it."""
+
+    def __init__(self, data: "LiveWindowData", name: str):
+        self._data, self._name = data, name
+
+    def announce(self, addresses: Int64[Tensor, "*b"]) -> None:
+        """Do nothing: there is nothing to read ahead."""
+
+    def read(self, addresses: Int64[Tensor, "*b"]) -> Float16[Tensor, "..."]:
+        """Encode the frames at some addresses."""
+        return self._data.encode(self._name, addresses)
+
+
 class LiveWindowData(WindowData):
     """Windows that take no features from the stores: the encoder computes them."""
 
@@ -49,30 +63,24 @@ class LiveWindowData(WindowData):
             validation_share=validation_share,
             weights=weights,
         )
-        self._features.clear()  # from here on no feature is read from a store
+        # From here on no feature is read from a store.
+        self._features = {name: LiveRows(self, name) for name in encoder.feature_names}
         self._readers = readers
         self._encoder = encoder
         self._episode_ends = self.episode_of.bincount().cumsum(0).numpy()
         self._reader_ends = np.cumsum([reader.num_episodes for reader in readers])
 
-    def observed_features(
-        self, observed: Int64[Tensor, "b t"], variants: Int64[Tensor, "b v"] | None
-    ) -> dict[str, Float16[Tensor, "b t v ..."]]:
-        """Encode the frames of the rows `observed`, each distinct one once."""
-        places, place_of = torch.unique(self._addresses(observed, variants), return_inverse=True)
+    def encode(self, name: str, addresses: Int64[Tensor, "*b"]) -> Float16[Tensor, "..."]:
+        """Encode the frames at some addresses, each distinct one once; return one feature."""
+        places, place_of = torch.unique(addresses, return_inverse=True)
         blocks = torch.split(places, BLOCK_IMAGES)
         encoded = [
-            self._encoder.encode(frames, (block % self.spec.num_views).numpy())
+            self._encoder.encode(frames, (block % self.spec.num_views).numpy())[name]
             for block, frames in zip(
                 blocks, ahead(self._read_block, blocks, BLOCKS_AHEAD), strict=True
             )
         ]
-        return {
-            name: torch.from_numpy(np.concatenate([features[name] for features in encoded]))[
-                place_of
-            ]
-            for name in self._encoder.feature_names
-        }
+        return torch.from_numpy(np.concatenate(encoded))[place_of]
 
     def _read_block(self, places: Int64[Tensor, " n"]) -> UInt8[np.ndarray, "n 256 256 3"]:
         """Read single frames, named by row and slot; neighbors of an episode are read at once."""

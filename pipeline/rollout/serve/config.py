@@ -39,15 +39,11 @@ class ServeConfig(PolicyConfig):
 def read_token(path: Path | None) -> SecretStr | None:
     """Read the token from a file, or else from the environment; None where there is none.
 
-    Raises:
-        ConfigError: it is too short or holds spaces or other than printable ASCII characters.
-        OSError: the file cannot be read.
+    It is 16 or more printable ASCII characters without spaces (ConfigError, or OSError).
     """
-    content: bytes | None
+    where, content = TOKEN_VARIABLE, os.environb.get(TOKEN_VARIABLE.encode())
     if path is not None:
         where, content = str(path), path.read_bytes()
-    else:
-        where, content = TOKEN_VARIABLE, os.environb.get(TOKEN_VARIABLE.encode())
     if content is None:
         return None
     token = content.strip()
@@ -60,12 +56,12 @@ def read_token(path: Path | None) -> SecretStr | None:
 
 
 def check_exposure(host: str, token: SecretStr | None) -> None:
-    """Refuse to listen beyond this machine without a token.
-
-    Raises:
-        ConfigError: `host` is not a loopback address and there is no token.
-    """
-    if token is None and not _is_loopback(host):
+    """Refuse to listen beyond this machine without a token (ConfigError)."""
+    try:
+        is_local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_local = host == "localhost"
+    if token is None and not is_local:
         raise ConfigError(
             f"--host {host}: expected a token for an address that other machines reach, found "
             f"none; give --token-file or {TOKEN_VARIABLE}, or listen on 127.0.0.1"
@@ -73,21 +69,9 @@ def check_exposure(host: str, token: SecretStr | None) -> None:
 
 
 def is_authorized(headers: list[str], token: SecretStr | None) -> bool:
-    """Return whether a request may pass.
-
-    Args:
-        headers: every `Authorization` header of the request.
-        token: what it must carry; None lets everyone pass.
-    """
+    """Return whether a request with these `Authorization` headers has the token, if any."""
     if token is None:
         return True
     expected = f"{SCHEME} {token.get_secret_value()}".encode()
     sent = [header.encode(errors="surrogateescape") for header in headers]
     return len(sent) == 1 and hmac.compare_digest(sent[0], expected)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -8,21 +8,20 @@ Source: Physical-Intelligence/openpi@0e61745e, docs/remote_inference.md, for the
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from pipeline.errors import ConfigError, RequestError
+from pipeline.errors import RequestError
 from policy.images import resize_images
 from policy.spec import AgentSpec, Fit
 
-Value: TypeAlias = np.ndarray | str | float | int | bool | None
-"""What a key of a message may hold."""
+Value: TypeAlias = object
+"""What a key of a message holds; nothing is known of it before `RequestReader` has checked it."""
 
 PREFIX: Final = "observation/"
 STATE: Final = f"{PREFIX}state"
-STEP: Final = "step"
 RESET: Final = "reset"
 PROMPT: Final = "prompt"
 
@@ -35,62 +34,28 @@ class Request:
     """RGB in [0, 255]; t is 1 or `obs_horizon`."""
     state: Float32[np.ndarray, "t s"]
     """In the units of the manifest."""
-    step: int | None
-    """Control steps since the episode's start, if the client counts them."""
     starts_episode: bool
     """The client requests a new episode, of which this is the first observation."""
     instruction: str
     """What to do, in words; empty for a policy without instructions."""
 
 
+@dataclass(frozen=True)
 class RequestReader:
     """Turns decoded messages into requests that fit one policy."""
 
-    def __init__(
-        self,
-        spec: AgentSpec,
-        obs_horizon: int,
-        fit: Fit = "stretch",
-        instructions: tuple[str, ...] = (),
-    ):
-        """Prepare.
+    spec: AgentSpec
+    obs_horizon: int
+    fit: Fit = "stretch"
+    """How images that are not square become square, as in training."""
+    instructions: tuple[str, ...] = ()
+    """Those of the training; empty for a policy without them."""
 
-        Args:
-            spec: of the policy.
-            obs_horizon: its observation steps.
-            fit: how images that are not square become square, as in training.
-            instructions: those of its training; empty for a policy without them.
+    @property
+    def _frame_keys(self) -> list[str]:
+        return [f"{PREFIX}{view}" for view in self.spec.view_names]
 
-        Raises:
-            ConfigError: a view is called `state`, so that two keys would be the same.
-        """
-        if "state" in spec.view_names:
-            raise ConfigError(
-                f"views {', '.join(spec.view_names)}: expected none called `state`, since "
-                f"{STATE} is the robot's state; rename the view in the manifest and train again"
-            )
-        self._spec = spec
-        self._obs_horizon = obs_horizon
-        self._fit: Fit = fit
-        self._instructions = instructions
-        self._frame_keys = [f"{PREFIX}{view}" for view in spec.view_names]
-
-    def expected(self) -> dict[str, str]:
-        """Return each key with its content, in words."""
-        horizon, width = self._obs_horizon, self._spec.state_dim
-        frames = (
-            f"uint8 [height, width, 3], RGB in [0, 255], any size; or [{horizon}, height, width, 3]"
-        )
-        return {
-            **dict.fromkeys(self._frame_keys, frames),
-            STATE: f"numbers [{width}]; or [{horizon}, {width}]",
-            STEP: "optional integer: control steps since the episode's start, if every step is "
-            "sent alone",
-            RESET: "optional bool: true starts a new episode with this observation",
-            PROMPT: "text: what to do" if self._instructions else "optional; not used",
-        }
-
-    def read(self, fields: Mapping[str, Value]) -> Request:
+    def read(self, fields: Mapping[Any, Value]) -> Request:
         """Check a decoded message and bring its frames to 256x256.
 
         Raises:
@@ -100,50 +65,42 @@ class RequestReader:
         state = self._state(fields[STATE])
         lead = state.shape[:-1]
         views = [self._frames(key, fields[key], lead) for key in self._frame_keys]
-        step, reset = fields.get(STEP), fields.get(RESET, False)
+        reset = fields.get(RESET, False)
         if not isinstance(reset, bool):
             raise RequestError(f"{RESET}: expected true or false, found {clipped(reset)}")
-        if step is not None and (type(step) is not int or step < 0):
-            raise RequestError(f"{STEP}: expected an integer of 0 or more, found {clipped(step)}")
-        if step is not None and lead:
-            raise RequestError(
-                f"{STEP}: expected only with single observations, found {self._obs_horizon} "
-                "observation steps; remove the key, the history is in the request"
-            )
         return Request(
             frames=np.stack(views, axis=1),
-            state=state.reshape(-1, self._spec.state_dim),
-            step=step,
+            state=state.reshape(-1, self.spec.state_dim),
             starts_episode=reset,
             instruction=self._instruction(fields.get(PROMPT)),
         )
 
     def _instruction(self, prompt: Value) -> str:
-        if not self._instructions:
+        if not self.instructions:
             return ""
-        if prompt is None and len(self._instructions) == 1:
-            return self._instructions[0]
+        if prompt is None and len(self.instructions) == 1:
+            return self.instructions[0]
         if not isinstance(prompt, str):
             raise RequestError(
-                f"{PROMPT}: expected what to do in words, such as {self._instructions[0]!r}, found "
+                f"{PROMPT}: expected what to do in words, such as {self.instructions[0]!r}, found "
                 f"{_described(prompt)}"
             )
         return prompt
 
-    def _check_keys(self, fields: Mapping[str, Value]) -> None:
+    def _check_keys(self, fields: Mapping[Any, Value]) -> None:
         needed = [*self._frame_keys, STATE]
         missing = [key for key in needed if key not in fields]
-        unknown = [clipped(key) for key in fields if key not in {*needed, STEP, RESET, PROMPT}]
+        unknown = [clipped(key) for key in fields if key not in {*needed, RESET, PROMPT}]
         if missing or unknown:
             raise RequestError(
-                f"observation: expected the keys {', '.join(needed)} and perhaps {STEP}, {RESET}, "
+                f"observation: expected the keys {', '.join(needed)} and perhaps {RESET}, "
                 f"{PROMPT}; missing: {', '.join(missing) or 'none'}; unknown: "
                 f"{', '.join(unknown[:8]) or 'none'}"
             )
 
     def _state(self, content: Value) -> np.ndarray:
         """Return float32 [s] or [obs_horizon, s]."""
-        horizon, width = self._obs_horizon, self._spec.state_dim
+        horizon, width = self.obs_horizon, self.spec.state_dim
         if (
             not isinstance(content, np.ndarray)
             or content.dtype.kind not in "fiu"
@@ -171,9 +128,9 @@ class RequestReader:
             steps = "".join(f"{length}, " for length in lead)
             raise RequestError(
                 f"{key}: expected uint8 [{steps}height, width, 3] with a {STATE} of "
-                f"[{steps}{self._spec.state_dim}], found {_described(content)}"
+                f"[{steps}{self.spec.state_dim}], found {_described(content)}"
             )
-        return resize_images(content.reshape(-1, *content.shape[-3:]), self._fit)
+        return resize_images(content.reshape(-1, *content.shape[-3:]), self.fit)
 
 
 def clipped(content: object) -> str:

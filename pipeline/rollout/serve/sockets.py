@@ -2,13 +2,12 @@
 
 The server sends its metadata first. Each binary message is then an observation, and the reply has
 `actions` and `server_timing`; the reply to an invalid message is one line of text, after which the
-connection closes. `/healthz` returns 200, and the rate and latency of the latest answers. A new
-connection begins a new episode; openpi-client's `reset` sends nothing.
+connection closes. A new connection begins a new episode; openpi-client's `reset` sends nothing.
 
 One thread runs the policy, so that the encoder computes where its probe was checked. When it has
-answered, it takes all requests that are waiting by then, and answers these together; it never waits
-for more. Nothing that a client does ends the server: messages are bounded, each client may have one
-waiting, and web pages are refused, because a browser lets any page connect to this machine's ports.
+answered, it answers all requests that are waiting by then together; it never waits for more. The
+size of messages is bounded, each client may have one waiting, and web pages are refused, because a
+browser lets any page connect to this machine's ports.
 
 Source: Physical-Intelligence/openpi, src/openpi/serving/websocket_policy_server.py, and
 openpi-client 0.1.2 on PyPI, websocket_client_policy.py, for the facts of the protocol.
@@ -22,11 +21,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Final
 
 import numpy as np
-from websockets.asyncio.server import Server, ServerConnection
+from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as listen
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
@@ -34,20 +34,11 @@ from websockets.http11 import Request, Response
 
 from pipeline.errors import ConfigError
 from pipeline.rollout.serve.config import ServeConfig, is_authorized
-from pipeline.rollout.serve.session import (
-    Decision,
-    ServedPolicy,
-    Session,
-    Turn,
-    answer_together,
-)
+from pipeline.rollout.serve.session import ServedPolicy, Session, Turn, answer_together
 from pipeline.rollout.serve.wire import decode_message, encode_message
 from policy.errors import VlaError
 
 MIB: Final = 2**20  # bytes
-# openpi-client cannot close its connection: a script with one per episode keeps them all.
-# Each may have two messages in memory, one waiting and one being read.
-MAX_CLIENTS: Final = 128
 CLOSE_TIMEOUT_S: Final = 2.0  # seconds to wait for a client's closing handshake
 LATEST_ANSWERS: Final = 1000  # whose rate and latency are reported
 
@@ -57,14 +48,7 @@ logger = logging.getLogger(__name__)
 def serve_until_signal(config: ServeConfig, announce: Callable[[str], None]) -> None:
     """Load a run and serve it until Ctrl-C or SIGTERM.
 
-    Args:
-        config: what to serve.
-        announce: see `run_until_signal`.
-
-    Raises:
-        ConfigError: the address cannot be used.
-        RunError, EncoderLoadError, EncoderMismatchError, AgentMismatchError: the policy cannot be
-            loaded faithfully.
+    `announce`, and errors: see `run_until_signal`, `ServedPolicy.load` and `PolicyServer.run`.
     """
     # Loaded in the thread that will run it: how torch splits its products is a setting per thread,
     # and decides the bits that the probe was checked for.
@@ -76,9 +60,7 @@ def serve_until_signal(config: ServeConfig, announce: Callable[[str], None]) -> 
 async def run_until_signal(server: "PolicyServer", announce: Callable[[str], None]) -> None:
     """Run a server in this process's main thread until Ctrl-C or SIGTERM.
 
-    Args:
-        server: what to run.
-        announce: takes a line when it listens, and one with its performance when it has ended.
+    `announce` takes a line when it listens, and one with its performance when it has ended.
     """
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -98,7 +80,6 @@ class PolicyServer:
         self._worker = worker
         self._max_size = config.max_message_mib * MIB
         self._metadata = encode_message(policy.metadata() | {"max_message_bytes": self._max_size})
-        self._server: Server | None = None
         self._waiting: deque[Turn] = deque()
         self._answered: deque[tuple[float, float]] = deque(maxlen=LATEST_ANSWERS)
 
@@ -115,10 +96,7 @@ class PolicyServer:
 
     @property
     def performance(self) -> str:
-        """Return rate and latency of the latest answers in one line; empty where there are none.
-
-        The rate is over the time from the first one's request on, pauses of all clients included.
-        """
+        """Return rate, pauses included, and latency of the latest answers in one line, if any."""
         if not self._answered:
             return ""
         received, sent = np.array(self._answered).T
@@ -130,21 +108,16 @@ class PolicyServer:
         )
 
     async def run(self, stop: asyncio.Event, listening: Callable[[str], None]) -> None:
-        """Listen until `stop` is set.
+        """Listen until `stop` is set; clients then get the close code 1001 (going away).
 
-        Args:
-            stop: ends the server; its clients get the close code 1001 (going away).
-            listening: takes the server's address once clients can connect.
-
-        Raises:
-            ConfigError: the address cannot be listened on.
+        `listening` takes the address once clients can connect (ConfigError: it cannot be used).
         """
         # Strangers' broken handshakes are no defects of ours: the library would log tracebacks.
         silent = logging.getLogger(f"{__name__}.handshakes")
         silent.setLevel(logging.CRITICAL)
         host, port = self._config.host, self._config.port
         try:
-            self._server = await listen(
+            server = await listen(
                 self._converse,
                 host,
                 port,
@@ -162,9 +135,9 @@ class PolicyServer:
                 f"{host}:{port}: expected an address to listen on, found: {reason}; choose another "
                 "--host or --port"
             ) from error
-        async with self._server:
+        async with server:
             name = f"[{host}]" if ":" in host else host
-            listening(f"ws://{name}:{self._server.sockets[0].getsockname()[1]}")
+            listening(f"ws://{name}:{server.sockets[0].getsockname()[1]}")
             await stop.wait()
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -173,60 +146,46 @@ class PolicyServer:
             return connection.respond(HTTPStatus.OK, f"OK\n{self.performance}\n")
         if not is_authorized(request.headers.get_all("Authorization"), self._config.token):
             return connection.respond(HTTPStatus.UNAUTHORIZED, "expected Authorization: Api-Key\n")
-        if self._server is not None and len(self._server.connections) >= MAX_CLIENTS:
-            return connection.respond(
-                HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_CLIENTS} clients are connected already\n"
-            )
         return None
 
     async def _converse(self, connection: ServerConnection) -> None:
-        session = Session(self._policy)
-        previous: dict[str, float] = {}
+        session, client = Session(self._policy), connection.remote_address[0]
         try:
             await connection.send(self._metadata)
             async for message in connection:
                 received = time.perf_counter()
-                decision = await self._decide(connection, session, message)
-                if decision is None:
-                    return
-                waited_ms = 1e3 * (time.perf_counter() - received)
-                reply = decision.reply(queue_ms=waited_ms - decision.timing["infer_ms"], **previous)
-                await connection.send(encode_message(reply))
-                sent = time.perf_counter()
-                self._answered.append((received, sent))
-                previous = {"prev_total_ms": 1e3 * (sent - received)}
+                turn = Turn(session, decode_message(message))
+                self._waiting.append(turn)
+                self._worker.submit(self._answer_waiting)
+                decision = await asyncio.wrap_future(turn.answered)
+                await connection.send(encode_message(decision.reply()))
+                self._answered.append((received, time.perf_counter()))
         except ConnectionClosed as closed:  # clients come and go, and some are killed
             if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
                 logger.warning(
                     "%s: a message of more than %d MiB was cut off; send smaller images, or "
                     "start with --set max_message_mib=N",
-                    connection.remote_address[0],
+                    client,
                     self._config.max_message_mib,
                 )
-
-    async def _decide(
-        self, connection: ServerConnection, session: Session, message: bytes | str
-    ) -> Decision | None:
-        """Return the decision; without one, send the client the reason and close the connection."""
-        try:
-            turn = Turn(session, decode_message(message))
-            self._waiting.append(turn)
-            self._worker.submit(self._answer_waiting)
-            return await asyncio.wrap_future(turn.answered)
         except VlaError as error:
-            line, code = " ".join(str(error).split()), CloseCode.UNSUPPORTED_DATA
-            logger.warning("%s: %s", connection.remote_address[0], line)
+            line = " ".join(str(error).split())
+            logger.warning("%s: %s", client, line)
+            await _dismiss(connection, line, CloseCode.UNSUPPORTED_DATA)
         except Exception:  # a defect of ours must not end the others' connections
-            line, code = "the server failed on this message; see its log", CloseCode.INTERNAL_ERROR
-            logger.exception(
-                "%s: internal error while processing a message", connection.remote_address[0]
-            )
-        await connection.send(f"error: {line}")
-        await connection.close(code, "see the text before")
-        return None
+            logger.exception("%s: internal error while processing a message", client)
+            line = "the server failed on this message; see its log"
+            await _dismiss(connection, line, CloseCode.INTERNAL_ERROR)
 
     def _answer_waiting(self) -> None:
         """Answer what is waiting; there may be none where the call before has taken it."""
         turns = [self._waiting.popleft() for _ in range(len(self._waiting))]
         current = [turn for turn in turns if turn.answered.set_running_or_notify_cancel()]
         answer_together(self._policy, current)
+
+
+async def _dismiss(connection: ServerConnection, line: str, code: CloseCode) -> None:
+    """Send a client the reason and close its connection; it may be gone already."""
+    with suppress(ConnectionClosed):
+        await connection.send(f"error: {line}")
+        await connection.close(code, "see the text before")

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
+import torch
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -30,8 +31,7 @@ class Batches:
         self._sampler = BatchSampler(
             data.train_rows, config.batch_size, config.seed, draws=data.draws
         )
-        self._next_step = 0
-        """Of the first of the announced batches."""
+        self._next_step = 0  # of the first of the announced batches
         self._announced: deque[list[Chunk]] = deque()
 
     def chunks(self, step: int) -> Iterator[Windows]:
@@ -41,20 +41,22 @@ class Batches:
         while len(self._announced) <= BATCHES_AHEAD:
             self._announced.append(self._announce(step + len(self._announced)))
         self._next_step = step + 1
-        horizon = self._config.agent.head.pred_horizon
+        agent = self._config.agent
         for rows, variants in self._announced.popleft():
             yield self._data.gather(
                 rows,
-                obs_horizon=self._config.agent.obs_horizon,
-                pred_horizon=horizon,
+                obs_horizon=agent.obs_horizon,
+                pred_horizon=agent.head.pred_horizon,
                 variants=variants,
             )
 
     def _announce(self, step: int) -> list[Chunk]:
         """Draw this process's windows of a step, and have the system begin to read them."""
-        config, rows = self._config, self._sampler.batch(step)
-        generator = seeded_generator(config.seed, "variants", step)
-        variants = self._data.draw_variants(len(rows), generator)
+        config, rows, variants = self._config, self._sampler.batch(step), None
+        if self._data.num_variants:
+            generator = seeded_generator(config.seed, "variants", step)
+            shape = len(rows), self._data.spec.num_views
+            variants = torch.randint(0, self._data.num_variants + 1, shape, generator=generator)
         size = config.batch_size // config.gradient_accumulation_steps
         chunks: list[Chunk] = []
         for number in self._ranks.share(config.gradient_accumulation_steps):

@@ -5,20 +5,14 @@ no saved position.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class SourceDraws:
-    """How many draws of an epoch go to the training rows of one source, each as often."""
-
-    rows: Int64[Tensor, " n"]
-    count: int
+SourceDraws = tuple[Int64[Tensor, " _"], int]
+"""The training rows of one source, and how many draws of an epoch go to them, each as often."""
 
 
 class BatchSampler:
@@ -63,12 +57,12 @@ class BatchSampler:
         if not self._draws:
             return self._rows
         slices = []
-        for source, draws in enumerate(self._draws):
-            position, stop = epoch * draws.count, (epoch + 1) * draws.count
+        for source, (rows, count) in enumerate(self._draws):
+            position, stop = epoch * count, (epoch + 1) * count
             while position < stop:
-                turn, offset = divmod(position, len(draws.rows))
+                turn, offset = divmod(position, len(rows))
                 generator = seeded_generator(self._seed, f"source {source}", turn)
-                order = draws.rows[torch.randperm(len(draws.rows), generator=generator)]
+                order = rows[torch.randperm(len(rows), generator=generator)]
                 slices.append(order[offset : offset + stop - position])
                 position += len(slices[-1])
         return torch.cat(slices)
@@ -99,4 +93,4 @@ def source_draws(rows: list[Tensor], weights: list[float]) -> tuple[SourceDraws,
             for value, count in zip(exact, counts, strict=True)
         ]
         counts[gaps.index(max(gaps))] += step
-    return tuple(SourceDraws(own, count) for (own, _), count in zip(sources, counts, strict=True))
+    return tuple(zip((own for own, _ in sources), counts, strict=True))

@@ -8,17 +8,19 @@ import hashlib
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.features.identity.probe import SYNTHETIC, relative_l2
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.steps import StepArrays
+from policy.spec import EncoderIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -35,53 +37,47 @@ def check_weights(weights: Sequence[float], num_stores: int) -> tuple[float, ...
     return tuple(map(float, weights))
 
 
-def check_agreement(stores: Sequence[FeatureStore], features: Sequence[str]) -> None:
+def check_agreement(
+    stores: Sequence[FeatureStore],
+    steps: Sequence[StepArrays],
+    features: Sequence[str],
+    *,
+    has_language: bool,
+) -> None:
     """Refuse stores whose rows cannot be one run's data, for a policy that reads these features.
 
     Raises:
-        ConfigError: a store lacks a feature.
+        ConfigError: a store lacks a feature, or vectors of its instructions where these are needed.
         StoreError: two stores differ in a field that decides rows or features, or are the same.
     """
-    for store in stores:
-        lacking = [name for name in features if name not in store.encoder.feature_names]
-        if lacking:
-            raise ConfigError(
-                f"{store.path}: expected feature `{lacking[0]}` of agent.readers, found "
-                f"{', '.join(store.encoder.feature_names)}; choose a preset that reads these, or "
-                f"embed with --features"
-            )
-    first, *others = stores
-    if not others:
-        return
-    expected = _deciding_fields(first, features)
-    seen = {first.digest(): first}
-    for store in others:
-        for (field, ours, shown), (_, theirs, expected_shown) in zip(
-            _deciding_fields(store, features), expected, strict=True
-        ):
-            if ours != theirs:
+    first = stores[0]
+    expected = _deciding_fields(first, steps[0], features, has_language)
+    paths: dict[str, object] = {}
+    for store, arrays in zip(stores, steps, strict=True):
+        found = _deciding_fields(store, arrays, features, has_language)
+        for field, (value, shown) in found.items():
+            if value != expected[field][0]:
                 raise StoreError(
-                    f"{store.path}: {field}: expected {expected_shown} as in {first.path}, found "
-                    f"{shown}; embed both stores with the same settings, or train on one of them"
+                    f"{store.path}: {field}: expected {expected[field][1]} as in {first.path}, "
+                    f"found {shown}; embed both with the same settings, or train on one of them"
                 )
-        _check_probes(store, first, features)
+        if store is not first:
+            _check_probes(store, first, features)
         # The same episode in training and validation would make the validation error too small.
-        twin = seen.setdefault(store.digest(), store)
-        if twin is not store:
+        digest = store.digest()
+        if digest in paths:
             raise StoreError(
-                f"{store.path}: has the same content as {twin.path}; to sample a store more "
+                f"{store.path}: has the same content as {paths[digest]}; to sample a store more "
                 f"often, pass it once and increase its weight (--set data.weights)"
             )
+        paths[digest] = store.path
 
 
 def validation_episodes(num_episodes: int, share: float, store: FeatureStore) -> Bool[Tensor, " e"]:
     """Choose the validation episodes of a store.
 
-    Args:
-        num_episodes: of the store.
-        share: of the episodes, spread evenly, one or more but never all. If the manifest has a
-            split, any share above 0 means the episodes of that split. 0 means none.
-        store: whose manifest may have a split.
+    They are a share of the episodes, spread evenly, one or more but never all. If the manifest has
+    a split, any share above 0 means the episodes of that split. 0 means none.
 
     Raises:
         StoreError: no episode would be left to train on, or a single one cannot be split.
@@ -117,8 +113,6 @@ def find_leaks(
     Two episodes are the same if their states and actions are equal, bit for bit. Return pairs of
     names: of the validation episode, and of the same one among the training's.
     """
-    if not any(map(torch.any, is_validation)):
-        return ()
     trained: dict[bytes, str] = {}
     validation: list[tuple[bytes, str]] = []
     for store, arrays, is_out in zip(stores, steps, is_validation, strict=True):
@@ -144,21 +138,79 @@ def warn_of_leaks(leaks: Sequence[tuple[str, str]]) -> None:
         logger.warning(warning, len(leaks), *leaks[0])
 
 
-def _deciding_fields(store: FeatureStore, features: Sequence[str]) -> list[tuple[str, object, str]]:
-    """Return name, value and text of every field in which stores of a run must agree."""
-    held, steps = store.attributes, store.read_steps()
-    encoder = held.encoder.only(features)
-    made_by = f"{encoder.name}, {encoder.compute_dtype} ({encoder.fingerprint[:12]})"
-    state_dim, action_dim = steps.state.shape[1], steps.action.shape[1]
-    return [
-        ("encoder", encoder.fingerprint, made_by),
-        ("views", held.view_names, ", ".join(held.view_names)),
-        ("variants", held.num_variants, str(held.num_variants)),
-        ("state width", state_dim, str(state_dim)),
-        ("action width", action_dim, str(action_dim)),
-        ("control rate in Hz", held.fps, f"{held.fps:g}"),
-        ("fit of frames", held.fit, held.fit),
-    ]
+@dataclass(frozen=True)
+class InstructionTable:
+    """The distinct instructions of a run's stores, and which episode had which."""
+
+    words: tuple[str, ...]
+    """In the order of their first store; a single empty one if there are none."""
+    of_episode: Int64[Tensor, " e"]
+    """Position of each episode's; the episodes of the stores follow one another."""
+    vectors: Float[Tensor, "k d"] | None = None
+    """Of the words, as the text encoder made them; None for a policy without instructions."""
+    encoder: EncoderIdentity | None = None
+
+
+def join_instructions(
+    stores: Sequence[FeatureStore], counts: Sequence[int], *, with_vectors: bool
+) -> InstructionTable:
+    """Join the instructions of stores that agree, of so many episodes each."""
+    rows: dict[str, np.ndarray | None] = {}
+    of_episode = []
+    for store, count in zip(stores, counts, strict=True):
+        held = store.attributes
+        words = held.instructions or ("",)
+        vectors = list(store.read_instructions()) if with_vectors else [None] * len(words)
+        for word, vector in zip(words, vectors, strict=True):
+            rows.setdefault(word, vector)
+        positions = torch.tensor([list(rows).index(word) for word in words])
+        of_episode.append(positions[torch.tensor(held.instruction_of or (0,) * count)])
+    found = [vector for vector in rows.values() if vector is not None]
+    return InstructionTable(
+        words=tuple(rows),
+        of_episode=torch.cat(of_episode),
+        vectors=torch.from_numpy(np.stack(found)) if found else None,
+        encoder=stores[0].attributes.text_encoder if with_vectors else None,
+    )
+
+
+def _deciding_fields(
+    store: FeatureStore, steps: StepArrays, features: Sequence[str], has_language: bool
+) -> dict[str, tuple[object, str]]:
+    """Return value and text of every field in which stores of a run must agree."""
+    held = store.attributes
+    lacking = [name for name in features if name not in held.encoder.feature_names]
+    if lacking:
+        raise ConfigError(
+            f"{store.path}: expected feature `{lacking[0]}` of agent.readers, found "
+            f"{', '.join(held.encoder.feature_names)}; choose a preset that reads these, or "
+            f"embed with --features"
+        )
+    encoders = {"encoder": held.encoder.only(features)}
+    if has_language:
+        if held.text_encoder is None:
+            raise ConfigError(
+                f"{store.path}: expected vectors of its instructions for agent.language, found "
+                f"none; run the same vla-embed command with --text-encoder, which encodes nothing "
+                f"else"
+            )
+        encoders["text encoder"] = held.text_encoder
+    numbers = {
+        "variants": held.num_variants,
+        "state width": steps.state.shape[1],
+        "action width": steps.action.shape[1],
+        "control rate in Hz": held.fps,
+    }
+    made_by = {
+        field: (one.fingerprint, f"{one.name}, {one.compute_dtype} ({one.fingerprint[:12]})")
+        for field, one in encoders.items()
+    }
+    return {
+        **made_by,
+        "views": (held.view_names, ", ".join(held.view_names)),
+        **{field: (number, f"{number:g}") for field, number in numbers.items()},
+        "fit of frames": (held.fit, held.fit),
+    }
 
 
 def _check_probes(store: FeatureStore, first: FeatureStore, features: Sequence[str]) -> None:
@@ -176,9 +228,8 @@ def _check_probes(store: FeatureStore, first: FeatureStore, features: Sequence[s
         distance = relative_l2(ours.features[name][drawn], theirs.features[name][drawn]).max()
         if distance > allowed:
             other = f"another environment ({'; '.join(differences)})"
-            where = other if differences else "the same environment"
             raise StoreError(
                 f"{store.path}: feature `{name}` of the probe is {distance:.2g} (relative L2) from "
-                f"that in {first.path}, expected at most {allowed:.2g} in {where}; embed one of "
-                f"them again"
+                f"that in {first.path}, expected at most {allowed:.2g} in "
+                f"{other if differences else 'the same environment'}; embed one of them again"
             )

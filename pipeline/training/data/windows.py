@@ -10,29 +10,76 @@ leaves its episode.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16, Int64
+from jaxtyping import Bool, Float, Float16, Float64, Int64
 from torch import Tensor
 
-from pipeline.errors import ConfigError, StoreError
-from pipeline.features.store.attributes import SourceShare
+from pipeline.errors import ConfigError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import FEATURES
 from pipeline.features.store.rows import DeviceRows, StoredRows
 from pipeline.features.store.units import PASSING_ROWS, cut
-from pipeline.training.data.instructions import join_instructions
 from pipeline.training.data.sampling import SourceDraws, source_draws
-from pipeline.training.data.statistics import Moments, distribution
 from pipeline.training.data.stores import (
     check_agreement,
     check_weights,
     find_leaks,
+    join_instructions,
     validation_episodes,
 )
-from policy.network.normalizer import DataStatistics
+from policy.network.normalizer import DataStatistics, Distribution
 from policy.spec import INSTRUCTION, AgentSpec
+
+QUANTILES: Final = (0.01, 0.99)  # ends of the scaling `quantiles`
+SUMMED_ROWS: Final = 256  # rows of features summed at once in float64; 4.7 MB of three views
+
+
+class Moments:
+    """Mean and spread of all rows that were added."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean: Float64[np.ndarray, ...] = np.zeros(())
+        self._squares: Float64[np.ndarray, ...] = np.zeros(())  # sum of squared distances from it
+
+    def add(self, features: Float16[np.ndarray, "n ..."]) -> None:
+        """Add rows, of one shape at every call.
+
+        Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+        sample variances", 1979, equations 2.1.
+        """
+        for first in range(0, len(features), SUMMED_ROWS):
+            values = features[first : first + SUMMED_ROWS].astype(np.float64)
+            mean = values.mean(axis=0)
+            values -= mean
+            squares = np.square(values, out=values).sum(axis=0)
+            before, self._count = self._count, self._count + len(values)
+            share = len(values) / self._count
+            shift = mean - self._mean
+            self._mean = self._mean + shift * share
+            self._squares = self._squares + squares + shift**2 * (before * share)
+
+    def mean(self) -> Float[Tensor, "..."]:
+        """Return the mean; float32."""
+        return torch.from_numpy(self._mean).float()
+
+    def std(self) -> Float[Tensor, "..."]:
+        """Return the standard deviation; float32."""
+        return torch.from_numpy(np.sqrt(self._squares / self._count)).float()
+
+
+def distribution(values: Float[Tensor, "n d"], rows: Int64[Tensor, " m"]) -> Distribution:
+    """Return the distribution of every column over some rows; one column is copied at a time."""
+    found = []
+    for column in range(values.shape[1]):
+        own = values[:, column][rows].numpy()
+        wide = own.astype(np.float64)
+        ends = own.min(), own.max(), *np.quantile(own, QUANTILES)
+        found.append([float(figure) for figure in (*ends, wide.mean(), wide.std())])
+    return Distribution(*torch.tensor(found, dtype=torch.float32).T)
 
 
 @dataclass(frozen=True)
@@ -41,22 +88,15 @@ class Windows:
 
     rows: Int64[Tensor, " b"]
     """Their current steps."""
-    features: dict[str, Float[Tensor, "b t v ..."]]
-    """By name, of the observation steps, the last one current; float32."""
+    features: dict[str, Float[Tensor, "b ..."]]
+    """As an agent takes them, in float32: [b, t, v, ...] by name of the observation steps, the last
+    one current; and `instruction` [b, d] for a policy that takes instructions."""
     state: Float[Tensor, "b t s"]
     """Of the same steps, in the manifest's units."""
     actions: Float[Tensor, "b horizon a"]
     """From the current step on, in the manifest's units."""
     valid: Bool[Tensor, "b horizon"]
     """False where the episode had ended."""
-    instruction: Float[Tensor, "b d"] | None = None
-    """Vectors of the instructions; None for a policy without them."""
-
-    @property
-    def inputs(self) -> dict[str, Tensor]:
-        """The features, and the instruction among them, as an agent takes them."""
-        language = {} if self.instruction is None else {INSTRUCTION: self.instruction}
-        return self.features | language
 
     def to(self, device: torch.device) -> "Windows":
         """Return the batch on another device; to a GPU it is copied while this thread continues."""
@@ -65,14 +105,9 @@ class Windows:
             is_sent = device.type == "cuda" and tensor.device.type == "cpu"
             return (tensor.pin_memory() if is_sent else tensor).to(device, non_blocking=True)
 
-        return Windows(
-            rows=moved(self.rows),
-            features={name: moved(values) for name, values in self.features.items()},
-            state=moved(self.state),
-            actions=moved(self.actions),
-            valid=moved(self.valid),
-            instruction=None if self.instruction is None else moved(self.instruction),
-        )
+        features = {name: moved(values) for name, values in self.features.items()}
+        steps = moved(self.state), moved(self.actions), moved(self.valid)
+        return Windows(moved(self.rows), features, *steps)
 
 
 class WindowData:
@@ -105,19 +140,19 @@ class WindowData:
 
         Raises:
             StoreError: a store is damaged, disagrees with the first, or has too few episodes.
-            ConfigError: the weights do not fit the stores, a store needs a copy for which there is
-                no cache or no space, the stores lack a feature or vectors of their instructions, or
-                both `weights` and `is_balanced` are given.
+            ConfigError: a store lacks a feature, vectors of its instructions, or a cache of enough
+                space for its copy; or the weights do not fit the stores or `is_balanced`.
         """
         if is_balanced and len(set(weights)) > 1:
             raise ConfigError(
                 "data.weights: expected none together with balance_instructions, which decides how "
                 "often each instruction is drawn; leave one of them out"
             )
-        weights = check_weights(weights, len(stores))
-        check_agreement(stores, features)
-        self.num_variants = stores[0].attributes.num_variants
+        self.weights = check_weights(weights, len(stores))
+        """Of every store."""
         steps = [store.read_steps() for store in stores]
+        check_agreement(stores, steps, features, has_language=has_language)
+        self.num_variants = stores[0].attributes.num_variants
         self.state = _joined([held.state for held in steps])
         self.action = _joined([held.action for held in steps])
         counts = [len(held.episode_ends) for held in steps]
@@ -149,14 +184,12 @@ class WindowData:
         is_validation = self.is_validation[self.episode_of]
         self.train_rows: Int64[Tensor, " n"] = torch.nonzero(~is_validation)[:, 0]
         self.validation_rows: Int64[Tensor, " n"] = torch.nonzero(is_validation)[:, 0]
-        sources = _weighted_sources(stores, counts, weights)
         self.draws: tuple[SourceDraws, ...] = (
-            self._balanced_draws() if is_balanced else self._draws(sources)
+            self._balanced_draws() if is_balanced else self._weighted_draws(stores)
         )
         """How an epoch draws from each source or instruction; empty where all weights are equal."""
-        stored = {name: StoredRows(stores, f"{FEATURES}/{name}", cache) for name in features}
-        self._stored = stored
-        self._features: Mapping[str, StoredRows | DeviceRows] = stored
+        self._stored = {name: StoredRows(stores, f"{FEATURES}/{name}", cache) for name in features}
+        self._features: Mapping[str, StoredRows | DeviceRows] = self._stored
         self._num_slots = stores[0].attributes.num_slots
         self.statistics = self._read_through(stores, ~is_validation)
         """Of the training episodes alone, of the frames as recorded."""
@@ -170,22 +203,8 @@ class WindowData:
         """Read all features into a device's memory, from which `gather` takes them from now on."""
         self._features = {name: DeviceRows(held, device) for name, held in self._stored.items()}
 
-    def observed_features(
-        self, observed: Int64[Tensor, "b t"], variants: Int64[Tensor, "b v"] | None
-    ) -> dict[str, Float16[Tensor, "b t v ..."]]:
-        """Return the features of the rows `observed`, each view in its variant; see `gather`.
-
-        They are where `move_features` has put them, otherwise on the CPU.
-        """
-        addresses = self._addresses(observed, variants)
-        return {name: stored.read(addresses) for name, stored in self._features.items()}
-
     def announce(
-        self,
-        rows: Int64[Tensor, " b"],
-        variants: Int64[Tensor, "b v"] | None,
-        *,
-        obs_horizon: int,
+        self, rows: Int64[Tensor, " b"], variants: Int64[Tensor, "b v"] | None, *, obs_horizon: int
     ) -> None:
         """Have the system begin to read the features of these windows."""
         addresses = self._addresses(self.observed_rows(rows, obs_horizon), variants)
@@ -200,30 +219,24 @@ class WindowData:
         pred_horizon: int,
         variants: Int64[Tensor, "b v"] | None = None,
     ) -> Windows:
-        """Return the windows whose current steps are `rows`.
+        """Return the windows whose current steps are `rows` (StoreError: a store has changed).
 
-        Args:
-            rows: current steps.
-            obs_horizon: observation steps, the last one current.
-            pred_horizon: actions.
-            variants: of each view, the same in all observation steps; 0 and None are the frames as
-                they were recorded.
-
-        Raises:
-            StoreError: a store was replaced or written since it was opened.
+        `variants` of each view are the same in all observation steps; 0 and None are the frames as
+        they were recorded.
         """
         observed = self.observed_rows(rows, obs_horizon)
         executed = rows[:, None] + torch.arange(pred_horizon)
         last = self._last_rows[self.episode_of[rows]][:, None]
-        features = self.observed_features(observed, variants)
-        table = self.instructions.vectors
+        addresses = self._addresses(observed, variants)
+        features = {name: stored.read(addresses).float() for name, stored in self._features.items()}
+        if self.instructions.vectors is not None:
+            features[INSTRUCTION] = self.instructions.vectors[self.instruction_of(rows)]
         return Windows(
             rows=rows,
-            features={name: values.float() for name, values in features.items()},
+            features=features,
             state=self.state[observed],
             actions=self.action[torch.minimum(executed, last)],
             valid=executed <= last,
-            instruction=None if table is None else table[self.instruction_of(rows)],
         )
 
     def instruction_of(self, rows: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
@@ -234,15 +247,6 @@ class WindowData:
         """Return the observation steps of the windows whose current steps are `rows`."""
         past = torch.arange(1 - obs_horizon, 1)
         return torch.maximum(rows[:, None] + past, self.first_rows[self.episode_of[rows]][:, None])
-
-    def draw_variants(
-        self, num_windows: int, generator: torch.Generator
-    ) -> Int64[Tensor, "b v"] | None:
-        """Draw a variant for every view of some windows; None if the store has none."""
-        if not self.num_variants:
-            return None
-        shape = (num_windows, self.spec.num_views)
-        return torch.randint(0, self.num_variants + 1, shape, generator=generator)
 
     def _addresses(
         self, observed: Int64[Tensor, "b t"], variants: Int64[Tensor, "b v"] | None
@@ -260,17 +264,16 @@ class WindowData:
         moments = {
             name: self._read_feature(name, stores, is_trained.numpy()) for name in self._features
         }
+        table = self.instructions.vectors
+        if table is not None:
+            table = table[np.unique(self.instruction_of(self.train_rows))]
         return DataStatistics(
             feature_mean={name: found.mean() for name, found in moments.items()},
             feature_std={name: found.std() for name, found in moments.items()},
             state=distribution(self.state, self.train_rows),
             action=distribution(self.action, self.train_rows),
-            instructions=self._trained_instructions(),
+            instructions=table,
         )
-
-    def _trained_instructions(self) -> Float[Tensor, "k d"] | None:
-        table = self.instructions.vectors
-        return None if table is None else table[np.unique(self.instruction_of(self.train_rows))]
 
     def _read_feature(
         self, name: str, stores: Sequence[FeatureStore], is_trained: np.ndarray
@@ -297,11 +300,18 @@ class WindowData:
             first_row += store.num_rows
         return moments
 
-    def _draws(self, sources: Sequence[SourceShare]) -> tuple[SourceDraws, ...]:
-        counts_of = torch.tensor([source.num_episodes for source in sources])
-        source_of = torch.repeat_interleave(torch.arange(len(sources)), counts_of)[self.episode_of]
-        rows = [self.train_rows[source_of[self.train_rows] == i] for i in range(len(sources))]
-        return source_draws(rows, [source.weight for source in sources])
+    def _weighted_draws(self, stores: Sequence[FeatureStore]) -> tuple[SourceDraws, ...]:
+        """Draw from each source by its weight times its store's."""
+        sources = [
+            (source.num_episodes, source.weight * weight)
+            for store, weight in zip(stores, self.weights, strict=True)
+            for source in store.attributes.sources
+        ]
+        counts, weights = zip(*sources, strict=True)
+        number = torch.repeat_interleave(torch.arange(len(sources)), torch.tensor(counts))
+        of_row = number[self.episode_of[self.train_rows]]
+        rows = [self.train_rows[of_row == source] for source in range(len(sources))]
+        return source_draws(rows, list(weights))
 
     def _balanced_draws(self) -> tuple[SourceDraws, ...]:
         of_row = self.instruction_of(self.train_rows)
@@ -312,22 +322,3 @@ class WindowData:
 def _joined(arrays: Sequence[np.ndarray]) -> Tensor:
     """Join the stores' arrays; that of a single store is not copied."""
     return torch.from_numpy(np.concatenate(arrays) if len(arrays) > 1 else arrays[0])
-
-
-def _weighted_sources(
-    stores: Sequence[FeatureStore], counts: Sequence[int], weights: Sequence[float]
-) -> list[SourceShare]:
-    """Return the sources of all stores in order, each with its weight times its store's."""
-    sources = []
-    for store, count, weight in zip(stores, counts, weights, strict=True):
-        held = store.attributes.sources
-        if sum(source.num_episodes for source in held) != count:
-            raise StoreError(
-                f"{store.path}: expected sources of {count} episodes in all, found {held}; "
-                "embed the dataset into another --store"
-            )
-        sources += [
-            SourceShare(num_episodes=source.num_episodes, weight=source.weight * weight)
-            for source in held
-        ]
-    return sources

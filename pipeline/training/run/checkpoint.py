@@ -43,11 +43,8 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint whole, with its model card in Markdown, then delete older ones.
 
-    The latest `keep` and the best one stay. `val_error` is that of the averaged weights; a
-    checkpoint without one cannot be the best.
-
-    Raises:
-        OSError: the disk is full or not writable; earlier checkpoints are untouched.
+    The latest `keep` and the one of the smallest `val_error` stay. After an OSError (the disk is
+    full or not writable), earlier checkpoints are untouched.
     """
     folder = _folder(run, checkpoint.step)
     for cut_off in folder.parent.glob(".step_*.partial"):  # by a kill, of this step or another

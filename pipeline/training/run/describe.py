@@ -2,7 +2,6 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import Final
 
 from pipeline.datasets.manifest.draft import describe_data
 from pipeline.datasets.manifest.reader import ManifestReader
@@ -13,12 +12,7 @@ from pipeline.storage.location import Location, on_disk, parse_location
 from pipeline.storage.open import open_folder
 from pipeline.training.run.checkpoint import checkpoint_steps
 from pipeline.training.run.folder import read_probe, read_run
-from pipeline.training.run.model_card import NOT_STATED
-from policy.spec import EncoderIdentity
-
-Fields = dict[str, str | int | float | bool]
-
-UNFINISHED: Final = "none until complete"
+from pipeline.training.run.model_card import NOT_STATED, Fields, encoder_fields, run_fields
 
 
 def describe(what: str) -> Fields:
@@ -41,29 +35,24 @@ def _describe_dataset(what: str) -> Fields:
     loaded = describe_data(what)
     manifest = loaded.manifest
     with closing(ManifestReader(loaded)) as reader:
-        lengths = [reader.episode_length(episode) for episode in range(reader.num_episodes)]
-        sizes = [reader.frame_size(0, view) for view in reader.view_names]
+        episodes = range(reader.num_episodes)
+        sizes = [(view, *reader.frame_size(0, view)) for view in reader.view_names]
+        told = sorted({reader.instruction(episode) for episode in episodes})
         return {
             "kind": "dataset",
             "dataset": manifest.name,
             "format": ", ".join(place.format or "detected" for place in manifest.data_sources),
             "path": ", ".join(map(str, loaded.roots)),
-            "episodes": reader.num_episodes,
-            "steps": sum(lengths),
-            "views": ", ".join(
-                f"{view} {height}x{width}"
-                for view, (height, width) in zip(reader.view_names, sizes, strict=True)
-            ),
+            "episodes": len(episodes),
+            "steps": sum(map(reader.episode_length, episodes)),
+            "views": ", ".join(f"{view} {height}x{width}" for view, height, width in sizes),
             "fit": manifest.fit if manifest.resize else "as it is",
             "state": " + ".join(manifest.state.key_paths),
             "state_dim": reader.state(0).shape[1],
             "action": " + ".join(manifest.action.key_paths),
             "action_dim": reader.action(0).shape[1],
             "fps": manifest.fps,
-            "instructions": " / ".join(
-                sorted({reader.instruction(episode) for episode in range(reader.num_episodes)})
-            )
-            or "none",
+            "instructions": " / ".join(told) or "none",
             "license": manifest.license or NOT_STATED,
         }
 
@@ -71,6 +60,9 @@ def _describe_dataset(what: str) -> Fields:
 def _describe_store(path: Location) -> Fields:
     store = FeatureStore.open(path, allow_incomplete=True)
     attributes, steps = store.attributes, store.read_steps()
+    digests = ("none until complete",) * 2
+    if store.is_complete:
+        digests = store.digest(), store.source_digest()
     return {
         "kind": "feature store",
         "complete": store.is_complete,
@@ -88,43 +80,24 @@ def _describe_store(path: Location) -> Fields:
         "fit": attributes.fit,
         "instructions": " / ".join(attributes.instructions) or "none",
         "text_encoder": attributes.text_encoder.name if attributes.text_encoder else "none",
-        **_describe_encoder(attributes.encoder),
+        **encoder_fields(attributes.encoder),
         **_describe_probe(store.read_probe()),
         "codec": attributes.codec,
         "variants": attributes.num_variants,
-        "digest": store.digest() if store.is_complete else UNFINISHED,
-        "source_digest": store.source_digest() if store.is_complete else UNFINISHED,
+        "digest": digests[0],
+        "source_digest": digests[1],
     }
 
 
 def _describe_run(path: Path) -> Fields:
     run = read_run(path)
-    steps = checkpoint_steps(path)
-    latest = steps[-1] if steps else 0
-    head = run.config.agent.head
+    latest = max(checkpoint_steps(path), default=0)
     return {
         "kind": "training run",
         "complete": latest == run.config.steps,
-        "preset": run.config.preset,
         "step": latest,
-        "steps": run.config.steps,
-        "dataset": run.data.name,
-        "stores": len(run.data.stores),
-        "store_weights": ", ".join(f"{store.weight:g}" for store in run.data.stores),
-        "views": ", ".join(run.spec.view_names),
-        "state_dim": run.spec.state_dim,
-        "action_dim": run.spec.action_dim,
-        "fps": run.data.fps,
-        "instructions": " / ".join(run.data.instructions) or "none",
-        "text_encoder": run.data.text_encoder.name if run.data.text_encoder else "none",
-        "readers": ", ".join(
-            f"{name} to {reader.projection_dim} per view"
-            for name, reader in run.config.agent.readers.items()
-        ),
-        "head": f"{head.n_layer} layers of {head.n_emb}",
-        **_describe_encoder(run.data.encoder),
+        **run_fields(run),
         **_describe_probe(read_probe(path, run)),
-        "store_digests": ", ".join(store.digest for store in run.data.stores),
     }
 
 
@@ -137,17 +110,4 @@ def _describe_probe(probe: Probe) -> Fields:
         "probe": f"{len(probe.frames)} steps, {len(probe.real_frames)} of them real",
         "probe_digest": probe.digest(),
         "tolerance": probe.tolerance,
-    }
-
-
-def _describe_encoder(encoder: EncoderIdentity) -> Fields:
-    return {
-        "encoder": encoder.name,
-        "encoder_revision": encoder.revision,
-        "encoder_pretrained": encoder.pretrained,
-        "encoder_dtype": encoder.compute_dtype,
-        "encoder_fingerprint": encoder.fingerprint,
-        "features": ", ".join(
-            f"{feature.name} {'x'.join(map(str, feature.shape))}" for feature in encoder.features
-        ),
     }

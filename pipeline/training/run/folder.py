@@ -13,15 +13,15 @@ Below the folder:
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.numpy import save
 
 from pipeline.errors import RunError
 from pipeline.features.identity.probe import Probe
@@ -32,7 +32,6 @@ from policy.encoders.environment import ComputeEnvironment
 from policy.errors import invalid_field
 from policy.spec import AgentSpec, EncoderIdentity, Fit, FrozenModel
 
-# 8 had readers of several kinds, 7 other names of settings, 6 one unnamed feature.
 FORMAT_VERSION: Final = 9
 FEATURES: Final = "features/"
 BASES: Final = "bases/"
@@ -112,88 +111,78 @@ def write_run(
     """Write a new run's probe, bases, instructions and start frames, then its description."""
     run.mkdir(parents=True, exist_ok=True)
     notes = {"environment": probe.environment.model_dump_json(), "tolerance": repr(probe.tolerance)}
-    features = {f"{FEATURES}{name}": values for name, values in probe.features.items()}
-    fitted = {f"{BASES}{name}": values for name, values in bases.items()}
-    vectors = {} if instructions is None else {INSTRUCTIONS: instructions}
-    arrays = {"frames": probe.frames} | features | fitted | vectors
-    _write_arrays(run / PROBE_FILE, arrays, notes=notes)
+    arrays = {
+        "frames": probe.frames,
+        **{f"{FEATURES}{name}": values for name, values in probe.features.items()},
+        **{f"{BASES}{name}": values for name, values in bases.items()},
+        **({} if instructions is None else {INSTRUCTIONS: instructions}),
+    }
+    _write_arrays(run / PROBE_FILE, arrays, notes)
     arrays = {"frames": starts.frames, "episodes": starts.episodes}
-    _write_arrays(run / START_FRAMES_FILE, arrays, notes={})
+    _write_arrays(run / START_FRAMES_FILE, arrays, {})
     write_json(run / "run.json", description.model_dump(mode="json"))
 
 
 def read_probe(run: Path, description: RunDescription) -> Probe:
     """Read a run's probe (RunError: it is absent, damaged, or not the one of run.json)."""
     path = run / PROBE_FILE
-    arrays, notes = _read_arrays(path)
-    try:
+    with _reading(path):
+        arrays, notes = _read_arrays(path)
         probe = Probe(
             frames=arrays["frames"],
             features=_below(FEATURES, arrays),
             environment=ComputeEnvironment.model_validate_json(notes["environment"]),
             tolerance=float(notes["tolerance"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise _unreadable(path, error) from error
     _check_digest(path, "probe", probe.digest(), description.data.probe_digest)
     return probe
 
 
 def read_bases(run: Path) -> dict[str, np.ndarray]:
     """Read the bases of a run's features (RunError: the file is absent or damaged)."""
-    arrays, _ = _read_arrays(run / PROBE_FILE)
-    return _below(BASES, arrays)
+    with _reading(run / PROBE_FILE):
+        return _below(BASES, _read_arrays(run / PROBE_FILE)[0])
 
 
 def read_instructions(run: Path, description: RunDescription) -> dict[str, np.ndarray]:
     """Read the vector of each instruction of a run (RunError: the file is absent or damaged)."""
-    arrays, _ = _read_arrays(run / PROBE_FILE)
-    words, vectors = description.data.instructions, arrays.get(INSTRUCTIONS, ())
-    if len(words) != len(vectors):
-        raise RunError(
-            f"{run / PROBE_FILE}: expected vectors of {len(words)} instructions, found "
-            f"{len(vectors)}; restore it from a copy, or train again"
-        )
-    return dict(zip(words, vectors, strict=True))
-
-
-def _below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {
-        name.removeprefix(prefix): values
-        for name, values in arrays.items()
-        if name.startswith(prefix)
-    }
+    with _reading(run / PROBE_FILE):
+        vectors = _read_arrays(run / PROBE_FILE)[0].get(INSTRUCTIONS, ())
+        return dict(zip(description.data.instructions, vectors, strict=True))
 
 
 def read_start_frames(run: Path, description: RunDescription) -> StartFrames:
     """Read a run's start frames (RunError: absent, damaged, or not those of run.json)."""
     path = run / START_FRAMES_FILE
-    arrays, _ = _read_arrays(path)
-    try:
-        starts = StartFrames(**arrays)
-    except TypeError as error:
-        raise _unreadable(path, error) from error
-    expected = description.data.start_frames_digest
-    _check_digest(path, "start frames", starts.digest(), expected)
+    with _reading(path):
+        starts = StartFrames(**_read_arrays(path)[0])
+    _check_digest(path, "start frames", starts.digest(), description.data.start_frames_digest)
     return starts
 
 
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray], *, notes: dict[str, str]) -> None:
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
-    write_atomically(path, save(tensors, metadata=notes))
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], notes: dict[str, str]) -> None:
+    dense = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    write_atomically(path, save(dense, notes))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(
+            f"{path}: cannot be read ({error}); restore it from a copy, or train again"
+        ) from error
 
 
 def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
 
 
-def _unreadable(path: Path, error: Exception) -> RunError:
-    return RunError(f"{path}: cannot be read ({error}); restore it from a copy, or train again")
+def _below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    names = [name for name in arrays if name.startswith(prefix)]
+    return {name.removeprefix(prefix): arrays[name] for name in names}
 
 
 def _check_digest(path: Path, what: str, found: str, expected: str) -> None:

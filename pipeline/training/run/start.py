@@ -1,29 +1,78 @@
-"""What a run starts from: the averaged weights of another run, or its own end with more steps."""
+"""How a run begins: anew, from the averaged weights of another run, or where it stopped."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-import torch
 from torch import Tensor
 
 from pipeline.errors import RunError
-from pipeline.storage.local import write_json
+from pipeline.storage.local import is_vacant, write_json
 from pipeline.training.config import TrainConfig
-from pipeline.training.optimization import learning_rate
 from pipeline.training.run.checkpoint import checkpoint_steps, read_average
-from pipeline.training.run.folder import STEPS_FILE, RunDescription, read_run, run_hash
+from pipeline.training.run.folder import (
+    PROBE_FILE,
+    START_FRAMES_FILE,
+    STEPS_FILE,
+    RunDescription,
+    read_run,
+    run_hash,
+)
 from policy.agent import VLAAgent
 
-STATISTICS: Final = {
-    "action_normalizer": "action statistics",
-    "state_normalizer": "state statistics",
-    "readers": "feature statistics",
-}
-
 logger = logging.getLogger(__name__)
+
+
+def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
+    """Return whether a run begins here, and refuse anything else in the folder (RunError).
+
+    A run that ended before its first checkpoint has nothing to resume: it begins again, with any
+    settings. A resumed run may get more steps.
+    """
+    if not (run / "run.json").exists():
+        if not is_vacant(run) and not _was_cut_off(run):
+            raise RunError(
+                f"{run}: expected a training run or nothing, found other files; use another --out"
+            )
+        return True
+    if not checkpoint_steps(run):
+        return True
+    if not resume:
+        raise RunError(
+            f"{run}: contains a run already; resume it with --resume, or use another --out"
+        )
+    held = read_run(run)
+    steps = max(held.config.steps, description.config.steps)
+    lengthened = held.model_copy(update={"config": held.config.model_copy(update={"steps": steps})})
+    ours = description.model_copy(update={"init_from": held.init_from})
+    change = next(_changes(lengthened.model_dump(mode="json"), ours.model_dump(mode="json")), None)
+    if change is not None:
+        raise RunError(
+            f"{run}: was started with {change}; a resumed run keeps its settings and stores, so "
+            f"use another --out"
+        )
+    return False
+
+
+def _was_cut_off(run: Path) -> bool:
+    """Whether everything there is from a run that was killed before it had written run.json."""
+    names = {path.name for path in run.iterdir()}
+    return {n for n in names if not n.endswith(".partial")} <= {PROBE_FILE, START_FRAMES_FILE}
+
+
+def _changes(held: object, ours: object, field: str = "") -> Iterator[str]:
+    """Yield every field in which two descriptions differ, with both values."""
+    if isinstance(held, list) and isinstance(ours, list):
+        if len(held) != len(ours):
+            yield f"{len(held)} {field}, now there are {len(ours)}"
+            return
+        held, ours = dict(enumerate(held, start=1)), dict(enumerate(ours, start=1))
+    if isinstance(held, dict) and isinstance(ours, dict) and held.keys() == ours.keys():
+        for key in held:
+            yield from _changes(held[key], ours[key], f"{field}.{key}".lstrip("."))
+    elif held != ours:
+        yield f"{field}={held}, now it is {ours}"
 
 
 @dataclass(frozen=True)
@@ -37,11 +86,7 @@ class Start:
 
     @classmethod
     def read(cls, run: Path) -> "Start":
-        """Read the latest checkpoint of a run.
-
-        Raises:
-            RunError: `run` is no run, or has no usable checkpoint.
-        """
+        """Read the latest checkpoint of a run (RunError: it is no run, or has no usable one)."""
         step, weights = read_average(run)
         name = f"{run.resolve().name} ({run_hash(run)[:12]}), step {step}"
         return cls(name, read_run(run), weights)
@@ -50,15 +95,18 @@ class Start:
         """Give an agent these weights; the scales of state, action and features stay its data's.
 
         Returns:
-            What differs between the two runs, in words.
+            The settings, views and rate in which the two runs differ, in words.
 
         Raises:
             RunError: the encoder is another one, or weights do not fit; the message names them.
         """
-        ours, encoder = agent.state_dict(), description.data.encoder
-        scales = {name for name, _ in agent.named_buffers()} & ours.keys()
-        trained = [name for name in self.weights.keys() | ours.keys() if name not in scales]
-        wrong = sorted({_part(name) for name in trained if not _fits(name, self.weights, ours)})
+        encoder, scales = description.data.encoder, {name for name, _ in agent.named_buffers()}
+        theirs, ours = (
+            {name: tensor.shape for name, tensor in weights.items() if name not in scales}
+            for weights in (self.weights, agent.state_dict())
+        )
+        trained = theirs.keys() | ours.keys()
+        wrong = sorted({_part(name) for name in trained if theirs.get(name) != ours.get(name)})
         if wrong or encoder.fingerprint != self.description.data.encoder.fingerprint:
             what = f"other sizes of {', '.join(wrong)}" if wrong else "features of another encoder"
             raise RunError(
@@ -67,48 +115,21 @@ class Start:
                 f"without --init-from"
             )
         agent.load_state_dict({name: self.weights[name] for name in trained}, strict=False)
-        changed = [name for name in scales if not torch.allclose(self.weights[name], ours[name])]
-        differs = [what for part, what in STATISTICS.items() if part in _roots(changed)]
-        held, config = self.description, description.config.agent
-        if held.config.agent.objective.kind != config.objective.kind:
-            differs.append(f"objective ({held.config.agent.objective.kind})")
-        if held.spec.view_names != description.spec.view_names:
-            differs.append(f"views ({', '.join(held.spec.view_names)})")
-        if held.data.fps != description.data.fps:
-            differs.append(f"control rate ({held.data.fps:g} Hz)")
-        return ", ".join(differs) or "nothing"
+        compared = {"config": {"agent"}, "spec": {"view_names"}, "data": {"fps"}}
+        runs = self.description, description
+        held, now = (run.model_dump(mode="json", include=compared) for run in runs)
+        return "; ".join(_changes(held, now)) or "nothing"
 
 
 def lengthen(run: Path, config: TrainConfig) -> None:
-    """Give a run more steps where `config` has more; log what that does to the learning rate."""
-    held, step = read_run(run).config, checkpoint_steps(run)[-1]
-    if config.steps <= held.steps:
-        return
-    write_json(run / STEPS_FILE, {"steps": config.steps})
-    before, now = (
-        learning_rate(held.optimizer, step, steps) for steps in (held.steps, config.steps)
-    )
-    logger.info(
-        "%s: %d steps instead of %d; the %s schedule is stretched to the new end, so the learning "
-        "rate of step %d is %.3g instead of %.3g",
-        run,
-        config.steps,
-        held.steps,
-        held.optimizer.schedule,
-        step,
-        now,
-        before,
-    )
-
-
-def _fits(name: str, theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> bool:
-    return name in theirs and name in ours and theirs[name].shape == ours[name].shape
+    """Give a run more steps where `config` has more; the learning rate's schedule is stretched."""
+    held = read_run(run).config
+    if config.steps > held.steps:
+        write_json(run / STEPS_FILE, {"steps": config.steps})
+        what = "%s: %d steps instead of %d; the %s schedule is stretched to the new end"
+        logger.info(what, run, config.steps, held.steps, held.optimizer.schedule)
 
 
 def _part(name: str) -> str:
     """Name the part of an agent that a tensor belongs to: `readers.grid`, `head`."""
     return ".".join(name.split(".")[: 2 if name.startswith("readers.") else 1])
-
-
-def _roots(names: Iterable[str]) -> set[str]:
-    return {name.split(".")[0] for name in names}

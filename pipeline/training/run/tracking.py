@@ -12,8 +12,9 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Protocol, TextIO, runtime_checkable
+from typing import Any, Final, NamedTuple, TextIO
 
 from pipeline.errors import ConfigError, TrackerError
 from pipeline.storage.local import write_atomically
@@ -22,97 +23,51 @@ from policy.errors import MissingExtraError, install_command, one_line
 logger = logging.getLogger(__name__)
 
 
-@runtime_checkable  # the test run checks types
-class Tracker(Protocol):
+class Tracker(NamedTuple):
     """Shows the figures of steps."""
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write figures; steps are in order, except those of watchers."""
+    log: Callable[[int, Mapping[str, float]], None]
+    """Write the figures of a step; steps are in order, except those of watchers."""
+    close: Callable[[], None]
+    """Write figures that are still in memory."""
 
-    def close(self) -> None:
-        """Write figures that are still in memory."""
 
+def open_tensorboard(run: Path, configuration: Mapping[str, Any], step: int) -> Tracker:
+    """Open event files in `RUN/tensorboard`; TensorBoard then hides events after `step`."""
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
 
-class TensorBoard:
-    """Event files in `RUN/tensorboard`."""
+    writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+    if step == 0:
+        lines = "\n".join(f"    {key} = {value}" for key, value in configuration.items())
+        writer.add_text("configuration", lines)
 
-    def __init__(self, run: Path, configuration: Mapping[str, Any], step: int):
-        """Open them; TensorBoard then hides events after `step`."""
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
-
-        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-        if step == 0:
-            lines = "\n".join(f"    {key} = {value}" for key, value in configuration.items())
-            self._writer.add_text("configuration", lines)
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
+    def log(step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        self._writer.close()
-
-
-class WeightsAndBiases:
-    """A run of Weights & Biases, in the project that WANDB_PROJECT names."""
-
-    def __init__(self, run: Path, configuration: Mapping[str, Any], step: int):
-        """Begin, or resume the one that this folder has begun."""
-        import wandb  # noqa: PLC0415 - optional
-
-        identity = (run / "run.json").read_bytes() + bytes(run.resolve())
-        self._run: Any = wandb.init(
-            id=hashlib.sha256(identity).hexdigest()[:16],
-            name=run.resolve().name,
-            dir=str(run),
-            config=dict(configuration),
-            resume="allow" if step else None,
-        )
-        # wandb's own step must never decrease, and a watcher's figures are late: ours is a figure.
-        self._run.define_metric("*", step_metric="step")
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        self._run.log({**figures, "step": step})
-
-    def close(self) -> None:
-        self._run.finish()
+    return Tracker(log, writer.close)
 
 
-class GuardedTracker:
-    """A tracker that is dropped with a warning if it raises."""
+def open_wandb(run: Path, configuration: Mapping[str, Any], step: int) -> Tracker:
+    """Begin a run of Weights & Biases in the project WANDB_PROJECT, or resume this folder's."""
+    import wandb  # noqa: PLC0415 - optional
 
-    def __init__(self, name: str, tracker: Tracker):
-        self._name = name
-        self._tracker: Tracker | None = tracker
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        self._guarded(lambda tracker: tracker.log(step, figures))
-
-    def close(self) -> None:
-        self._guarded(lambda tracker: tracker.close())
-
-    def _guarded(self, call: Callable[[Tracker], None]) -> None:
-        if self._tracker is None:
-            return
-        try:
-            call(self._tracker)
-        except Exception as error:  # noqa: BLE001 - a tracker may raise anything
-            self._tracker = None
-            logger.warning(
-                "--track %s: tracking stopped (%s); training continues, and log.jsonl contains all "
-                "metrics",
-                self._name,
-                _reason(error),
-            )
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"
+    identity = (run / "run.json").read_bytes() + bytes(run.resolve())
+    shown: Any = wandb.init(
+        id=hashlib.sha256(identity).hexdigest()[:16],
+        name=run.resolve().name,
+        dir=str(run),
+        config=dict(configuration),
+        resume="allow" if step else None,
+    )
+    # wandb's own step must never decrease, and a watcher's figures are late: ours is a figure.
+    shown.define_metric("*", step_metric="step")
+    return Tracker(lambda step, figures: shown.log({**figures, "step": step}), shown.finish)
 
 
 TRACKERS: Final[dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
+    "tensorboard": open_tensorboard,
+    "wandb": open_wandb,
 }
 
 
@@ -129,21 +84,24 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def open_trackers(
     names: Sequence[str], run: Path, configuration: Mapping[str, Any], step: int
-) -> list[Tracker]:
-    """Open trackers for a run at `step`, or raise TrackerError; see `check_trackers`."""
-    check_trackers(names)
-    opened: list[Tracker] = []
+) -> dict[str, Tracker]:
+    """Open trackers, by name, for a run at `step` (TrackerError: one cannot be opened)."""
+    opened: dict[str, Tracker] = {}
     for name in names:
         try:
-            opened.append(GuardedTracker(name, TRACKERS[name](run, configuration, step)))
+            opened[name] = TRACKERS[name](run, configuration, step)
         except Exception as error:  # a tracker may raise anything
-            for tracker in opened:
+            for tracker in opened.values():
                 tracker.close()
             raise TrackerError(
                 f"--track {name}: cannot start the tracker ({_reason(error)}); log in, work "
                 "offline (for wandb: WANDB_MODE=offline), or remove --track"
             ) from error
     return opened
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def flat_configuration(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -159,30 +117,40 @@ def flat_configuration(content: Mapping[str, Any], prefix: str = "") -> dict[str
 
 
 class RunLog:
-    """The open log of a run; a context manager."""
+    """The open log of a run; to be closed."""
 
-    def __init__(self, run: Path, step: int, trackers: Sequence[Tracker] = ()):
+    def __init__(self, run: Path, step: int, trackers: Mapping[str, Tracker]):
         """Open the log and drop its lines after `step`, which a resumed run writes again."""
-        self._path = run / "log.jsonl"
-        self._trackers = trackers
+        self._trackers = dict(trackers)
         self._clock = time.monotonic(), step
-        _cut_log(self._path, step)
-        self._file: TextIO = self._path.open("a")
+        path = run / "log.jsonl"
+        _cut_log(path, step)
+        self._file: TextIO = path.open("a")
 
-    def __enter__(self) -> "RunLog":
-        return self
-
-    def __exit__(self, *raised: object) -> None:
+    def close(self) -> None:
+        """Close the log and the trackers."""
         self._file.close()
-        for tracker in self._trackers:
-            tracker.close()
+        self._track(lambda tracker: tracker.close())
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Write the figures of a step."""
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
         self._file.flush()
-        for tracker in self._trackers:
-            tracker.log(step, figures)
+        self._track(lambda tracker: tracker.log(step, figures))
+
+    def _track(self, call: Callable[[Tracker], None]) -> None:
+        """Call every tracker; one that raises is dropped with a warning."""
+        for name, tracker in list(self._trackers.items()):
+            try:
+                call(tracker)
+            except Exception as error:  # noqa: BLE001 - a tracker may raise anything
+                del self._trackers[name]
+                logger.warning(
+                    "--track %s: tracking stopped (%s); training continues, and log.jsonl "
+                    "contains all metrics",
+                    name,
+                    _reason(error),
+                )
 
     def speed(self, step: int) -> float:
         """Return the optimizer steps per second since the last call."""
@@ -193,13 +161,9 @@ class RunLog:
 
 
 def _cut_log(path: Path, step: int) -> None:
-    if not path.exists():
-        return
     kept = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with suppress(ValueError, KeyError, TypeError):  # a line that a crash cut short
             if json.loads(line)["step"] <= step:
                 kept.append(f"{line}\n")
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that a crash cut short
     write_atomically(path, "".join(kept).encode())

@@ -75,8 +75,3 @@ def test_a_run_that_died_is_taught_on_by_the_same_weights(store, uninterrupted, 
     for part in ("agent", "average", "optimizer"):
         for name, tensor in getattr(expected, part).items():
             assert torch.equal(getattr(ours, part)[name], tensor), f"{part}: {name}"
-
-
-def test_an_objective_that_needs_no_teacher_keeps_no_second_agent(store, tmp_path):
-    train([store.path], tmp_path / "run", debug(), resume=False)
-    assert trainer_of(store, tmp_path / "run").teacher is None

@@ -122,7 +122,8 @@ def test_every_checkpoint_has_a_model_card(uninterrupted):
     trainable = [name for name in weights if "normalizer" not in name and "standard" not in name]
     total = sum(weights[name].numel() for name in trainable)
     assert f"| parameters: all | {total:,} |" in card
-    assert "| encoder | tiny at none, float32, **not pretrained** |" in card
+    assert "| encoder | tiny |\n| encoder_revision | none |\n| encoder_pretrained | False |" in card
+    assert "| encoder_dtype | float32 |" in card
     assert "| raw_mse |" in card
     assert "| val_error |" in card
 
@@ -140,7 +141,7 @@ def test_resume_refuses_another_configuration(store, uninterrupted):
 
 def test_resume_refuses_another_store(uninterrupted, tmp_path):
     other = complete_store(tmp_path / "other.zarr", (15, 16))
-    with pytest.raises(RunError, match="digest of store 1 differs"):
+    with pytest.raises(RunError, match=r"data\.stores\.1\.digest=.*, now it is"):
         train([other.path], uninterrupted, debug(), resume=True)
 
 

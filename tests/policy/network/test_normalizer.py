@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.training.data.statistics import distribution
+from pipeline.training.data.windows import distribution
 from policy.network.normalizer import FeatureStandardizer, Normalizer, Scaling
 from tests.policy.scales import between
 

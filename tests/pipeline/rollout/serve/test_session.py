@@ -2,17 +2,16 @@
 
 import logging
 
+import msgpack
 import numpy as np
 import pytest
 import torch
 from openpi_client import msgpack_numpy
 
-from pipeline.errors import ConfigError, RequestError
-from pipeline.rollout.serve.request import RequestReader
+from pipeline.errors import RequestError
 from pipeline.rollout.serve.session import Session, Turn, answer_together
 from pipeline.rollout.serve.wire import decode_message
 from policy.images import resize_images
-from policy.spec import AgentSpec
 from tests.pipeline.rollout.pixel_encoder import PixelEncoder
 from tests.pipeline.rollout.serve.served import (
     FIRST_SEED,
@@ -23,7 +22,6 @@ from tests.pipeline.rollout.serve.served import (
     served_policy,
     state,
 )
-from tests.pipeline.tiny import POOLED
 
 
 class PlacedEncoder(PixelEncoder):
@@ -80,29 +78,11 @@ def test_one_observation_a_chunk_is_answered_and_said_to_be_repeated(session, po
     assert "send 2 observation steps per request" in caplog.text
 
 
-def test_counted_steps_make_the_history(session, policy):
-    assert_answer(ask(session, 0, step=0), expected_actions(policy, [0, 0]), "exact")
-    assert_answer(ask(session, 1, step=1), expected_actions(policy, [0, 1], decision=1), "exact")
-    assert_answer(ask(session, 2, step=2), expected_actions(policy, [1, 2], decision=2), "exact")
-    gap = ask(session, 5, step=5)
-    assert_answer(gap, expected_actions(policy, [5, 5], decision=3), "repeated")
-    assert_answer(ask(session, 6, step=6), expected_actions(policy, [5, 6], decision=4), "exact")
-    # An observation without its number could be any step's, so nothing goes on from it.
-    assert_answer(ask(session, 7), expected_actions(policy, [7, 7], decision=5), "repeated")
-    after = ask(session, 8, step=8)
-    assert_answer(after, expected_actions(policy, [8, 8], decision=6), "repeated")
-
-
-def test_a_longer_history_begins_with_the_episode(caplog):
+def test_a_longer_history_begins_with_the_episode():
     policy = served_policy(obs_horizon=3)
     session = Session(policy)
-    for step, seen in enumerate([[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]]):
-        answer = ask(session, step, step=step)
-        assert_answer(answer, expected_actions(policy, seen, decision=step), "exact")
-    late = Session(policy)
-    ask(late, 4, step=4)
-    seen = expected_actions(policy, [4, 4, 5], decision=1)
-    assert_answer(ask(late, 5, step=5), seen, "repeated")
+    assert_answer(ask(session, 4), expected_actions(policy, [4, 4, 4]), "exact")
+    assert_answer(ask(session, 1, 2, 3), expected_actions(policy, [1, 2, 3], decision=1), "exact")
 
 
 def test_a_policy_of_one_step_needs_no_history():
@@ -113,9 +93,9 @@ def test_a_policy_of_one_step_needs_no_history():
 
 
 def test_a_reset_begins_an_episode_with_the_next_seed(session, policy):
-    ask(session, 0, step=0, reset=True)  # the first episode has begun already
-    assert_answer(ask(session, 1, step=1), expected_actions(policy, [0, 1], decision=1), "exact")
-    again = ask(session, 0, step=0, reset=True)
+    ask(session, 0, reset=True)  # the first episode has begun already
+    assert_answer(ask(session, 0, 1), expected_actions(policy, [0, 1], decision=1), "exact")
+    again = ask(session, 0, reset=True)
     assert_answer(again, expected_actions(policy, [0, 0], seed=FIRST_SEED + 1), "exact")
     seen = expected_actions(policy, [3, 3], seed=FIRST_SEED + 2)
     assert_answer(ask(session, 3, reset=np.bool_(True)), seen, "exact")
@@ -158,10 +138,15 @@ def test_states_of_any_number_are_taken_as_float32(session, policy, dtype):
         ({"observation/state": np.zeros(5, bool)}, "found bool [5]"),
         ({"observation/state": np.full(5, np.nan)}, "expected finite float32 numbers"),
         ({"observation/state": np.full(5, 1e300)}, "expected finite float32 numbers"),
-        ({"step": -1}, "step: expected an integer of 0 or more, found -1"),
-        ({"step": 1.5}, "step: expected an integer"),
-        ({"step": True}, "step: expected an integer"),
+        ({"observation/state": [1.0]}, "of shape [5] or [2, 5], found list [1.0]"),
+        ({"observation/state": {"b": 1}}, "found dict {'b': 1}"),
+        ({"observation/state": b"bytes"}, "found bytes b'bytes'"),
+        ({"observation/state": msgpack.ExtType(5, b"xyz")}, "found ExtType"),
+        ({"observation/top": msgpack.Timestamp(1)}, "found Timestamp"),
+        ({b"a": 1}, "unknown: b'a'"),
+        ({"\x1b[2J\n" + "x" * 999: []}, "unknown: ?[2J?xxx"),
         ({"reset": 1}, "reset: expected true or false, found 1"),
+        ({"reset": np.float32(1.5)}, "reset: expected true or false, found 1.5"),
     ],
 )
 def test_observations_of_another_form_are_refused(session, changes, pattern):
@@ -180,26 +165,9 @@ def test_a_missing_key_is_named(session):
     assert "missing: observation/top; unknown: none" in refusal(session, fields)
 
 
-def test_steps_that_go_back_ask_for_a_reset(session):
-    ask(session, 3, step=3)
-    assert "`reset`: true" in refusal(session, observation(3, step=3))
-
-
-def test_a_stack_that_also_counts_its_steps_is_refused(session):
-    assert "remove the key" in refusal(session, observation(0, 1, step=1))
-
-
 def test_the_prompt_of_openpis_examples_changes_nothing(session, policy):
     seen = expected_actions(policy, [0, 0])
     assert_answer(ask(session, 0, prompt="open the drawer"), seen, "exact")
-
-
-def test_a_view_called_state_cannot_be_served():
-    spec = AgentSpec(
-        view_names=("front", "state"), feature_shapes=POOLED, state_dim=1, action_dim=1
-    )
-    with pytest.raises(ConfigError, match="called `state`"):
-        RequestReader(spec, 2)
 
 
 @pytest.mark.parametrize("encoder", [PixelEncoder, PlacedEncoder])
@@ -207,13 +175,13 @@ def test_sessions_answered_together_see_and_do_what_they_do_alone(encoder):
     """Four sessions, which differ in steps, episode and history: the same features to the bit."""
     policy = served_policy(encoder=encoder())
     sessions = [Session(policy) for _ in range(4)]
-    ask(sessions[2], 5, step=5)
-    ask(sessions[3], 8, step=8)
-    shown = [[1, 2], [3, 3], [5, 6], [9, 9]]
+    ask(sessions[2], 5)
+    ask(sessions[3], 8)
+    shown = [[1, 2], [3, 3], [6, 6], [9, 9]]
     messages = [
         observation(1, 2),
         observation(3),
-        observation(6, step=6),
+        observation(6),
         observation(9, reset=True),
     ]
     turns = [Turn(*pair) for pair in zip(sessions, messages, strict=True)]

@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
@@ -25,7 +24,7 @@ from websockets.frames import CloseCode
 
 from pipeline.errors import ConfigError
 from pipeline.rollout.serve.config import ServeConfig
-from pipeline.rollout.serve.sockets import MAX_CLIENTS, PolicyServer, run_until_signal
+from pipeline.rollout.serve.sockets import PolicyServer, run_until_signal
 from tests.pipeline.rollout.pixel_encoder import BROKEN_PIXEL
 from tests.pipeline.rollout.serve.served import (
     FIRST_SEED,
@@ -75,17 +74,13 @@ def test_the_public_client_gets_metadata_actions_and_timing(port, policy):
     assert (told["obs_horizon"], told["num_action_steps"]) == (2, 8)
     assert told["encoder"]["weights"] == "f" * 64
     assert (told["checkpoint_step"], told["max_message_bytes"]) == (3, 2**20)
-    assert set(told["observation"]) == {*observation(0), "step", "reset", "prompt"}
 
     np.testing.assert_array_equal(first["actions"], expected_actions(policy, [0, 0]))
     np.testing.assert_array_equal(second["actions"], expected_actions(policy, [7, 8], decision=1))
     assert first["actions"].dtype == np.float32
     assert [first["history"], second["history"]] == ["exact", "exact"]
     timing = second["server_timing"]
-    assert set(timing) == set(first["server_timing"]) | {"prev_total_ms"}
     assert 0 < timing["encode_ms"] + timing["head_ms"] < timing["infer_ms"]
-    assert timing["queue_ms"] >= 0
-    assert timing["prev_total_ms"] >= first["server_timing"]["infer_ms"]
 
 
 def test_each_client_plays_its_own_episode(port, policy):
@@ -96,7 +91,8 @@ def test_each_client_plays_its_own_episode(port, policy):
         steps = range(first, first + 5)
         with robot(port) as client:
             ready.wait(timeout=10)
-            return [client.infer(observation(step, step=step - first))["actions"] for step in steps]
+            shown = [observation(max(first, step - 1), step) for step in steps]
+            return [client.infer(one)["actions"] for one in shown]
 
     with concurrent.futures.ThreadPoolExecutor(3) as robots:
         played = list(robots.map(play, (0, 20, 40)))
@@ -130,6 +126,7 @@ STRANGERS = {
     "another width": msgpack_numpy.packb(observation(0) | {"observation/state": np.zeros(9)}),
     "another key": msgpack_numpy.packb({"observation/image": np.zeros((4, 4, 3), np.uint8)}),
     **{name: bomb for name, bomb in BOMBS.items() if len(bomb) <= 2**20},
+    "a million empty maps": b"\x81\xa1a\xdc\x01\x00" + (b"\xdc\x01\x00" + b"\x80" * 256) * 4_000,
     "deep nesting": b"\x91" * 1_000_000,
 }
 
@@ -238,21 +235,6 @@ def test_web_pages_are_turned_away(port, policy):
 def test_health_is_told_to_everyone(port):
     assert status(port, "/healthz") == 200
     assert status(port, "/") == 426  # what a websocket server says to a browser
-
-
-def test_more_clients_than_places_are_told_so(policy):
-    with serving(policy) as port:
-        robots = [greeted(port) for _ in range(MAX_CLIENTS)]
-        with pytest.raises(InvalidStatus) as refused:
-            greeted(port)
-        assert refused.value.response.status_code == 503
-        robots.pop().close()
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                return assert_still_serves(port, policy)
-            except InvalidStatus:
-                assert time.monotonic() < deadline, "the place was not given back"
 
 
 def test_only_the_token_opens_the_door(policy, caplog):

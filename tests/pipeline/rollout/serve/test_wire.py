@@ -1,5 +1,6 @@
-"""The decoder against openpi's own packer, and against whatever a stranger could send."""
+"""The decoder against openpi's own packer, and against messages of another form."""
 
+import re
 import tracemalloc
 
 import msgpack
@@ -8,7 +9,10 @@ import pytest
 from openpi_client import msgpack_numpy
 
 from pipeline.errors import RequestError
-from pipeline.rollout.serve.wire import MAX_CONTAINERS, decode_message, encode_message
+from pipeline.rollout.serve.request import RequestReader
+from pipeline.rollout.serve.wire import MAX_ITEMS, decode_message, encode_message
+from policy.spec import AgentSpec
+from tests.pipeline.tiny import POOLED
 
 DTYPES = "?bBhHiIqQefd"
 
@@ -64,59 +68,39 @@ def test_the_public_client_reads_what_we_write():
 @pytest.mark.parametrize(
     ("changes", "pattern"),
     [
-        ({"dtype": "|O"}, "a: expected a dtype of bool, int, uint or float, found |O"),
-        ({"dtype": "<U1000000000"}, "found <U1000000000"),
-        ({"dtype": "|S6"}, "found |S6"),
-        ({"dtype": "|V6"}, "found |V6"),
-        ({"dtype": "<M8[s]"}, "found <M8"),
-        ({"dtype": "<c8"}, "found <c8"),
-        ({"dtype": "u1,(1000000,1000000)f8"}, "found u1,"),
-        ({"dtype": [["x", "<f4"]]}, "found [['x', '<f4']]"),
-        ({"dtype": None}, "found None"),
-        ({"shape": [2, 4]}, "a: expected 8 bytes for uint8 [2, 4], found 6 bytes"),
-        ({"shape": [2**62, 2**62, 2**62]}, "found 6 bytes"),
-        ({"shape": [2, -3]}, "expected a shape"),
-        ({"shape": [-2, -3]}, "expected a shape"),
-        ({"shape": [0, 2**63], "data": b""}, "expected a shape"),
-        ({"shape": [True, 6]}, "expected a shape"),
-        ({"shape": [6.0]}, "expected a shape"),
-        ({"shape": 6}, "expected a shape"),
-        ({"shape": [1] * 32 + [6]}, "expected a shape of 8 lengths or fewer"),
-        ({"data": "text"}, "expected 6 bytes for uint8 [2, 3], found str"),
-        ({"data": [0] * 6}, "found list"),
-        ({"more": 1}, "a: expected a numpy array, a number or text, found a dict"),
+        ({"dtype": "|O"}, "found: dtype |O; expected bool, int, uint or float"),
+        ({"dtype": "<U1000000000"}, "found: dtype <U1000000000"),
+        ({"dtype": "|S6"}, "found: dtype |S6"),
+        ({"dtype": "|V6"}, "found: dtype |V6"),
+        ({"dtype": "<M8[s]"}, "found: dtype <M8"),
+        ({"dtype": "<c8"}, "found: dtype <c8"),
+        ({"dtype": "u1,(1000000,1000000)f8"}, "found: dtype u1,"),
+        ({"dtype": [["x", "<f4"]]}, "found: dtype [['x', '<f4']]"),
+        ({"dtype": None}, "found: dtype None"),
+        ({"shape": [2, 4]}, "cannot reshape array of size 6 into shape (2,4)"),
+        ({"shape": [2**62, 2**62, 2**62]}, "cannot reshape array of size 6"),
+        ({"shape": [-2, -3]}, "can only specify one unknown dimension"),
+        ({"shape": [6.0]}, "cannot be interpreted as an integer"),
+        ({"shape": [1] * 99 + [6]}, "maximum supported dimension"),
+        ({"data": "text"}, "bytes-like object is required"),
+        ({"data": [0] * 6}, "bytes-like object is required"),
     ],
 )
 def test_arrays_that_are_none_are_refused(changes, pattern):
     assert pattern in refusal(msgpack.packb({"a": array_map(**changes)}))
 
 
-def scalar(dtype: str, data: object) -> bytes:
-    return msgpack.packb({"a": {b"__npgeneric__": True, b"data": data, b"dtype": dtype}})
-
-
 @pytest.mark.parametrize(
     ("message", "pattern"),
     [
-        (b"", "expected msgpack, found"),
-        (b"\xc1", "expected msgpack, found"),
-        (b"\x81\xa1a\x01\x02", "expected msgpack, found"),  # bytes after the end
-        (b"\x81\xa2\xff\xfe\x01", "expected msgpack, found"),  # no UTF-8
-        (b"\x82\xa1a\x01\xa1a\x02", "expected each key once"),
+        (b"", "expected msgpack with numpy arrays, found: "),
+        (b"\xc1", "expected msgpack with numpy arrays, found: "),
+        (b"\x81\xa1a\x01\x02", "expected msgpack with numpy arrays, found: "),  # more after the end
+        (b"\x81\xa2\xff\xfe\x01", "expected msgpack with numpy arrays, found: "),  # no UTF-8
         (msgpack.packb([1, 2]), "expected a map, found list"),
         (msgpack.packb(3), "expected a map, found int"),
-        (msgpack.packb({b"a": 1}), "expected text as keys, found b'a'"),
-        (msgpack.packb({1: 1}), "expected msgpack, found"),
-        (msgpack.packb({"a": [1.0]}), "a: expected a numpy array, a number or text, found a list"),
-        (msgpack.packb({"a": {"b": 1}}), "keys are flat, as in observation/state"),
-        (msgpack.packb({"a": b"bytes"}), "found a bytes"),
-        (msgpack.packb({"a": msgpack.ExtType(5, b"xyz")}), "found a ExtType"),
-        (msgpack.packb({"a": msgpack.Timestamp(1)}), "found a Timestamp"),
-        (msgpack.packb({"\x1b[2J\n" + "x" * 999: []}), "?[2J?xxx"),
-        (scalar("|O", 1), "expected a dtype"),
-        (scalar("<f4", "nan"), "a: expected a float32, found str"),
-        (scalar("<i4", 1.5), "a: expected a int32, found float"),
-        (scalar("<i4", True), "a: expected a int32, found bool"),
+        (msgpack.packb({1: 1}), "expected msgpack with numpy arrays, found: "),
+        (msgpack.packb(array_map()), "expected a map, found ndarray"),
     ],
 )
 def test_messages_of_another_form_are_refused(message, pattern):
@@ -131,8 +115,6 @@ BOMBS = {
     "nested maps": b"\x81\xa1a" * 1_000_000,
     "nested arrays of a million entries": b"\xdd\x00\x0f\x00\x00" * 200_000,
     "nested arrays of 256 entries": b"\xdc\x01\x00" * 1_000_000,
-    "a million empty maps": b"\x81\xa1a\xdc\x01\x00" + (b"\xdc\x01\x00" + b"\x80" * 256) * 4_000,
-    "a million lists": b"\x81\xa1a\xdc\x01\x00" + (b"\xdc\x01\x00" + b"\x91\x01" * 256) * 4_000,
 }
 
 
@@ -150,7 +132,7 @@ def test_a_message_cannot_swell(name):
 
 def test_an_observation_of_a_hundred_cameras_fits_the_budget():
     views = {f"observation/{number}": np.zeros((2, 2, 3), np.uint8) for number in range(100)}
-    assert 2 * len(views) + 1 < MAX_CONTAINERS
+    assert len(views) + 3 < MAX_ITEMS
     assert decode_message(msgpack_numpy.packb(views)).keys() == views.keys()
 
 
@@ -178,22 +160,22 @@ def test_mutated_messages_are_read_or_refused_and_nothing_else():
     fields = {
         "observation/front": np.arange(12, dtype=np.uint8).reshape(2, 2, 3),
         "observation/state": np.arange(5, dtype=np.float32),
-        "step": np.int64(3),
-        "reset": True,
+        "reset": np.bool_(True),
         "prompt": "push",
     }
     message = msgpack_numpy.packb(fields)
-    outcomes = []
+    spec = AgentSpec(view_names=("front",), feature_shapes=POOLED, state_dim=5, action_dim=1)
+    reader, outcomes = RequestReader(spec, obs_horizon=2), []
     for _ in range(2_000):
         try:
-            values = decode_message(mutated(message, numbers)).values()
+            request = reader.read(decode_message(mutated(message, numbers)))
         except RequestError as error:
             outcomes.append(str(error))
             assert outcomes[-1].isprintable()
         else:
             outcomes.append("")
-            assert all(
-                v is None or isinstance(v, np.ndarray | str | float | int | bool) for v in values
-            )
+            assert request.frames.shape == (1, 1, 256, 256, 3)
+            assert np.isfinite(request.state).all()
     # Mutations reach what lies behind the parser, and some do no harm.
-    assert {"", "observation"} < {told.partition("/")[0] for told in outcomes}
+    first_words = {re.split("[/:]", told)[0] for told in outcomes}
+    assert {"", "observation", "message"} <= first_words

@@ -50,10 +50,10 @@ def test_every_window_has_the_vector_of_its_episode(stores):
     data = data_of(*stores[:2], has_language=True)
     rows = torch.arange(sum(LENGTHS) + 36)
     windows = data.gather(rows, obs_horizon=2, pred_horizon=4)
-    for row, vector in enumerate(windows.instruction.numpy()):
+    for row, vector in enumerate(windows.features["instruction"].numpy()):
         words = (*TOLD, *FURTHER)[int(data.episode_of[row])]
         np.testing.assert_array_equal(vector, tiny_vector(words))
-    assert windows.inputs.keys() == {"pooled", "instruction"}
+    assert windows.features.keys() == {"pooled", "instruction"}
     assert data.spec.instruction_dim == 6
 
 
@@ -68,8 +68,7 @@ def test_the_mean_is_of_what_training_episodes_were_told(stores):
 def test_a_policy_that_is_not_told_sees_no_instruction(stores):
     data = data_of(*stores[:3])
     windows = data.gather(data.train_rows, obs_horizon=2, pred_horizon=4)
-    assert windows.instruction is None
-    assert windows.inputs.keys() == {"pooled"}
+    assert windows.features.keys() == {"pooled"}
     assert (data.spec.instruction_dim, data.statistics.instructions) == (0, None)
 
 
@@ -88,7 +87,7 @@ def test_what_does_not_fit_together_is_refused(stores):
     told, _, untold, other = stores
     with pytest.raises(ConfigError, match=r"untold.zarr: expected vectors .* --text-encoder"):
         data_of(told, untold, has_language=True)
-    with pytest.raises(StoreError, match=r"other.zarr: text encoder: expected tiny .* as in"):
+    with pytest.raises(StoreError, match=r"other.zarr: text encoder: expected tiny, .* as in"):
         data_of(told, other, has_language=True)
     with pytest.raises(ConfigError, match="weights: expected none together with balance"):
         data_of(told, untold, is_balanced=True, weights=(1.0, 2.0))
@@ -117,8 +116,8 @@ def test_the_errors_of_the_instructions_make_up_the_whole_error(stores):
     data = data_of(*stores[:2], has_language=True)
     config = told_config().model_copy(update={"validation_share": 0.34})
     trainer = Trainer(Path("run"), _description(config, data), data, torch.device("cpu"))
-    torch.nn.init.normal_(trainer.agent.head.predict.weight, std=0.1)
-    figures = trainer.validation.measure(trainer.agent, dict(trainer.agent.state_dict()))
+    torch.nn.init.normal_(trainer.averaged_agent.head.predict.weight, std=0.1)
+    figures = trainer.validate()
     rows = data.validation_rows
     windows = data.gather(rows, obs_horizon=2, pred_horizon=8)
     weights, squares = 0, 0.0

@@ -65,8 +65,3 @@ def test_without_a_draw_windows_and_statistics_are_those_of_the_plain_store(stor
     assert torch.equal(first.features["pooled"], second.features["pooled"])
     ours, theirs = (data.statistics.feature_std["pooled"] for data in (plain, both))
     assert torch.equal(ours, theirs)
-    generator = torch.Generator()
-    assert plain.draw_variants(5, generator) is None
-    drawn = both.draw_variants(300, generator)
-    assert drawn.shape == (300, NUM_VIEWS)
-    assert sorted(set(drawn.flatten().tolist())) == [0, 1, 2]

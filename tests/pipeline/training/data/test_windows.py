@@ -104,16 +104,6 @@ def test_a_share_of_zero_trains_on_the_episodes_of_the_split_too(tmp_path):
     assert len(data.train_rows) == sum(LENGTHS)
 
 
-def test_sources_that_do_not_fit_the_episodes_are_refused(tmp_path):
-    sources = (SourceShare(num_episodes=2, weight=1.0),)
-    with pytest.raises(StoreError, match="sources of 3 episodes"):
-        WindowData(
-            complete_store(tmp_path / "s.zarr", LENGTHS, sources=sources),
-            features=("pooled",),
-            validation_share=0.0,
-        )
-
-
 def weighted(path: Path, *weights: float, validation: tuple[int, ...] | None = None) -> WindowData:
     """Three sources of one episode each, of 12, 9 and 10 rows."""
     sources = tuple(SourceShare(num_episodes=1, weight=weight) for weight in weights)

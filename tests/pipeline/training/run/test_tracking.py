@@ -11,8 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.errors import ConfigError
 from pipeline.training.config import with_settings
 from pipeline.training.presets import debug
-from pipeline.training.run.tracking import TRACKERS, flat_configuration, open_trackers
+from pipeline.training.run.tracking import TRACKERS, Tracker, check_trackers, flat_configuration
 from pipeline.training.session import train
+from pipeline.training.trainer import TrainingWatcher
 from policy.errors import MissingExtraError
 from tests.pipeline.tiny import complete_store
 
@@ -22,30 +23,22 @@ def store(tmp_path_factory):
     return complete_store(tmp_path_factory.mktemp("tracked") / "s.zarr").path
 
 
-class Noting:
-    """Takes what a tracker takes."""
+class Dying(TrainingWatcher):
+    """Raises after the seventh step, whose figures are logged already."""
 
-    def __init__(self):
-        self.told, self.is_closed = [], False
+    steps = 0
 
-    def log(self, step, figures):
-        self.told.append({"step": step, **figures})
+    def figures(self):
+        self.steps += 1
+        if self.steps > 6:
+            raise KeyError(f"step {self.steps}")
+        return ()
 
-    def close(self):
-        self.is_closed = True
 
-
-def test_tensorboard_is_told_every_figure_of_the_log_once(store, tmp_path, monkeypatch):
+def test_tensorboard_is_told_every_figure_of_the_log_once(store, tmp_path):
     run = tmp_path / "run"
-    dying = Noting()
-    monkeypatch.setattr(dying, "log", fail_after(6, dying.log))
-    monkeypatch.setattr(
-        "pipeline.training.session.open_trackers",
-        lambda names, *where: [*open_trackers(names, *where), dying],
-    )
     with pytest.raises(KeyError, match="step 7"):
-        train([store], run, debug(), resume=False, track=["tensorboard"])
-    monkeypatch.undo()
+        train([store], run, debug(), resume=False, track=["tensorboard"], watchers=[Dying()])
     train([store], run, debug(), resume=True, track=["tensorboard"])
 
     shown = EventAccumulator(str(run / "tensorboard")).Reload()
@@ -55,15 +48,6 @@ def test_tensorboard_is_told_every_figure_of_the_log_once(store, tmp_path, monke
         found = [(event.step, event.value) for event in shown.Scalars(name)]
         assert [step for step, _ in found] == [step for step, _ in expected], name
         assert [value for _, value in found] == pytest.approx([value for _, value in expected])
-
-
-def fail_after(step_before, log):
-    def failing(step, figures):
-        log(step, figures)
-        if step > step_before:
-            raise KeyError(f"step {step}")
-
-    return failing
 
 
 def test_weights_and_biases_is_told_offline(store, tmp_path):
@@ -85,14 +69,14 @@ def test_weights_and_biases_is_told_offline(store, tmp_path):
         assert name in content
 
 
-def test_a_tracker_that_is_unknown_or_not_installed_is_refused(store, tmp_path, monkeypatch):
+def test_a_tracker_that_is_unknown_or_not_installed_is_refused(monkeypatch):
     with pytest.raises(
         ConfigError, match="--track: expected one of tensorboard, wandb, found 'mlflow'"
     ):
-        open_trackers(["mlflow"], tmp_path, {}, 0)
+        check_trackers(["mlflow"])
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingExtraError, match=r"'\.\[wandb\]'"):
-        open_trackers(["wandb"], tmp_path, {}, 0)
+        check_trackers(["wandb"])
 
 
 def test_a_tracker_that_cannot_be_opened_leaves_no_run(store, tmp_path):
@@ -132,19 +116,18 @@ def test_without_a_login_nothing_is_trained_and_nothing_blocks_the_retry(store, 
 def test_a_tracker_that_fails_is_warned_of_once_and_training_continues(
     store, tmp_path, monkeypatch, caplog
 ):
-    class Failing(Noting):
-        def __init__(self, run, configuration, step):
-            super().__init__()
+    told = []
 
-        def log(self, step, figures):
-            if step > 3:
-                raise ConnectionError("no\nnetwork")
-            super().log(step, figures)
+    def log(step, figures):
+        if step > 3:
+            raise ConnectionError("no\nnetwork")
+        told.append(step)
 
-    monkeypatch.setitem(TRACKERS, "tensorboard", Failing)
+    monkeypatch.setitem(TRACKERS, "tensorboard", lambda *_: Tracker(log, close=list))
     report = train([store], tmp_path / "run", debug(), resume=False, track=["tensorboard"])
     assert report.steps == 8
     assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 8
+    assert told == [1, 2, 3]
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == [
         "--track tensorboard: tracking stopped (ConnectionError: no network); training continues, "
