@@ -15,6 +15,10 @@ GRIPPER_OPENING_M: Final = 0.072  # what fits between the open fingers, with 2 m
 FINGERTIP_M: Final = 0.014  # the fingers' tips end this far below the point between the pads
 PALM_M: Final = 0.022  # an object may reach this far above the point between the pads
 HALF_HAND_M: Final = 0.1  # the hand's half width, in the direction in which its fingers close
+HALF_FIST_M: Final = 0.035  # the same across that direction, with 5 mm to spare
+KNUCKLES_M: Final = 0.03  # from the point between the pads up to where the hand is that wide
+HALF_PAD_M: Final = 0.015  # of a finger's pad, across that direction; it stays on the object
+SLIDES_M: Final = (0.0, -0.01, 0.01, -0.02, 0.02)  # along the object, where to take it: first best
 RIM_M: Final = 0.004  # from the outer edge of a bowl to the middle of its wall
 TOUCH_M: Final = 0.01  # above the target, where an object is let go
 CLEARANCE_M: Final = 0.05  # between a carried object and what it is carried over
@@ -137,7 +141,7 @@ class PickAndPlace:
     def _choose_grasp(
         self, sight: Sight
     ) -> tuple[Float64[np.ndarray, " 3"], Float64[np.ndarray, " 3"]]:
-        """Take the object across its narrowest side, or a bowl by its rim.
+        """Take the object across its narrowest side, clear of others, or a bowl by its rim.
 
         Returns:
             Horizontal direction in which the fingers close; and the point between the fingers,
@@ -160,7 +164,25 @@ class PickAndPlace:
             if thing.size[side] < 1.15 * narrowest
         ]
         along = max(directions, key=lambda direction: abs(direction @ closing))
-        return along, np.array([0.0, 0.0, height])
+        across = np.cross(along, [0.0, 0.0, 1.0])
+        reach = np.abs(across @ thing.axes) @ thing.size / 2 - HALF_PAD_M
+        offsets = [
+            np.append((across * slide)[:2], height) for slide in SLIDES_M if abs(slide) <= reach
+        ] or [np.array([0.0, 0.0, height])]
+        rooms = [_hand_room(sight, offset, along) for offset in offsets]
+        wanted = min(max(rooms), HALF_FIST_M)
+        return along, next(o for o, room in zip(offsets, rooms, strict=True) if room >= wanted)
+
+
+def _hand_room(sight: Sight, offset: np.ndarray, along: np.ndarray) -> float:
+    """Return how far other things are from a hand that takes the object at an offset."""
+    middle = sight.thing.center + offset + np.array([0.0, 0.0, KNUCKLES_M])
+    room = np.inf
+    for other in sight.others:
+        for aside in (-HALF_HAND_M, -HALF_HAND_M / 2, HALF_HAND_M / 2, HALF_HAND_M):
+            beyond = np.abs(other.axes.T @ (middle + aside * along - other.center)) - other.size / 2
+            room = min(room, float(beyond.max()))
+    return room
 
 
 def _room(sight: Sight, side: np.ndarray) -> float:
