@@ -220,6 +220,20 @@ def test_a_bowl_is_taken_by_its_rim_where_the_hand_has_room():
     env.close()
 
 
+def test_a_flat_box_next_to_a_can_is_taken_where_the_hand_has_room():
+    """At the middle of the box, the hand would stand on the can, and close above the box."""
+    env = make_expert_env("libero/libero_object/1", ("agentview",))
+    env.reset(FIRST_ROLLOUT_SEED + 1)
+    fingers = []
+    for _ in range(env.max_steps):
+        action = env.expert_action()
+        fingers.append(action[-1])
+        if env.step(action).success:
+            break
+    env.close()
+    assert np.count_nonzero(np.diff(fingers) > 0) == 1  # they close once: no second try
+
+
 def test_a_stove_that_was_turned_on_is_off_after_a_reset():
     """Its flame is part of the model, which a reset keeps."""
     env = make_env("libero/libero_goal/turn_on_the_stove", ("agentview",))
