@@ -24,8 +24,8 @@ from policy.network.readers import (
     InstructionReaderConfig,
     ReaderConfig,
 )
-from policy.objectives.base import Batch, Chunks, Loss, Noise, Times, bind
-from policy.objectives.meanflow import ImprovedMeanFlowConfig, JumpObjective
+from policy.objectives.base import Batch, Chunks, Loss, Noise, bind
+from policy.objectives.meanflow import ImprovedMeanFlowConfig
 from policy.objectives.registry import ObjectiveConfig, build_objective
 from policy.spec import INSTRUCTION, AgentSpec, FrozenModel
 
@@ -213,19 +213,6 @@ class VLAAgent(nn.Module):
         condition = cond if nfe == 1 else self.head.encode_condition(cond)
         normalized = self.objective.sample(bind(self.head, condition), noise, nfe)
         return self.action_normalizer.unnormalize(normalized)
-
-    @torch.no_grad()
-    def additivity_residual(
-        self, features: Features, state: Float[Tensor, "b t s"], noise: Noise
-    ) -> Times | None:
-        """Return `JumpObjective.additivity_residual`; None where no jumps are learned.
-
-        It is large where a one-step policy is uncertain; it takes a few evaluations of the head.
-        """
-        if not isinstance(self.objective, JumpObjective):
-            return None
-        network = bind(self.head, self._encode_condition(features, state))
-        return self.objective.additivity_residual(network, noise)
 
     def noise(self, batch_size: int, generator: Generator, nfe: int | None = None) -> Noise:
         """Draw the noise that `predict` needs at that NFE, on the CPU; errors as `evaluations`."""

@@ -97,10 +97,14 @@ class LocalFolder:
         return [path.name for path in self.location.iterdir()]
 
     def files(self) -> Iterator[FileEntry]:
-        root = self.location
-        # A link that leads back to a folder above it ends where the system refuses the path.
-        below = os.walk(root, followlinks=True)
-        paths = [Path(folder, name) for folder, _, names in below for name in names]
+        root, seen, paths = self.location, set(), []
+        for folder, folders, names in os.walk(root, followlinks=True):
+            held = Path(folder).stat()
+            if (held.st_dev, held.st_ino) in seen:  # by a link, that may lead back above itself
+                folders.clear()
+                continue
+            seen.add((held.st_dev, held.st_ino))
+            paths += [Path(folder, name) for name in names]
         for path in sorted(filter(Path.is_file, paths or [root])):
             status = path.stat()
             yield FileEntry(str(path.relative_to(root)), status.st_size, str(status.st_mtime_ns))

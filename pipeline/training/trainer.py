@@ -262,6 +262,8 @@ class Trainer:
                 seeded_generator(config.seed, "loss", index),
                 teacher=self.averaged_agent,
             )
+        if self.check_every == 1 and not torch.isfinite(loss.value):
+            raise self._diverged("loss", loss.value, self.step, windows.rows)
         (loss.value / config.gradient_accumulation_steps).backward()  # type: ignore[no-untyped-call]
         figures = {"loss": loss.value.detach(), **loss.figures}
         return {
@@ -272,12 +274,15 @@ class Trainer:
     def _check_gradients(self) -> None:
         for step, norm, rows in self._unchecked:
             if not torch.isfinite(norm):
-                episodes = sorted(set(self.data.episode_of[rows].tolist()))
-                raise NonFiniteLossError(
-                    f"{self.run}: gradient is {norm.item()} at step {step}, episodes {episodes}; "
-                    f"check their state and action, or lower optimizer.learning_rate"
-                )
+                raise self._diverged("gradient", norm, step, rows)
         self._unchecked.clear()
+
+    def _diverged(self, what: str, value: Tensor, step: int, rows: Tensor) -> NonFiniteLossError:
+        episodes = sorted(set(self.data.episode_of[rows].tolist()))
+        return NonFiniteLossError(
+            f"{self.run}: {what} is {value.item()} at step {step}, episodes {episodes}; "
+            f"check their state and action, or lower optimizer.learning_rate"
+        )
 
     def save(self, figures: Mapping[str, float]) -> None:
         """Write a checkpoint; `figures` go into its card, `val_error` decides if it is the best.

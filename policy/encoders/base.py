@@ -224,8 +224,9 @@ def _passes(
     places: Int64[np.ndarray, " n"], images_per_pass: int
 ) -> Int64[np.ndarray, "p {images_per_pass}"]:
     """Return which image is at which place of which pass; -1 where a filler is."""
-    by_place = [np.flatnonzero(places == place) for place in range(images_per_pass)]
-    passes = np.full((max(map(len, by_place)), images_per_pass), -1)
-    for place, rows in enumerate(by_place):
-        passes[: len(rows), place] = rows
+    order = np.argsort(places, kind="stable")
+    ordered = places[order]
+    number = np.arange(len(places)) - np.searchsorted(ordered, ordered)  # of each one's pass
+    passes = np.full((number.max(initial=-1) + 1, images_per_pass), -1)
+    passes[number, ordered] = order
     return passes

@@ -297,7 +297,7 @@ def _check_preprocessing(path: Path) -> None:
         raise EncoderLoadError(f"{path}: expected a JSON file, cannot read it ({error})") from error
     steps = {field for field, value in found.items() if field.startswith("do_") and value}
     for field in [*PREPROCESSING, *sorted(steps - {*PREPROCESSING, "do_convert_rgb"})]:
-        expected, value = PREPROCESSING.get(field), found.get(field)
+        expected, value = PREPROCESSING.get(field, False), found.get(field, "nothing")
         if value != expected:
             raise EncoderLoadError(f"{path}: {field}: expected {expected}, found {value}")
 

@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from policy.encoders.base import hash_weights
-from policy.errors import AgentMismatchError
+from policy.errors import AgentMismatchError, FeatureRangeError
 from policy.spec import INSTRUCTION, EncoderIdentity, FeatureSpec
 
 
@@ -74,6 +74,11 @@ class TextEncoder(ABC):
         for row, instruction in enumerate(instructions):
             if instruction.strip():
                 vectors[row] = self._forward(instruction).numpy()
+        if not np.isfinite(vectors).all():
+            raise FeatureRangeError(
+                f"{self.identity.name}: an instruction's vector is not finite; the weights are "
+                "damaged"
+            )
         return vectors
 
 

@@ -38,7 +38,7 @@ from torch import Generator
 
 from policy.objectives.base import ActionNetwork, Batch, Chunks, Loss, Predictor, Times, bind
 from policy.objectives.flow_matching import StartConfig
-from policy.objectives.meanflow import JumpObjective, adaptively_weighted, average_velocity
+from policy.objectives.meanflow import JumpObjective, adaptively_weighted
 
 SHARE_LEFT: Final = (0.1, 0.6)  # (s - r) / (t - r); 0.3 to 0.9 drew wider modes
 MIDPOINT_STEPS: Final = 2  # of the velocity, from t to s; second order in their length
@@ -93,11 +93,6 @@ class ImprovedMeanFlowJump(JumpObjective):
                 "average_velocity_rms": batch.root_mean_square(average.detach().to(jump_error)),
             },
         )
-
-    def _two_ways(self, network: Predictor, start: Chunks) -> tuple[Chunks, Chunks]:
-        """Return the one jump, and one whose first half follows the velocity; six evaluations."""
-        t = start.new_ones(len(start))
-        return average_velocity(network)(start, t, t), jump_target(network, (start, t, t), t / 2)
 
     def _draw_times(self, batch_size: int, generator: Generator) -> Times:
         """Draw times of which the last are 1; the rows of a batch are shuffled."""

@@ -25,7 +25,6 @@ These anchored items are drawn at that query, or in part at every t: the identit
 is known at small t along r = 0 up to it, instead of leaving it to extrapolation.
 """
 
-from abc import abstractmethod
 from typing import Literal
 
 import torch
@@ -84,29 +83,12 @@ class ImprovedMeanFlowConfig(AverageVelocityConfig):
 
 
 class JumpObjective(Objective):
-    """An objective that learns average velocities u(z, t, h), which jump from noise to data.
-
-    Such jumps must add up, so a policy can check itself without labels.
-    """
+    """An objective that learns average velocities u(z, t, h), which jump from noise to data."""
 
     config: StartConfig
 
     def _sample(self, network: Predictor, noise: Noise, nfe: int) -> Chunks:
         return jump_to_data(average_velocity(network), self.config.starting_point(noise), nfe)
-
-    @torch.no_grad()
-    def additivity_residual(self, network: Predictor, noise: Noise) -> Times:
-        """Return how far one jump from noise to data is from two, relative to the longer one.
-
-        Takes what `sample` does at one evaluation. Each row's number is in [0, 2]; 0 is perfect.
-        """
-        one, two = self._two_ways(network, self.config.starting_point(noise))
-        length = torch.maximum(_chunk_rms(one), _chunk_rms(two))
-        return _chunk_rms(one - two) / length.clamp_min(torch.finfo(length.dtype).tiny)
-
-    @abstractmethod
-    def _two_ways(self, network: Predictor, start: Chunks) -> tuple[Chunks, Chunks]:
-        """Return the sum of the velocities of one jump and of two, from noise to data."""
 
 
 class MeanFlow(JumpObjective):
@@ -153,11 +135,6 @@ class MeanFlow(JumpObjective):
             value = value + config.velocity_weight * adaptively_weighted(own, *weight).mean()
             figures["velocity_mse"] = own.detach().sum() / batch.num_values(target)
         return Loss(value, figures)
-
-    def _two_ways(self, network: Predictor, start: Chunks) -> tuple[Chunks, Chunks]:
-        velocity = average_velocity(network)
-        one, two = (start - jump_to_data(velocity, start, jumps) for jumps in (1, 2))
-        return one, two
 
 
 def adaptively_weighted(error: Times, power: float, constant: float) -> Times:

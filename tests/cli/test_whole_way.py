@@ -77,7 +77,6 @@ def test_the_way_from_demonstrations_to_a_rollout(trained):
     assert [episode["seed"] for episode in found["episodes"]] == [100_000, 100_001]
     assert [episode["steps"] for episode in found["episodes"]] == [12, 12]
     assert found["nfe"] == 1
-    assert 0 < found["disagreement"]["median"] <= found["disagreement"]["p95"] <= 2
     assert found["encoder"]["pretrained"]
 
     again = trained.parent / "again"

@@ -93,7 +93,7 @@ def success_attribute(of: h5py.Group) -> bool | None:
 
 def positive_number(value: object) -> float | None:
     """Return a rate from a file; None if it is not a finite number above 0."""
-    if isinstance(value, int | float) and 0 < value < math.inf:
+    if isinstance(value, int | float) and value is not True and 0 < value < math.inf:
         return float(value)
     return None
 

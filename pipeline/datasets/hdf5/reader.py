@@ -145,7 +145,8 @@ class Hdf5Reader(ArrayReader):
             raise DatasetError(
                 f"{name}: expected frames in {cls.cameras}, found none; {cls.without_cameras}"
             )
-        length = len(next(iter(views.values())))
+        lengths = [len(array) for array in (*views.values(), *numbers.values())]
+        length = max(lengths, key=lengths.count)  # an unused array may be of another one
         sizes = {key: _frame_size(view, f"{name}: {key}") for key, view in views.items()}
         of_steps = {key: array for key, array in numbers.items() if len(array) == length}
         return FormatSurvey(fps, sizes, number_columns(of_steps), notes)

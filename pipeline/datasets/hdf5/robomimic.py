@@ -37,7 +37,7 @@ from pipeline.datasets.hdf5.files import (
 )
 from pipeline.datasets.hdf5.reader import Hdf5Episode, Hdf5Reader, agreed_fps
 from pipeline.datasets.manifest.paths import file_in
-from pipeline.datasets.manifest.selection import wanted_numbers
+from pipeline.datasets.manifest.selection import LEAVE_OUT, wanted_numbers
 from pipeline.errors import DatasetError
 from pipeline.storage.location import Location
 from pipeline.storage.open import open_folder
@@ -81,6 +81,12 @@ class RobomimicHdf5Reader(Hdf5Reader):
                     group = _group(file, demo)
                     label = _label(file, group)
                     episodes.append(self.read_header(group, path, number, config, label=label))
+                    stored, num_samples = episodes[-1].length, attribute(group, "num_samples")
+                    if num_samples not in (None, stored):
+                        raise DatasetError(
+                            f"{episodes[-1].name}: expected {num_samples} steps by its attribute "
+                            f"num_samples, found {stored}; correct it, or {LEAVE_OUT}"
+                        )
                 stated.append((path, _fps(file)))
                 written.append(_facts(file))
                 if _is_upside_down(file, path):

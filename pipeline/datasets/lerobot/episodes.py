@@ -194,6 +194,13 @@ def _check_video(
             f"found {num_frames} frames until {header.end_s} s; download or convert the dataset "
             "again, or leave out all episodes of this file"
         )
+    for files in users:
+        end_s, rows_end_s = files.clips[key].end_s, files.rows_end_s(key, fps)
+        if end_s < rows_end_s - 0.5 / fps:
+            raise DatasetError(
+                f"{where}: expected episode {files.number} to end at {rows_end_s:.4f} s, found "
+                f"{end_s:.4f} s; correct `fps` in meta/info.json, or {LEAVE_OUT}"
+            )
     last, *ordered = sorted(all_users, key=lambda each: (each.clips[key].start_s, each.number))
     last_end = max(last.clips[key].end_s, last.rows_end_s(key, fps))
     for files in ordered:

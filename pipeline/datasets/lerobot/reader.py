@@ -212,12 +212,13 @@ class LeRobotReader(FormatReader):
         splits = self._info.splits if isinstance(self._info.splits, dict) else {}
         bounds = re.fullmatch(r"(\d+):(\d+)", str(splits.get(name)).replace(" ", ""))
         num = self._info.total_episodes
-        if bounds is None or (num is not None and int(bounds[2]) > num):
+        start, stop = map(int, bounds.groups()) if bounds else (1, 0)
+        if start > stop or (num is not None and stop > num):
             raise DatasetError(
                 f"{self._root / INFO_PATH}: splits: expected {name} as start:stop within 0..{num}, "
                 f"found {splits or 'none'}; choose another split, or list episode numbers"
             )
-        return tuple(range(int(bounds[1]), int(bounds[2])))
+        return tuple(range(start, stop))
 
     def close(self) -> None:
         for decoder in self._decoders.values():

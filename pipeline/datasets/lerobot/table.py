@@ -66,8 +66,14 @@ class ParquetTable:
         if key not in self._arrays:
             array = self._column(column)
             flat = array.flatten() if pa.types.is_nested(array.type) else array
-            values = flat.cast(pa.float64()).to_numpy(zero_copy_only=False)
-            self._arrays[key] = values.reshape(self.num_rows)
+            try:
+                values = flat.cast(pa.float64()).to_numpy(zero_copy_only=False)
+                self._arrays[key] = values.reshape(self.num_rows)
+            except ValueError as error:  # pyarrow's own too
+                raise DatasetError(
+                    f"{self.path}: {column}: expected one truth value per row, found {array.type}; "
+                    "write the column again"
+                ) from error
         return self._arrays[key]
 
     def step_seconds(self, rows: slice, fps: float, where: str) -> Float64[np.ndarray, " t"]:
@@ -104,7 +110,7 @@ class ParquetTable:
         """Read rows [start, stop) of a column of images; one row group stays in memory.
 
         Returns `bytes`, the encoded image, or `path`, its file, of each; one of both may be None.
-        DatasetError: the column is missing or damaged.
+        DatasetError: the column is missing or damaged, or a row has neither.
         """
         found = []
         for row in range(start, stop):
@@ -114,7 +120,13 @@ class ParquetTable:
                 self._images.pop(column, None)  # so that memory never contains two row groups
                 first, rows = int(self._group_starts[group]), self._column(column, [group])
                 self._images[column] = (first, rows)
-            found.append(rows[row - first].as_py() or {})
+            image = rows[row - first].as_py()
+            if not isinstance(image, dict) or not (image.get("bytes") or image.get("path")):
+                raise DatasetError(
+                    f"{self.path}: {column}: row {row}: expected an image's bytes or path, found "
+                    f"{type(image).__name__}; write the column again"
+                )
+            found.append(image)
         return found
 
     def close(self) -> None:

@@ -13,9 +13,12 @@ def resolve_inside(root: Path, relative: str, *, allow_outside: bool) -> Path:
     `root` may itself be reached through symbolic links; an absolute path counts as outside.
 
     Raises:
-        DatasetError: the path leads outside `root` and `allow_outside` is False.
+        DatasetError: the path leads outside `root` and `allow_outside` is False, or nowhere.
     """
-    base, path = root.resolve(), (root / relative).resolve()
+    try:
+        base, path = root.resolve(), (root / relative).resolve()
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise DatasetError(f"{root / relative}: does not resolve ({error}); correct it") from error
     if allow_outside or path == base or base in path.parents:
         return path
     raise DatasetError(

@@ -156,8 +156,9 @@ def verify_checksums(loaded: LoadedManifest) -> None:
 def wrong_checksums(loaded: LoadedManifest) -> Iterator[DatasetError]:
     """Yield an error for every file that is missing, unreadable, outside, or a different one."""
     for source, root in zip(loaded.manifest.data_sources, loaded.roots, strict=True):
-        is_folder = open_folder(root).children() is not None
-        for relative, expected in (source.checksums or {}).items():
+        checksums = source.checksums or {}
+        is_folder = not checksums or open_folder(root).children() is not None
+        for relative, expected in checksums.items():
             folder, name = root if is_folder else root.parent, posixpath.normpath(relative)
             try:
                 path = root  # even a link to outside: `path` of the manifest names it

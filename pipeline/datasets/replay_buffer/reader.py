@@ -160,6 +160,9 @@ class _Buffer:
                     "would read as zeros; copy the data again, or write it with "
                     f"write_empty_chunks=True if it is all zeros, or {LEAVE_OUT}"
                 )
+            if (self.root / key / name).is_symlink():
+                allowed = self._allow_outside
+                resolve_inside(self.root, f"{key}/{name}", allow_outside=allowed)
 
 
 class DiffusionPolicyZarrReader(ArrayReader):

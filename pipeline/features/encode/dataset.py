@@ -19,6 +19,8 @@ from policy.encoders.base import ImageEncoder
 from policy.encoders.text import TextEncoder
 from policy.spec import FRAME_SHAPE, FRAME_SIZE
 
+PROBED_STEPS: Final = 3  # of which the probe has all views
+PROBED_EPISODES: Final = 20  # tried where the first steps of others do not read
 SAMPLED_STEPS: Final = 64  # control steps whose views a PCA basis is fitted to
 
 
@@ -38,10 +40,12 @@ def check_frame_sizes(path: Path, reader: ManifestReader) -> None:
 
 
 def probe_frames(reader: ManifestReader) -> UInt8[np.ndarray, "q v 256 256 3"]:
-    """Read the first steps of the first, middle and last episode, without unreadable ones."""
+    """Read the first steps of the first, middle and last episode; instead of bad ones, others."""
     last = reader.num_episodes - 1
     found = [np.zeros((0, len(reader.view_names), *FRAME_SHAPE), np.uint8)]
-    for episode in dict.fromkeys((0, round(last / 2), last)):
+    for episode in dict.fromkeys((0, round(last / 2), last, *range(min(last, PROBED_EPISODES)))):
+        if len(found) > PROBED_STEPS:
+            break
         with suppress(FrameReadError):  # its unit fails with this error
             found.append(read_slots(reader, EpisodeSlice(episode, 0, 1), num_variants=0))
     return np.concatenate(found)

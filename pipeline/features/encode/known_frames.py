@@ -57,12 +57,13 @@ class FrameIndex:
                 units.append((number, unit))
                 hashes = store.read_unit_hashes(unit)
                 keys.append(frame_keys(hashes, num_views, place_matters).ravel())
-        joined = np.concatenate(keys)
+        sizes, joined = [len(own) for own in keys[1:]], np.concatenate(keys)
+        del keys  # tens of millions of frames
         order = np.argsort(joined, kind="stable")
         return cls(
             stores=tuple(store.path for store, _ in stored),
             units=np.array(units, np.int64).reshape(-1, 2),
-            ends=np.cumsum([len(own) for own in keys[1:]], dtype=np.int64),
+            ends=np.cumsum(sizes, dtype=np.int64),
             hashes=joined[order],
             positions=order.astype(np.uint32 if len(order) < 2**32 else np.uint64),
         )

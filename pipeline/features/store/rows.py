@@ -181,17 +181,17 @@ def _chunks(
     if store.attributes.rows_per_unit == CHUNK_ROWS:
         return paths, *whole_files
     starts = np.arange(-(-store.num_rows // CHUNK_ROWS)) * CHUNK_ROWS
-    offsets = [_shard_offsets(path, store.attributes.rows_per_unit // CHUNK_ROWS) for path in paths]
-    return (
-        paths,
-        starts,
-        starts // store.attributes.rows_per_unit,
-        np.concatenate(offsets)[: len(starts)],
-    )
+    num_chunks = store.attributes.rows_per_unit // CHUNK_ROWS
+    chunk_bytes = CHUNK_ROWS * store.attributes.num_slots * value_bytes + CHECKSUM_BYTES
+    offsets = [
+        _shard_offsets(path, num_chunks, -(-store.num_unit_rows(unit) // CHUNK_ROWS), chunk_bytes)
+        for unit, path in enumerate(paths)
+    ]
+    return paths, starts, starts // store.attributes.rows_per_unit, np.concatenate(offsets)
 
 
-def _shard_offsets(path: Path, num_chunks: int) -> Numbers:
-    """Read the offsets of a shard's chunks; a wrong one is found when its rows are hashed."""
+def _shard_offsets(path: Path, num_chunks: int, used: int, chunk_bytes: int) -> Numbers:
+    """Read the offsets of a shard's `used` chunks; hashes of rows find a wrong one."""
     index_bytes = num_chunks * INDEX_ENTRY * 8
     try:
         with path.open("rb") as file:
@@ -201,7 +201,13 @@ def _shard_offsets(path: Path, num_chunks: int) -> Numbers:
         raise StoreError(
             f"{path}: cannot be read ({error.strerror}); run vla-embed again"
         ) from error
-    return np.frombuffer(held, "<u8").reshape(num_chunks, INDEX_ENTRY)[:, 0].astype(np.int64)
+    index = np.frombuffer(held, "<u8").reshape(num_chunks, INDEX_ENTRY)[:used]
+    if (index[:, 1] != chunk_bytes).any():
+        raise StoreError(
+            f"{path}: damaged: expected chunks of {chunk_bytes} bytes in its index, found others; "
+            "run vla-embed again"
+        )
+    return index[:, 0].astype(np.int64)
 
 
 def _copy_units(store: FeatureStore, name: str, cache: Path, *, row_bytes: int) -> list[Path]:

@@ -20,9 +20,7 @@ def decide(
 
     Views are encoded together, and each decision waits for all of them. The head decides for each
     episode alone: its last bits depend on the number of rows of a product. Seed and number of the
-    decision determine the noise. Its disagreement with itself is measured outside of the timed
-    part: it takes a few more evaluations, which no robot would need. Durations and disagreement are
-    appended to the episodes.
+    decision determine the noise. Durations are appended to the episodes.
     """
     observations = [observation for progress in seen for observation in progress.observations]
     frames = np.stack([observation.frames for observation in observations])
@@ -46,9 +44,6 @@ def decide(
         episode.head_s.append(time.perf_counter() - started)
         episode.encode_s.append(encode_s)
         episode.render_s.append(progress.render_s)
-        residual = agent.additivity_residual(window, state, noise)
-        if residual is not None:
-            episode.disagreement.append(residual.item())
         chunks.append(chunk[: agent.config.num_action_steps].cpu().numpy())
     return chunks
 

@@ -34,8 +34,6 @@ class Episode(BaseModel):
     """Encoding their views, together with those of episodes that ran at the same time."""
     head_s: list[float] = Field(default_factory=list)
     """Condition and action head."""
-    disagreement: list[float] = Field(default_factory=list)
-    """Of the head with itself; empty where the objective learns no jumps."""
     first_actions: tuple[tuple[float, ...], ...] = ()
     """See `EpisodeResult`."""
     result: EpisodeResult | None = None

@@ -32,7 +32,7 @@ from pipeline.rollout.gate.checks import (
 from pipeline.rollout.play.decide import decide
 from pipeline.rollout.play.episode import EpisodePlayer, Progress
 from pipeline.rollout.play.journal import RESULT, Episode, Journal
-from pipeline.rollout.play.result import Disagreement, Latency, RolloutResult, success_fields
+from pipeline.rollout.play.result import Latency, RolloutResult, success_fields
 from pipeline.rollout.play.tasks import OneAtATime, Queue
 from pipeline.rollout.play.video import require_encoder
 from pipeline.storage.local import write_json
@@ -238,7 +238,6 @@ def _sum_up(
         render_s=Latency.of([s for each in finished for s in each.render_s]),
         encode_s=Latency.of([s for each in finished for s in each.encode_s]),
         head_s=Latency.of([s for each in finished for s in each.head_s]),
-        disagreement=Disagreement.of([d for each in finished for d in each.disagreement]),
         camera_check=CameraCheckResult(
             mode=config.camera_check,
             starts=tuple(each.start for each in finished if each.start is not None),

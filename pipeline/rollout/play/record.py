@@ -129,6 +129,8 @@ def record_dataset(config: RecordConfig) -> RecordReport:
             "another; record into another folder, or move it away"
         )
     steps = _record_missing(config, tasks, queue) if num_missing else 0
+    for task in tasks.values():
+        task.require_enough()
     if not path.exists():
         write_atomically(path, manifest.to_toml().encode())
     return RecordReport(
@@ -162,18 +164,24 @@ class _Task:
     failed: set[int]
     """Seeds that the expert did not solve; grows."""
 
+    @property
+    def episodes(self) -> int:
+        """How many make up the dataset."""
+        return len(self.attempts) // ATTEMPTS_PER_EPISODE
+
     def planned(self) -> list[int]:
-        """List the seeds that make up the dataset (EnvError: too many failed)."""
-        episodes = len(self.attempts) // ATTEMPTS_PER_EPISODE
-        plan = [seed for seed in self.attempts if seed not in self.failed][:episodes]
-        if len(plan) < episodes:
+        """List the seeds that make up the dataset; fewer where too many failed."""
+        return [seed for seed in self.attempts if seed not in self.failed][: self.episodes]
+
+    def require_enough(self) -> None:
+        """Refuse a dataset (EnvError) that the expert cannot complete."""
+        if len(self.planned()) < self.episodes:
             raise EnvError(
-                f"{self.env}: expected the expert to solve {episodes} of at most "
+                f"{self.env}: expected the expert to solve {self.episodes} of at most "
                 f"{len(self.attempts)} seeds, found {len(self.recorded)} solved and "
                 f"{len(self.failed)} failed; reduce --episodes, or choose another first_seed and "
                 "folder"
             )
-        return plan
 
     def missing(self) -> list[int]:
         """List the seeds that are still to be recorded."""
@@ -182,7 +190,7 @@ class _Task:
         others = sorted(self.recorded.difference(plan))
         if others:
             raise ConfigError(
-                f"{self.out}: expected only seeds of a recording of {len(plan)} episodes from "
+                f"{self.out}: expected only seeds of a recording of {self.episodes} episodes from "
                 f"seed {self.attempts[0]}, found also {others[:5]} ({len(others)} in all); "
                 "increase --episodes, or record into another folder"
             )
@@ -264,7 +272,8 @@ def _record_missing(config: RecordConfig, tasks: Mapping[str, _Task], queue: Que
                         task.failed.add(seed)
                         failures = _Failures(env=env, seeds=tuple(sorted(task.failed)))
                         write_json(task.out / FAILURES_NAME, failures.model_dump(mode="json"))
-                        queue.add(env, task.planned()[-1])
+                        if len(plan := task.planned()) == task.episodes:
+                            queue.add(env, plan[-1])
                     begin(done, env)
     finally:
         for task in tasks.values():

@@ -98,27 +98,8 @@ class Latency(FrozenModel):
         return cls(p50=float(p50), p95=float(p95), p99=float(p99))
 
 
-class Disagreement(FrozenModel):
-    """Difference of one jump of the head and two, relative to their length, over all decisions.
-
-    0 is perfect and 2 the worst. It needs no labels: a one-step policy is uncertain where it is
-    large.
-    """
-
-    median: float
-    p95: float
-
-    @classmethod
-    def of(cls, residuals: list[float]) -> "Disagreement | None":
-        """Summarize the residuals of all decisions; None where there are none."""
-        if not residuals:
-            return None
-        median, p95 = np.percentile(residuals, [50, 95])
-        return cls(median=float(median), p95=float(p95))
-
-
-class RolloutResult(FrozenModel):
-    """A rollout, as stored in `result.json`."""
+class RolloutResult(FrozenModel, extra="ignore"):
+    """A rollout, as stored in `result.json`; older files have further fields."""
 
     env: str
     """The environment's name; names of several and of suites, as they were asked for."""
@@ -157,10 +138,7 @@ class RolloutResult(FrozenModel):
     encode_s: Latency
     """Encoding their views."""
     head_s: Latency
-    """Condition and action head; without the evaluations that measure `disagreement`."""
-    disagreement: Disagreement | None = None
-    """Of the head with itself; None where the objective does not learn jumps."""
-
+    """Condition and action head."""
     camera_check: CameraCheckResult
     """Whether the cameras showed what they showed in training."""
 

@@ -6,6 +6,7 @@ The keys are flat, as in openpi's examples: `observation/<view>` for each view o
 Source: Physical-Intelligence/openpi@0e61745e, docs/remote_inference.md, for the form of the keys.
 """
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -13,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from pipeline.errors import RequestError
+from pipeline.errors import ConfigError, RequestError
 from policy.images import resize_images
 from policy.spec import AgentSpec, Fit
 
@@ -50,6 +51,13 @@ class RequestReader:
     """How images that are not square become square, as in training."""
     instructions: tuple[str, ...] = ()
     """Those of the training; empty for a policy without them."""
+
+    def __post_init__(self) -> None:
+        if STATE in self._frame_keys:
+            raise ConfigError(
+                "view state: expected another name, since clients send the robot's state by it; "
+                "rename the view in the manifest and train again"
+            )
 
     @property
     def _frame_keys(self) -> list[str]:
@@ -124,6 +132,7 @@ class RequestReader:
             or content.ndim != len(lead) + 3
             or content.shape[: len(lead)] != lead
             or content.shape[-1] != 3
+            or not content.size
         ):
             steps = "".join(f"{length}, " for length in lead)
             raise RequestError(
@@ -135,7 +144,7 @@ class RequestReader:
 
 def clipped(content: object) -> str:
     """Return a stranger's text as one short line, for a message to a person."""
-    text = repr(content) if not isinstance(content, str) else content
+    text = content if isinstance(content, str) else reprlib.repr(content)
     printable = "".join(letter if letter.isprintable() else "?" for letter in text[:80])
     return f"{printable}..." if len(text) > 80 else printable
 

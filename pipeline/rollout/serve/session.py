@@ -67,7 +67,8 @@ class ServedPolicy:
     def load(cls, config: ServeConfig) -> "ServedPolicy":
         """Load a run; its encoder must be the one of its training.
 
-        Errors as `load_policy` and `CameraCheck.from_run`, and AgentMismatchError of the NFE.
+        Errors as `load_policy` and `CameraCheck.from_run`; AgentMismatchError of the NFE;
+        ConfigError of a view `state`.
         """
         description, agent, step = load_policy(config)
         data, is_checked = description.data, config.camera_check != "off"
@@ -145,6 +146,7 @@ class Session:
     def read(self, turn: "Turn") -> None:
         """Check a message, and begin the episode that it starts: before the images are encoded."""
         turn.request = self._policy.reader.read(turn.fields)
+        turn.words = self._policy.agent.encode_instruction(turn.request.instruction)
         if turn.request.starts_episode and self._decision > 0:
             self._episode, self._decision = self._episode + 1, 0
         if self._policy.cameras is not None and self._decision == 0:
@@ -161,7 +163,7 @@ class Session:
 
         turn.state = padded(state.to(agent.device))
         turn.features = {name: padded(rows) for name, rows in encoded.items()}
-        turn.features |= agent.encode_instruction(turn.request.instruction)
+        turn.features |= turn.words
         draw = seeded_generator(self._policy.first_seed + self._episode, "decision", self._decision)
         turn.noise = agent.noise(1, draw, self._policy.nfe).to(agent.device)
 
@@ -200,6 +202,8 @@ class Turn:
     answered: Future[Decision] = field(default_factory=Future)
     """The decision, or the error that takes its place."""
     request: Request = field(init=False)
+    words: dict[str, Tensor] = field(init=False)
+    """Features of the instruction, if the policy takes one."""
     history: History = field(init=False)
     features: dict[str, Tensor] = field(init=False)
     """A batch of one for the head, as `state` and `noise`."""

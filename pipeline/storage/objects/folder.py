@@ -5,7 +5,7 @@ writers wins; `made` writes its last file only if no other process has.
 """
 
 import io
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -48,7 +48,7 @@ class ObjectFolder:
             return from_url(str(self), retry_config=RETRY)
 
     def is_there(self) -> bool:
-        return any(self.files())
+        return next(self._listed(), None) is not None or bool(self._itself())
 
     def exists(self, name: str) -> bool:
         try:
@@ -63,12 +63,7 @@ class ObjectFolder:
         return [name for name in names if "/" not in name] if any(names) else None
 
     def files(self) -> Iterable[FileEntry]:
-        held = {meta["path"]: meta for meta in self._listed()}
-        if not held:  # the location may be an object itself
-            url = self.location
-            request = partial(obstore.head, open_bucket(url.scheme, url.bucket), url.path)
-            with suppress(FileNotFoundError):
-                held = {"": until_whole(str(url), request)}
+        held = {meta["path"]: meta for meta in self._listed()} or self._itself()
         return sorted(
             FileEntry(name, meta["size"], meta["e_tag"] or "") for name, meta in held.items()
         )
@@ -114,12 +109,26 @@ class ObjectFolder:
                 self.delete(leftovers)
             self._create(last, filled.read(last))
 
-    def _listed(self, below: str = "") -> "list[ObjectMeta]":
-        def listed() -> "list[ObjectMeta]":
-            pages = obstore.list(self.objects, below or None, chunk_size=NAMES_PER_PAGE)
-            return [held for page in pages for held in page]
+    def _listed(self, below: str = "") -> "Iterator[ObjectMeta]":
+        """List page by page, so that a page whose answer is cut is requested again alone."""
 
-        return until_whole(f"{self}/{below}".rstrip("/"), listed)
+        def page(after: str | None) -> "Sequence[ObjectMeta]":
+            prefix = below or None
+            pages = obstore.list(self.objects, prefix, offset=after, chunk_size=NAMES_PER_PAGE)
+            return next(iter(pages), ())
+
+        where, after = f"{self}/{below}".rstrip("/"), None
+        while found := until_whole(where, partial(page, after)):
+            yield from found
+            after = found[-1]["path"]
+
+    def _itself(self) -> "dict[str, ObjectMeta]":
+        """Return the object that the location itself is, if it is one."""
+        url = self.location
+        request = partial(obstore.head, open_bucket(url.scheme, url.bucket), url.path)
+        with suppress(FileNotFoundError):
+            return {"": until_whole(str(url), request)}
+        return {}
 
     def _create(self, name: str, content: bytes) -> None:
         # In one part: an upload in several cannot be conditional.

@@ -113,6 +113,8 @@ def find_leaks(
     Two episodes are the same if their states and actions are equal, bit for bit. Return pairs of
     names: of the validation episode, and of the same one among the training's.
     """
+    if not any(map(torch.any, is_validation)):
+        return ()
     trained: dict[bytes, str] = {}
     validation: list[tuple[bytes, str]] = []
     for store, arrays, is_out in zip(stores, steps, is_validation, strict=True):

@@ -69,6 +69,7 @@ def model_card(
     }
     rows = {
         **run_fields(run),
+        "instructions": len(run.data.instructions) or "none",
         **{f"parameters: {part}": f"{size:,}" for part, size in sizes.items() if size},
         "parameters: all": f"{sum(sizes.values()):,}",
         **{name: f"{value:.5g}" for name, value in figures.items()},

@@ -266,3 +266,12 @@ def test_any_other_address_is_refused_and_not_repeated(text):
         parse_location(text)
     assert "SEC" not in str(caught.value)
     assert "RET" not in str(caught.value)
+
+
+def test_links_that_lead_back_list_each_folder_once(tmp_path):
+    """Of two, every path below one leads through the other, and so on."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "up").symlink_to("..")
+    (tmp_path / "a" / "file").write_bytes(b"x")
+    assert [str(entry.name) for entry in LocalFolder(tmp_path).files()] == ["a/file"]

@@ -222,23 +222,3 @@ def test_the_velocity_loss_is_weighted_by_its_coefficient():
     own = once.figures["velocity_mse"] * values_a_row
     torch.testing.assert_close(once.value - half.value, 0.5 * own)
     torch.testing.assert_close(twice.value - once.value, own)
-
-
-def test_jumps_of_the_exact_flow_add_up():
-    noise = torch.randn(16, 1, HORIZON, ACTION_DIM, generator=generator()).double()
-    residual = objective().additivity_residual(GaussianFlow(MEAN, SPREAD), noise)
-    assert residual.shape == (16,)
-    assert residual.max() < 1e-12
-
-
-def test_jumps_that_do_not_add_up_are_measured_against_the_longer():
-    """For u = h one jump is 1 long and two are 2 * 0.5 * 0.5 = 0.5."""
-    noise = torch.randn(3, 1, HORIZON, ACTION_DIM, generator=generator())
-    residual = objective().additivity_residual(lambda z, t, h: h[:, None, None].expand_as(z), noise)
-    torch.testing.assert_close(residual, torch.full((3,), 0.5))
-
-
-def test_a_head_that_does_not_move_agrees_with_itself():
-    noise = torch.randn(3, 1, HORIZON, ACTION_DIM, generator=generator())
-    residual = objective().additivity_residual(lambda z, t, h: torch.zeros_like(z), noise)
-    assert torch.equal(residual, torch.zeros(3))

@@ -174,23 +174,6 @@ def test_some_item_is_always_where_jumps_land(batch):
     assert (times[0] == 1).sum() == batch - 1
 
 
-def test_the_residual_is_that_of_the_trained_way():
-    """Small for the exact flow, but for the midpoint rule; as large as what is wrong with u."""
-
-    def network(wrong):
-        def predict(z, t, h):
-            average, velocity = exact_average(z, t, h), exact_velocity(z, t, h)
-            return torch.cat([(1 + wrong * (h == 1))[:, None, None] * average, velocity], dim=-1)
-
-        return predict
-
-    objective = ImprovedMeanFlowJump(ImprovedMeanFlowJumpConfig())
-    noise = torch.randn(16, 1, HORIZON, ACTION_DIM, generator=generator()).double()
-    exact, wrong = (objective.additivity_residual(network(wrong), noise) for wrong in (0.0, 0.25))
-    assert exact.max() < 0.01
-    torch.testing.assert_close(wrong, torch.full_like(wrong, 0.2), rtol=0, atol=0.01)
-
-
 def test_a_jump_learns_data_that_only_its_velocity_has_seen():
     """No item has h = 0: from the zeros that a head starts with, to the data's mean and spread."""
     torch.manual_seed(0)

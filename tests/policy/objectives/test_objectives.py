@@ -129,29 +129,6 @@ def test_an_agent_predicts_at_the_default_nfe_of_its_objective(config, evaluatio
     assert torch.equal(chunk, agent.predict(features, state, noise, evaluations))
 
 
-@pytest.mark.parametrize("config", [RegressionConfig(), MipConfig(), DiffusionConfig()])
-def test_only_objectives_that_learn_jumps_measure_them(config):
-    agent = tiny_agent(objective=config)
-    features, state, _, _ = random_batch()
-    noise = agent.noise(4, torch.Generator().manual_seed(0))
-    assert agent.additivity_residual(features, state, noise) is None
-
-
-@pytest.mark.parametrize(
-    "config", [ImprovedMeanFlowConfig(), ImprovedMeanFlowJumpConfig(), MeanFlowConfig()]
-)
-def test_the_residual_of_an_agent_has_one_number_a_row(config):
-    agent = tiny_agent(objective=config)
-    with torch.no_grad():
-        agent.head.predict.weight.normal_()
-    features, state, _, _ = random_batch()
-    residual = agent.additivity_residual(
-        features, state, agent.noise(4, torch.Generator().manual_seed(0))
-    )
-    assert residual.shape == (4,)
-    assert ((residual > 0) & (residual <= 2)).all()
-
-
 @pytest.mark.parametrize(
     ("config_type", "evaluations"),
     [

@@ -208,13 +208,11 @@ def test_an_index_that_does_not_fit_the_files_is_refused(tmp_path, change, match
     refused(tmp_path, match)
 
 
-def test_a_clip_that_ends_before_the_rows_of_its_episode_lacks_a_frame(tmp_path):
+def test_a_clip_that_ends_before_the_rows_of_its_episode_is_refused(tmp_path):
     write_v3(tmp_path, tiny_episodes())
     change = {f"videos/{FRONT}/to_timestamp": 0.7}
     edit_parquet(tmp_path / INDEX, lambda row: row | change if row["episode_index"] else row)
-    match = r"episode 1: .*front: frame 4: expected a frame within"
-    with closing(open_v3(tmp_path)) as reader, pytest.raises(FrameReadError, match=match):
-        reader.frames(1, 0, 2)
+    refused(tmp_path, r"front: expected episode 1 to end at 0.8000 s, found 0.7000 s")
 
 
 def test_an_index_without_a_column_is_refused(tmp_path):

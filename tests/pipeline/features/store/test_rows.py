@@ -70,8 +70,8 @@ def test_a_shard_whose_index_names_other_chunks_is_refused(tmp_path):
     path = store.path / "features/pooled/c/1/0/0"
     content = path.read_bytes()
     path.write_bytes(content[:-30] + b"\xff" * 26 + content[-4:])
-    with pytest.raises(StoreError, match="features/pooled/c/1/0/0: cannot be read"):
-        StoredRows([store], NAME).read(torch.arange(SLOTS * store.num_rows))
+    with pytest.raises(StoreError, match="expected chunks"):
+        StoredRows([store], NAME)
 
 
 def test_compressed_features_need_a_place_for_their_copy(tmp_path):

@@ -7,7 +7,6 @@ import pytest
 from scipy.stats import binom, binomtest
 
 from pipeline.rollout.play.result import (
-    Disagreement,
     EpisodeResult,
     Latency,
     mean_interval,
@@ -77,9 +76,3 @@ def test_a_mean_counts_environments_equally_and_suites_are_their_names_without_t
 def test_latency_gives_percentiles():
     latency = Latency.of([0.001 * i for i in range(101)])
     assert (latency.p50, latency.p95, latency.p99) == pytest.approx((0.05, 0.095, 0.099))
-
-
-def test_disagreement_gives_its_median_or_is_absent():
-    found = Disagreement.of([0.01 * i for i in range(101)])
-    assert (found.median, found.p95) == pytest.approx((0.5, 0.95))
-    assert Disagreement.of([]) is None
