@@ -37,6 +37,10 @@ class Box:
     size: Float64[np.ndarray, " 3"]
     """Full lengths along its axes, in meters."""
 
+    def distance(self, point: np.ndarray) -> float:
+        """Return how far a point is beyond its faces, in meters; below 0 inside."""
+        return float((np.abs(self.axes.T @ (point - self.center)) - self.size / 2).max())
+
     @property
     def half_height(self) -> float:
         """Half of its vertical extent, in meters."""
@@ -180,8 +184,7 @@ def _hand_room(sight: Sight, offset: np.ndarray, along: np.ndarray) -> float:
     room = np.inf
     for other in sight.others:
         for aside in (-HALF_HAND_M, -HALF_HAND_M / 2, HALF_HAND_M / 2, HALF_HAND_M):
-            beyond = np.abs(other.axes.T @ (middle + aside * along - other.center)) - other.size / 2
-            room = min(room, float(beyond.max()))
+            room = min(room, other.distance(middle + aside * along))
     return room
 
 
@@ -192,8 +195,7 @@ def _room(sight: Sight, side: np.ndarray) -> float:
         end = spot.center + side * (sight.thing.size.min() / 2 + HALF_HAND_M)
         for other in sight.others:
             if other.top > spot.top + CLEARANCE_M:
-                beyond = np.abs(other.axes.T @ (end - other.center)) - other.size / 2
-                room = min(room, float(beyond.max()))
+                room = min(room, other.distance(end))
     return room
 
 
