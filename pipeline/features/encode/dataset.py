@@ -85,8 +85,8 @@ def describe_store(
 ) -> StoreAttributes:
     """Return the attributes of a new store of a dataset."""
     manifest = reader.loaded.manifest
-    told = [reader.instruction(episode) for episode in range(reader.num_episodes)]
-    words = {word: number for number, word in enumerate(sorted(set(told)))} if any(told) else {}
+    instruction_of = [reader.instruction(episode) for episode in range(reader.num_episodes)]
+    instructions = sorted(set(instruction_of)) if any(instruction_of) else []
     attributes = StoreAttributes(
         encoder=encoder.identity,
         environment=encoder.environment,
@@ -102,8 +102,8 @@ def describe_store(
             for number, source in enumerate(manifest.data_sources)
         ),
         validation=reader.validation,
-        instructions=tuple(words),
-        instruction_of=tuple(words[word] for word in told if words),
+        instructions=tuple(instructions),
+        instruction_of=tuple(map(instructions.index, instruction_of)) if instructions else (),
         text_encoder=None if text_encoder is None else text_encoder.identity,
         fitted=tuple(sorted(encoder.bases)),
     )

@@ -170,9 +170,8 @@ class PickAndPlace:
         along = max(directions, key=lambda direction: abs(direction @ closing))
         across = np.cross(along, [0.0, 0.0, 1.0])
         reach = np.abs(across @ thing.axes) @ thing.size / 2 - HALF_PAD_M
-        offsets = [
-            np.append((across * slide)[:2], height) for slide in SLIDES_M if abs(slide) <= reach
-        ] or [np.array([0.0, 0.0, height])]
+        slides = [slide for slide in SLIDES_M if abs(slide) <= max(reach, 0.0)]
+        offsets = [np.append((across * slide)[:2], height) for slide in slides]
         rooms = [_hand_room(sight, offset, along) for offset in offsets]
         wanted = min(max(rooms), HALF_FIST_M)
         return along, next(o for o, room in zip(offsets, rooms, strict=True) if room >= wanted)

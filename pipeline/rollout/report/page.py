@@ -141,12 +141,12 @@ def _sha256(text: str) -> str:
 def by_task(result: RolloutResult) -> list[tuple[str, str, list[SuccessRate | None]]]:
     """Return each task of suites, its instructions, and its rate in each suite, side by side."""
     rates = {(rate.task, rate.suite): rate for rate in result.tasks}
-    words: dict[str, dict[str, None]] = {}
+    instructions: dict[str, dict[str, None]] = {}
     for episode in result.episodes:
-        words.setdefault(episode.task.rpartition("/")[2], {})[episode.instruction] = None
+        instructions.setdefault(episode.task.rpartition("/")[2], {})[episode.instruction] = None
     return [
-        (task, " / ".join(filter(None, said)), [rates.get((task, s.name)) for s in result.suites])
-        for task, said in words.items()
+        (task, " / ".join(filter(None, its)), [rates.get((task, s.name)) for s in result.suites])
+        for task, its in instructions.items()
     ]
 
 

@@ -37,7 +37,7 @@ def _describe_dataset(what: str) -> Fields:
     with closing(ManifestReader(loaded)) as reader:
         episodes = range(reader.num_episodes)
         sizes = [(view, *reader.frame_size(0, view)) for view in reader.view_names]
-        told = sorted({reader.instruction(episode) for episode in episodes})
+        instructions = sorted({reader.instruction(episode) for episode in episodes})
         return {
             "kind": "dataset",
             "dataset": manifest.name,
@@ -52,7 +52,7 @@ def _describe_dataset(what: str) -> Fields:
             "action": " + ".join(manifest.action.key_paths),
             "action_dim": reader.action(0).shape[1],
             "fps": manifest.fps,
-            "instructions": " / ".join(told) or "none",
+            "instructions": " / ".join(instructions) or "none",
             "license": manifest.license or NOT_STATED,
         }
 

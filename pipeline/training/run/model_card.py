@@ -84,6 +84,5 @@ def model_card(
 
 
 def _stated(manifest: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {manifest.get(key, NOT_STATED)}" for key in ("source", "revision", "license")
-    )
+    source, *rest = (manifest.get(key, NOT_STATED) for key in ("source", "revision", "license"))
+    return "{}, revision {}, license {}".format(source, *rest)
