@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers.initialization import no_init_weights
 
 from policy.encoders.base import EncoderSettings
 from policy.encoders.siglip2 import Siglip2Encoder
@@ -35,15 +36,14 @@ def build_stand_in() -> SiglipVisionModel:
     config = SiglipVisionConfig(
         hidden_size=WIDTH, image_size=FRAME_SIZE[0], patch_size=16, num_hidden_layers=LAYERS
     )
-    network = SiglipVisionModel(config)
+    with no_init_weights():  # all are drawn below
+        network = SiglipVisionModel(config)
     numbers = np.random.RandomState(SEED)
     with torch.no_grad():
         for name, parameter in sorted(network.named_parameters()):
             shape = tuple(parameter.shape)
-            if name.endswith("bias"):
-                values = np.zeros(shape)
-            elif parameter.ndim == 1:  # the gains of the layer norms
-                values = np.ones(shape)
+            if parameter.ndim == 1:  # biases, and the gains of the layer norms
+                values = np.full(shape, float(not name.endswith("bias")))
             elif "position_embedding" in name:
                 values = numbers.normal(0.0, WIDTH**-0.5, shape)
             elif "patch_embedding" in name:

@@ -1,7 +1,9 @@
 """Small real datasets and stores for the tests of the rooms that read them."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
@@ -45,19 +47,27 @@ def write_dataset(
     data = folder / "data"
     data.mkdir(parents=True)
     for seed, length in enumerate(lengths):
-        numbers = np.random.default_rng(seed)
-        episode = RecordedEpisode(
-            frames={view: numbers.integers(0, 256, (length, *size, 3), np.uint8) for view in VIEWS},
-            state=numbers.normal(size=(length, STATE_DIM)).astype(np.float32),
-            action=numbers.uniform(-1, 1, (length, ACTION_DIM)).astype(np.float32),
-            env="tiny",
-            seed=seed,
-            fps=FPS,
-        )
-        write_episode(data / f"episode_{seed}.hdf5", episode)
+        (data / f"episode_{seed}.hdf5").write_bytes(_episode(seed, length, size))
     manifest = folder / "tiny.toml"
     manifest.write_text(MANIFEST)
     return manifest
+
+
+@cache  # compressing noise takes long
+def _episode(seed: int, length: int, size: tuple[int, int]) -> bytes:
+    numbers = np.random.default_rng(seed)
+    episode = RecordedEpisode(
+        frames={view: numbers.integers(0, 256, (length, *size, 3), np.uint8) for view in VIEWS},
+        state=numbers.normal(size=(length, STATE_DIM)).astype(np.float32),
+        action=numbers.uniform(-1, 1, (length, ACTION_DIM)).astype(np.float32),
+        env="tiny",
+        seed=seed,
+        fps=FPS,
+    )
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "episode.hdf5")
+        write_episode(path, episode)
+        return path.read_bytes()
 
 
 def tiny_identity(

@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -90,8 +91,7 @@ def hash_rows(rows: Iterable[np.ndarray]) -> str:
 
 def sealed(content: dict[str, Any]) -> bytes:
     """Return JSON with a hash of itself; NaN and infinity are refused."""
-    canonical = json.dumps(content, sort_keys=True, allow_nan=False).encode()
-    seal = hashlib.sha256(canonical).hexdigest()
+    seal = hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
     return f"{json.dumps(content | {SEAL: seal}, indent=1, allow_nan=False)}\n".encode()
 
 
@@ -103,16 +103,20 @@ def write_sealed(store: Folder, name: str, record: BaseModel) -> None:
 def read_sealed(store: Folder, name: str, kind: type[Record]) -> Record:
     """Read a sealed file (FileNotFoundError: there is none; StoreError: its bytes were changed)."""
     try:
-        held = store.read(name)
-        content = json.loads(held)
-        del content[SEAL]
-        if sealed(content) != held:
-            raise ValueError("its content does not match its checksum")
-        return kind.model_validate(content)
+        return kind.model_validate(_unsealed(store.read(name)))
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{store}/{name}: damaged ({first_line(error)})") from error
+
+
+@lru_cache(maxsize=64)  # the mark is read again with every array
+def _unsealed(held: bytes) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(held)
+    del content[SEAL]
+    if sealed(content) != held:
+        raise ValueError("its content does not match its checksum")
+    return content
 
 
 def record_name(unit: int) -> str:

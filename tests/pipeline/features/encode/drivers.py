@@ -15,8 +15,8 @@ from tests.tower import tiny_tower
 TIMEOUT_S = 600
 
 
-def write_one_view(folder: Path, lengths: tuple[int, ...] = (500, 400, 300)) -> Path:
-    """Write a dataset of five units; a unit takes a few tenths of a second."""
+def write_one_view(folder: Path, lengths: tuple[int, ...] = (500, 400, 130)) -> Path:
+    """Write a dataset of five units, the last one short; a unit takes a tenth of a second."""
     manifest = write_still_life(folder, lengths, views=("top",))
     one_view = 'views = [{name = "top", key = "observations/images/top"}]'
     manifest.write_text(re.sub("^views = .*", one_view, manifest.read_text(), flags=re.MULTILINE))

@@ -82,7 +82,9 @@ def main(manifest: Path, folder: Path, tower: str, kills: int, seed: int) -> Non
         # Any moment; and every other time one soon after a commit, which short jobs seldom meet.
         rounds += 1
         if rounds % 2:
-            killed += embed_in_child(manifest, store, tower, numbers.uniform(0, longest))
+            # One that continues takes less than `longest`, and is to be killed before its end too.
+            moment = numbers.uniform(0, longest if not before else 0.7 * longest)
+            killed += embed_in_child(manifest, store, tower, moment)
         else:
             soon = numbers.uniform(0, 0.1 * longest)
             killed += embed_in_child(manifest, store, tower, soon, after_commit=True)

@@ -21,6 +21,8 @@ from tests.pipeline.features.still_life import break_frame
 from tests.pipeline.tiny import VIEWS, write_dataset
 from tests.tower import load, tiny_tower
 
+GRAY = np.full((3, 256, 256, 3), 7, np.uint8)  # HDF5 takes a second per frame to spread a number
+
 
 def embed(manifest: Path, store: Path, **settings):
     return embed_dataset(
@@ -110,7 +112,7 @@ def test_frames_that_changed_are_encoded_anew(copied):
     """State and action stay, a camera's pictures are replaced: no features of old frames."""
     manifest, store = copied
     with h5py.File(manifest.parent / "data/episode_1.hdf5", "r+") as file:
-        file["observations/images/top"][...] = 7
+        file["observations/images/top"][...] = GRAY
     counts = embed(manifest, store).counts
     assert (counts.encoded, counts.repeated) == (22, 2)
     live = load(tiny_tower()).encode_views(recorded_frames(manifest, 1))["pooled"]
@@ -139,7 +141,7 @@ def test_the_first_frames_are_kept_small_and_follow_the_pictures(copied):
     for expected in ("as recorded", "replaced"):
         if expected == "replaced":
             with h5py.File(manifest.parent / "data/episode_1.hdf5", "r+") as file:
-                file["observations/images/top"][...] = 7
+                file["observations/images/top"][...] = GRAY
             embed(manifest, store)
         held = FeatureStore.open(store).read_start_frames()
         assert held.episodes.tolist() == [0, 1]

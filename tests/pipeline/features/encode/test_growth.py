@@ -85,15 +85,15 @@ def test_a_removed_episode_needs_no_encoding(tmp_path):
 
 
 def test_ten_changed_frames_rewrite_the_units_they_touch(tmp_path):
-    """50 episodes of 12 steps are 3 units; episode 30 lies in the second."""
-    manifest, store = write_one_view(tmp_path, (12,) * 50), tmp_path / "s.zarr"
+    """10 episodes of 60 steps are 3 units; episode 5 begins in the second."""
+    manifest, store = write_one_view(tmp_path, (60,) * 10), tmp_path / "s.zarr"
     embed(manifest, store)
     before = records(store)
-    write_still_episode(manifest.parent / "data", 30, 12, {t: 50 + t for t in range(1, 11)})
+    write_still_episode(manifest.parent / "data", 5, 60, {t: 50 + t for t in range(1, 11)})
     report = embed(manifest, store)
     after = records(store)
     assert [name for name in before if after[name] != before[name]] == ["000001.json"]
-    assert 30 * 12 // CHUNK_ROWS == (30 * 12 + 11) // CHUNK_ROWS == 1
+    assert 5 * 60 // CHUNK_ROWS == (5 * 60 + 59) // CHUNK_ROWS == 1
     assert 10 <= report.counts.encoded <= 10 + 4  # the pictures of the unit that were there before
     embed(manifest, tmp_path / "fresh.zarr")
     assert_same_content(store, tmp_path / "fresh.zarr")

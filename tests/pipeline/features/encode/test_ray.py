@@ -1,7 +1,6 @@
 """A real Ray on loopback: actors and drivers are killed, and no byte changes."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pipeline.features.encode.known_frames import FrameIndex
 from pipeline.features.encode.ray_pool import ADDRESS, encode_with_ray
 from pipeline.features.identity.source import SOURCE_NOTE
 from pipeline.features.store.feature_store import FeatureStore
+from tests.forked import start
 from tests.pipeline.features.encode.drivers import (
     commits,
     configure,
@@ -30,11 +30,12 @@ from tests.pipeline.features.encode.drivers import (
     wait_until,
     write_one_view,
 )
-from tests.tower import tiny_tower
 
 RAY = Path(sys.executable).with_name("ray")
+EMBED = "from cli.embed import main; main()"
 LIGHT = {"encoder": "efficientnet-lite0", "features": ("pooled",)}
 """An encoder whose actors start without transformers, which takes each of them seconds."""
+LIGHT_WORDS = ["--encoder", "efficientnet-lite0", "--features", "pooled"]
 SCRIPT = Path(cli.embed.__file__).parent / "launch/ray_embed.sbatch"
 
 
@@ -50,6 +51,7 @@ def address():
         environment.setenv("RAY_AUTH_MODE", "token")
         environment.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        environment.setenv("RAY_worker_niceness", "0")  # 15 would starve next to other tests
         environment.delenv(ADDRESS, raising=False)
         # Stopped by its own process: `ray stop` would stop every Ray of this machine.
         ray = subprocess.Popen(
@@ -87,7 +89,7 @@ def start_script(
     workers = {"WORKERS": str(num_workers), "SLURM_CPUS_PER_TASK": str(torch.get_num_threads())}
     path = {"PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
     return subprocess.Popen(
-        ["bash", SCRIPT, manifest, store, "--encoder", tiny_tower(), "--features", "pooled,grid"],
+        ["bash", SCRIPT, manifest, store, *LIGHT_WORDS],
         env=os.environ | slurm | workers | path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -97,19 +99,20 @@ def start_script(
 
 
 def test_actors_and_drivers_are_killed_and_no_byte_changes(tmp_path, address):
-    manifest = write_one_view(tmp_path / "dataset")
+    manifest = write_one_view(tmp_path / "dataset", (1000, 1000))  # eight units
     reference, store = tmp_path / "reference.zarr", tmp_path / "s.zarr"
-    embed(manifest, reference, features=("pooled", "grid"))
+    embed(manifest, reference, **LIGHT)
     shims = tmp_path / "shims"
     shims.mkdir()
 
-    script = start_script(shims, address, manifest, store, 1)
+    words = [manifest, "--store", store, "--ray-workers", 1, *LIGHT_WORDS]
+    driver = start(EMBED, *words, output=tmp_path / "output")
     wait_until(lambda: commits(store))
-    os.killpg(script.pid, signal.SIGKILL)
-    script.communicate()
+    kill(driver.pid)
+    driver.join()
     wait_until(lambda: not actors())
     kept = commits(store)
-    assert 0 < len(kept) < 5
+    assert 0 < len(kept) < 8
 
     script = start_script(shims, address, manifest, store, 2)
     wait_until(lambda: actors(".encode"))
@@ -125,7 +128,7 @@ def test_actors_and_drivers_are_killed_and_no_byte_changes(tmp_path, address):
 
 
 def test_actors_that_are_lost_three_times_at_one_unit_end_the_job(tmp_path, address):
-    manifest, store = write_one_view(tmp_path / "dataset"), tmp_path / "s.zarr"
+    manifest, store = write_one_view(tmp_path / "dataset", (3000,)), tmp_path / "s.zarr"
     killed: list[int] = []
 
     def kill_three() -> None:
@@ -146,14 +149,18 @@ def test_actors_that_are_lost_three_times_at_one_unit_end_the_job(tmp_path, addr
 def test_a_worker_that_computes_something_else_is_refused(tmp_path, address):
     """As on a machine with other kernels: the encoder is the same, its features are not."""
     manifest = write_one_view(tmp_path / "dataset", (20,))
-    embed(manifest, tmp_path / "reference.zarr", **LIGHT)
+    both = {"features": ("pooled", "grid")}  # the tower's grid has a basis
+    embed(manifest, tmp_path / "reference.zarr", **both)
     held = FeatureStore.open(tmp_path / "reference.zarr")
     probe = held.read_probe()
-    other = replace(probe, features={"pooled": probe.features["pooled"] + np.float16(1)})
-    FeatureStore.create(tmp_path / "s.zarr", held.attributes, held.read_steps(), other)
-    config = configure(manifest, tmp_path / "s.zarr", ray_workers=1, **LIGHT)
+    other = replace(
+        probe, features=probe.features | {"grid": probe.features["grid"] + np.float16(1)}
+    )
+    path, steps = tmp_path / "s.zarr", held.read_steps()
+    FeatureStore.create(path, held.attributes, steps, other, held.read_bases())
+    config = configure(manifest, path, ray_workers=1, **both)
     index = FrameIndex.of([], place_matters=False)
-    with pytest.raises(EncoderMismatchError, match="computes for probe frame"):
+    with pytest.raises(EncoderMismatchError, match=r"computes for probe frame .* `grid`"):
         list(encode_with_ray(config, config.store, torch.device("cpu"), [0], index))
     assert not commits(tmp_path / "s.zarr")
 

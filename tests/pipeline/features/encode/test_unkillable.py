@@ -25,7 +25,7 @@ def files(store: Path) -> dict[str, bytes]:
 
 
 def test_kills_at_random_moments_change_no_byte_and_encode_no_unit_twice(tmp_path):
-    manifest = write_one_view(tmp_path / "dataset", (2 * CHUNK_ROWS, 100, 100))
+    manifest = write_one_view(tmp_path / "dataset", (2 * CHUNK_ROWS, 10, 10))
     output = tmp_path / "seen.json"
     arguments = [manifest, tmp_path, tiny_tower(), KILLS, 0]
     process = start(PROGRAM, *arguments, output=output)

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import uuid
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 from pipeline.datasets.manifest.model import Manifest
 from pipeline.errors import FailedUnitsError
 from pipeline.features.store.feature_store import FeatureStore
+from tests.forked import start
 from tests.pipeline.datasets.format_contract import TINY_FPS
 from tests.pipeline.datasets.lerobot import lerobot_files
 from tests.pipeline.features.encode.drivers import (
@@ -24,12 +23,13 @@ from tests.pipeline.features.encode.drivers import (
     write_one_view,
 )
 from tests.pipeline.features.still_life import break_frame
-from tests.tower import tiny_tower
+
+EMBED = "from cli.embed import main; main()"
 
 
 def write_av1(folder: Path) -> Path:
-    """Write two episodes of two AV1 videos and one file each; five units, the last one short."""
-    episodes = lerobot_files.counted_episodes(90, 1000)
+    """Write two episodes of two AV1 videos and one file each; four units, the last one short."""
+    episodes = lerobot_files.counted_episodes(90, 690)
     root = lerobot_files.write_v3(folder / "data", episodes, codec="av1")
     keys = {"front": lerobot_files.FRONT, "wrist": lerobot_files.WRIST}
     manifest = Manifest.from_dict(
@@ -46,17 +46,17 @@ def write_av1(folder: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4")  # more than there are cores
-@pytest.mark.parametrize("write", [write_one_view, write_av1])
-def test_the_bytes_are_the_same_with_a_thread_one_process_and_four(write, tmp_path):
+@pytest.mark.parametrize(("write", "num_units"), [(write_one_view, 5), (write_av1, 4)])
+def test_the_bytes_are_the_same_with_a_thread_one_process_and_four(write, num_units, tmp_path):
     manifest = write(tmp_path)
     held, num_read = {}, set()
     for number in (0, 1, 4):
         store = tmp_path / f"{number}.zarr"
-        counts = embed(manifest, store, read_workers=number).counts
+        counts = embed(manifest, store, read_workers=number, images_per_pass=32).counts
         held[number] = store_bytes(store)
         num_read.add(counts.encoded + counts.repeated)
     assert embed(manifest, store, read_workers=4).counts.encoded == 0
-    assert len(commits(store)) == 5
+    assert len(commits(store)) == num_units
     assert len(num_read) == 1  # nobody reads another's units
     assert held[0] == held[1] == held[4]
 
@@ -75,40 +75,42 @@ def test_a_damaged_frame_fails_its_unit_alone_in_a_process_too(tmp_path):
 
 
 def test_killed_processes_and_parents_lose_no_committed_unit(tmp_path, monkeypatch):
-    manifest, store = write_one_view(tmp_path, (1500, 1500)), tmp_path / "s.zarr"
-    embed(manifest, tmp_path / "reference.zarr")
+    manifest, store = write_one_view(tmp_path, (1000, 1000)), tmp_path / "s.zarr"
+    encoder = "efficientnet-lite0"  # spares each command the seconds of loading transformers
+    embed(manifest, tmp_path / "reference.zarr", encoder=encoder)
     mark = uuid.uuid4().hex
     monkeypatch.setenv("TEST_MARK", mark)
-    command = [sys.executable, "-c", "from cli.embed import main; main()", manifest, "--store"]
-    settings = ["--encoder", tiny_tower(), "--set", "read_workers=2"]
+    output = tmp_path / "output"
+    words = [manifest, "--store", store, "--encoder", encoder, "--set", "read_workers=2"]
 
     def readers() -> set[int]:
         ours = processes_with(mark.encode(), in_their="environ")
         return ours & processes_with(b"spawn_main", in_their="cmdline")
 
-    process = subprocess.Popen([*command, store, *settings], stderr=subprocess.PIPE, text=True)
+    process = start(EMBED, *words, output=output)
     wait_until(lambda: commits(store))
     assert len(readers()) == 2
     kill(max(readers()))
-    _, complained = process.communicate(timeout=120)
-    assert process.returncode == 2
+    process.join(timeout=120)
+    assert process.exitcode == 2
+    complained = output.read_text()
     assert "Traceback" not in complained
     [line] = [line for line in complained.splitlines() if line.startswith("error: ")]
     assert "a process that reads frames was lost" in line
     kept = commits(store)
 
     # A worker that is late has not begun to watch its parent when that is killed.
-    process = subprocess.Popen([*command, store, *settings], stderr=subprocess.PIPE, text=True)
+    process = start(EMBED, *words, output=output)
     wait_until(lambda: len(readers()) == 2)
     late = max(readers())
     os.kill(late, signal.SIGSTOP)
     wait_until(lambda: len(commits(store)) > len(kept))
     kill(process.pid)
     os.kill(late, signal.SIGCONT)
-    process.communicate(timeout=120)
+    process.join(timeout=120)
     wait_until(lambda: not processes_with(mark.encode(), in_their="environ"))
     assert kept.items() <= commits(store).items()
 
-    embed(manifest, store, read_workers=2)
+    embed(manifest, store, encoder=encoder, read_workers=2)
     assert kept.items() <= commits(store).items()
     assert store_bytes(store) == store_bytes(tmp_path / "reference.zarr")

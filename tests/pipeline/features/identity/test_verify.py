@@ -16,6 +16,7 @@ from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import mark_complete
 from pipeline.features.store.records import COMPLETE_MARK, record_name
 from pipeline.features.store.units import CHUNK_ROWS
+from tests.pipeline.features.still_life import write_still_life
 from tests.pipeline.tiny import create_store, tiny_environment, write_dataset
 from tests.tower import tiny_tower
 
@@ -43,8 +44,8 @@ def folder(embedded, tmp_path) -> Path:
 
 
 def verify(folder: Path, sample: int = NUM_STEPS, seed: int = 0) -> VerifyReport:
-    path, manifest = folder / "s.zarr", folder / "tiny.toml"
-    return verify_store(path, manifest, sample=sample, seed=seed, encoder=tiny_tower())
+    [manifest] = folder.glob("*.toml")
+    return verify_store(folder / "s.zarr", manifest, sample=sample, seed=seed, encoder=tiny_tower())
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
@@ -123,7 +124,7 @@ def test_another_environment_has_its_limit(folder):
 
 def test_frames_that_changed_since_are_told_from_a_wrong_encoder(folder):
     with h5py.File(folder / "data/episode_1.hdf5", "r+") as file:
-        file["observations/images/top"][2] = 7
+        file["observations/images/top"][2] = np.full((256, 256, 3), 7, np.uint8)
     report = verify(folder)
     assert not report.is_within_tolerance
     assert len(report.changed) == 1
@@ -144,13 +145,9 @@ def test_one_level_of_one_pixel_is_another_frame(folder):
 
 @pytest.fixture(scope="module")
 def two_units_embedded(tmp_path_factory):
-    """A dataset of 256 + 3 steps; frames are few colors, so that few are encoded."""
+    """A dataset of 256 + 3 steps; frames are few pictures, so that few are encoded."""
     folder = tmp_path_factory.mktemp("two")
-    manifest = write_dataset(folder, lengths=(CHUNK_ROWS, 3))
-    for path in sorted((folder / "data").iterdir()):
-        with h5py.File(path, "r+") as file:
-            for view in file["observations/images"].values():
-                view[:] = np.full(view.shape, 7, np.uint8)
+    manifest = write_still_life(folder, (CHUNK_ROWS, 3))
     embed_dataset(
         EmbedConfig(
             manifest=manifest,
@@ -165,7 +162,7 @@ def two_units_embedded(tmp_path_factory):
 @pytest.fixture
 def two_units(two_units_embedded, tmp_path) -> Path:
     shutil.copytree(two_units_embedded / "s.zarr", tmp_path / "s.zarr")
-    for name in ("data", "tiny.toml"):
+    for name in ("data", "still.toml"):
         (tmp_path / name).symlink_to(two_units_embedded / name)
     return tmp_path
 

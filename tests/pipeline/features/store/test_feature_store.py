@@ -22,6 +22,7 @@ from pipeline.features.store.records import (
     write_sealed,
 )
 from pipeline.features.store.units import CHUNK_ROWS
+from tests.forked import start
 from tests.pipeline.tiny import (
     complete_store,
     create_store,
@@ -332,21 +333,30 @@ except OSError as error:
 """
 
 
+@pytest.fixture
+def disk(tmp_path) -> Path:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    return folder
+
+
 def run_on_a_full_disk(store: Path, limit: int, step: str) -> None:
-    words = [sys.executable, "-c", FULL_DISK, str(store), str(limit), step]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
-    kind, number, name = done.stdout.split()
-    assert (kind, int(number)) == ("OSError", errno.EFBIG), done.stdout + done.stderr
+    output = store.parent.with_name("output")
+    process = start(FULL_DISK, store, limit, step, output=output)
+    process.join(120)
+    assert process.exitcode == 0, output.read_text()
+    kind, number, name = output.read_text().split()
+    assert (kind, int(number)) == ("OSError", errno.EFBIG), output.read_text()
     assert name.startswith(str(store.parent))
 
 
-def test_a_full_disk_leaves_no_half_store(tmp_path):
-    run_on_a_full_disk(tmp_path / "s.zarr", 100_000, "create")
-    assert list(tmp_path.iterdir()) == []
+def test_a_full_disk_leaves_no_half_store(disk):
+    run_on_a_full_disk(disk / "s.zarr", 100_000, "create")
+    assert list(disk.iterdir()) == []
 
 
-def test_a_full_disk_keeps_what_was_committed(tmp_path):
-    store = create_store(tmp_path / "s.zarr", LENGTHS)
+def test_a_full_disk_keeps_what_was_committed(disk):
+    store = create_store(disk / "s.zarr", LENGTHS)
     fill_store(store, [0])
     run_on_a_full_disk(store.path, 100_000, "unit")
     held = FeatureStore.open(store.path, allow_incomplete=True, writable=True)
