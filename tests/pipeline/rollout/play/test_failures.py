@@ -110,12 +110,13 @@ def test_a_rollout_that_was_killed_resumes_to_the_result_of_one_that_was_not(
     toy_run, tmp_path, caplog, others
 ):
     """The line that the kill cut short is planted: a kill hardly ever meets one."""
-    env = write_env(tmp_path / "env.toml", step_s=0.05)
-    envs = (env, *(write_env(tmp_path / other, step_s=0.05, speed=0.2) for other in others))
+    env = write_env(tmp_path / "env.toml")
+    envs = (env, *(write_env(tmp_path / other, speed=0.2) for other in others))
     settings = {"episodes": 4, "videos": "all", "envs": envs}
     roll_out(config(toy_run, env, tmp_path / "undisturbed", **settings))
 
     out = tmp_path / "killed"
+    write_env(tmp_path / "env.toml", step_s=0.02)
     more = [word for other in envs[1:] for word in ("--env", other)]
     kill_after(start_command(toy_run, env, out, "--videos", "all", *more), out, lines=3)
     assert not (out / "result.json").exists()

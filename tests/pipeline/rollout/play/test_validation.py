@@ -51,10 +51,10 @@ def rows(run: Path) -> dict[int, float]:
 def test_success_reaches_the_log_and_one_that_waits_gives_way_to_a_newer_one(
     store, tmp_path, caplog
 ):
-    """Training takes its 8 steps while the first rollout plays an episode of 4 seconds."""
+    """Training takes its 8 steps while the first rollout plays an episode of 2 seconds."""
     run = tmp_path / "run"
     config = with_settings(debug(), ["checkpoint_every=2", "keep_checkpoints=1"])
-    with validation(write_env(tmp_path / "env.toml", step_s=0.2), every=2) as watcher:
+    with validation(write_env(tmp_path / "env.toml", step_s=0.1), every=2) as watcher:
         train([store], run, config, resume=False, watchers=[watcher])
     assert watcher.failures == []
     assert checkpoint_steps(run) == [8]  # the one of step 2 was read although it is deleted
