@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -82,9 +83,15 @@ SOURCES = sorted(path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.
 NAMES = [path.relative_to(ROOT).as_posix() for path in SOURCES]
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def imported_modules(path: Path, *, at_run_time: bool = False) -> set[str]:
     """List what a file imports, in functions too; `at_run_time` leaves out `if TYPE_CHECKING`."""
-    modules, nodes = set(), [ast.parse(path.read_text())]
+    modules, nodes = set(), [tree(path)]
     while nodes:
         node = nodes.pop()
         is_for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
@@ -100,8 +107,7 @@ def imported_modules(path: Path, *, at_run_time: bool = False) -> set[str]:
 
 def numbers(path: Path) -> set[object]:
     """List the literal numbers of a file."""
-    nodes = ast.walk(ast.parse(path.read_text()))
-    return {node.value for node in nodes if isinstance(node, ast.Constant)}
+    return {node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant)}
 
 
 def test_files_import_only_what_their_room_allows():

@@ -3,8 +3,8 @@
 import os
 import re
 import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,10 @@ import cli.serve
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.envs.registry import make_env
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
+from tests.forked import start
 from tests.pipeline.rollout.envs.meta_world_run import SHAPES, TASK, VIEWS, write_run
 from tests.tower import tiny_tower
 
-ROOT = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef"
 CHUNK = 64  # control steps: 8 decisions for Meta-World's 500
 
@@ -47,34 +47,31 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(trained):
-    """Serve in a process of its own; its port, and the process."""
+    """Serve in a process of its own; its port, the process, and the file of what it says."""
     token_file = trained.parent / "token"
     token_file.write_text(f"{TOKEN}\n")
-    words = ["serve", str(trained), "--port", "0", "--token-file", str(token_file)]
-    words += ["--encoder", tiny_tower()]
+    words = [trained, "--port", "0", "--token-file", token_file, "--encoder", tiny_tower()]
     words += ["--checkpoint", "2", "--set", "camera_check=off"]  # it was trained on noise
-    code = "import sys; from cli.serve import main; sys.argv = sys.argv[1:]; main()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *words],
-        cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            line = process.stdout.readline()
-            assert "serving" in line, process.communicate()
-            assert "views corner, topview, gripperPOV; encoder " in line
-            yield int(line.rpartition(":")[2]), process
-        finally:
-            process.kill()
+    output = trained.parent / "said.txt"
+    quiet = "import transformers; transformers.logging.disable_progress_bar(); "
+    process = start(f"{quiet}from cli.serve import main; main()", *words, output=output)
+    try:
+        while "\n" not in (said := output.read_text() if output.exists() else ""):
+            assert process.is_alive(), said
+            time.sleep(0.02)
+        line = said.splitlines()[0]
+        assert "serving" in line, said
+        assert "views corner, topview, gripperPOV; encoder " in line
+        yield int(line.rpartition(":")[2]), process, output
+    finally:
+        process.kill()
+        process.join()
 
 
 @pytest.mark.sim
 def test_the_public_client_plays_an_episode_as_the_rollout_does(trained, server):
     """The wire is invisible: same seed, same rewards, bit for bit, until the rollout's limit."""
-    port, process = server
+    port, process, output = server
     with pytest.raises(InvalidStatus, match="401"):
         WebsocketClientPolicy("127.0.0.1", port)
     client = WebsocketClientPolicy("127.0.0.1", port, api_key=TOKEN)
@@ -103,10 +100,11 @@ def test_the_public_client_plays_an_episode_as_the_rollout_does(trained, server)
     assert episode.reward == sum(rewards[: episode.steps])
     assert episode.steps == 2 * CHUNK
 
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=600)
-    assert (process.returncode, stderr) == (0, "")
-    assert re.fullmatch(r"latest \d+ answers: .* per second, latency p50 .*\nstopped\n", stdout)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(600)
+    assert process.exitcode == 0
+    said = output.read_text().partition("\n")[2]
+    assert re.fullmatch(r"latest \d+ answers: .* per second, latency p50 .*\nstopped\n", said)
     with pytest.raises(ConnectionClosed, match="1001"):
         client.infer({})
 

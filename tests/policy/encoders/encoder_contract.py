@@ -40,10 +40,12 @@ class EncoderContract:
             assert encoded[spec.name].shape == (7, *spec.shape)
             assert np.isfinite(encoded[spec.name]).all()
 
-    @pytest.mark.parametrize("images_per_pass", [3, 8])
-    def test_a_step_has_the_same_bits_alone_and_among_others(self, images, images_per_pass):
+    @pytest.mark.parametrize("images_per_pass", [3, 4])
+    def test_a_step_has_the_same_bits_alone_and_among_others(
+        self, encoder, images, images_per_pass
+    ):
         """What makes cached and live features equal: passes must be invisible."""
-        encoder = self.load(images_per_pass)
+        encoder = encoder if images_per_pass == 3 else self.load(images_per_pass)
         steps = images[:6].reshape(2, 3, 256, 256, 3)
         together = encoder.encode_views(steps)
         for step in range(2):

@@ -1,5 +1,6 @@
 """The frozen tower, against transformers' own classes on checkpoints saved here."""
 
+import copy
 import hashlib
 import json
 import os
@@ -159,9 +160,10 @@ def test_eager_attention_is_another_environment_with_close_features():
     settings = EncoderSettings(
         name=STAND_IN, images_per_pass=3, features=("pooled",), compute_dtype="float32"
     )
+    network = build_stand_in()
     fused, eager = (
         Siglip2Encoder(
-            build_stand_in(),
+            copy.deepcopy(network),
             settings,
             name=STAND_IN,
             revision="",
@@ -178,8 +180,10 @@ def test_eager_attention_is_another_environment_with_close_features():
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch's compiler
 @pytest.mark.skipif(COMPILER is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_encoder_is_close_and_repeats_its_own_bits():
+def test_a_compiled_encoder_is_close_and_repeats_its_own_bits(monkeypatch):
     """In float32, whose differences vanish in float16's; bfloat16 rounds at other places."""
+    # The processor's own word is enough; else a program is compiled per instruction set, for 12 s.
+    monkeypatch.setattr(torch._inductor.config.cpp, "vec_isa_ok", True)
     images = random_images(9)
     eager = load(tiny_tower(), compute_dtype="float32")
     compiled = load(tiny_tower(), compute_dtype="float32", compiled=True)

@@ -1,8 +1,6 @@
 """Every objective keeps the contract; the registry builds each from its kind."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from policy.objectives.flow_matching import FlowMatchingConfig
 from policy.objectives.improved_meanflow_jump import ImprovedMeanFlowJumpConfig
 from policy.objectives.meanflow import ImprovedMeanFlowConfig, MeanFlowConfig
 from policy.objectives.registry import ObjectiveConfig, build_objective
+from tests.forked import start
 from tests.policy.objectives.objective_contract import (
     ObjectiveContract,
     random_condition,
@@ -148,8 +147,8 @@ def test_sampling_from_zero_ignores_the_noise(config_type, evaluations):
     assert not torch.allclose(drawn, gaussian.sample(network, noise, evaluations))
 
 
-def test_diffusion_without_its_library_says_what_to_install():
-    """In a process of its own, where the library is hidden before anything is imported."""
+def test_diffusion_without_its_library_says_what_to_install(tmp_path):
+    """In a process of its own, where the library is hidden before anything imports it."""
     code = (
         "import sys; import policy.agent; assert 'diffusers' not in sys.modules\n"
         "sys.modules['diffusers'] = None\n"
@@ -159,8 +158,9 @@ def test_diffusion_without_its_library_says_what_to_install():
         "try: build_objective(DiffusionConfig())\n"
         "except VlaError as error: print(error)\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert "'.[baselines]'" in result.stdout
-    assert "diffusers" in result.stdout
+    process = start(code, output=tmp_path / "said.txt")
+    process.join(60)
+    said = (tmp_path / "said.txt").read_text()
+    assert process.exitcode == 0, said
+    assert "'.[baselines]'" in said
+    assert "diffusers" in said

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
@@ -15,6 +14,7 @@ from pipeline.training.run.tracking import TRACKERS, Tracker, check_trackers, fl
 from pipeline.training.session import train
 from pipeline.training.trainer import TrainingWatcher
 from policy.errors import MissingExtraError
+from tests.forked import start
 from tests.pipeline.tiny import complete_store
 
 
@@ -50,19 +50,21 @@ def test_tensorboard_is_told_every_figure_of_the_log_once(store, tmp_path):
         assert [value for _, value in found] == pytest.approx([value for _, value in expected])
 
 
-def test_weights_and_biases_is_told_offline(store, tmp_path):
+def type_train(store, run, home, settings):
+    """Type the command with these settings of Weights & Biases alone, and without any login."""
+    words = (store, "--preset", "debug", "--out", run, "--track", "wandb")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    environment, output = plain | settings | {"HOME": str(home)}, home / "said.txt"
     program = "from cli.train import main; main()"
-    words = [str(store), "--preset", "debug", "--out", str(tmp_path / "run"), "--track", "wandb"]
-    quiet = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words],
-        env=os.environ | quiet,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
+    process = start(program, *words, output=output, environment=environment)
+    process.join(600)
+    return process.exitcode, output.read_text()
+
+
+def test_weights_and_biases_is_told_offline(store, tmp_path):
+    quiet = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    exit_code, said = type_train(store, tmp_path / "run", tmp_path, quiet)
+    assert exit_code == 0, said
     (records,) = (tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb")
     content = records.read_bytes()
     for name in (b"val_error", b"learning_rate", b"optimizer.learning_rate"):
@@ -85,29 +87,13 @@ def test_a_tracker_that_cannot_be_opened_leaves_no_run(store, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def type_train(store, run, home, *words):
-    """Type the command without any setting or login of Weights & Biases."""
-    program = "from cli.train import main; main()"
-    command = [str(store), "--preset", "debug", "--out", str(run), "--track", "wandb", *words]
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    return subprocess.run(
-        [sys.executable, "-c", program, *command],
-        env=plain | {"HOME": str(home)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-
-
 def test_without_a_login_nothing_is_trained_and_nothing_blocks_the_retry(store, tmp_path):
     run = tmp_path / "run"
-    done = type_train(store, run, tmp_path)
-    assert done.returncode == 2, done.stderr
-    error = done.stderr.splitlines()[-1]
+    exit_code, said = type_train(store, run, tmp_path, {})
+    assert exit_code == 2, said
+    error = said.splitlines()[-1]
     assert error.startswith("error: --track wandb: cannot start the tracker (UsageError: ")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in said
     assert not (run / "log.jsonl").exists()
     changed = with_settings(debug(), ["seed=1"])
     assert train([store], run, changed, resume=False).steps == 8
