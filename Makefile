@@ -33,7 +33,7 @@ test: export OMP_NUM_THREADS = 1
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(INSTALLED)
 	@PYTHON="$(PYTHON)" sh .ci/system-packages --browser
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder \
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
 		--max-worker-restart 1
 
 # Lint, format and types.

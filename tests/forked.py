@@ -4,13 +4,9 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
-from collections.abc import Collection, Mapping
-from contextlib import suppress
-from multiprocessing import forkserver, util
+from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import SimpleNamespace
 
 PRELOADED = [
     "cli.train",
@@ -21,40 +17,11 @@ PRELOADED = [
 """What the process to fork from loads; nothing of OpenGL, which does not survive a fork."""
 
 
-def fork_simulators(*, from_here: bool = False) -> None:
-    """Fork also the processes that a rollout or a recording in this process starts.
-
-    `from_here`: from a copy of this process as it is now, which need not load libraries once more.
-    """
+def fork_simulators() -> None:
+    """Fork also the processes that a rollout or a recording in this process starts."""
     multiprocessing.set_forkserver_preload(PRELOADED)
     contexts = multiprocessing.context._concrete_contexts
     contexts["spawn"] = contexts["forkserver"]
-    if from_here:
-        forkserver.util = SimpleNamespace(**vars(util) | {"spawnv_passfds": _fork})
-        forkserver.ensure_running()
-
-
-def _fork(_: str, arguments: list[str], kept: Collection[int]) -> int:
-    """Do with the server's program what `spawnv_passfds` does, but without its start."""
-    if pid := os.fork():
-        return pid
-    for descriptor in {int(path.name) for path in Path("/proc/self/fd").iterdir()} - {
-        0,
-        1,
-        2,
-        *kept,
-    }:
-        with suppress(OSError):  # the folder's own
-            os.close(descriptor)
-    sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
-    forkserver._forkserver._lock = threading.Lock()  # held while the server starts
-    # As in a process that is spawned, though the server itself ends with those that use it.
-    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        exec(arguments[-1])
-    finally:
-        os._exit(0)
 
 
 def start(

@@ -115,11 +115,13 @@ class FeatureStore:
             )
         try:
             group = open_group(folder, writable=writable)
-            held, version = dict(group.attrs), group.attrs.get("format_version")
+            held = dict(group.attrs)
+            version = held.get("format_version")
             if held.get("format") == FORMAT and version != FORMAT_VERSION:
                 raise StoreError(
                     f"{path}: expected format version {FORMAT_VERSION}, found {version}; use the "
-                    "release of frozen-vla that wrote it, or embed the dataset into another --store"
+                    f"release of frozen-vla that wrote it, or embed the dataset into another "
+                    f"--store"
                 )
             store = cls(folder, group, StoreAttributes.model_validate(held))
         except StoreError:
@@ -374,7 +376,8 @@ class FeatureStore:
         dtype, axes = described
         shape = [self.num_rows, self.attributes.num_slots, *axes]
         expected = f"{dtype} {shape}, {self.attributes.rows_per_unit} rows per file"
-        found = f"{array.dtype} {[*array.shape]}, {(array.shards or array.chunks)[0]} rows per file"
+        rows_per_file = (array.shards or array.chunks)[0]
+        found = f"{array.dtype} {list(array.shape)}, {rows_per_file} rows per file"
         if found != expected:
             raise ValueError(f"{name}: expected {expected}, found {found}")
         # Without comparing every chunk with the fill value, which is half the time of writing.

@@ -116,7 +116,8 @@ def _array_damage(store: FeatureStore) -> list[str]:
 
 def _hash_arrays(store: FeatureStore) -> dict[str, str]:
     """Return the sha256 of every array that belongs to no unit, by name."""
-    hashes = {name: hash_rows([store.read_whole(name)]) for name in whole_arrays(store.attributes)}
+    names = whole_arrays(store.attributes)
+    hashes = {name: hash_rows([store.read_whole(name)]) for name in names}
     return hashes | {PROBE: store.read_probe().digest()}
 
 

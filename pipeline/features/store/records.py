@@ -91,7 +91,8 @@ def hash_rows(rows: Iterable[np.ndarray]) -> str:
 
 def sealed(content: dict[str, Any]) -> bytes:
     """Return JSON with a hash of itself; NaN and infinity are refused."""
-    seal = hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    canonical = json.dumps(content, sort_keys=True, allow_nan=False).encode()
+    seal = hashlib.sha256(canonical).hexdigest()
     return f"{json.dumps(content | {SEAL: seal}, indent=1, allow_nan=False)}\n".encode()
 
 

@@ -83,7 +83,7 @@ def test_whatever_ends_the_command_leaves_a_checkpoint_of_each_seed(
 ):
     run = tmp_path / "run"
     run.mkdir()
-    job = "import os; os.setsid(); import tests.forked as f; f.fork_simulators(from_here=True); "
+    job = "import os; os.setsid(); "
     process, output = start_training(store, run, "--seeds", "0,1", "--resume", program=job)
     for seed in (0, 1):
         wait_for(run / f"seed-{seed}/log.jsonl", '{"step": 40', process, output)

@@ -40,7 +40,7 @@ class EncoderContract:
             assert encoded[spec.name].shape == (7, *spec.shape)
             assert np.isfinite(encoded[spec.name]).all()
 
-    @pytest.mark.parametrize("images_per_pass", [3, 4])
+    @pytest.mark.parametrize("images_per_pass", [3, 8])
     def test_a_step_has_the_same_bits_alone_and_among_others(
         self, encoder, images, images_per_pass
     ):

@@ -137,7 +137,6 @@ def test_a_suite_is_recorded_under_one_manifest_and_resumes_to_the_same_bytes(
         episodes=1,
         out=tmp_path,
         render_size=64,
-        workers=1,
     )
     report = record_dataset(config)
     assert (report.episodes, report.recorded) == (3, 3)
