@@ -65,9 +65,14 @@ def mark_complete(store: FeatureStore) -> None:
     write_sealed(store.folder, COMPLETE_MARK, mark)
 
 
-def check_digest(store: FeatureStore) -> None:
-    """Compare attributes, step arrays and records with the mark (StoreError: something differs)."""
-    if _content_digest(store, _hash_arrays(store)) != store.digest():
+def check_digest(store: FeatureStore, arrays: Mapping[str, str] | None = None) -> None:
+    """Compare attributes, arrays and records with the mark (StoreError: something differs).
+
+    Args:
+        store: the store.
+        arrays: sha256 of every array that belongs to no unit, by name; None reads them.
+    """
+    if _content_digest(store, arrays or _hash_arrays(store)) != store.digest():
         what = "attributes or commit records have changed since embedding"
         raise StoreError(f"{store.path}: {what}; embed the dataset into another --store")
 
@@ -78,7 +83,7 @@ def verify_checksums(location: Location) -> ChecksumReport:
     if not folder.exists(COMPLETE_MARK):
         FeatureStore.open(location)  # raises: there is no store, or embedding has not finished
     try:
-        num_units = read_sealed(folder, COMPLETE_MARK, CompleteMark).units
+        mark = read_sealed(folder, COMPLETE_MARK, CompleteMark)
     except StoreError as error:
         return ChecksumReport(location, 0, (f"{COMPLETE_MARK}: {error}",))
     damaged = [f"{name}: is missing or was changed" for name in damaged_metadata(folder)]
@@ -87,12 +92,16 @@ def verify_checksums(location: Location) -> ChecksumReport:
     except StoreError as error:
         damaged.append(str(error))
     if not damaged:
-        damaged = _array_damage(FeatureStore.open(location))
-    return ChecksumReport(location, num_units, tuple(damaged))
+        damaged = _array_damage(FeatureStore.open(location), mark)
+    return ChecksumReport(location, mark.units, tuple(damaged))
 
 
-def _array_damage(store: FeatureStore) -> list[str]:
+def _array_damage(store: FeatureStore, mark: CompleteMark) -> list[str]:
     damaged: list[str] = []
+
+    def check_probe() -> None:
+        if store.read_probe().digest() != mark.arrays[PROBE]:
+            raise StoreError("differs from what was embedded; restore it from a copy")
 
     def is_intact(what: str, read: Callable[[], object]) -> bool:
         try:
@@ -104,13 +113,13 @@ def _array_damage(store: FeatureStore) -> list[str]:
 
     for name in whole_arrays(store.attributes):
         is_intact(name, partial(store.read_whole, name))
-    is_intact(PROBE, store.read_probe)
+    is_intact(PROBE, check_probe)
     for unit in tqdm(range(store.num_units), desc="verify", unit="unit", disable=None):
         if is_intact(f"commit record of unit {unit}", partial(store.unit_record, unit)):
             for name in unit_arrays(store.attributes):
                 is_intact(f"{name}, unit {unit}", partial(store.check_rows, unit, name))
     if not damaged:
-        is_intact("content", partial(check_digest, store))
+        is_intact("content", partial(check_digest, store, mark.arrays))
     return damaged
 
 
