@@ -87,6 +87,7 @@ def describe_store(
     manifest = reader.loaded.manifest
     instruction_of = [reader.instruction(episode) for episode in range(reader.num_episodes)]
     instructions = sorted(set(instruction_of)) if any(instruction_of) else []
+    number_of = {instruction: number for number, instruction in enumerate(instructions)}
     attributes = StoreAttributes(
         encoder=encoder.identity,
         environment=encoder.environment,
@@ -103,7 +104,7 @@ def describe_store(
         ),
         validation=reader.validation,
         instructions=tuple(instructions),
-        instruction_of=tuple(map(instructions.index, instruction_of)) if instructions else (),
+        instruction_of=tuple(number_of[one] for one in instruction_of if instructions),
         text_encoder=None if text_encoder is None else text_encoder.identity,
         fitted=tuple(sorted(encoder.bases)),
     )

@@ -333,15 +333,8 @@ except OSError as error:
 """
 
 
-@pytest.fixture
-def disk(tmp_path) -> Path:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    return folder
-
-
 def run_on_a_full_disk(store: Path, limit: int, step: str) -> None:
-    output = store.parent.with_name("output")
+    output = store.parent.with_suffix(".txt")
     process = start(FULL_DISK, store, limit, step, output=output)
     process.join(120)
     assert process.exitcode == 0, output.read_text()
@@ -350,13 +343,13 @@ def run_on_a_full_disk(store: Path, limit: int, step: str) -> None:
     assert name.startswith(str(store.parent))
 
 
-def test_a_full_disk_leaves_no_half_store(disk):
-    run_on_a_full_disk(disk / "s.zarr", 100_000, "create")
-    assert list(disk.iterdir()) == []
+def test_a_full_disk_leaves_no_half_store(tmp_path):
+    run_on_a_full_disk(tmp_path / "s.zarr", 100_000, "create")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_keeps_what_was_committed(disk):
-    store = create_store(disk / "s.zarr", LENGTHS)
+def test_a_full_disk_keeps_what_was_committed(tmp_path):
+    store = create_store(tmp_path / "s.zarr", LENGTHS)
     fill_store(store, [0])
     run_on_a_full_disk(store.path, 100_000, "unit")
     held = FeatureStore.open(store.path, allow_incomplete=True, writable=True)
