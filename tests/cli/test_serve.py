@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from pipeline.rollout.envs.registry import make_env
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from tests.forked import start
 from tests.pipeline.rollout.envs.meta_world_run import SHAPES, TASK, VIEWS, write_run
+from tests.pipeline.training.test_interrupt import wait_for
 from tests.tower import tiny_tower
 
 TOKEN = "0123456789abcdef"
@@ -56,11 +56,9 @@ def server(trained):
     quiet = "import transformers; transformers.logging.disable_progress_bar(); "
     process = start(f"{quiet}from cli.serve import main; main()", *words, output=output)
     try:
-        while "\n" not in (said := output.read_text() if output.exists() else ""):
-            assert process.is_alive(), said
-            time.sleep(0.02)
-        line = said.splitlines()[0]
-        assert "serving" in line, said
+        wait_for(output, "\n", process, output)
+        line, *_ = output.read_text().splitlines()
+        assert "serving" in line, output.read_text()
         assert "views corner, topview, gripperPOV; encoder " in line
         yield int(line.rpartition(":")[2]), process, output
     finally:

@@ -3,12 +3,12 @@
 import json
 import os
 import signal
-import time
 
 import pytest
 
 from tests.cli.test_commands import invoke, refusal, run
 from tests.forked import start
+from tests.pipeline.features.encode.drivers import wait_until
 
 TASK = "metaworld/handle-press-v3"  # solved in 35 to 41 steps
 VIEWS = "corner,topview,gripperPOV"
@@ -31,7 +31,7 @@ def embedded(recorded):
     words += ["--encoder", "efficientnet-lite0", "--features", "pooled"]
     output = store.with_suffix(".txt")
     process = start("from cli.embed import main; main()", *words[1:], output=output)
-    _wait_until((store / "commits").is_dir)
+    wait_until((store / "commits").is_dir)
     os.kill(process.pid, signal.SIGINT)
     process.join(600)
     stderr = output.read_text()
@@ -55,7 +55,7 @@ def trained(embedded):
     words += ("--set", "checkpoint_every=20", "--set", "validate_every=100")
     program = "from cli.train import main; main()"
     process = start(program, *words[1:], output=out.with_suffix(".txt"))
-    _wait_until(lambda: any((out / "checkpoints").glob("step_*/checkpoint.json")))
+    wait_until(lambda: any((out / "checkpoints").glob("step_*/checkpoint.json")))
     process.kill()
     process.join()
 
@@ -103,10 +103,3 @@ def test_a_policy_does_not_move_a_robot_it_was_not_trained_for(trained):
     assert "recording may have used" in seen
     unknown = refusal("vla-rollout", trained, "--env", "metaworld/drawer-opne-v3")
     assert "drawer-open-v3" in unknown
-
-
-def _wait_until(condition, timeout_s: float = 600) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)
