@@ -34,6 +34,7 @@ from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, FIRST_ROLLOUT_SEED, 
 from pipeline.rollout.envs.registry import envs_of, make_expert_env
 from pipeline.rollout.play.tasks import OneAtATime, Queue
 from pipeline.storage.local import write_atomically, write_json
+from pipeline.storage.locks import sole_writer
 from policy.errors import invalid_field
 from policy.images import resize_images
 from policy.spec import FrozenModel
@@ -97,7 +98,7 @@ def record_dataset(config: RecordConfig) -> RecordReport:
 
     Raises:
         ConfigError: seeds would reach those of rollouts, or the folder holds recordings that this
-            request would not make; nothing is written then.
+            request would not make, or another call records into it; nothing is written then.
         DatasetError: a recording in the folder is damaged.
         OSError: a recording cannot be written.
         EnvError: the environment cannot be built, or its expert fails on too many seeds.
@@ -128,7 +129,9 @@ def record_dataset(config: RecordConfig) -> RecordReport:
             f"and render size {config.render_size}, from this version of its simulator, found "
             "another; record into another folder, or move it away"
         )
-    steps = _record_missing(config, tasks, queue) if num_missing else 0
+    config.out.mkdir(parents=True, exist_ok=True)
+    with sole_writer(config.out, ConfigError):
+        steps = _record_missing(config, tasks, queue) if num_missing else 0
     for task in tasks.values():
         task.require_enough()
     if not path.exists():

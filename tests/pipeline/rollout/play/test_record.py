@@ -19,6 +19,7 @@ from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE
 from pipeline.rollout.envs.registry import make_env, make_expert_env
 from pipeline.rollout.play.episode import EpisodePlayer
 from pipeline.rollout.play.record import RecordConfig, manifest_of, record_dataset, record_seed
+from pipeline.storage.locks import sole_writer
 from policy.spec import FRAME_SIZE
 
 ROOT = Path(__file__).parents[4]
@@ -96,6 +97,18 @@ def test_seeds_of_rollouts_are_never_recorded(tmp_path):
     with pytest.raises(ConfigError, match="below 100000"):
         record_dataset(config_for(out, first_seed=99_995))
     assert not out.exists()
+
+
+@pytest.mark.sim
+def test_a_second_recording_into_the_folder_is_refused(tmp_path):
+    write_recording(tmp_path, seed=0)
+    before = contents(tmp_path)
+    with (
+        sole_writer(tmp_path, ConfigError),
+        pytest.raises(ConfigError, match="another process is writing here"),
+    ):
+        record_dataset(config_for(tmp_path))
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.sim
