@@ -1,14 +1,15 @@
 """Which feature, which objective makes a policy that solves its task?
 
     python -m tests.bench.policies features --work DIR --envs metaworld/push-v3
-    python -m tests.bench.policies objectives --work DIR --envs metaworld/push-v3 planar/two-ways
+    python -m tests.bench.policies objectives --work DIR --envs metaworld/mt10 --episodes 50
 
 Per environment: recorded demonstrations, one store per encoder; per row of the table
 `--seeds` trainings of the preset `demo`, each rolled out on the same unseen seeds. Everything that
-is there already is kept, so that an interrupted run resumes. Prints a Markdown table: the solved
-episodes of all trainings per environment, the mean of the environments' rates with its 95 %
-interval, and against the first row the p-value of McNemar's exact test over the same environment,
-training and episode.
+is there already is kept, so that an interrupted run resumes; so is a rollout's number of episodes.
+Prints a Markdown table: the solved episodes of all trainings per environment, the mean of the
+environments' rates with its 95 % interval, and against the first row the p-value of McNemar's exact
+test over the same environment, training and episode. `--plot` draws these means. To choose on some
+environments and report on others, name them: what is done is not done again.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.rollout.envs.registry import envs_of
 from pipeline.rollout.play.loop import RolloutConfig, roll_out
 from pipeline.rollout.play.result import mean_interval
 from pipeline.rollout.report.comparison import PairedOutcome
@@ -34,7 +36,6 @@ COMMANDS = "import sys; from cli.{0} import main; sys.argv[0] = '{0}'; main()"
 LITE0 = "efficientnet-lite0"
 FEATURES = {"stand-in": "pooled", LITE0: "pooled,grid"}
 DEMONSTRATIONS = {"metaworld": 40, "planar": 60}
-EPISODES = 20  # of each rollout
 OBJECTIVE = "agent.objective."
 Outcomes = dict[tuple[str, int, int], bool]
 """Whether an episode was solved, by environment, training seed and episode seed."""
@@ -78,6 +79,16 @@ TABLES = {
         objective("flow matching", "flow_matching"),
         objective("MIP", "mip"),
     ),
+    "settings": (
+        Row("default", ()),
+        Row("learning rate 3e-4", ("optimizer.learning_rate=3e-4",)),
+        Row("learning rate 2e-3", ("optimizer.learning_rate=2e-3",)),
+        Row("one observation step", ("agent.obs_horizon=1",)),
+        Row("4 executed steps", ("agent.num_action_steps=4",)),
+        Row("16 executed steps", ("agent.num_action_steps=16",)),
+        Row("two evaluations", (), nfe=2, trained_as="default"),
+        Row("bfloat16", ('compute_dtype="bfloat16"',)),
+    ),
 }
 
 
@@ -104,7 +115,7 @@ def prepare(work: Path, env: str, encoders: set[str]) -> None:
             command("embed", recordings / "manifest.toml", *words, log=log)
 
 
-def play(work: Path, env: str, row: Row, seed: int, settings: list[str]) -> None:
+def play(work: Path, env: str, row: Row, seed: int, *, settings: list[str], episodes: int) -> None:
     """Train one policy, and roll it out, unless its result is there."""
     run, rollout = folders(work, env, row, seed)
     if (rollout / "result.json").exists():
@@ -117,7 +128,7 @@ def play(work: Path, env: str, row: Row, seed: int, settings: list[str]) -> None
             run=run,
             envs=(env,),
             out=rollout,
-            episodes=EPISODES,
+            episodes=episodes,
             nfe=row.nfe,
             videos="none",
         )
@@ -143,12 +154,38 @@ def outcomes(work: Path, envs: list[str], row: Row, seeds: range) -> Outcomes:
     return found
 
 
-def line(row: Row, envs: list[str], found: Outcomes, reference: Outcomes) -> str:
-    """Return a row of the table; `reference` are the outcomes of the first row."""
+def counts_of(found: Outcomes, envs: list[str]) -> list[tuple[int, int]]:
+    """Return the solved episodes of every environment, and all of its episodes."""
     counts = []
     for env in envs:
         solved = [success for (name, _, _), success in found.items() if name == env]
         counts.append((sum(solved), len(solved)))
+    return counts
+
+
+def draw_plot(rows: list[Row], found: list[Outcomes], envs: list[str], path: Path) -> None:
+    """Draw the means of the rows that are done, with their intervals."""
+    import matplotlib.pyplot as plt
+
+    counts = {row.name: counts_of(one, envs) for row, one in zip(rows, found, strict=True)}
+    done = {name: held for name, held in counts.items() if all(trials for _, trials in held)}
+    figure, axis = plt.subplots(figsize=(7, 1 + 0.35 * len(done)))
+    for place, held in enumerate(done.values()):
+        mean = 100 * sum(solved / trials for solved, trials in held) / len(held)
+        low, high = (100 * bound for bound in mean_interval(held))
+        axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3)
+        axis.annotate(f"{mean:.0f} %", (mean, place), (0, 6), textcoords="offset points")
+    axis.set_yticks(range(len(done)), [*done])
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 100), xlabel=f"solved, mean of {len(envs)} environments, 95 % interval (%)")
+    axis.grid(axis="x", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def line(row: Row, envs: list[str], found: Outcomes, reference: Outcomes) -> str:
+    """Return a row of the table; `reference` are the outcomes of the first row."""
+    counts = counts_of(found, envs)
     if not all(trials for _, trials in counts):
         return f"| {row.name} | " + " | ".join(f"{a} of {b}" for a, b in counts) + " | | |"
     mean = 100 * sum(solved / trials for solved, trials in counts) / len(counts)
@@ -164,15 +201,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--envs", nargs="+", required=True)
+    parser.add_argument("--envs", nargs="+", required=True, help="environments and suites")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--episodes", type=int, default=20, help="of each rollout")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--rows", default="", help="part of the names of the rows to run")
     parser.add_argument("--set", dest="settings", action="append", default=[])
+    parser.add_argument("--plot", type=Path, help="PNG to write")
     parser.add_argument("--print", action="store_true", help="only the table of what is done")
     arguments = parser.parse_args()
     rows = [row for row in TABLES[arguments.table] if arguments.rows in row.name]
-    work, envs = arguments.work, arguments.envs
+    work, envs = arguments.work, [*envs_of(arguments.envs)]
     if not arguments.print:
         spawned = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(arguments.jobs, mp_context=spawned) as pool:
@@ -180,8 +219,9 @@ def main() -> None:
             stores = [pool.submit(prepare, work, env, encoders) for env in envs]
             for store in stores:
                 store.result()
+            rolled_out = {"settings": arguments.settings, "episodes": arguments.episodes}
             jobs = [
-                pool.submit(play, work, env, row, seed, arguments.settings)
+                pool.submit(play, work, env, row, seed, **rolled_out)
                 for seed in range(arguments.seeds)
                 for env in envs
                 for row in rows
@@ -193,6 +233,8 @@ def main() -> None:
     print("|---" * (len(envs) + 3) + "|")
     for row, solved in zip(rows, found, strict=True):
         print(line(row, envs, solved, found[0]))
+    if arguments.plot:
+        draw_plot(rows, found, envs, arguments.plot)
 
 
 if __name__ == "__main__":
