@@ -44,6 +44,12 @@ class TestLibero(ExpertContract):
         assert env.instruction == "pick up the cream cheese and place it in the basket"
         assert (env.state_dim, env.action_dim, env.max_steps, env.control_hz) == (8, 7, 280, 20.0)
 
+    def test_only_the_last_step_is_truncated_and_no_step_follows(self, env, monkeypatch):
+        """Of 20 instead of 280, which are counted alike."""
+        for counting in (env, env.unguarded):
+            monkeypatch.setattr(counting, "max_steps", 20)
+        super().test_only_the_last_step_is_truncated_and_no_step_follows(env)
+
     def test_it_is_libero(self, env):
         """LIBERO's own environment and protocol, side by side: the same states and pictures."""
         with warnings.catch_warnings():
