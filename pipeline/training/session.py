@@ -95,11 +95,11 @@ def train(
     """
     check_trackers(track)
     with joined_ranks(open_device(device)) as (ranks, opened):
+        start = None if init_from is None else Start.read(init_from)
         data, description, write = _open_data(stores, weights=weights, config=config, cache=cache)
         if ranks.is_primary:
             warn_of_leaks(data.leaks)
             _warn_of_instructions(data, config)
-        start = None if init_from is None else Start.read(init_from)
         if start is not None:
             description = description.model_copy(update={"init_from": start.name})
         trainer = Trainer(run, description, data, opened, ranks)
@@ -109,7 +109,7 @@ def train(
             if ranks.is_primary and is_new_run(run, description, resume=resume):
                 write(run, description)
             elif ranks.is_primary:
-                lengthen(run, config)
+                trainer.description = lengthen(run, config)  # it knows how the run began
             ranks.any(False)  # the others wait until the run is there
             resumed_from = trainer.restore()
             if start is not None and not resumed_from:

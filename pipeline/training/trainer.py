@@ -125,11 +125,11 @@ class Trainer:
 
         Ctrl-C or SIGTERM: KeyboardInterrupt, when the step has a checkpoint.
         """
-        steps = self.config.steps
-        if self.step == steps:
+        first, steps = self.step, self.config.steps
+        if first == steps:
             return
         log = RunLog(self.run, self.step, trackers) if self.ranks.is_primary else None
-        estimate = Estimate(steps - self.step, "step")
+        estimate = Estimate(steps - first, "step")
         hidden = None if log is not None else True  # None: hidden unless there is a terminal
         bar = tqdm(total=steps, initial=self.step, desc="train", unit="step", disable=hidden)
         with closing(log) if log else nullcontext(), bar, deferred_interrupt() as interrupted:
@@ -141,7 +141,7 @@ class Trainer:
                     is_last = is_stopped or self.step == steps
                     entry = self._entry(figures, log, is_last=is_last)
                     if self.step % self.config.log_every == 0:
-                        estimate.advance(self.config.log_every)
+                        estimate.advance(self.step - first)
                         bar.set_postfix(mse=f"{entry['raw_mse']:.4f}", refresh=False)
                     if entry:
                         log.write(self.step, entry)

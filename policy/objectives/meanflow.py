@@ -29,7 +29,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor
+from torch import Generator
 
 from policy.objectives.base import (
     ActionNetwork,
@@ -149,10 +149,6 @@ def adaptively_weighted(error: Times, power: float, constant: float) -> Times:
 def average_velocity(network: Predictor) -> Predictor:
     """Return u(z, t, h), the first, or only, output of a network."""
     return lambda z, t, h: network(z, t, h)[..., : z.shape[-1]]
-
-
-def _chunk_rms(chunks: Tensor) -> Tensor:
-    return chunks.square().mean(dim=(1, 2)).sqrt()
 
 
 def _num_flow_items(config: AverageVelocityConfig, batch_size: int) -> int:

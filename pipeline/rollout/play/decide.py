@@ -41,10 +41,10 @@ def decide(
         if agent.language is not None and not episode.head_s:
             normalized = agent.action_normalizer.normalize(chunk)
             episode.first_actions = tuple(map(tuple, normalized.tolist()))
+        chunks.append(chunk[: agent.config.num_action_steps].cpu().numpy())  # waits for a GPU
         episode.head_s.append(time.perf_counter() - started)
         episode.encode_s.append(encode_s)
         episode.render_s.append(progress.render_s)
-        chunks.append(chunk[: agent.config.num_action_steps].cpu().numpy())
     return chunks
 
 

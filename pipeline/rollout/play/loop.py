@@ -86,7 +86,13 @@ def check_instructions(config: RolloutConfig) -> tuple[RolloutResult, RolloutRes
 
     Raises:
         AgentMismatchError: training had fewer than two instructions.
+        ConfigError: `config` names an instruction.
     """
+    if (config.instruction_source, config.instruction) != ("own", None):
+        raise ConfigError(
+            "--instruction-check: expected no instruction, because it plays each task's own, "
+            "another's and none; write one into the environment's file"
+        )
 
     def rolled_out(source: InstructionSource) -> RolloutResult:
         folder = config.out.with_name(f"{config.out.name}-{source}-instruction")

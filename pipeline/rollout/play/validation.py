@@ -116,7 +116,8 @@ class RolloutValidation(TrainingWatcher):
             (step, linked), self._waiting = self._waiting, None
             changes = {"run": linked, "out": linked.parents[1] / f"step_{step:08d}"}
             config = self._config.model_copy(update=changes)
-            process = start_process(_roll_out, (config, linked.parent / OUTPUT))
+            (output := linked.parent / OUTPUT).touch()  # a process may die before it writes
+            process = start_process(_roll_out, (config, output))
             self._current = _Rollout(step, linked.parent, process)
 
     def _take_result(self, rollout: _Rollout) -> None:
@@ -146,10 +147,10 @@ def validate_by_rollouts(
         StoreError: the store cannot be opened.
         EnvError: the environment cannot be built.
     """
-    if rollout.every % config.checkpoint_every:
+    if rollout.every % config.checkpoint_every or rollout.every > config.steps:
         raise ConfigError(
-            f"rollout.every: expected a multiple of checkpoint_every={config.checkpoint_every}, "
-            f"found {rollout.every}; a rollout needs a checkpoint"
+            f"rollout.every: expected a multiple of checkpoint_every={config.checkpoint_every}, at "
+            f"most steps={config.steps}, found {rollout.every}; a rollout needs a checkpoint"
         )
     env = envs_of(rollout.envs)[0]
     make_env(env, FeatureStore.open(store).attributes.view_names, rollout.render_size).close()

@@ -9,12 +9,11 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.rollout.play.result import RolloutResult, wilson_interval
+from pipeline.rollout.play.result import NORMAL_QUANTILE, RolloutResult, wilson_interval
 from pipeline.rollout.report.comparison import PairedOutcome
 
 IGNORED: Final = 0.02  # change of normalized actions, whose range is 2: 1 %
 WORDS: Final = {"other": "another task's instruction", "empty": "an empty instruction"}
-NORMAL_95: Final = 1.96  # standard errors to either side of a mean
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def measure_effect(own: RolloutResult, other: RolloutResult) -> InstructionEffec
     sizes = [np.sqrt(np.mean(np.square(change))) for change in changes]
     change, margin = float(np.mean(sizes)), 0.0
     if len(sizes) > 1:
-        margin = NORMAL_95 * float(np.std(sizes, ddof=1)) / math.sqrt(len(sizes))
+        margin = NORMAL_QUANTILE * float(np.std(sizes, ddof=1)) / math.sqrt(len(sizes))
     return InstructionEffect(
         instruction_source=other.instruction_source,
         outcome=PairedOutcome.of(

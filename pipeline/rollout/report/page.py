@@ -37,7 +37,6 @@ SHOWN_ELSEWHERE: Final = {  # fields of a result that the page shows elsewhere
     "render_s",
     "encode_s",
     "head_s",
-    "gate_overridden",
 }
 
 Card = tuple[EpisodeResult, str | None, str | None]  # with the URLs of its image and its video

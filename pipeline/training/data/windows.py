@@ -143,11 +143,6 @@ class WindowData:
             ConfigError: a store lacks a feature, vectors of its instructions, or a cache of enough
                 space for its copy; or the weights do not fit the stores or `is_balanced`.
         """
-        if is_balanced and len(set(weights)) > 1:
-            raise ConfigError(
-                "data.weights: expected none together with balance_instructions, which decides how "
-                "often each instruction is drawn; leave one of them out"
-            )
         self.weights = check_weights(weights, len(stores))
         """Of every store."""
         steps = [store.read_steps() for store in stores]
@@ -184,9 +179,14 @@ class WindowData:
         is_validation = self.is_validation[self.episode_of]
         self.train_rows: Int64[Tensor, " n"] = torch.nonzero(~is_validation)[:, 0]
         self.validation_rows: Int64[Tensor, " n"] = torch.nonzero(is_validation)[:, 0]
-        self.draws: tuple[SourceDraws, ...] = (
-            self._balanced_draws() if is_balanced else self._weighted_draws(stores)
-        )
+        self.draws: tuple[SourceDraws, ...] = self._weighted_draws(stores)
+        if is_balanced:
+            if self.draws:
+                raise ConfigError(
+                    "data.weights: expected equal ones, also of a manifest's sources, because "
+                    "balance_instructions decides how often each is drawn; leave one of them out"
+                )
+            self.draws = self._balanced_draws()
         """How an epoch draws from each source or instruction; empty where all weights are equal."""
         self._stored = {name: StoredRows(stores, f"{FEATURES}/{name}", cache) for name in features}
         self._features: Mapping[str, StoredRows | DeviceRows] = self._stored

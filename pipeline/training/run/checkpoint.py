@@ -127,7 +127,7 @@ def _best_step(run: Path) -> int | None:
             error = json.loads(path.read_text())["val_error"]
             if error is not None:
                 errors[step] = float(error)
-        except (OSError, ValueError, KeyError, TypeError) as reason:
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as reason:
             raise RunError(f"{path}: cannot be read ({reason}); delete {path.parent}") from reason
     return min(errors, key=errors.__getitem__, default=None)
 
@@ -149,5 +149,5 @@ def _read_tensors(run: Path, step: int, name: str) -> dict[str, Tensor]:
         if expected["run"] != run_hash(run):
             raise RunError(f"{folder}: belongs to another run than {run}/run.json; delete it")
         return load(content)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(f"{path}: cannot be read ({error}); delete {folder}") from error

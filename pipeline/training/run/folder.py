@@ -169,7 +169,7 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], notes: dict[str,
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(
             f"{path}: cannot be read ({error}); restore it from a copy, or train again"
         ) from error
@@ -202,7 +202,7 @@ def read_run(run: Path) -> RunDescription:
         raise RunError(
             f"{run}: expected a training run, found none; create one with vla-train"
         ) from error
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise RunError(f"{path}: cannot be read ({error})") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:

@@ -45,7 +45,7 @@ def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
     held = read_run(run)
     steps = max(held.config.steps, description.config.steps)
     lengthened = held.model_copy(update={"config": held.config.model_copy(update={"steps": steps})})
-    ours = description.model_copy(update={"init_from": held.init_from})
+    ours = description.model_copy(update={"init_from": description.init_from or held.init_from})
     change = next(_changes(lengthened.model_dump(mode="json"), ours.model_dump(mode="json")), None)
     if change is not None:
         raise RunError(
@@ -87,9 +87,9 @@ class Start:
     @classmethod
     def read(cls, run: Path) -> "Start":
         """Read the latest checkpoint of a run (RunError: it is no run, or has no usable one)."""
-        step, weights = read_average(run)
+        held, (step, weights) = read_run(run), read_average(run)
         name = f"{run.resolve().name} ({run_hash(run)[:12]}), step {step}"
-        return cls(name, read_run(run), weights)
+        return cls(name, held, weights)
 
     def load_into(self, agent: VLAAgent, description: RunDescription) -> str:
         """Give an agent these weights; the scales of state, action and features stay its data's.
@@ -121,13 +121,14 @@ class Start:
         return "; ".join(_changes(held, now)) or "nothing"
 
 
-def lengthen(run: Path, config: TrainConfig) -> None:
-    """Give a run more steps where `config` has more; the learning rate's schedule is stretched."""
+def lengthen(run: Path, config: TrainConfig) -> RunDescription:
+    """Give a run more steps where `config` has more, and return it; its schedule is stretched."""
     held = read_run(run).config
     if config.steps > held.steps:
         write_json(run / STEPS_FILE, {"steps": config.steps})
         what = "%s: %d steps instead of %d; the %s schedule is stretched to the new end"
         logger.info(what, run, config.steps, held.steps, held.optimizer.schedule)
+    return read_run(run)
 
 
 def _part(name: str) -> str:

@@ -120,6 +120,9 @@ def test_the_check_tells_each_episode_its_own_task_another_and_nothing(folder, t
         camera_check="off",
         encoder=tiny_tower(),
     )
+    for change in ({"instruction": "go left"}, {"instruction_source": "other"}):
+        with pytest.raises(ConfigError, match="--instruction-check: expected no instruction"):
+            check_instructions(config.model_copy(update=change))
     results = check_instructions(config)
     assert [result.instruction_source for result in results] == ["own", "other", "empty"]
     words = [[episode.instruction for episode in result.episodes] for result in results]

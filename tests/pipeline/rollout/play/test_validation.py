@@ -86,10 +86,22 @@ def test_what_would_never_be_rolled_out_is_refused_before_training(store, tmp_pa
         rollout = ValidationConfig(run=tmp_path, out=tmp_path, envs=(env,), every=every)
         validate_by_rollouts(rollout, store, debug())
 
-    with pytest.raises(ConfigError, match="multiple of checkpoint_every=4, found 6"):
-        refused(write_env(tmp_path / "env.toml"), 6)
+    for every in (6, 12):
+        found = f"multiple of checkpoint_every=4, at most steps=8, found {every};"
+        with pytest.raises(ConfigError, match=found):
+            refused(write_env(tmp_path / "env.toml"), every)
     with pytest.raises(EnvError, match=r"gymnasium\.make to build .*TypeError.*lag"):
         refused(write_env(tmp_path / "env.toml", lag=1), 8)
+
+
+def test_a_process_that_dies_at_its_start_is_told_and_training_continues(store, tmp_path):
+    run = tmp_path / "run"
+    train([store], run, debug(), resume=False)
+    with validation(write_env(tmp_path / "env.toml"), every=8) as watcher:
+        watcher.checkpoint_written(run, 8)
+        watcher._current.process.kill()
+        watcher.finish()
+    assert watcher.failures == ["step 8 was not rolled out: exit code -9"]
 
 
 def test_leaving_ends_the_process(store, tmp_path):

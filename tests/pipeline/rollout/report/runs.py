@@ -59,7 +59,6 @@ def make_result(run: Path, successes: list[bool], /, **changes: object) -> Rollo
         "code_version": "0.1.0",
         "render_size": 256,
         "num_envs": 1,
-        "gate_overridden": (),
         "camera_check": {"mode": "refuse", "starts": ()},
         "episodes": tuple(
             EpisodeResult(

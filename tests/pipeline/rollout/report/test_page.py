@@ -207,18 +207,6 @@ def test_only_our_own_files_are_not_escaped():
     assert unescaped == ["style", "script"]
 
 
-def test_an_overridden_gate_is_an_alarm(trained, tmp_path):
-    run = copy_run(trained, tmp_path / "run")
-    reasons = ("fps 20, want 50", "<b>view</b> front is missing")
-    write_rollout(run, "drawer", make_result(run, [True], gate_overridden=reasons))
-    write_report([run], tmp_path / "page.html")
-    content = (tmp_path / "page.html").read_text()
-    assert re.findall(r'<p class="alarm"[^>]*>(.*?)</p>', content) == [
-        "run, rollout drawer: a check was overridden: fps 20, want 50",
-        "run, rollout drawer: a check was overridden: &lt;b&gt;view&lt;/b&gt; front is missing",
-    ]
-
-
 def test_an_encoder_that_was_not_the_trainings_is_an_alarm(trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     encoder = read_run(run).data.encoder.model_copy(update={"weights": "0" * 64})

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.features.store.attributes import SourceShare
 from pipeline.training.config import TrainConfig
 from pipeline.training.data.sampling import BatchSampler
 from pipeline.training.data.windows import WindowData
@@ -89,8 +90,16 @@ def test_what_does_not_fit_together_is_refused(stores):
         data_of(told, untold, has_language=True)
     with pytest.raises(StoreError, match=r"other.zarr: text encoder: expected tiny, .* as in"):
         data_of(told, other, has_language=True)
-    with pytest.raises(ConfigError, match="weights: expected none together with balance"):
+    with pytest.raises(ConfigError, match=r"weights: expected equal ones.*balance_instructions"):
         data_of(told, untold, is_balanced=True, weights=(1.0, 2.0))
+
+
+def test_balanced_draws_and_weights_of_the_manifests_sources_exclude_each_other(tmp_path):
+    sources = tuple(SourceShare(num_episodes=n, weight=w) for n, w in ((1, 3.0), (2, 1.0)))
+    store = complete_store(tmp_path / "s.zarr", LENGTHS, told=TOLD, sources=sources)
+    with pytest.raises(ConfigError, match=r"weights: expected equal ones.*balance_instructions"):
+        data_of(store, is_balanced=True)
+    assert len(data_of(store).draws) == 2
 
 
 def test_a_run_keeps_its_instructions_and_the_error_of_each(stores, tmp_path, caplog):

@@ -68,6 +68,19 @@ def test_a_best_checkpoint_that_is_gone_or_damaged_is_not_believed(run):
         resolve_step(run, "best")
 
 
+def test_a_disk_that_fails_is_not_taken_for_damage(run):
+    """Whoever deletes what could not be read for a moment deletes a whole checkpoint."""
+    save(run, 10)
+    average = run / "checkpoints/step_00000010/average.safetensors"
+    average.unlink()
+    average.mkdir()  # reading it fails, also for root, whom no permission stops
+    with pytest.raises(IsADirectoryError):
+        read_average(run)
+    average.rmdir()
+    with pytest.raises(RunError, match=r"average\.safetensors: cannot be read.*delete"):
+        read_average(run)
+
+
 def test_training_remembers_its_best_step_across_a_resume(tmp_path):
     store = complete_store(tmp_path / "s.zarr")
     config = with_settings(debug(), ["validate_every=2", "checkpoint_every=2"])

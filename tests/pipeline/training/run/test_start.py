@@ -50,8 +50,18 @@ def test_a_run_begins_with_the_averaged_weights_of_another(stores, base, tmp_pat
     assert "differs: config.agent.state_scaling=range, now it is deviation\n" in caplog.text
     assert read_run(run).init_from.startswith("base (")
     assert read_run(run).init_from.endswith("step 8")
-    again = train([stores[1].path], run, config, resume=True)  # need not be named again
+    longer = config.model_copy(update={"steps": 2})
+    again = train([stores[1].path], run, longer, resume=True)  # need not be named again
     assert again.resumed_from == 1
+    card = (run / "checkpoints/step_00000002/README.md").read_text()
+    assert read_run(run).init_from in card
+    with pytest.raises(RunError, match=r"was started with init_from=base \(.*, now it is run \("):
+        train([stores[1].path], run, longer, resume=True, init_from=run)
+
+
+def test_what_is_no_run_is_named_before_anything_is_read(tmp_path):
+    with pytest.raises(RunError, match="nowhere: expected a training run, found none"):
+        train([], tmp_path / "run", debug(), resume=False, init_from=tmp_path / "nowhere")
 
 
 def test_weights_that_do_not_fit_are_refused_by_name(stores, base, tmp_path):
