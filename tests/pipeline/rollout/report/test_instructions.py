@@ -1,6 +1,7 @@
 """Whether a policy listens: figures against numpy, and what a report says in red."""
 
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_figures_are_those_of_numpy_and_of_the_paired_seeds(trained):
     one = measure_effect(own, told(trained, "other", [True] * 2 + [False] * 18, OWN + CHANGES))
     per_episode = np.sqrt((CHANGES**2).mean(axis=(1, 2)))
     assert one.change == pytest.approx(per_episode.mean())
-    margin = 1.96 * per_episode.std(ddof=1) / np.sqrt(20)
+    margin = NormalDist().inv_cdf(0.975) * per_episode.std(ddof=1) / np.sqrt(20)
     assert one.change_interval == pytest.approx(
         (per_episode.mean() - margin, per_episode.mean() + margin)
     )
