@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator
 
 from cli.command import LOCATION, DeviceOption, build_config, exit_on_vla_error
 from pipeline.errors import ConfigError
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED
 from pipeline.rollout.play.validation import ValidationConfig, validate_by_rollouts
 from pipeline.rollout.report.page import write_report
-from pipeline.storage.local import user_cache
 from pipeline.storage.location import parse_location
 from pipeline.training.config import with_settings
 from pipeline.training.presets import PRESETS, preset_config
@@ -31,10 +30,8 @@ class DataConfig(FrozenModel):
 
     weights: Annotated[tuple[float, ...], BeforeValidator(lambda text: text.split(","))] = ()
     """How often a step of each store is drawn, as `2,1`; none: equally often."""
-    cache: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
-        default_factory=lambda: user_cache("features")
-    )
-    """Folder for local copies of remote or compressed stores."""
+    cache: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
+    """Folder for local copies of remote or compressed stores; none: in the user's cache."""
 
 
 @main.command(name="train")

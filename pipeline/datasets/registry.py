@@ -51,12 +51,9 @@ def format_class(name: FormatName) -> type[FormatReader]:
     return reader
 
 
-def open_format(name: FormatName | None, config: DatasetConfig) -> FormatReader:
-    """Open a dataset of the format `name`, None detects it, and check its headers.
-
-    DatasetError: the data is missing, damaged, of no known format, or lacks a key.
-    """
-    reader = format_class(name or detect_format(config.root))
+def open_format(name: FormatName, config: DatasetConfig) -> FormatReader:
+    """Open a dataset and check its headers (DatasetError: missing, damaged, or it lacks a key)."""
+    reader = format_class(name)
     if on_disk(config.root) is None and not reader.reads_objects:
         raise DatasetError(
             f"{config.root}: expected one of the formats {_IN_BUCKETS}, found {name}; copy the "

@@ -240,13 +240,13 @@ def open_checkpoint(name: str, revision: str | None, further: str) -> tuple[Path
             found = "a file" if path.is_file() else f"revision {revision!r}"
             raise EncoderLoadError(f"{name}: expected no revision and a folder, found {found}")
         return path, path.resolve().name, "local"
-    if name == DEFAULT_ENCODER:
-        revision = revision or DEFAULT_REVISION
+    name, _, named = name.partition("@")
+    revision = revision or named or (DEFAULT_REVISION if name == DEFAULT_ENCODER else None)
     if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise EncoderLoadError(
             f"{name}: expected a built-in encoder ({', '.join(ENCODERS)}) or a folder, found "
-            "neither; a Hugging Face repository needs --revision with a 40-digit commit hash, not "
-            f"{revision!r}"
+            "neither; a Hugging Face repository needs its commit, as owner/name@HASH of 40 digits, "
+            f"not {revision!r}"
         )
     patterns = ["config.json", "*.safetensors*", further]
     try:

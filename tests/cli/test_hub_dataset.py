@@ -57,6 +57,8 @@ def test_a_dataset_of_the_hub_is_fetched_once_and_embedded(hub, tmp_path):
     assert "notes.pdf" not in hub.fetched
     manifest = tomllib.loads((tmp_path / "s.toml").read_text())
     assert (manifest["source"], manifest["revision"]) == (f"hf://{NAME}", COMMIT)
+    shown = invoke("vla-data", "info", f"hf://{NAME}@main")
+    assert "\nepisodes      3\n" in shown.stdout
     hub.fetched.clear()
     embed(tmp_path, f"hf://{NAME}")
     assert hub.fetched == []

@@ -1,5 +1,6 @@
 """A dataset's folder instead of a manifest: what is assumed, said, written and refused."""
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -75,11 +76,23 @@ def test_episodes_are_the_first_ones_or_a_list(tmp_path):
         written = tomllib.loads((tmp_path / f"{name}.toml").read_text())
         assert written["episodes"] == {"only": only}
     words = ("vla-embed", data, "--store", tmp_path / "c.zarr", "--episodes")
-    assert "expected 10 for the first ten" in refusal(*words, "one")
+    for wrong in ("one", "0-", "1-0", "1-0,1"):
+        assert "expected 10 for the first ten" in refusal(*words, wrong)
     assert "found 2 (1 such in all)" in refusal(*words, "1-2")
     assert "write `episodes =" in refusal(
         "vla-embed", tmp_path / "a.toml", "--store", tmp_path / "c.zarr", "--episodes", "1"
     )
+
+
+def test_a_choice_of_episodes_is_never_lost_with_metadata_that_do_not_read(tmp_path):
+    """A manifest drafted without the choice would be one of all episodes."""
+    data = LAYOUTS["lerobot"](tmp_path / "data")
+    info = json.loads((data / "meta/info.json").read_text())
+    info["features"]["next.success"] = {"dtype": "bool", "shape": [1]}  # of no file's columns
+    (data / "meta/info.json").write_text(json.dumps(info))
+    words = ("vla-embed", data, "--store", tmp_path / "s.zarr", "--episodes", "1")
+    assert "next.success" in refusal(*words)
+    assert not list(tmp_path.glob("s.*"))
 
 
 def test_check_and_info_take_a_folder(tmp_path):

@@ -229,6 +229,8 @@ class _Metadata:
             with closing(open_format(name, DatasetConfig(root, (), keys, keeps=keeps))) as reader:
                 self._read(reader, chosen)
         except (DatasetError, OSError) as error:
+            if chosen is not None:  # a manifest without the choice would be one of all episodes
+                raise
             self.lines.append(f"# Not all of it reads: {_one_line(str(error))}")
 
     def _read(self, reader: FormatReader, chosen: Sequence[int] | None) -> None:

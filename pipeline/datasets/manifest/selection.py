@@ -1,5 +1,6 @@
 """Selects the episodes of a dataset; the others need not exist or be readable."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -34,12 +35,13 @@ def choose_episodes(text: str, numbers: Sequence[int]) -> list[int]:
     """
     if text.isdecimal() and int(text) > 0:
         return list(numbers[: int(text)])
-    parts = [part.strip().partition("-") for part in text.split(",")]
-    if not all(first.isdecimal() and (last or first).isdecimal() for first, _, last in parts):
+    parts = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
+    spans = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
+    if len(spans) < len(parts) or not all(spans):
         raise ConfigError(
             f"--episodes: expected 10 for the first ten, or a list such as 0-9,12, found {text}"
         )
-    chosen = {n for first, _, last in parts for n in range(int(first), int(last or first) + 1)}
+    chosen = {number for span in spans for number in span}
     if unknown := sorted(chosen.difference(numbers)):
         raise ConfigError(
             f"--episodes: expected episodes from {min(numbers, default=0)} to "

@@ -210,7 +210,7 @@ def _encode_missing(
     if failed:
         reasons = [f"unit {unit}: {failed[unit]}" for unit in sorted(failed)]
         raise FailedUnitsError(
-            f"{store.path}: {len(failed)} of {store.num_units} units failed, the others are "
+            f"{store.path}: {len(failed)} of {len(own)} units failed, the others are "
             f"committed; correct these files and run the same command again; the first is "
             f"{reasons[0]}",
             reasons,
@@ -223,6 +223,7 @@ def _load_encoder(
 ) -> ImageEncoder:
     """Load the encoder as configured, and else as the existing store has it."""
     features, images_per_pass = config.features, config.images_per_pass
+    compute_dtype = config.compute_dtype or (held.encoder.compute_dtype if held else None)
     if held is not None:
         features = features or held.encoder.feature_names
         images_per_pass = images_per_pass or held.attributes.environment.images_per_pass
@@ -238,7 +239,7 @@ def _load_encoder(
             images_per_pass=images_per_pass,
             features=features,
             revision=config.revision,
-            compute_dtype=config.compute_dtype,
+            compute_dtype=compute_dtype,
             device=device,
             compiled=config.compiled,
         )

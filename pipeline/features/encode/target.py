@@ -298,7 +298,8 @@ def finish_store(
 
     What is in no unit is written from the dataset. A store that grew replaces the old one.
     """
-    store = target.store
+    # Another part may have written other attributes since.
+    store = FeatureStore.open(target.store.path, allow_incomplete=True, writable=True)
     missing = set() if part is None else missing_units(store.folder, store.num_units)
     if part is not None and missing:
         parts = [Part(number, part.total) for number in range(1, part.total + 1)]

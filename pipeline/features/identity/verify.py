@@ -62,10 +62,12 @@ class VerifyReport:
     """Units that were committed and are not valid any more; no step of them is drawn."""
     tolerance: float
     """Largest relative L2 allowed in another environment."""
-    num_steps: int = 0
-    num_images: int = 0
     num_committed_steps: int = 0
     """The steps that were drawn from."""
+    num_missing_steps: int = 0
+    """Steps of units that are not committed yet."""
+    num_steps: int = 0
+    num_images: int = 0
     distances: dict[str, Distances] = field(default_factory=dict)
     """By feature; empty where no unit is valid, so that nothing could be compared."""
     worst: dict[str, str] = field(default_factory=dict)
@@ -88,9 +90,10 @@ class VerifyReport:
 
     def summary(self) -> str:
         """Return a line per figure, the verdict last."""
+        missing = f"; {self.num_missing_steps} are not embedded yet" * bool(self.num_missing_steps)
         lines = [
             f"{self.num_images} images of {self.num_steps} random steps (of "
-            f"{self.num_committed_steps}) were encoded again"
+            f"{self.num_committed_steps}{missing}) were encoded again"
         ]
         for name, found in self.distances.items():
             lines += [
@@ -171,7 +174,8 @@ def verify_store(
         refuse_other_encoder(loaded, store.encoder, where=str(store_path))
         committed = np.concatenate([np.arange(*store.unit_rows(unit)) for unit in sorted(valid)])
         rows = np.sort(np.random.default_rng(seed).permutation(committed)[:sample])
-        report = VerifyReport(store_path, damaged, tolerance, num_committed_steps=len(committed))
+        counts = len(committed), store.num_rows - len(committed)
+        report = VerifyReport(store_path, damaged, tolerance, *counts)
         return _compare(report, store, reader, loaded, rows)
 
 

@@ -28,7 +28,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.layout import unit_arrays
 from pipeline.features.store.units import CHUNK_ROWS, PASSING_ROWS, cut
-from pipeline.storage.local import sync_file
+from pipeline.storage.local import sync_file, user_cache
 from pipeline.storage.location import on_disk
 from pipeline.storage.locks import sole_writer
 
@@ -57,11 +57,11 @@ class StoredRows:
         Args:
             stores: one or more complete ones, of the same slots and features.
             name: of the array, a key of `unit_arrays`.
-            cache: where a store in object storage or with compressed features is copied to.
+            cache: for copies of remote or compressed stores; None: in the user's cache.
 
         Raises:
             StoreError: a file is absent or damaged.
-            ConfigError: a store needs a copy, and there is no cache or too little space.
+            ConfigError: a store needs a copy, and there is too little space.
         """
         dtype, axes = unit_arrays(stores[0].attributes)[name]
         self.num_slots = stores[0].attributes.num_slots
@@ -169,11 +169,7 @@ def _chunks(
     whole_files = files * store.attributes.rows_per_unit, files, np.zeros_like(files)
     folder = on_disk(store.path)
     if folder is None or store.attributes.codec != "none":
-        if cache is None:
-            raise ConfigError(
-                f"{store.path}: features in object storage, or compressed, are read from a local "
-                f"copy; choose a folder for it"
-            )
+        cache = cache or user_cache("features")
         value = store.attributes.num_slots * value_bytes
         return _copy_units(store, name, cache, row_bytes=value), *whole_files
     trailing = "/0" * (1 + len(unit_arrays(store.attributes)[name][1]))

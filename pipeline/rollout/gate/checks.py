@@ -42,8 +42,7 @@ class PolicyConfig(FrozenModel):
     device: str = "auto"
     """Where encoder and head run: `auto`, or torch's name of a device."""
     text_encoder: str | None = None
-    """Path or name of what encodes instructions that training did not have; None is the name the
-    run was trained with. It is loaded when the first one comes."""
+    """As `encoder`, for instructions that training did not have; loaded when the first comes."""
     camera_check: CameraCheckMode = "refuse"
     """What to do where an episode's first frames are not what training showed. Of several
     environments, some scenes may differ: `refuse` then refuses only flipped, turned or exchanged

@@ -85,13 +85,11 @@ def check_instructions(config: RolloutConfig) -> tuple[RolloutResult, RolloutRes
     The folders of the last two are named after `config.out`. Errors as in `roll_out`.
 
     Raises:
-        AgentMismatchError: training had fewer than two instructions.
-        ConfigError: `config` names an instruction.
+        AgentMismatchError, ConfigError: training had fewer than two; `config` names one.
     """
     if (config.instruction_source, config.instruction) != ("own", None):
         raise ConfigError(
-            "--instruction-check: expected no instruction, because it plays each task's own, "
-            "another's and none; write one into the environment's file"
+            "--instruction-check: expected no instruction; write it into the environment's file"
         )
 
     def rolled_out(source: InstructionSource) -> RolloutResult:

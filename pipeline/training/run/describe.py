@@ -3,6 +3,7 @@
 from contextlib import closing
 from pathlib import Path
 
+from pipeline.datasets.hub import HUB
 from pipeline.datasets.manifest.draft import describe_data
 from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.features.identity.probe import Probe
@@ -22,6 +23,8 @@ def describe(what: str) -> Fields:
         DatasetError: it is none of them, or a dataset that does not read.
         StoreError: it is a store that this program does not read.
     """
+    if what.startswith(HUB):
+        return _describe_dataset(what)
     path = parse_location(what)
     if open_folder(path).exists(ROOT):
         return _describe_store(path)

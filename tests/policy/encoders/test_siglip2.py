@@ -317,8 +317,12 @@ def test_a_file_or_a_useless_revision_is_refused(checkpoint):
 
 
 def test_a_hub_repository_needs_a_pinned_revision():
-    with pytest.raises(EncoderLoadError, match="40-digit"):
-        load("someone/else", revision="main")
+    for name, revision in (("someone/else", "main"), ("someone/else@main", None)):
+        with pytest.raises(EncoderLoadError, match="40 digits, not 'main'"):
+            load(name, revision=revision)
+    for name, revision in (("someone/else", "0" * 40), (f"someone/else@{'0' * 40}", None)):
+        with pytest.raises(EncoderLoadError, match="someone/else@00000000: cannot be fetched"):
+            load(name, revision=revision)
 
 
 def test_an_unknown_encoder_or_feature_is_answered_with_those_there_are():

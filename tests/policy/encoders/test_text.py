@@ -115,8 +115,10 @@ def test_incomplete_checkpoints_are_refused_in_one_line(tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(held))
     with pytest.raises(EncoderLoadError, match="expected <pad>, <eos>, <bos> as tokens 0 to 2"):
         load_text_encoder(TextSettings(name=str(folder)))
-    with pytest.raises(EncoderLoadError, match="needs --revision with a 40-digit commit hash"):
+    with pytest.raises(EncoderLoadError, match="needs its commit, as owner/name@HASH of 40 digits"):
         load_text_encoder(TextSettings(name="someone/some-text-model"))
+    with pytest.raises(EncoderLoadError, match="some-text-model@00000000: cannot be fetched"):
+        load_text_encoder(TextSettings(name=f"someone/some-text-model@{'0' * 40}"))
 
 
 def _norm(x: np.ndarray, weights: dict[str, np.ndarray], name: str) -> np.ndarray:

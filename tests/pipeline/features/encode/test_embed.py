@@ -51,6 +51,13 @@ def embedded(tmp_path_factory):
     return manifest, folder / "s.zarr", report
 
 
+def test_a_store_goes_on_with_the_dtype_that_it_has(embedded, tmp_path):
+    """Also where the machine would choose another one."""
+    for dtype in ("float32", "bfloat16"):
+        embed(embedded[0], tmp_path / dtype, compute_dtype=dtype)
+        assert embed(embedded[0], tmp_path / dtype).counts.encoded == 0
+
+
 @pytest.fixture
 def copied(embedded, tmp_path):
     manifest, store, _ = embedded

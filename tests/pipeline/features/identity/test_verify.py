@@ -69,6 +69,9 @@ def test_a_store_of_this_environment_is_confirmed_bit_for_bit(folder):
     for found in report.distances.values():
         assert (found.max_abs, found.relative_l2_worst, found.equal_share) == (0, 0, 1)
     assert "OK (8 steps bit for bit" in report.summary()
+    assert "(of 8) were" in report.summary()
+    unfinished = dataclasses.replace(report, num_missing_steps=92)
+    assert "(of 8; 92 are not embedded yet) were" in unfinished.summary()
 
 
 def test_the_manifest_is_found_through_the_store(embedded):
