@@ -12,7 +12,9 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.features.encode.config import Part
 from pipeline.features.encode.embed import embed_dataset
 from pipeline.features.encode.target import hold_store
+from pipeline.features.encode.unit_encoder import UnitEncoder
 from pipeline.features.store.feature_store import FeatureStore
+from pipeline.features.store.integrity import check_digest
 from tests.pipeline.features.encode.drivers import (
     commits,
     configure,
@@ -57,6 +59,21 @@ def test_a_part_writes_its_own_units_and_says_what_is_missing(embedded, tmp_path
     assert "missing" not in embed(manifest, store, part=FIRST).summary()
     assert kept.items() <= commits(store).items()
     assert store_bytes(store) == expected
+
+
+def test_the_part_that_ends_last_marks_what_another_has_changed(tmp_path, monkeypatch):
+    manifest, store = write_one_view(tmp_path / "dataset"), tmp_path / "s.zarr"
+    encode = UnitEncoder.encode
+
+    def encode_after_another_part(*arguments):
+        monkeypatch.undo()
+        manifest.write_text(f"splits = {{ validation = [0] }}\n{manifest.read_text()}")
+        assert "units are missing" in embed(manifest, store, part=SECOND).summary()
+        return encode(*arguments)
+
+    monkeypatch.setattr(UnitEncoder, "encode", encode_after_another_part)
+    embed(manifest, store, part=FIRST)
+    check_digest(FeatureStore.open(store))
 
 
 def test_a_part_and_a_command_without_one_keep_each_other_out(embedded, tmp_path):
