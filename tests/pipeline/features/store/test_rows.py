@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import StoreError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.rows import DeviceRows, StoredRows
 from tests.pipeline.tiny import complete_store
@@ -74,6 +74,10 @@ def test_a_shard_whose_index_names_other_chunks_is_refused(tmp_path):
         StoredRows([store], NAME)
 
 
-def test_compressed_features_need_a_place_for_their_copy(tmp_path):
-    with pytest.raises(ConfigError, match="are read from a local copy"):
-        StoredRows([store_of(tmp_path, "s", codec="blosc")], NAME)
+def test_compressed_features_are_read_from_a_copy_in_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = store_of(tmp_path, "s", codec="blosc")
+    rows = StoredRows([store], NAME)
+    found = rows.read(torch.arange(3))
+    np.testing.assert_array_equal(found, store.read_features("pooled")[0, :3])
+    assert list((tmp_path / "cache/frozen-vla/features").iterdir())
