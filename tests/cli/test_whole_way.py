@@ -51,8 +51,8 @@ def embedded(recorded):
 def trained(embedded):
     """Train half the way, resume with the same command and finish."""
     out = embedded.parent / "run"
-    words = ("vla-train", embedded, "--preset", "debug", "--out", out, "--set", "steps=100")
-    words += ("--set", "checkpoint_every=20", "--set", "validate_every=100")
+    words = ("vla-train", embedded, "--preset", "debug", "--out", out, "--set", "steps=40")
+    words += ("--set", "checkpoint_every=10", "--set", "validate_every=40")
     program = "from cli.train import main; main()"
     process = start(program, *words[1:], output=out.with_suffix(".txt"))
     wait_until(lambda: any((out / "checkpoints").glob("step_*/checkpoint.json")))

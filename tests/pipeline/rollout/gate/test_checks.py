@@ -19,10 +19,9 @@ from pipeline.training.run.folder import (
     read_probe,
 )
 from pipeline.training.session import train
-from policy.encoders.stand_in import NAME as STAND_IN
 from policy.spec import AgentSpec
 from tests.pipeline.tiny import POOLED, VIEWS, complete_store, tiny_identity
-from tests.tower import load
+from tests.tower import load, tiny_tower
 
 
 class StillEnv:
@@ -108,7 +107,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def encoder():
-    return load(STAND_IN, compute_dtype="float32")
+    return load(tiny_tower(), compute_dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +124,7 @@ def train_on(probe: Probe, encoder, folder):
 
 def test_the_encoder_that_gives_the_probe_its_features_passes(encoder, probe, tmp_path):
     run = train_on(probe, encoder, tmp_path)
-    held, agent, step = load_policy(PolicyConfig(run=run))
+    held, agent, step = load_policy(PolicyConfig(run=run, encoder=tiny_tower()))
     assert step == 4
     assert agent.encoder is not None
     carried = read_probe(run, held)
@@ -140,7 +139,9 @@ def test_no_environment_is_built_where_the_probe_has_other_features(encoder, pro
     pooled.view(np.uint16)[1, 1, 1] ^= 1
     run = train_on(dataclasses.replace(probe, features={"pooled": pooled}), encoder, tmp_path)
     # The environment does not even exist: the probe is checked before it is asked for.
-    config = RolloutConfig(run=run, envs=("nowhere/nothing",), out=tmp_path / "out", episodes=1)
+    config = RolloutConfig(
+        run=run, envs=("nowhere/nothing",), out=tmp_path / "out", encoder=tiny_tower()
+    )
     with pytest.raises(EncoderMismatchError, match=rf"{run}: .*`noise` of view 1.*all bits"):
         roll_out(config)
 

@@ -16,7 +16,7 @@ from pipeline.rollout.play.tasks import Queue
 from tests.pipeline.rollout.envs.meta_world_run import write_run
 from tests.tower import tiny_tower
 
-ENVS = ("metaworld/reach-v3", "metaworld/drawer-open-v3", "metaworld/push-v3")
+ENVS = ("metaworld/reach-v3", "metaworld/drawer-open-v3")
 LIBERO_SUITE = "libero/libero_object_two_normal_episodes"  # the smallest whose files are complete
 
 
@@ -82,13 +82,13 @@ def test_several_environments_give_the_episodes_that_each_gives_alone(run, tmp_p
         for episode in results[env].episodes
     ]
     assert [*results["one by one"].episodes] == [*results["at once"].episodes] == expected
-    assert len({episode.reward for episode in expected}) == 6
+    assert len({episode.reward for episode in expected}) == 4
 
     out = tmp_path / "out" / "at once"
     videos = sorted(str(path.relative_to(out)) for path in out.rglob("*.mp4"))
     assert videos == [f"videos/metaworld-{env[10:]}/seed_100000.mp4" for env in sorted(ENVS)]
     found = json.loads((out / "eval_info.json").read_text())
-    assert found["overall"]["n_episodes"] == found["per_group"]["metaworld"]["n_episodes"] == 6
+    assert found["overall"]["n_episodes"] == found["per_group"]["metaworld"]["n_episodes"] == 4
     for index, (env, task) in enumerate(zip(ENVS, found["per_task"], strict=True)):
         assert (task["task_group"], task["task_id"]) == ("metaworld", index)
         alone = json.loads((tmp_path / "out" / env / "eval_info.json").read_text())
