@@ -113,7 +113,7 @@ def check_env(description: RunDescription, env: RobotEnv) -> None:
 
 
 def check_action_bounds(agent: VLAAgent, env: RobotEnv) -> None:
-    """Refuse an environment that would clip actions which training has shown the policy.
+    """Refuse an environment that would clip actions of the training data, or their scaled bulk.
 
     Raises:
         EnvError: it would, in a column that the message names.
@@ -129,7 +129,7 @@ def check_action_bounds(agent: VLAAgent, env: RobotEnv) -> None:
     if len(beyond):
         column = int(beyond[0])
         raise EnvError(
-            f"{env.name}: action[{column}]: the training data is in [{lowest[column]:.4g}, "
+            f"{env.name}: action[{column}]: the training data's scale is [{lowest[column]:.4g}, "
             f"{highest[column]:.4g}], but the action space is [{low[column]:.4g}, "
             f"{high[column]:.4g}] and would clip it ({len(beyond)} of {len(low)} columns); write "
             "`clip = false` below [action] if its bounds are not the robot's, `clip = true` if the "

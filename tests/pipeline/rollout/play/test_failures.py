@@ -55,7 +55,7 @@ def test_an_action_space_that_would_clip_the_trainings_actions_needs_a_word(toy_
     """As with joint targets in radians, and an environment that declares -1 to 1 for them."""
     narrow = write_env(tmp_path / "env.toml", limit=0.5)
     with pytest.raises(
-        EnvError, match=r"action\[0\]: the training data is in .* is \[-0\.5, 0\.5\]"
+        EnvError, match=r"action\[0\]: the training data's scale is .* is \[-0\.5, 0\.5\]"
     ):
         roll_out(config(toy_run, narrow, tmp_path / "out"))
     file = tmp_path / "env.toml"
