@@ -26,10 +26,10 @@ demo: $(INSTALLED)
 	$(BIN)/vla-rollout $(DEMO)/run --env $(TASK) --episodes $(ROLLOUTS)
 	@echo "recordings: demo/recordings   features: $(DEMO)/features.zarr   run: $(DEMO)/run"
 
-# A process per core and one more, because some tests wait for others, of one thread each, which
-# nproc would take for the number of cores. In the
-# folders' order: by the number of their tests, xdist would start the file with the longest last.
-# The many processes that tests start compile nothing that another has compiled.
+# A process per core and one more, because some tests wait for others. Each has one thread, which
+# nproc would take for the number of cores. In the folders' order: by the number of their tests,
+# xdist would start the file with the longest last. The many processes that tests start compile
+# nothing that another has compiled.
 test: export OMP_NUM_THREADS = 1
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(INSTALLED)
