@@ -261,7 +261,7 @@ def test_ctrl_c_ends_every_process_and_keeps_what_is_whole(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     # The pipes close only when the last worker is gone.
     stdout, stderr = process.communicate(timeout=60)
-    assert stdout == "interrupted\n"
+    assert stdout == "interrupted\n", stderr
     assert "Traceback" not in stderr
     names = sorted(path.name for path in out.iterdir())
     assert len(written) <= len(names) <= len(written) + 2  # one of each worker, in the meantime
