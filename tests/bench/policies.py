@@ -176,7 +176,7 @@ def draw_plot(rows: list[Row], found: list[Outcomes], envs: list[str], path: Pat
         axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3)
         axis.annotate(f"{mean:.0f} %", (mean, place), (0, 6), textcoords="offset points")
     axis.set_yticks(range(len(done)), [*done])
-    axis.invert_yaxis()
+    axis.set_ylim(len(done) - 0.5, -0.5)
     axis.set(xlim=(0, 100), xlabel=f"solved, mean of {len(envs)} environments, 95 % interval (%)")
     axis.grid(axis="x", alpha=0.3)
     figure.tight_layout()
