@@ -34,6 +34,7 @@ def windows_per_s(store: Path, run: Path, preset: str, *, processes: int, thread
         "log_every": STEPS[preset] // 3,
         "validate_every": STEPS[preset],
         "checkpoint_every": STEPS[preset],
+        "agent.readers": "{pooled={}}",
     }
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
