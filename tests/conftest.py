@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from jaxtyping import install_import_hook
 
 from pipeline.storage.objects.requests import RETRY
@@ -48,6 +49,12 @@ def proxy(server, monkeypatch):
     with failing_proxy(server) as proxy:
         use_server(monkeypatch, proxy.url)
         yield proxy
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """Have the Hugging Face hub answer nothing, at once; its client reads this at its import."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ class Trainer:
                     is_last = is_stopped or self.step == steps
                     entry = self._entry(figures, log, is_last=is_last)
                     if self.step % self.config.log_every == 0:
-                        estimate.advance(self.step - first)
+                        estimate.advance(min(self.config.log_every, self.step - first))
                         bar.set_postfix(mse=f"{entry['raw_mse']:.4f}", refresh=False)
                     if entry:
                         log.write(self.step, entry)

@@ -65,6 +65,7 @@ def objective(name: str, kind: str, *settings: str, nfe: int | None = None) -> R
     return Row(name, words, nfe=nfe)
 
 
+DEFAULT = objective("improved MeanFlow", "improved_meanflow")
 TABLES = {
     "features": (
         feature("grid"),
@@ -72,7 +73,7 @@ TABLES = {
         feature("pooled", "stand-in"),
     ),
     "objectives": (
-        objective("improved MeanFlow", "improved_meanflow"),
+        DEFAULT,
         objective("improved MeanFlow, squared", "improved_meanflow", "weight_power=0"),
         objective("improved MeanFlow by jumps", "improved_meanflow_jump"),
         objective("regression", "regression"),
@@ -80,13 +81,13 @@ TABLES = {
         objective("MIP", "mip"),
     ),
     "settings": (
-        Row("default", ()),
+        DEFAULT,
         Row("learning rate 3e-4", ("optimizer.learning_rate=3e-4",)),
         Row("learning rate 2e-3", ("optimizer.learning_rate=2e-3",)),
         Row("one observation step", ("agent.obs_horizon=1",)),
         Row("4 executed steps", ("agent.num_action_steps=4",)),
         Row("16 executed steps", ("agent.num_action_steps=16",)),
-        Row("two evaluations", (), nfe=2, trained_as="default"),
+        Row("two evaluations", DEFAULT.settings, nfe=2, trained_as=DEFAULT.name),
         Row("bfloat16", ('compute_dtype="bfloat16"',)),
     ),
 }
@@ -163,6 +164,13 @@ def counts_of(found: Outcomes, envs: list[str]) -> list[tuple[int, int]]:
     return counts
 
 
+def mean_of(counts: list[tuple[int, int]]) -> tuple[float, float, float]:
+    """Return the mean of the environments' rates and the ends of its 95 % interval, in percent."""
+    low, high = mean_interval(counts)
+    mean = sum(solved / trials for solved, trials in counts) / len(counts)
+    return 100 * mean, 100 * low, 100 * high
+
+
 def draw_plot(rows: list[Row], found: list[Outcomes], envs: list[str], path: Path) -> None:
     """Draw the means of the rows that are done, with their intervals."""
     import matplotlib.pyplot as plt
@@ -171,8 +179,7 @@ def draw_plot(rows: list[Row], found: list[Outcomes], envs: list[str], path: Pat
     done = {name: held for name, held in counts.items() if all(trials for _, trials in held)}
     figure, axis = plt.subplots(figsize=(7, 1 + 0.35 * len(done)))
     for place, held in enumerate(done.values()):
-        mean = 100 * sum(solved / trials for solved, trials in held) / len(held)
-        low, high = (100 * bound for bound in mean_interval(held))
+        mean, low, high = mean_of(held)
         axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3)
         axis.annotate(f"{mean:.0f} %", (mean, place), (0, 6), textcoords="offset points")
     axis.set_yticks(range(len(done)), [*done])
@@ -188,8 +195,7 @@ def line(row: Row, envs: list[str], found: Outcomes, reference: Outcomes) -> str
     counts = counts_of(found, envs)
     if not all(trials for _, trials in counts):
         return f"| {row.name} | " + " | ".join(f"{a} of {b}" for a, b in counts) + " | | |"
-    mean = 100 * sum(solved / trials for solved, trials in counts) / len(counts)
-    low, high = (100 * bound for bound in mean_interval(counts))
+    mean, low, high = mean_of(counts)
     cells = [row.name, *(f"{solved} of {trials}" for solved, trials in counts)]
     cells.append(f"{mean:.0f} % ({low:.0f} to {high:.0f})")
     p = PairedOutcome.of(found, reference).p_value

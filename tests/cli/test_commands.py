@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import h5py
-import huggingface_hub.constants
 import numpy as np
+import pytest
 import typer.main
 from typer.testing import CliRunner, Result
 
@@ -195,8 +195,8 @@ def test_a_setting_of_an_embedding_reaches_the_store_and_a_wrong_one_is_one_line
     assert held.rows_per_unit == SHARD_ROWS
 
 
-def test_hub_that_cannot_be_reached_names_the_ways_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # read at its import
+@pytest.mark.usefixtures("no_hub")
+def test_hub_that_cannot_be_reached_names_the_ways_out(tmp_path):
     manifest = write_dataset(tmp_path, lengths=(2,))
     message = refusal("vla-embed", manifest, "--store", tmp_path / "s.zarr")
     assert "google/siglip2-base-patch16-256" in message

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch._inductor.utils import fresh_cache
 from transformers import (
@@ -317,8 +316,8 @@ def test_a_file_or_a_useless_revision_is_refused(checkpoint):
             load(name, revision="0" * 40)
 
 
-def test_a_hub_repository_needs_a_pinned_revision(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # else it is tried for long
+@pytest.mark.usefixtures("no_hub")
+def test_a_hub_repository_needs_a_pinned_revision():
     for name, revision in (("someone/else", "main"), ("someone/else@main", None)):
         with pytest.raises(EncoderLoadError, match="40 digits, not 'main'"):
             load(name, revision=revision)
