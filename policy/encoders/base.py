@@ -9,10 +9,10 @@ in the pass. Each encoder measures whether its own do; then an image always has 
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from jaxtyping import Float16, Float32, Int64, UInt8
 from torch import Tensor
 
 from policy.encoders.environment import ComputeEnvironment, describe_environment, exact_float32
-from policy.errors import EncoderLoadError, FeatureRangeError, ImageFormatError
+from policy.errors import EncoderLoadError, FeatureRangeError, ImageFormatError, first_line
 from policy.spec import FRAME_SHAPE, FRAME_SIZE, ComputeDtype, EncoderIdentity, FeatureSpec
 
 GPU_IMAGES_PER_PASS: Final = 32  # fills a GPU with ViT-B, and costs a live decision milliseconds
@@ -101,6 +101,29 @@ class ImageEncoder(ABC):
         """Fitted arrays by feature; see `fit`."""
         self._compiled = settings.compiled
         self._library = library
+
+    def _fused(self, network: Callable[..., Any], *, freezing: bool = False) -> Callable[..., Any]:
+        """Compile a network where `compiled` asks for it; EncoderLoadError at a call: it cannot."""
+        if not self._compiled:
+            return network
+        from torch._dynamo.exc import BackendCompilerFailed  # noqa: PLC0415  a second
+        from torch._inductor import config  # noqa: PLC0415
+
+        # One graph per shape of pass: it must not depend on which shapes were encoded before.
+        fused = torch.compile(network, fullgraph=True, dynamic=False)
+
+        def run(*inputs: Tensor, **named: Any) -> Any:
+            try:
+                with config.patch(freezing=freezing):
+                    return fused(*inputs, **named)
+            except BackendCompilerFailed as error:
+                raise EncoderLoadError(
+                    f"{self.identity.name}: the encoder cannot be compiled on this machine "
+                    f"({first_line(error.inner_exception)}); install a C++ compiler, or encode "
+                    "without compiling"
+                ) from error
+
+        return run
 
     _identity: EncoderIdentity
 

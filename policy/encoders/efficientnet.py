@@ -70,13 +70,11 @@ class EfficientNetEncoder(ImageEncoder):
         _fold_layers(network.eval())
         network.to(self.device, self._compute_dtype)
         self._network = cast(Any, network).to(memory_format=torch.channels_last)
-        self._features = self._run
-        if self._compiled:
-            self._features = torch.compile(self._run, fullgraph=True, dynamic=False)
+        self._features = self._fused(self._run)
 
     def _forward(self, images: UInt8[Tensor, "n 256 256 3"]) -> dict[str, Tensor]:
         pixels = ((images.float() - 127.0) / 128.0).to(self._compute_dtype)
-        return self._features(pixels.permute(0, 3, 1, 2))
+        return dict(self._features(pixels.permute(0, 3, 1, 2)))
 
     def _run(self, pixels: Tensor) -> dict[str, Tensor]:
         network, features = self._network, {}

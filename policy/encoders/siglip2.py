@@ -17,17 +17,14 @@ A fixed-resolution SigLIP2 checkpoint is of the architecture `siglip`: `SiglipVi
 
 import json
 import re
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
-from torch._dynamo.exc import BackendCompilerFailed
-from torch._inductor import config as compiler
 from transformers import SiglipVisionConfig, SiglipVisionModel
 from transformers import __version__ as transformers_version
 
@@ -84,15 +81,14 @@ class Siglip2Encoder(ImageEncoder):
         name: str,
         revision: str,
         pretrained: bool,
-        attention: Literal["sdpa", "eager"] = "sdpa",
     ):
         """Freeze `network`, a `SiglipVisionModel` of float32, and cast it to the compute dtype.
 
         It may have any size that `siglip` checkpoints have, for 256x256 images. Name, revision and
-        `pretrained` as in `EncoderIdentity`; the attention `eager` is slower, for comparisons.
+        `pretrained` as in `EncoderIdentity`.
         """
         layers = (f"grid@{layer}" for layer in range(1, network.config.num_hidden_layers))
-        library = f"transformers {transformers_version}, {attention}"
+        library = f"transformers {transformers_version}, sdpa"
         super().__init__(settings, library=library, known=("pooled", "grid", *layers))
         self._width: int = network.config.hidden_size
         patches: int = FRAME_SIZE[0] // network.config.patch_size
@@ -108,14 +104,13 @@ class Siglip2Encoder(ImageEncoder):
             "weights": hash_weights(dict(network.named_parameters()), contract),
         }
         self._compute_dtype: torch.dtype = getattr(torch, compute_dtype)
-        network.set_attn_implementation(attention)
+        network.set_attn_implementation("sdpa")
         # Inference mode keeps gradients away. `requires_grad` stays on: torch 2.13's matmul folds
         # the pooling head's transposed input into one product only then, else it copies the
         # weights once per token (6 times slower for the whole stand-in).
-        self._network = network.to(device=self.device, dtype=self._compute_dtype).eval()
-        if self._compiled:
-            # One graph per shape of pass: it must not depend on which shapes were encoded before.
-            self._network = torch.compile(self._network, fullgraph=True, dynamic=False)
+        network.to(device=self.device, dtype=self._compute_dtype).eval()
+        # Frozen weights are packed for their kernels once, and bias and activation are fused in.
+        self._network = self._fused(network, freezing=True)
 
     @property
     def identity(self) -> EncoderIdentity:
@@ -175,17 +170,7 @@ class Siglip2Encoder(ImageEncoder):
         scaled = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0  # [n, 3, h, w] in [-1, 1]
         pixels = scaled.to(self._compute_dtype)
         keeps_layers = any(map(_layer, self.feature_names))
-        # Frozen weights are packed for their kernels once, and bias and activation are fused in.
-        frozen = compiler.patch(freezing=True) if self._compiled else nullcontext()
-        try:
-            with frozen:
-                return self._network(pixel_values=pixels, output_hidden_states=keeps_layers)
-        except BackendCompilerFailed as error:
-            raise EncoderLoadError(
-                f"{self._described['name']}: the encoder cannot be compiled on this machine "
-                f"({first_line(error.inner_exception)}); install a C++ compiler, or encode without "
-                f"compiling"
-            ) from error
+        return self._network(pixel_values=pixels, output_hidden_states=keeps_layers)
 
     def _patches(self, feature: str, outputs: Any) -> Float32[Tensor, "n side side width"]:
         """Return patch tokens in rows and columns, averaged to the grid's positions."""

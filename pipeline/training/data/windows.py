@@ -186,7 +186,9 @@ class WindowData:
                     "data.weights: expected equal ones, also of a manifest's sources, because "
                     "balance_instructions decides how often each is drawn; leave one of them out"
                 )
-            self.draws = self._balanced_draws()
+            of_row = self.instruction_of(self.train_rows)
+            rows = [self.train_rows[of_row == number] for number in np.unique(of_row)]
+            self.draws = source_draws(rows, [1 / len(own) for own in rows])
         """How an epoch draws from each source or instruction; empty where all weights are equal."""
         self._stored = {name: StoredRows(stores, f"{FEATURES}/{name}", cache) for name in features}
         self._features: Mapping[str, StoredRows | DeviceRows] = self._stored
@@ -312,11 +314,6 @@ class WindowData:
         of_row = number[self.episode_of[self.train_rows]]
         rows = [self.train_rows[of_row == source] for source in range(len(sources))]
         return source_draws(rows, list(weights))
-
-    def _balanced_draws(self) -> tuple[SourceDraws, ...]:
-        of_row = self.instruction_of(self.train_rows)
-        rows = [self.train_rows[of_row == number] for number in np.unique(of_row)]
-        return source_draws(rows, [1 / len(own) for own in rows])
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> Tensor:

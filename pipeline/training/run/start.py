@@ -106,7 +106,8 @@ class Start:
             for weights in (self.weights, agent.state_dict())
         )
         trained = theirs.keys() | ours.keys()
-        wrong = sorted({_part(name) for name in trained if theirs.get(name) != ours.get(name)})
+        parts = [name.split(".") for name in trained if theirs.get(name) != ours.get(name)]
+        wrong = sorted({".".join(p[: 1 + (p[0] == "readers")]) for p in parts})
         if wrong or encoder.fingerprint != self.description.data.encoder.fingerprint:
             what = f"other sizes of {', '.join(wrong)}" if wrong else "features of another encoder"
             raise RunError(
@@ -129,8 +130,3 @@ def lengthen(run: Path, config: TrainConfig) -> RunDescription:
         what = "%s: %d steps instead of %d; the %s schedule is stretched to the new end"
         logger.info(what, run, config.steps, held.steps, held.optimizer.schedule)
     return read_run(run)
-
-
-def _part(name: str) -> str:
-    """Name the part of an agent that a tensor belongs to: `readers.grid`, `head`."""
-    return ".".join(name.split(".")[: 2 if name.startswith("readers.") else 1])

@@ -4,7 +4,6 @@ from itertools import product
 
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest
 
 from pipeline.rollout.play.result import (
     EpisodeResult,
@@ -17,6 +16,8 @@ from pipeline.rollout.play.result import (
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 20), (1, 5), (18, 20), (20, 20), (37, 50)])
 def test_interval_equals_scipys(successes, trials):
+    from scipy.stats import binomtest  # slow, and not all processes of the suite need it
+
     expected = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     assert wilson_interval(successes, trials) == pytest.approx((expected.low, expected.high))
 
@@ -39,6 +40,8 @@ def test_the_interval_of_a_mean_of_many_episodes_is_the_stratified_bootstraps():
 
 def test_the_interval_of_a_mean_holds_it_as_often_as_it_says():
     """The probabilities of all outcomes of 10 episodes in each of three environments, added up."""
+    from scipy.stats import binom  # slow, and not all processes of the suite need it
+
     outcomes = np.array(list(product(range(11), repeat=3)))
     intervals = [
         mean_interval([(solved, 10) for solved in outcome]) for outcome in outcomes.tolist()

@@ -17,7 +17,6 @@ from tests.pipeline.rollout.envs.meta_world_run import write_run
 from tests.tower import tiny_tower
 
 ENVS = ("metaworld/reach-v3", "metaworld/drawer-open-v3")
-LIBERO_SUITE = "libero/libero_object_two_normal_episodes"  # the smallest whose files are complete
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +64,13 @@ def test_an_unknown_or_incomplete_suite_is_refused(suite, pattern):
 
 
 @pytest.mark.sim
-def test_several_environments_give_the_episodes_that_each_gives_alone(run, tmp_path):
+def test_several_environments_give_the_episodes_that_each_gives_alone(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(SUITES, "mt10", [env.partition("/")[2] for env in ENVS])
     settings = {"episodes": 2, "max_steps": 9, "encoder": tiny_tower(), "render_size": 64}
     results = {}
     for name, envs, num_envs in (
         *((env, (env,), 1) for env in ENVS),
-        ("one by one", ENVS, 1),
+        ("one by one", ("metaworld/mt10",), 1),
         ("at once", ENVS, 2),
     ):
         out = tmp_path / "out" / name
@@ -83,6 +83,7 @@ def test_several_environments_give_the_episodes_that_each_gives_alone(run, tmp_p
     ]
     assert [*results["one by one"].episodes] == [*results["at once"].episodes] == expected
     assert len({episode.reward for episode in expected}) == 4
+    assert [suite.name for suite in results["one by one"].suites] == ["metaworld"]
 
     out = tmp_path / "out" / "at once"
     videos = sorted(str(path.relative_to(out)) for path in out.rglob("*.mp4"))
@@ -106,24 +107,6 @@ def test_an_environment_that_does_not_fit_the_policy_is_refused_before_anything_
     with pytest.raises(EnvError, match=r"planar/two-ways: .*views"):
         roll_out(config)
     assert not list((tmp_path / "out").glob("[!.]*"))
-
-
-@pytest.mark.sim
-def test_a_suite_of_libero_is_rolled_out(tmp_path):
-    run = write_run(tmp_path, shapes=(("agentview",), 8, 7, 20.0))
-    config = RolloutConfig(
-        run=run,
-        envs=(LIBERO_SUITE,),
-        out=tmp_path / "out",
-        episodes=1,
-        max_steps=8,
-        encoder=tiny_tower(),
-        videos="none",
-    )
-    result = roll_out(config)
-    assert [episode.task for episode in result.episodes] == [*envs_of([LIBERO_SUITE])]
-    (suite,) = result.suites
-    assert (suite.name, suite.episodes, result.max_steps) == (LIBERO_SUITE, 2, 8)
 
 
 @pytest.mark.sim

@@ -3,7 +3,6 @@
 from itertools import product
 
 import pytest
-from scipy.stats import binomtest
 
 from pipeline.rollout.report.comparison import PairedOutcome, holm
 
@@ -12,6 +11,8 @@ from pipeline.rollout.report.comparison import PairedOutcome, holm
     ("first_only", "second_only"), [(0, 1), (5, 0), (2, 12), (7, 1), (6, 6), (30, 14), (900, 1100)]
 )
 def test_p_is_the_binomial_test_of_the_discordant_pairs(first_only, second_only):
+    from scipy.stats import binomtest  # slow, and not all processes of the suite need it
+
     expected = binomtest(first_only, first_only + second_only, 0.5).pvalue
     outcome = PairedOutcome(9, first_only, second_only, 4)
     assert outcome.p_value == pytest.approx(expected, rel=1e-12)
