@@ -155,6 +155,7 @@ def relative_l2(found: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch's compiler
 @pytest.mark.skipif(COMPILER is None, reason="torch.compile needs a C++ compiler")
+@torch._inductor.config.patch(compile_threads=1)  # no processes for few kernels
 def test_a_compiled_encoder_is_close_and_repeats_its_own_bits(monkeypatch):
     """In float32, whose differences vanish in float16's; bfloat16 rounds at other places."""
     # The processor's own word is enough; else a program is compiled per instruction set, for 12 s.

@@ -185,9 +185,9 @@ def test_a_jump_learns_data_that_only_its_velocity_has_seen(monkeypatch):
     average = WeightAverage(head)
     teacher = average.mirror(head)
     optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=300)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=200)
     stream, cond, valid = generator(), torch.zeros(128, 1, 1), torch.ones(128, 1, dtype=torch.bool)
-    for step in range(300):
+    for step in range(200):
         actions = MEAN + SPREAD * torch.randn(128, 1, 1, generator=stream)
         target = bind(teacher, teacher.encode_condition(cond))
         batch = Batch(actions, valid, head.encode_condition(cond), stream, target)

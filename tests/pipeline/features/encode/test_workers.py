@@ -28,8 +28,8 @@ EMBED = "from cli.embed import main; main()"
 
 
 def write_av1(folder: Path) -> Path:
-    """Write two episodes of two AV1 videos and one file each; four units, the last one short."""
-    episodes = lerobot_files.counted_episodes(90, 690)
+    """Write two episodes of two AV1 videos and one file each; three units, the last one short."""
+    episodes = lerobot_files.counted_episodes(90, 430)
     root = lerobot_files.write_v3(folder / "data", episodes, codec="av1")
     keys = {"front": lerobot_files.FRONT, "wrist": lerobot_files.WRIST}
     manifest = Manifest.from_dict(
@@ -45,8 +45,8 @@ def write_av1(folder: Path) -> Path:
     return folder / "av1.toml"
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4")  # more than there are cores
-@pytest.mark.parametrize(("write", "num_units"), [(write_one_view, 5), (write_av1, 4)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create [34]")  # more than there are cores
+@pytest.mark.parametrize(("write", "num_units"), [(write_one_view, 5), (write_av1, 3)])
 def test_the_bytes_are_the_same_with_a_thread_one_process_and_four(write, num_units, tmp_path):
     manifest = write(tmp_path)
     held, num_read = {}, set()

@@ -171,6 +171,8 @@ class EnvContract:
 class ExpertContract(EnvContract):
     """For environments whose simulator renders in any size and that ship an expert."""
 
+    EXPERT_SEEDS = (0, 1)
+
     @classmethod
     def build_with(cls, views: tuple[str, ...], render_size: int = 256) -> ExpertEnv:
         raise NotImplementedError
@@ -185,7 +187,7 @@ class ExpertContract(EnvContract):
 
     def test_the_expert_stays_in_range_and_succeeds(self, env):
         low, high = self.action_range(env)
-        for seed in (0, 1):
+        for seed in self.EXPERT_SEEDS:
             env.reset(seed)
             for _ in range(env.max_steps):
                 action = env.expert_action()

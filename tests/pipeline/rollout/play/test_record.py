@@ -241,10 +241,13 @@ def test_ctrl_c_ends_every_process_and_keeps_what_is_whole(tmp_path):
     """Ctrl-C reaches the whole process group, as from a terminal."""
     out = tmp_path / "out"
     code = (
+        "import signal\n"
         "from pathlib import Path\n"
         "from pipeline.rollout.play.record import RecordConfig, record_dataset\n"
         f"config = RecordConfig(env={ENV!r}, views=('corner',), render_size=64,"
         f" episodes=50, workers=2, out=Path({str(out)!r}))\n"
+        # What runs in a shell's background, as this test may, ignores it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n    record_dataset(config)\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
     )
     process = subprocess.Popen(
