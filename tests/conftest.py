@@ -24,12 +24,12 @@ ANNOTATED = [
 install_import_hook(["policy", *ANNOTATED], "beartype.beartype")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Spare waits."""
     # A kill loses nothing that was written, and no test loses power. Commands in processes of
     # their own do wait for the disk.
     os.fsync = lambda _descriptor: None
-    fork_simulators()
+    fork_simulators(for_workers=bool(config.getoption("numprocesses", None)))
 
 
 @pytest.fixture(autouse=True)

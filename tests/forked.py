@@ -5,8 +5,10 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 PRELOADED = [
     "cli.train",
@@ -16,12 +18,28 @@ PRELOADED = [
 ]
 """What the process to fork from loads; nothing of OpenGL, which does not survive a fork."""
 
+ADDRESS = "TESTS_FORKSERVER"
+"""Variable with the socket of the process that all processes of a suite fork from."""
 
-def fork_simulators() -> None:
-    """Fork also the processes that a rollout or a recording in this process starts."""
-    multiprocessing.set_forkserver_preload(PRELOADED)
+
+def fork_simulators(*, for_workers: bool) -> None:
+    """Fork also the processes that a rollout or a recording in this process starts.
+
+    What they are forked from loads for seconds: the suite's workers use that of their parent, who
+    says so.
+    """
     contexts = multiprocessing.context._concrete_contexts
     contexts["spawn"] = contexts["forkserver"]
+    server: Any = forkserver._forkserver
+    if ADDRESS in os.environ:
+        server._forkserver_address = os.environ[ADDRESS]
+        server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)  # it ends with its own
+        server.ensure_running = resource_tracker.ensure_running
+        return
+    server.set_forkserver_preload(PRELOADED)
+    if for_workers:
+        server.ensure_running()
+        os.environ[ADDRESS] = server._forkserver_address
 
 
 def start(
