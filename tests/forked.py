@@ -25,15 +25,15 @@ ADDRESS = "TESTS_FORKSERVER"
 def fork_simulators(*, for_workers: bool) -> None:
     """Fork also the processes that a rollout or a recording in this process starts.
 
-    What they are forked from loads for seconds: the suite's workers use that of their parent, who
-    says so.
+    What they are forked from loads for seconds, and is one for all workers of a suite: with
+    `for_workers`, their parent starts it before them. It lives as long as that.
     """
     contexts = multiprocessing.context._concrete_contexts
     contexts["spawn"] = contexts["forkserver"]
     server: Any = forkserver._forkserver
     if ADDRESS in os.environ:
         server._forkserver_address = os.environ[ADDRESS]
-        server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)  # it ends with its own
+        server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)  # the parent holds the real
         server.ensure_running = resource_tracker.ensure_running
         return
     server.set_forkserver_preload(PRELOADED)

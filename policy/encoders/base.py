@@ -106,15 +106,16 @@ class ImageEncoder(ABC):
         """Compile a network where `compiled` asks for it; EncoderLoadError at a call: it cannot."""
         if not self._compiled:
             return network
-        from torch._dynamo.exc import BackendCompilerFailed  # noqa: PLC0415  a second
+        from torch._dynamo.exc import BackendCompilerFailed  # noqa: PLC0415  takes a second
         from torch._inductor import config  # noqa: PLC0415
 
         # One graph per shape of pass: it must not depend on which shapes were encoded before.
         fused = torch.compile(network, fullgraph=True, dynamic=False)
+        chosen = config.patch(freezing=freezing)
 
         def run(*inputs: Tensor, **named: Any) -> Any:
             try:
-                with config.patch(freezing=freezing):
+                with chosen:
                     return fused(*inputs, **named)
             except BackendCompilerFailed as error:
                 raise EncoderLoadError(

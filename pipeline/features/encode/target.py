@@ -298,18 +298,17 @@ def finish_store(
 
     What is in no unit is written from the dataset. A store that grew replaces the old one.
     """
-    store = target.store
-    if part is not None:
-        # Another part may have written other attributes since.
-        store = FeatureStore.open(store.path, allow_incomplete=True, writable=True)
-        if missing := missing_units(store.folder, store.num_units):
-            parts = [Part(number, part.total) for number in range(1, part.total + 1)]
-            counts = {own: len(missing.intersection(own.units(store.num_units))) for own in parts}
-            left = ", ".join(f"{count} of part {own}" for own, count in counts.items() if count)
-            return store, (
-                f"part {part} is done; {len(missing)} of {store.num_units} units are missing: "
-                f"{left}; the last part completes the store"
-            )
+    # Another part may have written other attributes since.
+    store = FeatureStore.open(target.store.path, allow_incomplete=True, writable=True)
+    missing = set() if part is None else missing_units(store.folder, store.num_units)
+    if part is not None and missing:
+        parts = [Part(number, part.total) for number in range(1, part.total + 1)]
+        counts = {own: len(missing.intersection(own.units(store.num_units))) for own in parts}
+        left = ", ".join(f"{count} of part {own}" for own, count in counts.items() if count)
+        return store, (
+            f"part {part} is done; {len(missing)} of {store.num_units} units are missing: {left}; "
+            f"the last part completes the store"
+        )
     if not store.is_complete:
         if text_encoder is not None:
             store.write_instructions(text_encoder.encode(store.attributes.instructions))

@@ -47,7 +47,7 @@ def write_av1(folder: Path) -> Path:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create [34]")  # more than there are cores
 @pytest.mark.parametrize(("write", "num_units"), [(write_one_view, 5), (write_av1, 3)])
-def test_the_bytes_are_the_same_with_a_thread_one_process_and_four(write, num_units, tmp_path):
+def test_the_bytes_are_the_same_with_a_thread_one_process_and_several(write, num_units, tmp_path):
     manifest = write(tmp_path)
     held, num_read = {}, set()
     for number in (0, 1, 4):

@@ -94,10 +94,11 @@ class EnvContract:
             np.testing.assert_array_equal(one, other)
         assert before[1] == after[1]
 
-    def test_another_in_turns_with_it_does_the_same_and_ends_alone(self, env):
+    def test_another_in_turns_with_it_does_the_same_and_ends_alone(self, env, request):
         """Its views in the opposite order; neither changes what the other does, or its pictures."""
         frames, *states, last_frames = self.play(env, 5, 10)[0]
         other = self.build_with(self.VIEWS[::-1])
+        request.addfinalizer(other.close)
         still = np.zeros(other.action_dim, np.float32)
         for use in (other.state, other.render, lambda: other.step(still)):
             with pytest.raises(EnvError, match="expected an episode, found none"):
@@ -179,6 +180,21 @@ class ExpertContract(EnvContract):
 
     def next_action(self, env: ExpertEnv, step: int) -> np.ndarray:
         return env.expert_action()
+
+    def test_a_larger_picture_shows_the_same(self, env):
+        larger = self.build_with(self.VIEWS, render_size=480)
+        for one in (env, larger):
+            one.reset(5)
+        frames = larger.render()
+        larger.close()
+        assert frames.shape == (3, 480, 480, 3)
+        # Means of sixteenths of the picture know little of how a resolution samples an edge.
+        for small, large in zip(env.render(), frames, strict=True):
+            means = [
+                picture.reshape(4, size // 4, 4, size // 4, 3).mean(axis=(1, 3))
+                for picture, size in ((large, 480), (small, 256))
+            ]
+            np.testing.assert_allclose(*means, atol=1.5)  # of 255; a wrong camera is 20 off
 
     def test_it_says_what_its_numbers_mean(self, env):
         assert env.state_units
