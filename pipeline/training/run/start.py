@@ -107,7 +107,7 @@ class Start:
         )
         trained = theirs.keys() | ours.keys()
         parts = [name.split(".") for name in trained if theirs.get(name) != ours.get(name)]
-        wrong = sorted({".".join(p[: 1 + (p[0] == "readers")]) for p in parts})
+        wrong = sorted({".".join(p[:2] if p[0] == "readers" else p[:1]) for p in parts})
         if wrong or encoder.fingerprint != self.description.data.encoder.fingerprint:
             what = f"other sizes of {', '.join(wrong)}" if wrong else "features of another encoder"
             raise RunError(
