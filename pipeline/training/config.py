@@ -50,8 +50,9 @@ class TrainConfig(FrozenModel, allow_inf_nan=False):
     """Draw every instruction equally often, however many steps it has; else every step."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides initial weights, batches and noise."""
-    compute_dtype: ComputeDtype = "float32"
-    """Dtype of the head's products in the pass with gradient; du/dt always stays in float32."""
+    compute_dtype: ComputeDtype | None = None
+    """Dtype of the head's products; du/dt always stays in float32. None: bfloat16 on a CPU that
+    multiplies it natively, if the head is wide enough to gain by it; else float32."""
     validation_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the episodes kept out of training, to measure the error on. If the manifest has a
     split, any share above 0 means the episodes of that split."""

@@ -115,7 +115,7 @@ class MeanFlow(JumpObjective):
         condition = batch.condition.select(spans).detach()
         tangent = target[spans]
         if isinstance(config, ImprovedMeanFlowConfig):
-            with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            with torch.no_grad():
                 known = head(at[0], at[1], torch.zeros_like(at[2]), condition)
             tangent = known[..., -width:]  # the last output, be it u itself
         derivative = torch.zeros_like(z)

@@ -35,7 +35,7 @@ VIEWS = {"metaworld": "corner,topview,gripperPOV", "planar": "top,front,side"}
 COMMANDS = "import sys; from cli.{0} import main; sys.argv[0] = '{0}'; main()"
 LITE0 = "efficientnet-lite0"
 FEATURES = {"stand-in": "pooled", LITE0: "pooled,grid"}
-DEMONSTRATIONS = {"metaworld": 40, "planar": 60}
+DEMONSTRATIONS = {"metaworld": 40, "planar": 200}
 OBJECTIVE = "agent.objective."
 Outcomes = dict[tuple[str, int, int], bool]
 """Whether an episode was solved, by environment, training seed and episode seed."""

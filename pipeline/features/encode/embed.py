@@ -120,7 +120,8 @@ def embed_dataset(config: EmbedConfig) -> EmbedReport:
     path = config.store.resolve()  # a store behind a link grows where it is
     loaded = load_manifest(config.manifest)
     verify_checksums(loaded)
-    note = SourceNote(manifest=config.manifest.absolute(), stamp=files_stamp(loaded.roots))
+    stamp = files_stamp(loaded.roots, path)
+    note = SourceNote(manifest=config.manifest.absolute(), stamp=stamp)
     with closing(ManifestReader(loaded)) as reader:
         check_frame_sizes(config.manifest, reader)
         steps = StepArrays.recorded(reader)

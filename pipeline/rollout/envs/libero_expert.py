@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Float32, Float64
+from scipy.spatial.transform import Rotation  # type: ignore[import-untyped]
 
 GRIPPER_OPENING_M: Final = 0.072  # what fits between the open fingers, with 2 mm to each side
 FINGERTIP_M: Final = 0.014  # the fingers' tips end this far below the point between the pads
@@ -140,7 +141,8 @@ class PickAndPlace:
         return aim
 
     def _turn(self, sight: Sight) -> Float64[np.ndarray, " 3"]:
-        return _rotation_between(sight.axes, _pointing_down(self._along, sight.axes))
+        turn = _pointing_down(self._along, sight.axes) @ sight.axes.T
+        return np.asarray(Rotation.from_matrix(turn).as_rotvec())
 
     def _choose_grasp(
         self, sight: Sight
@@ -208,12 +210,3 @@ def _pointing_down(along: np.ndarray, axes: np.ndarray) -> Float64[np.ndarray, "
     first = along if along @ axes[:, 0] >= 0 else -along
     third = np.array([0.0, 0.0, -1.0])
     return np.stack([first, np.cross(third, first), third], axis=1)
-
-
-def _rotation_between(before: np.ndarray, after: np.ndarray) -> Float64[np.ndarray, " 3"]:
-    """Return the turn from one set of axes to another, as axis times angle below pi."""
-    turn = after @ before.T
-    axis = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]]) / 2
-    sine = np.linalg.norm(axis)
-    angle = np.arctan2(sine, (np.trace(turn) - 1) / 2)
-    return np.asarray(axis * (angle / sine if sine > 1e-9 else 1.0))

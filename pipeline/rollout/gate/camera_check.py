@@ -98,11 +98,6 @@ class CameraVerdict(FrozenModel):
         """Whether no mistake was found; also true where nothing could be checked."""
         return all(finding.mistake is None for finding in self.views)
 
-    @property
-    def names_a_mistake(self) -> bool:
-        """Whether a picture is flipped, turned or exchanged, and not only another scene."""
-        return any(finding.mistake not in (None, "unknown") for finding in self.views)
-
     def line(self) -> str:
         """Return the verdict in one line."""
         if self.unchecked is not None:
@@ -199,8 +194,9 @@ class CameraCheck:
             CameraMismatchError: they do not match, and `mode` is `refuse`.
         """
         verdict = self.examine_start(frames)
-        is_refused = verdict.names_a_mistake if scenes_differ else not verdict.matches
-        if is_refused and mode == "refuse":
+        admitted = {None, "unknown"} if scenes_differ else {None}
+        mistakes = {finding.mistake for finding in verdict.views} - admitted
+        if mistakes and mode == "refuse":
             raise CameraMismatchError(
                 f"cameras: expected the views of the training data, found: "
                 f"{verdict.line()}; correct the cameras or their order, or continue anyway with "

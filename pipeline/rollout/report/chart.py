@@ -72,14 +72,9 @@ class Line:
     points: Sequence[Point]
 
     @property
-    def is_thinned(self) -> bool:
-        """Whether it has too many points to draw each."""
-        return len(self.points) > MAX_POINTS
-
-    @property
     def spans(self) -> list[Span]:
         """What is drawn: each point by itself, or at most `NUM_SPANS` groups of neighbors."""
-        size = -(-len(self.points) // NUM_SPANS) if self.is_thinned else 1
+        size = -(-len(self.points) // NUM_SPANS) if len(self.points) > MAX_POINTS else 1
         found = []
         for start in range(0, len(self.points), size):
             group = self.points[start : start + size]

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.rollout.play.result import NORMAL_QUANTILE, RolloutResult, wilson_interval
+from pipeline.rollout.play.result import NORMAL_QUANTILE, RolloutResult
 from pipeline.rollout.report.comparison import PairedOutcome
 
 IGNORED: Final = 0.02  # change of normalized actions, whose range is 2: 1 %
@@ -28,11 +28,8 @@ class InstructionEffect:
     """Root mean squared change of an episode's first actions, normalized; mean over episodes."""
     change_interval: tuple[float, float]
     """Its 95 % interval."""
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the success rate under the other instructions."""
-        return wilson_interval(self.outcome.solved[1], self.outcome.trials)
+    interval: tuple[float, float]
+    """95 % interval of the success rate under the other instructions."""
 
     @property
     def alarm(self) -> str | None:
@@ -85,4 +82,5 @@ def measure_effect(own: RolloutResult, other: RolloutResult) -> InstructionEffec
         ),
         change=change,
         change_interval=(max(0.0, change - margin), change + margin),
+        interval=other.success_interval,
     )

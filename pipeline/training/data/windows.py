@@ -179,16 +179,7 @@ class WindowData:
         is_validation = self.is_validation[self.episode_of]
         self.train_rows: Int64[Tensor, " n"] = torch.nonzero(~is_validation)[:, 0]
         self.validation_rows: Int64[Tensor, " n"] = torch.nonzero(is_validation)[:, 0]
-        self.draws: tuple[SourceDraws, ...] = self._weighted_draws(stores)
-        if is_balanced:
-            if self.draws:
-                raise ConfigError(
-                    "data.weights: expected equal ones, also of a manifest's sources, because "
-                    "balance_instructions decides how often each is drawn; leave one of them out"
-                )
-            of_row = self.instruction_of(self.train_rows)
-            rows = [self.train_rows[of_row == number] for number in np.unique(of_row)]
-            self.draws = source_draws(rows, [1 / len(own) for own in rows])
+        self.draws: tuple[SourceDraws, ...] = self._draws(stores, is_balanced=is_balanced)
         """How an epoch draws from each source or instruction; empty where all weights are equal."""
         self._stored = {name: StoredRows(stores, f"{FEATURES}/{name}", cache) for name in features}
         self._features: Mapping[str, StoredRows | DeviceRows] = self._stored
@@ -302,8 +293,10 @@ class WindowData:
             first_row += store.num_rows
         return moments
 
-    def _weighted_draws(self, stores: Sequence[FeatureStore]) -> tuple[SourceDraws, ...]:
-        """Draw from each source by its weight times its store's."""
+    def _draws(
+        self, stores: Sequence[FeatureStore], *, is_balanced: bool
+    ) -> tuple[SourceDraws, ...]:
+        """Draw from each source by its weight times its store's; or each instruction as often."""
         sources = [
             (source.num_episodes, source.weight * weight)
             for store, weight in zip(stores, self.weights, strict=True)
@@ -313,7 +306,17 @@ class WindowData:
         number = torch.repeat_interleave(torch.arange(len(sources)), torch.tensor(counts))
         of_row = number[self.episode_of[self.train_rows]]
         rows = [self.train_rows[of_row == source] for source in range(len(sources))]
-        return source_draws(rows, list(weights))
+        draws = source_draws(rows, list(weights))
+        if not is_balanced:
+            return draws
+        if draws:
+            raise ConfigError(
+                "data.weights: expected equal ones, also of a manifest's sources, because "
+                "balance_instructions decides how often each is drawn; leave one of them out"
+            )
+        of_row = self.instruction_of(self.train_rows)
+        rows = [self.train_rows[of_row == number] for number in np.unique(of_row)]
+        return source_draws(rows, [1 / len(own) for own in rows])
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> Tensor:

@@ -3,7 +3,9 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -74,6 +76,27 @@ def test_checkpoints_beyond_the_latest_two_go(store, tmp_path):
     config = with_settings(debug(), ["checkpoint_every=2"])
     train([store.path], tmp_path / "run", config, resume=False)
     assert checkpoint_steps(tmp_path / "run") == [6, 8]
+
+
+@pytest.mark.parametrize("width", [64, 256])
+def test_a_wide_head_is_trained_in_bfloat16_where_the_cpu_multiplies_it(
+    store, uninterrupted, width, tmp_path
+):
+    flags = Path("/proc/cpuinfo").read_text().split()
+    is_mixed = width == 256 and ("avx512_bf16" in flags or "amx_bf16" in flags)
+    data = WindowData(store, features=("pooled",), validation_share=0.05)
+
+    def trained(*settings):
+        config = with_settings(debug(), [f"agent.head.n_emb={width}", *settings])
+        description = read_run(uninterrupted).model_copy(update={"config": config})
+        trainer = Trainer(tmp_path, description, data, torch.device("cpu"))
+        losses = [float(trainer.advance()["loss"]) for _ in range(3)]
+        return losses, trainer.agent.head.predict.weight.tolist()
+
+    exact, mixed = (trained(f"compute_dtype={name}") for name in ("float32", "bfloat16"))
+    assert trained() == (mixed if is_mixed else exact)
+    assert mixed[1] != exact[1]
+    np.testing.assert_allclose(mixed[0], exact[0], rtol=0.01)
 
 
 def test_training_lowers_the_error_on_data_it_can_learn(tmp_path):

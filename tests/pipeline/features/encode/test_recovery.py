@@ -48,10 +48,10 @@ def test_files_behind_linked_folders_are_part_of_the_stamp(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "camera").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
-    before = files_stamp([tmp_path / "data"])
+    before = files_stamp([tmp_path / "data"], tmp_path / "s.zarr")
     (tmp_path / "elsewhere" / "a").write_bytes(b"b")
     os.utime(tmp_path / "elsewhere" / "a", ns=(0, 0))
-    assert files_stamp([tmp_path / "data"]) != before
+    assert files_stamp([tmp_path / "data"], tmp_path / "s.zarr") != before
 
 
 def test_a_damaged_unit_that_comes_back_from_a_backup_is_not_taken_for_new(tmp_path, monkeypatch):

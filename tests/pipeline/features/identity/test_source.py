@@ -15,6 +15,8 @@ from pipeline.features.identity.source import (
 )
 from pipeline.storage.local import LocalFolder
 
+STORE = Path("/elsewhere/s.zarr")
+
 
 @pytest.fixture
 def root(tmp_path) -> Path:
@@ -41,15 +43,29 @@ def _rewrite(root: Path) -> None:
     ids=["written", "added", "removed", "renamed", "touched"],
 )
 def test_every_change_of_files_changes_the_stamp(root, change):
-    before = files_stamp([root])
-    assert files_stamp([root]) == before
+    before = files_stamp([root], STORE)
+    assert files_stamp([root], STORE) == before
     change(root)
-    assert files_stamp([root]) != before
+    assert files_stamp([root], STORE) != before
 
 
 def test_the_stamp_knows_which_root_a_file_belongs_to(root):
-    assert files_stamp([root, root / "deep"]) != files_stamp([root / "deep", root])
-    assert files_stamp([root / "a.bin"]) != files_stamp([root / "deep" / "b.bin"])
+    assert files_stamp([root, root / "deep"], STORE) != files_stamp([root / "deep", root], STORE)
+    assert files_stamp([root / "a.bin"], STORE) != files_stamp([root / "deep" / "b.bin"], STORE)
+
+
+def test_a_store_in_a_folder_of_the_dataset_does_not_count_and_what_is_named_alike_does(root):
+    store = root / "deep"
+    before = files_stamp([root], store)
+    for own in (store / "c.bin", root / ".deep.lock"):
+        own.write_bytes(b"")
+        assert files_stamp([root], store) == before
+    (root / "deeper").write_bytes(b"")
+    after = files_stamp([root], store)
+    assert after != before
+    (root / "other" / "deep").mkdir(parents=True)
+    (root / "other" / "deep" / "b.bin").write_bytes(b"")
+    assert files_stamp([root], store) != after
 
 
 def test_the_note_is_read_back_and_its_absence_is_no_error(tmp_path):
