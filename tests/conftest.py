@@ -1,5 +1,6 @@
 """Checked shapes in all tests, and fixtures of several folders: a real S3 server, and its proxy."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -30,6 +31,17 @@ def pytest_configure(config: pytest.Config) -> None:
     # their own do wait for the disk.
     os.fsync = lambda _descriptor: None
     fork_simulators(for_workers=bool(config.getoption("numprocesses", None)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Import the tests without looking for garbage, and never look at what they import."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

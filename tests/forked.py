@@ -15,6 +15,7 @@ PRELOADED = [
     "pipeline.rollout.play.validation",
     "policy.encoders.siglip2",
     "torch._dynamo",  # what the optimizers import
+    "tests.frozen",
 ]
 """What the process to fork from loads; nothing of OpenGL, which does not survive a fork."""
 

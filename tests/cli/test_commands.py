@@ -1,10 +1,8 @@
 """The commands as a user meets them: their flags, and one line for every wrong input."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -29,9 +27,6 @@ from tests.pipeline.tiny import (
 )
 from tests.tower import tiny_tower
 
-BIN = Path(sys.executable).parent
-
-
 APPS = {
     "vla-embed": cli.embed.main,
     "vla-train": cli.train.main,
@@ -48,19 +43,6 @@ RUN_NETWORKS = {
     "vla-serve": ("RUN",),
 }
 """Commands that run a network, with words that get them as far as their device."""
-
-
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own, as a user does."""
-    command, *rest = map(str, words)
-    return subprocess.run(
-        [str(BIN / command), *rest],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        timeout=600,
-        check=False,
-    )
 
 
 def invoke(*words: object) -> Result:

@@ -1,5 +1,6 @@
 """Datasets in object storage, on a real S3 server: read in ranges, and an outage is no damage."""
 
+import gc
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -122,7 +123,14 @@ def test_an_outage_while_frames_are_read_ends_in_one_line_and_the_same_command_g
         return True
 
     proxy.dies_at = dies_at
-    said = refused(embed(manifest, store))
+    # h5py holds its lock while it waits for the frame, and needs it to free any object: no thread,
+    # not even the one that answers, may meet what an earlier test left as garbage.
+    gc.collect()
+    gc.disable()
+    try:
+        said = refused(embed(manifest, store))
+    finally:
+        gc.enable()
     assert f"{url}/episode_2.hdf5: object storage does not respond after 1 retries" in said
     assert "then run the same command again" in said
     assert [path.name for path in (store / "commits").iterdir()] == ["000000.json"]
@@ -196,7 +204,7 @@ def test_an_outage_at_whatever_request_is_no_damage(layout, url, proxy, monkeypa
     for last in range(0, num_requests, 1 + num_requests // 10):
         proxy.is_dead = False
         proxy.seen.clear()
-        proxy.dies_at = lambda _method, _path, last=last: len(proxy.seen) == last
+        proxy.dies_at = lambda _method, _path, last=last: len(proxy.seen) >= last
         with pytest.raises(ObjectStorageError, match="does not respond"):
             everything(layout, place)
 

@@ -3,21 +3,30 @@
 import json
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 
-from tests.cli.test_commands import invoke, refusal, run
+from tests.cli.test_commands import invoke, refusal
 from tests.forked import start
 from tests.pipeline.features.encode.drivers import wait_until
 
 TASK = "metaworld/handle-press-v3"  # solved in 35 to 41 steps
 VIEWS = "corner,topview,gripperPOV"
+SIZE = 64  # of pictures in pixels: rendering takes most of a step
+
+INSTALLED = f"""
+import runpy
+runpy.run_path({str(Path(sys.executable).with_name("vla-rollout"))!r}, run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     out = tmp_path_factory.mktemp("way") / "recordings"
     words = ("--env", TASK, "--views", VIEWS, "--episodes", 2, "--out", out)
+    words += ("--render-size", SIZE)
     result = invoke("vla-data", "record", *words)
     assert result.exit_code == 0, result.stderr
     return out
@@ -68,10 +77,15 @@ def trained(embedded):
 
 @pytest.mark.sim
 def test_the_way_from_demonstrations_to_a_rollout(trained):
-    result = run("vla-rollout", trained, "--env", TASK, "--episodes", 2, "--set", "max_steps=12")
-    assert result.returncode == 0, result.stderr
-    assert "of 2 unseen episodes" in result.stdout
-    assert "Wilson interval" in result.stdout
+    words = ("--env", TASK, "--episodes", 2)
+    words += ("--set", "max_steps=12", "--set", f"render_size={SIZE}")
+    output = trained.parent / "rolled_out.txt"
+    process = start(INSTALLED, trained, *words, output=output)
+    process.join(600)
+    said = output.read_text()
+    assert process.exitcode == 0, said
+    assert "of 2 unseen episodes" in said
+    assert "Wilson interval" in said
     path = trained / "rollouts/metaworld-handle-press-v3/result.json"
     found = json.loads(path.read_text())
     assert [episode["seed"] for episode in found["episodes"]] == [100_000, 100_001]
@@ -80,8 +94,7 @@ def test_the_way_from_demonstrations_to_a_rollout(trained):
     assert found["encoder"]["pretrained"]
 
     again = trained.parent / "again"
-    words = ("--episodes", 2, "--set", "max_steps=12", "--out", again)
-    assert invoke("vla-rollout", trained, "--env", TASK, *words).exit_code == 0
+    assert invoke("vla-rollout", trained, *words, "--out", again).exit_code == 0
     repeated = json.loads((again / "result.json").read_text())
     assert repeated["episodes"] == found["episodes"]
 

@@ -130,7 +130,7 @@ def test_two_processes_take_the_steps_of_one(store, alone, tmp_path):
 
 def test_a_process_that_dies_ends_the_others_and_leaves_the_last_checkpoint(store, tmp_path):
     run = tmp_path / "run"
-    words = ("--set", "steps=100000", "--set", "checkpoint_every=50")
+    words = ("--set", "steps=100000", "--set", "checkpoint_every=10")
     process = torchrun(store, run, *words)
     deadline = time.monotonic() + 600
     while not checkpoint_steps(run):

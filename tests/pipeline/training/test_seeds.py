@@ -69,6 +69,15 @@ def test_runs_of_other_settings_are_no_repeats(store, trained, tmp_path):
     assert find_repeats(read_contents([trained / "seed-3", tmp_path / "other"])) == []
 
 
+JOB = """
+import multiprocessing, os
+os.setsid()
+# The trainings are forked: two processes less that load torch, and in the command's group as ever.
+contexts = multiprocessing.context._concrete_contexts
+contexts["spawn"] = contexts["fork"]
+"""
+
+
 @pytest.mark.parametrize(
     ("end", "number", "exit_code"),
     [
@@ -83,8 +92,7 @@ def test_whatever_ends_the_command_leaves_a_checkpoint_of_each_seed(
 ):
     run = tmp_path / "run"
     run.mkdir()
-    job = "import os; os.setsid(); "
-    process, output = start_training(store, run, "--seeds", "0,1", "--resume", program=job)
+    process, output = start_training(store, run, "--seeds", "0,1", "--resume", program=JOB)
     for seed in (0, 1):
         wait_for(run / f"seed-{seed}/log.jsonl", '{"step": 40', process, output)
     end(process.pid, number)

@@ -68,7 +68,8 @@ def save_checkpoint(
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("siglip2"), num_layers=1)
+    """A narrow one; another test has the real width."""
+    return save_checkpoint(tmp_path_factory.mktemp("siglip2"), num_layers=1, width=WIDTH)
 
 
 def random_images(num: int, seed: int = 0) -> np.ndarray:
@@ -239,8 +240,8 @@ def test_missing_tensors_are_refused(checkpoint, tmp_path):
 def test_tensors_without_a_place_in_the_network_are_refused(checkpoint, tmp_path):
     folder = _copy(checkpoint, tmp_path)
     path = folder / "model.safetensors"
-    tensors = load_file(path) | {"vision_model.encoder.layers.1.layer_norm1.bias": torch.ones(768)}
-    save_file(tensors, path, {"format": "pt"})
+    further = {"vision_model.encoder.layers.1.layer_norm1.bias": torch.ones(WIDTH)}
+    save_file(load_file(path) | further, path, {"format": "pt"})
     with pytest.raises(EncoderLoadError, match=r"encoder.layers.1.layer_norm1.bias"):
         load(str(folder))
 
@@ -263,7 +264,7 @@ def test_weights_in_pickle_are_refused(checkpoint, tmp_path):
 
 
 def test_a_network_of_another_image_size_is_refused(tmp_path):
-    folder = save_checkpoint(tmp_path / "small", num_layers=1, image_size=224)
+    folder = save_checkpoint(tmp_path / "small", num_layers=1, image_size=224, width=WIDTH)
     with pytest.raises(EncoderLoadError, match="224"):
         load(str(folder))
 

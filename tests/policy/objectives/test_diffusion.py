@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from policy.objectives.base import Batch, bind
@@ -46,6 +45,8 @@ def sequential_noise(batch: int, draws: int) -> Tensor:
     + [(number, "trailing") for number in (20, 10, 4, 2, 1)],
 )
 def test_ancestral_steps_equal_diffusers_ddpm(spacing, evaluations):
+    from diffusers import DDPMScheduler
+
     objective = Diffusion(DiffusionConfig(sampler="ddpm", timestep_spacing=spacing))
     head = small_head(objective, torch.float64)
     condition = random_condition(head, 3)

@@ -16,7 +16,6 @@ import torch
 import cli.embed
 from pipeline.errors import ConfigError, EncoderMismatchError, WorkerLostError
 from pipeline.features.encode.known_frames import FrameIndex
-from pipeline.features.encode.ray_pool import ADDRESS, encode_with_ray
 from pipeline.features.identity.source import SOURCE_NOTE
 from pipeline.features.store.feature_store import FeatureStore
 from tests.forked import start
@@ -42,6 +41,8 @@ SCRIPT = Path(cli.embed.__file__).parent / "launch/ray_embed.sbatch"
 @pytest.fixture(scope="module")
 def address():
     """A Ray of two actors' size, with a token of its own instead of one in the home folder."""
+    from pipeline.features.encode.ray_pool import ADDRESS
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -148,6 +149,8 @@ def test_actors_that_are_lost_three_times_at_one_unit_end_the_job(tmp_path, addr
 
 def test_a_worker_that_computes_something_else_is_refused(tmp_path, address):
     """As on a machine with other kernels: the encoder is the same, its features are not."""
+    from pipeline.features.encode.ray_pool import encode_with_ray
+
     manifest = write_one_view(tmp_path / "dataset", (20,))
     both = {"features": ("pooled", "grid")}  # the tower's grid has a basis
     embed(manifest, tmp_path / "reference.zarr", **both)
@@ -166,6 +169,8 @@ def test_a_worker_that_computes_something_else_is_refused(tmp_path, address):
 
 
 def test_what_no_machine_has_and_where_no_ray_answers_is_one_line(tmp_path, address, monkeypatch):
+    from pipeline.features.encode.ray_pool import ADDRESS
+
     manifest = write_one_view(tmp_path / "dataset", (20,))
     threads = torch.get_num_threads()
     torch.set_num_threads(512)

@@ -201,21 +201,25 @@ class ExpertContract(EnvContract):
         assert env.action_units
         assert env.control_hz > 0
 
-    def test_the_expert_stays_in_range_and_succeeds(self, env):
+    def solve(self, env: ExpertEnv, seed: int) -> list[np.ndarray]:
+        """Return the expert's actions, all of them in range, to the step that solves the task."""
         low, high = self.action_range(env)
+        actions = []
+        env.reset(seed)
+        for _ in range(env.max_steps):
+            actions.append(action := env.expert_action())
+            assert action.dtype == np.float32
+            assert action.shape == (env.action_dim,)
+            # 1e-6: the rounding of float32, which `step` clips.
+            assert (action >= low - 1e-6).all()
+            assert (action <= high + 1e-6).all()
+            if env.step(action).success:
+                return actions
+        pytest.fail(f"seed {seed} not solved")
+
+    def test_the_expert_stays_in_range_and_succeeds(self, env):
         for seed in self.EXPERT_SEEDS:
-            env.reset(seed)
-            for _ in range(env.max_steps):
-                action = env.expert_action()
-                assert action.dtype == np.float32
-                assert action.shape == (env.action_dim,)
-                # 1e-6: the rounding of float32, which `step` clips.
-                assert (action >= low - 1e-6).all()
-                assert (action <= high + 1e-6).all()
-                if env.step(action).success:
-                    break
-            else:
-                pytest.fail(f"seed {seed} not solved")
+            self.solve(env, seed)
 
     @pytest.mark.parametrize("size", [63, 2049])
     def test_a_size_that_cannot_be_meant_is_refused(self, env, size):

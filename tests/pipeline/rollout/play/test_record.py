@@ -179,14 +179,14 @@ def test_the_usual_size_is_the_encoders():
 @pytest.mark.sim
 def test_larger_pictures_are_recorded_as_a_rollout_sees_them(tmp_path):
     """Bit for bit: the first recorded step against the live loop's own observation."""
-    config = config_for(tmp_path, views=("corner",), episodes=1, render_size=480, workers=1)
+    config = config_for(tmp_path, views=("corner",), episodes=1, render_size=300, workers=1)
     report = record_dataset(config)
     loaded = load_manifest(report.manifest)
-    assert loaded.manifest.revision.endswith("rendered at 480x480 pixels")
+    assert loaded.manifest.revision.endswith("rendered at 300x300 pixels")
     recorded = ManifestReader(loaded).frames(0, 0, 1)
-    env = make_env(ENV, ("corner",), 480)
+    env = make_env(ENV, ("corner",), 300)
     env.reset(0)
-    assert env.render().shape == (1, 480, 480, 3)
+    assert env.render().shape == (1, 300, 300, 3)
     player = EpisodePlayer(env, obs_horizon=1, max_steps=9, out=tmp_path)
     (observed,) = player.begin(0, "none").observations
     env.close()

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import av
-import jsonschema
 import mujoco
 import numpy as np
 import pytest
@@ -24,6 +23,9 @@ from tests.tower import tiny_tower
 
 SCHEMA = Path(__file__).parents[4] / "pipeline/rollout/play/result.schema.json"
 
+SIZE = 128
+"""Of pictures in pixels: rendering is most of the work, and grows with their area."""
+
 pytestmark = pytest.mark.sim
 
 
@@ -34,6 +36,7 @@ def run(tmp_path_factory):
 
 def config(run, out, **settings):
     asked = {"episodes": 3, "max_steps": 10, "encoder": tiny_tower(), "videos": "none"}
+    asked["render_size"] = SIZE
     return RolloutConfig(run=run, out=out, **({"envs": (TASK,)} | asked | settings))
 
 
@@ -70,8 +73,8 @@ def test_a_video_shows_every_step_of_all_views(alone):
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
         assert stream.average_rate == 80
     assert len(frames) == 11  # the first look, and one after each of 10 steps
-    assert frames[0].shape == (256, 3 * 256, 3)
-    env = MetaWorldEnv("drawer-open-v3", VIEWS, 256)
+    assert frames[0].shape == (SIZE, 3 * SIZE, 3)
+    env = MetaWorldEnv("drawer-open-v3", VIEWS, SIZE)
     env.reset(100_000)
     expected = np.concatenate(list(env.render()), axis=1)
     env.close()
@@ -81,6 +84,8 @@ def test_a_video_shows_every_step_of_all_views(alone):
 
 
 def test_the_published_schema_is_the_models_and_holds_for_a_real_result(alone):
+    import jsonschema
+
     result, out = alone
     published = json.loads(SCHEMA.read_text())
     assert published == RolloutResult.model_json_schema()

@@ -5,7 +5,6 @@ import os
 import sys
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.errors import ConfigError
 from pipeline.training.config import with_settings
@@ -36,6 +35,8 @@ class Dying(TrainingWatcher):
 
 
 def test_tensorboard_is_told_every_figure_of_the_log_once(store, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     run = tmp_path / "run"
     with pytest.raises(KeyError, match="step 7"):
         train([store], run, debug(), resume=False, track=["tensorboard"], watchers=[Dying()])
