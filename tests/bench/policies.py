@@ -65,6 +65,8 @@ def objective(name: str, kind: str, *settings: str, nfe: int | None = None) -> R
     return Row(name, words, nfe=nfe)
 
 
+FORMER = "anchored_share=0.2", "anchored_noise_share=1"
+"""The default's settings until 2026-12-01."""
 DEFAULT = objective("improved MeanFlow", "improved_meanflow")
 TABLES = {
     "features": (
@@ -74,7 +76,17 @@ TABLES = {
     ),
     "objectives": (
         DEFAULT,
-        objective("improved MeanFlow, squared", "improved_meanflow", "weight_power=0"),
+        objective("improved MeanFlow, at its query", "improved_meanflow", "anchored_noise_share=1"),
+        objective(
+            "improved MeanFlow, half at its query", "improved_meanflow", "anchored_noise_share=0.5"
+        ),
+        objective("improved MeanFlow, former default", "improved_meanflow", *FORMER),
+        objective(
+            "improved MeanFlow, squared",
+            "improved_meanflow",
+            "weight_power=0",
+            'tangent="velocity_head"',
+        ),
         objective("improved MeanFlow by jumps", "improved_meanflow_jump"),
         objective("regression", "regression"),
         objective("flow matching", "flow_matching"),
