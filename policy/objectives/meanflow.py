@@ -21,9 +21,8 @@ drawn h, under the same weight.
 Differs from the source: no guidance; both outputs read the last layer, where its velocity head
 branches off before the last blocks. A share of the items ends at the data (r = 0): the logit-normal
 sampler reaches the query of a one-step policy (t = 1, r = 0) about three times in ten thousand.
-These anchored items are drawn at every t: the identity carries what is known at small t along r = 0
-up to that query. Drawn at the query alone, they leave the way there to extrapolation, and more
-actions fall between two modes (README.md).
+These anchored items are drawn at that query, or in part at every t: the identity then carries what
+is known at small t along r = 0 up to it, instead of leaving it to extrapolation.
 """
 
 from typing import Literal
@@ -53,9 +52,9 @@ class AverageVelocityConfig(StartConfig):
     """Mean and spread of the logit of a time; a lower mean samples nearer to the data."""
     flow_share: float = Field(default=0.5, ge=0, le=1)
     """Share of a batch trained at r = t, which is plain flow matching and costs no JVP."""
-    anchored_share: float = Field(default=0.5, ge=0, le=1)
+    anchored_share: float = Field(default=0.2, ge=0, le=1)
     """Share of a batch drawn at r = 0, the end of a one-step policy; never r = t items."""
-    anchored_noise_share: float = Field(default=0.0, ge=0, le=1)
+    anchored_noise_share: float = Field(default=1.0, ge=0, le=1)
     """Share of those at t = 1, where a one-step policy is evaluated; the others are uniform in
     [0, 1], which its output builds on."""
     weight_power: float = Field(default=1.0, ge=0)

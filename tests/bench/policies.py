@@ -65,8 +65,8 @@ def objective(name: str, kind: str, *settings: str, nfe: int | None = None) -> R
     return Row(name, words, nfe=nfe)
 
 
-FORMER = "anchored_share=0.2", "anchored_noise_share=1"
-"""The default's settings until 2026-12-01."""
+AT_EVERY_T = "anchored_share=0.5", "anchored_noise_share=0"
+SQUARED = 'tangent="velocity_head"', "weight_power=0"
 DEFAULT = objective("improved MeanFlow", "improved_meanflow")
 TABLES = {
     "features": (
@@ -76,17 +76,9 @@ TABLES = {
     ),
     "objectives": (
         DEFAULT,
-        objective("improved MeanFlow, at its query", "improved_meanflow", "anchored_noise_share=1"),
-        objective(
-            "improved MeanFlow, half at its query", "improved_meanflow", "anchored_noise_share=0.5"
-        ),
-        objective("improved MeanFlow, former default", "improved_meanflow", *FORMER),
-        objective(
-            "improved MeanFlow, squared",
-            "improved_meanflow",
-            "weight_power=0",
-            'tangent="velocity_head"',
-        ),
+        objective("improved MeanFlow, half at noise", "improved_meanflow", "anchored_share=0.5"),
+        objective("improved MeanFlow, half at every t", "improved_meanflow", *AT_EVERY_T),
+        objective("improved MeanFlow, squared", "improved_meanflow", *AT_EVERY_T, *SQUARED),
         objective("improved MeanFlow by jumps", "improved_meanflow_jump"),
         objective("regression", "regression"),
         objective("flow matching", "flow_matching"),
