@@ -27,9 +27,9 @@ demo: $(INSTALLED)
 	@echo "recordings: demo/recordings   features: $(DEMO)/features.zarr   run: $(DEMO)/run"
 
 # A process per core and one more, because some tests wait for others. Each has one thread, which
-# nproc would take for the number of cores. In the folders' order: by the number of their tests,
-# xdist would start the file with the longest last. The many processes that tests start compile
-# nothing that another has compiled.
+# nproc would take for the number of cores. In the order of tests/conftest.py: by the number of
+# their tests, xdist would start the file with the longest last. The many processes that tests
+# start compile nothing that another has compiled.
 test: export OMP_NUM_THREADS = 1
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(INSTALLED)
