@@ -52,6 +52,7 @@ def address():
         environment.setenv("RAY_AUTH_MODE", "token")
         environment.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        environment.setenv("RAY_prestart_worker_first_driver", "0")  # workers without an actor
         environment.setenv("RAY_worker_niceness", "0")  # 15 would starve next to other tests
         environment.delenv(ADDRESS, raising=False)
         # Stopped by its own process: `ray stop` would stop every Ray of this machine.

@@ -7,6 +7,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -40,6 +41,12 @@ REPORTED = {
     r"source\.json": r".*/{file}: ",
 }
 """What names the damage of a file, by the file's pattern; the first that fits."""
+
+
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch):
+    """Without checks of shapes in a thousand readings; the tests of stores have them."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def unfinished_store(path: Path, **settings) -> FeatureStore:
