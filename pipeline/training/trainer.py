@@ -47,7 +47,7 @@ from policy.network.ema import WeightAverage
 
 MAX_FEATURES_SHARE: Final = 0.5  # of a GPU's free memory; the rest is for training itself
 # Width of a head. A step of `demo` (128) took 1.28 times as long in bfloat16 with AVX512 and 0.93
-# times with AMX, one of `proj96` (384) 0.77 and 0.68 times.
+# times with AMX, one of `proj96` (384) 0.74 and 0.68 times.
 MIN_MIXED_WIDTH: Final = 256
 MAX_VALIDATION_WINDOWS: Final = 512  # enough for a mean error, one second of compute
 

@@ -65,6 +65,7 @@ def objective(name: str, kind: str, *settings: str, nfe: int | None = None) -> R
     return Row(name, words, nfe=nfe)
 
 
+AT_NOISE = "flow_share=0.25", "anchored_share=0.5"
 AT_EVERY_T = "anchored_share=0.5", "anchored_noise_share=0"
 SQUARED = 'tangent="velocity_head"', "weight_power=0"
 DEFAULT = objective("improved MeanFlow", "improved_meanflow")
@@ -76,7 +77,7 @@ TABLES = {
     ),
     "objectives": (
         DEFAULT,
-        objective("improved MeanFlow, half at noise", "improved_meanflow", "anchored_share=0.5"),
+        objective("improved MeanFlow, half at noise", "improved_meanflow", *AT_NOISE),
         objective("improved MeanFlow, half at every t", "improved_meanflow", *AT_EVERY_T),
         objective("improved MeanFlow, squared", "improved_meanflow", *AT_EVERY_T, *SQUARED),
         objective("improved MeanFlow by jumps", "improved_meanflow_jump"),
