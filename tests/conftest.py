@@ -4,9 +4,9 @@ import gc
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from huggingface_hub import constants
-from jaxtyping import install_import_hook
 
 from pipeline.storage.objects.requests import RETRY
 from tests.forked import fork_simulators
@@ -23,7 +23,7 @@ ANNOTATED = [
     for path in sorted((ROOT / "pipeline").rglob("*.py"))
     if "jaxtyping" in path.read_text()
 ]
-install_import_hook(["policy", *ANNOTATED], "beartype.beartype")
+jaxtyping.install_import_hook(["policy", *ANNOTATED], "beartype.beartype")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -73,6 +73,12 @@ def proxy(server, monkeypatch):
 def no_hub(monkeypatch):
     """Have the Hugging Face hub answer nothing, at once; its client reads this at its import."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Check no shapes, where many steps would check the same ones."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

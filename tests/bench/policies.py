@@ -79,7 +79,12 @@ TABLES = {
         DEFAULT,
         objective("improved MeanFlow, half at noise", "improved_meanflow", *AT_NOISE),
         objective("improved MeanFlow, half at every t", "improved_meanflow", *AT_EVERY_T),
-        objective("improved MeanFlow, squared", "improved_meanflow", *AT_EVERY_T, *SQUARED),
+        objective(
+            "improved MeanFlow, half at every t, squared",
+            "improved_meanflow",
+            *AT_EVERY_T,
+            *SQUARED,
+        ),
         objective("improved MeanFlow by jumps", "improved_meanflow_jump"),
         objective("regression", "regression"),
         objective("flow matching", "flow_matching"),

@@ -52,15 +52,16 @@ def files_stamp(roots: Iterable[Location], store: Location) -> str:
     """Return a sha256 over name, size and time of change (or etag) of every file below the roots.
 
     Equal stamps mean that no file was written, added or removed, and that the same versions of the
-    libraries decode them; otherwise a dataset is compared frame by frame. The files of `store`, an
-    absolute path or address, do not count where it lies below a root.
+    libraries decode them; otherwise a dataset is compared frame by frame. Files of `store`, an
+    absolute path or an address, are left out: a store may be in a folder of its dataset.
     """
     own = f"{store}/", f"{store.parent}/.{store.name}."  # the latter are locks and copies
     digest = hashlib.sha256(" ".join(_decoders()).encode())
     for root in roots:
         digest.update(b"\0root")
+        above = root.resolve()
         for file in open_folder(root).files():
-            if f"{root.resolve()}/{file.name}".startswith(own):
+            if f"{above}/{file.name}".startswith(own):
                 continue
             entry = f"{file.name}\0{file.size}\0{file.stamp}\0"
             digest.update(entry.encode(errors="surrogateescape"))  # names that are no UTF-8

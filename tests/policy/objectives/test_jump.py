@@ -1,6 +1,5 @@
 """The jump's target against the closed form of Gaussian data, and what is learnt from it."""
 
-import jaxtyping
 import pytest
 import torch
 from pydantic import ValidationError
@@ -175,9 +174,9 @@ def test_some_item_is_always_where_jumps_land(batch):
     assert (times[0] == 1).sum() == batch - 1
 
 
-def test_a_jump_learns_data_that_only_its_velocity_has_seen(monkeypatch):
+@pytest.mark.usefixtures("unchecked")  # half of the time
+def test_a_jump_learns_data_that_only_its_velocity_has_seen():
     """No item has h = 0: from the zeros that a head starts with, to the data's mean and spread."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # half of the time
     torch.manual_seed(0)
     objective = ImprovedMeanFlowJump(ImprovedMeanFlowJumpConfig())
     config = HeadConfig(n_emb=64, n_layer=1, pred_horizon=1)

@@ -7,7 +7,6 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -42,11 +41,7 @@ REPORTED = {
 }
 """What names the damage of a file, by the file's pattern; the first that fits."""
 
-
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    """Without checks of shapes in a thousand readings; the tests of stores have them."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("unchecked")  # in a thousand readings
 
 
 def unfinished_store(path: Path, **settings) -> FeatureStore:

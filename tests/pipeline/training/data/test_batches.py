@@ -2,7 +2,6 @@
 
 import tracemalloc
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -26,11 +25,7 @@ CONFIG = with_settings(
 LENGTHS = (*np.random.default_rng(3).integers(2, 90, 20).tolist(), 300)  # many cross a unit
 MB = 1_000_000
 
-
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch):
-    """Without checks of shapes in hundreds of steps; the tests of windows have them."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("unchecked")  # in hundreds of steps
 
 
 @pytest.fixture(scope="module")
