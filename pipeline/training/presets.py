@@ -33,7 +33,11 @@ def demo() -> TrainConfig:
     """Return a run that two CPU cores finish in minutes on one scripted task."""
     return TrainConfig(
         preset="demo",
-        agent=AgentConfig(readers={"grid": ReaderConfig()}, head=HeadConfig(n_emb=128, n_layer=4)),
+        agent=AgentConfig(
+            readers={"grid": ReaderConfig()},
+            obs_horizon=1,
+            head=HeadConfig(n_emb=128, n_layer=4),
+        ),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
         steps=2_100,
         batch_size=32,

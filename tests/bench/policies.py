@@ -65,7 +65,7 @@ def objective(name: str, kind: str, *settings: str, nfe: int | None = None) -> R
     return Row(name, words, nfe=nfe)
 
 
-AT_NOISE = "flow_share=0.25", "anchored_share=0.5"
+PAPERS_TIMES = ("time_logit_mean=-0.4",)
 AT_EVERY_T = "anchored_share=0.5", "anchored_noise_share=0"
 SQUARED = 'tangent="velocity_head"', "weight_power=0"
 DEFAULT = objective("improved MeanFlow", "improved_meanflow")
@@ -77,7 +77,7 @@ TABLES = {
     ),
     "objectives": (
         DEFAULT,
-        objective("improved MeanFlow, half at noise", "improved_meanflow", *AT_NOISE),
+        objective("improved MeanFlow, times of the paper", "improved_meanflow", *PAPERS_TIMES),
         objective("improved MeanFlow, half at every t", "improved_meanflow", *AT_EVERY_T),
         objective(
             "improved MeanFlow, half at every t, squared",
@@ -94,7 +94,7 @@ TABLES = {
         DEFAULT,
         Row("learning rate 3e-4", ("optimizer.learning_rate=3e-4",)),
         Row("learning rate 2e-3", ("optimizer.learning_rate=2e-3",)),
-        Row("one observation step", ("agent.obs_horizon=1",)),
+        Row("two observation steps", ("agent.obs_horizon=2",)),
         Row("4 executed steps", ("agent.num_action_steps=4",)),
         Row("16 executed steps", ("agent.num_action_steps=16",)),
         Row("two evaluations", DEFAULT.settings, nfe=2, trained_as=DEFAULT.name),

@@ -34,7 +34,7 @@ def test_the_demo_reads_a_grid_by_a_small_head():
     config = preset_config("demo")
     assert config.agent.readers == {"grid": ReaderConfig(projection_dim=96)}
     assert (config.agent.head.n_emb, config.agent.head.n_layer) == (128, 4)
-    assert (config.agent.num_action_steps, config.agent.obs_horizon) == (8, 2)
+    assert (config.agent.num_action_steps, config.agent.obs_horizon) == (8, 1)
     assert (config.steps, config.batch_size) == (2_100, 32)
 
 

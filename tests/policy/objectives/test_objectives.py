@@ -100,7 +100,8 @@ def test_runs_from_before_there_was_a_choice_still_load():
         "weight_power": 1.0,
         "weight_constant": 0.01,
     }
-    assert AgentConfig.model_validate({"objective": old}) == AgentConfig()
+    objective = ImprovedMeanFlowConfig(time_logit_mean=-0.4)
+    assert AgentConfig.model_validate({"objective": old}) == AgentConfig(objective=objective)
 
 
 @pytest.mark.parametrize(
