@@ -11,6 +11,7 @@ from pipeline.training.config import OptimizerConfig, TrainConfig
 from policy.agent import AgentConfig
 from policy.network.head import HeadConfig
 from policy.network.readers import InstructionReaderConfig, ReaderConfig
+from policy.objectives.meanflow import ImprovedMeanFlowConfig
 
 
 def proj96() -> TrainConfig:
@@ -31,13 +32,11 @@ def grid96() -> TrainConfig:
 
 def demo() -> TrainConfig:
     """Return a run that two CPU cores finish in minutes on one scripted task."""
+    grid, head = {"grid": ReaderConfig()}, HeadConfig(n_emb=128, n_layer=4)
+    near_noise = ImprovedMeanFlowConfig(time_logit_mean=1.0)  # why: policy/objectives/README.md
     return TrainConfig(
         preset="demo",
-        agent=AgentConfig(
-            readers={"grid": ReaderConfig()},
-            obs_horizon=1,
-            head=HeadConfig(n_emb=128, n_layer=4),
-        ),
+        agent=AgentConfig(readers=grid, obs_horizon=1, head=head, objective=near_noise),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
         steps=2_100,
         batch_size=32,

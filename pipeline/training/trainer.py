@@ -195,9 +195,7 @@ class Trainer:
         if not len(rows):
             return {}
         windows = data.gather(
-            rows,
-            obs_horizon=agent.config.obs_horizon,
-            pred_horizon=agent.config.head.pred_horizon,
+            rows, obs_horizon=agent.config.obs_horizon, pred_horizon=agent.config.head.pred_horizon
         ).to(self.device)
         inputs = windows.features, windows.state
         noise = agent.noise(len(rows), seeded_generator(seed, "validation", 0))

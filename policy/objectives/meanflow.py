@@ -19,12 +19,10 @@ r = t, p = 1); improved MeanFlow, arXiv 2512.02012; times and velocity head as i
 Lyy-iiis/imeanflow@a1cc3a9:imf.py: that head's loss is taken where the gradient pass is, at the
 drawn h, under the same weight.
 Differs from the source: no guidance; both outputs read the last layer, where its velocity head
-branches off before the last blocks. The times of improved MeanFlow are nearer to the noise, a mean
-logit of 1 instead of -0.4: there it is decided which of several ways an action takes. A share of
-the items ends at the data (r = 0): the logit-normal sampler reaches the query of a one-step policy
-(t = 1, r = 0) about two times in ten thousand. These anchored items are drawn at that query, or
-in part at every t: the identity then carries what is known at small t along r = 0 up to it, instead
-of leaving it to extrapolation.
+branches off before the last blocks. A share of the items ends at the data (r = 0): the logit-normal
+sampler reaches the query of a one-step policy (t = 1, r = 0) about three times in ten thousand.
+These anchored items are drawn at that query, or in part at every t: the identity then carries what
+is known at small t along r = 0 up to it, instead of leaving it to extrapolation.
 """
 
 from typing import Literal
@@ -77,7 +75,6 @@ class ImprovedMeanFlowConfig(AverageVelocityConfig):
     """Settings of improved MeanFlow."""
 
     kind: Literal["improved_meanflow"] = "improved_meanflow"
-    time_logit_mean: float = 1.0
     tangent: Literal["boundary", "velocity_head"] = "boundary"
     """Where the velocity along which to derive comes from: the network at h = 0, or its own head,
     which doubles the last layer's width."""

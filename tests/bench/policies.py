@@ -59,16 +59,15 @@ def feature(name: str, encoder: str = LITE0) -> Row:
     return Row(f"{encoder} {name}", (f"agent.readers={{{name}={{}}}}",), encoder)
 
 
-def objective(name: str, kind: str, *settings: str, nfe: int | None = None) -> Row:
-    """Return a row of the table of objectives."""
-    words = (f'{OBJECTIVE}kind="{kind}"', *(OBJECTIVE + setting for setting in settings))
-    return Row(name, words, nfe=nfe)
+def objective(name: str, *settings: str) -> Row:
+    """Return a row of the table of objectives, with settings of the preset's objective."""
+    return Row(name, tuple(OBJECTIVE + setting for setting in settings))
 
 
-PAPERS_TIMES = ("time_logit_mean=-0.4",)
+PAPERS_TIMES = "time_logit_mean=-0.4"
 AT_EVERY_T = "anchored_share=0.5", "anchored_noise_share=0"
 SQUARED = 'tangent="velocity_head"', "weight_power=0"
-DEFAULT = objective("improved MeanFlow", "improved_meanflow")
+DEFAULT = objective("improved MeanFlow")
 TABLES = {
     "features": (
         feature("grid"),
@@ -77,18 +76,13 @@ TABLES = {
     ),
     "objectives": (
         DEFAULT,
-        objective("improved MeanFlow, times of the paper", "improved_meanflow", *PAPERS_TIMES),
-        objective("improved MeanFlow, half at every t", "improved_meanflow", *AT_EVERY_T),
-        objective(
-            "improved MeanFlow, half at every t, squared",
-            "improved_meanflow",
-            *AT_EVERY_T,
-            *SQUARED,
-        ),
-        objective("improved MeanFlow by jumps", "improved_meanflow_jump"),
-        objective("regression", "regression"),
-        objective("flow matching", "flow_matching"),
-        objective("MIP", "mip"),
+        objective("improved MeanFlow, times of the paper", PAPERS_TIMES),
+        objective("improved MeanFlow, half at every t", *AT_EVERY_T),
+        objective("improved MeanFlow, half at every t, squared", *AT_EVERY_T, *SQUARED),
+        objective("improved MeanFlow by jumps", 'kind="improved_meanflow_jump"'),
+        objective("regression", 'kind="regression"'),
+        objective("flow matching", 'kind="flow_matching"'),
+        objective("MIP", 'kind="mip"'),
     ),
     "settings": (
         DEFAULT,

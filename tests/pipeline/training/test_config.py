@@ -35,6 +35,7 @@ def test_the_demo_reads_a_grid_by_a_small_head():
     assert config.agent.readers == {"grid": ReaderConfig(projection_dim=96)}
     assert (config.agent.head.n_emb, config.agent.head.n_layer) == (128, 4)
     assert (config.agent.num_action_steps, config.agent.obs_horizon) == (8, 1)
+    assert config.agent.objective == ImprovedMeanFlowConfig(time_logit_mean=1.0)
     assert (config.steps, config.batch_size) == (2_100, 32)
 
 

@@ -161,8 +161,8 @@ def test_times_are_shared_out_as_configured():
     assert torch.equal(h[750:], torch.ones(250))
     assert (h[500:750] > 0).all()
     assert ((r >= 0) & (t <= 1)).all()
-    logits = torch.logit(t[:500])  # the larger of two normals: mean 1 + 1/sqrt(pi)
-    assert float(logits.mean()) == pytest.approx(1 + torch.pi**-0.5, abs=0.15)
+    logits = torch.logit(t[:500])  # the larger of two normals: mean -0.4 + 1/sqrt(pi)
+    assert float(logits.mean()) == pytest.approx(-0.4 + torch.pi**-0.5, abs=0.15)
 
 
 def test_anchored_times_cover_the_whole_way_to_the_data_where_asked():
