@@ -62,7 +62,7 @@ EVERY_TIME = ImprovedMeanFlowConfig(
 )
 CONTESTANTS = (
     Contestant("improved MeanFlow", ImprovedMeanFlowConfig(), (1, 2, 4)),
-    Contestant("... nearer to noise", ImprovedMeanFlowConfig(time_logit_mean=1.0), (1, 4)),
+    Contestant("... times of demo", ImprovedMeanFlowConfig(time_logit_mean=1.0), (1, 4)),
     Contestant("... not anchored", ImprovedMeanFlowConfig(anchored_share=0.0), (1, 2, 4)),
     Contestant("... at every t", EVERY_TIME, (1, 2, 4)),
     Contestant("... by jumps", ImprovedMeanFlowJumpConfig(), (1,)),
