@@ -7,7 +7,9 @@ from typing import Final
 from pipeline.datasets.base import DatasetConfig
 from pipeline.errors import ConfigError, DatasetError
 
-LEAVE_OUT: Final = "leave the episode out with `episodes = {except = [..]}` in the manifest"
+LEAVE_OUT: Final = (
+    "leave the episode out with `episodes = {except = [..]}` in the manifest (for a new store)"
+)
 """What to do about an unusable episode, for the ends of messages."""
 
 

@@ -172,7 +172,9 @@ def _encode_missing(
     )
     own = range(store.num_units) if config.part is None else config.part.units(store.num_units)
     place_matters = encoder.environment.place_matters
-    missing, index, compare_s = find_missing(target, own, source, note, place_matters=place_matters)
+    missing, failed, index, compare_s = find_missing(
+        target, own, source, note, place_matters=place_matters
+    )
     logger.info(
         "embedding %d episodes, %d steps x %d views, with %s on %s; %d of %d units left",
         reader.num_episodes,
@@ -184,7 +186,6 @@ def _encode_missing(
         len(own),
     )
     counts, seconds = EncodeCounts(), dict.fromkeys(STAGES, 0.0) | {"compare": compare_s}
-    failed: dict[int, str] = {}
     total = sum(map(store.num_unit_rows, missing))
     estimate = Estimate(total, "step")
     with tqdm(total=total, desc="embed", unit="step", disable=None) as bar:
@@ -205,11 +206,11 @@ def _encode_missing(
                 for stage, spent in outcome.seconds.items():
                     seconds[stage] += spent
                 if outcome.failure is not None:
-                    failed[outcome.unit] = " ".join(outcome.failure.split())
+                    failed[outcome.unit] = outcome.failure
                 if config.ray_workers is not None:
                     advance(store.num_unit_rows(outcome.unit))
     if failed:
-        reasons = [f"unit {unit}: {failed[unit]}" for unit in sorted(failed)]
+        reasons = [f"unit {unit}: {' '.join(failed[unit].split())}" for unit in sorted(failed)]
         raise FailedUnitsError(
             f"{store.path}: {len(failed)} of {len(own)} units failed, the others are "
             f"committed; correct these files and run the same command again; the first is "

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from pipeline.datasets.manifest.model import LoadedManifest
 from pipeline.datasets.manifest.reader import ManifestReader
-from pipeline.errors import DatasetError, FrameReadError, WorkerLostError
+from pipeline.errors import FrameReadError, WorkerLostError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.units import EpisodeSlice, cut, episode_slices
 from pipeline.processes import end_with_parent
@@ -56,7 +56,7 @@ class ChunkFrames:
 
 Rows = Mapping[int, tuple[int, int]]
 """The rows [first, last) of units, in the order in which they are read."""
-ReadChunk = tuple[int, slice, ChunkFrames | FrameReadError | DatasetError]
+ReadChunk = tuple[int, slice, ChunkFrames | FrameReadError]
 """A unit, consecutive rows of it, and their frames."""
 
 
@@ -94,23 +94,28 @@ class FrameSource:
                 return
             yield chunk
 
-    def changed_units(self, store: FeatureStore, units: Iterable[int]) -> set[int]:
-        """Read the frames of committed units again; return the units that hold other pixels.
+    def changed_units(
+        self, store: FeatureStore, units: Iterable[int]
+    ) -> tuple[set[int], dict[int, str]]:
+        """Read the frames of committed units again.
 
-        A unit whose frames do not read counts as changed: encoding it reports the error.
+        Returns:
+            The units that hold other pixels, and why the frames of others do not read.
         """
         rows = {unit: store.unit_rows(unit) for unit in units}
         total = sum(map(store.num_unit_rows, rows))
         held = lru_cache(max(1, self.num_workers))(store.read_unit_hashes)
-        changed = set()
+        changed, unread = set(), {}
         with tqdm(total=total, desc="compare", unit="step", disable=None) as progress:
             for unit, own, read in self.read(rows):
                 progress.update(own.stop - own.start)
                 first, _ = rows[unit]
                 expected = held(unit)[own.start - first : own.stop - first]
-                if isinstance(read, Exception) or not np.array_equal(read.hashes, expected):
+                if isinstance(read, Exception):
+                    unread[unit] = str(read)
+                elif not np.array_equal(read.hashes, expected):
                     changed.add(unit)
-        return changed
+        return changed, unread
 
     def _from_workers(self, rows: Rows) -> Iterator[ReadChunk]:
         loader: Iterable[ReadChunk | VlaError] = DataLoader(
@@ -184,7 +189,7 @@ def _read_units(
                     read_slots(reader, steps, num_variants=num_variants)
                     for steps in episode_slices(episode_ends, own.start, own.stop)
                 ]
-            except (FrameReadError, DatasetError) as error:
+            except FrameReadError as error:
                 yield unit, own, error
                 break
             frames = np.concatenate(slots) if len(slots) > 1 else slots[0]
@@ -202,7 +207,7 @@ def read_slots(
     of source, episode, view and variant, so that a dataset that grows keeps its variants.
 
     Raises:
-        FrameReadError, DatasetError: a frame does not read.
+        FrameReadError: a frame does not read.
     """
     names = reader.source_of[steps.episode], reader.episode_number(steps.episode)
     views = reader.frames(steps.episode, steps.start, steps.stop)

@@ -20,8 +20,8 @@ A crash on a disk may leave, next to `x.zarr`:
     .x.zarr.turn         empty; a part of a job locks it to open or complete the store
 """
 
-import glob
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -67,36 +67,40 @@ class Target:
 
 def find_missing(
     target: Target, own: range, source: FrameSource, note: SourceNote, *, place_matters: bool
-) -> tuple[list[int], FrameIndex, float]:
+) -> tuple[list[int], dict[int, str], FrameIndex, float]:
     """Find this command's units without valid rows of these files, and discard their records.
 
     If files were touched since the store's note, every frame is compared with the store's. `note`
     is of the dataset as it is now, and is written next to the store.
 
     Returns:
-        The units in order, the frames that need no encoding, and the seconds of comparing.
+        The units in order, why frames of committed units do not read, the frames that need no
+        encoding, and the seconds of comparing.
     """
-    store, compare_s = target.store, 0.0
+    store, unread, compare_s = target.store, dict[int, str](), 0.0
     valid, held = store.valid_units(own), read_source(store.folder)
     if valid and (held is None or held.stamp != note.stamp):
         started = time.perf_counter()
-        valid = valid - source.changed_units(store, sorted(valid))
+        changed, unread = source.changed_units(store, sorted(valid))
+        valid -= changed  # what does not read is kept: that may be the disk's fault, and pass
         compare_s = time.perf_counter() - started
     # A damaged unit may come back from a backup: its record must not make it valid again.
     invalid = set(own) - valid
     if invalid:
         discard_units(store.folder, invalid)
-    # Written before the first unit: from here on, what is committed comes from these files.
-    if held != note:
+    # Written before the first unit: from here on, what is committed comes from these files. Not
+    # where some do not read: the next command compares again.
+    if held != note and not unread:
         write_source(store.folder, note)
     index = FrameIndex.of([(store, valid), *target.stored], place_matters=place_matters)
-    return sorted(invalid), index, compare_s
+    return sorted(invalid), unread, index, compare_s
 
 
 def finish_growth(path: Path) -> None:
     """Finish what a crash may have interrupted between the renames of `finish_store`."""
     for created in (path, sibling(path, "growing")):
-        for partial in path.parent.glob(f".{glob.escape(created.name)}.*.partial"):
+        ours = re.compile(rf"\.{re.escape(created.name)}\.\d+\.partial")
+        for partial in filter(lambda path: ours.fullmatch(path.name), path.parent.glob(".*")):
             shutil.rmtree(partial, ignore_errors=True)
     outgrown = sibling(path, "outgrown")
     if outgrown.exists() and not path.exists():
@@ -137,7 +141,7 @@ def open_target(
     encoder: ImageEncoder,
     made: Probe | None,
     *,
-    may_grow: bool = True,
+    may_grow: bool,
 ) -> Target:
     """Resume a store that `continue_store` has accepted, or grow one next to it.
 
@@ -201,8 +205,8 @@ def _require_same_kind(store: FeatureStore, attributes: StoreAttributes) -> None
     if store.attributes.manifest_digest != attributes.manifest_digest:
         raise StoreError(
             f"{store.path}: was created with a different manifest of "
-            f"{attributes.manifest['name']} (revision, rate, size, views or keys differ); use "
-            f"another --store"
+            f"{attributes.manifest['name']} (revision, rate, size, views, keys or episodes "
+            f"differ); use another --store"
         )
     asked = _settings(attributes)
     for setting, kept in _settings(store.attributes).items():
@@ -218,8 +222,6 @@ def _settings(attributes: StoreAttributes) -> dict[str, object]:
         "variants": attributes.num_variants,
         "codec": attributes.codec,
         "images_per_pass": attributes.environment.images_per_pass,
-        "views": attributes.view_names,
-        "fps": attributes.fps,
     }
 
 

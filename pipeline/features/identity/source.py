@@ -56,7 +56,7 @@ def files_stamp(roots: Iterable[Location], store: Location) -> str:
     absolute path or an address, are left out: a store may be in a folder of its dataset.
     """
     own = f"{store}/", f"{store.parent}/.{store.name}."  # the latter are locks and copies
-    digest = hashlib.sha256(" ".join(_decoders()).encode())
+    digest = hashlib.sha256(" ".join(versions(DECODERS)).encode())
     for root in roots:
         digest.update(b"\0root")
         above = root.resolve()
@@ -68,8 +68,9 @@ def files_stamp(roots: Iterable[Location], store: Location) -> str:
     return digest.hexdigest()
 
 
-def _decoders() -> Iterator[str]:
-    for library in DECODERS:
+def versions(libraries: Iterable[str]) -> Iterator[str]:
+    """Return each library with its version, or as absent."""
+    for library in libraries:
         try:
             yield f"{library} {version(library)}"
         except PackageNotFoundError:
@@ -94,7 +95,7 @@ def open_source(store: FeatureStore, manifest: Path | None = None) -> ManifestRe
     if described.manifest.digest() != store.attributes.manifest_digest:
         raise StoreError(
             f"{path}: is not the manifest of {store.path} (revision, rate, size, "
-            f"views or keys differ); pass the right --manifest, or run vla-embed again"
+            f"views, keys or episodes differ); pass the right --manifest, or run vla-embed again"
         )
     reader = ManifestReader(described)
     ends = np.cumsum([*map(reader.episode_length, range(reader.num_episodes))], dtype=np.int64)

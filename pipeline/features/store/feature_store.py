@@ -219,7 +219,8 @@ class FeatureStore:
             start, stop = record.rows
             raise StoreError(
                 f"{self.path}: rows {start}..{stop} (unit {unit}) of {name} differ from the "
-                f"checksum of their commit record"
+                f"checksum of their commit record; run vla-embed again, and if it finds nothing, "
+                f"delete the copies in data.cache"
             )
 
     def read_slices(self, unit: int, name: str) -> Iterator[np.ndarray]:
@@ -235,9 +236,11 @@ class FeatureStore:
         try:
             record = read_sealed(self.folder, record_name(unit), UnitRecord)
         except FileNotFoundError as error:
-            raise StoreError(f"{where} have no commit record") from error
+            raise StoreError(f"{where} have no commit record; run vla-embed again") from error
         except StoreError as error:
-            raise StoreError(f"{where} have a damaged commit record ({error})") from error
+            raise StoreError(
+                f"{where} have a damaged commit record ({error}); run vla-embed again"
+            ) from error
         expected = unit, (start, stop), self.encoder.fingerprint
         if (record.unit, record.rows, record.fingerprint) != expected:
             raise StoreError(f"{where} have a commit record of other rows or another encoder")
@@ -328,7 +331,7 @@ class FeatureStore:
 
     def read_episode_ends(self) -> Int64[np.ndarray, " e"]:
         """Read the row after each episode's last; StoreError where the array is damaged."""
-        return self._read("episode_ends")
+        return self.read_whole("episode_ends")
 
     def read_probe(self) -> Probe:
         """Read the frames and features to compare an encoder with (StoreError: damaged)."""

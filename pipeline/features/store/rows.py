@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -79,7 +80,7 @@ class StoredRows:
         self._starts, self._files, self._offsets = map(np.concatenate, (starts, files, offsets))
         """First value, file and offset of every chunk."""
         self.num_values = first_row * self.num_slots
-        self._stamps = [_stamp(path.stat()) for path in self._paths]
+        self._stamps = [*map(_stamp_of, self._paths)]
 
     @property
     def nbytes(self) -> int:
@@ -92,11 +93,12 @@ class StoredRows:
             return
         for own in self._slices(addresses):
             size = (own.stop - own.start) * self.value.itemsize
-            descriptor = os.open(self._paths[own.file], os.O_RDONLY)
-            try:
-                os.posix_fadvise(descriptor, own.offset, size, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(descriptor)
+            with suppress(OSError):  # reading reports it
+                descriptor = os.open(self._paths[own.file], os.O_RDONLY)
+                try:
+                    os.posix_fadvise(descriptor, own.offset, size, os.POSIX_FADV_WILLNEED)
+                finally:
+                    os.close(descriptor)
 
     def read(self, addresses: Int64[Tensor, "*b"]) -> Float16[Tensor, "..."]:
         """Read values, as `[*addresses, *value]` (StoreError: a file changed or does not read)."""
@@ -218,8 +220,10 @@ def _copy_units(store: FeatureStore, name: str, cache: Path, *, row_bytes: int) 
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f"{folder.name}.lock")
     with sole_writer(folder, StoreError, lock=lock, wait=True):
-        missing = [unit for unit, path in enumerate(paths) if not path.exists()]
-        needed = sum(map(store.num_unit_rows, missing)) * row_bytes
+        sizes = [store.num_unit_rows(unit) * row_bytes for unit in range(store.num_units)]
+        whole = [path.exists() and path.stat().st_size == sizes[n] for n, path in enumerate(paths)]
+        missing = [unit for unit, is_whole in enumerate(whole) if not is_whole]
+        needed = sum(sizes[unit] for unit in missing)
         free = shutil.disk_usage(cache).free
         if needed > free:
             raise ConfigError(
@@ -246,6 +250,15 @@ def _copy_unit(store: FeatureStore, name: str, unit: int, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _stamp_of(path: Path) -> tuple[int, int, int, int]:
+    try:
+        return _stamp(path.stat())
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be read ({error.strerror}); run vla-embed again"
+        ) from error
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:

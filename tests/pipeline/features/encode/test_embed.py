@@ -232,7 +232,7 @@ def test_a_store_is_created_under_its_lock_and_a_killed_creation_leaves_nothing(
     manifest = write_dataset(tmp_path, lengths=(2,))
     store = tmp_path / "s.zarr"
     left = tmp_path / ".s.zarr.4711.partial"
-    other = tmp_path / ".other.zarr.4711.partial"
+    other = tmp_path / ".s.zarr.v2.4711.partial"  # of a store named s.zarr.v2
     left.mkdir()
     other.mkdir()
     with sole_writer(store, StoreError, lock=sibling(store, "lock")):
