@@ -80,7 +80,6 @@ class VLAAgent(nn.Module):
         """Build an untrained agent; `encoder` and `instructions` are needed only for live use.
 
         Raises:
-            AgentMismatchError: the data lacks a feature that the policy reads.
             MissingExtraError: the objective needs a library that is not installed.
         """
         super().__init__()
@@ -92,13 +91,7 @@ class VLAAgent(nn.Module):
         views_width = spec.num_views * sum(widths)
         self.readers = nn.ModuleDict()
         for name, reader in config.readers.items():
-            if name not in spec.feature_shapes:
-                raise AgentMismatchError(
-                    f"agent.readers: feature `{name}` is not in the data, which has "
-                    f"{', '.join(spec.feature_shapes)}; read one of these, or embed with --features"
-                )
-            shape = spec.feature_shapes[name]
-            self.readers[name] = FeatureReader(reader, spec.num_views, shape)
+            self.readers[name] = FeatureReader(reader, spec.num_views, spec.feature_shapes[name])
         self.state_normalizer = Normalizer(spec.state_dim, config.state_scaling)
         self.action_normalizer = Normalizer(spec.action_dim, config.action_scaling)
         self.cond_projector = nn.Linear(views_width + spec.state_dim, config.cond_dim)

@@ -38,7 +38,8 @@ class FeatureSpec(FrozenModel):
     dtype: Literal["float16", "float32"] = "float16"
     """As it is stored, and as a policy sees it live; float32 of an instruction."""
     fingerprint: str
-    """sha256 over how it is derived from the encoder's output: layer, pooling, basis."""
+    """How it is derived from the encoder's output: a sha256 over layer, pooling and basis, or of an
+    instruction's vector the words for it."""
 
     @property
     def num_bytes(self) -> int:
@@ -59,7 +60,7 @@ class EncoderIdentity(FrozenModel):
     weights: str
     """sha256 over weights, architecture, preprocessing, input contract and compute dtype."""
     features: tuple[FeatureSpec, ...] = Field(min_length=1)
-    """Its features of an image, in the requested order."""
+    """Its features of an image or of an instruction, in the requested order."""
 
     @property
     def fingerprint(self) -> str:
@@ -84,7 +85,7 @@ class AgentSpec(FrozenModel):
     view_names: tuple[str, ...] = Field(min_length=1)
     """Camera names in the order of the features' view axis."""
     feature_shapes: dict[str, tuple[int, ...]]
-    """Shape per image of each feature that the data has, by name."""
+    """Shape per image of each feature that the policy reads, by name."""
     state_dim: int = Field(ge=1)
     action_dim: int = Field(ge=1)
     instruction_dim: int = Field(default=0, ge=0)

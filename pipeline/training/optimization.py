@@ -46,5 +46,4 @@ def restore_optimizer(
     for key, value in tensors.items():
         kind, name = key.split("/", maxsplit=1)
         parameter = parameters[name]
-        device = "cpu" if kind == "step" and parameter.device.type == "cpu" else parameter.device
-        optimizer.state[parameter][kind] = value.to(device)
+        optimizer.state[parameter][kind] = value.to(parameter.device)

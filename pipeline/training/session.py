@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.errors import RunError
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import check_digest
+from pipeline.features.store.records import hash_rows
 from pipeline.features.store.start_frames import StartFrames, spread_evenly
 from pipeline.storage.location import Location
 from pipeline.storage.locks import sole_writer
@@ -134,7 +135,8 @@ def train(
                     opened,
                 )
                 settings = flat_configuration(config.model_dump(mode="json"))
-                trackers = open_trackers(track, run, settings, trainer.step)
+                if trainer.step < config.steps:  # else none would be closed
+                    trackers = open_trackers(track, run, settings, trainer.step)
             trainer.fit(trackers, watchers)
         if ranks.is_primary and not trainer.validated:  # the run was complete already
             trainer.validate()
@@ -204,6 +206,7 @@ def _open_data(
         probe_digest=probe.digest(),
         start_frames_digest=starts.digest(),
         instructions=() if vectors is None else data.instructions.words,
+        instructions_digest=None if vectors is None else hash_rows([vectors.numpy()]),
         text_encoder=data.instructions.encoder,
     )
     write = partial(

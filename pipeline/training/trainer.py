@@ -285,8 +285,9 @@ class Trainer:
     def _diverged(self, what: str, value: Tensor, step: int, rows: Tensor) -> NonFiniteLossError:
         episodes = sorted(set(self.data.episode_of[rows].tolist()))
         return NonFiniteLossError(
-            f"{self.run}: {what} is {value.item()} at step {step}, episodes {episodes}; "
-            f"check their state and action, or lower optimizer.learning_rate"
+            f"{self.run}: {what} is {value.item()} at step {step}, episodes {episodes} "
+            f"(counted through all stores); check their state and action, or lower "
+            f"optimizer.learning_rate"
         )
 
     def save(self, figures: Mapping[str, float]) -> None:

@@ -17,6 +17,7 @@ A fixed-resolution SigLIP2 checkpoint is of the architecture `siglip`: `SiglipVi
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -203,7 +204,9 @@ def _principal_components(
 def load(settings: EncoderSettings) -> Siglip2Encoder:
     """Load a checkpoint from the hub or from a folder; see `load_encoder`."""
     further = "preprocessor_config.json"
-    folder, name, revision = open_checkpoint(settings.name, settings.revision, further)
+    folder, name, revision = open_checkpoint(
+        settings.name, settings.revision, further, built_in=ENCODERS
+    )
     _check_preprocessing(folder / further)
     network = load_half(SiglipVisionModel, folder, "vision", other=TEXT_PART)
     expected = {"image_size": FRAME_SIZE[0], "vision_use_head": True}
@@ -213,11 +216,14 @@ def load(settings: EncoderSettings) -> Siglip2Encoder:
     return Siglip2Encoder(network, settings, name=name, revision=revision, pretrained=True)
 
 
-def open_checkpoint(name: str, revision: str | None, further: str) -> tuple[Path, str, str]:
+def open_checkpoint(
+    name: str, revision: str | None, further: str, *, built_in: Iterable[str]
+) -> tuple[Path, str, str]:
     """Return a checkpoint's folder, its name and its revision; a hub's repository is fetched.
 
     It has safetensors, `config.json` and the `further` file. Any repository but the default one
-    needs its revision named (EncoderLoadError: it is not, or the hub is unreachable).
+    needs its revision named (EncoderLoadError, which names the `built_in` encoders: it is not, or
+    the hub is unreachable).
     """
     path = Path(name)
     if path.exists():
@@ -229,7 +235,7 @@ def open_checkpoint(name: str, revision: str | None, further: str) -> tuple[Path
     revision = revision or named or (DEFAULT_REVISION if name == DEFAULT_ENCODER else None)
     if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise EncoderLoadError(
-            f"{name}: expected a built-in encoder ({', '.join(ENCODERS)}) or a folder, found "
+            f"{name}: expected a built-in encoder ({', '.join(built_in)}) or a folder, found "
             "neither; a Hugging Face repository needs its commit, as owner/name@HASH of 40 digits, "
             f"not {revision!r}"
         )
@@ -241,7 +247,7 @@ def open_checkpoint(name: str, revision: str | None, further: str) -> tuple[Path
         raise EncoderLoadError(
             f"{name}@{revision[:8]}: cannot be fetched from the Hugging Face hub "
             f"({first_line(error)}). Pass the path of a local copy, or an encoder that does not "
-            f"need the hub: {', '.join(ENCODERS)}"
+            f"need the hub: {', '.join(built_in)}"
         ) from error
     return Path(folder), name, revision
 

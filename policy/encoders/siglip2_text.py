@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import SiglipTextModel
 
+from policy.encoders.registry import TEXT_ENCODERS
 from policy.encoders.siglip2 import load_half, open_checkpoint
 from policy.encoders.text import TextEncoder, TextSettings, plain_words
 from policy.errors import EncoderLoadError
@@ -51,7 +52,9 @@ class Siglip2TextEncoder(TextEncoder):
 
 def load(settings: TextSettings) -> Siglip2TextEncoder:
     """Load a checkpoint from the hub or from a folder; see `load_text_encoder`."""
-    folder, name, revision = open_checkpoint(settings.name, settings.revision, "tokenizer.json")
+    folder, name, revision = open_checkpoint(
+        settings.name, settings.revision, "tokenizer.json", built_in=TEXT_ENCODERS
+    )
     path = folder / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(path))

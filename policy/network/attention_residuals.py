@@ -103,10 +103,10 @@ class DepthStream:
     def read(self) -> Float[Tensor, "b t d"]:
         newest = len(self._sources) - 1
         logits = [later[..., newest - source] for source, later in enumerate(self._logits)]
-        weights = torch.stack(logits).softmax(dim=0)[..., None]
-        # Under autocast, a source may have a lower precision than the mixture and its gradients;
-        # these add up in the mixture's.
-        dtype = torch.promote_types(weights.dtype, self._sources[0].dtype)
+        # Under autocast, sources and logits may have a lower precision than the mixture and its
+        # gradients; these add up in the mixture's.
+        dtype = torch.promote_types(self._folded_query.dtype, self._sources[0].dtype)
+        weights = torch.stack(logits).to(dtype).softmax(dim=0)[..., None]
         tensors = [source.to(dtype) for source in self._sources]
         mixture: Tensor
         mixture, *self._sources = _Mix.apply(weights, *tensors)  # type: ignore[no-untyped-call]
@@ -119,7 +119,7 @@ def inverse_root_mean_square(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b 1"]:
 
 
 def mix(weights: Float[Tensor, "s *b 1"], sources: Sequence[Tensor] | Tensor) -> Tensor:
-    """Return the weighted sum of sources [*b, d]; a list of them is not stacked, hence copied."""
+    """Return the weighted sum of sources [*b, d]; a list of them is not copied to be stacked."""
     mixture = weights[0] * sources[0]
     for weight, source in zip(weights[1:], sources[1:], strict=True):
         mixture.addcmul_(weight, source)

@@ -2,8 +2,8 @@
 
 All statistics are buffers, which travel inside a checkpoint's weights. What was constant in
 training carries no signal: it enters a network as zero, and a constant action is returned exactly,
-whatever the network predicts. Values far outside the scale are clipped: one wild reading moves no
-input and no action far.
+whatever the network predicts. States and actions far outside the scale are clipped: one wild
+reading moves no input and no action far.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ CONSTANT_STD: Final = 1e-6  # far below float16's resolution of any feature that
 
 Scaling = Literal["range", "quantiles", "deviation"]
 """What is mapped to -1 and 1: the smallest and the largest value, the 1 % and the 99 % quantile, or
-one standard deviation below and above the mean."""
+one standard deviation below and above the mean (more, where five would not reach a quantile)."""
 
 LIMITS: Final[dict[Scaling, float]] = {"range": 1.5, "quantiles": 1.5, "deviation": 5.0}
 """Largest scaled value; 1.5 is a quarter of the range beyond either end. Training data never
@@ -47,7 +47,10 @@ class Distribution:
         if scaling == "quantiles":
             low, high = self.low, self.high
         elif scaling == "deviation":
-            low, high = self.mean - self.std, self.mean + self.std
+            # Neither quantile is clipped: of a switch, one is the seldom closed state.
+            far = torch.maximum(self.high - self.mean, self.mean - self.low) / LIMITS[scaling]
+            spread = torch.maximum(self.std, far)
+            low, high = self.mean - spread, self.mean + spread
         is_switch = self.high - self.low <= CONSTANT_RANGE
         return self.minimum.where(is_switch, low), self.maximum.where(is_switch, high)
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from policy.network.normalizer import FeatureStandardizer
+from policy.network.normalizer import CONSTANT_STD, FeatureStandardizer
 from policy.spec import FrozenModel
 
 
@@ -71,7 +71,7 @@ class InstructionReader(nn.Module):
         centered = vectors - vectors.mean(dim=0)
         spread = centered.square().mean().sqrt()
         self.mean.copy_(vectors.mean(dim=0))
-        self.spread.copy_(spread.where(spread > 0, 1.0))
+        self.spread.copy_(spread.where(spread > CONSTANT_STD, 1.0))
 
     def forward(
         self, vectors: Float[Tensor, "b d"], views: Float[Tensor, "b t w"]

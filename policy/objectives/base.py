@@ -41,7 +41,7 @@ class Batch:
     """What a loss is computed from, and squared errors over its valid steps."""
 
     actions: Chunks
-    """Data, normalized to [-1, 1]."""
+    """Data, normalized to about [-1, 1]; see `Normalizer`."""
     valid: Bool[Tensor, "b horizon"]
     """False where a chunk runs past the end of its episode; such steps do not count."""
     condition: Condition

@@ -110,13 +110,6 @@ def test_two_features_enter_one_after_the_other_and_the_state_last():
     torch.testing.assert_close(agent._build_cond(features, state), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_feature_that_the_data_lacks_is_refused_and_those_there_are_listed():
-    with pytest.raises(AgentMismatchError) as refused:
-        tiny_agent(readers={"depth": ReaderConfig()})
-    (line,) = str(refused.value).splitlines()
-    assert "`depth` is not in the data, which has pooled, grid" in line
-
-
 def test_gradients_reach_every_trainable_part_and_never_the_encoder():
     encoder = load("stand-in", features=("pooled",))
     agent = tiny_agent(encoder=encoder)

@@ -77,7 +77,9 @@ def distribution(values: Float[Tensor, "n d"], rows: Int64[Tensor, " m"]) -> Dis
     for column in range(values.shape[1]):
         own = values[:, column][rows].numpy()
         wide = own.astype(np.float64)
-        ends = own.min(), own.max(), *np.quantile(own, QUANTILES)
+        low, high = QUANTILES  # as values that occur: none between the two of a switch
+        outer = np.quantile(own, low, method="lower"), np.quantile(own, high, method="higher")
+        ends = own.min(), own.max(), *outer
         found.append([float(figure) for figure in (*ends, wide.mean(), wide.std())])
     return Distribution(*torch.tensor(found, dtype=torch.float32).T)
 
@@ -87,7 +89,7 @@ class Windows:
     """A batch of training windows."""
 
     rows: Int64[Tensor, " b"]
-    """Their current steps."""
+    """Their current steps; on the CPU."""
     features: dict[str, Float[Tensor, "b ..."]]
     """As an agent takes them, in float32: [b, t, v, ...] by name of the observation steps, the last
     one current; and `instruction` [b, d] for a policy that takes instructions."""
@@ -107,7 +109,7 @@ class Windows:
 
         features = {name: moved(values) for name, values in self.features.items()}
         steps = moved(self.state), moved(self.actions), moved(self.valid)
-        return Windows(moved(self.rows), features, *steps)
+        return Windows(self.rows, features, *steps)
 
 
 class WindowData:

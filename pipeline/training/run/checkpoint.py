@@ -7,7 +7,7 @@ Below the run's folder:
         average.safetensors               their moving average: the ones to roll out
         optimizer.safetensors             AdamW's state
         README.md                         the model card, for people
-        checkpoint.json                   step, error on validation episodes, sha256 of each file
+        checkpoint.json                   step, validation error, sha256 of the files of tensors
 """
 
 import hashlib

@@ -25,6 +25,7 @@ from safetensors.numpy import save
 
 from pipeline.errors import RunError
 from pipeline.features.identity.probe import Probe
+from pipeline.features.store.records import hash_rows
 from pipeline.features.store.start_frames import StartFrames
 from pipeline.storage.local import write_atomically, write_json
 from pipeline.training.config import TrainConfig
@@ -69,6 +70,8 @@ class DataIdentity(FrozenModel):
     """`StartFrames.digest` of the run's first frames."""
     instructions: tuple[str, ...] = ()
     """The instructions of the training; empty for a policy without them."""
+    instructions_digest: str | None = None
+    """sha256 of their vectors; None without any, and in runs of earlier versions."""
     text_encoder: EncoderIdentity | None = None
     """What made their vectors, of which the run has a copy."""
 
@@ -120,6 +123,7 @@ def write_run(
     _write_arrays(run / PROBE_FILE, arrays, notes)
     arrays = {"frames": starts.frames, "episodes": starts.episodes}
     _write_arrays(run / START_FRAMES_FILE, arrays, {})
+    (run / STEPS_FILE).unlink(missing_ok=True)  # of a run that was here and has no checkpoint
     write_json(run / "run.json", description.model_dump(mode="json"))
 
 
@@ -145,10 +149,14 @@ def read_bases(run: Path) -> dict[str, np.ndarray]:
 
 
 def read_instructions(run: Path, description: RunDescription) -> dict[str, np.ndarray]:
-    """Read the vector of each instruction of a run (RunError: the file is absent or damaged)."""
-    with _reading(run / PROBE_FILE):
-        vectors = _read_arrays(run / PROBE_FILE)[0].get(INSTRUCTIONS, ())
-        return dict(zip(description.data.instructions, vectors, strict=True))
+    """Read the vector of each instruction of a run (RunError: absent, or not run.json's)."""
+    path, data = run / PROBE_FILE, description.data
+    with _reading(path):
+        vectors = _read_arrays(path)[0].get(INSTRUCTIONS, ())
+        found = dict(zip(data.instructions, vectors, strict=True))
+    if data.instructions_digest is not None:
+        _check_digest(path, "instructions", hash_rows([*vectors]), data.instructions_digest)
+    return found
 
 
 def read_start_frames(run: Path, description: RunDescription) -> StartFrames:
@@ -216,6 +224,8 @@ def read_run(run: Path) -> RunDescription:
         return RunDescription.model_validate(content)
     except ValidationError as error:
         raise RunError(f"{path}: {invalid_field(error)}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{run}: run.json or {STEPS_FILE} cannot be read ({error})") from error
 
 
 def run_hash(run: Path) -> str:

@@ -45,7 +45,10 @@ def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
     held = read_run(run)
     steps = max(held.config.steps, description.config.steps)
     lengthened = held.model_copy(update={"config": held.config.model_copy(update={"steps": steps})})
-    ours = description.model_copy(update={"init_from": description.init_from or held.init_from})
+    begun = description.init_from  # its run may have been trained further since
+    if begun is None or begun.rpartition(",")[0] == str(held.init_from).rpartition(",")[0]:
+        begun = held.init_from
+    ours = description.model_copy(update={"init_from": begun})
     change = next(_changes(lengthened.model_dump(mode="json"), ours.model_dump(mode="json")), None)
     if change is not None:
         raise RunError(
@@ -98,9 +101,9 @@ class Start:
             The settings, views and rate in which the two runs differ, in words.
 
         Raises:
-            RunError: the encoder is another one, or weights do not fit; the message names them.
+            RunError: weights have other sizes, which the message names, or other inputs.
         """
-        encoder, scales = description.data.encoder, {name for name, _ in agent.named_buffers()}
+        scales = {name for name, _ in agent.named_buffers()}
         theirs, ours = (
             {name: tensor.shape for name, tensor in weights.items() if name not in scales}
             for weights in (self.weights, agent.state_dict())
@@ -108,10 +111,11 @@ class Start:
         trained = theirs.keys() | ours.keys()
         parts = [name.split(".") for name in trained if theirs.get(name) != ours.get(name)]
         wrong = sorted({".".join(p[:2] if p[0] == "readers" else p[:1]) for p in parts})
-        if wrong or encoder.fingerprint != self.description.data.encoder.fingerprint:
-            what = f"other sizes of {', '.join(wrong)}" if wrong else "features of another encoder"
+        if wrong or _meaning(self.description) != _meaning(description):
+            other = "features of another encoder, of another text encoder, or in another order"
+            what = f"other sizes of {', '.join(wrong)}" if wrong else other
             raise RunError(
-                f"{self.name}: expected a run of the same readers, head and encoder as this one, "
+                f"{self.name}: expected a run of the same readers, head and encoders as this one, "
                 f"found {what}; use its settings (`vla-data info` shows them), or train "
                 f"without --init-from"
             )
@@ -120,6 +124,13 @@ class Start:
         runs = self.description, description
         held, now = (run.model_dump(mode="json", include=compared) for run in runs)
         return "; ".join(_changes(held, now)) or "nothing"
+
+
+def _meaning(run: RunDescription) -> tuple[object, ...]:
+    """What the inputs of a run's weights are: features in their order, and instructions."""
+    text = run.data.text_encoder if run.config.agent.language else None
+    readers = [*run.config.agent.readers]
+    return readers, run.data.encoder.fingerprint, text and text.fingerprint
 
 
 def lengthen(run: Path, config: TrainConfig) -> RunDescription:

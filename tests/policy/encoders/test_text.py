@@ -118,6 +118,8 @@ def test_incomplete_checkpoints_are_refused_in_one_line(tmp_path):
         load_text_encoder(TextSettings(name=str(folder)))
     with pytest.raises(EncoderLoadError, match="needs its commit, as owner/name@HASH of 40 digits"):
         load_text_encoder(TextSettings(name="someone/some-text-model"))
+    with pytest.raises(EncoderLoadError, match=r"built-in encoder \(all-minilm-l6-v2\)"):
+        load_text_encoder(TextSettings(name="minilm"))
     with pytest.raises(EncoderLoadError, match="some-text-model@00000000: cannot be fetched"):
         load_text_encoder(TextSettings(name=f"someone/some-text-model@{'0' * 40}"))
 

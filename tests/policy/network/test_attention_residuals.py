@@ -69,9 +69,10 @@ def test_small_and_large_batches_mix_alike_without_gradient(num_tokens):
             torch.testing.assert_close(stream.read(), expected)
 
 
-def test_mixtures_are_not_rounded_under_autocast():
+@pytest.mark.parametrize("trained", [False, True])
+def test_mixtures_are_not_rounded_under_autocast(trained):
     mixer, sources = random_mixer().float(), [source.float() for source in random_sources(3)]
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.set_grad_enabled(trained), torch.autocast("cpu", dtype=torch.bfloat16):
         stream = mixer.open(sources[0])
         for source in sources[1:]:
             stream.append(source)

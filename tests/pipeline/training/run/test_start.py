@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from pipeline.training.config import with_settings
 from pipeline.training.data.windows import WindowData
 from pipeline.training.presets import debug
 from pipeline.training.run.checkpoint import read_average, read_checkpoint
-from pipeline.training.run.folder import read_run
+from pipeline.training.run.folder import STEPS_FILE, RunDescription, read_run
+from pipeline.training.run.start import Start
 from pipeline.training.session import train
+from policy.network.readers import InstructionReaderConfig, ReaderConfig
 from tests.pipeline.tiny import complete_store
 
 # So small a step that the weights after one are those it began with, to six digits.
@@ -57,6 +60,11 @@ def test_a_run_begins_with_the_averaged_weights_of_another(stores, base, tmp_pat
     assert read_run(run).init_from in card
     with pytest.raises(RunError, match=r"was started with init_from=base \(.*, now it is run \("):
         train([stores[1].path], run, longer, resume=True, init_from=run)
+    trained_on = shutil.copytree(base, tmp_path / "base")
+    more = with_settings(debug(), ["steps=9"])
+    train([stores[0].path], trained_on, more, resume=True)
+    named = train([stores[1].path], run, longer, resume=True, init_from=trained_on)
+    assert named.resumed_from == 2  # the same command goes on
 
 
 def test_what_is_no_run_is_named_before_anything_is_read(tmp_path):
@@ -72,6 +80,47 @@ def test_weights_that_do_not_fit_are_refused_by_name(stores, base, tmp_path):
         config = with_settings(debug(), [setting])
         with pytest.raises(RunError, match=f"other sizes of {part};"):
             train([stores[0].path], tmp_path / "run", config, resume=False, init_from=base)
+
+
+def test_weights_of_other_inputs_are_refused(base, tmp_path):
+    """Features in another order, or another text encoder's vectors, have the same sizes."""
+    start = Start.read(base)
+    two = ReaderConfig(projection_dim=4)
+    held = read_run(base)
+
+    def described(*readers: str, text: str | None = None) -> RunDescription:
+        language = text and InstructionReaderConfig()
+        agent = held.config.agent.model_copy(
+            update={"readers": dict.fromkeys(readers, two), "language": language}
+        )
+        encoder = text and held.data.encoder.model_copy(update={"weights": text})
+        return held.model_copy(
+            update={
+                "config": held.config.model_copy(update={"agent": agent}),
+                "data": held.data.model_copy(update={"text_encoder": encoder}),
+            }
+        )
+
+    agent = torch.nn.Linear(2, 2)
+    for ours, theirs in (
+        (described("pooled", "grid"), described("grid", "pooled")),
+        (described("pooled", text="a"), described("pooled", text="b")),
+    ):
+        begun = replace(start, description=theirs, weights=agent.state_dict())
+        begun.load_into(agent, theirs)
+        with pytest.raises(RunError, match="of another text encoder, or in another order"):
+            begun.load_into(agent, ours)
+
+
+def test_a_run_that_begins_again_has_its_own_number_of_steps(stores, base, tmp_path):
+    run = shutil.copytree(base, tmp_path / "run")
+    train([stores[0].path], run, with_settings(debug(), ["steps=12"]), resume=True)
+    shutil.rmtree(run / "checkpoints")
+    train([stores[0].path], run, with_settings(debug(), ["steps=10"]), resume=True)
+    assert read_run(run).config.steps == 10
+    (run / STEPS_FILE).write_text('{"steps": 1')
+    with pytest.raises(RunError, match=r"run: run.json or steps.json cannot be read"):
+        read_run(run)
 
 
 def test_a_finished_run_takes_more_steps_and_says_what_the_schedule_does(
