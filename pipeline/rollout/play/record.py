@@ -27,7 +27,7 @@ from pipeline.datasets.hdf5.recording import (
     write_episode,
 )
 from pipeline.datasets.manifest.model import Manifest, load_manifest
-from pipeline.errors import ConfigError, DatasetError, EnvError
+from pipeline.errors import ConfigError, DatasetError, EnvError, EpisodeError
 from pipeline.processes import AnyWorker, ready, workers
 from pipeline.progress import Estimate
 from pipeline.rollout.envs.base import DEFAULT_RENDER_SIZE, FIRST_ROLLOUT_SEED, ExpertEnv
@@ -291,7 +291,11 @@ def record_seed(env: ExpertEnv, seed: int, out: Path) -> int:
     It is 0 where the expert fails: nothing is written then.
     """
     # Physics takes 1 ms per step and rendering 36 ms: render only episodes that will be kept.
-    length = _solving_step(env, seed)
+    try:
+        length = _solving_step(env, seed)
+    except EpisodeError as error:  # at this seed each time: it must not end the recording
+        logger.warning("%s; the seed counts as failed", error)
+        return 0
     if not length:
         return 0
     env.reset(seed)

@@ -156,7 +156,7 @@ class RolloutResult(FrozenModel, extra="ignore"):
                 "check that the success criterion is not met from the start"
             )
         check = self.camera_check
-        if check.mode == "off":
+        if check.mode == "off" or any(start.verdict.unchecked for start in check.starts):
             found.append("the cameras were not compared with those of training")
         apart = [start for start in check.starts if not start.verdict.matches]
         for task, count in Counter(start.task for start in apart).items():

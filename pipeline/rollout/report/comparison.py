@@ -149,8 +149,12 @@ def comparison(runs: Sequence[RunContents]) -> dict[str, object]:
 
 
 def chosen(run: RunContents, env: str) -> Rollout | None:
-    """Return the rollout that represents a run: the one of most episodes, then the latest step."""
-    found = [rollout for rollout in run.final_rollouts if rollout.result.env == env]
+    """Return the rollout that represents a run: the one of most episodes, then the latest step.
+
+    It is under the environment's own instructions; None: there is none.
+    """
+    results = [(rollout, rollout.result) for rollout in run.final_rollouts]
+    found = [it for it, its in results if (its.env, its.instruction_source) == (env, "own")]
     return max(
         found, key=lambda r: (len(r.result.episodes), r.result.checkpoint_step), default=None
     )

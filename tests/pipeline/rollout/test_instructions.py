@@ -1,17 +1,21 @@
 """A policy that is told what to do: in rollouts, served, and in Python."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
-from pipeline.errors import ConfigError, EncoderMismatchError, RequestError
+from pipeline.errors import ConfigError, EncoderMismatchError, RequestError, RunError
 from pipeline.features.encode.embed import EmbedConfig, embed_dataset
 from pipeline.rollout.play.loop import RolloutConfig, check_instructions, roll_out
 from pipeline.rollout.policy import Policy
 from pipeline.rollout.report.instructions import measure_effect
 from pipeline.training.presets import debug
+from pipeline.training.run.folder import PROBE_FILE
 from pipeline.training.session import train
 from policy.encoders.text import another_instruction
 from policy.errors import AgentMismatchError
@@ -56,6 +60,17 @@ def test_the_prompt_decides_and_a_known_one_needs_no_text_encoder(folder):
     np.testing.assert_array_equal(act(load(folder), folder, "  GO   left"), left)
     assert not np.array_equal(act(load(folder), folder, "go right"), left)
     assert not np.array_equal(act(load(folder), folder, ""), left)
+
+
+def test_damaged_vectors_of_instructions_are_refused(folder, tmp_path):
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    held = load_file(run / PROBE_FILE)
+    with safe_open(run / PROBE_FILE, framework="numpy") as file:
+        notes = file.metadata()
+    held["instructions"][0, 1] += 1
+    save_file(held, run / PROBE_FILE, notes)
+    with pytest.raises(RunError, match=r"expected the instructions listed in run\.json"):
+        load(tmp_path)
 
 
 def test_an_unseen_prompt_is_encoded_live_by_the_text_encoder_of_the_training(folder):
@@ -106,14 +121,18 @@ def test_a_rollout_takes_the_instruction_of_the_environment_or_another(folder, t
         first("none", env=silent)
 
 
-def test_the_check_tells_each_episode_its_own_task_another_and_nothing(folder, tmp_path):
+def test_the_check_tells_each_episode_its_own_task_another_and_nothing(
+    folder, tmp_path, monkeypatch
+):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
     env = write_env(tmp_path / "toy.toml", package=None)
     file = Path(env.removeprefix("gymnasium:"))
     file.write_text(f'instruction = "Go  right"\n{file.read_text()}')
     config = RolloutConfig(
         run=folder / "run",
         envs=(env,),
-        out=tmp_path / "out",
+        out=Path(),
         episodes=2,
         max_steps=2,
         videos="none",

@@ -206,6 +206,16 @@ def test_nothing_is_written_where_the_expert_fails_until_the_time_limit(tmp_path
 
 
 @pytest.mark.sim
+def test_a_seed_at_which_the_simulator_fails_counts_as_failed(tmp_path, monkeypatch, caplog):
+    env = make_expert_env(ENV, ("topview",))
+    monkeypatch.setattr(env.unguarded, "expert_action", lambda: np.full(4, np.nan))
+    assert record_seed(env, 0, tmp_path) == 0
+    env.close()
+    assert contents(tmp_path) == {}
+    assert "the seed counts as failed" in caplog.text
+
+
+@pytest.mark.sim
 def test_recordings_under_another_manifest_are_refused(tmp_path):
     """As of another version of the simulator, whose recordings would be mixed with these."""
     write_recording(tmp_path, seed=0)

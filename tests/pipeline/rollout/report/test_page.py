@@ -103,6 +103,9 @@ def test_a_pretrained_encoder_is_not_called_a_stand_in(trained, tmp_path):
 
 
 def test_two_runs_are_compared_on_their_common_seeds(two_runs, tmp_path):
+    """Not by a rollout under another instruction, however many episodes it has."""
+    other = make_result(two_runs[1], [True] * 30, instruction_source="other")
+    write_rollout(two_runs[1], "drawer-other-instruction", other)
     write_report(two_runs, tmp_path / "page.html")
     words, _ = read(tmp_path / "page.html")
     assert (
