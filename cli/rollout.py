@@ -47,10 +47,8 @@ def rollout(
 ) -> None:
     """Roll a trained policy out on unseen seeds, through the encoder of its training."""
     with exit_on_vla_error("the same command resumes after the finished episodes"):
-        name = (
-            "+".join(env).replace("/", "-").encode()[:200].decode(errors="ignore")
-        )  # bytes; disks take 255
-        folder = out or run / "rollouts" / name
+        name = "+".join(env).replace("/", "-").encode()[:200]  # file systems take 255 bytes
+        folder = out or run / "rollouts" / name.decode(errors="ignore")
         config = build_config(
             RolloutConfig,
             settings,

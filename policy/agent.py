@@ -79,8 +79,7 @@ class VLAAgent(nn.Module):
     ):
         """Build an untrained agent; `encoder` and `instructions` are needed only for live use.
 
-        Raises:
-            MissingExtraError: the objective needs a library that is not installed.
+        MissingExtraError: the objective needs a library that is not installed.
         """
         super().__init__()
         self.config = config

@@ -38,8 +38,7 @@ class FeatureSpec(FrozenModel):
     dtype: Literal["float16", "float32"] = "float16"
     """As it is stored, and as a policy sees it live; float32 of an instruction."""
     fingerprint: str
-    """How it is derived from the encoder's output: a sha256 over layer, pooling and basis, or of an
-    instruction's vector the words for it."""
+    """sha256 over layer, pooling and basis; of an instruction's vector, the words for these."""
 
     @property
     def num_bytes(self) -> int:

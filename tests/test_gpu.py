@@ -15,10 +15,7 @@ from tests.test_new_encoder import Dying
 from tests.tower import tiny_tower
 
 DEVICE = "cuda"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 
 class TestSiglip2OnGpu(test_contract.TestSiglip2Checkpoint):

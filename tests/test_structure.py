@@ -37,10 +37,7 @@ OWNERS = {
         "pipeline/rollout/play/episode.py",
     },
     "pyarrow": {"pipeline/datasets/lerobot/table.py"},
-    "av": {
-        "pipeline/datasets/video.py",
-        "pipeline/rollout/play/video.py",
-    },
+    "av": {"pipeline/datasets/video.py", "pipeline/rollout/play/video.py"},
     "diffusers": {"policy/objectives/diffusion.py"},
     "zarr": {
         "pipeline/features/store/layout.py",

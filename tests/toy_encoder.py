@@ -8,12 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from policy.encoders.base import (
-    EncoderSettings,
-    ImageEncoder,
-    feature_spec,
-    hash_weights,
-)
+from policy.encoders.base import EncoderSettings, ImageEncoder, feature_spec, hash_weights
 from policy.spec import EncoderIdentity
 
 NAME: Final = "toy"

@@ -98,10 +98,7 @@ def read_clock(path: Path) -> VideoClock:
 
 
 def match_frames(
-    shown_s: Float64[np.ndarray, " n"],
-    wanted_s: Float64[np.ndarray, " t"],
-    fps: float,
-    where: str,
+    shown_s: Float64[np.ndarray, " n"], wanted_s: Float64[np.ndarray, " t"], fps: float, where: str
 ) -> Int64[np.ndarray, " t"]:
     """Find the frame of every step: the nearest one, no farther than half a step.
 

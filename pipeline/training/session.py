@@ -164,11 +164,7 @@ def _warn_of_instructions(data: WindowData, config: TrainConfig) -> None:
 
 
 def _open_data(
-    paths: Sequence[Location],
-    *,
-    weights: Sequence[float],
-    config: TrainConfig,
-    cache: Path | None,
+    paths: Sequence[Location], *, weights: Sequence[float], config: TrainConfig, cache: Path | None
 ) -> tuple[WindowData, RunDescription, Callable[[Path, RunDescription], None]]:
     """Return what the stores hold, the run's description, and what writes a new run."""
     stores = [FeatureStore.open(path) for path in paths]

@@ -37,6 +37,7 @@ from policy.encoders.base import (
     hash_weights,
 )
 from policy.encoders.registry import DEFAULT_ENCODER, ENCODERS
+from policy.encoders.text import TextSettings
 from policy.errors import EncoderLoadError, first_line
 from policy.spec import FRAME_SIZE, EncoderIdentity, FeatureSpec
 
@@ -75,13 +76,7 @@ class Siglip2Encoder(ImageEncoder):
     default_features = ("pooled",)
 
     def __init__(
-        self,
-        network: Any,
-        settings: EncoderSettings,
-        *,
-        name: str,
-        revision: str,
-        pretrained: bool,
+        self, network: Any, settings: EncoderSettings, *, name: str, revision: str, pretrained: bool
     ):
         """Freeze `network`, a `SiglipVisionModel` of float32, and cast it to the compute dtype.
 
@@ -204,9 +199,7 @@ def _principal_components(
 def load(settings: EncoderSettings) -> Siglip2Encoder:
     """Load a checkpoint from the hub or from a folder; see `load_encoder`."""
     further = "preprocessor_config.json"
-    folder, name, revision = open_checkpoint(
-        settings.name, settings.revision, further, built_in=ENCODERS
-    )
+    folder, name, revision = open_checkpoint(settings, further, ENCODERS)
     _check_preprocessing(folder / further)
     network = load_half(SiglipVisionModel, folder, "vision", other=TEXT_PART)
     expected = {"image_size": FRAME_SIZE[0], "vision_use_head": True}
@@ -217,15 +210,14 @@ def load(settings: EncoderSettings) -> Siglip2Encoder:
 
 
 def open_checkpoint(
-    name: str, revision: str | None, further: str, *, built_in: Iterable[str]
+    settings: EncoderSettings | TextSettings, further: str, built_in: Iterable[str]
 ) -> tuple[Path, str, str]:
     """Return a checkpoint's folder, its name and its revision; a hub's repository is fetched.
 
     It has safetensors, `config.json` and the `further` file. Any repository but the default one
-    needs its revision named (EncoderLoadError, which names the `built_in` encoders: it is not, or
-    the hub is unreachable).
+    needs its revision (EncoderLoadError: it has none, or the hub is unreachable; use a `built_in`).
     """
-    path = Path(name)
+    name, revision, path = settings.name, settings.revision, Path(settings.name)
     if path.exists():
         if revision is not None or path.is_file():
             found = "a file" if path.is_file() else f"revision {revision!r}"

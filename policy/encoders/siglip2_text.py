@@ -52,9 +52,7 @@ class Siglip2TextEncoder(TextEncoder):
 
 def load(settings: TextSettings) -> Siglip2TextEncoder:
     """Load a checkpoint from the hub or from a folder; see `load_text_encoder`."""
-    folder, name, revision = open_checkpoint(
-        settings.name, settings.revision, "tokenizer.json", built_in=TEXT_ENCODERS
-    )
+    folder, name, revision = open_checkpoint(settings, "tokenizer.json", TEXT_ENCODERS)
     path = folder / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(path))

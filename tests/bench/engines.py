@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float64, UInt8
 
-from pipeline.features.identity.encoder import load_like, refuse_other_encoder
+from pipeline.features.identity.encoder import refuse_other_encoder
 from pipeline.features.store.feature_store import FeatureStore
-from policy.encoders.base import ImageEncoder
+from policy.encoders.base import EncoderSettings, ImageEncoder
+from policy.encoders.registry import ENCODERS, load_encoder
 from policy.errors import MissingExtraError
 from policy.spec import FRAME_SHAPE, ComputeDtype
 from tests.bench.video_loss import through_video
@@ -77,27 +77,17 @@ class EngineComparison:
         yield self._after_video("frame through H.264, crf 23", "h264")
         yield self._after_video("frame through AV1, crf 30", "av1")
 
-    def _load(
-        self,
-        *,
-        compute_dtype: ComputeDtype | None = None,
-        images_per_pass: int | None = None,
-        compiled: bool = False,
-    ) -> ImageEncoder:
-        made_by, environment = self._store.encoder, self._probe.environment
-        if compute_dtype is not None:
-            made_by = made_by.model_copy(update={"compute_dtype": compute_dtype})
-        if images_per_pass is not None:
-            environment = environment.model_copy(update={"images_per_pass": images_per_pass})
-        return load_like(
-            made_by,
-            environment,
-            self._store.read_bases(),
-            name=self._name,
-            where=str(self._store.path),
-            device=torch.device("cpu"),
-            compiled=compiled,
-        )
+    def _load(self, **changes: object) -> ImageEncoder:
+        made_by, name = self._store.encoder, self._name or self._store.encoder.name
+        settings = {
+            "name": name,
+            "images_per_pass": self._probe.environment.images_per_pass,
+            "features": made_by.feature_names,
+            "revision": None if self._name or name in ENCODERS else made_by.revision,
+            "compute_dtype": made_by.compute_dtype,
+            "bases": self._store.read_bases(),
+        }
+        return load_encoder(EncoderSettings(**settings | changes))
 
     def _by(self, name: str, encoder: ImageEncoder) -> Variant:
         return Variant(name, encoder.encode_views(self.frames))

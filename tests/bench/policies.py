@@ -68,11 +68,7 @@ AT_EVERY_T = "anchored_share=0.5", "anchored_noise_share=0"
 SQUARED = 'tangent="velocity_head"', "weight_power=0"
 DEFAULT = objective("improved MeanFlow")
 TABLES = {
-    "features": (
-        feature("grid"),
-        feature("pooled"),
-        feature("pooled", "stand-in"),
-    ),
+    "features": (feature("grid"), feature("pooled"), feature("pooled", "stand-in")),
     "objectives": (
         DEFAULT,
         objective("improved MeanFlow, times of the paper", "time_logit_mean=-0.4"),
@@ -129,12 +125,7 @@ def play(work: Path, env: str, row: Row, seed: int, *, settings: list[str], epis
     train([work / env / f"{row.encoder}.zarr"], run, config, resume=True)
     roll_out(
         RolloutConfig(
-            run=run,
-            envs=(env,),
-            out=rollout,
-            episodes=episodes,
-            nfe=row.nfe,
-            videos="none",
+            run=run, envs=(env,), out=rollout, episodes=episodes, nfe=row.nfe, videos="none"
         )
     )
 

@@ -7,12 +7,7 @@ from pipeline.storage.location import parse_location
 from pipeline.storage.objects.requests import RETRY
 from pipeline.storage.open import open_folder
 from tests.cli.test_commands import invoke, refusal_line
-from tests.object_server import (
-    BUCKET,
-    KEY_ID,
-    SECRET,
-    FailingProxy,
-)
+from tests.object_server import BUCKET, KEY_ID, SECRET, FailingProxy
 from tests.pipeline.features.still_life import write_still_episode, write_still_life
 from tests.tower import tiny_tower
 

@@ -201,9 +201,7 @@ def fill_store(store: FeatureStore, units: list[int] | None = None) -> None:
 
 
 def complete_store(
-    path: Path,
-    lengths: tuple[int, ...] = (12, 9, 10),
-    **settings: Any,
+    path: Path, lengths: tuple[int, ...] = (12, 9, 10), **settings: Any
 ) -> FeatureStore:
     """Create a store that a trainer accepts; `settings` are those of `create_store`."""
     store = create_store(path, lengths, **settings)

@@ -89,10 +89,7 @@ def test_condition_equals_the_contract_written_out(projection_dim):
 
 def test_two_features_enter_one_after_the_other_and_the_state_last():
     """Pooled vectors of every view, then flattened grids of every view, then the state."""
-    readers = {
-        "pooled": ReaderConfig(projection_dim=8),
-        "grid": ReaderConfig(projection_dim=5),
-    }
+    readers = {"pooled": ReaderConfig(projection_dim=8), "grid": ReaderConfig(projection_dim=5)}
     agent = tiny_agent(readers=readers)
     features, state, _, _ = random_batch()
     generator = torch.Generator().manual_seed(1)

@@ -14,10 +14,7 @@ WHOLE = (0.0, 0.0, 256.0, 256.0)
 
 def upstream_processor() -> SiglipImageProcessorPil:
     return SiglipImageProcessorPil(
-        size={"height": 256, "width": 256},
-        resample=2,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
+        size={"height": 256, "width": 256}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
 
 
@@ -39,10 +36,7 @@ def test_native_frames_come_back_untouched():
     assert resize_images(frames) is frames
 
 
-@pytest.mark.parametrize(
-    "frames",
-    [np.zeros((1, 0, 5, 3), np.uint8)],
-)
+@pytest.mark.parametrize("frames", [np.zeros((1, 0, 5, 3), np.uint8)])
 def test_frames_without_pixels_are_refused(frames):
     with pytest.raises(ImageFormatError, match="expected uint8"):
         resize_images(frames)

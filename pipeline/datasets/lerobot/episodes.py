@@ -217,9 +217,7 @@ def _check_video(
     return header.size
 
 
-def _grouped(
-    pairs: Iterable[tuple[Path, EpisodeFiles]],
-) -> dict[Path, list[EpisodeFiles]]:
+def _grouped(pairs: Iterable[tuple[Path, EpisodeFiles]]) -> dict[Path, list[EpisodeFiles]]:
     groups: defaultdict[Path, list[EpisodeFiles]] = defaultdict(list)
     for path, files in pairs:
         groups[path].append(files)

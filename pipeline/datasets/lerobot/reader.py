@@ -16,12 +16,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64, UInt8
 from pydantic import ValidationError
 
-from pipeline.datasets.base import (
-    DatasetConfig,
-    EpisodeLabel,
-    FormatReader,
-    FormatSurvey,
-)
+from pipeline.datasets.base import DatasetConfig, EpisodeLabel, FormatReader, FormatSurvey
 from pipeline.datasets.causes import why_unreadable
 from pipeline.datasets.compressed import decode_images, image_size
 from pipeline.datasets.lerobot.episodes import (

@@ -259,10 +259,7 @@ class _Metadata:
             only = [number for number in chosen if number not in left_out]
             self.lines.append(f"episodes = {{only = {only}}}")
         elif left_out:
-            self.lines += [
-                "# Episodes marked as failed:",
-                f"episodes = {{except = {left_out}}}",
-            ]
+            self.lines += ["# Episodes marked as failed:", f"episodes = {{except = {left_out}}}"]
         seconds = reader.timestamp(0)
         if seconds is not None and len(seconds) > 1 and 0 < seconds[-1] < np.inf:
             self.measured_fps = float(f"{(len(seconds) - 1) / seconds[-1]:.3g}")

@@ -35,12 +35,7 @@ from pipeline.features.encode.target import (
     require_same_files,
     take_turn,
 )
-from pipeline.features.encode.unit_encoder import (
-    STAGES,
-    EncodeCounts,
-    Stage,
-    UnitEncoder,
-)
+from pipeline.features.encode.unit_encoder import STAGES, EncodeCounts, Stage, UnitEncoder
 from pipeline.features.identity.encoder import load_text_like
 from pipeline.features.identity.probe import make_probe
 from pipeline.features.identity.source import SourceNote, files_stamp

@@ -97,11 +97,7 @@ class FrameSource:
     def changed_units(
         self, store: FeatureStore, units: Iterable[int]
     ) -> tuple[set[int], dict[int, str]]:
-        """Read the frames of committed units again.
-
-        Returns:
-            The units that hold other pixels, and why the frames of others do not read.
-        """
+        """Return which committed units hold other pixels now, and why others do not read."""
         rows = {unit: store.unit_rows(unit) for unit in units}
         total = sum(map(store.num_unit_rows, rows))
         held = lru_cache(max(1, self.num_workers))(store.read_unit_hashes)
@@ -205,9 +201,7 @@ def read_slots(
 
     A variant is one crop and color change for a view of an episode. It depends only on the numbers
     of source, episode, view and variant, so that a dataset that grows keeps its variants.
-
-    Raises:
-        FrameReadError: a frame does not read.
+    FrameReadError: a frame does not read.
     """
     names = reader.source_of[steps.episode], reader.episode_number(steps.episode)
     views = reader.frames(steps.episode, steps.start, steps.stop)

@@ -24,7 +24,7 @@ from pipeline.features.encode.config import EmbedConfig
 from pipeline.features.encode.frames import FrameSource
 from pipeline.features.encode.known_frames import FrameIndex
 from pipeline.features.encode.unit_encoder import UnitEncoder, UnitOutcome
-from pipeline.features.identity.encoder import load_like, refuse_other_encoder
+from pipeline.features.identity.encoder import load_like
 from pipeline.features.identity.probe import check_probe
 from pipeline.features.identity.source import open_source
 from pipeline.features.store.feature_store import FeatureStore
@@ -69,7 +69,6 @@ def _open_encoder(
         device=open_device(device),
         compiled=config.compiled,
     )
-    refuse_other_encoder(encoder, store.encoder, where=where)
     check_probe(encoder, store.read_probe(), where=where)
     reader = open_source(store, config.manifest)
     source = FrameSource(reader, store.read_episode_ends(), store.attributes.num_variants)

@@ -13,13 +13,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 
 from pipeline.features.encode.frames import ChunkFrames, FrameSource, ahead
-from pipeline.features.encode.known_frames import (
-    NEW,
-    STORED,
-    FrameIndex,
-    KnownFrames,
-    frame_keys,
-)
+from pipeline.features.encode.known_frames import NEW, STORED, FrameIndex, KnownFrames, frame_keys
 from pipeline.features.store.feature_store import FeatureStore
 from policy.encoders.base import ImageEncoder
 
@@ -72,11 +66,7 @@ class UnitEncoder:
     """Encodes units of a store."""
 
     def __init__(
-        self,
-        store: FeatureStore,
-        source: FrameSource,
-        encoder: ImageEncoder,
-        index: FrameIndex,
+        self, store: FeatureStore, source: FrameSource, encoder: ImageEncoder, index: FrameIndex
     ):
         """Open the stores of an index of frames whose features may be copied."""
         self._store = store

@@ -30,10 +30,10 @@ def load_like(
 
     Raises:
         EncoderLoadError: it cannot be loaded, or makes no such features.
-        EncoderMismatchError: the features came from a local folder, and no name is given.
+        EncoderMismatchError: it is another one, or comes from a local folder and no name is given.
     """
     name, revision = _name_and_revision(made_by, name, where, "--encoder")
-    return load_encoder(
+    encoder = load_encoder(
         EncoderSettings(
             name=name,
             images_per_pass=environment.images_per_pass,
@@ -45,6 +45,8 @@ def load_like(
             bases=bases,
         )
     )
+    refuse_other_encoder(encoder, made_by, where=where)
+    return encoder
 
 
 def load_text_like(

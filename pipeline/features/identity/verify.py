@@ -17,7 +17,7 @@ from pipeline.datasets.manifest.reader import ManifestReader
 from pipeline.errors import StoreError
 from pipeline.features.encode.frames import hash_frames, read_slots
 from pipeline.features.encode.unit_encoder import joined
-from pipeline.features.identity.encoder import load_like, refuse_other_encoder
+from pipeline.features.identity.encoder import load_like
 from pipeline.features.identity.probe import relative_l2
 from pipeline.features.identity.source import open_source
 from pipeline.features.store.feature_store import FeatureStore
@@ -171,7 +171,6 @@ def verify_store(
             where=str(store_path),
             device=opened,
         )
-        refuse_other_encoder(loaded, store.encoder, where=str(store_path))
         committed = np.concatenate([np.arange(*store.unit_rows(unit)) for unit in sorted(valid)])
         rows = np.sort(np.random.default_rng(seed).permutation(committed)[:sample])
         counts = len(committed), store.num_rows - len(committed)

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -80,7 +80,10 @@ class StoredRows:
         self._starts, self._files, self._offsets = map(np.concatenate, (starts, files, offsets))
         """First value, file and offset of every chunk."""
         self.num_values = first_row * self.num_slots
-        self._stamps = [*map(_stamp_of, self._paths)]
+        self._stamps = []
+        for path in self._paths:
+            with _opened(path) as descriptor:
+                self._stamps.append(_stamp(descriptor))
 
     @property
     def nbytes(self) -> int:
@@ -93,12 +96,8 @@ class StoredRows:
             return
         for own in self._slices(addresses):
             size = (own.stop - own.start) * self.value.itemsize
-            with suppress(OSError):  # reading reports it
-                descriptor = os.open(self._paths[own.file], os.O_RDONLY)
-                try:
-                    os.posix_fadvise(descriptor, own.offset, size, os.POSIX_FADV_WILLNEED)
-                finally:
-                    os.close(descriptor)
+            with _opened(self._paths[own.file]) as descriptor:
+                os.posix_fadvise(descriptor, own.offset, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, addresses: Int64[Tensor, "*b"]) -> Float16[Tensor, "..."]:
         """Read values, as `[*addresses, *value]` (StoreError: a file changed or does not read)."""
@@ -111,18 +110,9 @@ class StoredRows:
 
     def _read(self, own: _Slice, into: memoryview) -> None:
         path = self._paths[own.file]
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                is_same = _stamp(os.fstat(descriptor)) == self._stamps[own.file]
-                size = os.preadv(descriptor, [into], own.offset)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise StoreError(
-                f"{path}: cannot be read ({error.strerror}); check the disk, then run the same "
-                f"command again"
-            ) from error
+        with _opened(path) as descriptor:
+            is_same = _stamp(descriptor) == self._stamps[own.file]
+            size = os.preadv(descriptor, [into], own.offset)
         if not is_same or size != len(into):
             raise StoreError(
                 f"{path}: the store was replaced or changed while it was read; "
@@ -191,14 +181,9 @@ def _chunks(
 def _shard_offsets(path: Path, num_chunks: int, used: int, chunk_bytes: int) -> Numbers:
     """Read the offsets of a shard's `used` chunks; hashes of rows find a wrong one."""
     index_bytes = num_chunks * INDEX_ENTRY * 8
-    try:
-        with path.open("rb") as file:
-            file.seek(-index_bytes - CHECKSUM_BYTES, os.SEEK_END)
-            held = file.read(index_bytes)
-    except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be read ({error.strerror}); run vla-embed again"
-        ) from error
+    with _opened(path) as descriptor:
+        begin = os.fstat(descriptor).st_size - index_bytes - CHECKSUM_BYTES
+        held = os.pread(descriptor, index_bytes, begin)
     index = np.frombuffer(held, "<u8").reshape(num_chunks, INDEX_ENTRY)[:used]
     if (index[:, 1] != chunk_bytes).any():
         raise StoreError(
@@ -221,8 +206,8 @@ def _copy_units(store: FeatureStore, name: str, cache: Path, *, row_bytes: int) 
     lock = folder.with_name(f"{folder.name}.lock")
     with sole_writer(folder, StoreError, lock=lock, wait=True):
         sizes = [store.num_unit_rows(unit) * row_bytes for unit in range(store.num_units)]
-        whole = [path.exists() and path.stat().st_size == sizes[n] for n, path in enumerate(paths)]
-        missing = [unit for unit, is_whole in enumerate(whole) if not is_whole]
+        held = [path.stat().st_size if path.exists() else -1 for path in paths]
+        missing = [unit for unit, size in enumerate(sizes) if held[unit] != size]
         needed = sum(sizes[unit] for unit in missing)
         free = shutil.disk_usage(cache).free
         if needed > free:
@@ -252,15 +237,22 @@ def _copy_unit(store: FeatureStore, name: str, unit: int, path: Path) -> None:
     partial.replace(path)
 
 
-def _stamp_of(path: Path) -> tuple[int, int, int, int]:
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Yield the descriptor of a file to read (StoreError: it does not read)."""
     try:
-        return _stamp(path.stat())
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise StoreError(
-            f"{path}: cannot be read ({error.strerror}); run vla-embed again"
+            f"{path}: cannot be read ({error.strerror}); check the disk, or run vla-embed again"
         ) from error
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
+def _stamp(descriptor: int) -> tuple[int, int, int, int]:
     """Return a value that changes when the file is replaced or written."""
+    status = os.fstat(descriptor)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -25,10 +25,7 @@ RENDER_SIZES: Final = (64, 2048)  # pixels: a quarter of what the encoder takes;
 
 
 def make_env(
-    name: str,
-    views: tuple[str, ...],
-    render_size: int = DEFAULT_RENDER_SIZE,
-    fit: Fit = "stretch",
+    name: str, views: tuple[str, ...], render_size: int = DEFAULT_RENDER_SIZE, fit: Fit = "stretch"
 ) -> RobotEnv:
     """Build an environment; see `GuardedEnv` for what its calls may raise.
 

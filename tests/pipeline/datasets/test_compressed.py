@@ -100,8 +100,7 @@ def test_a_png_with_a_changed_byte_is_refused(place):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "found"),
-    [(RAMP.astype(np.uint16) * 200, "depth of 16 bits"), (RAMP > 60, "1")],
+    ("pixels", "found"), [(RAMP.astype(np.uint16) * 200, "depth of 16 bits"), (RAMP > 60, "1")]
 )
 def test_depth_and_masks_are_no_color_frames(pixels, found):
     with pytest.raises(FrameReadError, match=f"found {found}.*color camera"):

@@ -12,13 +12,7 @@ import pytest
 import zarr
 
 from pipeline.datasets.base import DatasetConfig, FormatReader
-from pipeline.datasets.registry import (
-    FORMATS,
-    FormatName,
-    detect_format,
-    format_class,
-    open_format,
-)
+from pipeline.datasets.registry import FORMATS, FormatName, detect_format, format_class, open_format
 from pipeline.errors import DatasetError
 from tests.pipeline.datasets.hdf5.aloha_files import ACTION, FRONT, STATE, write_raw
 

@@ -108,11 +108,7 @@ def test_matching_takes_the_nearest_frame():
     ("shown", "wanted", "match"),
     [
         ([], [0.0], "expected frames, found none"),
-        (
-            [0.0],
-            [0.0, 0.1],
-            r"frame 1: .* within 0\.05 s of 0\.1000 s.* `timestamp`,",
-        ),
+        ([0.0], [0.0, 0.1], r"frame 1: .* within 0\.05 s of 0\.1000 s.* `timestamp`,"),
         ([0.0, 0.1], [0.0, 0.16], r"frame 1: .*nearest of 2 at 0\.1000 s \(1 of 2 steps"),
         ([0.0, 0.1, 0.2], [-0.06, 0.1], "frame 0: expected a frame within"),
         ([0.0, 0.1, 0.2], [0.0, np.nan, 0.2], "frame 1: expected a frame within"),

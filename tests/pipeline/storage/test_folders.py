@@ -15,14 +15,7 @@ from pipeline.storage.objects import folder as object_folder
 from pipeline.storage.objects.requests import RETRY
 from pipeline.storage.open import Folder, open_folder
 from policy.errors import MissingExtraError
-from tests.object_server import (
-    BUCKET,
-    KEY_ID,
-    SECRET,
-    failing_proxy,
-    free_port,
-    use_server,
-)
+from tests.object_server import BUCKET, KEY_ID, SECRET, failing_proxy, free_port, use_server
 
 
 @pytest.fixture

@@ -51,8 +51,7 @@ def test_unknown_preset_lists_the_known_ones():
 
 def test_settings_change_one_field_each():
     changed = with_settings(
-        preset_config("debug"),
-        ["steps=20", "agent.head.n_layer=3", "optimizer.schedule=constant"],
+        preset_config("debug"), ["steps=20", "agent.head.n_layer=3", "optimizer.schedule=constant"]
     )
     assert (changed.steps, changed.agent.head.n_layer) == (20, 3)
     assert changed.optimizer.schedule == "constant"
@@ -91,8 +90,7 @@ def test_settings_before_a_kind_may_only_be_valid_together():
 def test_a_field_of_another_kind_lists_the_ones_there_are():
     with pytest.raises(ConfigError, match="known fields: kind, second_time"):
         with_settings(
-            preset_config("debug"),
-            ["agent.objective.kind=mip", "agent.objective.flow_share=0.5"],
+            preset_config("debug"), ["agent.objective.kind=mip", "agent.objective.flow_share=0.5"]
         )
 
 

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from policy.network.readers import FeatureReader, ReaderConfig
+from policy.network.readers import (
+    FeatureReader,
+    InstructionReader,
+    InstructionReaderConfig,
+    ReaderConfig,
+)
 
 VIEWS = 2
 
@@ -49,3 +54,11 @@ def test_each_view_is_learned_by_weights_of_its_own():
     found[:, :, 0].square().sum().backward()
     for name, parameter in reader.named_parameters():
         assert parameter.grad.any() == (name.split(".")[1] != "1"), name
+
+
+def test_equal_vectors_of_instructions_have_no_spread():
+    """Three spellings of one instruction; the mean of equal numbers is not exactly them."""
+    reader = InstructionReader(InstructionReaderConfig(), 8, 4, 6)
+    vectors = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 8))).float()
+    reader.fit(vectors.expand(3, -1))
+    assert reader.spread == 1

@@ -52,9 +52,7 @@ def test_the_wrong_tangent_order_breaks_the_identity(tangent):
     h = h.clamp_min(0.05).minimum(t)
     velocity = flow.velocity(z, t[:, None, None])
     _, derivative = torch.func.jvp(
-        flow,
-        (z, t, h),
-        (velocity, torch.full_like(t, tangent[0]), torch.full_like(h, tangent[1])),
+        flow, (z, t, h), (velocity, torch.full_like(t, tangent[0]), torch.full_like(h, tangent[1]))
     )
     residual = flow(z, t, h, NO_CONDITION) + h[:, None, None] * derivative - velocity
     assert residual.abs().max() > 0.1

@@ -9,12 +9,7 @@ from PIL import Image
 
 from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.hdf5.aloha import AlohaHdf5Reader
-from tests.pipeline.datasets.format_contract import (
-    TINY_SIZES,
-    tiny_action,
-    tiny_frames,
-    tiny_state,
-)
+from tests.pipeline.datasets.format_contract import TINY_SIZES, tiny_action, tiny_frames, tiny_state
 
 FRONT, WRIST = (f"observations/images/{view}" for view in TINY_SIZES)
 STATE, ACTION = "observations/qpos", "action"

@@ -8,11 +8,7 @@ from PIL import Image
 from pipeline.datasets.base import DatasetConfig
 from pipeline.datasets.hdf5.aloha import AlohaHdf5Reader
 from pipeline.errors import DatasetError, FrameReadError
-from tests.pipeline.datasets.format_contract import (
-    FormatContract,
-    tiny_frames,
-    tiny_state,
-)
+from tests.pipeline.datasets.format_contract import FormatContract, tiny_frames, tiny_state
 from tests.pipeline.datasets.hdf5.aloha_files import (
     ACTION,
     FRONT,
@@ -101,11 +97,7 @@ def test_a_missing_camera_lists_the_cameras_of_the_file(root):
         (FRONT, np.zeros((5, 6, 8, 1), np.uint8), r"expected RGB .*\(5, 6, 8, 1\)"),
         (FRONT, np.zeros((4, 6, 8, 3), np.uint8), r"same number of steps.*'.*front': 4"),
         ("action", np.zeros((4, 3), np.float32), r"same number of steps.*'action': 4"),
-        (
-            "action",
-            np.zeros((5, 4), np.float32),
-            r"width 3 of action as .*episode_9.*found 4",
-        ),
+        ("action", np.zeros((5, 4), np.float32), r"width 3 of action as .*episode_9.*found 4"),
         ("action", np.zeros((5, 3), complex), r"expected numbers of shape .*found complex128"),
         ("action", np.zeros((5, 0), np.float32), r"action: expected numbers .* \(5, 0\)"),
         (FRONT, h5py.SoftLink(f"/{FRONT}"), r"expected frames at .*/front, found only .*/wrist"),

@@ -5,11 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DatasetError
-from tests.pipeline.datasets.format_contract import (
-    TINY_SIZES,
-    tiny_action,
-    tiny_frames,
-)
+from tests.pipeline.datasets.format_contract import TINY_SIZES, tiny_action, tiny_frames
 from tests.pipeline.datasets.hdf5.aloha_files import (
     ACTION,
     FRONT,

@@ -137,11 +137,7 @@ def test_frames_are_turned_upright_only_if_the_file_states_opengl(tmp_path):
 
 @pytest.mark.parametrize(
     ("stated", "is_upside_down"),
-    [
-        ("OpenGL", True),
-        (np.array([b"OPENGL"]), True),
-        ("OpenCV", False),
-    ],
+    [("OpenGL", True), (np.array([b"OPENGL"]), True), ("OpenCV", False)],
 )
 def test_a_convention_is_understood_however_it_was_written(tmp_path, stated, is_upside_down):
     path = write_libero(tmp_path / "a.hdf5", (0,), convention=None)
@@ -201,13 +197,7 @@ def test_other_endings_of_names_are_read_in_folders(path, name):
 
 
 @pytest.mark.parametrize(
-    "env_args",
-    [
-        None,
-        "{",
-        '{"env_kwargs": {}}',
-        '{"env_kwargs": {"control_freq": -20}}',
-    ],
+    "env_args", [None, "{", '{"env_kwargs": {}}', '{"env_kwargs": {"control_freq": -20}}']
 )
 def test_a_rate_that_the_file_does_not_contain_is_none(path, env_args):
     with h5py.File(path, "r+") as file:

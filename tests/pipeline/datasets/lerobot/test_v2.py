@@ -117,10 +117,7 @@ def test_the_index_may_be_in_any_order_and_lack_what_is_not_wanted(tmp_path):
         ([first, third], "expected one row for episode 1 of 3, found 0"),
         ([first, second[:12], third], "expected one row for episode 1 of 3, found 0"),
         ([first, second, second, third], "expected one row for episode 1 of 3, found 2"),
-        (
-            [first, empty, third],
-            "episode 1: length: Input should be greater than 0",
-        ),
+        ([first, empty, third], "episode 1: length: Input should be greater than 0"),
     ]:
         index.write_text("\n".join(lines))
         refused(tmp_path, rf"episodes\.jsonl: {match}")
@@ -143,10 +140,7 @@ def test_a_camera_that_stops_early_is_refused_at_opening(tmp_path, num_frames):
     write_v2(tmp_path, tiny_episodes())
     path = tmp_path / f"videos/chunk-000/{WRIST}/episode_000001.mp4"
     write_video(path, counter_frames(1, WRIST)[:num_frames])
-    refused(
-        tmp_path,
-        f"wrist: expected 5 frames .* found {num_frames} frames",
-    )
+    refused(tmp_path, f"wrist: expected 5 frames .* found {num_frames} frames")
 
 
 @pytest.mark.parametrize("place", ["first", "last"])

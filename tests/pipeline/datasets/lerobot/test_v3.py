@@ -99,9 +99,7 @@ def test_every_step_gets_its_own_frame(tmp_path, codec, name):
     plan = PLANS[name]
     plans = {FRONT: plan, WRIST: VideoPlan(((1, 2), (0,)), gap=1)}
     lengths = (20, 7, 11)
-    reader = open_v3(
-        write_v3(tmp_path, counted_episodes(*lengths), plans=plans, codec=codec),
-    )
+    reader = open_v3(write_v3(tmp_path, counted_episodes(*lengths), plans=plans, codec=codec))
     for episode, length in [*enumerate(lengths), (1, 7), (0, 20)]:
         for start, stop in [(0, length), (length - 3, length), (2, 5)]:
             front, wrist = reader.frames(episode, start, stop)

@@ -289,10 +289,7 @@ def test_several_sources_are_read_as_written(tmp_path):
             TEXT.replace('path = "data"\n', ""),
             r"path: expected this key, or \[\[sources\]\] blocks",
         ),
-        (
-            TEXT + SOURCES,
-            r"path: expected it inside each of the \[\[sources\]\] blocks, found",
-        ),
+        (TEXT + SOURCES, r"path: expected it inside each of the \[\[sources\]\] blocks, found"),
         ("splits = {validation = [1]}\n" + SEVERAL, r"splits: expected it inside each of the"),
         ("allow_outside = false\n" + SEVERAL, r"allow_outside: expected it inside each"),
         (SEVERAL.replace("0.25", "0.0"), r"sources\[1\]\.weight: expected .*greater than 0"),

@@ -152,9 +152,7 @@ def test_a_chunk_that_was_cut_off_is_an_error(tmp_path, num_bytes, is_zip):
 
 
 @pytest.mark.parametrize(
-    "codec",
-    [numcodecs.Zlib(1), numcodecs.LZMA(), numcodecs.Zstd(1), numcodecs.LZ4()],
-    ids=str,
+    "codec", [numcodecs.Zlib(1), numcodecs.LZMA(), numcodecs.Zstd(1), numcodecs.LZ4()], ids=str
 )
 def test_a_chunk_that_was_cut_off_is_an_error_whatever_its_codec(tmp_path, codec):
     root = write_replay_buffer(tmp_path / "tiny.zarr", tiny_arrays(), compressor=codec)

@@ -3,13 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.features.encode.known_frames import (
-    NEW,
-    RECENT,
-    STORED,
-    FrameIndex,
-    KnownFrames,
-)
+from pipeline.features.encode.known_frames import NEW, RECENT, STORED, FrameIndex, KnownFrames
 from tests.pipeline.tiny import VIEWS, complete_store, tiny_environment, tiny_identity
 
 POOLED, ENVIRONMENT = tiny_identity().features, tiny_environment(threads=2)

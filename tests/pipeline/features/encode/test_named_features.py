@@ -79,12 +79,7 @@ def copied(embedded, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "features"),
-    [
-        ("efficientnet-lite0", BOTH),
-        ("tiny", BOTH),
-        ("tiny", ("pooled",)),
-        ("tiny", ("grid",)),
-    ],
+    [("efficientnet-lite0", BOTH), ("tiny", BOTH), ("tiny", ("pooled",)), ("tiny", ("grid",))],
 )
 def test_in_passes_of_eight_cached_features_of_three_views_equal_live_ones(
     tmp_path, name, features

@@ -121,11 +121,7 @@ def test_what_a_creation_that_died_left_is_no_store_and_makes_room(url, proxy):
 
 @pytest.mark.parametrize(
     ("name", "committed"),
-    [
-        ("features/pooled/c/1/0/0", {0}),
-        ("commits/000001.json", {0}),
-        ("COMPLETE.json", {0, 1}),
-    ],
+    [("features/pooled/c/1/0/0", {0}), ("commits/000001.json", {0}), ("COMPLETE.json", {0, 1})],
 )
 @pytest.mark.usefixtures("impatient")
 def test_a_death_at_any_put_leaves_what_was_committed_and_no_more(

@@ -176,8 +176,7 @@ def test_what_no_machine_has_and_where_no_ray_answers_is_one_line(tmp_path, addr
     threads = torch.get_num_threads()
     torch.set_num_threads(512)
     with pytest.raises(
-        ConfigError,
-        match=r"needs 512 CPUs and 0 GPUs, but no node .* has that many",
+        ConfigError, match=r"needs 512 CPUs and 0 GPUs, but no node .* has that many"
     ):
         embed(manifest, tmp_path / "s.zarr", ray_workers=2)
     torch.set_num_threads(threads)

@@ -33,7 +33,12 @@ def test_it_is_loaded_with_the_dtype_passes_and_features_of_what_it_made(setting
     made_by = load_fitted(STAND_IN, 8, features=("grid", "pooled"), **settings)
     again = load_again(made_by)
     assert (again.identity, again.images_per_pass) == (made_by.identity, 8)
-    refuse_other_encoder(again, made_by.identity, where="run")
+    with pytest.raises(EncoderMismatchError, match="different weights, preprocessing or dtype"):
+        load_like(
+            made_by.identity.model_copy(update={"weights": "0" * 64}),
+            *(made_by.environment, made_by.bases),
+            **{"name": None, "where": "run", "device": torch.device("cpu")},
+        )
 
 
 def test_another_encoder_is_refused_by_what_differs():

@@ -261,11 +261,7 @@ def _store_of_another_encoder(folder: Path, tmp_path: Path) -> Path:
     encoder = held.attributes.encoder.model_copy(update={"weights": "0" * 64})
     attributes = held.attributes.model_copy(update={"encoder": encoder})
     store = FeatureStore.create(
-        tmp_path / "other.zarr",
-        attributes,
-        held.read_steps(),
-        held.read_probe(),
-        held.read_bases(),
+        tmp_path / "other.zarr", attributes, held.read_steps(), held.read_probe(), held.read_bases()
     )
     store.write_unit(0, held.read_unit_features(0), held.read_unit_hashes(0), {"0"})
     return store.path
@@ -278,9 +274,5 @@ def test_distances_are_those_of_a_closed_form():
     expected[0, 0, :2] = -8, 6
     found[1], expected[1] = 2, 2
     assert dataclasses.asdict(Distances.between(found, expected)) == pytest.approx(
-        {
-            "max_abs": 11,
-            "relative_l2_worst": 125**0.5 / 10,
-            "equal_share": 1 - 2 / 1536,
-        }
+        {"max_abs": 11, "relative_l2_worst": 125**0.5 / 10, "equal_share": 1 - 2 / 1536}
     )

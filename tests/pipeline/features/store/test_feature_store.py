@@ -15,12 +15,7 @@ from pipeline.errors import IncompleteStoreError, StoreError
 from pipeline.features.store.attributes import FORMAT_VERSION
 from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.integrity import check_digest, mark_complete
-from pipeline.features.store.records import (
-    COMPLETE_MARK,
-    UnitRecord,
-    read_sealed,
-    write_sealed,
-)
+from pipeline.features.store.records import COMPLETE_MARK, UnitRecord, read_sealed, write_sealed
 from pipeline.features.store.units import CHUNK_ROWS
 from tests.forked import start
 from tests.pipeline.tiny import (

@@ -54,10 +54,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     ("changes", "pattern"),
     [
         ({"env": "metaworld/reach-v3"}, r"episode_1\.hdf5: .* found one of metaworld/handle-press"),
-        (
-            {"views": ("gripperPOV", "corner")},
-            r"gripperPOV, corner rendered .* of .*with corner",
-        ),
+        ({"views": ("gripperPOV", "corner")}, r"gripperPOV, corner rendered .* of .*with corner"),
         ({"episodes": 1}, r"expected only seeds .* found also \[1\]"),
         ({"first_seed": 2}, r"from seed 2, found also \[1\]"),
         ({"render_size": 480}, r"rendered at 480 pixels, found one of .* at 256"),

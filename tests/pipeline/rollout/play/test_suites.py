@@ -115,11 +115,7 @@ def test_a_suite_is_recorded_under_one_manifest_and_resumes_to_the_same_bytes(
 ):
     monkeypatch.setitem(SUITES, "mt10", SUITES["mt10"][:3])
     config = RecordConfig(
-        env="metaworld/mt10",
-        views=("corner",),
-        episodes=1,
-        out=tmp_path,
-        render_size=64,
+        env="metaworld/mt10", views=("corner",), episodes=1, out=tmp_path, render_size=64
     )
     report = record_dataset(config)
     assert (report.episodes, report.recorded) == (3, 3)

@@ -29,8 +29,7 @@ def test_policies_that_agree_on_every_seed_are_not_told_apart():
 
 
 @pytest.mark.parametrize(
-    ("counts", "low", "high"),
-    [((36, 12, 2, 0), 0.0569, 0.3404), ((18, 12, 2, 18), 0.0562, 0.3290)],
+    ("counts", "low", "high"), [((36, 12, 2, 0), 0.0569, 0.3404), ((18, 12, 2, 18), 0.0562, 0.3290)]
 )
 def test_interval_is_the_published_one(counts, low, high):
     """R. G. Newcombe, Statistics in Medicine 17 (1998), 2635-2650, table II, method 10."""

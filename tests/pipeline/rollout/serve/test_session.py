@@ -178,12 +178,7 @@ def test_sessions_answered_together_see_and_do_what_they_do_alone(encoder):
     ask(sessions[2], 5)
     ask(sessions[3], 8)
     shown = [[1, 2], [3, 3], [6, 6], [9, 9]]
-    messages = [
-        observation(1, 2),
-        observation(3),
-        observation(6),
-        observation(9, reset=True),
-    ]
+    messages = [observation(1, 2), observation(3), observation(6), observation(9, reset=True)]
     turns = [Turn(*pair) for pair in zip(sessions, messages, strict=True)]
     answer_together(policy, turns)
     for turn, steps, (episode, decision) in zip(

@@ -125,10 +125,7 @@ def test_each_store_holds_out_its_own_episodes_and_the_rest_makes_the_statistics
 
 
 def test_a_store_is_drawn_by_its_rows_its_weight_and_those_of_its_sources(first, tmp_path):
-    sources = (
-        SourceShare(num_episodes=1, weight=1.0),
-        SourceShare(num_episodes=1, weight=3.0),
-    )
+    sources = (SourceShare(num_episodes=1, weight=1.0), SourceShare(num_episodes=1, weight=3.0))
     mixed = make_store(tmp_path / "b.zarr", sources=sources)
     data = WindowData(first, mixed, features=("pooled",), validation_share=0.0, weights=(1.0, 4.0))
     num_rows, num_epochs = ROWS_A + ROWS_B, 60
