@@ -20,7 +20,7 @@ DISK_FIXES: Final = {
     errno.ENOTDIR: "; expected a folder above it, found a file",
 }
 
-DATASET: Final = "A dataset: folder, file, hf://owner/name[@revision]; or its manifest."
+DATASET: Final = "Dataset: folder, file, hf://owner/name, hf://owner/name@commit; or its manifest."
 LOCATION: Final = ": a folder, s3://bucket/path or gs://bucket/path."  # ends the help of a store
 
 CheckpointOption = Annotated[str, typer.Option(help="Checkpoint: latest, best or a step.")]
