@@ -71,7 +71,8 @@ def test_small_and_large_batches_mix_alike_without_gradient(num_tokens):
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_mixtures_are_not_rounded_under_autocast(trained):
-    mixer, sources = random_mixer().float(), [source.float() for source in random_sources(3)]
+    """Sources are outputs of layers, in bfloat16."""
+    mixer, sources = random_mixer().float(), [source.bfloat16() for source in random_sources(3)]
     with torch.set_grad_enabled(trained), torch.autocast("cpu", dtype=torch.bfloat16):
         stream = mixer.open(sources[0])
         for source in sources[1:]:
@@ -79,7 +80,8 @@ def test_mixtures_are_not_rounded_under_autocast(trained):
         mixture = stream.read()
     assert mixture.dtype == torch.float32
     # Logits are rounded to bfloat16 under autocast, weights and sources are not.
-    expected = naive_read(mixer, sources[0], sources[1:])
+    first, *others = (source.float() for source in sources)
+    expected = naive_read(mixer, first, others)
     assert not torch.equal(mixture, mixture.bfloat16().float())
     torch.testing.assert_close(mixture, expected, rtol=0, atol=0.05)
 

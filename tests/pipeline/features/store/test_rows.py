@@ -63,6 +63,11 @@ def test_a_file_that_is_no_longer_the_one_that_was_opened_is_refused(tmp_path, c
     assert rows.read(torch.tensor([0])).shape == (1, 768)
     with pytest.raises(StoreError, match="features/pooled/c/1/0/0"):
         rows.read(torch.tensor([256 * 3]))
+    if change == "removed":
+        with pytest.raises(StoreError, match=r"c/1/0/0: cannot be read .* run vla-embed again"):
+            rows.announce(torch.tensor([256 * 3]))
+        with pytest.raises(StoreError, match=r"c/1/0/0: cannot be read .* run vla-embed again"):
+            StoredRows([store], NAME)
 
 
 def test_a_shard_whose_index_names_other_chunks_is_refused(tmp_path):

@@ -10,10 +10,12 @@ import pytest
 from jinja2 import UndefinedError
 
 from pipeline.errors import ConfigError, RunError
+from pipeline.rollout.gate.camera_check import CameraVerdict, StartFinding
 from pipeline.rollout.report.page import environment, write_report
 from pipeline.storage.local import write_json
 from pipeline.training.run.folder import read_run
 from tests.pipeline.rollout.report.runs import (
+    FIRST_SEED,
     copy_run,
     make_result,
     make_suite_result,
@@ -100,6 +102,13 @@ def test_a_pretrained_encoder_is_not_called_a_stand_in(trained, tmp_path):
     write_report([run, trained], tmp_path / "page.html")
     other = f"{trained.parent.name}/run"
     assert f"The encoder is not pretrained ({other})." in read(tmp_path / "page.html")[0]
+
+
+def test_cameras_that_could_not_be_compared_are_an_alarm(trained):
+    verdict = CameraVerdict(views=(), unchecked="expected 4 or more training episodes, found 2")
+    starts = (StartFinding(seed=FIRST_SEED, verdict=verdict),)
+    result = make_result(trained, [True], camera_check={"mode": "refuse", "starts": starts})
+    assert result.alarms() == ["the cameras were not compared with those of training"]
 
 
 def test_two_runs_are_compared_on_their_common_seeds(two_runs, tmp_path):
