@@ -49,7 +49,9 @@ def is_new_run(run: Path, description: RunDescription, *, resume: bool) -> bool:
     if begun is None or begun.rpartition(",")[0] == str(held.init_from).rpartition(",")[0]:
         begun = held.init_from
     ours = description.model_copy(update={"init_from": begun})
-    change = next(_changes(lengthened.model_dump(mode="json"), ours.model_dump(mode="json")), None)
+    derived = {"data": {"instructions_digest"}}  # from the stores; runs of earlier versions lack it
+    was, now = (one.model_dump(mode="json", exclude=derived) for one in (lengthened, ours))
+    change = next(_changes(was, now), None)
     if change is not None:
         raise RunError(
             f"{run}: was started with {change}; a resumed run keeps its settings and stores, so "
@@ -129,8 +131,7 @@ class Start:
 def _meaning(run: RunDescription) -> tuple[object, ...]:
     """What the inputs of a run's weights are: features in their order, and instructions."""
     text = run.data.text_encoder if run.config.agent.language else None
-    readers = [*run.config.agent.readers]
-    return readers, run.data.encoder.fingerprint, text and text.fingerprint
+    return [*run.config.agent.readers], run.data.encoder.fingerprint, text and text.fingerprint
 
 
 def lengthen(run: Path, config: TrainConfig) -> RunDescription:
