@@ -54,7 +54,7 @@ def test_the_code_of_the_readme_runs(folder, monkeypatch):
         exec(block, names)
     assert [move.shape for move in names["robot"].moves] == [(2,)] * debug().agent.num_action_steps
     held = FeatureStore.open(folder / "my.zarr")
-    np.testing.assert_array_equal(names["pooled"].numpy(), held.read_features("pooled"))
+    np.testing.assert_array_equal(names["grid"].numpy(), held.read_features("grid"))
     # The first recorded frames, encoded live, are the first row of the store.
     np.testing.assert_array_equal(names["features"]["pooled"], held.read_features("pooled")[0])
 
