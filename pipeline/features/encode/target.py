@@ -74,8 +74,7 @@ def find_missing(
     is of the dataset as it is now, and is written next to the store.
 
     Returns:
-        The units in order, why frames of committed units do not read, the frames that need no
-        encoding, and the seconds of comparing.
+        The units in order, why others do not read, the known frames, the seconds of comparing.
     """
     store, unread, compare_s = target.store, dict[int, str](), 0.0
     valid, held = store.valid_units(own), read_source(store.folder)

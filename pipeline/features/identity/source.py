@@ -5,8 +5,7 @@ The note saves comparing every frame where no file was touched, and names the da
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +18,7 @@ from pipeline.features.store.feature_store import FeatureStore
 from pipeline.features.store.records import SOURCE_NOTE, read_sealed, write_sealed
 from pipeline.storage.location import Location
 from pipeline.storage.open import Folder, open_folder
+from pipeline.versions import versions
 from policy.spec import FrozenModel
 
 DECODERS: Final = ("av", "h5py", "imagecodecs", "numcodecs", "pillow", "pyarrow", "zarr")
@@ -56,7 +56,7 @@ def files_stamp(roots: Iterable[Location], store: Location) -> str:
     absolute path or an address, are left out: a store may be in a folder of its dataset.
     """
     own = f"{store}/", f"{store.parent}/.{store.name}."  # the latter are locks and copies
-    digest = hashlib.sha256(" ".join(versions(DECODERS)).encode())
+    digest = hashlib.sha256(" ".join(versions(*DECODERS)).encode())
     for root in roots:
         digest.update(b"\0root")
         above = root.resolve()
@@ -66,15 +66,6 @@ def files_stamp(roots: Iterable[Location], store: Location) -> str:
             entry = f"{file.name}\0{file.size}\0{file.stamp}\0"
             digest.update(entry.encode(errors="surrogateescape"))  # names that are no UTF-8
     return digest.hexdigest()
-
-
-def versions(libraries: Iterable[str]) -> Iterator[str]:
-    """Return each library with its version, or as absent."""
-    for library in libraries:
-        try:
-            yield f"{library} {version(library)}"
-        except PackageNotFoundError:
-            yield f"{library} absent"
 
 
 def open_source(store: FeatureStore, manifest: Path | None = None) -> ManifestReader:

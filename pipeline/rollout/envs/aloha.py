@@ -15,9 +15,10 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from pipeline.rollout.envs.base import StepResult, versions
+from pipeline.rollout.envs.base import StepResult
 from pipeline.rollout.envs.guard import unknown_task
 from pipeline.rollout.envs.rendering import MujocoEnv
+from pipeline.versions import versions
 
 # isort: split
 # These import mujoco, which `rendering` must be the first to do.
@@ -69,7 +70,7 @@ class AlohaEnv(MujocoEnv):
         data: Any = self._physics.data.ptr
         super().__init__(f"aloha/{task}", views, model, data, render_size)
         self.instruction = task.replace("-", " ")
-        self.revision = versions("gym-aloha", "dm-control", "mujoco")
+        self.revision = ", ".join(versions("gym-aloha", "dm-control", "mujoco"))
         self.state_dim = self.action_dim = len(JOINTS)
         self.control_hz: float = 1.0 / DT
         self.max_steps = MAX_STEPS

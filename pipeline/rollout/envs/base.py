@@ -1,7 +1,6 @@
 """The interface of a simulator or robot: views, state, action, success."""
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
@@ -86,8 +85,3 @@ class ExpertEnv(RobotEnv, Protocol):
 
     def expert_action(self) -> Float32[np.ndarray, " a"]:
         """Return the expert's action, within the robot's range; call it once per step."""
-
-
-def versions(*packages: str) -> str:
-    """Return the installed versions of packages, as `metaworld 3.1.1, mujoco 3.3.2`."""
-    return ", ".join(f"{package} {version(package)}" for package in packages)

